@@ -1,0 +1,78 @@
+# One command per need; `make help` lists them, and CI runs the same ones (.ci/run).
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+CLIENTS := tests/clients
+
+.PHONY: help setup up test lint format lock bench-submit bench-latency bench-worker ci clean
+
+help: ## Show this list
+	@echo "make TARGET [ARGS='...']"
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/.installed $(CLIENTS)/node_modules/.package-lock.json ## Make .venv from the locked versions
+	@:
+
+# The lock is complete, so pip resolves nothing (--no-deps). torch then finds all it asks for: it brings itself and, with
+# the build for GPUs, its CUDA packages.
+.venv/.installed: requirements.lock requirements-torch.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else \
+	  "darkroom needs CPython 3.11 or 3.12: name one with make PYTHON=...")'
+	@echo "== Making .venv"
+	@$(PYTHON) -m venv .venv
+	@echo "== Installing the locked versions (about 160 packages, a minute or two)"
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	@echo "== Installing torch"
+	@$(BIN)/python -m pip install -r requirements-torch.txt
+	@echo "== Installing darkroom itself, from this checkout"
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip check
+	@touch $@
+
+$(CLIENTS)/node_modules/.package-lock.json: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
+	@if command -v npm >/dev/null; then \
+	  echo "== Installing what the tests of the JavaScript client need" && \
+	  npm ci --silent --prefix $(CLIENTS) && touch $@; \
+	else \
+	  echo "npm is not here: the tests of the JavaScript client will not run"; \
+	fi
+
+up: ## Run darkroom on this machine (sets it up first); Ctrl-C ends all of it
+	@$(PYTHON) cli/darkroom_cli/bootstrap.py up $(ARGS)
+
+test: setup ## Run the tests; ARGS takes files and options of pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check style, format, types and who imports whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## Put the code into the format that lint asks for
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# Not after setup, which a lock that lacks something fails.
+lock: ## Write requirements.lock from pyproject.toml; ARGS=--upgrade takes newer versions
+	@test -x $(BIN)/uv || $(MAKE) setup
+	@$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group torch-needs --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  --output-file requirements.lock $(ARGS)
+
+bench-submit: setup ## Measure how many submissions one function process takes
+	@$(BIN)/python loadtest/bench_submit.py $(ARGS)
+
+bench-latency: setup ## Measure how soon a job starts and how soon its end is told
+	@$(BIN)/python loadtest/bench_latency.py $(ARGS)
+
+bench-worker: setup ## Measure what a worker adds to the engine's own time
+	@$(BIN)/python loadtest/bench_worker.py $(ARGS)
+
+ci: ## Run the gate, as CI does
+	@.ci/run
+
+clean: ## Remove .venv, caches and figures; the data of `make up` stays
+	@rm -rf .venv $(CLIENTS)/node_modules .bench build dist
+	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

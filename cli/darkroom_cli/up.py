@@ -1,0 +1,352 @@
+"""`darkroom up`: everything on this machine, until it is told to stop.
+
+In order: have the data folder alone, end what a killed `up` left in it, see that the port is free; then Redis, the
+stand-ins, the functions behind one port, the courier and a worker, each a process of its own (`processes.py`). The pool
+`local` is announced, and when all are ready the address is said. After that it watches: what dies is started again.
+
+The same code as in a cluster runs here; only who starts it differs. The other parts are started, never imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from darkroom import transitions
+from darkroom.errors import LedgerUnavailable, SettingError
+from darkroom.ledger import AsyncLedger, Ledger, WorkerRecord, connect, connect_async
+from darkroom.models import Catalogue
+from darkroom.settings import ModelSettings, Namespace, RedisUrl, WebUrl, load
+from darkroom.transitions import WorkerState
+
+from darkroom_cli import local_redis, processes, welcome
+from darkroom_cli.data_folder import DataFolder, FolderTaken
+from darkroom_cli.environments import environment
+from darkroom_cli.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED
+from darkroom_cli.local_models import Replacement, own_files
+from darkroom_cli.output import Output
+from darkroom_cli.processes import Crew, Process, Program, Recorded
+from darkroom_cli.run_record import RunRecord
+
+HOST = "127.0.0.1"
+POOL = "local"
+
+FUNCTIONS, COURIER, WORKER, REDIS = "functions", "courier", "worker", "redis"
+ORDER = (FUNCTIONS, COURIER, WORKER, REDIS)
+"""In which all end: no new work, no more news, the worker gives back what it runs, and Redis keeps it."""
+
+GRACE_S = {FUNCTIONS: 4.0, COURIER: 2.0, WORKER: 6.0, REDIS: 3.0}
+"""Between SIGTERM and SIGKILL, 15 seconds in all. A worker needs one denoising step and a few words with Redis."""
+
+WORD_EVERY_S = 5.0
+"""While something loads, that it still does is said this often."""
+
+PROBE_LIMIT_S = 1.0
+SHOWN_LINES = 15
+"""Lines of a log that are shown when its process did not start."""
+
+
+class UpSettings(ModelSettings):
+    """What the environment says to `up`; its own settings and those of the parts that it must know."""
+
+    home: Path = Path(".darkroom")
+    """The data folder."""
+
+    redis_url: RedisUrl | None = None
+    """A Redis that is there already: none is started."""
+
+    namespace: Namespace = "darkroom"
+    """Begins every key and channel of ours."""
+
+    public_url: WebUrl | None = None
+    """The address that callers use, where it is not that of this machine."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's arguments. `port` 0 is any that is free."""
+
+    port: int
+    data: Path | None
+    replacements: Sequence[Replacement]
+
+
+class StartFailed(Exception):
+    """What must run does not; the message is for the user."""
+
+
+class Asked(Exception):
+    """Somebody asked `up` to stop."""
+
+
+class StopSignals:
+    """Ctrl-C, SIGTERM and SIGHUP, counted: the first asks for an end in order, the second for an end now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[StopSignals]:
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: it is to outlive its terminal
+            before[number] = signal.signal(number, self._note)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self.count += 1
+
+    def check(self) -> None:
+        """Raises Asked once a signal has come."""
+        if self.count:
+            raise Asked
+
+    def hurry(self) -> bool:
+        return self.count > 1
+
+
+def up(options: Options, output: Output) -> int:
+    """Run everything until a signal comes; answers the exit status."""
+    settings = load(UpSettings)
+    folder = DataFolder((options.data or settings.home).absolute())
+    with StopSignals().watched() as signals:
+        try:
+            with folder.held():
+                return _up(options, settings, folder, signals, output)
+        except FolderTaken:
+            output.say(f"darkroom: {_who_has(folder)}")
+            return FAILED
+
+
+def _up(options: Options, settings: UpSettings, folder: DataFolder, signals: StopSignals, output: Output) -> int:
+    _end_leftovers(folder, signals, output)
+    port = _claim_port(options.port, output)
+    if port is None:
+        return FAILED
+    machine = Machine(settings, folder, port=port, signals=signals, output=output)
+    try:
+        machine.start(options.replacements)
+        machine.watch()
+    except Asked:
+        return DONE if machine.is_ready else INTERRUPTED
+    except StartFailed as error:
+        output.say(f"darkroom: {error}")
+        return FAILED
+    except SettingError as error:
+        output.say(f"darkroom: {error.detail}")
+        return BAD_INPUT
+    finally:
+        machine.end()
+    return DONE
+
+
+def _who_has(folder: DataFolder) -> str:
+    try:
+        record = RunRecord.read(folder.record)
+    except ValueError:
+        record = None
+    where = f", {record.url}, process {record.pid}: Ctrl-C there ends it" if record else ""
+    return f"`darkroom up` is running already with {welcome.short(folder.path)}{where}"
+
+
+def _end_leftovers(folder: DataFolder, signals: StopSignals, output: Output) -> None:
+    """End what the record names and still runs as the same process: its `up` is gone, or it would have the lock."""
+    try:
+        record = RunRecord.read(folder.record)
+    except ValueError as error:
+        output.say(f"darkroom: {error}; nothing of an earlier run can be ended")
+        return
+    if record is None:
+        return
+    left = [process for process in record.processes if process.is_alive]
+    if left:
+        names = ", ".join(f"{process.name} ({process.pid})" for process in left)
+        output.say(f"An earlier `darkroom up` was killed; ending what it left: {names}")
+        processes.end_in_order(left, hurry=signals.hurry)
+    folder.record.unlink(missing_ok=True)
+
+
+def _claim_port(port: int, output: Output) -> int | None:
+    if port == 0:
+        return local_redis.free_port()
+    if local_redis.can_listen(port):
+        return port
+    output.say(f"darkroom: port {port} of {HOST} is taken by another program; `--port` takes another port, such as {port + 1}")
+    return None
+
+
+class Machine:
+    """One run of everything."""
+
+    def __init__(
+        self, settings: UpSettings, folder: DataFolder, *, port: int, signals: StopSignals, output: Output
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._port = port
+        self._signals = signals
+        self._output = output
+        self._url = f"http://{HOST}:{port}"
+        self._crew = Crew(order=ORDER, write_down=self._write_down)
+        self.is_ready = False
+
+    def start(self, replacements: Sequence[Replacement]) -> None:
+        """Start all and return when all are ready. Raises StartFailed, SettingError, and Asked."""
+        began = time.monotonic()
+        self._output.say(f"darkroom: data in {welcome.short(self._folder.path)}, a log for each process in its logs/")
+        replaced = own_files(self._folder.models, replacements, known=Catalogue.load(self._settings.models))
+        redis_url = self._start_redis()
+        self._make_stand_ins()
+        folders = [self._folder.stand_ins / "models", *(path.absolute() for path in self._settings.models), replaced]
+        catalogue = Catalogue.load(folders)
+        models = [model for model in catalogue if model.pool == POOL]
+        common = {
+            "DARKROOM_REDIS_URL": redis_url,
+            "DARKROOM_NAMESPACE": self._settings.namespace,
+            "DARKROOM_MODELS": os.pathsep.join(map(str, folders)),
+            "DARKROOM_STORE": self._folder.store.as_uri(),
+            "DARKROOM_PUBLIC_URL": self._settings.public_url or self._url,
+            "DARKROOM_LINK_KEY": self._folder.link_key,
+        }
+        self._announce(redis_url, [model.name for model in models])
+        asked_at_ms = time.time_ns() // 1_000_000
+        serve = [sys.executable, "-m", "darkroom_functions.serve", "all"]
+        self._start(FUNCTIONS, serve, environment(common, PORT=str(self._port), DARKROOM_HOST=HOST))
+        self._start(COURIER, [sys.executable, "-m", "darkroom_courier"], environment(common, K_SINK=f"{self._url}/events"))
+        worker = environment(common, DARKROOM_POOL=POOL, with_devices=True)
+        self._start(WORKER, [sys.executable, "-m", "darkroom_worker"], worker)
+        self._wait(FUNCTIONS, "loading", lambda: _answers(f"{self._url}/readyz"))
+        names = ", ".join(model.name for model in models)
+        self._wait(WORKER, f"loading {names}", lambda: self._has_worker(redis_url, since_ms=asked_at_ms))
+        self.is_ready = True
+        self._output.say(f"darkroom: ready after {time.monotonic() - began:.0f} s")
+        welcome.welcome(self._output, url=self._url, port=self._port, folder=self._folder, models=models)
+
+    def watch(self) -> None:
+        """Start again what ends by itself, until a signal comes: raises Asked."""
+        while True:
+            self._signals.check()
+            for notice in self._crew.look():
+                program = notice.program
+                self._output.say(
+                    f"darkroom: {program.name} {processes.describe(notice.status)}; it starts again in "
+                    f"{notice.pause_s:.0f} s. Its log: {welcome.short(program.log)}"
+                )
+            time.sleep(processes.POLL_S)
+
+    def end(self) -> None:
+        """End all that was started; nothing is left running."""
+        self._output.say("darkroom: ending, in order (Ctrl-C again: at once)")
+        self._crew.end(hurry=self._signals.hurry)
+        self._folder.record.unlink(missing_ok=True)
+        self._output.say(f"darkroom: ended; {welcome.short(self._folder.path)} keeps the jobs and the pictures")
+
+    def _start_redis(self) -> str:
+        """Redis' address, once it answers there."""
+        if self._settings.redis_url is not None:
+            url = self._settings.redis_url.get_secret_value()
+            if not local_redis.answers(url):
+                raise StartFailed("DARKROOM_REDIS_URL=(hidden): no Redis answers there")
+            return url
+        server = local_redis.prepare(self._folder.redis, port=local_redis.free_port())
+        self._start(REDIS, server.command, environment({}), folder=server.folder)
+        self._wait(REDIS, "reading its data", lambda: local_redis.answers(server.url))
+        return server.url
+
+    def _make_stand_ins(self) -> None:
+        """Run the worker's own command for it, to its end."""
+        log = self._folder.new_log("stand-ins")
+        program = Program(
+            name="stand-ins",
+            command=[sys.executable, "-m", "darkroom_worker.standins", str(self._folder.stand_ins)],
+            environment=environment({}),
+            folder=self._folder.path,
+            log=log,
+            grace_s=PROBE_LIMIT_S,
+        )
+        maker = Process(program)
+        try:
+            self._wait("stand-ins", "making untrained models", lambda: not maker.is_alive)
+        finally:
+            processes.end_in_order([maker], hurry=self._signals.hurry)
+        if maker.status != 0:
+            raise StartFailed(_did_not_start("stand-ins", maker.status or 0, log))
+
+    def _announce(self, redis_url: str, models: Sequence[str]) -> None:
+        with connect(redis_url) as client:
+            Ledger(client, self._settings.namespace).run(transitions.announce(POOL, models=models))
+
+    def _has_worker(self, redis_url: str, *, since_ms: int) -> bool:
+        """Whether the worker of this run says that it is ready: an earlier one's word lasts a while."""
+        try:
+            workers = asyncio.run(_workers(redis_url, self._settings.namespace))
+        except LedgerUnavailable:
+            return False
+        own = [worker for worker in workers if worker.pool == POOL and worker.seen >= since_ms]
+        if any(worker.state == WorkerState.FAULTY for worker in own):
+            log = self._folder.logs / f"{WORKER}.log"
+            raise StartFailed(f"the worker cannot load its models. The end of {welcome.short(log)}:\n{_end_of(log)}")
+        return any(worker.state in (WorkerState.READY, WorkerState.BUSY) for worker in own)
+
+    def _start(self, name: str, command: Sequence[str], own: dict[str, str], *, folder: Path | None = None) -> None:
+        self._signals.check()
+        self._crew.start(
+            Program(
+                name=name,
+                command=command,
+                environment=own,
+                folder=folder or self._folder.path,
+                log=self._folder.new_log(name),
+                grace_s=GRACE_S[name],
+            )
+        )
+
+    def _wait(self, name: str, doing: str, is_ready: Callable[[], bool]) -> None:
+        """Wait for it, and say so. What ends before everything was ready once would only end again: StartFailed."""
+        began = said = time.monotonic()
+        while not is_ready():
+            self._signals.check()
+            for notice in self._crew.look():
+                raise StartFailed(_did_not_start(notice.program.name, notice.status, notice.program.log))
+            if time.monotonic() - said >= WORD_EVERY_S:
+                said = time.monotonic()
+                self._output.say(f"  {name}: {doing}, {said - began:.0f} s")
+            time.sleep(processes.POLL_S)
+        self._output.say(f"  {name}: ready after {time.monotonic() - began:.1f} s")
+
+    def _write_down(self, running: Sequence[Recorded]) -> None:
+        RunRecord(os.getpid(), self._url, tuple(running)).write(self._folder.record)
+
+
+async def _workers(redis_url: str, namespace: str) -> list[WorkerRecord]:
+    async with connect_async(redis_url) as client:
+        return await AsyncLedger(client, namespace).workers()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=PROBE_LIMIT_S, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _did_not_start(name: str, status: int, log: Path) -> str:
+    return f"{name} {processes.describe(status)}. The end of {welcome.short(log)}:\n{_end_of(log)}"
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-SHOWN_LINES:])

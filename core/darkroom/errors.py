@@ -1,0 +1,157 @@
+"""What can go wrong, in two kinds: what a repeat cannot cure, and what it may.
+
+Everything that darkroom refuses or fails at is one of these. Each edge translates them in its own way: the functions to
+problem details (RFC 9457) with a status and perhaps `Retry-After`, a worker to `failed` or a retry, the command line to
+a sentence and an exit status. Nothing else of ours reaches a caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+PROBLEM_BASE = "https://darkroom.dev/problems/"
+"""`type` of every problem detail begins so; the page of that name lists them (RFC 9457, section 3.1.1)."""
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One field of a request that cannot be taken: its name as the caller wrote it (dotted), and why."""
+
+    field: str
+    detail: str
+
+
+class DarkroomError(Exception):
+    """Base of the two kinds.
+
+    `slug` names the problem for programs, `title` for people (the same for every occurrence), `status` is the HTTP
+    status of it, `detail` says what happened this time, `fields` which parts of the request were at fault.
+    """
+
+    slug: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Something went wrong"
+    status: ClassVar[int] = 500
+
+    def __init__(self, detail: str, *, fields: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.fields = tuple(fields)
+
+    def problem(self) -> dict[str, object]:
+        """The members of an `application/problem+json` document (RFC 9457, section 3.1); `errors` is ours."""
+        members: dict[str, object] = {
+            "type": PROBLEM_BASE + self.slug,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.fields:
+            members["errors"] = [{"field": error.field, "detail": error.detail} for error in self.fields]
+        return members
+
+
+class PermanentError(DarkroomError):
+    """The same request will fail again: 4xx, never retried."""
+
+    status = 422
+
+
+class TemporaryError(DarkroomError):
+    """The same request may succeed later: 429 or 503 with `Retry-After`.
+
+    `retry_after` is in whole seconds.
+    """
+
+    status = 503
+
+    def __init__(self, detail: str, *, retry_after: int = 1, fields: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail, fields=fields)
+        self.retry_after = retry_after
+
+
+class MalformedRequest(PermanentError):
+    """The body cannot be read at all: not JSON, not UTF-8, not an object."""
+
+    slug, title, status = "malformed-request", "The request could not be read", 400
+
+
+class UnsupportedMediaType(PermanentError):
+    slug, title, status = "unsupported-media-type", "The content type is not one that is read here", 415
+
+
+class BodyTooLarge(PermanentError):
+    slug, title, status = "body-too-large", "The body is larger than the limit", 413
+
+
+class InvalidEvent(PermanentError):
+    """A CloudEvent that breaks its specification; `fields` name the attributes."""
+
+    slug, title = "invalid-event", "The CloudEvent is not valid"
+
+
+class InvalidInput(PermanentError):
+    """Well-formed, but not something that the model takes; `fields` name the parameters."""
+
+    slug, title = "invalid-input", "The request cannot be taken as it is"
+
+
+class UnknownModel(PermanentError):
+    slug, title, status = "unknown-model", "No such model", 404
+
+
+class NotFound(PermanentError):
+    slug, title, status = "not-found", "There is nothing here under that name", 404
+
+
+class MethodNotAllowed(PermanentError):
+    """`allow` are the methods that the resource takes, for the header of that name (RFC 9110, section 15.5.6)."""
+
+    slug, title, status = "method-not-allowed", "The resource does not take this method", 405
+
+    def __init__(self, detail: str, *, allow: Sequence[str] = ()) -> None:
+        super().__init__(detail)
+        self.allow = tuple(allow)
+
+
+class LinkRefused(PermanentError):
+    """A signed link whose signature is wrong or whose time is over."""
+
+    slug, title, status = "link-refused", "The link is not valid, or no longer", 403
+
+
+class KeyReused(PermanentError):
+    """An idempotency key that came before with another body."""
+
+    slug, title = "idempotency-key-reused", "The idempotency key was used with another request"
+
+
+class IdConflict(PermanentError):
+    """A job id, chosen by the caller's retry, that names a job of somebody else."""
+
+    slug, title, status = "id-conflict", "The job id is taken", 409
+
+
+class SettingError(PermanentError):
+    """A setting that cannot be used: the message names the variable and the value."""
+
+    slug, title, status = "bad-setting", "A setting cannot be used", 500
+
+
+class NoPool(TemporaryError):
+    """The model's pool was never announced, by the operator or by `darkroom up`: nobody would ever take the job."""
+
+    slug, title = "no-pool", "No worker pool serves this model"
+
+
+class BacklogFull(TemporaryError):
+    slug, title, status = "backlog-full", "The pool's backlog is full", 429
+
+
+class MemoryHigh(TemporaryError):
+    slug, title = "memory-high", "The queue broker's memory is nearly used up"
+
+
+class LedgerUnavailable(TemporaryError):
+    slug, title = "ledger-unavailable", "The queue broker does not answer"

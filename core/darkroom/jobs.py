@@ -1,0 +1,131 @@
+"""The job: its states, its id, the kinds of failure, and the record as it is read.
+
+Everything else in darkroom speaks of these; who changes them is the ledger alone (`ledger.py`, `lua/`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+RECORD_VERSION = 1
+"""`v` of records and messages written today. Code reads this one and the one before."""
+
+
+class State(StrEnum):
+    """Where a job is. The last four are terminal and never change again."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED})
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.PENDING: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED, State.FAILED}),
+    State.RUNNING: frozenset({State.PENDING, State.COMPLETED, State.FAILED, State.CANCELLED}),
+    State.COMPLETED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.EXPIRED: frozenset(),
+}
+"""The one transition table. The scripts in `lua/` obey it; the tests hold them to it."""
+
+
+class ErrorKind(StrEnum):
+    """Why an attempt, or a job, failed."""
+
+    INVALID_INPUT = "invalid_input"
+    TRANSIENT = "transient"
+    OUT_OF_MEMORY = "out_of_memory"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+    WORKER_LOST = "worker_lost"
+    WORKER_FAULT = "worker_fault"
+    UNDELIVERABLE = "undeliverable"
+
+
+class JobEvent(StrEnum):
+    """What an entry of the job log says happened; the CloudEvent type is `dev.darkroom.job.<this>`."""
+
+    ACCEPTED = "accepted"
+    STARTED = "started"
+    PROGRESSED = "progressed"
+    RELEASED = "released"
+    RETRIED = "retried"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
+
+
+def new_job_id(now_ms: int, random_bytes: bytes | None = None) -> str:
+    """A UUID of version 7 (RFC 9562, section 5.7): 48 bits of `now_ms`, then 74 fresh random bits.
+
+    No counter is kept: ids made in one millisecond are in no order, and two processes never agree by accident.
+    """
+    fresh = int.from_bytes(random_bytes or os.urandom(10), "big")
+    value = (now_ms & (2**48 - 1)) << 80 | fresh
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether `text` is written as job ids are: a UUIDv7 in lower case."""
+    return _UUID7.match(text) is not None
+
+
+def slot_of(job_id: str) -> int:
+    """The slot of a job, 0 to 255: the last byte of its id. Today every slot is on one Redis."""
+    return int(job_id[-2:], 16)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One published output file. `key` is its place in the object store, `sha256` that of its bytes."""
+
+    key: str
+    sha256: str
+    media_type: str
+    size: int
+    width: int
+    height: int
+
+    def encode(self) -> dict[str, Any]:
+        return {
+            "key": self.key,
+            "sha256": self.sha256,
+            "media_type": self.media_type,
+            "size": self.size,
+            "width": self.width,
+            "height": self.height,
+        }
+
+    @classmethod
+    def decode(cls, raw: Mapping[str, Any]) -> Artifact:
+        return cls(
+            key=raw["key"],
+            sha256=raw["sha256"],
+            media_type=raw["media_type"],
+            size=raw["size"],
+            width=raw["width"],
+            height=raw["height"],
+        )

@@ -1,0 +1,483 @@
+"""The ledger: the one truth about every job, in Redis.
+
+All parts come here: submit to accept, workers to claim and finish, the courier to relay and sweep, readers to look. A
+transition (`transitions.py`) runs as one Lua script (`lua/`), so it happens whole or not at all; reads are here. No other
+code touches a job key.
+
+`AsyncLedger` is for the functions and the courier, `Ledger` for workers. Neither retries a refusal; both repeat a call
+whose reply was lost (redis-py does), which is safe because every script is idempotent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from darkroom.errors import DarkroomError, LedgerUnavailable, MemoryHigh
+from darkroom.jobs import JobEvent, State
+from darkroom.transitions import Call
+
+T = TypeVar("T")
+
+CONNECTIONS = 32
+"""Connections of one process at most; a caller waits for a free one rather than being refused."""
+
+SOCKET_TIMEOUT_S = 10.0
+"""Longer than any script takes, shorter than a caller's patience."""
+
+RETRIES = 3
+"""redis-py's own default of 10 would hold a caller for half a minute while Redis is away."""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as the ledger has it. Times are milliseconds since the epoch; `run_timeout` is in seconds.
+
+    `place` is the place in the queue, 1 being next, or None when it does not wait. `end_data` is the data of the terminal
+    entry: the result of a completed job, the error of another.
+    """
+
+    id: str
+    tenant: str
+    model: str
+    pool: str
+    state: State
+    input: Mapping[str, Any]
+    fields: Mapping[str, Any]
+    created: int
+    started: int | None
+    ended: int | None
+    attempt: int
+    counted: int
+    max_attempts: int
+    priority: int
+    run_timeout: float
+    start_deadline: int | None
+    not_before: int | None
+    worker: str | None
+    progress: int
+    step: int | None
+    steps: int | None
+    cancel_requested: int | None
+    seq: int
+    end_seq: int | None
+    end_data: Mapping[str, Any] | None
+    traceparent: str | None
+    place: int | None
+
+    @property
+    def retrying(self) -> bool:
+        """Whether it waits for another attempt after one that counted."""
+        return self.state is State.PENDING and self.counted > 0
+
+    @property
+    def end(self) -> LogEntry | None:
+        """The terminal entry of its log, which the record outlives; None before the end."""
+        if self.end_seq is None or self.ended is None:
+            return None
+        return LogEntry(self.id, self.end_seq, JobEvent(self.state), self.state, self.ended, self.end_data or {})
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One entry of a job's log: the `seq`-th thing that happened to it, at `at` (ms), and the state after it."""
+
+    job_id: str
+    seq: int
+    event: JobEvent
+    state: State
+    at: int
+    data: Mapping[str, Any]
+
+    @property
+    def event_id(self) -> str:
+        """Identifies the event for ever, on every transport; a terminal one keeps its id over a rollback of Redis."""
+        return f"{self.job_id}:end" if self.state.is_terminal else f"{self.job_id}:{self.seq}"
+
+
+@dataclass(frozen=True)
+class Demand:
+    """How much a pool has to do: jobs waiting, dispatched, running, and due later."""
+
+    waiting: int
+    dispatched: int
+    running: int
+    due: int
+
+    @property
+    def total(self) -> int:
+        return self.waiting + self.dispatched + self.running + self.due
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """A worker as it registered itself."""
+
+    name: str
+    pool: str
+    pod: str
+    state: str
+    seen: int
+    job: str | None
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a tenant's jobs, newest first. `after` asks for the next page, None when there is none."""
+
+    jobs: tuple[JobRecord, ...]
+    after: str | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Redis' memory in bytes; `limit` is 0 where none is set."""
+
+    used: int
+    limit: int
+
+    @property
+    def high(self) -> bool:
+        """Above 80 %: what has been accepted must still find room to run and end."""
+        return self.limit > 0 and self.used > 0.8 * self.limit
+
+
+SCAN_SLICE = 200
+"""Records that one round trip of a filtered list reads."""
+
+SCAN_LIMIT = 2_000
+"""Records that one page looks at before it answers what it has, with a cursor to go on from."""
+
+
+@cache
+def scripts() -> Mapping[str, bytes]:
+    """The text of each script by its name, the prelude before it."""
+    folder = resources.files("darkroom") / "lua"
+    texts = {entry.name.removesuffix(".lua"): entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(".lua")}
+    prelude = texts.pop("prelude")
+    return {name: prelude + b"\n" + text for name, text in texts.items()}
+
+
+@cache
+def _sha(script: str) -> str:
+    return hashlib.sha1(scripts()[script], usedforsecurity=False).hexdigest()
+
+
+def connect(url: str) -> redis.Redis:
+    """A client for workers and tools. It waits for a connection rather than failing when many ask at once."""
+    pool = redis.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, **_connection_options(Retry))
+    return redis.Redis(connection_pool=pool)
+
+
+def connect_async(url: str) -> redis.asyncio.Redis:
+    """A client for the functions and the courier."""
+    from redis.asyncio.retry import Retry as AsyncRetry
+
+    pool = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, **_connection_options(AsyncRetry))
+    return redis.asyncio.Redis(connection_pool=pool)
+
+
+def _connection_options(retry: type[Any]) -> dict[str, Any]:
+    return {
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_connect_timeout": 3.0,
+        "health_check_interval": 30,
+        "retry": retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
+        "retry_on_error": [RedisConnectionError, RedisTimeoutError],
+    }
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Redis' failures as ours. At `maxmemory` 6.2 words the refusal so that redis-py's own class does not match."""
+    try:
+        yield
+    except ResponseError as error:
+        if "OOM" in str(error):
+            raise MemoryHigh("the queue broker's memory is used up; nothing was stored", retry_after=10) from error
+        if "LOADING" in str(error):
+            raise LedgerUnavailable("the queue broker is still loading its data", retry_after=2) from error
+        raise
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        raise LedgerUnavailable("the queue broker does not answer", retry_after=2) from error
+
+
+def _command(namespace: str, call: Call[Any]) -> tuple[str | int, ...]:
+    return ("EVALSHA", _sha(call.script), 1, namespace, *call.args)
+
+
+class Ledger:
+    """Transitions from a worker's process, one at a time."""
+
+    def __init__(self, client: redis.Redis, namespace: str) -> None:
+        self._redis: Any = client  # redis-py types every reply as a union of all replies
+        self.namespace = namespace
+
+    def run(self, call: Call[T]) -> T:
+        """Do it. Raises LedgerUnavailable while Redis is away; every call may be repeated as it is."""
+        with _translated():
+            try:
+                reply = self._redis.execute_command(*_command(self.namespace, call))
+            except NoScriptError:
+                self._redis.script_load(scripts()[call.script].decode())
+                reply = self._redis.execute_command(*_command(self.namespace, call))
+        return call.decode(reply)
+
+    def job(self, job_id: str) -> JobRecord | None:
+        """The record, of whatever tenant: a worker is one of darkroom's own parts."""
+        return self.run(Call("view", ("job", job_id), _decode_view))
+
+
+class AsyncLedger:
+    """Transitions and reads from an asyncio process."""
+
+    def __init__(self, client: redis.asyncio.Redis, namespace: str) -> None:
+        self._redis: Any = client  # as above
+        self.namespace = namespace
+
+    async def run(self, call: Call[T]) -> T:
+        """Do it. Raises LedgerUnavailable while Redis is away; every call may be repeated as it is."""
+        with _translated():
+            try:
+                reply = await self._redis.execute_command(*_command(self.namespace, call))
+            except NoScriptError:
+                await self._load()
+                reply = await self._redis.execute_command(*_command(self.namespace, call))
+        return call.decode(reply)
+
+    async def run_each(self, calls: Sequence[Call[T]]) -> list[T | DarkroomError]:
+        """Do them in one round trip; each has its own answer, or its own failure. They are not one transaction."""
+        replies = await self._pipeline([_command(self.namespace, call) for call in calls])
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self._load()
+            replies = await self._pipeline([_command(self.namespace, call) for call in calls])
+        answers: list[T | DarkroomError] = []
+        for call, reply in zip(calls, replies, strict=True):
+            try:
+                with _translated():
+                    if isinstance(reply, RedisError):
+                        raise reply
+                answers.append(call.decode(reply))
+            except DarkroomError as error:
+                answers.append(error)
+        return answers
+
+    async def ping(self) -> None:
+        """Raises LedgerUnavailable unless Redis answers."""
+        with _translated():
+            await self._redis.ping()
+
+    async def job(self, job_id: str, *, tenant: str | None) -> JobRecord | None:
+        """The record, or None if there is none, or none of this tenant (None: of any, for darkroom's own parts)."""
+        return (await self.jobs([job_id], tenant=tenant))[0]
+
+    async def jobs(self, job_ids: Sequence[str], *, tenant: str | None) -> list[JobRecord | None]:
+        """As `job`, for many in one round trip."""
+        records: list[JobRecord | None] = []
+        for answer in await self.run_each([Call("view", ("job", job_id), _decode_view) for job_id in job_ids]):
+            if isinstance(answer, DarkroomError):
+                raise answer
+            records.append(None if answer is None or tenant not in {None, answer.tenant} else answer)
+        return records
+
+    async def log(self, job_id: str, *, after: int = 0) -> list[LogEntry]:
+        """The job's log above `after`, in order."""
+        with _translated():
+            entries = await self._redis.xrange(f"{self.namespace}:log:{job_id}", min=f"{after + 1}-0")
+        return [_decode_entry(job_id, entry_id, fields) for entry_id, fields in entries]
+
+    async def heads(self, job_ids: Sequence[str]) -> list[LogEntry | None]:
+        """The newest entry of each job's log, in one round trip."""
+        replies = await self._pipeline(
+            [("XREVRANGE", f"{self.namespace}:log:{job_id}", "+", "-", "COUNT", 1) for job_id in job_ids]
+        )
+        heads: list[LogEntry | None] = []
+        for job_id, reply in zip(job_ids, replies, strict=True):
+            with _translated():
+                if isinstance(reply, RedisError):
+                    raise reply
+            heads.append(_decode_entry(job_id, *reply[0]) if reply else None)
+        return heads
+
+    async def page(
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        after: str | None = None,
+        state: State | None = None,
+        model: str | None = None,
+        user_id: str | None = None,
+    ) -> Page:
+        """A page of the tenant's jobs, newest first, below the job id `after` (keyset paging).
+
+        A page that matches little ends after SCAN_LIMIT records, with a cursor to go on from.
+        """
+        found: list[JobRecord] = []
+        looked_at = 0
+        cursor = after
+        while looked_at < SCAN_LIMIT:
+            highest = f"({cursor}" if cursor else "+"
+            with _translated():
+                raw = await self._redis.zrevrangebylex(
+                    f"{self.namespace}:tenant:{tenant}", highest, "-", start=0, num=SCAN_SLICE
+                )
+            ids = [item.decode() for item in raw]
+            records = await self.run_each([Call("view", ("job", job_id), _decode_view) for job_id in ids])
+            for job_id, record in zip(ids, records, strict=True):
+                if isinstance(record, DarkroomError):
+                    raise record
+                cursor = job_id
+                looked_at += 1
+                if (
+                    record is None
+                    or (state is not None and record.state is not state)
+                    or (model is not None and record.model != model)
+                    or (user_id is not None and record.fields.get("user_id") != user_id)
+                ):
+                    continue
+                found.append(record)
+                if len(found) == limit:
+                    return Page(tuple(found), cursor)
+            if len(ids) < SCAN_SLICE:
+                return Page(tuple(found), None)
+        return Page(tuple(found), cursor)
+
+    async def pools(self) -> list[str]:
+        """The pools that were announced, in name order."""
+        with _translated():
+            return sorted(name.decode() for name in await self._redis.smembers(f"{self.namespace}:pools"))
+
+    async def demand(self, pool: str) -> Demand:
+        """What the pool has to do now."""
+        replies = await self._pipeline(
+            [("ZCARD", f"{self.namespace}:{kind}:{pool}") for kind in ("waiting", "dispatched", "running", "due")]
+        )
+        for reply in replies:
+            with _translated():
+                if isinstance(reply, RedisError):
+                    raise reply
+        return Demand(*replies)
+
+    async def workers(self) -> list[WorkerRecord]:
+        """The workers that gave a sign of life lately, in name order."""
+        with _translated():
+            names = sorted(name.decode() for name in await self._redis.zrange(f"{self.namespace}:workers", 0, -1))
+            busy = await self._redis.hgetall(f"{self.namespace}:busy")
+        records = await self._pipeline([("HGETALL", f"{self.namespace}:worker:{name}") for name in names])
+        workers: list[WorkerRecord] = []
+        for name, record in zip(names, records, strict=True):
+            with _translated():
+                if isinstance(record, RedisError):
+                    raise record
+            raw = _pairs(record)
+            if raw:
+                job = busy.get(name.encode())
+                workers.append(
+                    WorkerRecord(
+                        name, raw["pool"], raw["pod"], raw["state"], int(raw["seen"]), job.decode() if job else None
+                    )
+                )
+        return workers
+
+    async def memory(self) -> Memory:
+        """What Redis uses of its memory."""
+        with _translated():
+            info = await self._redis.info("memory")
+        return Memory(info["used_memory"], info["maxmemory"])
+
+    def live_channel(self, job_id: str) -> str:
+        """Where each new log entry of the job is published; the payload is for `decode_live`."""
+        return f"{self.namespace}:live:{job_id}"
+
+    @property
+    def wake_channel(self) -> str:
+        """Where `outbox` and `backlog <pool>` are published when there is work for the courier or the operator."""
+        return f"{self.namespace}:wake"
+
+    async def _load(self) -> None:
+        with _translated():
+            for text in scripts().values():
+                await self._redis.script_load(text.decode())
+
+    async def _pipeline(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        if not commands:
+            return []
+        with _translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(await pipeline.execute(raise_on_error=False))
+
+
+def decode_live(job_id: str, payload: bytes) -> LogEntry:
+    """A log entry as it was published."""
+    seq, event, state, at, data = payload.decode().split("\n", 4)
+    return LogEntry(job_id, int(seq), JobEvent(event), State(state), int(at), json.loads(data))
+
+
+def _decode_entry(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogEntry:
+    raw = _pairs(fields)
+    seq = int(entry_id.split(b"-")[0])
+    return LogEntry(
+        job_id, seq, JobEvent(raw["event"]), State(raw["state"]), int(raw["at"]), json.loads(raw["data"])
+    )
+
+
+def _pairs(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, str]:
+    """A hash or a stream entry as Redis answers it: a map, or names and values in turn."""
+    pairs = fields.items() if isinstance(fields, Mapping) else zip(fields[::2], fields[1::2], strict=True)
+    return {name.decode(): value.decode() for name, value in pairs}
+
+
+def _decode_view(reply: list[Any]) -> JobRecord | None:
+    if not reply:
+        return None
+    raw = _pairs(reply[0])
+
+    def number(name: str) -> int | None:
+        return int(raw[name]) if name in raw else None
+
+    return JobRecord(
+        id=raw["id"],
+        tenant=raw["tenant"],
+        model=raw["model"],
+        pool=raw["pool"],
+        state=State(raw["state"]),
+        input=json.loads(raw["input"]),
+        fields=json.loads(raw["fields"]),
+        created=int(raw["created"]),
+        started=number("started"),
+        ended=number("ended"),
+        attempt=int(raw["attempt"]),
+        counted=int(raw["counted"]),
+        max_attempts=int(raw["max_attempts"]),
+        priority=int(raw["priority"]),
+        run_timeout=float(raw["run_timeout"]),
+        start_deadline=number("start_deadline"),
+        not_before=number("not_before"),
+        worker=raw.get("worker"),
+        progress=int(raw.get("progress", "0")),
+        step=number("step"),
+        steps=number("steps"),
+        cancel_requested=number("cancel"),
+        seq=int(raw["seq"]),
+        end_seq=number("end_seq"),
+        end_data=json.loads(raw["end_data"]) if "end_data" in raw else None,
+        traceparent=raw.get("traceparent"),
+        place=reply[1] or None,
+    )

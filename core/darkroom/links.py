@@ -1,0 +1,52 @@
+"""Links to artifacts: absolute, signed, and for a while only.
+
+Whoever tells a caller of a result (jobs, result, courier) writes them; the jobs function checks them before it opens the
+object store. A link is its own permission, as S3's presigned URLs are: it needs no key of the caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+from pydantic import SecretStr
+
+from darkroom.errors import LinkRefused
+from darkroom.settings import LinkSettings
+
+PATH = "/artifacts/"
+"""Where the jobs function serves artifacts; the key follows."""
+
+
+@dataclass(frozen=True)
+class Links:
+    """Writes and checks links. `ttl_s` is how long one lasts, in seconds."""
+
+    public_url: str
+    key: SecretStr
+    ttl_s: int
+
+    @classmethod
+    def of(cls, settings: LinkSettings) -> Links:
+        return cls(settings.public_url, settings.link_key, settings.link_ttl_s)
+
+    def to(self, artifact_key: str, *, now_s: float) -> str:
+        """The address of an artifact, good for `ttl_s` from `now_s` (seconds since the epoch)."""
+        expires = int(now_s) + self.ttl_s
+        query = urlencode({"expires": expires, "signature": self._signature(artifact_key, str(expires))})
+        return f"{self.public_url}{PATH}{quote(artifact_key)}?{query}"
+
+    def check(self, artifact_key: str, query: Mapping[str, str], *, now_s: float) -> None:
+        """Raises LinkRefused unless `query` carries a signature for this key whose time is not over."""
+        expires, signature = query.get("expires", ""), query.get("signature", "")
+        if not hmac.compare_digest(self._signature(artifact_key, expires).encode(), signature.encode()):
+            raise LinkRefused("the signature does not fit this link")
+        if now_s > int(expires):
+            raise LinkRefused("the link is no longer good; ask for the job again to get a new one")
+
+    def _signature(self, artifact_key: str, expires: str) -> str:
+        text = f"{artifact_key}\n{expires}".encode()
+        return hmac.new(self.key.get_secret_value().encode(), text, hashlib.sha256).hexdigest()

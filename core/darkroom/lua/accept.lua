@@ -1,0 +1,54 @@
+-- accept: – → pending, by submit. Order of checks: same job id, idempotency key, pool, back-pressure, memory. A refusal
+-- stores nothing. The first write is one that Redis refuses at `maxmemory`, so a full Redis refuses it whole.
+local key = job_key(a.job)
+
+local first = redis.call('HMGET', key, 'tenant', 'created')
+if first[1] then
+  if first[1] ~= a.tenant then return {'conflict'} end
+  return {'repeated', a.job, first[2]}
+end
+
+local idem
+if a.idempotency_key then
+  idem = P .. ':idem:' .. a.tenant .. ':' .. a.idempotency_key
+  local earlier = redis.call('GET', idem)
+  if earlier then
+    local id, fingerprint = string.match(earlier, '^(%S+) (%S+)$')
+    if fingerprint ~= a.fingerprint then return {'key_reused', id} end
+    return {'repeated', id, redis.call('HGET', job_key(id), 'created') or tostring(now)}
+  end
+end
+
+local pool = a.pool
+if redis.call('EXISTS', pool_key(pool)) == 0 then return {'no_pool'} end
+
+local queued = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool))
+local backlog = queued + redis.call('ZCARD', due_key(pool))
+if backlog >= tonumber(a.backlog_limit) then
+  -- How long until there is room again, by the pool's measured time between two ends; a minute while nothing is known.
+  local interval = tonumber(redis.call('HGET', pool_key(pool), 'end_interval') or 60000)
+  return {'backlog_full', tostring(backlog), tostring(math.ceil((backlog - a.backlog_limit + 1) * interval / 1000))}
+end
+if a.memory_high then return {'memory_high'} end
+
+redis.call('HSET', key,
+  'v', a.v, 'id', a.job, 'tenant', a.tenant, 'model', a.model, 'pool', pool, 'state', 'pending', 'input', a.input,
+  'fields', a.fields, 'created', now, 'priority', a.priority, 'attempt', 0, 'counted', 0,
+  'max_attempts', a.max_attempts, 'run_timeout', a.run_timeout, 'message_head', a.message_head,
+  'message_tail', a.message_tail, 'pushes', 0)
+local arrival = redis.call('HINCRBY', pool_key(pool), 'arrivals', 1)
+-- 0 is the most urgent of ten priorities; within one, arrival. Both fit a double exactly for 2^49 arrivals.
+local order = tonumber(a.priority) * 562949953421312 + arrival
+redis.call('HSET', key, 'order', string.format('%.0f', order))
+if a.traceparent then redis.call('HSET', key, 'traceparent', a.traceparent) end
+if a.start_deadline then
+  redis.call('HSET', key, 'start_deadline', a.start_deadline)
+  redis.call('ZADD', deadlines_key, a.start_deadline, a.job)
+end
+if idem then redis.call('SET', idem, a.job .. ' ' .. a.fingerprint, 'PX', 24 * 3600 * 1000) end
+redis.call('ZADD', tenant_key(a.tenant), 0, a.job)
+log(a.job, 'accepted', 'pending', a.accepted)
+redis.call('ZADD', waiting_key(pool), string.format('%.0f', order), a.job)
+dispatch(pool)
+if queued == 0 then redis.call('PUBLISH', wake_channel, 'backlog ' .. pool) end
+return {'accepted', a.job, tostring(now)}

@@ -1,0 +1,39 @@
+-- claim: pending → running, by a worker that took the job's message. A message is a hint, the record is the truth: all
+-- but a job that may run now is dropped. The same token asking again gets the same answer.
+may_always_run()
+local key = job_key(a.job)
+local rec = redis.call('HMGET', key, 'state', 'pool', 'token', 'attempt', 'start_deadline', 'not_before', 'created',
+  'run_timeout', 'started', 'counted', 'tenant')
+local state, pool = rec[1], rec[2]
+if not state then return {'drop', 'unknown'} end
+if is_terminal(state) then return {'drop', 'terminal'} end
+if state == 'running' then
+  if rec[3] == a.token then return {'run', rec[4], rec[7], rec[8], rec[10], rec[11]} end
+  return {'drop', 'leased'}
+end
+if redis.call('HGET', key, 'ended_token') == a.token then return {'drop', 'ended'} end
+
+if rec[5] and tonumber(rec[4]) == 0 and now >= tonumber(rec[5]) then
+  end_job(a.job, pool, 'expired', failure('deadline', 'not started before its start deadline'))
+  return {'drop', 'expired'}
+end
+if rec[6] and now < tonumber(rec[6]) then return {'drop', 'early'} end
+
+local draining = redis.call('HGET', worker_key(a.worker), 'draining_until')
+if draining and now < tonumber(draining) then
+  remove_everywhere(a.job, pool)
+  put_back(a.job, pool)
+  return {'drop', 'draining'}
+end
+
+remove_everywhere(a.job, pool)
+local lease = now + tonumber(a.lease_ms)
+local attempt = redis.call('HINCRBY', key, 'attempt', 1)
+redis.call('HDEL', key, 'not_before', 'op', 'step', 'steps', 'missed')
+redis.call('HSET', key, 'state', 'running', 'token', a.token, 'worker', a.worker, 'lease', lease, 'attempt_started', now,
+  'started', rec[9] or now, 'progress', 0)
+redis.call('ZADD', running_key(pool), lease, a.job)
+redis.call('HSET', busy_key, a.worker, a.job)
+log(a.job, 'started', 'running', cjson.encode({attempt = attempt, worker = a.worker}))
+dispatch(pool)
+return {'run', tostring(attempt), rec[7], rec[8], rec[10], rec[11]}

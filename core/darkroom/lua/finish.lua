@@ -1,0 +1,27 @@
+-- finish: running → completed, failed or cancelled, by the worker that holds the token. A recorded cancel makes it
+-- cancelled whatever the outcome. This alone publishes artifacts (they are in `data`). A stale token is refused, counted.
+may_always_run()
+local key = job_key(a.job)
+local rec = redis.call('HMGET', key, 'state', 'token', 'pool', 'cancel', 'ended_token', 'ended_answer', 'attempt_started')
+if not rec[1] or rec[1] ~= 'running' or rec[2] ~= a.token then
+  if rec[5] == a.token then return rec[6] end
+  redis.call('HINCRBY', counters_key, 'stale_finish', 1)
+  return 'lost'
+end
+local outcome, data, pool = a.outcome, a.data, rec[3]
+if rec[4] then
+  outcome, data = 'cancelled', CANCELLED
+elseif outcome == 'cancelled' then
+  return redis.error_reply('ERR nobody asked for job ' .. a.job .. ' to be cancelled')
+end
+-- The pool's time between two ends, smoothed: what Retry-After of a full backlog is computed from.
+local last, interval = unpack(redis.call('HMGET', pool_key(pool), 'last_end', 'end_interval'))
+if last then
+  local gap = now - tonumber(last)
+  redis.call('HSET', pool_key(pool), 'end_interval', string.format('%.1f', (tonumber(interval or gap) * 9 + gap) / 10))
+end
+redis.call('HSET', pool_key(pool), 'last_end', now)
+unlease(a.job, pool)
+end_job(a.job, pool, outcome, data)
+if outcome == 'completed' then redis.call('HSET', key, 'progress', 100) end
+return remember(a.job, a.token, outcome)

@@ -1,0 +1,178 @@
+-- Put before every script of this folder (Redis scripts cannot include one another): the names of keys, the clock, and
+-- the few moves that several transitions share. KEYS[1] is the prefix; ARGV are names and values in turn.
+
+local P = KEYS[1]
+local a = {}
+for i = 1, #ARGV, 2 do a[ARGV[i]] = ARGV[i + 1] end
+
+-- Milliseconds of Redis' own clock; a test passes its time instead.
+local now
+if a.now then
+  now = tonumber(a.now)
+else
+  local t = redis.call('TIME')
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local MAX_PUSHES = 5         -- pushes in a row that were taken and never claimed: then a job is undeliverable
+local MAX_FAULTS = 10        -- a job given back uncounted for `worker_fault` so often is at fault itself
+local MAX_DISPATCH = 100     -- messages pushed by one call at most, so that no script is long
+local RECORD_TTL_MS = 24 * 3600 * 1000
+local LOG_TTL_MS = 3600 * 1000
+
+local function job_key(id) return P .. ':job:' .. id end
+local function log_key(id) return P .. ':log:' .. id end
+local function waiting_key(pool) return P .. ':waiting:' .. pool end
+local function dispatched_key(pool) return P .. ':dispatched:' .. pool end
+local function due_key(pool) return P .. ':due:' .. pool end
+local function running_key(pool) return P .. ':running:' .. pool end
+local function pool_key(pool) return P .. ':pool:' .. pool end
+local function slots_key(pool) return P .. ':slots:' .. pool end
+local function worker_key(name) return P .. ':worker:' .. name end
+local function list_key(pool) return P .. ':celery:pool.' .. pool end
+local function tenant_key(tenant) return P .. ':tenant:' .. tenant end
+local outbox_key = P .. ':outbox'
+local deadlines_key = P .. ':deadlines'
+local counters_key = P .. ':counters'
+local busy_key = P .. ':busy'
+local wake_channel = P .. ':wake'
+
+-- Outward work by kind: what `take` hands out and `defer` puts off.
+local outward = {relay = outbox_key}
+
+-- At `maxmemory` Redis refuses a script whose first write may grow; one that begins with a HDEL runs to its end.
+-- Every script but `accept` calls this first, so that jobs can end, and free memory, when memory is used up.
+local function may_always_run() redis.call('HDEL', P .. ':never', 'set') end
+
+local function is_terminal(state)
+  return state == 'completed' or state == 'failed' or state == 'cancelled' or state == 'expired'
+end
+
+-- One more entry of the job's log, and the same to whoever listens. `data` is JSON text, never decoded here.
+local function log(id, event, state, data)
+  local seq = redis.call('HINCRBY', job_key(id), 'seq', 1)
+  redis.call('XADD', log_key(id), seq .. '-0', 'event', event, 'state', state, 'at', now, 'data', data)
+  redis.call('PUBLISH', P .. ':live:' .. id, seq .. '\n' .. event .. '\n' .. state .. '\n' .. now .. '\n' .. data)
+  return seq
+end
+
+-- The job's message as it stood in the list after push number `n`: each push has a delivery tag of its own.
+local function message_of(id, n)
+  local head, tail = unpack(redis.call('HMGET', job_key(id), 'message_head', 'message_tail'))
+  return head .. id .. ':' .. n .. tail
+end
+
+-- `side`: LPUSH puts it behind all others, RPUSH in front (kombu takes with BRPOP).
+local function push(id, pool, side)
+  local n = redis.call('HINCRBY', job_key(id), 'pushes', 1)
+  redis.call(side, list_key(pool), message_of(id, n))
+  redis.call('ZADD', dispatched_key(pool), now, id)
+end
+
+local function room_in_list(pool)
+  local slots = redis.call('ZCOUNT', slots_key(pool), now, '+inf')
+  return 2 * slots + 1 - redis.call('LLEN', list_key(pool))
+end
+
+-- Fill the Celery list from the backlog. This is the line that picks: the lowest order, which is priority, then arrival.
+local function dispatch(pool)
+  local room = math.min(room_in_list(pool), MAX_DISPATCH)
+  while room > 0 do
+    local id = redis.call('ZRANGE', waiting_key(pool), 0, 0)[1]
+    if not id then return end
+    redis.call('ZREM', waiting_key(pool), id)
+    push(id, pool, 'LPUSH')
+    room = room - 1
+  end
+end
+
+-- The last message of a full list goes back to the backlog, to make room for one that must be first.
+local function take_back_last(pool)
+  local message = redis.call('LPOP', list_key(pool))
+  local id = message and string.match(message, '"delivery_tag": ?"([^":]+):%d+"')
+  if id and redis.call('ZREM', dispatched_key(pool), id) == 1 then
+    redis.call('ZADD', waiting_key(pool), redis.call('HGET', job_key(id), 'order'), id)
+  end
+end
+
+-- To the backlog in its old place and, where that is the first, to the front of the list.
+local function put_back(id, pool)
+  redis.call('HDEL', job_key(id), 'missed')
+  redis.call('ZADD', waiting_key(pool), redis.call('HGET', job_key(id), 'order'), id)
+  if redis.call('ZRANGE', waiting_key(pool), 0, 0)[1] == id then
+    if room_in_list(pool) <= 0 then take_back_last(pool) end
+    redis.call('ZREM', waiting_key(pool), id)
+    push(id, pool, 'RPUSH')
+  end
+  dispatch(pool)
+end
+
+-- Out of every set and, where its message is still in the list, out of that.
+local function remove_everywhere(id, pool)
+  redis.call('ZREM', waiting_key(pool), id)
+  redis.call('ZREM', due_key(pool), id)
+  redis.call('ZREM', deadlines_key, id)
+  if redis.call('ZREM', dispatched_key(pool), id) == 1 then
+    redis.call('LREM', list_key(pool), 1, message_of(id, redis.call('HGET', job_key(id), 'pushes')))
+  end
+end
+
+-- The attempt holds the job no more: lease, token and the worker's entry go.
+local function unlease(id, pool)
+  local worker = redis.call('HGET', job_key(id), 'worker')
+  redis.call('ZREM', running_key(pool), id)
+  redis.call('HDEL', job_key(id), 'token', 'lease')
+  if worker and redis.call('HGET', busy_key, worker) == id then redis.call('HDEL', busy_key, worker) end
+end
+
+-- The one way into a terminal state: record, log, outbox. `data` is the JSON text of the terminal entry.
+local function end_job(id, pool, state, data)
+  local key = job_key(id)
+  remove_everywhere(id, pool)
+  redis.call('HDEL', key, 'message_head', 'message_tail', 'not_before')
+  redis.call('HSET', key, 'state', state, 'ended', now, 'end_data', data)
+  redis.call('HSET', key, 'end_seq', log(id, state, state, data))
+  redis.call('ZADD', outbox_key, now, id)
+  redis.call('PUBLISH', wake_channel, 'outbox')
+  dispatch(pool)
+end
+
+local function failure(kind, message)
+  return cjson.encode({error = {kind = kind, message = message}})
+end
+
+local CANCELLED = '{"error":{"kind":"cancelled","message":"cancelled on request"}}'
+
+-- What the holder of `token` was told when it ended its attempt: a repeated call is told the same.
+local function remember(id, token, answer)
+  if token then redis.call('HSET', job_key(id), 'ended_token', token, 'ended_answer', answer) end
+  return answer
+end
+
+-- A running job is given back without a result. `counts` says whether the attempt is counted; a recorded cancel ends it,
+-- the limit of attempts (or of faults) fails it. Answers `cancelled`, `failed` or `pending`.
+local function give_back(id, pool, reason, counts, detail)
+  local key = job_key(id)
+  local rec = redis.call('HMGET', key, 'cancel', 'counted', 'max_attempts', 'faults', 'attempt', 'worker')
+  unlease(id, pool)
+  if rec[1] then
+    end_job(id, pool, 'cancelled', CANCELLED)
+    return 'cancelled'
+  end
+  local counted, faults = tonumber(rec[2]), tonumber(rec[4] or 0)
+  if counts then counted = redis.call('HINCRBY', key, 'counted', 1) end
+  if reason == 'worker_fault' then faults = redis.call('HINCRBY', key, 'faults', 1) end
+  if counts and counted >= tonumber(rec[3]) then
+    end_job(id, pool, 'failed', failure(reason, detail .. ', attempt ' .. counted .. ' of ' .. rec[3]))
+    return 'failed'
+  end
+  if faults >= MAX_FAULTS then
+    end_job(id, pool, 'failed', failure(reason, faults .. ' workers in turn reported a fault with this job'))
+    return 'failed'
+  end
+  redis.call('HSET', key, 'state', 'pending')
+  log(id, 'released', 'pending',
+    cjson.encode({reason = reason, counted = counts, attempt = tonumber(rec[5]), worker = rec[6] or ''}))
+  put_back(id, pool)
+  return 'pending'
+end

@@ -1,0 +1,10 @@
+-- promote: pending (due) → pending (waiting), by the courier: jobs whose `not_before` is reached. Answers their ids.
+may_always_run()
+local ready = redis.call('ZRANGEBYSCORE', due_key(a.pool), '-inf', now, 'LIMIT', 0, a.limit)
+for _, id in ipairs(ready) do
+  redis.call('ZREM', due_key(a.pool), id)
+  redis.call('HDEL', job_key(id), 'not_before')
+  redis.call('ZADD', waiting_key(a.pool), redis.call('HGET', job_key(id), 'order'), id)
+end
+dispatch(a.pool)
+return ready

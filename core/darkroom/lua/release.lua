@@ -1,0 +1,11 @@
+-- release: running → pending, at the head, by the worker that holds the token or, for a worker that is gone, by whoever
+-- names that worker. `drain` and `worker_fault` do not count as an attempt, `worker_lost` does.
+may_always_run()
+local rec = redis.call('HMGET', job_key(a.job), 'state', 'token', 'worker', 'pool', 'ended_token', 'ended_answer')
+local held = rec[1] == 'running' and (a.token and rec[2] == a.token or not a.token and rec[3] == a.worker)
+if not held then
+  if a.token and rec[5] == a.token then return rec[6] end
+  return 'lost'
+end
+local answer = give_back(a.job, rec[4], a.reason, a.reason == 'worker_lost', a.detail)
+return remember(a.job, rec[2], answer)

@@ -1,0 +1,29 @@
+-- retry: running → pending after `delay_ms`, by the worker that holds the token: the attempt failed and counts. At the
+-- limit the job fails with this error; a recorded cancel ends it. `error` is JSON text: {"kind":…,"message":…}.
+may_always_run()
+local key = job_key(a.job)
+local rec = redis.call('HMGET', key, 'state', 'token', 'pool', 'cancel', 'ended_token', 'ended_answer', 'max_attempts',
+  'attempt', 'worker')
+if not rec[1] or rec[1] ~= 'running' or rec[2] ~= a.token then
+  if rec[5] == a.token then return rec[6] end
+  redis.call('HINCRBY', counters_key, 'stale_retry', 1)
+  return 'lost'
+end
+local pool = rec[3]
+unlease(a.job, pool)
+local counted = redis.call('HINCRBY', key, 'counted', 1)
+if rec[4] then
+  end_job(a.job, pool, 'cancelled', CANCELLED)
+  return remember(a.job, a.token, 'cancelled')
+end
+if counted >= tonumber(rec[7]) then
+  end_job(a.job, pool, 'failed', '{"error":' .. a.error .. '}')
+  return remember(a.job, a.token, 'failed')
+end
+local not_before = now + tonumber(a.delay_ms)
+redis.call('HSET', key, 'state', 'pending', 'not_before', not_before)
+redis.call('ZADD', due_key(pool), not_before, a.job)
+log(a.job, 'retried', 'pending', '{"error":' .. a.error .. ',"attempt":' .. rec[8] .. ',"worker":'
+  .. cjson.encode(rec[9] or '') .. ',"not_before":' .. string.format('%.0f', not_before) .. '}')
+dispatch(pool)
+return remember(a.job, a.token, 'pending')

@@ -1,0 +1,23 @@
+-- take: up to `limit` due entries of one kind of outward work (`relay`: the outbox), each under a lease: nobody else gets
+-- it for `lease_ms`, doubled with each take up to 64-fold. `call` names the call: a repeated one gets the same entries.
+-- An entry leaves only when its work is done (`applied`), or is put forward or back by `defer`.
+may_always_run()
+local queue = outward[a.kind]
+local taken = P .. ':taken:' .. a.taker
+local before = redis.call('HMGET', taken, 'call', 'ids')
+if before[1] == a.call then return cjson.decode(before[2]) end
+local ids = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, a.limit)) do
+  if redis.call('HEXISTS', job_key(id), 'id') == 1 then
+    local n = redis.call('HINCRBY', job_key(id), a.kind .. '_takes', 1)
+    redis.call('ZADD', queue, now + tonumber(a.lease_ms) * 2 ^ math.min(n - 1, 6), id)
+    ids[#ids + 1] = id
+  else
+    redis.call('ZREM', queue, id) -- somebody removed the record: nothing is left to tell
+  end
+end
+if #ids > 0 then
+  redis.call('HSET', taken, 'call', a.call, 'ids', cjson.encode(ids))
+  redis.call('PEXPIRE', taken, a.lease_ms)
+end
+return ids

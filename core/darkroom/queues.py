@@ -1,0 +1,89 @@
+"""The queue of a pool and the message of a job, as Celery knows them.
+
+`submit` builds a message here; `lua/prelude.lua` pushes it; a Celery worker of the pool, ours or a stock one with the same
+broker settings, takes it. The bytes come from Celery's and kombu's own code, so Flower and `celery inspect` read them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from celery import Celery
+from kombu.connection import Connection
+from kombu.serialization import dumps
+from kombu.transport.virtual import Channel
+
+TASK_NAME = "darkroom.run"
+"""The one task of a worker: its single argument is the CloudEvent that asked for the job, structured."""
+
+VISIBILITY_TIMEOUT_S = 24 * 3600
+"""Only a janitor: recovery follows the lease, and a redelivered message is a hint that `claim` checks."""
+
+_TAG = "darkroom-delivery-tag"
+"""Stands where the delivery tag of a push will be; the script writes `<job>:<push>` there."""
+
+
+@dataclass(frozen=True)
+class MessageTemplate:
+    """A message cut in two around its delivery tag."""
+
+    head: str
+    tail: str
+
+
+def queue_name(pool: str) -> str:
+    """The Celery queue of a pool."""
+    return f"pool.{pool}"
+
+
+def transport_options(namespace: str, pool: str) -> dict[str, Any]:
+    """What `broker_transport_options` of every Celery app on this broker must say.
+
+    The prefix covers lists and channels; `unacked` is each pool's own, so that one pool's janitor never touches another's.
+    """
+    return {
+        "global_keyprefix": f"{namespace}:celery:",
+        "visibility_timeout": VISIBILITY_TIMEOUT_S,
+        "unacked_key": f"unacked.{pool}",
+        "unacked_index_key": f"unacked_index.{pool}",
+        "unacked_mutex_key": f"unacked_mutex.{pool}",
+        "queue_order_strategy": "priority",
+    }
+
+
+@cache
+def _builder() -> tuple[Celery, Channel]:
+    app = Celery("darkroom.submit", broker="memory://", set_as_current=False)
+    return app, Connection("memory://").channel()
+
+
+def build_message(*, job_id: str, pool: str, event: dict[str, Any], traceparent: str | None) -> MessageTemplate:
+    """One task call with the job id as its Celery task id, as `apply_async` on the Redis transport would write it."""
+    app, channel = _builder()
+    task = app.amqp.as_task_v2(
+        job_id,
+        TASK_NAME,
+        args=[event],
+        kwargs={},
+        argsrepr=f"[<{event['type']} {job_id}>]",
+        kwargsrepr="{}",
+        ignore_result=True,
+        create_sent_event=False,
+        origin="darkroom",
+    )
+    headers = task.headers | ({"traceparent": traceparent} if traceparent else {})
+    content_type, content_encoding, body = dumps(task.body, "json")
+    message = channel.prepare_message(body, 0, content_type, content_encoding, headers, task.properties)
+    encoded, body_encoding = channel.encode_body(message["body"], "base64")
+    message["body"] = encoded
+    message["properties"] |= {
+        "body_encoding": body_encoding,
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": queue_name(pool)},
+        "delivery_tag": _TAG,
+    }
+    head, tail = json.dumps(message, separators=(",", ":")).split(_TAG)
+    return MessageTemplate(head, tail)

@@ -1,0 +1,115 @@
+"""Settings: read once, by the entry point of each part, from the environment, into a frozen object.
+
+Each part has its own class beside its code, made of the groups here; `load` reads it. A value that cannot be used ends the
+part with one line that names the variable and the value.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from darkroom.errors import SettingError
+
+S = TypeVar("S", bound="Settings")
+
+PREFIX = "DARKROOM_"
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.hostname or parts.path):
+        raise ValueError("is not a Redis address such as redis://host:6379/0")
+    return value
+
+
+def _web_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("is not an address such as https://host/path")
+    return value.rstrip("/")
+
+
+def _folders(value: object) -> object:
+    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+WebUrl = Annotated[str, AfterValidator(_web_url)]
+"""An http or https address, kept without a slash at its end."""
+
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+"""Where a Redis is, database number included. Secret: it may hold a password."""
+
+Namespace = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+"""Begins every key and channel of ours: Redis' channels are not kept apart by database numbers."""
+
+
+class Settings(BaseSettings):
+    """Base of all settings: variables begin with DARKROOM_, are read once, and do not change."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=False
+    )
+
+
+class LedgerSettings(Settings):
+    """What a part needs to reach the ledger."""
+
+    redis_url: RedisUrl
+    """Where Redis is."""
+
+    namespace: Namespace = "darkroom"
+    """Begins every key and channel of ours."""
+
+
+class ModelSettings(Settings):
+    """Which models there are."""
+
+    models: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_folders)] = ()
+    """Folders of model files, separated as in PATH, read after the shipped ones."""
+
+
+class StoreSettings(Settings):
+    """Where artifacts are."""
+
+    store: str = Field(pattern=r"^(file:///|s3://)")
+    """The object store: `file:///folder` or `s3://bucket/prefix` (credentials by AWS' own variables)."""
+
+
+class LinkSettings(Settings):
+    """How callers reach what they are told of."""
+
+    public_url: WebUrl
+    """The address that callers use for us; links to artifacts begin with it."""
+
+    link_key: SecretStr = Field(min_length=32)
+    """Signs the links to artifacts; at least 32 characters, the same for all parts. Secret."""
+
+    link_ttl_s: int = Field(default=24 * 3600, ge=60, le=7 * 24 * 3600)
+    """How long a link to an artifact can be used, in seconds."""
+
+
+def load(kind: type[S]) -> S:
+    """The settings of one part from the environment. Raises SettingError naming each variable at fault and its value."""
+    try:
+        return kind()
+    except ValidationError as error:
+        raise SettingError("; ".join(_fault(kind, fault) for fault in error.errors())) from None
+
+
+def _fault(kind: type[Settings], fault: object) -> str:
+    assert isinstance(fault, dict)
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    named_whole = {field.validation_alias for field in kind.model_fields.values()}  # as Knative's K_SINK is
+    variable = name if name in named_whole else PREFIX + name.upper()
+    reason = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "missing":
+        return f"{variable} is not set"
+    secret = name in kind.model_fields and "Secret" in str(kind.model_fields[name].annotation)
+    shown = "(hidden)" if secret else repr(os.environ.get(variable, fault["input"]))
+    return f"{variable}={shown}: {reason}"

@@ -1,0 +1,135 @@
+"""Assembly: a function's file becomes an ASGI application, alone or with the others behind one port.
+
+functions-framework loads the file, routes every path and method to the function of its name and hands over a Starlette
+application; what it has no hook for is added here. A function's file may hold, beside the function:
+
+- `lifespan(app)`, an async context manager: it reads the settings (SettingError ends the process) and puts what the
+  function needs on `app.state`, among it `ledger`, an AsyncLedger. `request.app.state` is that of the function, also
+  behind one port;
+- `routes`, a list of Starlette routes that come before the function, WebSockets mostly.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import functions_framework.aio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from darkroom import logs
+from darkroom.errors import DarkroomError, MethodNotAllowed, NotFound
+from darkroom_functions import answers, health, paths
+
+FUNCTIONS = ("submit", "jobs", "result")
+"""The functions there are; each is the file of its name in this folder."""
+
+CLIENT_CLOSED = 499
+"""nginx' status for a caller who hung up: nobody reads it but a log."""
+
+_log = logs.logger(__name__)
+
+
+def build(name: str) -> Starlette:
+    """The application of one function."""
+    source = Path(__file__).with_name(f"{name}.py")
+    app: Starlette = functions_framework.aio.create_asgi_app(target=name, source=str(source))
+    module = sys.modules[name]
+    app.router.routes[:0] = [*health.routes_for(app), *getattr(module, "routes", [])]
+    app.router.lifespan_context = module.lifespan
+    app.exception_handlers.update(_translations())
+    # Last, which is innermost: the framework's own catch-all would answer plain text.
+    app.user_middleware.append(Middleware(Unexpected))
+    return app
+
+
+def together() -> Together:
+    """All functions behind one port, as on one machine."""
+    return Together({name: build(name) for name in FUNCTIONS})
+
+
+class Together:
+    """Hands each connection to the function that it is for (`paths.function_of`)."""
+
+    def __init__(self, functions: Mapping[str, Starlette]) -> None:
+        self._functions = functions
+        self._health = Starlette(
+            routes=health.routes_for(*functions.values()),
+            middleware=[Middleware(Unexpected)],
+            exception_handlers=_translations(),
+            lifespan=self.lifespan,
+        )
+        self.router = self._health.router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope["path"] in health.PATHS:
+            await self._health(scope, receive, send)
+            return
+        name = paths.function_of(scope["type"], scope.get("method", ""), scope["path"])
+        await self._functions[name](scope, receive, send)
+
+    @asynccontextmanager
+    async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        """Those of all functions, ended in reverse."""
+        async with AsyncExitStack() as stack:
+            for app in self._functions.values():
+                await stack.enter_async_context(app.router.lifespan_context(app))
+            yield
+
+
+class Unexpected:
+    """Answers what nobody foresaw with a problem that tells nothing, and logs all of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            _log.exception("unexpected", method=scope["method"], path=scope["path"])
+            if started:
+                raise  # the server closes the connection: the caller must not take a part for the whole
+            await answers.unexpected()(scope, receive, send)
+
+
+def _translations() -> dict[Any, Any]:
+    return {DarkroomError: _of_ours, HTTPException: _of_starlette, ClientDisconnect: _of_nobody}
+
+
+async def _of_ours(_request: Request, error: DarkroomError) -> Response:
+    return answers.problem(error)
+
+
+async def _of_starlette(request: Request, error: HTTPException) -> Response:
+    """The routes' own refusals: a path or a method that functions-framework does not hand on."""
+    path = request.url.path
+    if error.status_code == MethodNotAllowed.status:
+        allow = (error.headers or {}).get("Allow", "").split(", ")
+        return answers.problem(MethodNotAllowed(f"{path} does not take {request.method}", allow=allow))
+    if error.status_code == NotFound.status:
+        return answers.problem(NotFound(f"there is nothing at {path}"))
+    _log.error("unexpected", method=request.method, path=path, status=error.status_code, detail=error.detail)
+    return answers.unexpected()
+
+
+async def _of_nobody(_request: Request, _error: ClientDisconnect) -> Response:
+    return Response(status_code=CLIENT_CLOSED)

@@ -1,0 +1,84 @@
+"""The process of a function: `python -m darkroom_functions.serve submit`, or `jobs`, `result`, or `all` behind one port.
+
+In a cluster each function is a Knative Service of its own; on one machine `darkroom up` starts `all`. SIGTERM and SIGINT end
+it after the requests that are under way, with status 0; a setting that cannot be used ends it with one line and status 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+
+from darkroom import logs
+from darkroom.errors import SettingError
+from darkroom.settings import load
+from darkroom_functions import assembly
+from darkroom_functions.settings import ServeSettings
+
+ALL = "all"
+
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays: longer than nginx' 60 s for its upstreams, so that the proxy closes first and never
+sends into a connection that we are closing."""
+
+GRACE_S = 20
+"""How long requests under way may still take after SIGTERM; Kubernetes kills after 30 s."""
+
+SOCKET_MESSAGE_BYTES = 16 * 1024
+"""The longest WebSocket message that is read. Clients send pings of a few bytes."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until a signal comes; answers the exit status."""
+    names = (*assembly.FUNCTIONS, ALL)
+    if len(arguments) != 1 or arguments[0] not in names:
+        sys.stderr.write(f"usage: python -m darkroom_functions.serve {'|'.join(names)}\n")
+        return 2
+    name = arguments[0]
+    logs.configure("functions" if name == ALL else name)
+    try:
+        settings = load(ServeSettings)
+        app = assembly.together() if name == ALL else assembly.build(name)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(app, settings))
+    except SettingError as error:
+        sys.stderr.write(f"{error.detail}\n")
+        return 2
+    return 0
+
+
+def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvicorn.Config:
+    """How uvicorn runs the functions, in production and in the tests."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        lifespan="off",  # `_serve` does it: a setting at fault is one line there, and a stack trace here
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=SOCKET_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # messages are short, and a compressor for each of a thousand sockets is not
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+
+
+async def _serve(app: assembly.Together | Starlette, settings: ServeSettings) -> None:
+    # uvicorn raises the signal that ended it again, for whoever was there before it: that is us, and we are done then.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    async with app.router.lifespan_context(app):
+        await uvicorn.Server(config(app, settings)).serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,40 @@
+"""Settings of the functions and of the process that serves them; the groups they share with other parts are in core."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from darkroom.settings import LedgerSettings, LinkSettings, ModelSettings, Settings, StoreSettings, WebUrl
+from darkroom.transitions import BACKLOG_LIMIT
+from darkroom_functions.bodies import MAX_BODY_BYTES
+
+
+class BodySettings(Settings):
+    """What functions that read bodies need."""
+
+    max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1024, le=64 * 1024 * 1024)
+    """The largest body that is read, in bytes. A large one is held in memory whole, and parsing it holds up others."""
+
+
+class SubmitSettings(LedgerSettings, ModelSettings, BodySettings):
+    """What submit needs."""
+
+    public_url: WebUrl
+    """The address that callers use for us: the `source` of our events."""
+
+    backlog_limit: int = Field(default=BACKLOG_LIMIT, ge=1, le=10_000_000)
+    """Jobs that may wait in one pool; beyond it a submission is refused with 429."""
+
+
+class JobsSettings(LedgerSettings, ModelSettings, StoreSettings, LinkSettings, BodySettings):
+    """What jobs needs."""
+
+
+class ServeSettings(Settings):
+    """Where a process listens."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """The address to listen on. In a container: 0.0.0.0."""
+
+    port: int = Field(default=8080, ge=1, le=65535, validation_alias="PORT")
+    """The port to listen on. Knative sets it, under a name without our prefix."""

@@ -1,0 +1,351 @@
+"""A submission: what a caller asks for, read from a CloudEvent or a REST body, checked, and complete for the ledger.
+
+`submit.py` hands in what came over HTTP and gets a `darkroom.transitions.Submission`, or one refusal with every field at
+fault. Nothing here reads a clock or draws a number: `Fresh` brings both.
+
+The fields of a request are those of `FIELDS`, and the model's parameters: flat beside them, or under `input`. A field that
+is null is as good as absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from darkroom import models, times
+from darkroom.errors import FieldError, InvalidEvent, InvalidInput, UnknownModel
+from darkroom.events import JSON_TYPE, REQUESTED, SPEC_VERSION, Event
+from darkroom.models import Catalogue, Model
+from darkroom.parameters import MAX_FAULTS
+from darkroom.transitions import DEFAULT_PRIORITY, Submission
+
+JOB_TYPE = "image"
+"""The one kind of job there is."""
+
+MAX_USER_ID = 200
+"""Characters of a user id. A guess: UUIDs, mail addresses and numbers are much shorter."""
+
+MAX_EVENT_NAME = 2048
+"""Characters of a CloudEvent's `id` and of its `source`: both are kept with the job."""
+
+MIN_RUN_TIMEOUT_S = 1
+
+MAX_START_DELAY_S = 365 * 24 * 3600
+"""The longest `start_deadline` in seconds: a year. Beyond, a mistake in the unit is likelier than the wish."""
+
+LEAST_PRIORITY, MOST_PRIORITY = 0, 9
+"""0 is first, 9 last."""
+
+SEED_BITS = 32
+"""A drawn seed has as many: enough that no two jobs meet, and few enough digits to be typed."""
+
+EXPIRY = "expirytime"
+"""The CloudEvents extension of that name; here the time until which a job may start, as `start_deadline` is.
+
+https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/expirytime.md
+"""
+
+_SHOWN_FAULTS = 3
+"""So many faults are told in the sentence; all are in the list."""
+
+_USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What is new with every request: the time in milliseconds since 1970, an id for the job, and numbers drawn for it."""
+
+    now_ms: int
+    job_id: str
+    seed: int
+    traceparent: str
+
+
+@dataclass(frozen=True)
+class RestRequest:
+    """A REST body and what came with it: the model that the path names, the key that makes repeats one request."""
+
+    data: Mapping[str, object]
+    model: str | None
+    idempotency_key: str | None
+    traceparent: str | None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a caller asks for, checked. `start_deadline` is in milliseconds since 1970, `run_timeout` in seconds."""
+
+    model: Model
+    input: Mapping[str, object]
+    priority: int
+    run_timeout: float
+    start_deadline: int | None
+    user_id: str | None
+
+
+def of_event(event: Event, *, catalogue: Catalogue, tenant: str, fresh: Fresh) -> Submission:
+    """The job that a CloudEvent asks for; its `source` and `id` make repeats of it one job.
+
+    Raises InvalidEvent for its attributes, InvalidInput and UnknownModel for its data.
+    """
+    expiry = _checked(event)
+    data = {} if event.data is None else event.data
+    if not isinstance(data, dict):
+        raise _refusal([FieldError("data", "must be a JSON object")])
+    wish = read(data, catalogue=catalogue, now_ms=fresh.now_ms, where="data.")
+    deadlines = [deadline for deadline in (wish.start_deadline, expiry) if deadline is not None]
+    return _submission(
+        wish,
+        tenant=tenant,
+        fresh=fresh,
+        start_deadline=min(deadlines, default=None),
+        event_id=event.id,
+        event_source=event.source,
+        event_time=event.time,
+        idempotency_key=_hash(f"ce\n{event.source}\n{event.id}"),
+        fingerprint=_fingerprint(data),
+        traceparent=event.traceparent or fresh.traceparent,
+        fields={"event": {"id": event.id, "source": event.source}},
+    )
+
+
+def of_rest(request: RestRequest, *, catalogue: Catalogue, tenant: str, fresh: Fresh, source: str) -> Submission:
+    """The job that a REST request asks for, with a CloudEvent made for it whose `source` is ours.
+
+    Raises InvalidInput and UnknownModel.
+    """
+    wish = read(request.data, catalogue=catalogue, now_ms=fresh.now_ms, model_of_path=request.model)
+    key = request.idempotency_key
+    return _submission(
+        wish,
+        tenant=tenant,
+        fresh=fresh,
+        start_deadline=wish.start_deadline,
+        event_id=fresh.job_id,
+        event_source=source,
+        event_time=None,
+        idempotency_key=None if key is None else _hash(f"rest\n{key}"),
+        fingerprint=None if key is None else _fingerprint([request.model, request.data]),
+        traceparent=request.traceparent or fresh.traceparent,
+        fields={},
+    )
+
+
+def read(
+    data: Mapping[str, object], *, catalogue: Catalogue, now_ms: int, model_of_path: str | None = None, where: str = ""
+) -> Wish:
+    """What `data` asks for. `where` stands before the names of fields in faults.
+
+    All faults are found before any is raised, as one InvalidInput; only a model that is not there leaves nothing to check
+    the rest against (UnknownModel).
+    """
+    model = _model(data, catalogue, model_of_path, where)
+    faults: list[FieldError] = []
+    values: dict[str, Any] = {}
+    for name, reader in FIELDS.items():
+        value = data.get(name)
+        if value is not None:
+            try:
+                values[name] = reader(value, model, now_ms)
+            except ValueError as error:
+                faults.append(FieldError(where + name, str(error)))
+    parameters, prefix = _parameters(data, where, faults)
+    checked: Mapping[str, object] = {}
+    try:
+        checked = models.validate(model, parameters)
+    except InvalidInput as error:
+        faults += [FieldError(prefix + fault.field, fault.detail) for fault in error.fields]
+    if faults:
+        raise _refusal(faults)
+    return Wish(
+        model=model,
+        input=checked,
+        priority=values.get("priority", DEFAULT_PRIORITY),
+        run_timeout=values.get("run_timeout", model.run_timeout_s),
+        start_deadline=values.get("start_deadline"),
+        user_id=values.get("user_id"),
+    )
+
+
+def _submission(
+    wish: Wish,
+    *,
+    tenant: str,
+    fresh: Fresh,
+    start_deadline: int | None,
+    event_id: str,
+    event_source: str,
+    event_time: str | None,
+    idempotency_key: str | None,
+    fingerprint: str | None,
+    traceparent: str,
+    fields: Mapping[str, object],
+) -> Submission:
+    model, job_input = wish.model, _with_seed(wish, fresh.seed)
+    about: dict[str, object] = {"job_type": JOB_TYPE}
+    if wish.user_id is not None:
+        about["user_id"] = wish.user_id
+    event = {
+        "specversion": SPEC_VERSION,
+        "id": event_id,
+        "source": event_source,
+        "type": REQUESTED,
+        "subject": fresh.job_id,
+        "time": event_time or times.iso(fresh.now_ms),
+        "datacontenttype": JSON_TYPE,
+        "traceparent": traceparent,
+        "tenant": tenant,
+        "data": {"model": model.name, "input": job_input, "run_timeout": wish.run_timeout, **about},
+    }
+    return Submission(
+        job_id=fresh.job_id,
+        tenant=tenant,
+        model=model.name,
+        pool=model.pool,
+        input=job_input,
+        fields={**about, **fields},
+        event=event,
+        run_timeout=wish.run_timeout,
+        priority=wish.priority,
+        start_deadline=start_deadline,
+        idempotency_key=idempotency_key,
+        fingerprint=fingerprint,
+        traceparent=traceparent,
+        accepted={"model": model.name},
+    )
+
+
+def _with_seed(wish: Wish, drawn: int) -> Mapping[str, object]:
+    """The input with a seed, where the model has one: the record must say which, also when nobody asked for one."""
+    seed = wish.model.parameters.get("seed")
+    if seed is None or "seed" in wish.input:
+        return wish.input
+    least, most = int(seed.minimum or 0), int(seed.maximum or 0)
+    return {**wish.input, "seed": least + drawn % (most - least + 1)}
+
+
+def _checked(event: Event) -> int | None:
+    """The time, if any, until which the event is of use. Raises InvalidEvent for what only this door asks of events."""
+    faults = []
+    if event.type != REQUESTED:
+        faults.append(FieldError("type", f'must be "{REQUESTED}" here'))
+    for name, value in (("id", event.id), ("source", event.source)):
+        if len(value) > MAX_EVENT_NAME:
+            faults.append(FieldError(name, f"must have at most {MAX_EVENT_NAME} characters"))
+    expiry, expiry_ms = event.extensions.get(EXPIRY), None
+    if expiry is not None:
+        try:
+            expiry_ms = times.to_ms(str(expiry))
+        except ValueError as error:
+            faults.append(FieldError(EXPIRY, str(error)))
+    if faults:
+        raise InvalidEvent("; ".join(f"{fault.field} {fault.detail}" for fault in faults), fields=faults)
+    return expiry_ms
+
+
+def _model(data: Mapping[str, object], catalogue: Catalogue, model_of_path: str | None, where: str) -> Model:
+    named = data.get("model")
+    if named is None:
+        named = model_of_path
+    if named is None:
+        return catalogue.default
+    if not isinstance(named, str):
+        raise _refusal([FieldError(f"{where}model", "must be a string")])
+    if model_of_path is not None and named != model_of_path:
+        raise _refusal([FieldError(f"{where}model", "is another model than the path names")])
+    try:
+        return catalogue.get(named)
+    except UnknownModel as error:
+        raise UnknownModel(error.detail, fields=[FieldError(f"{where}model", "is not the name of a model")]) from None
+
+
+def _parameters(
+    data: Mapping[str, object], where: str, faults: list[FieldError]
+) -> tuple[Mapping[str, object], str]:
+    """The model's parameters in `data`, and what stands before their names there."""
+    flat = {name: value for name, value in data.items() if name not in FIELDS and name not in ("model", "input")}
+    nested = data.get("input")
+    if nested is None:
+        return flat, where
+    if not isinstance(nested, dict):
+        faults.append(FieldError(f"{where}input", "must be a JSON object"))
+        return {}, where
+    faults += [
+        FieldError(f"{where}{name}", "stands beside `input`: parameters go all under it, or all beside it")
+        for name in list(flat)[:MAX_FAULTS]
+    ]
+    return nested, f"{where}input."
+
+
+def _refusal(faults: list[FieldError]) -> InvalidInput:
+    named = faults[:MAX_FAULTS]
+    told = "; ".join(f"{fault.field} {fault.detail}" for fault in named[:_SHOWN_FAULTS])
+    more = len(faults) - _SHOWN_FAULTS
+    return InvalidInput(f"{told}; and {more} more" if more > 0 else told, fields=named)
+
+
+def _fingerprint(sent: object) -> str:
+    """The same for the same data, however it was spaced, ordered or wrapped: a Broker may change an event's mode."""
+    return _hash(json.dumps(sent, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read_user_id(value: object, _model: Model, _now_ms: int) -> str:
+    if not isinstance(value, str) or len(value) > MAX_USER_ID or not _USER_ID.fullmatch(value):
+        raise ValueError(f"must be a string of 1 to {MAX_USER_ID} characters, none of them a control character")
+    return value
+
+
+def _read_job_type(value: object, _model: Model, _now_ms: int) -> str:
+    if value != JOB_TYPE:
+        raise ValueError(f'must be "{JOB_TYPE}"')
+    return JOB_TYPE
+
+
+def _read_priority(value: object, _model: Model, _now_ms: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not LEAST_PRIORITY <= value <= MOST_PRIORITY:
+        raise ValueError(f"must be an integer from {LEAST_PRIORITY} (first) to {MOST_PRIORITY} (last)")
+    return value
+
+
+def _read_run_timeout(value: object, model: Model, _now_ms: int) -> float:
+    if not _is_number(value) or not MIN_RUN_TIMEOUT_S <= value <= model.run_timeout_s:
+        raise ValueError(f"must be a number of seconds from {MIN_RUN_TIMEOUT_S} to {model.run_timeout_s}")
+    return value
+
+
+def _read_start_deadline(value: object, _model: Model, now_ms: int) -> int:
+    if isinstance(value, str):
+        return times.to_ms(value)
+    if not _is_number(value) or not 0 < value <= MAX_START_DELAY_S:
+        raise ValueError(f"must be an RFC 3339 time, or a number of seconds from now, at most {MAX_START_DELAY_S}")
+    return now_ms + math.ceil(value * 1000)
+
+
+def _refuse_webhook(_value: object, _model: Model, _now_ms: int) -> None:
+    raise ValueError("is not taken: this version delivers no webhooks. Follow the job on /ws/jobs/{job_id}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+FIELDS: Mapping[str, Callable[[object, Model, int], object]] = {
+    "user_id": _read_user_id,
+    "job_type": _read_job_type,
+    "priority": _read_priority,
+    "run_timeout": _read_run_timeout,
+    "start_deadline": _read_start_deadline,
+    "webhook": _refuse_webhook,
+    "webhook_events_filter": _refuse_webhook,
+}
+"""The fields that concern the job and not the model, beside `model` and `input`, each with what reads it. A reader raises
+ValueError with the reason, worded to follow the field's name."""

@@ -1,0 +1,1 @@
+"""The kopf operator for `WorkerPool`. It comes with its own issue: nothing runs here yet."""

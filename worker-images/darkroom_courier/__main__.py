@@ -1,0 +1,41 @@
+"""`python -m darkroom_courier`: reads the settings and runs until SIGTERM or SIGINT.
+
+Exit status 0 then, 2 where a setting cannot be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+from darkroom import logs, settings
+from darkroom.errors import SettingError
+
+from darkroom_courier.courier import Courier
+from darkroom_courier.settings import CourierSettings
+
+
+async def _run(courier_settings: CourierSettings) -> None:
+    courier = Courier(courier_settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, courier.stop)
+    await courier.run()
+
+
+def main() -> int:
+    try:
+        courier_settings = settings.load(CourierSettings)
+    except SettingError as error:
+        sys.stderr.write(f"{error.detail}\n")
+        return 2
+    logs.configure("courier")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it says each request again
+    asyncio.run(_run(courier_settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

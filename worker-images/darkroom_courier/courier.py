@@ -1,0 +1,135 @@
+"""The courier: one asyncio process, two loops, and an ear for work. Any number of them may run side by side.
+
+The relay (`relay.py`) posts terminal events until they are applied; the upkeep (`upkeep.py`) does what is due by the clock.
+Each loop is watched over: a failure is logged and the loop goes on, with a growing pause, so that neither a bad job nor an
+absent Redis ends the process. It ends when it is told to, after the posts in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from uuid import uuid4
+
+import httpx
+from darkroom.channels import Channels
+from darkroom.errors import DarkroomError
+from darkroom.ledger import AsyncLedger, connect_async
+from darkroom.logs import logger
+
+from darkroom_courier.health import Health, served
+from darkroom_courier.relay import Relay
+from darkroom_courier.settings import CourierSettings
+from darkroom_courier.upkeep import Upkeep
+
+ROUND_LIMIT_S = 20.0
+"""One round of a loop takes no longer: a Redis that takes connections and does not answer is a failure too."""
+
+PAUSE_MAX_S = 5.0
+"""The longest pause of a loop that fails again and again: short, for when Redis is back."""
+
+ROUND_PATIENCE_S = 3.0
+"""How long a round that has begun may take after SIGTERM: what it took from the outbox is then posted, and not leased."""
+
+FINISH_PATIENCE_S = 10.0
+"""How long posts in flight may take after SIGTERM; Kubernetes gives 30 s by default."""
+
+_log = logger(__name__)
+
+
+class Courier:
+    """The whole process. `run` returns some time after `stop` was called."""
+
+    def __init__(self, settings: CourierSettings) -> None:
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._health = Health(("relay", "upkeep"))
+
+    def stop(self) -> None:
+        """Take nothing more; finish what is in flight."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        settings = self._settings
+        redis = connect_async(settings.redis_url.get_secret_value())
+        ledger = AsyncLedger(redis, settings.namespace)
+        taker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        limits = httpx.Limits(max_connections=settings.posts, max_keepalive_connections=settings.posts)
+        try:
+            async with (
+                served(self._health, host=settings.host, port=settings.health_port),
+                httpx.AsyncClient(
+                    limits=limits,
+                    timeout=settings.post_timeout_s,
+                    follow_redirects=False,
+                    trust_env=False,
+                    headers={"user-agent": "darkroom-courier"},
+                ) as client,
+            ):
+                relay = Relay(ledger, client, settings, taker=taker)
+                upkeep = Upkeep(ledger, settings)
+                channels = Channels(
+                    redis,
+                    heard=lambda _channel, payload: relay.wake() if payload == b"outbox" else None,
+                    confirmed=lambda _channel: relay.wake(),
+                )
+                loops = [
+                    asyncio.create_task(self._loop("relay", relay.step), name="relay"),
+                    asyncio.create_task(self._loop("upkeep", upkeep.step), name="upkeep"),
+                ]
+                listening = asyncio.create_task(_listen(channels, ledger.wake_channel), name="listen")
+                _log.info("started", taker=taker, sink=settings.sink, namespace=settings.namespace)
+                await self._stopping.wait()
+                relay.wake()
+                await asyncio.wait(loops, timeout=ROUND_PATIENCE_S)
+                for task in (*loops, listening):
+                    task.cancel()
+                await asyncio.wait([*loops, listening])
+                await relay.finish(patience_s=FINISH_PATIENCE_S)
+        finally:
+            await redis.aclose()
+        _log.info("stopped", taker=taker)
+
+    async def _loop(self, name: str, step: Callable[[], Awaitable[bool]]) -> None:
+        """Round after round. A step that answers True is followed by the next at once, any other after a tick."""
+        failures = 0
+        while not self._stopping.is_set():
+            pause_s = 0.0
+            try:
+                async with asyncio.timeout(ROUND_LIMIT_S):
+                    more = await step()
+                pause_s = 0.0 if more else self._settings.tick_s
+                failures = 0
+            except DarkroomError as error:
+                failures += 1
+                _log.warning("round_failed", loop=name, error=error.detail)
+            except TimeoutError:
+                failures += 1
+                _log.warning("round_failed", loop=name, error=f"took longer than {ROUND_LIMIT_S} s")
+            except Exception:  # whatever it is, the next round may do better
+                failures += 1
+                _log.exception("round_failed", loop=name)
+            self._health.went_round(name, reached_redis=failures == 0)
+            if failures:
+                pause_s = min(self._settings.tick_s * 2 ** min(failures - 1, 8), PAUSE_MAX_S)
+            if pause_s:
+                await self._pause(pause_s)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until the courier is to stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+async def _listen(channels: Channels, wake_channel: str) -> None:
+    """Hear of work. Where Redis is away, the channel opens when it is back."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(channels.run(), name="channels")
+        try:
+            await channels.open([wake_channel])
+        except DarkroomError as error:
+            _log.warning("not_listening_yet", error=error.detail)

@@ -1,0 +1,85 @@
+"""What the courier is told by its environment.
+
+`K_SINK` and `K_CE_OVERRIDES` are Knative's names: a SinkBinding injects them
+(https://knative.dev/docs/eventing/custom-event-source/sinkbinding/).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from darkroom.errors import InvalidEvent
+from darkroom.events import Event
+from darkroom.settings import LedgerSettings, LinkSettings
+from darkroom.transitions import LEASE_MS, REAP_GAP_MS, RELAY_LEASE_MS, SWEEP_AGE_MS
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+OWN_EXTENSIONS = frozenset({"sequence", "tenant", "traceparent"})
+"""What result and the Triggers read: no override may put another value there."""
+
+
+def _sink(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("is not an address such as http://broker-ingress.knative-eventing/default/default")
+    return value
+
+
+def _extensions(value: object) -> object:
+    """The extensions in SinkBinding's JSON, `{"extensions": {"name": "value"}}`; blank where it has none to add."""
+    if not isinstance(value, str):
+        return value
+    try:
+        overrides = json.loads(value or "{}")
+        extensions = overrides.get("extensions") or {}
+        Event(id="any", source="any", type="any", extensions=extensions)  # its constructor knows the rules
+    except InvalidEvent as error:
+        raise ValueError(f"names extensions that no CloudEvent can have: {error.detail}") from None
+    except (AttributeError, json.JSONDecodeError):
+        raise ValueError('is not JSON such as {"extensions": {"name": "value"}}') from None
+    if taken := OWN_EXTENSIONS & set(extensions):
+        raise ValueError(f"names extensions that are darkroom's own: {', '.join(sorted(taken))}")
+    return extensions
+
+
+class CourierSettings(LedgerSettings, LinkSettings):
+    """The courier's settings. Times are in seconds; the ledger's own defaults stand where a test sets none."""
+
+    sink: Annotated[str, AfterValidator(_sink)] = Field(validation_alias="K_SINK")
+    """Where terminal events are posted: an http or https address, used as it is."""
+
+    overrides: Annotated[Mapping[str, str], NoDecode, BeforeValidator(_extensions)] = Field(
+        default_factory=dict, validation_alias="K_CE_OVERRIDES"
+    )
+    """Extensions that every event gets in addition."""
+
+    posts: int = Field(default=32, ge=1, le=1000)
+    """Events that are on their way to the sink at one time. 32 at 20 ms each are 1,600 a second."""
+
+    post_timeout_s: float = Field(default=10, gt=0, le=60)
+    """How long one post may take. Less than `relay_lease_s`, or it is posted again before it is over."""
+
+    relay_lease_s: float = Field(default=RELAY_LEASE_MS / 1000, gt=0)
+    """An event that the sink took and nobody applied is posted again after this, then after twice that, and so on."""
+
+    tick_s: float = Field(default=1, gt=0, le=10)
+    """Pause between two looks for lapsed leases, lost messages, due retries, passed deadlines, and the outbox."""
+
+    lease_s: float = Field(default=LEASE_MS / 1000, gt=0)
+    """The workers' lease: after an outage nothing is reaped for as long."""
+
+    reap_gap_s: float = Field(default=REAP_GAP_MS / 1000, gt=0)
+    """A longer gap between two looks counts as an outage. Well above `tick_s`."""
+
+    sweep_age_s: float = Field(default=SWEEP_AGE_MS / 1000, gt=0)
+    """A message that was pushed longer ago and is in no list was taken and never claimed."""
+
+    host: str = "127.0.0.1"
+    """Where the probes are answered; in a pod `0.0.0.0`."""
+
+    health_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of `/healthz` and `/readyz`; without one there are none."""

@@ -1,0 +1,73 @@
+"""An engine without a model: tiny pictures of one colour, at once. Benchmarks and tests run it, users never do.
+
+Its parameters are what a model file for it declares. `seconds` (default 0) is how long a run takes, spread over
+`steps` (default 1) for each of `images`. `failure`, the name of an error kind, makes the run fail after its first step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from darkroom.jobs import ErrorKind
+from darkroom.models import Model
+from PIL import Image
+
+from darkroom_worker.engine import (
+    EngineError,
+    InvalidInput,
+    OnStep,
+    OutOfMemory,
+    Picture,
+    Run,
+    Transient,
+    WorkerFault,
+    picture_seeds,
+    record_of,
+)
+from darkroom_worker.pictures import encode_png
+
+SIDE = 8
+"""Pixels of a picture's side: small enough that making it takes no time beside the rest of a job."""
+
+FAILURES: Mapping[str, type[EngineError]] = {
+    ErrorKind.INVALID_INPUT: InvalidInput,
+    ErrorKind.OUT_OF_MEMORY: OutOfMemory,
+    ErrorKind.TRANSIENT: Transient,
+    ErrorKind.WORKER_FAULT: WorkerFault,
+}
+
+
+class InstantEngine:
+    """An `Engine` that does what its parameters say, and nothing else."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep) -> Run:
+        seeds = picture_seeds(parameters)
+        total = len(seeds) * parameters.get("steps", 1)
+        pause = parameters.get("seconds", 0) / total
+        failure = parameters.get("failure")
+        for step in range(1, total + 1):
+            if pause:
+                time.sleep(pause)
+            on_step(step, total)
+            if failure:
+                raise FAILURES[failure](f"job {job_id} asked to fail so")
+        pictures = tuple(self._picture(parameters, seed) for seed in seeds)
+        return Run(pictures=pictures, record=record_of(self._model, parameters, pictures))
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _picture(self, parameters: Mapping[str, Any], seed: int) -> Picture:
+        colour = sha256(str(seed).encode()).digest()
+        image = Image.new("RGB", (SIDE, SIDE), (colour[0], colour[1], colour[2]))
+        png = encode_png(image, model=self._model, seed=seed, parameters=parameters)
+        return Picture(png=png, width=SIDE, height=SIDE, seed=seed)

@@ -1,0 +1,33 @@
+"""What a worker reads from its environment, once, when it starts; its child gets the same object."""
+
+from __future__ import annotations
+
+from darkroom.errors import SettingError
+from darkroom.models import Catalogue, Model
+from darkroom.settings import LedgerSettings, ModelSettings, StoreSettings
+from pydantic import Field
+
+
+class WorkerSettings(LedgerSettings, ModelSettings, StoreSettings):
+    """The settings of one worker."""
+
+    pool: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")
+    """Whose jobs it takes: it loads every model whose file names this pool."""
+
+    drain_grace_s: float = Field(default=60, ge=0, le=3600)
+    """How long a running job may go on after SIGTERM, in seconds, before it is given back. Stay some seconds below the
+    pod's `terminationGracePeriodSeconds`."""
+
+    interrupt_grace_s: float = Field(default=10, gt=0, le=600)
+    """How long an engine may take to notice that its job was cancelled, is overdue or is no longer its own, in seconds,
+    before its process is ended. Longer than a denoising step takes."""
+
+
+def served_models(settings: WorkerSettings) -> tuple[Model, ...]:
+    """The models of the worker's pool. Raises SettingError where there is none."""
+    catalogue = Catalogue.load(settings.models)
+    models = tuple(model for model in catalogue if model.pool == settings.pool)
+    if not models:
+        pools = ", ".join(sorted({model.pool for model in catalogue}))
+        raise SettingError(f"DARKROOM_POOL={settings.pool!r}: no model file names this pool; there are: {pools}")
+    return models
