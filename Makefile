@@ -10,24 +10,8 @@ help: ## Show this list
 	@echo "make TARGET [ARGS='...']"
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 
-setup: .venv/.installed $(CLIENTS)/node_modules/.package-lock.json ## Make .venv from the locked versions
-	@:
-
-# The lock is complete, so pip resolves nothing (--no-deps). torch then finds all it asks for: it brings itself and, with
-# the build for GPUs, its CUDA packages.
-.venv/.installed: requirements.lock requirements-torch.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else \
-	  "darkroom needs CPython 3.11 or 3.12: name one with make PYTHON=...")'
-	@echo "== Making .venv"
-	@$(PYTHON) -m venv .venv
-	@echo "== Installing the locked versions (about 160 packages, a minute or two)"
-	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
-	@echo "== Installing torch"
-	@$(BIN)/python -m pip install -r requirements-torch.txt
-	@echo "== Installing darkroom itself, from this checkout"
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m pip check
-	@touch $@
+setup: $(CLIENTS)/node_modules/.package-lock.json ## Make .venv from the locked versions
+	@$(PYTHON) cli/darkroom_cli/bootstrap.py
 
 $(CLIENTS)/node_modules/.package-lock.json: $(CLIENTS)/package.json $(CLIENTS)/package-lock.json
 	@if command -v npm >/dev/null; then \

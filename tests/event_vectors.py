@@ -5,10 +5,10 @@ case is to add an object to a file:
 
 - `id` names it, `mode` is what its sender meant (`binary`, `structured`, `batch`), `reason` says why it is here.
 - `headers` and `body` are the request; `body_base64` stands in for a body that is not UTF-8.
-- `valid` says that every event in it is one; `job` of a valid one, that each also asks for a job: it is of the requested
-  type, and its data, if any, is an object with a prompt.
-- An invalid one has `error`, the slug of the problem, and `field`, one of those that the problem must name. A batch that
-  is read has `verdicts` instead: for each event null, or the one field that its error must name.
+- `valid` says that every event in it is one; `job` of a valid one, that each also asks for a job: it is of the
+  requested type, and its data, if any, is an object with a prompt.
+- An invalid one has `error`, the slug of the problem, and `field`, one of those that the problem must name. A batch
+  that is read has `verdicts` instead: for each event null, or the one field that its error must name.
 """
 
 from __future__ import annotations

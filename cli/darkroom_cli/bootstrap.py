@@ -6,7 +6,8 @@ old enough for an old Python to reach the sentence that refuses it:
     python3 cli/darkroom_cli/bootstrap.py up [ARGUMENTS of darkroom up]
 
 Without a command it only installs. A stamp in `.venv` says what was installed, so the second time nothing is done. A
-marker beside it says that an installation has begun: where a run finds one, the last was interrupted, and it starts anew.
+marker beside it says that an installation has begun: where a run finds one, the last was interrupted, and it begins
+anew.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     program = str(root / ".venv" / "bin" / "darkroom")
-    os.execv(program, [program, *arguments])
+    return os.execv(program, [program, *arguments])  # noqa: S606 - it takes our place: no shell, no parent to wait
 
 
 def refuse_python(version: tuple[int, ...], implementation: str) -> None:
@@ -79,8 +80,8 @@ def refuse_python(version: tuple[int, ...], implementation: str) -> None:
     if OLDEST <= version <= NEWEST and implementation == "CPython":
         return
     raise SetupError(
-        f"this is {implementation} {_dotted(version)}, and darkroom needs CPython {_dotted(OLDEST)} or {_dotted(NEWEST)}: "
-        f"`make up PYTHON=python{_dotted(NEWEST)}` takes another one"
+        f"this is {implementation} {_dotted(version)}, and darkroom needs CPython {_dotted(OLDEST)} or "
+        f"{_dotted(NEWEST)}: `make up PYTHON=python{_dotted(NEWEST)}` takes another one"
     )
 
 
@@ -88,7 +89,8 @@ def refuse_without_redis() -> None:
     """Raises SetupError, in one sentence, where no Redis comes with darkroom and the machine has none either."""
     if has_embedded_redis() or os.environ.get("DARKROOM_REDIS_URL"):
         return
-    needed = f"a redis-server of version {_dotted(OLDEST_REDIS)} or newer on the PATH, or DARKROOM_REDIS_URL, is needed here"
+    oldest = _dotted(OLDEST_REDIS)
+    needed = f"a redis-server of version {oldest} or newer on the PATH, or DARKROOM_REDIS_URL, is needed here"
     why = "darkroom brings its own Redis for CPython on Linux x86_64 only"
     found = shutil.which("redis-server")
     if found is None:
@@ -126,10 +128,10 @@ def server_version(binary: str) -> tuple[int, int]:
 
 
 def install(root: Path) -> None:
-    """Make `.venv` below `root` hold exactly what is locked there. Raises SetupError with the end of pip's own words."""
+    """Make `.venv` hold exactly what is locked there. Raises SetupError with the end of pip's own words."""
     folder = root / ".venv"
     with (root / LOCKS[0]).open("rb") as lock:
-        # Two at once would write into each other's files; the second waits, and then finds the work done.
+        # Two at once would write into each other's files: the second waits, and finds the work done.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

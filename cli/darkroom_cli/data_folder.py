@@ -98,7 +98,7 @@ class DataFolder:
 
 
 def secret(path: Path) -> str:
-    """The secret in the file, which only its owner may read; drawn and written, whole or not at all, where there is none."""
+    """The secret in the file, which only its owner may read. Where there is none it is drawn, and written whole."""
     if not path.exists():
         fresh = path.with_suffix(".new")
         fresh.unlink(missing_ok=True)

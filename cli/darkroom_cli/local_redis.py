@@ -50,8 +50,8 @@ class LocalRedis:
 def free_port() -> int:
     """A port on loopback that nobody has now.
 
-    It is below the range that systems take for outgoing connections: a client that tries again and again while the server
-    is away may otherwise be given that very port, and connect to itself.
+    It is below the range that systems take for outgoing connections: a client that tries again and again while the
+    server is away may otherwise be given that very port, and connect to itself.
     """
     ports = random.SystemRandom().sample(PORTS, k=len(PORTS))
     return next(port for port in ports if can_listen(port))
@@ -69,7 +69,7 @@ def can_listen(port: int) -> bool:
 
 
 def prepare(folder: Path, *, port: int) -> LocalRedis:
-    """Write the configuration of a server on `port` into `folder`. Raises SettingError where there is no server to run."""
+    """Write the configuration of a server on `port` into `folder`. Raises SettingError where there is none to run."""
     binary = find_server()
     folder.mkdir(exist_ok=True)
     password = secret(folder / "password")

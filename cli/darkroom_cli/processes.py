@@ -1,8 +1,8 @@
 """Processes on one machine: started, watched, started again, written down, and ended.
 
-`up` says what is to run. Each program gets a session of its own, so that a Ctrl-C in the terminal reaches `up` alone and
-everything is ended in order; what a program starts itself is in that session's process group and ends with it. All are
-written into a file as they start, by pid and start time: a pid alone may be somebody else's by the time it is read.
+`up` says what is to run. Each program gets a session of its own, so that a Ctrl-C in the terminal reaches `up` alone
+and everything is ended in order; what a program starts itself is in that session's process group and ends with it. All
+are written down as they start, by pid and start time: a pid alone may be somebody else's by the time it is read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +35,7 @@ STEADY_S = 60.0
 class Program:
     """What is to run: the command, its whole environment, where it runs, where its output goes.
 
-    `grace_s` is the time that it gets between SIGTERM and SIGKILL.
+    `grace_s` is the time that it gets between SIGTERM and SIGKILL. `once`: it ends by itself and is not started again.
     """
 
     name: str
@@ -45,6 +44,7 @@ class Program:
     folder: Path
     log: Path
     grace_s: float
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Notice:
-    """A program ended by itself with `status` (negative: the signal), and starts again in `pause_s`."""
+    """A program ended by itself with `status` (negative: the signal); it starts again in `pause_s`, or not (None)."""
 
     program: Program
     status: int
-    pause_s: float
+    pause_s: float | None
 
 
 class Endable(Protocol):
@@ -101,14 +101,14 @@ class Endable(Protocol):
 
 def start_time(pid: int) -> str | None:
     """When the process with this pid started, in words that no other process of that pid has; None: it does not run."""
-    if sys.platform == "linux":
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    if boot_id.exists():
         try:
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
             # Field 2 is the program's name in brackets and may hold anything; field 3 is the state, 22 the start time.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return None
-        return None if fields[0] in "ZX" else f"{boot} {fields[19]}"
+        return None if fields[0] in "ZX" else f"{boot_id.read_text().strip()} {fields[19]}"
     said = subprocess.run(
         ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     ).stdout.split(maxsplit=1)
@@ -157,7 +157,7 @@ class Process:
 
 
 class Crew:
-    """The programs of one `up`. `order` names them as they are to end; `write_down` is told all that run, in that order."""
+    """The programs of one `up`. `order` names them as they are to end; `write_down` is told who runs, so ordered."""
 
     def __init__(self, *, order: Sequence[str], write_down: Callable[[Sequence[Recorded]], None]) -> None:
         self._order = tuple(order)
@@ -170,6 +170,10 @@ class Crew:
         """Start a program and keep it running from now on."""
         self._running[program.name] = Process(program)
         self._note()
+
+    def is_running(self, name: str) -> bool:
+        """As of the last look."""
+        return name in self._running
 
     def look(self) -> list[Notice]:
         """Start again what is due, and tell what has ended by itself since the last look."""
@@ -184,8 +188,9 @@ class Crew:
             if status is not None:
                 kill_group(process.pid)
                 del self._running[name]
-                pause = self._pause(name, ran_s=now - process.began)
-                self._due[name] = (now + pause, process.program)
+                pause = None if process.program.once else self._pause(name, ran_s=now - process.began)
+                if pause is not None:
+                    self._due[name] = (now + pause, process.program)
                 notices.append(Notice(process.program, status, pause))
         if notices:
             self._note()
@@ -247,4 +252,3 @@ def wait_until(condition: Callable[[], bool], *, limit_s: float) -> bool:
 def describe(status: int) -> str:
     """An exit status in words."""
     return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-

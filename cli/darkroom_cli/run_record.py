@@ -1,6 +1,6 @@
-"""The record of a run, `run.json` in the data folder: who runs, so that whoever comes next can end what was left behind.
+"""The record of a run, `run.json` in the data folder: who runs, so that the next `up` can end what was left behind.
 
-`up` writes it whenever a process starts or ends, and removes it when all have ended. Where one lies and nobody holds the
+It is written whenever a process starts or ends, and removed when all have ended. Where one lies and nobody holds the
 folder's lock, that `up` was killed.
 """
 
@@ -42,5 +42,3 @@ class RunRecord:
             return cls(int(raw["pid"]), str(raw["url"]), processes)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is no record of a run: {error}") from error
-
-

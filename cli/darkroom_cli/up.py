@@ -10,12 +10,11 @@ The same code as in a cluster runs here; only who starts it differs. The other p
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,23 +33,28 @@ from darkroom_cli.environments import environment
 from darkroom_cli.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from darkroom_cli.local_models import Replacement, own_files
 from darkroom_cli.output import Output
-from darkroom_cli.processes import Crew, Process, Program, Recorded
+from darkroom_cli.processes import Crew, Program, Recorded
 from darkroom_cli.run_record import RunRecord
 
 HOST = "127.0.0.1"
 POOL = "local"
 
-FUNCTIONS, COURIER, WORKER, REDIS = "functions", "courier", "worker", "redis"
-ORDER = (FUNCTIONS, COURIER, WORKER, REDIS)
+FUNCTIONS, COURIER, WORKER, STAND_INS, REDIS = "functions", "courier", "worker", "stand-ins", "redis"
+ORDER = (FUNCTIONS, COURIER, WORKER, STAND_INS, REDIS)
 """In which all end: no new work, no more news, the worker gives back what it runs, and Redis keeps it."""
 
-GRACE_S = {FUNCTIONS: 4.0, COURIER: 2.0, WORKER: 6.0, REDIS: 3.0}
+GRACE_S = {FUNCTIONS: 4.0, COURIER: 2.0, WORKER: 6.0, STAND_INS: 1.0, REDIS: 3.0}
 """Between SIGTERM and SIGKILL, 15 seconds in all. A worker needs one denoising step and a few words with Redis."""
+
+DRAIN_GRACE_S = 2
+"""How long a running job may go on when all ends; then it is given back, and the next `up` runs it."""
 
 WORD_EVERY_S = 5.0
 """While something loads, that it still does is said this often."""
 
 PROBE_LIMIT_S = 1.0
+PROBE_EVERY_S = 0.25
+
 SHOWN_LINES = 15
 """Lines of a log that are shown when its process did not start."""
 
@@ -185,7 +189,7 @@ def _claim_port(port: int, output: Output) -> int | None:
         return local_redis.free_port()
     if local_redis.can_listen(port):
         return port
-    output.say(f"darkroom: port {port} of {HOST} is taken by another program; `--port` takes another port, such as {port + 1}")
+    output.say(f"darkroom: port {port} of {HOST} is taken by another program; `--port {port + 1}` takes another port")
     return None
 
 
@@ -223,18 +227,19 @@ class Machine:
             "DARKROOM_LINK_KEY": self._folder.link_key,
         }
         self._announce(redis_url, [model.name for model in models])
-        asked_at_ms = time.time_ns() // 1_000_000
+        earlier = {worker.name for worker in asyncio.run(_workers(redis_url, self._settings.namespace))}
         serve = [sys.executable, "-m", "darkroom_functions.serve", "all"]
         self._start(FUNCTIONS, serve, environment(common, PORT=str(self._port), DARKROOM_HOST=HOST))
-        self._start(COURIER, [sys.executable, "-m", "darkroom_courier"], environment(common, K_SINK=f"{self._url}/events"))
-        worker = environment(common, DARKROOM_POOL=POOL, with_devices=True)
+        courier = environment(common, K_SINK=f"{self._url}/events")
+        self._start(COURIER, [sys.executable, "-m", "darkroom_courier"], courier)
+        worker = environment(common, DARKROOM_POOL=POOL, DARKROOM_DRAIN_GRACE_S=str(DRAIN_GRACE_S), for_worker=True)
         self._start(WORKER, [sys.executable, "-m", "darkroom_worker"], worker)
         self._wait(FUNCTIONS, "loading", lambda: _answers(f"{self._url}/readyz"))
         names = ", ".join(model.name for model in models)
-        self._wait(WORKER, f"loading {names}", lambda: self._has_worker(redis_url, since_ms=asked_at_ms))
+        self._wait(WORKER, f"loading {names}", lambda: self._has_worker(redis_url, beside=earlier))
         self.is_ready = True
         self._output.say(f"darkroom: ready after {time.monotonic() - began:.0f} s")
-        welcome.welcome(self._output, url=self._url, port=self._port, folder=self._folder, models=models)
+        welcome.welcome(self._output, url=self._url, data=self._folder.path, models=models)
 
     def watch(self) -> None:
         """Start again what ends by itself, until a signal comes: raises Asked."""
@@ -243,8 +248,8 @@ class Machine:
             for notice in self._crew.look():
                 program = notice.program
                 self._output.say(
-                    f"darkroom: {program.name} {processes.describe(notice.status)}; it starts again in "
-                    f"{notice.pause_s:.0f} s. Its log: {welcome.short(program.log)}"
+                    f"darkroom: {program.name} {processes.describe(notice.status)} and starts again in "
+                    f"{notice.pause_s or 0:.0f} s. Its log: {welcome.short(program.log)}"
                 )
             time.sleep(processes.POLL_S)
 
@@ -269,40 +274,29 @@ class Machine:
 
     def _make_stand_ins(self) -> None:
         """Run the worker's own command for it, to its end."""
-        log = self._folder.new_log("stand-ins")
-        program = Program(
-            name="stand-ins",
-            command=[sys.executable, "-m", "darkroom_worker.standins", str(self._folder.stand_ins)],
-            environment=environment({}),
-            folder=self._folder.path,
-            log=log,
-            grace_s=PROBE_LIMIT_S,
-        )
-        maker = Process(program)
-        try:
-            self._wait("stand-ins", "making untrained models", lambda: not maker.is_alive)
-        finally:
-            processes.end_in_order([maker], hurry=self._signals.hurry)
-        if maker.status != 0:
-            raise StartFailed(_did_not_start("stand-ins", maker.status or 0, log))
+        make = [sys.executable, "-m", "darkroom_worker.standins", str(self._folder.stand_ins)]
+        self._start(STAND_INS, make, environment({}), once=True)
+        self._wait(STAND_INS, "making untrained models", lambda: not self._crew.is_running(STAND_INS))
 
     def _announce(self, redis_url: str, models: Sequence[str]) -> None:
         with connect(redis_url) as client:
             Ledger(client, self._settings.namespace).run(transitions.announce(POOL, models=models))
 
-    def _has_worker(self, redis_url: str, *, since_ms: int) -> bool:
-        """Whether the worker of this run says that it is ready: an earlier one's word lasts a while."""
+    def _has_worker(self, redis_url: str, *, beside: Collection[str]) -> bool:
+        """Whether a worker is ready beside those that were there before: a killed one is believed in for a while."""
         try:
             workers = asyncio.run(_workers(redis_url, self._settings.namespace))
         except LedgerUnavailable:
             return False
-        own = [worker for worker in workers if worker.pool == POOL and worker.seen >= since_ms]
+        own = [worker for worker in workers if worker.pool == POOL and worker.name not in beside]
         if any(worker.state == WorkerState.FAULTY for worker in own):
             log = self._folder.logs / f"{WORKER}.log"
             raise StartFailed(f"the worker cannot load its models. The end of {welcome.short(log)}:\n{_end_of(log)}")
         return any(worker.state in (WorkerState.READY, WorkerState.BUSY) for worker in own)
 
-    def _start(self, name: str, command: Sequence[str], own: dict[str, str], *, folder: Path | None = None) -> None:
+    def _start(
+        self, name: str, command: Sequence[str], own: dict[str, str], *, folder: Path | None = None, once: bool = False
+    ) -> None:
         self._signals.check()
         self._crew.start(
             Program(
@@ -312,20 +306,24 @@ class Machine:
                 folder=folder or self._folder.path,
                 log=self._folder.new_log(name),
                 grace_s=GRACE_S[name],
+                once=once,
             )
         )
 
     def _wait(self, name: str, doing: str, is_ready: Callable[[], bool]) -> None:
         """Wait for it, and say so. What ends before everything was ready once would only end again: StartFailed."""
         began = said = time.monotonic()
-        while not is_ready():
+        while True:
             self._signals.check()
             for notice in self._crew.look():
-                raise StartFailed(_did_not_start(notice.program.name, notice.status, notice.program.log))
+                if notice.status != 0 or not notice.program.once:
+                    raise StartFailed(_did_not_start(notice.program.name, notice.status, notice.program.log))
+            if is_ready():
+                break
             if time.monotonic() - said >= WORD_EVERY_S:
                 said = time.monotonic()
                 self._output.say(f"  {name}: {doing}, {said - began:.0f} s")
-            time.sleep(processes.POLL_S)
+            time.sleep(PROBE_EVERY_S)
         self._output.say(f"  {name}: ready after {time.monotonic() - began:.1f} s")
 
     def _write_down(self, running: Sequence[Recorded]) -> None:

@@ -1,16 +1,15 @@
 """Channels of Redis: who listens to the ledger hears at once what it says.
 
-The result function listens for new entries of job logs, the courier for work; the ledger's scripts publish both. A process
-has one connection for all its channels. Redis keeps nothing for a listener that is away, so whoever listens must read again
-what it follows each time a channel is `confirmed`; then nothing is lost but time.
+The result function listens for new entries of job logs, the courier for work; the ledger's scripts publish both. A
+process has one connection for all its channels. Redis keeps nothing for a listener that is away, so whoever listens
+must read again what it follows each time a channel is `confirmed`; then nothing is lost but time.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Any
 
 import redis.asyncio
@@ -32,14 +31,21 @@ RECONNECT_S = 0.5
 MOST_NAMED = 1_000
 """Channels in one command, so that many thousands after an outage do not make one huge one."""
 
+MOST_HEARD = 16
+"""Messages heard before others in this process get their turn, so that a burst can be handed on as it comes."""
+
+_NOBODY = ""
+"""In place of a channel in a command that names none."""
+
 _log = logger(__name__)
 
 
 class Channels:
     """The channels that one process listens to. `run` is its heart and must run beside it.
 
-    `heard` gets each message: the channel's name and the payload. `confirmed` gets the name of each channel as Redis confirms
-    it, and again whenever it does so after a lost connection. Both are called in the event loop and must not wait.
+    `heard` gets each message: the channel's name and the payload. `confirmed` gets the name of each channel as Redis
+    confirms it, and again whenever it does so after a lost connection. Both are called in the event loop and must not
+    wait.
     """
 
     def __init__(
@@ -52,9 +58,14 @@ class Channels:
         self._client: Any = client  # redis-py types its connections in part
         self._heard = heard
         self._confirmed = confirmed
-        self._waiting: dict[str, list[asyncio.Future[None]]] = {}  # all channels, and who waits for each to be confirmed
-        self._unanswered: Counter[str] = Counter()  # commands about a channel that Redis has not answered yet
-        self._connection: Any = None
+        self._waiting: dict[
+            str, list[asyncio.Future[None]]
+        ] = {}  # all channels, and who waits for each
+        self._open: set[str] = set()  # those that Redis has confirmed on the connection that there is
+        self._connected = False
+        self._unsaid: deque[tuple[str, str]] = deque()  # commands for it, each with its channel
+        self._unanswered: Counter[str] = Counter()  # commands that Redis has not answered yet, by channel
+        self._to_say = asyncio.Event()
 
     async def open(self, names: Iterable[str]) -> None:
         """Listen to these; returns once Redis does so for all of them. Raises LedgerUnavailable while Redis is away.
@@ -62,78 +73,105 @@ class Channels:
         Even then they are listened to, from the moment when Redis is back, until they are closed.
         """
         loop = asyncio.get_running_loop()
-        names = list(names)
         waits: list[asyncio.Future[None]] = []
+        fresh: list[str] = []
         for name in names:
-            wait = loop.create_future()
-            self._waiting.setdefault(name, []).append(wait)
-            waits.append(wait)
-        await self._send("SUBSCRIBE", names)
+            if name in self._open:
+                continue
+            if name not in self._waiting:
+                self._waiting[name] = []
+                fresh.append(name)
+            waits.append(loop.create_future())
+            self._waiting[name].append(waits[-1])
+        self._say("SUBSCRIBE", fresh)
+        if not waits:
+            return
         _, late = await asyncio.wait(waits, timeout=OPEN_PATIENCE_S)
         if late:
-            for wait in late:
-                wait.cancel()
             raise LedgerUnavailable("the queue broker does not answer", retry_after=2)
 
-    async def close(self, names: Iterable[str]) -> None:
+    def close(self, names: Iterable[str]) -> None:
         """Listen to these no longer."""
-        names = list(names)
-        for name in names:
-            self._waiting.pop(name, None)
-        await self._send("UNSUBSCRIBE", names)
+        known = [name for name in names if name in self._waiting]
+        for name in known:
+            del self._waiting[name]
+            self._open.discard(name)
+        self._say("UNSUBSCRIBE", known)
 
     async def run(self) -> None:
         """Listen until cancelled. A lost connection is made anew, with all channels."""
         while True:
             try:
-                await self._listen()
+                await self._converse()
             except (RedisError, OSError) as error:
                 _log.warning("channels_lost", channels=len(self._waiting), error=str(error))
             except Exception:  # a listener's own failure must not make the process deaf
                 _log.exception("channels_lost", channels=len(self._waiting))
             await asyncio.sleep(RECONNECT_S)
 
-    async def _listen(self) -> None:
+    async def _converse(self) -> None:
         connection = self._client.connection_pool.make_connection()
         try:
             await connection.connect()
-            self._connection = connection
+            self._unsaid.clear()
             self._unanswered.clear()
-            await self._send("SUBSCRIBE", list(self._waiting))
-            asked = False
-            while True:
-                reply = await connection.read_response(timeout=SILENCE_S, push_request=True)
-                if reply is not None:
-                    asked = False
-                    self._take(reply)
-                elif asked:
-                    raise RedisConnectionError(f"no answer within {SILENCE_S} s")
-                else:
-                    asked = True
-                    await connection.send_command("PING", check_health=False)
+            self._connected = True
+            self._say("SUBSCRIBE", self._waiting)
+            speaking = asyncio.create_task(self._speak(connection), name="channels speak")
+            try:
+                await self._listen(connection)
+            finally:
+                speaking.cancel()
+                await asyncio.wait([speaking])
         finally:
-            self._connection = None
+            self._connected = False
+            self._open.clear()
             await connection.disconnect(nowait=True)
 
-    async def _send(self, command: str, names: list[str]) -> None:
-        """Say it where there is a connection; a new one begins with all channels anyway. `_listen` sees what fails."""
-        rest = iter(names)
-        while some := list(islice(rest, MOST_NAMED)):
-            connection = self._connection
-            if connection is None or not connection.is_connected:
-                return
-            self._unanswered.update(some)
-            try:
-                await connection.send_command(command, *some, check_health=False)
-            except (RedisError, OSError) as error:
-                _log.warning("channels_not_told", command=command, channels=len(some), error=str(error))
-                return
+    def _say(self, command: str, names: Iterable[str]) -> None:
+        """Put on the way. Without a connection there is no need: the next one begins with all channels."""
+        if self._connected:
+            for name in names:
+                self._unsaid.append((command, name))
+                self._unanswered[name] += 1
+            self._to_say.set()
+
+    async def _speak(self, connection: Any) -> None:
+        """Its own task, so that nobody who is cancelled while he speaks breaks the connection of all."""
+        while True:
+            await self._to_say.wait()
+            self._to_say.clear()
+            while self._unsaid:
+                command, name = self._unsaid.popleft()
+                names = [] if name == _NOBODY else [name]
+                while self._unsaid and self._unsaid[0][0] == command and len(names) < MOST_NAMED:
+                    names.append(self._unsaid.popleft()[1])
+                try:
+                    await connection.send_command(command, *names, check_health=False)
+                except (RedisError, OSError):
+                    return  # the connection is closed now, which `_listen` tells
+
+    async def _listen(self, connection: Any) -> None:
+        asked, heard = False, 0
+        while True:
+            reply = await connection.read_response(timeout=SILENCE_S, push_request=True)
+            if reply is not None:
+                asked = False
+                self._take(reply)
+                heard += 1
+                if heard % MOST_HEARD == 0:
+                    await asyncio.sleep(0)
+            elif asked:
+                raise RedisConnectionError(f"no answer within {SILENCE_S} s")
+            else:
+                asked = True
+                self._say("PING", [_NOBODY])
 
     def _take(self, reply: Any) -> None:
-        """One reply: a message, a confirmation, or the answer to a ping (which is no list on RESP3)."""
+        """One reply: a message, a confirmation, or the answer to a ping (which may be no list)."""
         if not isinstance(reply, list):
             return
-        kind, name = reply[0], reply[1].decode() if isinstance(reply[1], bytes) else ""
+        kind, name = reply[0], reply[1].decode()
         if kind == b"message":
             if name in self._waiting:
                 self._heard(name, reply[2])
@@ -145,6 +183,7 @@ class Channels:
                     self._confirm(name)
 
     def _confirm(self, name: str) -> None:
+        self._open.add(name)
         waiting, self._waiting[name] = self._waiting[name], []
         for wait in waiting:
             if not wait.done():

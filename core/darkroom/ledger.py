@@ -180,7 +180,7 @@ def _sha(script: str) -> str:
 def connect(url: str) -> redis.Redis:
     """A client for workers and tools. It waits for a connection rather than failing when many ask at once."""
     pool = redis.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, **_connection_options(Retry))
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:
@@ -188,7 +188,7 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     from redis.asyncio.retry import Retry as AsyncRetry
 
     pool = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, **_connection_options(AsyncRetry))
-    return redis.asyncio.Redis(connection_pool=pool)
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def _connection_options(retry: type[Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from typing import Any
 
 MAX_DEPTH = 64
@@ -138,12 +139,8 @@ def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repetition(pairs: list[tuple[str, Any]]) -> str:
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            return f"gives the name {name[:_SHOWN_CHARS]!a} twice in one object"
-        seen.add(name)
-    raise AssertionError("called for pairs that repeat a name")
+    ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+    return f"gives the name {name[:_SHOWN_CHARS]!a} twice in one object"
 
 
 def _finite(text: str) -> float:

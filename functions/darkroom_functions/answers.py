@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import orjson
-from starlette.responses import Response
-
 from darkroom.errors import BodyTooLarge, DarkroomError, MethodNotAllowed, TemporaryError
+from starlette.responses import Response
 
 JSON_TYPE = "application/json"
 PROBLEM_TYPE = "application/problem+json"

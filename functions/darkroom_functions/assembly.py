@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import functions_framework.aio
+from darkroom import logs
+from darkroom.errors import DarkroomError, MethodNotAllowed, NotFound
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -25,8 +27,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from darkroom import logs
-from darkroom.errors import DarkroomError, MethodNotAllowed, NotFound
 from darkroom_functions import answers, health, paths
 
 FUNCTIONS = ("submit", "jobs", "result")

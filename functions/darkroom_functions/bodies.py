@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
-
 from darkroom.errors import BodyTooLarge
+from starlette.requests import Request
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 """The limit where no setting says another: twenty times a batch of a hundred ordinary requests, and a prompt of a

@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from darkroom.errors import LedgerUnavailable
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from darkroom.errors import LedgerUnavailable
 from darkroom_functions.answers import answer
 
 LEDGER_PATIENCE_S = 10.0

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import uvicorn
 import uvloop
-from starlette.applications import Starlette
-
 from darkroom import logs
 from darkroom.errors import SettingError
 from darkroom.settings import load
+from starlette.applications import Starlette
+
 from darkroom_functions import assembly
 from darkroom_functions.settings import ServeSettings
 

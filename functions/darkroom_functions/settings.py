@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from darkroom.settings import LedgerSettings, LinkSettings, ModelSettings, Settings, StoreSettings, WebUrl
 from darkroom.transitions import BACKLOG_LIMIT
+from pydantic import Field
+
 from darkroom_functions.bodies import MAX_BODY_BYTES
 
 
@@ -28,6 +28,16 @@ class SubmitSettings(LedgerSettings, ModelSettings, BodySettings):
 
 class JobsSettings(LedgerSettings, ModelSettings, StoreSettings, LinkSettings, BodySettings):
     """What jobs needs."""
+
+
+class ResultSettings(LedgerSettings, LinkSettings, BodySettings):
+    """What result needs."""
+
+    socket_buffer: int = Field(default=256, ge=1, le=100_000)
+    """Messages that may wait for one socket; a client that takes them more slowly than they come is cut off."""
+
+    socket_grace_s: float = Field(default=5, ge=0, le=300)
+    """How long a socket stays open after its last job has ended, in seconds."""
 
 
 class ServeSettings(Settings):

@@ -19,7 +19,8 @@ from typing import Any, TypeGuard
 
 from darkroom import models, times
 from darkroom.errors import FieldError, InvalidEvent, InvalidInput, UnknownModel
-from darkroom.events import JSON_TYPE, REQUESTED, SPEC_VERSION, Event
+from darkroom.event_attributes import JSON_TYPE
+from darkroom.events import REQUESTED, SPEC_VERSION, Event
 from darkroom.models import Catalogue, Model
 from darkroom.parameters import MAX_FAULTS
 from darkroom.transitions import DEFAULT_PRIORITY, Submission

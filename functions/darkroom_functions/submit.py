@@ -18,11 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import functions_framework.aio
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-
-from darkroom import events, logs, strict_json, traces
+from darkroom import event_attributes, events, logs, strict_json, traces
 from darkroom.errors import (
     DarkroomError,
     FieldError,
@@ -41,6 +37,10 @@ from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.models import Catalogue
 from darkroom.settings import load
 from darkroom.transitions import Accepted, Submission, accept
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+
 from darkroom_functions import paths, submission
 from darkroom_functions.answers import answer, problem, problem_members, problem_of
 from darkroom_functions.bodies import read_body
@@ -159,7 +159,8 @@ async def _events(request: Request, intake: Intake) -> Response:
 
 async def _batch(parsed: Sequence[Event | InvalidEvent], tenant: str, intake: Intake) -> Response:
     """A verdict for each event, in their order. Where none was accepted, the first refusal that may pass is the answer's
-    status, so that the sender tries again; where none may, 422."""
+    status, so that the sender tries again; where none may, 422.
+    """
     outcomes = await asyncio.gather(*(_judged(event, tenant, intake) for event in parsed))
     verdicts = [_verdict(outcome) for outcome in outcomes]
     refusals = [outcome for outcome in outcomes if isinstance(outcome, DarkroomError)]
@@ -221,7 +222,7 @@ def _data(request: Request, body: bytes, *, may_be_empty: bool) -> dict[str, obj
     if not body and may_be_empty:
         return {}
     content_type = request.headers.get("content-type")
-    media_type = None if content_type is None else events.media_type(content_type)
+    media_type = None if content_type is None else event_attributes.media_type(content_type)
     if body and (media_type is None or not media_type.is_json):
         detail = "must be application/json, in UTF-8"
         raise UnsupportedMediaType(f"Content-Type {detail}", fields=[FieldError("content-type", detail)])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 DEFAULT = "default"
 """The tenant of everyone, as long as requests carry no keys."""
 
 
-def tenant_of(_request: Request) -> str:
+def tenant_of(_connection: HTTPConnection) -> str:
     """The tenant that the caller belongs to."""
     return DEFAULT

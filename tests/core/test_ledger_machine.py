@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -32,6 +33,16 @@ START_MS = 1_800_000_000_000
 LEASE_MS = transitions.LEASE_MS
 LAST_STEPS = 400
 """Moves of a willing courier and worker after which everything must have ended; a few dozen do."""
+
+READERS: dict[str, Callable[[bytes], tuple[Any, ...]]] = {
+    "hash": lambda key: ("HGETALL", key),
+    "zset": lambda key: ("ZRANGE", key, 0, -1, "WITHSCORES"),
+    "set": lambda key: ("SMEMBERS", key),
+    "list": lambda key: ("LRANGE", key, 0, -1),
+    "stream": lambda key: ("XRANGE", key, "-", "+"),
+    "string": lambda key: ("GET", key),
+}
+"""How a key of each type is read whole."""
 
 
 @dataclass
@@ -383,7 +394,10 @@ class LedgerMachine(RuleBasedStateMachine):
         keys = [key for key in self.redis.scan_iter(f"{self.namespace}:*", 1000) if not key.endswith(b":counters")]
         pipeline = self.redis.pipeline(transaction=False)
         for key in keys:
-            pipeline.dump(key)
+            pipeline.type(key)
+        kinds = pipeline.execute()
+        for key, kind in zip(keys, kinds, strict=True):
+            pipeline.execute_command(*READERS[kind.decode()](key))
         return dict(zip(keys, pipeline.execute(), strict=True))
 
     @property

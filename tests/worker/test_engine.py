@@ -183,6 +183,13 @@ def test_the_block_cache_shows_and_leaves_no_trace(studio: Studio) -> None:
     assert studio.run("flux", steps=8) == before
 
 
+def test_a_model_that_declares_no_seed_gets_the_one_that_was_drawn(studio: Studio) -> None:
+    sd = studio.catalogue.get("sd")
+    bare = replace(sd, parameters={name: sd.parameters[name] for name in ("prompt", "width", "height", "steps")})
+    run = loaded(bare).run({**SMALL, "seed": 4}, job_id="a-job", on_step=ignore)
+    assert [picture.seed for picture in run.pictures] == [4]
+
+
 # Progress and interruption
 
 
@@ -332,6 +339,7 @@ def test_the_record_says_all_that_another_run_needs(studio: Studio, name: str) -
     assert (record["model"], record["model_served"], record["engine"]) == (name, model.served, "diffusers")
     assert (record["pipeline"], record["source"]) == (model.pipeline, f"{name}-standin")
     assert len(record["fingerprint"]) == 64
+    assert (record["device"] == "cpu") is not torch.cuda.is_available()
     assert record["versions"]["torch"] == torch.__version__
     assert record["versions"]["diffusers"] == diffusers.__version__
     assert record["versions"]["transformers"] == transformers.__version__
@@ -391,7 +399,7 @@ def test_weights_without_a_checker_are_not_called_checked(studio: Studio) -> Non
 
 def test_what_the_pipeline_refuses_is_invalid_input(studio: Studio) -> None:
     parameters = complete(studio.catalogue.get("sd")) | {"width": 100}
-    with pytest.raises(InvalidInput, match="divisible by 8") as caught:
+    with structlog.testing.capture_logs(), pytest.raises(InvalidInput, match="divisible by 8") as caught:
         studio.engine("sd").run(parameters, job_id="a-job", on_step=ignore)
     assert caught.value.kind is ErrorKind.INVALID_INPUT
     assert isinstance(caught.value, errors.PermanentError)
@@ -407,7 +415,7 @@ def test_more_than_the_memory_holds_is_out_of_memory_and_the_engine_stays_usable
     before = studio.run("sd")
     # Latents of 2^52 bytes: more than any process can address, so the machine refuses them at once.
     parameters = complete(studio.catalogue.get("sd")) | {"width": 2**27, "height": 2**27}
-    with pytest.raises(OutOfMemory) as caught:
+    with structlog.testing.capture_logs(), pytest.raises(OutOfMemory) as caught:
         studio.engine("sd").run(parameters, job_id="a-job", on_step=ignore)
     assert caught.value.kind is ErrorKind.OUT_OF_MEMORY
     assert studio.run("sd") == before
@@ -420,10 +428,11 @@ def test_more_than_the_memory_holds_is_out_of_memory_and_the_engine_stays_usable
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), WorkerFault),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), WorkerFault),
+        (RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu!"), Transient),
         (RuntimeError("The size of tensor a (2) must match the size of tensor b (3)"), Transient),
         (OSError("Input/output error"), Transient),
     ],
-    ids=["out of memory", "cuBLAS without memory", "illegal access", "cuDNN", "other", "disk"],
+    ids=["out of memory", "cuBLAS without memory", "illegal access", "cuDNN", "two devices", "other", "disk"],
 )
 def test_a_device_fails_by_kind(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: type[EngineError]
@@ -442,6 +451,23 @@ def test_a_device_fails_by_kind(
     assert [(entry["event"], entry["job"], entry["kind"]) for entry in logs] == [("run_failed", "a-job", kind.kind)]
 
 
+def test_what_fails_after_the_first_step_is_not_the_inputs_fault(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = studio.engine("sd")
+    unet = engine._pipeline.unet
+    right, calls = unet.forward, iter([True, False])
+
+    def fail_the_second_time(*arguments: object, **keywords: object) -> object:
+        if next(calls):
+            return right(*arguments, **keywords)
+        raise ValueError("not a matter of the prompt")
+
+    monkeypatch.setattr(unet, "forward", fail_the_second_time)
+    with structlog.testing.capture_logs(), pytest.raises(Transient, match="ValueError: not a matter of the prompt"):
+        studio.run("sd")
+
+
 def test_a_result_that_is_not_a_number_is_no_black_picture_but_a_failure(
     catalogue: Catalogue, stand_ins: Path, tmp_path: Path
 ) -> None:
@@ -449,7 +475,7 @@ def test_a_result_that_is_not_a_number_is_no_black_picture_but_a_failure(
     pipeline.vae.decoder.conv_out.bias.data.fill_(float("nan"))
     pipeline.save_pretrained(tmp_path)
     model = replace(catalogue.get("sd"), source=str(tmp_path))
-    with pytest.raises(Transient, match="not a number"):
+    with structlog.testing.capture_logs(), pytest.raises(Transient, match="not a number"):
         loaded(model).run(complete(model), job_id="a-job", on_step=ignore)
 
 

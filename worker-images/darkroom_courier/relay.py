@@ -57,7 +57,9 @@ class Refusal:
 class Relay:
     """Posts what is due. `step` is called over and over; `wake` makes the next step begin at once."""
 
-    def __init__(self, ledger: AsyncLedger, client: httpx.AsyncClient, settings: CourierSettings, *, taker: str) -> None:
+    def __init__(
+        self, ledger: AsyncLedger, client: httpx.AsyncClient, settings: CourierSettings, *, taker: str
+    ) -> None:
         self._ledger = ledger
         self._client = client
         self._settings = settings

@@ -112,8 +112,12 @@ def make_engine(model: Model) -> Engine:
 
 
 def quiet_libraries() -> None:
-    """Tell the model libraries, which read it when they are first imported, to report to nobody and to chat less."""
+    """Tell the model libraries, which read it when they are first imported, to report to nobody and to chat less.
+
+    Among what they chat are the ends of long prompts, which are nobody's but the user's.
+    """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 

@@ -86,8 +86,10 @@ LIBRARY_FAILURES = (
 middle of whatever runs, and that is no failure of the run."""
 
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
-DEVICE_FAULT = re.compile(r"CUDA|cuDNN|cuBLAS|NVML|device-side assert", re.IGNORECASE)
-"""How torch words failures for which it has no exception class of their own."""
+DEVICE_FAULT = re.compile(
+    r"CUDA (driver |unknown )?error|No CUDA GPUs|cuDNN|CUBLAS_STATUS|NVML|device-side assert", re.IGNORECASE
+)
+"""How torch words failures for which it has no exception class of its own."""
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -184,7 +186,7 @@ class DiffusersEngine:
     def _arguments(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The pipeline's keywords. A name that the model file does not know was accepted under an older one."""
         known = self._model.parameters
-        if unknown := parameters.keys() - known.keys():
+        if unknown := parameters.keys() - known.keys() - OWN_PARAMETERS:
             raise InvalidInput(f"model {self._model.name} takes no {', '.join(sorted(unknown))}")
         return {
             _argument(known[name]): value
@@ -218,6 +220,8 @@ class DiffusersEngine:
         self, parameters: Mapping[str, Any], arguments: Mapping[str, Any], seed: int, progress: _Progress
     ) -> tuple[Picture, bool]:
         """One picture, and whether the safety checker took it away."""
+        # On the CPU also for a GPU, so that both begin with the same noise. It keeps 32 bits of a seed: seeds that are
+        # 2^32 apart give the same picture.
         generator = torch.Generator("cpu").manual_seed(seed)
         torch.manual_seed(seed ^ OTHER_STREAM)
         watched = {"callback_on_step_end": progress.step_ended} if "callback_on_step_end" in self._call else {}
@@ -263,8 +267,7 @@ class DiffusersEngine:
     def _record(
         self, parameters: Mapping[str, Any], pictures: tuple[Picture, ...], scheduler: str, flagged: list[bool]
     ) -> dict[str, Any]:
-        on_cpu = self._device == "cpu"
-        return {
+        record = {
             **record_of(self._model, parameters, pictures),
             **self._origin,
             "pipeline": self._model.pipeline,
@@ -272,7 +275,7 @@ class DiffusersEngine:
             "safety_checker": getattr(self._pipeline, "safety_checker", None) is not None
             and parameters.get("safety_checker") is not False,
             "flagged": flagged,
-            "device": f"cpu, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name(),
+            "device": "cpu" if self._device == "cpu" else torch.cuda.get_device_name(),
             "dtype": str(self._dtype).removeprefix("torch."),
             "versions": {
                 "python": platform.python_version(),
@@ -281,6 +284,9 @@ class DiffusersEngine:
                 "transformers": transformers.__version__,
             },
         }
+        if self._device == "cpu":
+            record["threads"] = torch.get_num_threads()
+        return record
 
 
 class _Progress:

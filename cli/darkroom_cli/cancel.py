@@ -1,0 +1,26 @@
+"""`darkroom cancel`: ask for a job's end."""
+
+from __future__ import annotations
+
+from darkroom.jobs import State
+from darkroom.transitions import Receipt
+
+from darkroom_cli.client import Client
+from darkroom_cli.exits import DONE, FAILED
+from darkroom_cli.output import Output
+
+
+def cancel(client: Client, job_id: str, output: Output) -> int:
+    """Ask, and say what it did. Asked again, the server answers as the first time."""
+    answer = client.cancel(job_id)
+    output.record(answer)
+    receipt, state = Receipt(answer["receipt"]), State(answer["status"])
+    match receipt:
+        case Receipt.DEQUEUED:
+            output.result(f"The job {job_id} waited, and will not run.")
+        case Receipt.INTERRUPTING:
+            output.result(f"The job {job_id} runs, and is being stopped.")
+        case Receipt.TOO_LATE:
+            output.say(f"It is too late: the job {job_id} is {state}.")
+            return FAILED
+    return DONE

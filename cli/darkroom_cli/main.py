@@ -1,0 +1,278 @@
+"""The entry of `darkroom`: which commands there are, what they take, and how they end.
+
+Each command is a module of its own, imported when it is asked for. What they raise ends here: a sentence on stderr
+(with `--json`, an object on stdout too) and an exit status of `exits.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from darkroom_cli.exits import BAD_INPUT, HELP, INTERRUPTED, UNREACHABLE
+from darkroom_cli.output import Output
+from darkroom_cli.welcome import DEFAULT_URL
+
+if TYPE_CHECKING:
+    from darkroom.errors import DarkroomError
+
+    from darkroom_cli.client import Client
+
+DEFAULT_PORT = 8000
+
+MAX_PORT = 65_535
+
+DESCRIPTION = """\
+darkroom makes images from text. Run it on this machine:
+
+  darkroom up                                  in one terminal; it says when it is ready
+  darkroom submit "a lighthouse at dusk"       in another; waits, and saves the picture
+
+or talk to one that runs elsewhere, by --url or DARKROOM_URL.
+"""
+
+UP = """\
+Run everything on this machine until Ctrl-C: Redis, the functions behind one port, a worker and a courier, each a
+process of its own with its own log. Jobs and pictures are kept in the data folder: the next `up` there goes on with
+them.
+
+The models flux and sd are served by untrained stand-ins, whose pictures are coloured noise, until --model names
+weights.
+"""
+
+SUBMIT = """\
+Ask for a picture, wait for it, and save it. The result is one line: the file, what made it, and the seed that makes it
+again. Parameters left out are the model's own defaults; `darkroom models` lists them.
+"""
+
+SUBMIT_EXAMPLES = """\
+examples:
+  darkroom submit "a lighthouse at dusk"
+  darkroom submit "a lighthouse at dusk" --model sd --width 832 --height 1216 --steps 4 --seed 7
+  darkroom submit "a lighthouse at dusk" --images 4 --output pictures/
+  darkroom submit "a lighthouse at dusk" -p scheduler=euler -p guidance=5
+  darkroom submit "a lighthouse at dusk" --no-wait        says the id, for `darkroom watch` and `darkroom cancel`
+  darkroom submit "a lighthouse at dusk" --json | tail -1  the finished job, with its files
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; answers its exit status."""
+    options = _parser().parse_args(arguments)
+    output = Output(as_json=options.json)
+    from darkroom.errors import DarkroomError
+
+    try:
+        run: Callable[[argparse.Namespace, Output], int] = options.run
+        return run(options, output)
+    except DarkroomError as error:
+        return _failed(error, output)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _failed(error: DarkroomError, output: Output) -> int:
+    from darkroom.errors import TemporaryError
+
+    output.record({"error": error.problem()})
+    output.say(f"darkroom: {error.detail}")
+    for fault in error.fields:
+        output.say(f"  {fault.field.removeprefix('data.').removeprefix('input.')} {fault.detail}")
+    if isinstance(error, TemporaryError):
+        return UNREACHABLE
+    return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="darkroom", description=DESCRIPTION, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_up(commands)
+    _add_submit(commands)
+    _add_watch(commands)
+    _add_status(commands)
+    _add_cancel(commands)
+    _add_models(commands)
+    return parser
+
+
+def _add_up(commands: Any) -> None:
+    parser = _command(commands, "up", "run everything on this machine", UP, _run_up)
+    parser.add_argument(
+        "--port", type=_port, default=DEFAULT_PORT, help="the port to serve (8000); 0 is any that is free"
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="the data folder (DARKROOM_HOME, or .darkroom where you are)"
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE",
+        help="serve a model from a folder of weights or a hub id, such as flux=black-forest-labs/FLUX.1-schnell; may "
+        "be given several times",
+    )
+
+
+def _add_submit(commands: Any) -> None:
+    parser = _command(
+        commands, "submit", "ask for a picture, wait and save it", SUBMIT, _run_submit, epilog=SUBMIT_EXAMPLES
+    )
+    parser.add_argument("prompt", help="what the picture shows")
+    parser.add_argument("--model", metavar="NAME", help="the model; left out, the server's default")
+    parser.add_argument("--width", type=int, metavar="PIXELS")
+    parser.add_argument("--height", type=int, metavar="PIXELS")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps: more take longer")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed makes the same picture")
+    parser.add_argument("--images", type=int, metavar="N", help="how many pictures")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what the picture does not show")
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help='any other parameter of the model. A value that is JSON (5, 0.5, true, "text") is taken as that, any '
+        "other as text",
+    )
+    parser.add_argument("--no-wait", action="store_true", help="say the job's id and return at once")
+    _add_output(parser, default=".", shown="<job id>.png where you are")
+    _add_url(parser)
+
+
+def _add_watch(commands: Any) -> None:
+    text = (
+        "Follow a job to its end, wherever it is now. Its pictures are saved with --output, else their links are said."
+    )
+    parser = _command(commands, "watch", "follow a job to its end", text, _run_watch)
+    _add_id(parser)
+    _add_output(parser, default=None, shown="nothing is saved")
+    _add_url(parser)
+
+
+def _add_status(commands: Any) -> None:
+    parser = _command(commands, "status", "say how a job is now", "Say how a job is now, and return.", _run_status)
+    _add_id(parser)
+    _add_url(parser)
+
+
+def _add_cancel(commands: Any) -> None:
+    text = (
+        "Cancel a job. One that waits will not run; one that runs is stopped within a denoising step. Once it has "
+        "it is too late (exit status 1)."
+    )
+    parser = _command(commands, "cancel", "cancel a job", text, _run_cancel)
+    _add_id(parser)
+    _add_url(parser)
+
+
+def _add_models(commands: Any) -> None:
+    text = "List the models of the server with their parameters, limits and defaults."
+    parser = _command(commands, "models", "list the models and what they take", text, _run_models)
+    _add_url(parser)
+
+
+def _command(
+    commands: Any,
+    name: str,
+    summary: str,
+    text: str,
+    run: Callable[[argparse.Namespace, Output], int],
+    *,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a line on stdout; what people read goes to stderr"
+    )
+    return parser
+
+
+def _add_id(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="ID", help="the job's id")
+
+
+def _add_output(parser: argparse.ArgumentParser, *, default: str | None, shown: str) -> None:
+    parser.add_argument(
+        "-o", "--output", default=default, metavar="FILE|FOLDER", help=f"where pictures are saved; left out: {shown}"
+    )
+
+
+def _add_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help=f"the server's address (DARKROOM_URL, or {DEFAULT_URL})")
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isdecimal() else -1
+    if not 0 <= port <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to {MAX_PORT}")
+    return port
+
+
+def _version() -> str:
+    try:
+        return f"darkroom {version('darkroom')}"
+    except PackageNotFoundError:
+        return "darkroom, not installed: run from its sources"
+
+
+def _run_up(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.local_models import Replacement
+    from darkroom_cli.up import Options, up
+
+    return up(Options(options.port, options.data, tuple(map(Replacement.parse, options.model))), output)
+
+
+def _run_submit(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli import submit
+
+    names = ("width", "height", "steps", "seed", "images", "negative_prompt")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    wish = submit.Wish(
+        model=options.model,
+        parameters={"prompt": options.prompt, **given, **submit.parameters(options.parameter)},
+    )
+    with _client(options) as client:
+        return submit.submit(client, wish, output, destination=options.output, wait=not options.no_wait)
+
+
+def _run_watch(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.watch import watch
+
+    with _client(options) as client:
+        return watch(client, options.id, output, destination=options.output)
+
+
+def _run_status(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.status import status
+
+    with _client(options) as client:
+        return status(client, options.id, output)
+
+
+def _run_cancel(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.cancel import cancel
+
+    with _client(options) as client:
+        return cancel(client, options.id, output)
+
+
+def _run_models(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.models import models
+
+    with _client(options) as client:
+        return models(client, output)
+
+
+def _client(options: argparse.Namespace) -> Client:
+    from darkroom_cli.client import client_of
+
+    return client_of(options.url)

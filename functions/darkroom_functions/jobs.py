@@ -1,0 +1,188 @@
+"""jobs: what became of a job, its pictures, and its cancel; the list of jobs, the models, and the API's description.
+
+It reads the ledger and the object store and changes one thing only: `POST …/cancel` records a cancel, or ends a job that
+still waits. Every read is scoped by the caller's tenant; a picture's link carries its own permission.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import functions_framework.aio
+import orjson
+from darkroom import logs, models
+from darkroom.artifacts import ArtifactStore
+from darkroom.errors import FieldError, NotFound
+from darkroom.jobs import State
+from darkroom.ledger import AsyncLedger, JobRecord, connect_async
+from darkroom.links import Links
+from darkroom.models import Catalogue
+from darkroom.parameters import shown
+from darkroom.settings import load
+from darkroom.transitions import cancel
+from darkroom.updates import celery_status
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from darkroom_functions import listing, openapi, paths, views
+from darkroom_functions.answers import JSON_TYPE, answer
+from darkroom_functions.health import patience
+from darkroom_functions.settings import JobsSettings
+from darkroom_functions.tenants import tenant_of
+
+MEDIA_TYPES = {"png": "image/png"}
+"""What artifacts are, by the extension of their keys."""
+
+CACHE_CONTROL = "private, max-age=31536000, immutable"
+"""An artifact never changes; a year is what caches take for always."""
+
+_ARTIFACT = re.compile(r"[^/]+/[^/]+/\d+/\d+-(?P<sha256>[0-9a-f]{64})\.(?P<extension>[a-z]+)")
+
+_log = logs.logger(__name__)
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Everything that outlives one request."""
+    settings = load(JobsSettings)
+    catalogue = Catalogue.load(settings.models)
+    client = connect_async(settings.redis_url.get_secret_value())
+    app.state.ledger = AsyncLedger(client, settings.namespace)
+    schemas = {model.name: models.schema(model) for model in catalogue}
+    app.state.library = Library(
+        ledger=app.state.ledger,
+        catalogue=catalogue,
+        store=ArtifactStore(settings.store),
+        links=Links.of(settings),
+        models=orjson.dumps(views.model_list(catalogue, schemas)),
+        description=orjson.dumps(
+            openapi.document(catalogue, public_url=settings.public_url, max_body_bytes=settings.max_body_bytes)
+        ),
+    )
+    try:
+        yield
+    finally:
+        await client.aclose()
+
+
+@functions_framework.aio.http
+async def jobs(request: Request) -> Response:
+    """Everything that `paths.OPERATIONS` gives to this function."""
+    library: Library = request.app.state.library
+    found = paths.find(request.method, request.scope["path"], models=library.catalogue.models)
+    match found.operation.name:
+        case "readTask":
+            return await library.read_task(request, found.parts["id"])
+        case "readJob":
+            return await library.read_job(request, found.parts["id"])
+        case "listJobs":
+            return await library.list_jobs(request)
+        case "cancelJob":
+            return await library.cancel_job(request, found.parts["id"])
+        case "readArtifact":
+            return await library.read_artifact(request, found.parts[paths.KEY])
+        case "listModels":
+            return Response(library.models, media_type=JSON_TYPE)
+        case "describe":
+            return Response(library.description, media_type=JSON_TYPE)
+    raise NotFound(f"{request.method} {request.scope['path']} is answered by the function {found.operation.function}")
+
+
+@dataclass(frozen=True)
+class Library:
+    """What can be read; `models` and `description` are answers that do not change while the process lives."""
+
+    ledger: AsyncLedger
+    catalogue: Catalogue
+    store: ArtifactStore
+    links: Links
+    models: bytes
+    description: bytes
+
+    async def read_task(self, request: Request, job_id: str) -> Response:
+        async with patience():
+            record = await self._record(request, job_id)
+        return answer(views.task(record.id, celery_status(record)))
+
+    async def read_job(self, request: Request, job_id: str) -> Response:
+        async with patience():
+            record = await self._record(request, job_id)
+            later = await self.ledger.log(job_id)
+        log = [entry for entry in later if entry.seq <= record.seq]  # as it was when the record was read
+        view = views.job(
+            record, head=log[-1] if log else None, catalogue=self.catalogue, links=self.links, now_s=time.time()
+        )
+        return answer({**view, "attempts": views.attempts(log) if log else None})
+
+    async def list_jobs(self, request: Request) -> Response:
+        asked = listing.read(request.query_params.multi_items())
+        async with patience():
+            page = await self.ledger.page(
+                tenant_of(request),
+                limit=asked.limit,
+                after=asked.after,
+                state=asked.state,
+                model=asked.model,
+                user_id=asked.user_id,
+            )
+            heads = await self.ledger.heads([record.id for record in page.jobs])
+        now_s = time.time()
+        found = [
+            views.job(record, head=head, catalogue=self.catalogue, links=self.links, now_s=now_s)
+            for record, head in zip(page.jobs, heads, strict=True)
+        ]
+        return answer({"jobs": found, "next": page.after})
+
+    async def cancel_job(self, request: Request, job_id: str) -> Response:
+        """Repeatable: the answer to a repeat has the receipt of the first."""
+        tenant = tenant_of(request)
+        async with patience():
+            done = await self.ledger.run(cancel(_checked(job_id), tenant=tenant))
+        if done.receipt is None or done.state is None:
+            raise _no_job(job_id)
+        _log.info("cancel", job=job_id, tenant=tenant, receipt=done.receipt, state=done.state)
+        return answer({"job_id": job_id, "receipt": done.receipt, "status": done.state})
+
+    async def read_artifact(self, request: Request, key: str) -> Response:
+        """The link is checked before anything is looked up, so that nobody learns what there is without one."""
+        self.links.check(key, request.query_params, now_s=time.time())
+        match = _ARTIFACT.fullmatch(key)
+        if match is None or match["extension"] not in MEDIA_TYPES:
+            raise NotFound("there is no such artifact")
+        tag = f'"{match["sha256"]}"'
+        headers = {"ETag": tag, "Cache-Control": CACHE_CONTROL, "X-Content-Type-Options": "nosniff"}
+        if _is_cached(request.headers.get("if-none-match", ""), tag):
+            return Response(status_code=304, headers=headers)
+        size, content = await self.store.open(key)
+        headers["Content-Length"] = str(size)
+        media_type = MEDIA_TYPES[match["extension"]]
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type=media_type)
+        return StreamingResponse(content, headers=headers, media_type=media_type)
+
+    async def _record(self, request: Request, job_id: str) -> JobRecord:
+        record = await self.ledger.job(_checked(job_id), tenant=tenant_of(request))
+        if record is None:
+            raise _no_job(job_id)
+        return record
+
+
+def _checked(job_id: str) -> str:
+    if not is_job_id(job_id):
+        raise NotFound(f'"{shown(job_id)}" is not the id of a job: these are UUIDs as a submission answers them')
+    return job_id
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(f"there is no job {job_id}, or no longer")
+
+
+def _is_cached(if_none_match: str, tag: str) -> bool:
+    """RFC 9110, section 13.1.2: tags are compared weakly, and `*` is any."""
+    tags = [text.strip().removeprefix("W/") for text in if_none_match.split(",")]
+    return tag in tags or tags == ["*"]

@@ -1,0 +1,74 @@
+"""The list of jobs: what its query parameters are, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from darkroom.errors import FieldError, InvalidInput
+from darkroom.jobs import State, is_job_id
+from darkroom.parameters import shown
+
+DEFAULT_PAGE, MAX_PAGE = 20, 100
+"""Jobs on one page: a screenful, and what is still made in a few ms."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a list is asked for; `after` is the id of a job that the page begins behind, newest first."""
+
+    limit: int = DEFAULT_PAGE
+    after: str | None = None
+    state: State | None = None
+    model: str | None = None
+    user_id: str | None = None
+
+
+def read(query: Sequence[tuple[str, str]]) -> Listing:
+    """The list that a query asks for, its parameters as they came. Raises InvalidInput that names all at fault."""
+    faults: list[FieldError] = []
+    values: dict[str, Any] = {}
+    for name, text in query:
+        if name not in PARAMETERS:
+            faults.append(FieldError(shown(name), f"is no parameter of the list; there are {', '.join(PARAMETERS)}"))
+            continue
+        field, reader = PARAMETERS[name]
+        try:
+            value = reader(text)
+            if values.setdefault(field, value) != value:
+                raise ValueError("says something else than it, or its like, did before")
+        except ValueError as error:
+            faults.append(FieldError(name, str(error)))
+    if faults:
+        raise InvalidInput("; ".join(f"{fault.field} {fault.detail}" for fault in faults[:3]), fields=faults)
+    return Listing(**values)
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_PAGE)) and 1 <= int(text) <= MAX_PAGE):
+        raise ValueError(f"must be a number from 1 to {MAX_PAGE}")
+    return int(text)
+
+
+def _after(text: str) -> str:
+    if not is_job_id(text):
+        raise ValueError("must be the `next` of an earlier page")
+    return text
+
+
+def _state(text: str) -> State:
+    if text not in State:
+        raise ValueError(f"must be one of {', '.join(State)}")
+    return State(text)
+
+
+PARAMETERS: Mapping[str, tuple[str, Callable[[str], object]]] = {
+    "state": ("state", _state),
+    "status": ("state", _state),
+    "model": ("model", str),
+    "user_id": ("user_id", str),
+    "limit": ("limit", _limit),
+    "after": ("after", _after),
+}
+"""Each parameter, the field of `Listing` that it gives, and what reads it."""

@@ -1,0 +1,127 @@
+"""result: takes in how jobs ended, and tells people, live.
+
+The courier posts each job's terminal CloudEvent until this function has *applied* it (`lua/applied.lua`): to a Knative
+Broker, whose Trigger delivers it to `POST /`, or on one machine straight to `POST /events`. It may come many times and is
+applied once; the idempotency key is the event's id, of which a job has one. A repeat is a success, and so is an event that
+nothing can be done about: only what may succeed later is answered so that it comes again.
+
+People do not wait for that: the sockets (`sockets.py`) follow the job logs themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import functions_framework.aio
+import orjson
+from darkroom import logs, transitions, updates
+from darkroom.errors import DarkroomError, FieldError, MethodNotAllowed, NotFound, UnsupportedMediaType
+from darkroom.event_http import STRUCTURED_TYPE, Mode, parse_http
+from darkroom.events import SEQUENCE_DIGITS, TYPE_PREFIX, Event, invalid, type_of
+from darkroom.jobs import TERMINAL, JobEvent, is_job_id
+from darkroom.ledger import AsyncLedger, LogEntry, connect_async
+from darkroom.links import Links
+from darkroom.settings import load
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+
+from darkroom_functions import paths, sockets
+from darkroom_functions.answers import problem
+from darkroom_functions.bodies import read_body
+from darkroom_functions.health import patience
+from darkroom_functions.live import Live
+from darkroom_functions.settings import ResultSettings
+
+DOORS = ("/", paths.SINK)
+"""Where events come in: a Trigger's delivery, and the courier's post on one machine."""
+
+TERMINAL_TYPES = frozenset(type_of(JobEvent(state)) for state in TERMINAL)
+
+routes = sockets.ROUTES
+
+_log = logs.logger(__name__)
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Everything that outlives one request or socket."""
+    settings = load(ResultSettings)
+    links = Links.of(settings)
+    client = connect_async(settings.redis_url.get_secret_value())
+    ledger = AsyncLedger(client, settings.namespace)
+
+    def encode(entry: LogEntry) -> str:
+        return orjson.dumps(updates.message(entry, links, now_s=time.time())).decode()
+
+    live = Live(ledger, client, encode=encode, buffer=settings.socket_buffer)
+    app.state.settings = settings
+    app.state.ledger = ledger
+    app.state.sockets = sockets.Sockets(live, grace_s=settings.socket_grace_s)
+    running = asyncio.create_task(live.run(), name="live")
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        await client.aclose()
+
+
+@functions_framework.aio.http
+async def result(request: Request) -> Response:
+    """`POST /` and `POST /events`: one CloudEvent in binary or structured mode. Answers 204, with nothing in it: a Trigger's
+    subscriber answers that or another event.
+    """
+    path = request.scope["path"]
+    if path not in DOORS:
+        raise NotFound(f"there is nothing at {path}")
+    if request.method != "POST":
+        raise MethodNotAllowed(f"{path} does not take {request.method}", allow=["POST"])
+    try:
+        event = await _read(request)
+        await _apply(event, request.app.state.ledger)
+    except DarkroomError as error:
+        return problem(error, of_event=True)
+    return Response(status_code=204)
+
+
+async def _read(request: Request) -> Event:
+    settings: ResultSettings = request.app.state.settings
+    parsed = parse_http(request.headers, await read_body(request, limit=settings.max_body_bytes))
+    (event, *_) = parsed.events or (None,)
+    if parsed.mode is Mode.BATCH or not isinstance(event, Event):
+        detail = f"must be {STRUCTURED_TYPE}, or that of the data in binary mode: no batch is read here"
+        raise UnsupportedMediaType(f"Content-Type {detail}", fields=[FieldError("content-type", detail)])
+    return event
+
+
+async def _apply(event: Event, ledger: AsyncLedger) -> None:
+    """Raises InvalidEvent for what is no terminal event of a job, LedgerUnavailable so that it comes again."""
+    if event.type.startswith(TYPE_PREFIX) and event.type not in TERMINAL_TYPES:
+        _log.info("event_ignored", event_id=event.id, type=event.type, job=event.subject)
+        return
+    job_id, seq = _end_told_by(event)
+    async with patience():
+        applied = await ledger.run(transitions.applied(job_id, seq=seq))
+    log = _log.warning if applied is transitions.Applied.UNKNOWN else _log.info
+    log("event_taken", job=job_id, event_id=event.id, type=event.type, seq=seq, outcome=applied.value)
+
+
+def _end_told_by(event: Event) -> tuple[str, int]:
+    """The job whose end the event tells, and the number of that entry in its log. Raises InvalidEvent."""
+    sequence = str(event.extensions.get("sequence", ""))
+    faults: list[FieldError] = []
+    if event.type not in TERMINAL_TYPES:
+        faults.append(FieldError("type", f"must be one of {', '.join(sorted(TERMINAL_TYPES))}"))
+    if not is_job_id(event.subject or ""):
+        faults.append(FieldError("subject", "must be the id of a job"))
+    if not (sequence.isascii() and sequence.isdigit() and len(sequence) <= SEQUENCE_DIGITS):
+        faults.append(
+            FieldError("sequence", f"must be the number of an entry in the job's log, in {SEQUENCE_DIGITS} digits")
+        )
+    if faults:
+        raise invalid(faults)
+    return event.subject or "", int(sequence)

@@ -1,0 +1,125 @@
+"""darkroom's parts as real processes: started as an operator starts them, ended by their own pid."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.waiting import eventually
+
+ROOTS = ("core", "functions", "operator", "worker-images", "cli")
+STOP_DEADLINE_S = 60
+
+LINK_KEY = "the tests' own key, of 32 characters or more"
+PUBLIC_URL = "http://darkroom.test"
+
+
+def environment(redis_url: str, namespace: str, **more: str) -> dict[str, str]:
+    """What every part needs to be told, and `more`; nothing of this process' own settings."""
+    root = Path(__file__).resolve().parent.parent
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(str(root / name) for name in ROOTS),
+        "DARKROOM_REDIS_URL": redis_url,
+        "DARKROOM_NAMESPACE": namespace,
+        "DARKROOM_PUBLIC_URL": PUBLIC_URL,
+        "DARKROOM_LINK_KEY": LINK_KEY,
+        **more,
+    }
+
+
+def free_port() -> int:
+    """A port that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Part:
+    """`python -m <module> <arguments>` with this environment; what it says is in `log`."""
+
+    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str], log: Path) -> None:
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._environment = dict(environment)
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status, once it has ended."""
+        return self.process.wait(STOP_DEADLINE_S)
+
+    def stop(self) -> int | None:
+        """SIGTERM, then the exit status; None when it had never been started."""
+        if self._process is None:
+            return None
+        if self.is_running:
+            self.signal(signal.SIGTERM)
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """Its log lines of this event so far."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line.get("event") == event]
+
+
+class Functions(Part):
+    """The process of one function, or of `all` behind one port; ready once `start` returns."""
+
+    def __init__(self, name: str, *, environment: Mapping[str, str], log: Path) -> None:
+        self.port = free_port()
+        super().__init__(
+            "darkroom_functions.serve", name, environment={**environment, "PORT": str(self.port)}, log=log
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        super().start()
+        eventually(self._is_ready, what=f"readiness of {self._command}, whose log is {self.log}")
+
+    def _is_ready(self) -> bool:
+        if not self.is_running:
+            raise AssertionError(f"it ended: {self.log.read_text()}")
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False).is_success
+        except httpx.TransportError:
+            return False

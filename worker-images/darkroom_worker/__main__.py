@@ -1,0 +1,37 @@
+"""`python -m darkroom_worker`: one worker, which takes the jobs of the pool DARKROOM_POOL."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from darkroom import logs
+from darkroom.errors import SettingError
+from darkroom.settings import load
+
+from darkroom_worker.settings import WorkerSettings, served_models
+
+BAD_SETTING = 2
+
+
+def main() -> int:
+    """Read the settings and run. Answers the exit status: 2, after one line on stderr, for a setting of no use."""
+    try:
+        settings = load(WorkerSettings)
+        models = served_models(settings)
+    except SettingError as error:
+        sys.stderr.write(f"darkroom_worker: {error}\n")
+        return BAD_SETTING
+    logs.configure("worker")
+    # billiard reads this one when it is imported: children ignore SIGTERM, and are ended by SIGQUIT where Celery ends
+    # them. The others would lead Celery to a broker that is not the ledger's.
+    os.environ["REMAP_SIGTERM"] = "SIGQUIT"
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+        os.environ.pop(name, None)
+    from darkroom_worker.program import run_worker
+
+    return run_worker(settings, models)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

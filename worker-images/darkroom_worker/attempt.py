@@ -1,0 +1,75 @@
+"""An attempt as the worker's parent sees it: Celery's request for one message, with the attempt's token.
+
+The token is made here and travels to the child with the message's headers; the child claims the job under it
+(`run.py`). From the moment the child has the message until it is done with it, the watch (`registration.py`) keeps the
+lease. When the child dies instead, the parent ends the attempt in its place, at once, where Celery would let a timeout
+pass.
+"""
+
+from __future__ import annotations
+
+import secrets
+from enum import StrEnum
+from typing import Any
+
+from celery.exceptions import TimeLimitExceeded
+from celery.worker.request import Request
+from darkroom import transitions
+from darkroom.jobs import ErrorKind, State
+from darkroom.transitions import Call, Ended, Reason
+
+TOKEN_BYTES = 16
+
+
+class Sentence(StrEnum):
+    """Why the watch ends a child that runs a job."""
+
+    OVERDUE = "overdue"
+    INTERRUPTED = "interrupted"
+    DRAINED = "drained"
+
+
+class Attempt(Request):  # type: ignore[misc]  # Celery has no types
+    """One delivery of a job's message to this worker. Its `sentence` is passed before the child is ended."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.token = secrets.token_hex(TOKEN_BYTES)
+        self.request_dict["token"] = self.token
+        self.sentence: Sentence | None = None
+        self._failed = False
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """The child has the message."""
+        super().on_accepted(pid, time_accepted)
+        self.app.watch.attempt_began(self)
+
+    def acknowledge(self) -> None:
+        """The attempt is over: every way to its end comes past here, since messages are acknowledged late."""
+        super().acknowledge()
+        self.app.watch.attempt_ended(self)
+        if not self._failed:
+            self.app.gate.on_good_run()
+
+    # The signature is Celery's, whose pool calls it.
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
+        """The child died, or let an exception through: either way it no longer ends the attempt itself.
+
+        Where it had done so before, the ledger knows the token and changes nothing.
+        """
+        self._failed = True
+        ending = self._ending(exc_info.exception)
+        try:
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        finally:
+            self.app.watch.book(self.id, ending)
+
+    def _ending(self, error: BaseException) -> Call[Ended]:
+        if self.sentence is Sentence.OVERDUE or isinstance(error, TimeLimitExceeded):
+            data = {"error": {"kind": ErrorKind.DEADLINE, "message": "it ran longer than it may, and had to be stopped"}}
+            return transitions.finish(self.id, token=self.token, outcome=State.FAILED, data=data)
+        if self.sentence is Sentence.DRAINED:
+            return transitions.release(self.id, reason=Reason.DRAIN, detail="the worker was stopped", token=self.token)
+        return transitions.release(
+            self.id, reason=Reason.WORKER_LOST, detail="the worker's process ended in mid-run", token=self.token
+        )

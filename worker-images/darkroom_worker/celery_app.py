@@ -1,0 +1,142 @@
+"""The Celery app of a worker: its one task, and every setting that the way of a job relies on.
+
+Two processes have it. The parent (`program.py`) takes messages from the pool's queue and watches over the child; the
+child (`run.py`) has the engines and runs the task. The child is started afresh (`spawn`, since CUDA does not survive a
+fork), so the app travels as what it was made of (`WorkerApp.__reduce__`) and is made again there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+from celery import Celery, Task, signals
+from darkroom import logs, queues
+from darkroom.ledger import Ledger, connect
+from darkroom.models import Model
+from kombu import Exchange, Queue
+
+from darkroom_worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from darkroom_worker.readiness import Gate
+    from darkroom_worker.registration import Watch
+    from darkroom_worker.run import Runner
+
+CONNECTION_OPTIONS: Mapping[str, Any] = {
+    # redis-py's own default of 5 s is near the second that kombu's BRPOP blocks; without any, a frozen Redis would hold
+    # the event loop for ever.
+    "socket_timeout": 30.0,
+    "socket_connect_timeout": 3.0,
+    "socket_keepalive": True,
+    # A BRPOP on a connection that died silently is given up after a second more than this, looked for as often.
+    "health_check_interval": 10,
+}
+
+START_ALLOWANCE_S = 60
+"""For the child's interpreter and the libraries of its engines, before the models load."""
+
+QUIET_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
+"""Two lines a job, of which ours (`run.py`) say more."""
+
+
+class RunJob(Task):  # type: ignore[misc]  # Celery has no types
+    """The one task: run the job that a message names. Its return value, a word or two, is for Flower to show."""
+
+    name = queues.TASK_NAME
+    Request = "darkroom_worker.attempt:Attempt"
+
+    def run(self, event: object) -> str:
+        request = self.request
+        runner: Runner = self.app.runner
+        return runner.run_job(request.id, token=request.token, event=event, traceparent=request.get("traceparent"))
+
+
+class WorkerApp(Celery):  # type: ignore[misc]  # as above
+    """Celery's app with what its parts need to find: `gate` and `watch` in the parent, `runner` in the child."""
+
+    settings: WorkerSettings
+    models: tuple[Model, ...]
+    worker_name: str
+    gate: Gate
+    watch: Watch
+    runner: Runner
+
+    def ledger(self) -> Ledger:
+        """A ledger on connections of its own, opened when they are first used."""
+        return Ledger(connect(self.settings.redis_url.get_secret_value()), self.settings.namespace)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_app, (self.settings, self.models, self.worker_name)
+
+
+def make_app(settings: WorkerSettings, models: tuple[Model, ...], worker_name: str) -> WorkerApp:
+    """The app of the worker that is registered as `worker_name`, in its parent and in its child."""
+    app = WorkerApp("darkroom.worker", set_as_current=False)
+    app.settings, app.models, app.worker_name = settings, models, worker_name
+    app.conf.update(configuration(settings, models))
+    app.register_task(RunJob())
+    signals.setup_logging.connect(_configure_logs, weak=False, dispatch_uid="darkroom-logs")
+    signals.worker_process_init.connect(lambda **_: _open(app), weak=False, dispatch_uid="darkroom-open")
+    signals.worker_process_shutdown.connect(lambda **_: app.runner.close(), weak=False, dispatch_uid="darkroom-close")
+    return app
+
+
+def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[str, Any]:
+    """Celery's configuration. ARCHITECTURE.md tells what was seen without each of these."""
+    queue = queues.queue_name(settings.pool)
+    return {
+        "broker_url": broker_url(settings.redis_url.get_secret_value()),
+        "broker_transport_options": queues.transport_options(settings.namespace, settings.pool) | CONNECTION_OPTIONS,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "task_queues": [Queue(queue, Exchange(""), routing_key=queue)],
+        "task_default_queue": queue,
+        "task_default_exchange": "",
+        "task_create_missing_queues": False,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "event_serializer": "json",
+        # The ledger says what becomes of a job whose worker was lost; a message that came back would only be dropped.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": False,
+        "task_ignore_result": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_concurrency": 1,
+        "worker_pool": "darkroom_worker.readiness:ChildPool",
+        "worker_pool_start_method": "spawn",
+        # With the default of 4 s a replaced child that loads longer is killed again and again. The models of a pool load
+        # one after another.
+        "worker_proc_alive_timeout": START_ALLOWANCE_S + sum(model.load_timeout_s for model in models),
+        "worker_send_task_events": True,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        # Never reached by SIGTERM: `program.py` says why.
+        "worker_soft_shutdown_timeout": settings.drain_grace_s,
+    }
+
+
+def broker_url(redis_url: str) -> str:
+    """The address as kombu writes it: it has a scheme of its own for Unix sockets."""
+    parts = urlsplit(redis_url)
+    if parts.scheme != "unix":
+        return redis_url
+    database = parse_qs(parts.query).get("db", ["0"])[0]
+    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
+
+
+def _configure_logs(**_: object) -> None:
+    logs.configure("worker")
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _open(app: WorkerApp) -> None:
+    """The child loads its models, before it tells the parent that it is up."""
+    from darkroom_worker.run import open_runner
+
+    app.runner = open_runner(app)

@@ -1,0 +1,77 @@
+"""The worker's parent process: Celery's worker program, with a drain of our own on the signals that end it.
+
+Celery's soft shutdown sleeps through its whole timeout inside the signal handler, though the job may end after a second,
+and neither acknowledges nor renews anything that the event loop would have to do meanwhile; its warm shutdown waits
+without a limit. So SIGTERM, SIGINT and SIGHUP go to the watch, and Celery's warm shutdown comes when nothing runs. The
+children ignore SIGTERM, which a process manager may send to the whole group: `__main__.py` sets REMAP_SIGTERM for that.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import signal
+
+from celery.apps.worker import Worker, install_cry_handler
+from darkroom import queues
+from darkroom.models import Model
+
+from darkroom_worker.celery_app import WorkerApp, make_app
+from darkroom_worker.readiness import Gate
+from darkroom_worker.registration import Identity, Watch
+from darkroom_worker.revocation import cancel_on_revoke
+from darkroom_worker.settings import WorkerSettings
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+class Program(Worker):  # type: ignore[misc]  # Celery has no types
+    """Celery's worker program, without its signal handlers."""
+
+    app: WorkerApp
+
+    def install_platform_tweaks(self, worker: object) -> None:
+        """Celery's hook for signal handlers. SIGUSR1 goes on to show all stacks."""
+        for number in ENDING_SIGNALS:
+            signal.signal(number, lambda *_: self.app.watch.drain())
+        install_cry_handler()
+
+
+def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
+    """Run until a signal ends it; answers the exit status. A worker that is out as faulty goes on, idle."""
+    pod = platform.node()
+    queue = queues.queue_name(settings.pool)
+    identity = Identity(
+        name=f"{pod}-{os.getpid()}-{secrets.token_hex(4)}",
+        pod=pod,
+        pool=settings.pool,
+        models=tuple(model.name for model in models),
+    )
+    app = make_app(settings, models, identity.name)
+    app.gate = Gate(queue)
+    app.watch = Watch(
+        identity,
+        app.ledger(),
+        app.gate,
+        drain_grace_s=settings.drain_grace_s,
+        interrupt_grace_s=settings.interrupt_grace_s,
+    )
+    cancel_on_revoke(app.ledger())
+    program = Program(
+        app=app,
+        hostname=f"{settings.pool}@{identity.name}",
+        exclude_queues=[queue],
+        loglevel="INFO",
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+    )
+    app.gate.bind(program.consumer)
+    app.watch.bind(program)
+    app.watch.start()
+    try:
+        program.start()
+    finally:
+        app.watch.close()
+    return program.exitcode or 0

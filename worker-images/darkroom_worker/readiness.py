@@ -1,0 +1,155 @@
+"""When a worker takes messages: only while its child has the engines loaded.
+
+Celery's parent says "ready" and pops a message while its child still loads; a death in between leaves the job waiting
+though others could have run it. So the worker starts without its queue. The pool of children (`ChildPool`) tells the
+`Gate` when a child is up, which is after its models are loaded, and when one ended; the gate adds the queue and cancels
+it. A message that Redis popped while the queue was being cancelled is put back by kombu, and one that was lost on the
+way is pushed again by the ledger's sweep.
+
+All of this happens in the thread of the parent's event loop, but `Gate.draining`, which the watch sets.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.prefork import TaskPool
+from darkroom import logs
+from darkroom.transitions import WorkerState
+
+if TYPE_CHECKING:
+    from celery.worker.consumer import Consumer
+
+EXIT_FAULT = 77
+"""How a child ends when a model does not load, or its device is at fault. Otherwise unused among exit statuses here."""
+
+MAX_FAULTS = 2
+"""Faults in a row that take the worker out: the first may be chance, and one broken GPU must not eat the backlog."""
+
+
+class Gate:
+    """Whether the queue is consumed, and why not.
+
+    A worker that is out as `faulty` stays: it takes nothing, starts no child, and shows as what it is until somebody
+    looks at its machine and restarts it.
+    """
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
+        self._log = logs.logger(__name__)
+        self._consumer: Consumer | None = None
+        self._consuming = False
+        self._child_up = False
+        self._faults = 0
+        self.draining = False
+
+    @property
+    def state(self) -> WorkerState:
+        """What the worker is, whether or not it runs a job just now."""
+        if self.draining:
+            return WorkerState.DRAINING
+        if self.is_faulty:
+            return WorkerState.FAULTY
+        return WorkerState.READY if self._child_up else WorkerState.STARTING
+
+    @property
+    def is_faulty(self) -> bool:
+        return self._faults >= MAX_FAULTS
+
+    @property
+    def child_up(self) -> bool:
+        return self._child_up
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether no message can come in any more: the queue is not consumed, or there is no connection."""
+        return not self._consuming or self._consumer is None or self._consumer.connection is None
+
+    @property
+    def starts_children(self) -> bool:
+        return not (self.draining or self.is_faulty)
+
+    def bind(self, consumer: Consumer) -> None:
+        """The consumer whose queue this is. It consumes nothing yet."""
+        self._consumer = consumer
+
+    def on_child_up(self) -> None:
+        self._child_up = True
+        self.update()
+
+    def on_child_end(self, exit_status: int) -> None:
+        self._child_up = False
+        if exit_status == EXIT_FAULT:
+            self._faults += 1
+            self._log.error("fault", in_a_row=self._faults, faulty=self.is_faulty)
+        self.update()
+
+    def on_good_run(self) -> None:
+        """An attempt ended without a fault of the worker's."""
+        self._faults = 0
+
+    def update(self) -> None:
+        """Add or cancel the queue, as the state asks."""
+        wanted = self.state is WorkerState.READY
+        if wanted == self._consuming or self._consumer is None:
+            return
+        self._consuming = wanted
+        if wanted:
+            self._consumer.add_task_queue(self._queue)
+        elif self._consumer.connection is None:
+            # Between two connections: the next one consumes what is selected.
+            self._consumer.app.amqp.queues.deselect(self._queue)
+        else:
+            self._consumer.cancel_task_queue(self._queue)
+
+
+class WatchedPool(AsynPool):  # type: ignore[misc]  # Celery has no types
+    """The pool of one child, which tells the gate what becomes of it."""
+
+    gate: Gate
+
+    def on_process_alive(self, pid: int) -> None:
+        """A child said that it is up: its initialiser, which loads the models, has returned."""
+        super().on_process_alive(pid)
+        if any(process.pid == pid for process in self._pool):
+            self.gate.on_child_up()
+
+    def _join_exited_workers(self, *args: Any, **kwargs: Any) -> list[int]:
+        exit_statuses: list[int] = super()._join_exited_workers(*args, **kwargs)
+        for exit_status in exit_statuses:
+            self.gate.on_child_end(exit_status)
+        return exit_statuses
+
+    def _repopulate_pool(self, exit_statuses: list[int]) -> None:
+        if self.gate.starts_children:
+            super()._repopulate_pool(exit_statuses)
+
+
+class ChildPool(TaskPool):  # type: ignore[misc]  # as above
+    """Celery's prefork execution pool with a `WatchedPool` in it."""
+
+    Pool = WatchedPool
+
+    def on_start(self) -> None:
+        """Start the child. Whatever it says is read by the event loop, later."""
+        super().on_start()
+        self._pool.gate = self.app.gate
+
+    def did_start_ok(self) -> bool:
+        """Always: a child that ended at once is a fault like any other, and replaced."""
+        return True
+
+    def kill(self) -> None:
+        """End the child, which may be loading and would not listen to anything softer. For any thread."""
+        for process in list(self._pool._pool):
+            kill_child(process.pid)
+
+
+def kill_child(pid: int) -> None:
+    """End a child of this process. Until the pool has taken note of its end the id is nobody else's."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

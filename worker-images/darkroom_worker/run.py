@@ -1,0 +1,285 @@
+"""A job in the worker's child: claim, engine, progress, artifacts, end.
+
+The parent gives the message to Celery's task (`celery_app.py`), which comes here. The child has the engines of all models
+of its pool, loaded before it tells the parent that it is up, and one connection each to the ledger and the object store.
+An attempt's end is decided first, as one call of the ledger, and then made until the ledger has answered: every call may
+be repeated. The pictures are stored before; only `finish` makes them anybody's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from darkroom import errors, logs, models, transitions
+from darkroom.artifacts import ArtifactStore, StoreUnavailable, artifact_key, sha256_of
+from darkroom.errors import TemporaryError
+from darkroom.jobs import Artifact, ErrorKind, State
+from darkroom.ledger import Ledger
+from darkroom.models import Model
+from darkroom.transitions import Call, Claim, Ended, Reason, Standing
+from structlog.contextvars import bound_contextvars
+
+from darkroom_worker.engine import Engine, EngineError, Interrupted, Run, make_engine
+from darkroom_worker.readiness import EXIT_FAULT
+
+if TYPE_CHECKING:
+    from darkroom_worker.celery_app import WorkerApp
+
+T = TypeVar("T")
+
+TELL_EVERY_S = 0.25
+"""Progress is written to the log of a job at most four times a second: people see no more."""
+
+SILENCE_S = 2.0
+"""After Redis did not answer, steps go on for so long without asking: each call would hold the engine up."""
+
+INSIST_S = 600
+"""How long the end of an attempt waits for Redis. Its lease has lapsed long before, but nobody reaps while Redis is away."""
+
+INSIST_FROM_S = 0.1
+INSIST_TO_S = 5.0
+
+RETRY_BASE_S = 2.0
+RETRY_CAP_S = 60.0
+RETRY_JITTER = 0.25
+
+UNKNOWN_MODEL_PAUSE_S = 5.0
+"""Before a job is given back whose model this worker does not know, as in a rollout: time for another to be there."""
+
+PNG = "image/png"
+
+TRACE_ID = slice(3, 35)
+"""Where it is in a `traceparent` (W3C Trace Context, section 3.2): version, trace id, parent id, flags."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as its message tells of it."""
+
+    id: str
+    token: str
+    event: object
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What becomes of an attempt; without a call, it is another's. `fault`: this process must not run another job."""
+
+    call: Call[Ended] | None
+    fault: bool = False
+
+
+def retry_delay_ms(counted: int, *, chance: float) -> int:
+    """How long a job waits that failed after `counted` attempts were charged to it before.
+
+    Doubles from 2 s up to a minute, a quarter more or less by `chance` (0 to 1), so that jobs that failed together do not
+    come back together.
+    """
+    delay_s = RETRY_BASE_S * math.pow(2, min(counted, 16))
+    return round(1000 * min(delay_s, RETRY_CAP_S) * (1 + RETRY_JITTER * (2 * chance - 1)))
+
+
+def open_runner(app: WorkerApp) -> Runner:
+    """Load every model of the pool. A model that does not load ends the process, as a fault of the worker."""
+    log = logs.logger(__name__)
+    try:
+        engines = {model.name: (model, _loaded(model)) for model in app.models}
+        return Runner(engines, app.ledger(), ArtifactStore(app.settings.store), app.worker_name)
+    except Exception:  # Celery would log it and take the child for ready
+        log.exception("not_loaded")
+        end_process()
+
+
+def _loaded(model: Model) -> Engine:
+    log = logs.logger(__name__)
+    began = time.monotonic()
+    log.info("loading", model=model.name, engine=model.engine, source=model.source)
+    engine = make_engine(model)
+    engine.load()
+    log.info("loaded", model=model.name, seconds=round(time.monotonic() - began, 3))
+    return engine
+
+
+def end_process() -> NoReturn:
+    """End this process at once, so that the parent starts another: a broken device may hang in any tidier end."""
+    os._exit(EXIT_FAULT)
+
+
+class Steps:
+    """What an engine calls after each denoising step: tells the ledger, and stops the run when it should not go on.
+
+    `stopped_by` then says why: the job was cancelled, it is another's, or (None) its time is up.
+    """
+
+    def __init__(self, ledger: Ledger, job: Job, *, run_timeout_s: float, clock: Callable[[], float]) -> None:
+        self._ledger, self._job, self._clock = ledger, job, clock
+        self._overdue_at = clock() + run_timeout_s
+        self._op = 0
+        self._told_at = -math.inf
+        self._silent_until = -math.inf
+        self.stopped_by: Standing | None = None
+
+    def __call__(self, step: int, steps: int) -> None:
+        now = self._clock()
+        if now > self._overdue_at:
+            raise Interrupted("its time is up")
+        last = step >= steps
+        if now < self._silent_until and not last:
+            return
+        tell = last or now - self._told_at >= TELL_EVERY_S
+        self._op += 1
+        call = transitions.progress(
+            self._job.id, token=self._job.token, op=self._op, step=step, steps=steps, tell=tell
+        )
+        try:
+            standing = self._ledger.run(call)
+        except TemporaryError:
+            self._silent_until = now + SILENCE_S
+            return
+        if tell:
+            self._told_at = now
+        if standing is not Standing.OK:
+            self.stopped_by = standing
+            raise Interrupted(f"the ledger says: {standing}")
+
+
+class Runner:
+    """The child's side of the worker: engines by the name of their model, the ledger, the object store."""
+
+    def __init__(
+        self, engines: Mapping[str, tuple[Model, Engine]], ledger: Ledger, store: ArtifactStore, worker: str
+    ) -> None:
+        self._engines, self._ledger, self._store, self._worker = engines, ledger, store, worker
+        self._log = logs.logger(__name__)
+
+    def run_job(self, job_id: str, *, token: str, event: object, traceparent: str | None) -> str:
+        """One message from its arrival to its end. Answers what became of the attempt, in a word or two."""
+        job = Job(job_id, token, event)
+        trace = {"trace_id": traceparent[TRACE_ID]} if traceparent else {}
+        with bound_contextvars(job=job_id, **trace):
+            claim = self._insist(transitions.claim(job_id, token=token, worker=self._worker))
+            if claim.attempt is None:
+                self._log.info("dropped", reason=claim.dropped)
+                return f"dropped: {claim.dropped}"
+            began = time.monotonic()
+            ending = self._attempt(job, claim)
+            ended = self._insist(ending.call) if ending.call else Ended.LOST
+            seconds = round(time.monotonic() - began, 3)
+            self._log.info("attempt_ended", attempt=claim.attempt, ended=ended, seconds=seconds)
+            if ending.fault:
+                end_process()
+            return ended
+
+    def close(self) -> None:
+        """Give the devices' memory back."""
+        for _, engine in self._engines.values():
+            engine.close()
+
+    def _attempt(self, job: Job, claim: Claim) -> Ending:
+        """Run the job under its claim and decide how the attempt ends. Nothing but that end is left to do."""
+        steps = Steps(self._ledger, job, run_timeout_s=claim.run_timeout, clock=time.monotonic)
+        began = time.monotonic()
+        try:
+            model, engine, parameters = self._prepare(job)
+            run = engine.run(parameters, job_id=job.id, on_step=steps)
+            run_ms = round(1000 * (time.monotonic() - began))
+            return self._completed(job, claim, model=model, run=run, run_ms=run_ms)
+        except Interrupted:
+            return _interrupted(job, claim, steps.stopped_by)
+        except errors.UnknownModel as error:
+            self._log.warning("unknown_model", detail=error.detail)
+            time.sleep(UNKNOWN_MODEL_PAUSE_S)
+            return Ending(_fault(job, error.detail))
+        except errors.InvalidInput as error:
+            return Ending(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
+        except StoreUnavailable as error:
+            self._log.exception("store_unavailable")
+            return Ending(_fault(job, error.detail), fault=True)
+        except EngineError as error:
+            self._log.exception("engine_failed", kind=error.kind)
+            if error.kind is ErrorKind.WORKER_FAULT:
+                return Ending(_fault(job, error.detail), fault=True)
+            return Ending(_retry(job, claim, error.kind, error.detail))
+        except Exception as error:
+            self._log.exception("run_failed")
+            return Ending(_retry(job, claim, ErrorKind.TRANSIENT, f"the run failed ({type(error).__name__})"))
+
+    def _prepare(self, job: Job) -> tuple[Model, Engine, dict[str, object]]:
+        """The model, its engine and the parameters that the message names. Raises InvalidInput, UnknownModel."""
+        data = job.event.get("data") if isinstance(job.event, Mapping) else None
+        name, given = (data.get("model"), data.get("input")) if isinstance(data, Mapping) else (None, None)
+        if not isinstance(name, str) or not isinstance(given, Mapping):
+            raise errors.InvalidInput("its message names no model and input")
+        if name not in self._engines:
+            raise errors.UnknownModel(f"worker {self._worker} does not serve model {name!r}")
+        model, engine = self._engines[name]
+        return model, engine, models.validate(model, given)
+
+    def _completed(self, job: Job, claim: Claim, *, model: Model, run: Run, run_ms: int) -> Ending:
+        """Store the pictures, then have them published. Raises StoreUnavailable."""
+        assert claim.attempt is not None
+        artifacts = []
+        for index, picture in enumerate(run.pictures):
+            sha256 = sha256_of(picture.png)
+            key = artifact_key(
+                tenant=claim.tenant, job_id=job.id, attempt=claim.attempt, index=index, sha256=sha256, extension="png"
+            )
+            self._store.put(key, picture.png)
+            size = len(picture.png)
+            artifacts.append(Artifact(key, sha256, PNG, size=size, width=picture.width, height=picture.height))
+        data: dict[str, Any] = {
+            "artifacts": [artifact.encode() for artifact in artifacts],
+            "record": run.record,
+            "model_served": model.served,
+            "attempt": claim.attempt,
+            "worker": self._worker,
+            "run_ms": run_ms,
+        }
+        return Ending(transitions.finish(job.id, token=job.token, outcome=State.COMPLETED, data=data))
+
+    def _insist(self, call: Call[T]) -> T:
+        """Make the call until Redis answers. Raises TemporaryError when it was away for too long."""
+        give_up_at = time.monotonic() + INSIST_S
+        pause_s = INSIST_FROM_S
+        while True:
+            try:
+                return self._ledger.run(call)
+            except TemporaryError as error:
+                if time.monotonic() > give_up_at:
+                    raise
+                self._log.warning("ledger_away", script=call.script, detail=error.detail)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, INSIST_TO_S)
+
+
+def _interrupted(job: Job, claim: Claim, stopped_by: Standing | None) -> Ending:
+    if stopped_by is None:
+        return Ending(_failed(job, ErrorKind.DEADLINE, f"it ran longer than {claim.run_timeout:g} s"))
+    if stopped_by is Standing.LOST:
+        return Ending(None)
+    data = _error(ErrorKind.CANCELLED, "cancelled on request")
+    return Ending(transitions.finish(job.id, token=job.token, outcome=State.CANCELLED, data=data))
+
+
+def _failed(job: Job, kind: ErrorKind, message: str) -> Call[Ended]:
+    return transitions.finish(job.id, token=job.token, outcome=State.FAILED, data=_error(kind, message))
+
+
+def _retry(job: Job, claim: Claim, kind: ErrorKind, message: str) -> Call[Ended]:
+    delay_ms = retry_delay_ms(claim.counted, chance=random.random())  # noqa: S311 - no secret
+    error = {"kind": kind, "message": message}
+    return transitions.retry(job.id, token=job.token, error=error, delay_ms=delay_ms)
+
+
+def _fault(job: Job, detail: str) -> Call[Ended]:
+    return transitions.release(job.id, reason=Reason.WORKER_FAULT, detail=detail, token=job.token)
+
+
+def _error(kind: ErrorKind, message: str) -> dict[str, Any]:
+    return {"error": {"kind": kind, "message": message}}
