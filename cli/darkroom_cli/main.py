@@ -77,8 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _failed(error: DarkroomError, output: Output) -> int:
     from darkroom.errors import TemporaryError
 
+    from darkroom_cli.client import NotNow
+
     output.record({"error": error.problem()})
-    output.say(f"darkroom: {error.detail}")
+    again = f"; try again in {error.retry_after} s" if isinstance(error, NotNow) else ""
+    output.say(f"darkroom: {error.detail}{again}")
     for fault in error.fields:
         output.say(f"  {fault.field.removeprefix('data.').removeprefix('input.')} {fault.detail}")
     if isinstance(error, TemporaryError):
@@ -163,7 +166,7 @@ def _add_status(commands: Any) -> None:
 
 def _add_cancel(commands: Any) -> None:
     text = (
-        "Cancel a job. One that waits will not run; one that runs is stopped within a denoising step. Once it has "
+        "Cancel a job. One that waits will not run; one that runs is stopped within a denoising step. After its end "
         "it is too late (exit status 1)."
     )
     parser = _command(commands, "cancel", "cancel a job", text, _run_cancel)

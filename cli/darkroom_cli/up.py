@@ -18,10 +18,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 from darkroom import transitions
-from darkroom.errors import LedgerUnavailable, SettingError
+from darkroom.errors import LedgerUnavailable
 from darkroom.ledger import AsyncLedger, Ledger, WorkerRecord, connect, connect_async
 from darkroom.models import Catalogue
 from darkroom.settings import ModelSettings, Namespace, RedisUrl, WebUrl, load
@@ -30,7 +31,7 @@ from darkroom.transitions import WorkerState
 from darkroom_cli import local_redis, processes, welcome
 from darkroom_cli.data_folder import DataFolder, FolderTaken
 from darkroom_cli.environments import environment
-from darkroom_cli.exits import BAD_INPUT, DONE, FAILED, INTERRUPTED
+from darkroom_cli.exits import DONE, FAILED, INTERRUPTED
 from darkroom_cli.local_models import Replacement, own_files
 from darkroom_cli.output import Output
 from darkroom_cli.processes import Crew, Program, Recorded
@@ -143,19 +144,16 @@ def _up(options: Options, settings: UpSettings, folder: DataFolder, signals: Sto
         return FAILED
     machine = Machine(settings, folder, port=port, signals=signals, output=output)
     try:
-        machine.start(options.replacements)
-        machine.watch()
-    except Asked:
-        return DONE if machine.is_ready else INTERRUPTED
+        try:
+            machine.start(options.replacements)
+            machine.watch()
+        finally:
+            machine.end()
     except StartFailed as error:
         output.say(f"darkroom: {error}")
         return FAILED
-    except SettingError as error:
-        output.say(f"darkroom: {error.detail}")
-        return BAD_INPUT
-    finally:
-        machine.end()
-    return DONE
+    except Asked:
+        return DONE if machine.is_ready else INTERRUPTED
 
 
 def _who_has(folder: DataFolder) -> str:
@@ -241,7 +239,7 @@ class Machine:
         self._output.say(f"darkroom: ready after {time.monotonic() - began:.0f} s")
         welcome.welcome(self._output, url=self._url, data=self._folder.path, models=models)
 
-    def watch(self) -> None:
+    def watch(self) -> NoReturn:
         """Start again what ends by itself, until a signal comes: raises Asked."""
         while True:
             self._signals.check()
@@ -255,6 +253,8 @@ class Machine:
 
     def end(self) -> None:
         """End all that was started; nothing is left running."""
+        if not self._folder.record.exists():
+            return
         self._output.say("darkroom: ending, in order (Ctrl-C again: at once)")
         self._crew.end(hurry=self._signals.hurry)
         self._folder.record.unlink(missing_ok=True)

@@ -24,6 +24,6 @@ def traceparent_of(value: object) -> str | None:
 
 
 def new_traceparent(fresh: bytes) -> str:
-    """A trace that begins here, of RANDOM_BYTES fresh random bytes. Not sampled: nothing has been recorded of it yet."""
+    """A trace that begins here, of RANDOM_BYTES fresh bytes. Not sampled: nothing has been recorded of it yet."""
     digits = fresh.hex()
     return f"00-{digits[:32]}-{digits[32:]}-00"

@@ -7,6 +7,7 @@ A handler returns `answer(…)` or raises; what it raises becomes `problem(…)`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
 from darkroom.errors import BodyTooLarge, DarkroomError, MethodNotAllowed, TemporaryError
@@ -38,19 +39,17 @@ def problem(error: DarkroomError, *, of_event: bool = False) -> Response:
     return problem_of(members, headers=headers)
 
 
-def problem_members(error: DarkroomError, *, of_event: bool = False) -> dict[str, object]:
+def problem_members(error: DarkroomError, *, of_event: bool = False) -> dict[str, Any]:
     """The members of the problem document, `status` as it is answered."""
-    members = error.problem()
+    members: dict[str, Any] = error.problem()
     if of_event and not isinstance(error, TemporaryError | BodyTooLarge):
         members["status"] = EVENT_REFUSED
     return members
 
 
-def problem_of(members: Mapping[str, object], *, headers: Mapping[str, str] | None = None) -> Response:
+def problem_of(members: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> Response:
     """A problem document of these members, `status` among them."""
-    status = members["status"]
-    assert isinstance(status, int)
-    return Response(orjson.dumps(members), status_code=status, headers=headers, media_type=PROBLEM_TYPE)
+    return Response(orjson.dumps(members), status_code=members["status"], headers=headers, media_type=PROBLEM_TYPE)
 
 
 def unexpected() -> Response:

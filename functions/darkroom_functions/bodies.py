@@ -13,7 +13,8 @@ megabyte is still told what is wrong with it."""
 async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
     """The whole body. Raises BodyTooLarge as soon as it is known to be above `limit` bytes, whether declared or not.
 
-    The server then reads and drops what still comes, so that the refusal reaches a caller who sends first and reads later.
+    The server then reads and drops what still comes, so that the refusal reaches a caller who sends first and reads
+    later.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:

@@ -1,7 +1,7 @@
 """Health of a function: `/healthz`, `/readyz`, and how long it waits for the ledger.
 
-Readiness is a latch at the first contact with Redis: while Redis is away later on, a function stays in service and says so
-itself (503 with `Retry-After`), which tells callers more than a connection that is refused.
+Readiness is a latch at the first contact with Redis: while Redis is away later on, a function stays in service and
+says so itself (503 with `Retry-After`), which tells callers more than a connection that is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """jobs: what became of a job, its pictures, and its cancel; the list of jobs, the models, and the API's description.
 
-It reads the ledger and the object store and changes one thing only: `POST …/cancel` records a cancel, or ends a job that
-still waits. Every read is scoped by the caller's tenant; a picture's link carries its own permission.
+It reads the ledger and the object store and changes one thing only: `POST …/cancel` records a cancel, or ends a job
+that still waits. Every read is scoped by the caller's tenant; a picture's link carries its own permission.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import functions_framework.aio
 import orjson
 from darkroom import logs, models
 from darkroom.artifacts import ArtifactStore
-from darkroom.errors import FieldError, NotFound
-from darkroom.jobs import State
+from darkroom.errors import NotFound
+from darkroom.jobs import is_job_id
 from darkroom.ledger import AsyncLedger, JobRecord, connect_async
 from darkroom.links import Links
 from darkroom.models import Catalogue

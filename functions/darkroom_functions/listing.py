@@ -14,6 +14,9 @@ DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Jobs on one page: a screenful, and what is still made in a few ms."""
 
 
+_STATES = tuple(state.value for state in State)
+
+
 @dataclass(frozen=True)
 class Listing:
     """What a list is asked for; `after` is the id of a job that the page begins behind, newest first."""
@@ -58,8 +61,8 @@ def _after(text: str) -> str:
 
 
 def _state(text: str) -> State:
-    if text not in State:
-        raise ValueError(f"must be one of {', '.join(State)}")
+    if text not in _STATES:
+        raise ValueError(f"must be one of {', '.join(_STATES)}")
     return State(text)
 
 

@@ -1,7 +1,8 @@
 """Paths: which operation a method and a path are, and which function carries it out.
 
-One table for all functions: each function finds its operation here, `assembly.together` the function, `openapi.py` what to
-describe. The doors of `result` (sockets, and the courier's sink) are its own: `function_of` only knows where they begin.
+One table for all functions: each function finds its operation here, `assembly.together` the function, `openapi.py`
+what to describe. The doors of `result` (sockets, and the courier's sink) are its own: `function_of` only knows where
+they begin.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Found:
 def find(method: str, path: str, *, models: Container[str]) -> Found:
     """The operation of a request. Raises NotFound, or MethodNotAllowed with the methods that there are.
 
-    `models` are the names that `/{model}` stands for. A POST to another name is submit's all the same, which lists them.
+    `models` are the names that `/{model}` stands for. A POST to any other name is submit's too, which lists them.
     """
     method = "GET" if method == "HEAD" else method
     for pattern, by_method in _TEMPLATES:

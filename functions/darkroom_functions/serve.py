@@ -1,7 +1,8 @@
-"""The process of a function: `python -m darkroom_functions.serve submit`, or `jobs`, `result`, or `all` behind one port.
+"""The process of a function: `python -m darkroom_functions.serve submit|jobs|result|all`.
 
-In a cluster each function is a Knative Service of its own; on one machine `darkroom up` starts `all`. SIGTERM and SIGINT end
-it after the requests that are under way, with status 0; a setting that cannot be used ends it with one line and status 2.
+In a cluster each function is a Knative Service of its own; on one machine `darkroom up` starts `all`, behind one
+port. SIGTERM and SIGINT end it after the requests that are under way, with status 0; a setting that cannot be used
+ends it with one line and status 2.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from darkroom_functions.settings import ServeSettings
 ALL = "all"
 
 KEEP_ALIVE_S = 75
-"""How long an idle connection stays: longer than nginx' 60 s for its upstreams, so that the proxy closes first and never
-sends into a connection that we are closing."""
+"""How long an idle connection stays: longer than nginx' 60 s for its upstreams, so that the proxy closes first and
+never sends into a connection that we are closing."""
 
 GRACE_S = 20
 """How long requests under way may still take after SIGTERM; Kubernetes kills after 30 s."""

@@ -1,10 +1,10 @@
 """A submission: what a caller asks for, read from a CloudEvent or a REST body, checked, and complete for the ledger.
 
-`submit.py` hands in what came over HTTP and gets a `darkroom.transitions.Submission`, or one refusal with every field at
-fault. Nothing here reads a clock or draws a number: `Fresh` brings both.
+`submit.py` hands in what came over HTTP and gets a `darkroom.transitions.Submission`, or one refusal with every field
+at fault. Nothing here reads a clock or draws a number: `Fresh` brings both.
 
-The fields of a request are those of `FIELDS`, and the model's parameters: flat beside them, or under `input`. A field that
-is null is as good as absent.
+The fields of a request are those of `FIELDS`, and the model's parameters: flat beside them, or under `input`. A field
+that is null is as good as absent.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ EXPIRY = "expirytime"
 https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/expirytime.md
 """
 
+REPEATED = "Darkroom-Repeated"
+"""The header that says: this had been accepted before, and nothing was done now."""
+
 _SHOWN_FAULTS = 3
 """So many faults are told in the sentence; all are in the list."""
 
@@ -59,7 +62,7 @@ _USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 @dataclass(frozen=True)
 class Fresh:
-    """What is new with every request: the time in milliseconds since 1970, an id for the job, and numbers drawn for it."""
+    """What is new with every request: the time (milliseconds since 1970), an id for the job, and drawn numbers."""
 
     now_ms: int
     job_id: str
@@ -142,8 +145,8 @@ def read(
 ) -> Wish:
     """What `data` asks for. `where` stands before the names of fields in faults.
 
-    All faults are found before any is raised, as one InvalidInput; only a model that is not there leaves nothing to check
-    the rest against (UnknownModel).
+    All faults are found before any is raised, as one InvalidInput; only a model that is not there leaves nothing to
+    check the rest against (UnknownModel).
     """
     model = _model(data, catalogue, model_of_path, where)
     faults: list[FieldError] = []
@@ -265,9 +268,7 @@ def _model(data: Mapping[str, object], catalogue: Catalogue, model_of_path: str 
         raise UnknownModel(error.detail, fields=[FieldError(f"{where}model", "is not the name of a model")]) from None
 
 
-def _parameters(
-    data: Mapping[str, object], where: str, faults: list[FieldError]
-) -> tuple[Mapping[str, object], str]:
+def _parameters(data: Mapping[str, object], where: str, faults: list[FieldError]) -> tuple[Mapping[str, object], str]:
     """The model's parameters in `data`, and what stands before their names there."""
     flat = {name: value for name, value in data.items() if name not in FIELDS and name not in ("model", "input")}
     nested = data.get("input")
@@ -348,5 +349,5 @@ FIELDS: Mapping[str, Callable[[object, Model, int], object]] = {
     "webhook": _refuse_webhook,
     "webhook_events_filter": _refuse_webhook,
 }
-"""The fields that concern the job and not the model, beside `model` and `input`, each with what reads it. A reader raises
-ValueError with the reason, worded to follow the field's name."""
+"""The fields that concern the job and not the model, beside `model` and `input`, each with what reads it. A reader
+raises ValueError with the reason, worded to follow the field's name."""

@@ -1,11 +1,11 @@
 """submit: takes requests for jobs, as CloudEvents or over REST, and answers at once with a slip.
 
-A request is read and checked (`submission.py`), then accepted by the ledger in one atomic step: with the 202, the job is
-recorded and queued. Submissions that arrive together share a round trip. What cannot be taken is refused with every field
-at fault named, and nothing of it is stored.
+A request is read and checked (`submission.py`), then accepted by the ledger in one atomic step: with the 202, the job
+is recorded and queued. Submissions that arrive together share a round trip. What cannot be taken is refused with every
+field at fault named, and nothing of it is stored.
 
-A CloudEvent's answer is itself one, since a Knative Trigger's subscriber may answer nothing else; a batch, which no Trigger
-sends, is answered with a verdict for each event.
+A CloudEvent's answer is itself one, since a Knative Trigger's subscriber may answer nothing else; a batch, which no
+Trigger sends, is answered with a verdict for each event.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from darkroom_functions.answers import answer, problem, problem_members, problem
 from darkroom_functions.bodies import read_body
 from darkroom_functions.health import patience
 from darkroom_functions.settings import SubmitSettings
-from darkroom_functions.submission import SEED_BITS, Fresh, RestRequest
+from darkroom_functions.submission import REPEATED, SEED_BITS, Fresh, RestRequest
 from darkroom_functions.tenants import tenant_of
 
 MEMORY_READING_S = 1.0
@@ -54,9 +54,6 @@ MEMORY_READING_S = 1.0
 
 MAX_IDEMPOTENCY_KEY = 255
 """Characters of the header `Idempotency-Key`."""
-
-REPEATED = "Darkroom-Repeated"
-"""The header that says: this had been accepted before, and nothing was done now."""
 
 _log = logs.logger(__name__)
 
@@ -158,8 +155,10 @@ async def _events(request: Request, intake: Intake) -> Response:
 
 
 async def _batch(parsed: Sequence[Event | InvalidEvent], tenant: str, intake: Intake) -> Response:
-    """A verdict for each event, in their order. Where none was accepted, the first refusal that may pass is the answer's
-    status, so that the sender tries again; where none may, 422.
+    """A verdict for each event, in their order.
+
+    Where none was accepted, the first refusal that may pass is the answer's, so that the sender tries again. Where none
+    may, it is 422.
     """
     outcomes = await asyncio.gather(*(_judged(event, tenant, intake) for event in parsed))
     verdicts = [_verdict(outcome) for outcome in outcomes]

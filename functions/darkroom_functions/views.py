@@ -1,7 +1,7 @@
-"""Views: a job as `jobs` shows it, made of its record, its log and its model. Names and shapes are described by `openapi.py`.
+"""Views: a job as `jobs` shows it, made of its record, its log and its model. `openapi.py` describes them.
 
-Older clients know a job's id as `job_id`, `task_id` or `celery_task_id`, its state as `status`, and its main parameters at
-the top: all of them are here, beside the names that darkroom uses itself.
+Older clients know a job's id as `job_id`, `task_id` or `celery_task_id`, its state as `status`, and its main
+parameters at the top: all of them are here, beside the names that darkroom uses itself.
 """
 
 from __future__ import annotations

@@ -15,15 +15,23 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import redis
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule, run_state_machine_as_test
-
 from darkroom import transitions
 from darkroom.errors import DarkroomError
 from darkroom.jobs import TERMINAL, TRANSITIONS, State, new_job_id
 from darkroom.ledger import Ledger
 from darkroom.transitions import Accepted, Call, Ended, Reason, Receipt, Standing, Submission, WorkerState
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 T = TypeVar("T")
 
@@ -65,13 +73,20 @@ class Believed:
     states: dict[str, State] = field(default_factory=dict)
 
 
+PICK = st.integers(0, 63)
+"""Which attempt a move is about, see `_held`."""
+
+
+def has_attempts(machine: Any) -> bool:
+    return bool(machine.attempts)
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """One pool, two workers, a courier and any number of submitters."""
 
     url = ""
 
     jobs: Bundle[str] = Bundle("jobs")
-    attempts: Bundle[Attempt] = Bundle("attempts")
     taken: Bundle[str] = Bundle("taken")
 
     def __init__(self) -> None:
@@ -82,6 +97,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now = START_MS
         self.believed = Believed()
         self.longest_list = 0
+        self.attempts: list[Attempt] = []
 
     @initialize()
     def announced(self) -> None:
@@ -142,6 +158,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
+        self._cancel(job_id)
+
+    @precondition(has_attempts)
+    @rule(pick=PICK)
+    def cancel_what_runs(self, pick: int) -> None:
+        self._cancel(self._held(pick).job_id)
+
+    def _cancel(self, job_id: str) -> None:
         state = self.state(job_id)
         first = job_id not in self.believed.cancelled
         answer = self.run(transitions.cancel(job_id, tenant="default", now=self.now))
@@ -170,46 +194,59 @@ class LedgerMachine(RuleBasedStateMachine):
         message = self.redis.rpop(self.list_key)
         return multiple() if message is None else _job_of(message)
 
-    @rule(target=attempts, job_id=taken, name=st.sampled_from(WORKERS))
-    def claim(self, job_id: str, name: str) -> Any:
+    @rule(job_id=taken, name=st.sampled_from(WORKERS))
+    def claim(self, job_id: str, name: str) -> None:
         """A taken message may be claimed late, and more than once: the queue broker redelivers."""
-        return self._claim(job_id, name)
+        self._claim(job_id, name)
 
-    @rule(target=attempts, name=st.sampled_from(WORKERS))
-    def take_and_claim(self, name: str) -> Any:
+    @rule(name=st.sampled_from(WORKERS))
+    def take_and_claim(self, name: str) -> None:
         message = self.redis.rpop(self.list_key)
-        return multiple() if message is None else self._claim(_job_of(message), name)
+        if message is not None:
+            self._claim(_job_of(message), name)
 
-    @rule(target=attempts, job_id=jobs, name=st.sampled_from(WORKERS))
-    def claim_without_a_message(self, job_id: str, name: str) -> Any:
-        return self._claim(job_id, name)
+    @rule(job_id=jobs, name=st.sampled_from(WORKERS))
+    def claim_without_a_message(self, job_id: str, name: str) -> None:
+        self._claim(job_id, name)
 
-    def _claim(self, job_id: str, name: str) -> Any:
+    def _claim(self, job_id: str, name: str) -> None:
         attempt = Attempt(job_id, secrets.token_hex(8), name)
         state = self.state(job_id)
         claim = self.run(transitions.claim(job_id, token=attempt.token, worker=name, now=self.now), twice_alike=False)
         if claim.attempt is None:
-            return multiple()
+            return
         assert state is State.PENDING
         again = self.ledger.run(transitions.claim(job_id, token=attempt.token, worker=name, now=self.now))
         assert again == claim
-        return attempt
+        self.attempts.append(attempt)
 
-    @rule(attempt=attempts, tell=st.booleans())
-    def progress(self, attempt: Attempt, tell: bool) -> None:
+    def _held(self, pick: int) -> Attempt:
+        """One of the attempts that were ever begun; three times of four one that still holds its job, if any does."""
+        live = [attempt for attempt in self.attempts if self.standing(attempt) is not Standing.LOST]
+        candidates = live if live and pick % 4 else self.attempts
+        return candidates[pick % len(candidates)]
+
+    @precondition(has_attempts)
+    @rule(pick=PICK, tell=st.booleans())
+    def progress(self, pick: int, tell: bool) -> None:
+        attempt = self._held(pick)
         attempt.op += 1
         call = transitions.progress(
             attempt.job_id, token=attempt.token, op=attempt.op, step=1, steps=4, tell=tell, now=self.now
         )
         assert self.run(call) == self.standing(attempt)
 
-    @rule(attempt=attempts)
-    def renew(self, attempt: Attempt) -> None:
+    @precondition(has_attempts)
+    @rule(pick=PICK)
+    def renew(self, pick: int) -> None:
+        attempt = self._held(pick)
         expected = self.standing(attempt)
         assert self.run(transitions.renew(attempt.job_id, token=attempt.token, now=self.now)) == expected
 
-    @rule(attempt=attempts, outcome=st.sampled_from([State.COMPLETED, State.FAILED]))
-    def finish(self, attempt: Attempt, outcome: State) -> None:
+    @precondition(has_attempts)
+    @rule(pick=PICK, outcome=st.sampled_from([State.COMPLETED, State.FAILED]))
+    def finish(self, pick: int, outcome: State) -> None:
+        attempt = self._held(pick)
         data: dict[str, Any] = {"artifacts": []}
         if outcome is State.FAILED:
             data = {"error": {"kind": "invalid_input", "message": "no"}}
@@ -219,8 +256,10 @@ class LedgerMachine(RuleBasedStateMachine):
         if standing is not Standing.LOST:
             assert answer == (Ended.CANCELLED if standing is Standing.CANCEL else Ended(outcome.value))
 
-    @rule(attempt=attempts, delay=st.sampled_from([0, 2_000, 30_000]))
-    def retry(self, attempt: Attempt, delay: int) -> None:
+    @precondition(has_attempts)
+    @rule(pick=PICK, delay=st.sampled_from([0, 2_000, 30_000]))
+    def retry(self, pick: int, delay: int) -> None:
+        attempt = self._held(pick)
         error = {"kind": "transient", "message": "hiccup"}
         standing = self.standing(attempt)
         call = transitions.retry(attempt.job_id, token=attempt.token, error=error, delay_ms=delay, now=self.now)
@@ -228,8 +267,10 @@ class LedgerMachine(RuleBasedStateMachine):
         if standing is Standing.CANCEL:
             assert answer is Ended.CANCELLED
 
-    @rule(attempt=attempts, reason=st.sampled_from(Reason))
-    def release(self, attempt: Attempt, reason: Reason) -> None:
+    @precondition(has_attempts)
+    @rule(pick=PICK, reason=st.sampled_from(Reason))
+    def release(self, pick: int, reason: Reason) -> None:
+        attempt = self._held(pick)
         standing = self.standing(attempt)
         counted = self.field(attempt.job_id, "counted")
         call = transitions.release(attempt.job_id, reason=reason, detail="gone", token=attempt.token, now=self.now)
@@ -239,14 +280,16 @@ class LedgerMachine(RuleBasedStateMachine):
         if reason is not Reason.WORKER_LOST:
             assert self.field(attempt.job_id, "counted") == counted
 
-    @rule(attempt=attempts)
-    def the_operator_sees_the_pod_gone(self, attempt: Attempt) -> None:
+    @precondition(has_attempts)
+    @rule(pick=PICK)
+    def the_operator_sees_the_pod_gone(self, pick: int) -> None:
+        attempt = self._held(pick)
         call = transitions.release(
             attempt.job_id, reason=Reason.WORKER_LOST, detail="gone", worker=attempt.worker, now=self.now
         )
         self.run(call, twice_alike=False)
 
-    # -- the courier, and time -------------------------------------------------------------------------------------------
+    # -- the courier, and time -----------------------------------------------------------------------------------------
 
     @rule(ms=st.sampled_from([1, 900, 4_000, 6_000, 16_000]))
     def time_passes(self, ms: int) -> None:
@@ -285,7 +328,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert answer in {"applied", "repeated"}
         assert self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0
 
-    # -- what always holds -----------------------------------------------------------------------------------------------
+    # -- what always holds ---------------------------------------------------------------------------------------------
 
     @invariant()
     def states_only_move_as_the_table_says(self) -> None:
@@ -352,9 +395,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if not self.believed.accepted or not self._unfinished():
                 break
             self.now += 1_000
-            self.run(
-                transitions.worker("one", pool=POOL, state=WorkerState.READY, pod="one", models=[], now=self.now)
-            )
+            self.run(transitions.worker("one", pool=POOL, state=WorkerState.READY, pod="one", models=[], now=self.now))
             self._tick()
             message = self.redis.rpop(self.list_key)
             if message is not None:
@@ -380,7 +421,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def run(self, call: Call[T], *, twice_alike: bool = True) -> T:
         """Make the call twice, as a client does whose reply was lost: the second changes nothing, and answers alike
-        unless the call's whole answer is what it changed."""
+        unless the call's whole answer is what it changed.
+        """
         answer = self.ledger.run(call)
         after = self.snapshot()
         again = self.ledger.run(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -23,6 +24,7 @@ def main() -> int:
         sys.stderr.write(f"darkroom_worker: {error}\n")
         return BAD_SETTING
     logs.configure("worker")
+    logging.captureWarnings(capture=True)
     # billiard reads this one when it is imported: children ignore SIGTERM, and are ended by SIGQUIT where Celery ends
     # them. The others would lead Celery to a broker that is not the ledger's.
     os.environ["REMAP_SIGTERM"] = "SIGQUIT"

@@ -38,8 +38,8 @@ CONNECTION_OPTIONS: Mapping[str, Any] = {
 START_ALLOWANCE_S = 60
 """For the child's interpreter and the libraries of its engines, before the models load."""
 
-QUIET_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
-"""Two lines a job, of which ours (`run.py`) say more."""
+QUIET_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "multiprocessing")
+"""Two lines a job, of which ours (`run.py`) say more, and what billiard says of its processes."""
 
 
 class RunJob(Task):  # type: ignore[misc]  # Celery has no types

@@ -1,0 +1,530 @@
+"""The description of the HTTP API (OpenAPI 3.1), made of the tables that the functions themselves work by.
+
+Operations come from `paths.py`, requests from the model files and `submission.py`, refusals from the classes in
+`darkroom.errors`, queries from `listing.py`. `jobs` serves it at `/openapi.json`; the tests hold every answer against
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from darkroom import errors, models
+from darkroom.artifacts import StoreUnavailable
+from darkroom.errors import DarkroomError, TemporaryError
+from darkroom.event_http import BATCH_TYPE, MAX_BATCH_EVENTS, STRUCTURED_TYPE
+from darkroom.events import REQUESTED, SPEC_VERSION
+from darkroom.jobs import State
+from darkroom.models import Catalogue, Model
+from darkroom.transitions import Receipt
+from darkroom.updates import CELERY_STATUS
+
+from darkroom_functions import listing, paths, submission, views
+from darkroom_functions.answers import JSON_TYPE, PROBLEM_TYPE, problem_members
+from darkroom_functions.bodies import MAX_BODY_BYTES
+from darkroom_functions.paths import Operation
+
+Schema = dict[str, Any]
+
+Errors = tuple[type[DarkroomError], ...]
+
+VERSION = "1"
+"""Of the interface, as in `/api/v1`; not of the software."""
+
+_SHA256 = "^[0-9a-f]{64}$"
+_INSTANT = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"
+_JOB_ID = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What is said of one operation, beside its path: `answers` by status, and the errors it may be refused with."""
+
+    summary: str
+    answers: Schema
+    refusals: Errors = ()
+    parameters: Sequence[Schema] = ()
+    body: Schema | None = None
+
+
+def document(catalogue: Catalogue, *, public_url: str, max_body_bytes: int = MAX_BODY_BYTES) -> Schema:
+    """The whole description, for the models of `catalogue`."""
+    described: dict[str, Schema] = {}
+    for operation in paths.OPERATIONS:
+        described.setdefault(operation.template, {})[operation.method.lower()] = _operation(operation, catalogue)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "darkroom",
+            "version": VERSION,
+            "description": (
+                "Image generation jobs: submit, follow, cancel, fetch. Every GET may be a HEAD. "
+                f"A body has at most {max_body_bytes} bytes. What happens to a job is told on the WebSockets "
+                "`/ws/jobs/{job_id}` and `/ws/jobs?job_ids=a,b`. This version delivers no webhooks."
+            ),
+        },
+        "servers": [{"url": public_url}],
+        "paths": described,
+        "components": {"schemas": _components(catalogue)},
+    }
+
+
+def _operation(operation: Operation, catalogue: Catalogue) -> Schema:
+    told = _DESCRIBED[operation.name]
+    described: Schema = {
+        "operationId": operation.name,
+        "summary": told.summary,
+        "parameters": [_named(parameter, catalogue) for parameter in told.parameters],
+        "responses": {**told.answers, **_refusals(operation, told.refusals), "default": _problem([DarkroomError])},
+    }
+    if told.body is not None:
+        described["requestBody"] = told.body
+    return described
+
+
+def _refusals(operation: Operation, kinds: Errors) -> Schema:
+    """The responses for these errors, by the status that they are answered with."""
+    by_status: dict[str, list[type[DarkroomError]]] = {}
+    for kind in kinds:
+        status = problem_members(kind(""), of_event=operation.template == "/")["status"]
+        by_status.setdefault(str(status), []).append(kind)
+    return {status: _problem(by_status[status]) for status in sorted(by_status)}
+
+
+def _problem(kinds: Sequence[type[DarkroomError]]) -> Schema:
+    types = [errors.PROBLEM_BASE + kind.slug for kind in kinds]
+    described: Schema = {
+        "description": "; or ".join(kind.title for kind in kinds),
+        "content": {
+            PROBLEM_TYPE: {"schema": {"allOf": [_ref("Problem"), {"properties": {"type": {"enum": types}}}]}},
+        },
+    }
+    if any(issubclass(kind, TemporaryError) for kind in kinds):
+        described["headers"] = {"Retry-After": _header({"type": "integer", "minimum": 1}, "Seconds to wait.")}
+    return described
+
+
+def _components(catalogue: Catalogue) -> Schema:
+    parameters = {f"Parameters-{model.name}": _parameters(model) for model in catalogue}
+    return {**_ANSWERS, **parameters, "JobRequest": _any_model(catalogue), "ModelRequest": _one_model(catalogue)}
+
+
+def _parameters(model: Model) -> Schema:
+    return {name: value for name, value in models.schema(model).items() if name != "$schema"}
+
+
+def _any_model(catalogue: Catalogue) -> Schema:
+    """A request that names its model, or means the default one."""
+    forms = []
+    for model in catalogue:
+        for form in _forms(model):
+            named = {**form, "properties": {**form["properties"], "model": {"const": model.name}}}
+            if model.default:
+                named["properties"]["model"] = {"enum": [model.name, None]}
+            else:
+                named["required"] = [*form.get("required", []), "model"]
+            forms.append(named)
+    return {"anyOf": forms}
+
+
+def _one_model(catalogue: Catalogue) -> Schema:
+    """A request whose model the path names."""
+    forms: list[Schema] = []
+    for model in catalogue:
+        named = {"model": {"enum": [model.name, None]}}
+        forms += [{**form, "properties": {**form["properties"], **named}} for form in _forms(model)]
+    return {"anyOf": forms}
+
+
+def _forms(model: Model) -> list[Schema]:
+    """The two forms of a request: the parameters beside the fields of the job, or under `input`."""
+    parameters, fields = _parameters(model), _fields(model)
+    flat = {**parameters, "properties": {**fields, "input": {"type": "null"}, **parameters["properties"]}}
+    nested: Schema = {
+        "title": f"{model.title}, under input",
+        "type": "object",
+        "properties": {**fields, "input": _ref(f"Parameters-{model.name}")},
+        "required": ["input"],
+        "additionalProperties": False,
+    }
+    return [flat, nested]
+
+
+def _fields(model: Model) -> Schema:
+    """The fields of `submission.FIELDS`."""
+    no_webhook = {"type": "null", "description": "This version delivers no webhooks, and takes none."}
+    return {
+        "user_id": {
+            "type": ["string", "null"],
+            "minLength": 1,
+            "maxLength": submission.MAX_USER_ID,
+            "description": "Kept with the job, and a filter of the list.",
+        },
+        "job_type": {"enum": [submission.JOB_TYPE, None]},
+        "priority": {
+            "type": ["integer", "null"],
+            "minimum": submission.LEAST_PRIORITY,
+            "maximum": submission.MOST_PRIORITY,
+            "description": "The least is the most urgent; within one priority, jobs run as they came.",
+        },
+        "run_timeout": {
+            "type": ["number", "null"],
+            "minimum": submission.MIN_RUN_TIMEOUT_S,
+            "maximum": model.run_timeout_s,
+            "description": "Seconds that one attempt may run.",
+        },
+        "start_deadline": {
+            "anyOf": [
+                {"type": "string", "format": "date-time"},
+                {"type": "number", "exclusiveMinimum": 0, "maximum": submission.MAX_START_DELAY_S},
+                {"type": "null"},
+            ],
+            "description": "An RFC 3339 time, or seconds from now. A job that has not started by then expires.",
+        },
+        "webhook": no_webhook,
+        "webhook_events_filter": no_webhook,
+    }
+
+
+def _named(parameter: Schema, catalogue: Catalogue) -> Schema:
+    """`parameter`, with the models' names where it is the one that takes them."""
+    if parameter["name"] != "model" or parameter["in"] != "path":
+        return parameter
+    return {**parameter, "schema": {"enum": [model.name for model in catalogue]}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _header(schema: Schema, description: str) -> Schema:
+    return {"schema": schema, "description": description}
+
+
+def _answered(name: str, description: str) -> Schema:
+    return {"description": description, "content": {JSON_TYPE: {"schema": _ref(name)}}}
+
+
+def _record(properties: Schema, *, title: str, optional: Sequence[str] = ()) -> Schema:
+    return {
+        "title": title,
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+def _or_null(kind: str, **more: object) -> Schema:
+    return {"type": [kind, "null"], **more}
+
+
+def _in_path(name: str, schema: Schema, description: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": schema, "description": description}
+
+
+def _in_header(name: str, schema: Schema, description: str) -> Schema:
+    return {"name": name, "in": "header", "schema": schema, "description": description}
+
+
+def _in_query(name: str, schema: Schema, *, required: bool = False, description: str = "") -> Schema:
+    return {"name": name, "in": "query", "required": required, "schema": schema, "description": description}
+
+
+_ID: Schema = {"type": "string", "pattern": _JOB_ID}
+_TIME: Schema = {"type": "string", "format": "date-time", "pattern": _INSTANT}
+_TIME_OR_NULL = _or_null("string", format="date-time", pattern=_INSTANT)
+_STATE: Schema = {"enum": [state.value for state in State]}
+_SLIP: Schema = {"id": _ID, "job_id": _ID, "task_id": _ID}
+
+_ANSWERS: Schema = {
+    "Problem": _record(
+        {
+            "type": {"type": "string", "format": "uri"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "errors": {
+                "type": "array",
+                "items": _record(
+                    {"field": {"type": "string"}, "detail": {"type": "string"}},
+                    title="A field, and why it is not taken",
+                ),
+            },
+            "verdicts": {"type": "array", "items": _ref("Verdict")},
+        },
+        title="Why a request was refused (RFC 9457)",
+        optional=("errors", "verdicts"),
+    ),
+    "Accepted": _record({**_SLIP, "status": {"const": State.PENDING.value}}, title="The slip of a job that was taken"),
+    "Verdict": {
+        "title": "What became of one event of a batch",
+        "oneOf": [
+            _record({**_SLIP, "status": {"enum": [200, 202]}, "location": {"type": "string"}}, title="It was taken"),
+            _record({"status": {"type": "integer", "minimum": 400}, "problem": _ref("Problem")}, title="It was not"),
+        ],
+    },
+    "Verdicts": _record(
+        {"verdicts": {"type": "array", "items": _ref("Verdict")}}, title="A verdict for each event, in their order"
+    ),
+    "Task": _record(
+        {"task_id": _ID, "status": {"enum": sorted({*CELERY_STATUS.values(), "RETRY"})}},
+        title="A job in Celery's words",
+    ),
+    "Attempt": _record(
+        {
+            "number": {"type": "integer", "minimum": 1},
+            "worker": {"type": "string"},
+            "started_at": _TIME,
+            "ended_at": _TIME_OR_NULL,
+            "outcome": {"enum": ["running", *views.ENDS_OF_ATTEMPT.values()]},
+            "reason": _or_null("string"),
+            "message": _or_null("string"),
+        },
+        title="One execution of a job by one worker",
+    ),
+    "Artifact": _record(
+        {
+            "url": {"type": "string", "format": "uri"},
+            "sha256": {"type": "string", "pattern": _SHA256},
+            "media_type": {"type": "string"},
+            "size": {"type": "integer", "minimum": 0},
+            "width": {"type": "integer", "minimum": 1},
+            "height": {"type": "integer", "minimum": 1},
+        },
+        title="A picture; its link is good for a while, and another reading of the job gives a new one",
+    ),
+    "Job": _record(
+        {
+            **dict.fromkeys(("id", "job_id", "task_id", "celery_task_id"), _ID),
+            **dict.fromkeys(("state", "status"), _STATE),
+            "model": {"type": "string"},
+            "model_served": {"type": "string", "description": "What really answers, where that is another model."},
+            "job_type": _or_null("string"),
+            "user_id": _or_null("string"),
+            "prompt": _or_null("string"),
+            "width": _or_null("integer"),
+            "height": _or_null("integer"),
+            "seed": _or_null("integer"),
+            "input": {"type": "object", "description": "The model's parameters, defaults and the drawn seed included."},
+            "priority": {"type": "integer"},
+            "run_timeout": {"type": "number"},
+            "start_deadline": _TIME_OR_NULL,
+            "place": _or_null("integer", minimum=1, description="In the queue, 1 being next."),
+            "progress": {"type": "integer", "minimum": 0, "maximum": 100},
+            "step": _or_null("integer"),
+            "steps": _or_null("integer"),
+            "worker": _or_null("string"),
+            "attempt": {"type": "integer", "minimum": 0, "description": "How often it was started."},
+            "attempts_counted": {"type": "integer", "minimum": 0, "description": "How many of these counted."},
+            "max_attempts": {"type": "integer", "minimum": 1},
+            "not_before": _TIME_OR_NULL,
+            "created_at": _TIME,
+            "started_at": _TIME_OR_NULL,
+            "ended_at": _TIME_OR_NULL,
+            "updated_at": _TIME,
+            "cancel_requested_at": _TIME_OR_NULL,
+            "output_paths": {"type": "array", "items": {"type": "string", "format": "uri"}},
+            "artifacts": {"type": "array", "items": _ref("Artifact")},
+            "content_id": _or_null("string", pattern=_SHA256, description="The hash of the first picture."),
+            "error": {
+                "anyOf": [
+                    _record({"kind": {"type": "string"}, "message": {"type": "string"}}, title="Why there is none"),
+                    {"type": "null"},
+                ]
+            },
+            "record": _or_null("object", description="What it takes to make the same picture again."),
+            "traceparent": _or_null("string"),
+            "attempts": {
+                "anyOf": [{"type": "array", "items": _ref("Attempt")}, {"type": "null"}],
+                "description": "Of a single job only. Null where its log is no longer kept.",
+            },
+        },
+        title="A job",
+        optional=("attempts",),
+    ),
+    "Jobs": _record(
+        {
+            "jobs": {"type": "array", "items": _ref("Job"), "maxItems": listing.MAX_PAGE},
+            "next": _or_null("string", description="What `after` must say for the next page."),
+        },
+        title="A page of jobs, newest first; with a filter it may hold fewer than asked for, and yet have a next",
+    ),
+    "Cancelled": _record(
+        {"job_id": _ID, "receipt": {"enum": [receipt.value for receipt in Receipt]}, "status": _STATE},
+        title="What the cancel did, and the job's state after it",
+    ),
+    "Models": _record(
+        {
+            "models": {
+                "type": "array",
+                "items": _record(
+                    {
+                        "name": {"type": "string"},
+                        "title": {"type": "string"},
+                        "description": {"type": "string"},
+                        "served": {"type": "string", "description": "What really answers under that name."},
+                        "default": {"type": "boolean"},
+                        "run_timeout": {"type": "integer", "description": "Seconds that a job may run at most."},
+                        "parameters": {"type": "object", "description": "A JSON Schema."},
+                    },
+                    title="A model",
+                ),
+            }
+        },
+        title="The models",
+    ),
+}
+
+_SLIP_HEADERS: Schema = {
+    "Location": _header({"type": "string"}, "The job. Not for a batch."),
+    submission.REPEATED: _header(
+        {"const": "true"}, "With 200: the job had been accepted before, and nothing was done."
+    ),
+}
+_TAKEN: Schema = {
+    "202": {**_answered("Accepted", "Recorded and queued."), "headers": _SLIP_HEADERS},
+    "200": {**_answered("Accepted", "It had been accepted before."), "headers": _SLIP_HEADERS},
+}
+_SLIP_OR_VERDICTS: Schema = {JSON_TYPE: {"schema": {"oneOf": [_ref("Accepted"), _ref("Verdicts")]}}}
+_EVENTS_TAKEN: Schema = {
+    "202": {
+        "description": "The event was taken, and the answer is an event too; or at least one of a batch was.",
+        "headers": _SLIP_HEADERS,
+        "content": _SLIP_OR_VERDICTS,
+    },
+    "200": {
+        "description": "It had been accepted before; or the batch is empty.",
+        "headers": _SLIP_HEADERS,
+        "content": _SLIP_OR_VERDICTS,
+    },
+}
+_EVENT: Schema = {
+    "type": "object",
+    "properties": {
+        "specversion": {"const": SPEC_VERSION},
+        "id": {"type": "string", "minLength": 1, "maxLength": submission.MAX_EVENT_NAME},
+        "source": {"type": "string", "format": "uri-reference", "minLength": 1, "maxLength": submission.MAX_EVENT_NAME},
+        "type": {"const": REQUESTED},
+        "time": _or_null("string", format="date-time"),
+        submission.EXPIRY: _or_null("string", format="date-time"),
+        "data": {"anyOf": [_ref("JobRequest"), {"type": "null"}]},
+    },
+    "required": ["specversion", "id", "source", "type"],
+}
+_EVENT_HEADERS = [
+    _in_header(f"ce-{name}", {"type": "string"}, f"In binary mode. {why}")
+    for name, why in (
+        ("specversion", f"`{SPEC_VERSION}`"),
+        ("id", "With the source it names the event: the same again is the same job."),
+        ("source", "A URI-reference"),
+        ("type", f"`{REQUESTED}`"),
+        (submission.EXPIRY, "The job expires unless it has started by then."),
+        ("traceparent", "W3C Trace Context"),
+    )
+]
+_REST_HEADERS = [
+    _in_header("Idempotency-Key", {"type": "string"}, "For a day, the same key with the same body is the same job."),
+    _in_header("traceparent", {"type": "string"}, "W3C Trace Context"),
+]
+_CACHED: Schema = {
+    "ETag": _header({"type": "string"}, "Its SHA-256, in quotes."),
+    "Cache-Control": _header({"type": "string"}, "It never changes."),
+}
+_OF_JOB = _in_path("id", _ID, "The job's id.")
+_AWAY: Errors = (errors.LedgerUnavailable,)
+_REFUSED_JOB: Errors = (
+    errors.MalformedRequest,
+    errors.UnknownModel,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.InvalidInput,
+    errors.KeyReused,
+    errors.BacklogFull,
+    errors.NoPool,
+    errors.MemoryHigh,
+    errors.LedgerUnavailable,
+)
+_LIST_SCHEMAS: Mapping[str, Schema] = {
+    "state": _STATE,
+    "status": _STATE,
+    "model": {"type": "string"},
+    "user_id": {"type": "string"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": listing.DEFAULT_PAGE},
+    "after": _ID,
+}
+
+_DESCRIBED: Mapping[str, _Described] = {
+    "submitEvents": _Described(
+        "Submit a job as a CloudEvent, or several as a batch (for REST clients: no Trigger sends one)",
+        parameters=_EVENT_HEADERS,
+        body={
+            "description": "Anything but the two types of CloudEvents is the data of an event in binary mode.",
+            "content": {
+                STRUCTURED_TYPE: {"schema": _EVENT},
+                BATCH_TYPE: {"schema": {"type": "array", "items": {}, "maxItems": MAX_BATCH_EVENTS}},
+                JSON_TYPE: {"schema": _ref("JobRequest")},
+            },
+        },
+        answers=_EVENTS_TAKEN,
+        refusals=(errors.InvalidEvent, *_REFUSED_JOB),
+    ),
+    "submitJob": _Described(
+        "Submit a job",
+        parameters=_REST_HEADERS,
+        body={"required": True, "content": {JSON_TYPE: {"schema": _ref("JobRequest")}}},
+        answers=_TAKEN,
+        refusals=_REFUSED_JOB,
+    ),
+    "submitToModel": _Described(
+        "Submit a job to a model; without a body, with all its defaults",
+        parameters=[_in_path("model", {}, "The model."), *_REST_HEADERS],
+        body={"content": {JSON_TYPE: {"schema": _ref("ModelRequest")}}},
+        answers=_TAKEN,
+        refusals=_REFUSED_JOB,
+    ),
+    "readTask": _Described(
+        "The state of a job in Celery's words, without its result",
+        parameters=[_OF_JOB],
+        answers={"200": _answered("Task", "The state.")},
+        refusals=(errors.NotFound, *_AWAY),
+    ),
+    "readJob": _Described(
+        "Everything about a job",
+        parameters=[_OF_JOB],
+        answers={"200": _answered("Job", "The job.")},
+        refusals=(errors.NotFound, *_AWAY),
+    ),
+    "listJobs": _Described(
+        "The jobs, newest first",
+        parameters=[_in_query(name, schema) for name, schema in _LIST_SCHEMAS.items()],
+        answers={"200": _answered("Jobs", "A page of them.")},
+        refusals=(errors.InvalidInput, *_AWAY),
+    ),
+    "cancelJob": _Described(
+        "Cancel a job; may be repeated",
+        parameters=[_OF_JOB],
+        answers={"200": _answered("Cancelled", "Done, or too late.")},
+        refusals=(errors.NotFound, *_AWAY),
+    ),
+    "readArtifact": _Described(
+        "A picture, by the link that its job shows",
+        parameters=[
+            _in_path(paths.KEY, {"type": "string"}, "Its key, slashes included."),
+            _in_query("expires", {"type": "integer"}, required=True, description="Seconds since 1970."),
+            _in_query("signature", {"type": "string"}, required=True, description="Ours, for this key and time."),
+        ],
+        answers={
+            "200": {"description": "The picture.", "headers": _CACHED, "content": {"image/png": {}}},
+            "304": {"description": "The caller has it.", "headers": _CACHED},
+        },
+        refusals=(errors.LinkRefused, errors.NotFound, StoreUnavailable),
+    ),
+    "listModels": _Described("The models and their parameters", answers={"200": _answered("Models", "The models.")}),
+    "describe": _Described(
+        "This description",
+        answers={"200": {"description": "It.", "content": {JSON_TYPE: {"schema": {"type": "object"}}}}},
+    ),
+}

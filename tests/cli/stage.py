@@ -1,0 +1,137 @@
+"""A server for the command line's tests that says what a test wants, over real HTTP and a real WebSocket.
+
+It plays the parts that the real functions play only now and then: a socket that breaks, a refusal, a job that fails. What
+they do all the time is tested against themselves (tests/system).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+JOB = "019aa000-0000-7000-8000-000000000000"
+PICTURE = b"\x89PNG the picture"
+
+Scene = Callable[[WebSocket], Awaitable[None]]
+"""What one connection of a socket sees."""
+
+
+class Stage:
+    """One job, and what is said of it. Tests set the fields; `asked` holds the requests that came."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.submission: Response = JSONResponse({"id": JOB, "job_id": JOB, "task_id": JOB, "status": "pending"}, 202)
+        self.cancellation: Response = JSONResponse({"job_id": JOB, "receipt": "dequeued", "status": "cancelled"})
+        self.views: list[dict[str, Any]] = []
+        self.scenes: list[Scene] = []
+        self.asked: list[tuple[str, str, bytes]] = []
+        self._connections = 0
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/", self._submit, methods=["POST"]),
+                Route("/api/v1/generation-jobs/{id}", self._read),
+                Route("/api/v1/generation-jobs/{id}/cancel", self._cancel, methods=["POST"]),
+                Route("/artifacts/{name}", self._artifact),
+                WebSocketRoute("/ws/jobs/{id}", self._watch),
+            ]
+        )
+
+    async def _submit(self, request: Request) -> Response:
+        await self._note(request)
+        return self.submission
+
+    async def _cancel(self, request: Request) -> Response:
+        await self._note(request)
+        return self.cancellation
+
+    async def _read(self, _request: Request) -> Response:
+        """The views in turn, the last one for ever."""
+        if not self.views:
+            detail = {"title": "There is nothing here under that name", "detail": "there is no such job", "status": 404}
+            return JSONResponse(detail, 404, media_type="application/problem+json")
+        return JSONResponse(self.views.pop(0) if len(self.views) > 1 else self.views[0])
+
+    async def _artifact(self, _request: Request) -> Response:
+        return Response(PICTURE, media_type="image/png")
+
+    async def _watch(self, websocket: WebSocket) -> None:
+        """Each connection sees the next scene; when there is none left, it is refused."""
+        if self._connections >= len(self.scenes):
+            await websocket.close()
+            return
+        self._connections += 1
+        await websocket.accept()
+        await self.scenes[self._connections - 1](websocket)
+
+    async def _note(self, request: Request) -> None:
+        self.asked.append((request.method, request.url.path, await request.body()))
+
+
+def view(url: str, *, state: str, pictures: int = 0, **members: Any) -> dict[str, Any]:
+    """A job as `GET /api/v1/generation-jobs/{id}` shows it, what the command line reads of it."""
+    return {
+        "id": JOB,
+        "state": state,
+        "status": state,
+        "model": "flux",
+        "model_served": "flux stand-in, untrained weights",
+        "input": {"prompt": "a lighthouse", "seed": 7},
+        "place": None,
+        "progress": 100 if state == "completed" else 0,
+        "output_paths": [f"{url}/artifacts/{number}.png?signature=x" for number in range(pictures)],
+        "content_id": "abc" if pictures else None,
+        "error": None,
+    } | members
+
+
+def message(seq: int, state: str, **members: Any) -> dict[str, Any]:
+    """A socket's message, as `darkroom.updates` makes it."""
+    words = {"running": "processing", "expired": "failed"}
+    return {"job_id": JOB, "status": words.get(state, state), "seq": seq, "state": state} | members
+
+
+def says(messages: Sequence[dict[str, Any]], *, then: str = "close") -> Scene:
+    """A scene that says the messages and then closes, or stays and says nothing."""
+
+    async def scene(websocket: WebSocket) -> None:
+        for each in messages:
+            await websocket.send_json(each)
+        if then == "close":
+            await websocket.close(1011)
+        else:
+            await asyncio.Event().wait()
+
+    return scene
+
+
+@contextmanager
+def on_stage(stage: Stage) -> Iterator[Stage]:
+    """Serve it on a free port of loopback."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        stage.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = uvicorn.Config(
+            stage.app(), log_config=None, ws="websockets-sansio", lifespan="off", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield stage
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -1,0 +1,296 @@
+"""The commands that talk to a server: what they send, say, save, and how they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import HTMLResponse, JSONResponse
+from tests.cli.stage import JOB, PICTURE, Stage, message, says, view
+from tests.darkroom_command import PATIENCE_S, command, darkroom, environment
+
+PROBLEM = "application/problem+json"
+
+DONE = message(3, "completed", progress=100, output_paths=["x"], content_id="abc")
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_submit_sends_the_prompt_and_the_parameters_as_they_were_typed(stage: Stage, tmp_path: Path) -> None:
+    arguments = ["submit", "a lighthouse", "--model", "sd", "--width", "832", "--seed", "0", "--negative-prompt", "fog"]
+    more = ["-p", "guidance=4.5", "-p", "scheduler=euler", "-p", 'note="5"', "--no-wait", "--url", stage.url]
+    assert darkroom([*arguments, *more], folder=tmp_path).returncode == 0
+    ((method, path, body),) = stage.asked
+    assert (method, path) == ("POST", "/")
+    assert json.loads(body) == {
+        "model": "sd",
+        "input": {
+            "prompt": "a lighthouse",
+            "width": 832,
+            "seed": 0,
+            "negative_prompt": "fog",
+            "guidance": 4.5,
+            "scheduler": "euler",
+            "note": "5",
+        },
+    }
+
+
+def test_without_waiting_the_id_alone_is_on_stdout(stage: Stage, tmp_path: Path) -> None:
+    done = darkroom(["submit", "a lighthouse", "--no-wait", "--url", stage.url], folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{JOB}\n")
+    assert f"watch {JOB}" in done.stderr
+    assert f"cancel {JOB}" in done.stderr
+
+
+def test_the_place_in_the_queue_and_the_progress_are_shown(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [view(stage.url, state="pending", place=3), view(stage.url, state="completed", pictures=1)]
+    stage.scenes = [
+        says(
+            [
+                message(1, "pending"),
+                message(2, "running", progress=25),
+                message(3, "running", progress=50),
+                {**DONE, "seq": 4},
+            ]
+        )
+    ]
+    done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "waiting, place 3 in the queue",
+        "developing, 25 %",
+        "developing, 50 %",
+        "completed, 100 %",
+    ]
+
+
+def test_the_picture_is_saved_and_said_with_its_seed_and_what_made_it(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [view(stage.url, state="completed", pictures=1)]
+    stage.scenes = [says([DONE])]
+    done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
+    assert (tmp_path / f"{JOB}.png").read_bytes() == PICTURE
+    assert done.stdout == f"{JOB}.png  (by flux stand-in, untrained weights, seed 7)\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "pictures", "files"),
+    [
+        ("dusk.png", 1, ["dusk.png"]),
+        ("dusk.png", 2, ["dusk-1.png", "dusk-2.png"]),
+        ("dusk", 1, ["dusk.png"]),
+        (".", 2, [f"{JOB}-1.png", f"{JOB}-2.png"]),
+        ("new/", 1, [f"new/{JOB}.png"]),
+    ],
+)
+def test_pictures_go_where_output_says(
+    stage: Stage, tmp_path: Path, output: str, pictures: int, files: list[str]
+) -> None:
+    stage.views = [view(stage.url, state="completed", pictures=pictures)]
+    stage.scenes = [says([DONE])]
+    done = darkroom(["watch", JOB, "--output", output, "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.png*")) == sorted(files)
+
+
+def test_watch_says_the_links_where_nothing_is_to_be_saved(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [view(stage.url, state="completed", pictures=1)]
+    stage.scenes = [says([DONE])]
+    done = darkroom(["watch", JOB, "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{stage.url}/artifacts/0.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled", "expired"])
+def test_a_job_without_a_picture_is_status_1_and_says_why(stage: Stage, tmp_path: Path, state: str) -> None:
+    stage.views = [view(stage.url, state=state, error={"kind": "deadline", "message": "it took too long"})]
+    stage.scenes = [says([message(2, state, error="it took too long")])]
+    done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == f"The job {JOB} is {state}: it took too long"
+
+
+def test_with_json_every_line_on_stdout_is_an_object_and_the_last_is_the_job(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [view(stage.url, state="completed", pictures=1)]
+    stage.scenes = [says([message(1, "pending"), message(2, "running", progress=50), DONE])]
+    done = darkroom(["submit", "a lighthouse", "--json", "--url", stage.url], folder=tmp_path)
+    slip, *messages, job = lines_of(done.stdout)
+    assert slip["id"] == JOB
+    assert [each["seq"] for each in messages] == [1, 2, 3]
+    assert job["state"] == "completed"
+    assert job["files"] == [f"{JOB}.png"]
+    assert f"{JOB}.png" in done.stderr
+
+
+def test_a_socket_that_breaks_is_opened_again_and_each_message_is_seen_once(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [view(stage.url, state="running"), view(stage.url, state="completed", pictures=1)]
+    stage.scenes = [
+        says([message(1, "pending"), message(2, "running", progress=10)]),
+        says([message(2, "running", progress=10), DONE]),
+    ]
+    done = darkroom(["watch", JOB, "--json", "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    numbers = [each["seq"] for each in lines_of(done.stdout)[:-1] if "seq" in each]
+    assert numbers == [1, 2, 3]
+
+
+def test_where_no_socket_can_be_had_the_job_is_asked_for(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [
+        view(stage.url, state="running", progress=50),
+        view(stage.url, state="completed", pictures=1),
+    ]
+    done = darkroom(["watch", JOB, "--output", ".", "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"{JOB}.png").read_bytes() == PICTURE
+    assert done.stderr.splitlines() == ["developing, 50 %", "completed, 100 %"]
+
+
+def test_a_ctrl_c_while_waiting_leaves_the_job_and_says_how_to_come_back(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [view(stage.url, state="running")]
+    stage.scenes = [says([message(2, "running", progress=10)], then="silence")]
+    process = subprocess.Popen(
+        command("submit", "a lighthouse", "--url", stage.url),
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "developing, 10 %\n"
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert f"watch {JOB} --output . --url {stage.url}" in words
+    assert f"cancel {JOB} --url {stage.url}" in words
+    assert "Traceback" not in words
+
+
+def test_a_refusal_names_each_field_as_it_was_typed(stage: Stage, tmp_path: Path) -> None:
+    faults = [
+        {"field": "data.input.width", "detail": "must be at most 2048"},
+        {"field": "data.model", "detail": "is not the name of a model"},
+    ]
+    problem = {"title": "The request cannot be taken as it is", "status": 422, "detail": "two faults", "errors": faults}
+    stage.submission = JSONResponse(problem, 422, media_type=PROBLEM)
+    done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "darkroom: two faults",
+        "  width must be at most 2048",
+        "  model is not the name of a model",
+    ]
+    done = darkroom(["submit", "a lighthouse", "--json", "--url", stage.url], folder=tmp_path)
+    assert lines_of(done.stdout) == [{"error": problem}]
+
+
+def test_a_server_that_cannot_take_it_now_is_status_3(stage: Stage, tmp_path: Path) -> None:
+    problem = {"title": "No worker pool serves this model", "status": 503, "detail": "no worker pool"}
+    stage.submission = JSONResponse(problem, 503, {"Retry-After": "30"}, media_type=PROBLEM)
+    done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr == "darkroom: no worker pool; try again in 30 s\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["submit", "a lighthouse"], ["watch", JOB], ["status", JOB], ["cancel", JOB], ["models"]],
+    ids=" ".join,
+)
+def test_a_server_that_cannot_be_reached_is_one_line_and_status_3(arguments: list[str], tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        done = darkroom(arguments, folder=tmp_path, DARKROOM_URL=url)
+    assert (done.returncode, done.stdout) == (3, "")
+    (line,) = done.stderr.splitlines()
+    assert url in line
+
+
+def test_another_program_at_the_address_is_said(stage: Stage, tmp_path: Path) -> None:
+    stage.submission = HTMLResponse("<h1>It works!</h1>")
+    done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 3
+    assert "not as darkroom does" in done.stderr
+
+
+def test_a_job_that_is_not_there_is_status_2(stage: Stage, tmp_path: Path) -> None:
+    for arguments in (["watch", JOB], ["status", JOB]):
+        done = darkroom([*arguments, "--url", stage.url], folder=tmp_path)
+        assert (done.returncode, done.stderr) == (2, "darkroom: there is no such job\n")
+
+
+@pytest.mark.parametrize(
+    ("receipt", "state", "status"),
+    [("dequeued", "cancelled", 0), ("interrupting", "running", 0), ("too_late", "failed", 1)],
+)
+def test_cancel_says_what_it_did(stage: Stage, tmp_path: Path, receipt: str, state: str, status: int) -> None:
+    stage.cancellation = JSONResponse({"job_id": JOB, "receipt": receipt, "status": state})
+    done = darkroom(["cancel", JOB, "--json", "--url", stage.url], folder=tmp_path)
+    assert done.returncode == status
+    assert lines_of(done.stdout) == [{"job_id": JOB, "receipt": receipt, "status": state}]
+    assert JOB in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"state": "pending", "place": 2}, "waits at place 2"),
+        ({"state": "running", "progress": 40}, "runs, 40 % done"),
+        ({"state": "completed", "pictures": 1}, "is completed (by flux stand-in"),
+        ({"state": "failed", "error": {"kind": "deadline", "message": "too long"}}, "is failed: too long"),
+    ],
+    ids=lambda value: value["state"] if isinstance(value, dict) else "",
+)
+def test_status_is_a_look_and_no_judgement(stage: Stage, tmp_path: Path, members: dict[str, Any], words: str) -> None:
+    stage.views = [view(stage.url, **members)]
+    done = darkroom(["status", JOB, "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 0
+    assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["submit"],
+        ["submit", "a lighthouse", "-p", "guidance"],
+        ["submit", "a lighthouse", "--width", "wide"],
+        ["submit", "a lighthouse", "--output", "no/such/folder/a.png"],
+        ["submit", "a lighthouse", "--url", "ftp://elsewhere"],
+        ["watch"],
+        ["develop"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_meant_is_status_2_before_anything_is_sent(
+    stage: Stage, tmp_path: Path, arguments: list[str]
+) -> None:
+    done = darkroom(arguments, folder=tmp_path, DARKROOM_URL=stage.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert stage.asked == []
+
+
+def test_a_bad_address_in_the_environment_names_the_variable(tmp_path: Path) -> None:
+    done = darkroom(["models"], folder=tmp_path, DARKROOM_URL="nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("darkroom: DARKROOM_URL='nowhere'")
+
+
+def test_the_help_documents_every_exit_status(tmp_path: Path) -> None:
+    words = darkroom(["--help"], folder=tmp_path).stdout
+    assert [line.split()[0] for line in words.partition("exit status:\n")[2].splitlines()] == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "130",
+    ]

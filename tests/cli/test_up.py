@@ -1,0 +1,200 @@
+"""`darkroom up` before anything serves: who has the folder, what a killed one left, the port, and bad settings.
+
+What it does when all goes well is tested where it serves (tests/system).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from darkroom_cli.data_folder import DataFolder, secret
+from darkroom_cli.environments import environment
+from darkroom_cli.processes import Identity, Recorded
+from darkroom_cli.run_record import RunRecord
+from tests.darkroom_command import darkroom, eventually
+
+SLEEP = [sys.executable, "-c", "import signal; signal.pause()"]
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port that another program listens on: `up` gets no further than to see that."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(SLEEP, start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def recorded(folder: Path, process: subprocess.Popen[bytes], *, started: str | None = None) -> None:
+    """Write down `process` as the worker of a run whose `up` is gone."""
+    identity = Identity.of(process.pid)
+    assert identity is not None
+    data = folder / ".darkroom"
+    data.mkdir()
+    worker = Recorded("worker", process.pid, started or identity.started, grace_s=5)
+    RunRecord(pid=1, url="http://127.0.0.1:8000", processes=(worker,)).write(data / "run.json")
+
+
+def test_a_taken_port_is_one_clear_line(taken_port: int, tmp_path: Path) -> None:
+    done = darkroom(["up", "--port", str(taken_port)], folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"port {taken_port}" in line
+    assert "--port" in line
+
+
+def test_what_a_killed_up_left_is_ended_first(
+    taken_port: int, tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    recorded(tmp_path, sleeper)
+    done = darkroom(["up", "--port", str(taken_port)], folder=tmp_path)
+    assert f"worker ({sleeper.pid})" in done.stderr
+    eventually(lambda: sleeper.poll() is not None, "what the record named still runs")
+    assert not (tmp_path / ".darkroom" / "run.json").exists()
+
+
+def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(
+    taken_port: int, tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    recorded(tmp_path, sleeper, started="another time")
+    done = darkroom(["up", "--port", str(taken_port)], folder=tmp_path)
+    assert done.returncode == 1
+    assert "ending" not in done.stderr
+    assert sleeper.poll() is None
+
+
+def test_a_record_that_cannot_be_read_is_said_and_is_no_obstacle(taken_port: int, tmp_path: Path) -> None:
+    (tmp_path / ".darkroom").mkdir()
+    (tmp_path / ".darkroom" / "run.json").write_text('{"processes": 7}')
+    done = darkroom(["up", "--port", str(taken_port)], folder=tmp_path)
+    assert done.returncode == 1
+    assert "run.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_up_with_the_same_data_names_the_first(tmp_path: Path) -> None:
+    folder = tmp_path / ".darkroom"
+    folder.mkdir()
+    RunRecord(pid=4711, url="http://127.0.0.1:8000", processes=()).write(folder / "run.json")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = darkroom(["up"], folder=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "http://127.0.0.1:8000" in line
+    assert "4711" in line
+    assert (folder / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DARKROOM_REDIS_URL", "http://not-a-redis"),
+        ("DARKROOM_PUBLIC_URL", "not an address"),
+        ("DARKROOM_NAMESPACE", "Not A Namespace"),
+        ("DARKROOM_MODELS", "/no/such/folder"),
+        ("DARKROOM_HOME", "/proc/darkroom"),
+    ],
+)
+def test_a_setting_of_no_use_is_one_line_and_status_2(variable: str, value: str, tmp_path: Path) -> None:
+    done = darkroom(["up", "--port", "0"], folder=tmp_path, **{variable: value})
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert variable in last or value in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--port", "http"],
+        ["--port", "70000"],
+        ["--model", "flux"],
+        ["--model", "flux=/no/such/folder"],
+        ["--model", "unheard-of=org/name"],
+        ["--nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_an_argument_of_no_use_is_named_and_status_2(arguments: list[str], tmp_path: Path) -> None:
+    done = darkroom(["up", "--port", "0", *arguments], folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert arguments[-1].split("=")[0] in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_redis_that_does_not_answer_is_said_without_its_password(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        url = f"redis://:hidden-word@127.0.0.1:{port}/0"
+        done = darkroom(["up", "--port", "0"], folder=tmp_path, DARKROOM_REDIS_URL=url)
+    assert done.returncode == 1
+    assert "DARKROOM_REDIS_URL" in done.stderr
+    assert "hidden-word" not in done.stdout + done.stderr
+
+
+def test_secrets_are_drawn_once_and_are_their_owners_alone(tmp_path: Path) -> None:
+    first = secret(tmp_path / "key")
+    assert len(first) >= 32
+    assert secret(tmp_path / "key") == first
+    assert secret(tmp_path / "other") != first
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+
+
+def test_the_data_folder_is_closed_to_others_and_kept_out_of_git(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    with folder.held():
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+        assert (folder.path / ".gitignore").read_text().endswith("*\n")
+
+
+def test_a_new_log_keeps_the_one_of_the_run_before(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    with folder.held():
+        folder.new_log("worker").write_text("before")
+        assert not folder.new_log("worker").exists()
+        assert (folder.logs / "worker.previous.log").read_text() == "before"
+
+
+def test_a_process_gets_what_it_needs_of_the_environment_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PATH": "/bin",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "HF_TOKEN": "x",
+        "https_proxy": "x",
+        "DARKROOM_HOME": "x",
+        "DARKROOM_LINK_TTL_S": "60",
+    }.items():
+        monkeypatch.setenv(name, value)
+    function = environment({"DARKROOM_POOL": "local"}, PORT="8000")
+    assert {"PATH", "DARKROOM_LINK_TTL_S", "DARKROOM_POOL", "PORT"} <= function.keys()
+    assert not {"AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "https_proxy", "DARKROOM_HOME"} & function.keys()
+    worker = environment({}, for_worker=True)
+    assert {"HF_TOKEN", "https_proxy"} <= worker.keys()
+    assert "AWS_SECRET_ACCESS_KEY" not in worker
+
+
+def test_a_record_survives_being_written(tmp_path: Path) -> None:
+    record = RunRecord(7, "http://127.0.0.1:8000", (Recorded("redis", 8, "boot 9", 3.0),))
+    record.write(tmp_path / "run.json")
+    assert RunRecord.read(tmp_path / "run.json") == record
+    assert json.loads((tmp_path / "run.json").read_text())["processes"][0]["name"] == "redis"
+    assert RunRecord.read(tmp_path / "none.json") is None

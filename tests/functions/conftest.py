@@ -1,0 +1,20 @@
+"""What the tests of the HTTP API ask for: all functions in one process, once for each file of tests."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import RedisServers
+from tests.functions.api import Api, serving
+from tests.redis_server import RedisKind
+
+
+@pytest.fixture(scope="module")
+def api(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """All functions behind one port, under a key prefix of this file's tests."""
+    redis_url = redis_servers(RedisKind.EMBEDDED).url
+    with serving(redis_url, f"t-{secrets.token_hex(8)}", tmp_path_factory.mktemp("functions")) as api:
+        yield api
