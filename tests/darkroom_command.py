@@ -27,9 +27,7 @@ def environment(**own: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in SOURCES)} | own
 
 
-def darkroom(
-    arguments: Sequence[str], *, folder: Path, limit_s: float = PATIENCE_S, **own: str
-) -> subprocess.CompletedProcess[str]:
+def darkroom(arguments: Sequence[str], *, folder: Path, **own: str) -> subprocess.CompletedProcess[str]:
     """Run `darkroom ARGUMENTS` in `folder` to its end; `own` are variables of its environment."""
     return subprocess.run(
         command(*arguments),
@@ -38,7 +36,7 @@ def darkroom(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=limit_s,
+        timeout=PATIENCE_S,
         check=False,
     )
 

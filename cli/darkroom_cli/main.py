@@ -79,9 +79,12 @@ def _failed(error: DarkroomError, output: Output) -> int:
 
     from darkroom_cli.client import NotNow
 
-    output.record({"error": error.problem()})
+    problem = error.problem()
+    output.record({"error": problem})
     again = f"; try again in {error.retry_after} s" if isinstance(error, NotNow) else ""
-    output.say(f"darkroom: {error.detail}{again}")
+    # What is said of the fields is often said in the sentence too, in the server's own words for them.
+    is_said_twice = any(fault.detail in error.detail for fault in error.fields)
+    output.say(f"darkroom: {problem.get('title') if is_said_twice else error.detail}{again}")
     for fault in error.fields:
         output.say(f"  {fault.field.removeprefix('data.').removeprefix('input.')} {fault.detail}")
     if isinstance(error, TemporaryError):

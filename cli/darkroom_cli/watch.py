@@ -18,7 +18,9 @@ from darkroom_cli.pictures import Destination, save
 
 def watch(client: Client, job_id: str, output: Output, *, destination: str | None) -> int:
     """Follow the job; answers the exit status."""
-    return follow(client, job_id, output, destination=None if destination is None else Destination.parse(destination))
+    place = None if destination is None else Destination.parse(destination)
+    client.job(job_id)  # what is not there, or cannot be reached, is said at once
+    return follow(client, job_id, output, destination=place)
 
 
 def follow(client: Client, job_id: str, output: Output, *, destination: Destination | None) -> int:
@@ -28,6 +30,9 @@ def follow(client: Client, job_id: str, output: Output, *, destination: Destinat
     except KeyboardInterrupt:
         output.say(f"The job goes on. {hints(client, job_id)}")
         return INTERRUPTED
+    except TemporaryError:
+        output.say(f"The job was accepted, and goes on as soon as it can. {hints(client, job_id)}")
+        raise
     job = client.job(job_id)
     completed = job["state"] == State.COMPLETED
     links = job["output_paths"]

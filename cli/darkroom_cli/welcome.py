@@ -28,7 +28,7 @@ darkroom is ready at {url}
 
 A picture by a CloudEvent; the answer has the job's id:
   {curl}
-  {program} watch ID --output .
+  {watch}
 
 The same in one, which waits for the picture and saves it:
   {submit}
@@ -45,13 +45,14 @@ STAND_INS = """
 def welcome(output: Output, *, url: str, data: Path, models: Sequence[Model]) -> None:
     """Say it, to people or to programs."""
     program = own_program()
-    where = "" if url == DEFAULT_URL else f"--url {url} "
+    where = "" if url == DEFAULT_URL else f" --url {url}"
     untrained = [model.name for model in models if model.served_as is not None]
     notes = STAND_INS.format(names=", ".join(untrained), first=untrained[0]) if untrained else ""
     curl = CURL.format(url=url, prompt=PROMPT)
-    submit = f'{program} submit {where}"{PROMPT}"'
+    submit = f'{program} submit "{PROMPT}"{where}'
+    watch = f"{program} watch ID --output .{where}"
     output.result(
-        READY.format(url=url, curl=curl, program=f"{program}", submit=submit, notes=notes, logs=short(data / "logs"))
+        READY.format(url=url, curl=curl, watch=watch, submit=submit, notes=notes, logs=short(data / "logs"))
     )
     output.record(
         {

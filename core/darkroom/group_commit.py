@@ -38,7 +38,9 @@ class GroupCommit(Generic[T]):
     async def _flush(self) -> None:
         try:
             while self._waiting:
-                group, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
+                # Whoever gave up was told that nothing happened, so nothing must.
+                wanted = [call for call in self._waiting if not call[1].done()]
+                group, self._waiting = wanted[:MOST_TOGETHER], wanted[MOST_TOGETHER:]
                 await self._run_group(group)
         finally:
             self._flusher = None

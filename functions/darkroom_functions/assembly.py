@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom_functions import answers, health, paths
@@ -43,6 +44,9 @@ def build(name: str) -> Starlette:
     source = Path(__file__).with_name(f"{name}.py")
     app: Starlette = functions_framework.aio.create_asgi_app(target=name, source=str(source))
     module = sys.modules[name]
+    for route in app.router.routes:
+        if isinstance(route, Route):
+            route.methods = None  # the framework's list names all that it knows, and not what the function takes
     app.router.routes[:0] = [*health.routes_for(app), *getattr(module, "routes", [])]
     app.router.lifespan_context = module.lifespan
     app.exception_handlers.update(_translations())

@@ -1,7 +1,7 @@
 """A server for the command line's tests that says what a test wants, over real HTTP and a real WebSocket.
 
-It plays the parts that the real functions play only now and then: a socket that breaks, a refusal, a job that fails. What
-they do all the time is tested against themselves (tests/system).
+It plays the parts that the real functions play only now and then: a socket that breaks, a refusal, a job that fails.
+What they do all the time is tested against themselves (tests/system).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from darkroom_cli import bootstrap
+
 from tests.darkroom_command import environment, eventually
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from starlette.responses import HTMLResponse, JSONResponse
+
 from tests.cli.stage import JOB, PICTURE, Stage, message, says, view
 from tests.darkroom_command import PATIENCE_S, command, darkroom, environment
 
@@ -131,9 +132,10 @@ def test_with_json_every_line_on_stdout_is_an_object_and_the_last_is_the_job(sta
 
 
 def test_a_socket_that_breaks_is_opened_again_and_each_message_is_seen_once(stage: Stage, tmp_path: Path) -> None:
-    stage.views = [view(stage.url, state="running"), view(stage.url, state="completed", pictures=1)]
+    running = view(stage.url, state="running")
+    stage.views = [running, running, view(stage.url, state="completed", pictures=1)]
     stage.scenes = [
-        says([message(1, "pending"), message(2, "running", progress=10)]),
+        says([message(1, "running"), message(2, "running", progress=10)]),
         says([message(2, "running", progress=10), DONE]),
     ]
     done = darkroom(["watch", JOB, "--json", "--url", stage.url], folder=tmp_path)
@@ -143,10 +145,8 @@ def test_a_socket_that_breaks_is_opened_again_and_each_message_is_seen_once(stag
 
 
 def test_where_no_socket_can_be_had_the_job_is_asked_for(stage: Stage, tmp_path: Path) -> None:
-    stage.views = [
-        view(stage.url, state="running", progress=50),
-        view(stage.url, state="completed", pictures=1),
-    ]
+    running = view(stage.url, state="running", progress=50)
+    stage.views = [running, running, view(stage.url, state="completed", pictures=1)]
     done = darkroom(["watch", JOB, "--output", ".", "--url", stage.url], folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / f"{JOB}.png").read_bytes() == PICTURE
@@ -178,12 +178,13 @@ def test_a_refusal_names_each_field_as_it_was_typed(stage: Stage, tmp_path: Path
         {"field": "data.input.width", "detail": "must be at most 2048"},
         {"field": "data.model", "detail": "is not the name of a model"},
     ]
-    problem = {"title": "The request cannot be taken as it is", "status": 422, "detail": "two faults", "errors": faults}
+    detail = "data.input.width must be at most 2048; data.model is not the name of a model"
+    problem = {"title": "The request cannot be taken as it is", "status": 422, "detail": detail, "errors": faults}
     stage.submission = JSONResponse(problem, 422, media_type=PROBLEM)
     done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "darkroom: two faults",
+        "darkroom: The request cannot be taken as it is",
         "  width must be at most 2048",
         "  model is not the name of a model",
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from darkroom_cli.processes import Crew, Identity, Notice, Process, Program, Recorded, end_in_order
+
 from tests.darkroom_command import eventually
 
 ENDS_ON_SIGTERM = """
@@ -107,8 +108,15 @@ def test_a_process_is_known_by_its_pid_and_its_start_time(sleeper: subprocess.Po
     assert not Identity(identity.pid, "another time").is_alive
     sleeper.kill()
     sleeper.wait()
-    assert not identity.is_alive
     assert Identity.of(sleeper.pid) is None
+
+
+def test_a_process_that_ended_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
+    identity = Identity.of(sleeper.pid)
+    assert identity is not None
+    sleeper.kill()
+    sleeper.wait()
+    assert not identity.is_alive
 
 
 def test_a_process_that_has_ended_and_that_nobody_waited_for_is_not_alive() -> None:

@@ -19,6 +19,7 @@ from darkroom_cli.data_folder import DataFolder, secret
 from darkroom_cli.environments import environment
 from darkroom_cli.processes import Identity, Recorded
 from darkroom_cli.run_record import RunRecord
+
 from tests.darkroom_command import darkroom, eventually
 
 SLEEP = [sys.executable, "-c", "import signal; signal.pause()"]

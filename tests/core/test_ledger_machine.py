@@ -1,8 +1,8 @@
 """The ledger under everything that may happen to it, in any order, against a real Redis.
 
-Hypothesis interleaves submitters, two workers, the courier, cancels, lapsed leases, lost and repeated messages. The clock
-is the test's own. After each move the invariants hold; every call is made twice; and in the end everything that was
-accepted reaches its one terminal state.
+Hypothesis interleaves submitters, two workers, the courier, cancels, lapsed leases, lost and repeated messages.
+The clock is the test's own. After each move the invariants hold; every call is made twice; and in the end everything
+that was accepted reaches its one terminal state.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import RedisServers
 from tests.functions.api import Api, serving
-from tests.redis_server import RedisKind
+from tests.redis_server import RedisKind, RedisServer, binary_of
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +19,16 @@ def api(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory) -
     redis_url = redis_servers(RedisKind.EMBEDDED).url
     with serving(redis_url, f"t-{secrets.token_hex(8)}", tmp_path_factory.mktemp("functions")) as api:
         yield api
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that the test may stop or fill."""
+    executable = binary_of(RedisKind.EMBEDDED)
+    assert executable is not None
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisServer(executable, folder)
+    server.start()
+    yield server
+    server.stop()

@@ -74,7 +74,8 @@ def own(tmp_path: Path) -> Iterator[Callable[..., tuple[Functions, DrivenJobs, R
         stops.append(redis.stop)
         jobs = DrivenJobs(redis.url, "own")
         stops.append(jobs.close)
-        function = Functions("result", environment=environment(redis.url, "own", **settings), log=tmp_path / "result.log")
+        told = environment(redis.url, "own", DARKROOM_SOCKET_GRACE_S=str(GRACE_S), **settings)
+        function = Functions("result", environment=told, log=tmp_path / "result.log")
         stops.append(function.stop)
         function.start()
         return function, jobs, redis
@@ -197,7 +198,7 @@ class TestEvents:
         ],
     )
     def test_a_terminal_event_that_names_no_end_is_refused_for_good(
-        self, result: Functions, changes: dict[str, str | None], field: str
+        self, result: Functions, changes: dict[str, Any], field: str
     ) -> None:
         answer = post(result, terminal_event(NOBODYS_ID, 1, **changes))
         assert answer.status_code == 422
@@ -580,6 +581,7 @@ class TestTrouble:
         async with watching(result, job_id) as ws:
             await told(ws)
             jobs.redis.flushdb()
+            jobs.redis.client_kill_filter(_type="pubsub")
             (error,), code = await told_to_the_end(ws)
         assert (error["code"], code) == ("not-found", 4404)
 
@@ -595,7 +597,7 @@ class TestTrouble:
 
                 def run() -> None:
                     step = 0
-                    while not result.said("socket_refused"):
+                    while step % 500 or not result.said("socket_refused"):
                         step += 1
                         jobs.progress(job_id, step=step, steps=1_000_000)
                     jobs.complete(job_id)

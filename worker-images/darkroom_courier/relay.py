@@ -74,30 +74,19 @@ class Relay:
         self._woken.set()
 
     async def step(self) -> bool:
-        """Start posting what is due, as far as there are free places; then wait for a wake or a tick.
+        """Start posting what is due, as far as there are places; when nothing or no place is left, wait for a wake or a tick.
 
         Raises LedgerUnavailable. A step after that repeats the same call, so that nothing which was taken waits for its
         lease. True: there may be more to do at once.
         """
         self._woken.clear()
         free = self._settings.posts - len(self._posting)
-        if free:
-            taken = await self._ledger.run(
-                transitions.take_relays(
-                    taker=self._taker,
-                    call=self._call,
-                    limit=free,
-                    lease_ms=round(self._settings.relay_lease_s * 1000),
-                )
-            )
-            records = await self._ledger.jobs(taken, tenant=None)
-            self._call = _new_call()
-            for record in records:
-                if record is not None and record.id not in self._posting:
-                    self._posting[record.id] = asyncio.create_task(self._post(record), name=f"post {record.id}")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.tick_s):
-                await self._woken.wait()
+        taken = await self._take(free) if free else []
+        all_taken, all_busy = len(taken) < free, len(self._posting) >= self._settings.posts
+        if all_taken or all_busy:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.tick_s):
+                    await self._woken.wait()
         return True
 
     async def finish(self, *, patience_s: float) -> None:
@@ -110,6 +99,19 @@ class Relay:
         if late:
             _log.warning("posts_given_up", posts=len(late))
             await asyncio.wait(late)
+
+    async def _take(self, limit: int) -> list[str]:
+        """Take jobs whose event is due, and start posting."""
+        lease_ms = round(self._settings.relay_lease_s * 1000)
+        taken = await self._ledger.run(
+            transitions.take_relays(taker=self._taker, call=self._call, limit=limit, lease_ms=lease_ms)
+        )
+        records = await self._ledger.jobs(taken, tenant=None)
+        self._call = _new_call()
+        for record in records:
+            if record is not None and record.id not in self._posting:
+                self._posting[record.id] = asyncio.create_task(self._post(record), name=f"post {record.id}")
+        return taken
 
     async def _post(self, record: JobRecord) -> None:
         try:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+import billiard.util
 from celery import Celery, Task, signals
 from darkroom import logs, queues
 from darkroom.ledger import Ledger, connect
@@ -38,8 +39,8 @@ CONNECTION_OPTIONS: Mapping[str, Any] = {
 START_ALLOWANCE_S = 60
 """For the child's interpreter and the libraries of its engines, before the models load."""
 
-QUIET_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "multiprocessing")
-"""Two lines a job, of which ours (`run.py`) say more, and what billiard says of its processes."""
+QUIET_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
+"""Two lines a job, of which ours (`run.py`) say more."""
 
 
 class RunJob(Task):  # type: ignore[misc]  # Celery has no types
@@ -133,6 +134,10 @@ def _configure_logs(**_: object) -> None:
     logs.configure("worker")
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+    of_processes = billiard.util.get_logger()
+    of_processes.handlers.clear()
+    of_processes.propagate = True
+    of_processes.setLevel(logging.WARNING)
 
 
 def _open(app: WorkerApp) -> None:

@@ -62,7 +62,7 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
         app=app,
         hostname=f"{settings.pool}@{identity.name}",
         exclude_queues=[queue],
-        loglevel="INFO",
+        loglevel="WARNING",  # only of what billiard says before logs are configured
         quiet=True,
         without_gossip=True,
         without_mingle=True,

@@ -23,12 +23,16 @@ from darkroom.transitions import WorkerState
 
 if TYPE_CHECKING:
     from celery.worker.consumer import Consumer
+    from kombu.asynchronous import Hub
 
 EXIT_FAULT = 77
 """How a child ends when a model does not load, or its device is at fault. Otherwise unused among exit statuses here."""
 
 MAX_FAULTS = 2
 """Faults in a row that take the worker out: the first may be chance, and one broken GPU must not eat the backlog."""
+
+
+EXIT_POLL_S = 0.02
 
 
 class Gate:
@@ -117,6 +121,15 @@ class WatchedPool(AsynPool):  # type: ignore[misc]  # Celery has no types
         super().on_process_alive(pid)
         if any(process.pid == pid for process in self._pool):
             self.gate.on_child_up()
+
+    def _event_process_exit(self, hub: Hub, process: Any) -> None:
+        """A child closed its end of a pipe, as processes do shortly before the kernel has them as ended.
+
+        Celery looks once, and then not for five seconds.
+        """
+        super()._event_process_exit(hub, process)
+        if process in self._pool:
+            hub.call_later(EXIT_POLL_S, self._event_process_exit, hub, process)
 
     def _join_exited_workers(self, *args: Any, **kwargs: Any) -> list[int]:
         exit_statuses: list[int] = super()._join_exited_workers(*args, **kwargs)

@@ -1,0 +1,73 @@
+"""The clients that the document shows, JavaScript and Python, as processes: only the address and the id are changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+JAVASCRIPT = FOLDER / "document_client.js"
+PYTHON = FOLDER / "document_client.py.txt"
+LENT_WEBSOCKET = FOLDER / "websocket_for_node.cjs"
+
+ADDRESS = "ws://localhost:8001"
+"""Of the document."""
+JOB_ID = "123"
+
+DEADLINE_S = 300
+"""A real job on a busy CPU may take minutes."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a client printed, and how it ended."""
+
+    status: int
+    output: str
+    errors: str
+
+
+def run_python_client(base_ws_url: str, job_id: str) -> Ran:
+    """Run the document's Python client until it ends, which it does when the job has completed or failed."""
+    return _run([sys.executable, "-u", "-"], _python(base_ws_url, job_id))
+
+
+def run_javascript_client(base_ws_url: str, job_id: str) -> Ran:
+    """Run the document's JavaScript client until its socket is closed. Raises LookupError without node or its `ws`."""
+    node = shutil.which("node")
+    if node is None or not (FOLDER / "node_modules" / "ws").is_dir():
+        raise LookupError("the document's JavaScript client needs node and `npm ci` in tests/clients: see `make setup`")
+    return _run([node, "--require", str(LENT_WEBSOCKET), "-"], _javascript(base_ws_url, job_id))
+
+
+def _python(base_ws_url: str, job_id: str) -> str:
+    """Its ids are numbers and ours are texts: the call gets one in quotes."""
+    text = _replaced(PYTHON.read_text(), ADDRESS, base_ws_url)
+    return _replaced(text, f"monitor_job({JOB_ID})", f"monitor_job({job_id!r})")
+
+
+def _javascript(base_ws_url: str, job_id: str) -> str:
+    text = _replaced(JAVASCRIPT.read_text(), ADDRESS, base_ws_url)
+    return _replaced(text, JOB_ID, job_id)
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    assert old in text, f"the document's client names {old} no more"
+    return text.replace(old, new)
+
+
+def _run(command: list[str], program: str) -> Ran:
+    done = subprocess.run(
+        command,
+        input=program,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)

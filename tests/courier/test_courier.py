@@ -1,0 +1,480 @@
+"""The courier as a process, on a real Redis and with a real sink.
+
+A test drives the jobs through the ledger itself, in place of submit and a worker, and *applies* events in place of result.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from darkroom_courier.relay import back_off, retry_after
+
+from darkroom import transitions
+from darkroom.events import Event
+from darkroom.jobs import State
+from darkroom.transitions import Applied
+from tests.courier.sink import HANG, Answer, Sink
+from tests.driven_jobs import POOL, TENANT, DrivenJobs
+from tests.parts import PUBLIC_URL, Part, environment, free_port
+from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.waiting import eventually
+
+Start = Callable[..., Part]
+
+QUICK = {
+    "DARKROOM_TICK_S": "0.05",
+    "DARKROOM_RELAY_LEASE_S": "0.5",
+    "DARKROOM_LEASE_S": "0.3",
+    "DARKROOM_SWEEP_AGE_S": "0.3",
+}
+"""Seconds of the ledger's own defaults, made short. What must not happen too soon has a test with the defaults."""
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    with Sink().running() as running:
+        yield running
+
+
+@pytest.fixture
+def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
+    driven = DrivenJobs(redis_url, namespace)
+    yield driven
+    driven.close()
+
+
+@pytest.fixture
+def start(redis_url: str, namespace: str, sink: Sink, tmp_path: Path) -> Iterator[Start]:
+    """Starts a courier; what it is told beside the address of Redis and the sink is given by name."""
+    started: list[Part] = []
+
+    def courier(redis: str = redis_url, **told: str) -> Part:
+        settings = environment(redis, namespace, K_SINK=sink.url, **told)
+        part = Part("darkroom_courier", environment=settings, log=tmp_path / f"courier-{len(started)}.log")
+        started.append(part)
+        part.start()
+        return part
+
+    yield courier
+    for part in started:
+        part.stop()
+
+
+def apply(jobs: DrivenJobs, event: Event) -> Applied:
+    """What result does with an event."""
+    assert event.subject is not None
+    return jobs.run(transitions.applied(event.subject, seq=int(event.extensions["sequence"])))
+
+
+class TestRelay:
+    """From the outbox to the sink."""
+
+    def test_a_completed_job_is_posted_as_one_event_with_all_that_receivers_need(
+        self, start: Start, sink: Sink, jobs: DrivenJobs
+    ) -> None:
+        start()
+        job_id = jobs.submit(traceparent=TRACEPARENT)
+        jobs.start(job_id)
+        (picture,) = jobs.complete(job_id)
+        (event,) = eventually(lambda: sink.of(job_id), what="the post")
+        assert (event.id, event.source) == (f"{job_id}:end", PUBLIC_URL)
+        assert (event.type, event.subject) == ("dev.darkroom.job.completed", job_id)
+        assert event.extensions == {
+            "sequence": f"{jobs.end_seq(job_id):020d}",
+            "tenant": TENANT,
+            "traceparent": TRACEPARENT,
+        }
+        (link,) = event.data.pop("output_paths")
+        assert link.startswith(f"{PUBLIC_URL}/artifacts/{picture.key}?expires=")
+        assert event.data == {
+            "job_id": job_id,
+            "status": "completed",
+            "state": "completed",
+            "timestamp": event.time,
+            "seq": jobs.end_seq(job_id),
+            "event_id": f"{job_id}:end",
+            "progress": 100,
+            "content_id": picture.sha256,
+            "model": "sd",
+            "model_served": "sd-untrained",
+            "user_id": "anna",
+            "artifacts": [{"sha256": picture.sha256, "width": 832, "height": 1216, "media_type": "image/png"}],
+        }
+
+    def test_every_other_end_is_posted_too(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        failed, cancelled = jobs.submit(), jobs.submit()
+        jobs.start(failed)
+        jobs.fail(failed, message="out of ideas")
+        jobs.cancel(cancelled)
+        start()
+        eventually(lambda: len(sink.events) == 2, what="two posts")
+        told = {event.subject: (event.type, event.data["error"]) for event in sink.events}
+        assert told == {
+            failed: ("dev.darkroom.job.failed", "out of ideas"),
+            cancelled: ("dev.darkroom.job.cancelled", "cancelled on request"),
+        }
+
+    def test_what_the_sink_takes_and_nobody_applies_is_posted_again_until_it_is_applied(
+        self, start: Start, sink: Sink, jobs: DrivenJobs
+    ) -> None:
+        """As a Broker does that loses what it took."""
+        start(**QUICK)
+        job_id = jobs.completed()
+        posts = eventually(lambda: sink.of(job_id) if len(sink.of(job_id)) >= 3 else [], what="three posts")
+        assert len({event.id for event in posts}) == 1
+        assert apply(jobs, posts[0]) is Applied.APPLIED
+        assert jobs.outbox() == []
+        before = len(sink.of(job_id))
+        marker = jobs.completed()
+        eventually(lambda: len(sink.of(marker)) >= 3, what="three posts of a later job")
+        assert len(sink.of(job_id)) <= before + 1, "one may have been on its way"
+
+    def test_what_the_sink_took_is_not_posted_again_at_once(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        start(DARKROOM_TICK_S="0.05")
+        first = jobs.completed()
+        for _ in range(20):
+            later = jobs.completed()
+            eventually(lambda: sink.of(later), what="the post")
+        assert len(sink.of(first)) == 1
+
+    @pytest.mark.parametrize("status", [301, 400, 404, 429, 500, 503])
+    def test_what_the_sink_refuses_is_posted_again(
+        self, start: Start, sink: Sink, jobs: DrivenJobs, status: int
+    ) -> None:
+        """Whatever the status: the entry must not be lost, and a redirect is not followed."""
+        elsewhere = {"Location": "http://127.0.0.1:1/elsewhere"}
+        sink.behave = lambda event: Answer(202) if len(sink.of(event.subject or "")) > 1 else Answer(status, elsewhere)
+        courier = start()
+        job_id = jobs.completed()
+        posts = eventually(lambda: sink.of(job_id) if len(sink.of(job_id)) == 2 else [], what="a second post")
+        assert posts[0].id == posts[1].id
+        (refused,) = courier.said("sink_refused")
+        assert refused["reason"] == f"status {status}"
+        assert refused["job"] == job_id
+
+    def test_a_sink_that_says_when_is_obeyed(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        sink.behave = lambda _event: Answer(503, {"Retry-After": "120"})
+        courier = start()
+        jobs.completed()
+        (refused,) = eventually(lambda: courier.said("sink_refused"), what="the refusal")
+        assert 120 <= refused["again_in_s"] <= 150
+
+    def test_a_sink_that_hangs_for_one_event_holds_up_no_other(
+        self, start: Start, sink: Sink, jobs: DrivenJobs
+    ) -> None:
+        hanging = jobs.completed()
+        sink.behave = lambda event: HANG if event.subject == hanging else Answer()
+        courier = start(DARKROOM_POST_TIMEOUT_S="1", DARKROOM_POSTS="2")
+        eventually(lambda: sink.of(hanging), what="the post that hangs")
+        others = [jobs.completed() for _ in range(5)]
+        eventually(lambda: all(sink.of(job_id) for job_id in others), what="the other posts")
+        (refused,) = eventually(lambda: courier.said("sink_refused"), what="the end of patience")
+        assert refused["reason"] == "no answer within 1.0 s"
+        eventually(lambda: len(sink.of(hanging)) >= 2, what="a second try")
+
+    def test_no_more_posts_than_allowed_are_on_their_way(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        ended = [jobs.completed() for _ in range(40)]
+
+        def slowly(_event: Event) -> Answer:
+            time.sleep(0.05)
+            return Answer()
+
+        sink.behave = slowly
+        start(DARKROOM_POSTS="4")
+        eventually(lambda: all(sink.of(job_id) for job_id in ended), what="all posts")
+        assert 1 < sink.busiest <= 4
+        assert len(sink.events) == len(ended)
+
+    def test_an_absent_sink_is_found_when_it_comes(
+        self, start: Start, sink: Sink, jobs: DrivenJobs, redis_url: str, namespace: str, tmp_path: Path
+    ) -> None:
+        port = free_port()
+        settings = environment(redis_url, namespace, K_SINK=f"http://127.0.0.1:{port}/")
+        absent = Part("darkroom_courier", environment=settings, log=tmp_path / "absent.log")
+        absent.start()
+        job_id = jobs.completed()
+        try:
+            (refused, *_) = eventually(lambda: absent.said("sink_refused"), what="the refusal")
+            assert refused["reason"].startswith("ConnectError")
+            assert jobs.outbox() == [job_id]
+        finally:
+            assert absent.stop() == 0
+        start()
+        eventually(lambda: sink.of(job_id), what="the post to the sink that is there")
+
+    def test_a_long_answer_is_not_read_to_its_end(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        sink.behave = lambda _event: Answer(200, body=b"x" * 10_000_000)
+        courier = start()
+        job_id = jobs.completed()
+        eventually(lambda: courier.said("relayed"), what="the post to be taken")
+        assert len(sink.of(job_id)) == 1
+
+    def test_an_end_that_cannot_be_told_holds_up_no_other(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        """A record that somebody damaged, and one that somebody removed."""
+        damaged, removed = jobs.completed(), jobs.completed()
+        jobs.redis.hset(f"{jobs.namespace}:job:{damaged}", "end_data", '{"artifacts": [{}]}')
+        jobs.redis.delete(f"{jobs.namespace}:job:{removed}")
+        courier = start()
+        job_id = jobs.completed()
+        eventually(lambda: sink.of(job_id), what="the post")
+        (failed,) = eventually(lambda: courier.said("relay_failed"), what="the damage to be logged")
+        assert failed["job"] == damaged
+        assert removed not in jobs.outbox()
+        assert damaged in jobs.outbox()
+
+    def test_two_couriers_share_the_work_and_every_event_is_applied_once(
+        self, start: Start, sink: Sink, jobs: DrivenJobs
+    ) -> None:
+        outcomes: list[Applied] = []
+
+        def apply_it(event: Event) -> Answer:
+            outcomes.append(apply(jobs, event))
+            return Answer(204)
+
+        sink.behave = apply_it
+        couriers = [start(DARKROOM_TICK_S="0.05"), start(DARKROOM_TICK_S="0.05")]
+        for courier in couriers:
+            eventually(lambda courier=courier: courier.said("started"), what="the couriers")  # type: ignore[misc]
+        ended = [jobs.completed() for _ in range(200)]
+        eventually(lambda: not jobs.outbox(), what="an empty outbox")
+        assert outcomes.count(Applied.APPLIED) == len(ended)
+        assert len(outcomes) == len(ended)
+        assert all(jobs.is_applied(job_id) for job_id in ended)
+
+    def test_what_a_killed_courier_took_another_one_posts(
+        self, start: Start, sink: Sink, jobs: DrivenJobs
+    ) -> None:
+        sink.behave = lambda _event: HANG
+        killed = start(**QUICK)
+        job_id = jobs.completed()
+        eventually(lambda: sink.of(job_id), what="the post that hangs")
+        killed.signal(signal.SIGKILL)
+        killed.wait()
+        sink.behave = lambda _event: Answer()
+        start(**QUICK)
+        eventually(lambda: len(sink.of(job_id)) >= 2, what="the other courier's post")
+
+
+class TestOverrides:
+    """What SinkBinding adds."""
+
+    def test_every_event_gets_the_extensions(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        start(K_CE_OVERRIDES='{"extensions": {"cluster": "a b", "stage": "test"}}')
+        job_id = jobs.completed()
+        (event,) = eventually(lambda: sink.of(job_id), what="the post")
+        assert event.extensions["cluster"] == "a b"
+        assert event.extensions["stage"] == "test"
+        assert event.extensions["tenant"] == TENANT
+
+    @pytest.mark.parametrize("blank", ["", "{}", '{"extensions": null}'])
+    def test_blank_ones_add_nothing(self, start: Start, sink: Sink, jobs: DrivenJobs, blank: str) -> None:
+        start(K_CE_OVERRIDES=blank)
+        job_id = jobs.completed()
+        (event,) = eventually(lambda: sink.of(job_id), what="the post")
+        assert event.extensions.keys() == {"sequence", "tenant"}
+
+
+class TestUpkeep:
+    """What is due by the clock."""
+
+    def test_a_lapsed_lease_gives_the_job_back(self, start: Start, jobs: DrivenJobs) -> None:
+        job_id = jobs.submit()
+        jobs.start(job_id, lease_ms=200)
+        courier = start(**QUICK)
+        eventually(lambda: jobs.state(job_id) is State.PENDING, what="the job to be given back")
+        (reaped,) = eventually(lambda: courier.said("reaped"), what="the log line")
+        assert (reaped["pool"], reaped["jobs"]) == (POOL, [job_id])
+
+    def test_after_a_gap_nobody_is_reaped_before_a_lease_is_over(self, start: Start, jobs: DrivenJobs) -> None:
+        """The first look of the first courier is after a gap by definition: with the ledger's own times it reaps nobody."""
+        job_id = jobs.submit()
+        jobs.start(job_id, lease_ms=1)
+        courier = start(DARKROOM_TICK_S="0.05", DARKROOM_SWEEP_AGE_S="0.3")
+        marker = jobs.submit(start_deadline=int(time.time() * 1000) + 1000)
+        eventually(lambda: jobs.state(marker) is State.EXPIRED, what="a second of upkeep")
+        assert jobs.state(job_id) is State.RUNNING
+        assert courier.said("reaped") == []
+
+    def test_a_message_that_was_taken_and_never_claimed_is_pushed_again(self, start: Start, jobs: DrivenJobs) -> None:
+        jobs.announce_worker()
+        job_id = jobs.submit()
+        queue = f"{jobs.namespace}:celery:pool.{POOL}"
+        assert jobs.redis.rpop(queue) is not None
+        courier = start(**QUICK)
+        eventually(lambda: jobs.redis.llen(queue) == 1, what="the message")
+        (swept,) = eventually(lambda: courier.said("swept"), what="the log line")
+        assert (swept["pool"], swept["jobs"]) == (POOL, [job_id])
+
+    def test_a_retry_whose_time_has_come_joins_the_backlog(self, start: Start, jobs: DrivenJobs) -> None:
+        job_id = jobs.submit()
+        jobs.start(job_id)
+        error = {"kind": "transient", "message": "again"}
+        jobs.run(transitions.retry(job_id, token="token", error=error, delay_ms=300))
+        assert jobs.redis.zrank(f"{jobs.namespace}:due:{POOL}", job_id) == 0
+        courier = start(**QUICK)
+        eventually(
+            lambda: jobs.redis.zrank(f"{jobs.namespace}:due:{POOL}", job_id) is None, what="the job to leave the due"
+        )
+        (promoted,) = eventually(lambda: courier.said("promoted"), what="the log line")
+        assert (promoted["pool"], promoted["jobs"]) == (POOL, [job_id])
+
+    def test_a_job_past_its_start_deadline_ends_and_is_told(
+        self, start: Start, sink: Sink, jobs: DrivenJobs
+    ) -> None:
+        courier = start(**QUICK)
+        job_id = jobs.submit(start_deadline=int(time.time() * 1000) + 200)
+        (event, *_) = eventually(lambda: sink.of(job_id), what="the post")
+        assert event.type == "dev.darkroom.job.expired"
+        assert event.data["status"] == "failed"
+        assert event.data["error"].startswith("expired:")
+        (expired,) = eventually(lambda: courier.said("expired"), what="the log line")
+        assert expired["jobs"] == [job_id]
+
+    def test_many_that_are_due_at_once_do_not_wait_for_many_ticks(self, start: Start, jobs: DrivenJobs) -> None:
+        late = [jobs.submit(start_deadline=1) for _ in range(250)]
+        courier = start(DARKROOM_TICK_S="10")
+        eventually(lambda: all(jobs.state(job_id) is State.EXPIRED for job_id in late), what="all to expire")
+        eventually(lambda: len(courier.said("expired")) == 3, what="the log lines")
+        assert [len(line["jobs"]) for line in courier.said("expired")] == [100, 100, 50]
+
+
+class TestProcess:
+    """The process: its end, its probes, an absent Redis, bad settings."""
+
+    def test_sigterm_ends_it_after_the_posts_in_flight(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        posted: list[str] = []
+
+        def slowly(event: Event) -> Answer:
+            time.sleep(0.5)
+            posted.append(event.id)
+            return Answer()
+
+        sink.behave = slowly
+        courier = start()
+        job_id = jobs.completed()
+        eventually(lambda: sink.of(job_id), what="the post")
+        assert courier.stop() == 0
+        assert posted == [f"{job_id}:end"]
+        assert courier.said("relayed")
+        assert courier.said("stopped")
+
+    def test_an_absent_redis_ends_nothing_and_work_goes_on_when_it_is_back(
+        self, start: Start, sink: Sink, tmp_path: Path, namespace: str
+    ) -> None:
+        binary = binary_of(RedisKind.EMBEDDED)
+        assert binary is not None
+        redis = RedisServer(binary, tmp_path)
+        port = free_port()
+        courier = start(redis.url, DARKROOM_HEALTH_PORT=str(port), **QUICK)
+
+        def probe(path: str) -> int:
+            return httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code
+
+        eventually(lambda: courier.said("round_failed"), what="the first failure")
+        assert probe("/healthz") == 200
+        assert probe("/readyz") == 503
+        assert probe("/elsewhere") == 404
+        redis.start()
+        eventually(lambda: probe("/readyz") == 200, what="readiness")
+        jobs = DrivenJobs(redis.url, namespace)
+        job_id = jobs.completed()
+        eventually(lambda: sink.of(job_id), what="the post")
+        failures = len(courier.said("round_failed"))
+        redis.stop()
+        eventually(lambda: len(courier.said("round_failed")) > failures, what="another failure")
+        assert probe("/readyz") == 200
+        redis.start()
+        later = jobs.completed()
+        eventually(lambda: sink.of(later), what="the post after the outage")
+        assert courier.stop() == 0
+        jobs.close()
+        redis.stop()
+
+    def test_what_ends_is_posted_at_once(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        """The ledger wakes the courier: with a tick of ten seconds, thirty ends one after the other are told in less."""
+        courier = start(DARKROOM_TICK_S="10")
+        first = jobs.completed()
+        eventually(lambda: sink.of(first), what="the first post")
+        began = len(courier.said("relayed"))
+        for _ in range(30):
+            job_id = jobs.completed()
+            eventually(lambda job_id=job_id: sink.of(job_id), what="the post", deadline_s=9)  # type: ignore[misc]
+        eventually(lambda: len(courier.said("relayed")) >= began + 30, what="the log lines")
+
+    @pytest.mark.parametrize(
+        ("variable", "value"),
+        [
+            ("K_SINK", "broker"),
+            ("K_SINK", "ftp://host/"),
+            ("K_CE_OVERRIDES", "{"),
+            ("K_CE_OVERRIDES", '["extensions"]'),
+            ("K_CE_OVERRIDES", '{"extensions": {"Bad-Name": "x"}}'),
+            ("K_CE_OVERRIDES", '{"extensions": {"sequence": "1"}}'),
+            ("K_CE_OVERRIDES", '{"extensions": {"id": "1"}}'),
+            ("DARKROOM_POSTS", "none"),
+            ("DARKROOM_TICK_S", "0"),
+            ("DARKROOM_HEALTH_PORT", "70000"),
+            ("DARKROOM_REDIS_URL", ""),
+        ],
+    )
+    def test_a_bad_setting_ends_it_with_one_line(self, tmp_path: Path, variable: str, value: str) -> None:
+        told = {"K_SINK": "http://127.0.0.1:1/", variable: value}
+        told = environment("redis://127.0.0.1:1/0", "any") | told
+        courier = Part("darkroom_courier", environment=told, log=tmp_path / "log")
+        courier.start()
+        assert courier.wait() == 2
+        (line,) = courier.log.read_text().splitlines()
+        assert variable in line
+        assert "SecretStr" not in line
+        if variable != "DARKROOM_REDIS_URL":
+            assert value in line
+
+    def test_without_a_sink_it_ends_with_one_line(self, tmp_path: Path) -> None:
+        courier = Part("darkroom_courier", environment=environment("redis://h", "any"), log=tmp_path / "log")
+        courier.start()
+        assert courier.wait() == 2
+        assert courier.log.read_text() == "K_SINK is not set\n"
+
+
+@pytest.mark.parametrize(
+    ("age_s", "asked_s", "wait_s"),
+    [
+        pytest.param(0, None, 1, id="at first a second"),
+        pytest.param(-5, None, 1, id="a clock that is behind"),
+        pytest.param(8, None, 8, id="as long again as it waited"),
+        pytest.param(3600, None, 60, id="a minute at most"),
+        pytest.param(0, 30, 30, id="what the sink asks for"),
+        pytest.param(3600, 2, 2, id="what the sink asks for, if shorter"),
+        pytest.param(0, 86_400, 300, id="five minutes at most"),
+        pytest.param(0, -10, 1, id="a date that is over"),
+    ],
+)
+def test_how_long_a_refused_event_waits(age_s: float, asked_s: float | None, wait_s: float) -> None:
+    assert back_off(age_s, asked_s, dice=0) == wait_s
+    assert back_off(age_s, asked_s, dice=1) == pytest.approx(wait_s * 1.25)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        (" 120 ", 120.0),
+        ("Fri, 20 Nov 2026 15:01:30 GMT", 90.0),
+        ("Fri, 20 Nov 2026 15:01:30 -0000", 90.0),
+        ("soon", None),
+        ("-1", None),
+        ("1.5", None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_read_as_a_number_or_a_date(header: str, seconds: float | None) -> None:
+    now = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
+    assert retry_after({"retry-after": header}, now=now) == seconds

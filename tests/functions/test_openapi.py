@@ -1,0 +1,257 @@
+"""The API's description is true: of every operation and status, of every answer, and of what is taken."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from pydantic import SecretStr
+
+from darkroom.jobs import State
+from darkroom.links import Links
+from darkroom.models import Catalogue
+from darkroom_functions import listing, openapi, paths, submission
+from tests.functions.api import JOBS, Api, binary, serving, structured
+from tests.parts import LINK_KEY, PUBLIC_URL
+from tests.redis_server import RedisServer
+
+EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def test_the_description_is_served_as_it_was_made(api: Api) -> None:
+    made = openapi.document(Catalogue.load(), public_url=PUBLIC_URL)
+    assert api.get("/openapi.json").json() == json.loads(json.dumps(made))
+    assert made["servers"] == [{"url": PUBLIC_URL}]
+
+
+def test_every_operation_is_described_where_it_is(api: Api) -> None:
+    described = {
+        (operation["operationId"], method.upper(), template)
+        for template, methods in api.contract.document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert described == {(operation.name, operation.method, operation.template) for operation in paths.OPERATIONS}
+
+
+def test_every_field_and_every_query_parameter_is_described(api: Api) -> None:
+    document = api.contract.document
+    for form in document["components"]["schemas"]["JobRequest"]["anyOf"]:
+        assert {*submission.FIELDS, "model", "input"} <= form["properties"].keys()
+    described = [parameter["name"] for parameter in document["paths"][JOBS]["get"]["parameters"]]
+    assert described == list(listing.PARAMETERS)
+
+
+def test_every_schema_is_one_and_every_reference_leads_somewhere(api: Api) -> None:
+    document = api.contract.document
+    schemas = document["components"]["schemas"]
+    for schema in schemas.values():
+        Draft202012Validator.check_schema(schema)
+    for reference in references(document):
+        assert reference.removeprefix("#/components/schemas/") in schemas
+
+
+def references(value: object) -> list[str]:
+    """Every `$ref` within `value`."""
+    if isinstance(value, Mapping):
+        own = [value["$ref"]] if "$ref" in value else []
+        return own + [found for item in value.values() for found in references(item)]
+    return [found for item in value for found in references(item)] if isinstance(value, list) else []
+
+
+def test_every_status_that_is_described_is_answered(own_redis: RedisServer, namespace: str, tmp_path: Path) -> None:
+    """The client holds each answer against the description of its operation and status; here all of them come."""
+    with serving(own_redis.url, namespace, tmp_path, DARKROOM_BACKLOG_LIMIT="10") as api:
+        provoke_submit(api)
+        provoke_jobs(api)
+        own_redis.stop()
+        link = provoke_outage(api)
+        own_redis.start()
+        folder = next(path for path in api.store.rglob("*.png"))
+        folder.unlink()
+        folder.symlink_to(folder)
+        api.get(link)
+        missing = api.contract.promised() - api.contract.seen
+    assert {status for _, status in missing} == {"default"}
+    assert ("readJob", "default") not in missing
+
+
+def provoke_submit(api: Api) -> None:
+    """Every answer to a submission but that of an outage."""
+    as_json = {"content-type": "application/json"}
+    too_large = b" " * (2 * 1024 * 1024 + 1)
+    for path in (JOBS, "/flux"):
+        key = {"Idempotency-Key": path}
+        for body in ({}, {}, {"prompt": "another"}, {"model": "nope"}, {"colour": "red"}):
+            api.post(path, json=body, headers=key)
+        api.post(path, content=b"{", headers=as_json)
+        api.post(path, content=b"{}", headers={"content-type": "text/plain"})
+        api.post(path, content=too_large, headers=as_json)
+    api.post("/nope")
+    for _ in range(2):
+        api.post("/", headers=binary("one"), json={})
+    api.post("/", headers=binary("one"), json={"prompt": "another"})
+    api.post("/", headers=binary("two"), content=too_large)
+    batch: list[object] = [structured("three"), structured("three", type="x")]
+    for events in (batch, batch[1:], []):
+        api.post("/", content=json.dumps(events), headers={"content-type": "application/cloudevents-batch+json"})
+    while api.post("/flux").status_code != 429:
+        pass
+    api.post(JOBS, json={})
+    api.post("/", headers=binary("four"), json={})
+
+
+def provoke_jobs(api: Api) -> None:
+    """Every answer of jobs but those of an outage."""
+    job_id = api.get(JOBS).json()["jobs"][-1]["id"]
+    for wanted in (job_id, "123"):
+        api.get(f"/tasks/{wanted}")
+        api.get(JOBS + wanted)
+        api.post(f"{JOBS}{wanted}/cancel")
+    api.get(JOBS, params={"state": "x"})
+    api.get("/api/v1/models")
+    api.get("/openapi.json")
+    broken = api.get(JOBS).json()["jobs"][0]["id"]
+    api.jobs.redis.hset(f"{api.jobs.namespace}:job:{broken}", "state", "undeveloped")
+    assert api.get(JOBS + broken).status_code == 500
+    api.jobs.redis.hset(f"{api.jobs.namespace}:job:{broken}", "state", State.PENDING)
+
+
+def provoke_outage(api: Api) -> str:
+    """Every answer of an outage, and of artifacts, which need no Redis. Answers an artifact's link."""
+    api.post(JOBS, json={})
+    api.post("/flux")
+    api.post("/", headers=binary("five"), json={})
+    job_id = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
+    for path in (f"/tasks/{job_id}", JOBS + job_id, JOBS):
+        api.get(path)
+    api.post(f"{JOBS}{job_id}/cancel")
+    sha256 = "0" * 64
+    key = f"default/{job_id}/1/0-{sha256}.png"
+    link = Links("", SecretStr(LINK_KEY), ttl_s=600).to(key, now_s=time.time())
+    api.get(link)
+    (api.store / key).parent.mkdir(parents=True)
+    (api.store / key).write_bytes(b"a picture")
+    api.get(link)
+    api.get(link, headers={"if-none-match": "*"})
+    api.get(f"/artifacts/{key}")
+    return link
+
+
+# Whatever is sent
+
+JUNK: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=6,
+)
+LIKELY: Mapping[str, st.SearchStrategy[Any]] = {
+    "model": st.sampled_from(["flux", "sd", "nope"]),
+    "prompt": st.text(max_size=30),
+    "negative_prompt": st.text(max_size=10),
+    "width": st.integers(0, 160).map(lambda number: number * 16),
+    "height": st.integers(0, 160).map(lambda number: number * 16),
+    "size": st.sampled_from(["832x1216", "64x64", "9x9", "size"]),
+    "steps": st.integers(-1, 60),
+    "guidance": st.floats(-1, 25) | st.integers(-1, 25),
+    "seed": st.integers(-1, 2**54),
+    "images": st.integers(0, 5),
+    "enable_base64_output": st.booleans(),
+    "user_id": st.text(max_size=10),
+    "job_type": st.sampled_from(["image", "video"]),
+    "priority": st.integers(-1, 10),
+    "run_timeout": st.floats(0, 700) | st.integers(0, 700),
+    "start_deadline": st.sampled_from(["2999-01-01T00:00:00Z", "soon"]) | st.integers(-1, 10**8),
+    "webhook": st.none() | st.just("https://client.example/"),
+}
+
+
+def requests() -> st.SearchStrategy[dict[str, Any]]:
+    """Bodies that are often right, mostly nearly so, and sometimes not at all."""
+    mixed = {name: st.one_of(*[values] * 9, JUNK) for name, values in LIKELY.items()}
+    likely = st.sets(st.sampled_from(sorted(LIKELY)), max_size=4).flatmap(
+        lambda names: st.fixed_dictionaries({name: mixed[name] for name in sorted(names)})
+    )
+    strange = st.dictionaries(st.text(max_size=10), JUNK, max_size=2)
+    flat = st.builds(lambda one, other: one | other, likely, st.one_of(*[st.just({})] * 9, strange))
+    nested = st.builds(lambda inside, outside: outside | {"input": inside}, flat, st.one_of(st.just({}), flat))
+    return flat | nested
+
+
+@EXAMPLES
+@given(requests())
+def test_what_is_taken_is_what_the_description_takes(api: Api, body: dict[str, Any]) -> None:
+    for path, schema in ((JOBS, "JobRequest"), ("/sd", "ModelRequest")):
+        response = api.post(path, json=body)
+        assert response.status_code in (202, 404, 422), response.text
+        if response.status_code == 202:
+            assert api.contract.is_valid(body, schema)
+        elif response.status_code == 422:
+            assert response.json()["errors"]
+    event = api.post("/", headers=binary(str(time.time_ns())), json=body)
+    assert (event.status_code == 202) == (api.post(JOBS, json=body).status_code == 202)
+
+
+@EXAMPLES
+@given(st.dictionaries(st.sampled_from(["specversion", "id", "source", "type", "time", "data", "x"]), JUNK))
+def test_an_event_of_junk_is_refused_as_described(api: Api, members: dict[str, Any]) -> None:
+    event = structured(str(time.time_ns())) | members
+    response = api.post(
+        "/", content=json.dumps(event), headers={"content-type": "application/cloudevents+json; charset=utf-8"}
+    )
+    assert response.status_code in (202, 422)
+
+
+@EXAMPLES
+@given(st.binary(max_size=200), st.sampled_from(["/", "/flux", JOBS]), st.text(st.characters(codec="ascii"), max_size=40))
+def test_bytes_are_refused_as_described(api: Api, content: bytes, path: str, content_type: str) -> None:
+    headers = {"content-type": content_type.strip()} if content_type.isprintable() else {}
+    response = api.post(path, content=content, headers=headers)
+    assert response.status_code in (202, 400, 415, 422)
+
+
+@EXAMPLES
+@given(
+    st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]),
+    st.lists(st.text(max_size=12) | st.sampled_from(["api", "v1", "generation-jobs", "tasks", "artifacts", "flux"])),
+)
+def test_any_path_is_answered_as_described(api: Api, method: str, segments: list[str]) -> None:
+    path = "/".join(segments)
+    response = api.client.build_request(method, api.functions.url, params={})
+    response.url = response.url.copy_with(raw_path=b"/" + quoted(path))
+    answered = api.client.send(response)
+    assert answered.status_code < 500
+    if not answered.is_success:
+        assert answered.status_code in (400, 403, 404, 405, 415, 422)
+
+
+def quoted(path: str) -> bytes:
+    return b"".join(
+        bytes([byte]) if chr(byte).isalnum() or chr(byte) in "-/." else b"%%%02X" % byte
+        for byte in path.encode("utf-8", "surrogatepass")
+    )
+
+
+# Adding a model
+
+
+def test_a_models_file_is_all_that_a_model_needs(redis_url: str, namespace: str, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "poster.toml").write_text(
+        'extends = "sd"\nname = "poster"\ntitle = "Posters"\n[parameters.ink]\ntype = "string"\n'
+        'description = "The colour of the ink."\nchoices = ["black", "blue"]\n'
+    )
+    with serving(redis_url, namespace, tmp_path, DARKROOM_MODELS=str(folder)) as api:
+        assert api.job(api.post("/poster", json={"ink": "blue"}).json()["id"])["input"]["ink"] == "blue"
+        assert api.post("/poster", json={"ink": "red"}).status_code == 422
+        assert api.contract.is_valid({"model": "poster", "ink": "blue"}, "JobRequest")
+        assert not api.contract.is_valid({"model": "poster", "ink": "red"}, "JobRequest")
+        assert "poster" in [model["name"] for model in api.get("/api/v1/models").json()["models"]]
+        assert api.get("/poster").status_code == 405

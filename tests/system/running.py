@@ -1,0 +1,123 @@
+"""The real thing for tests: `darkroom up` in a folder of its own, with real stand-in models, on a free port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+from darkroom_cli.processes import Recorded
+from darkroom_cli.run_record import RunRecord
+from tests.darkroom_command import command, darkroom, environment, eventually
+
+START_LIMIT_S = 300
+"""Making the stand-ins and importing torch twice takes 15 s on two free cores, and others run here too."""
+
+END_LIMIT_S = 60
+"""It promises about 15 s."""
+
+
+class System:
+    """One `darkroom up`. `ready` is what it said when it was ready (`darkroom up --json`)."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.ready: dict[str, Any] = {}
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return str(self.ready["url"])
+
+    def start(self) -> None:
+        """Returns when it is ready; fails with all that it said when it ends before."""
+        with (self.folder / "up.out").open("wb") as out, (self.folder / "up.err").open("wb") as err:
+            self._process = process = subprocess.Popen(
+                command("up", "--port", "0", "--json", *self._arguments),
+                cwd=self.folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+        said = self.folder / "up.out"
+        eventually(
+            lambda: "\n" in said.read_text() or process.poll() is not None, "not ready in time", limit_s=START_LIMIT_S
+        )
+        assert process.poll() is None, self.words
+        self.ready = json.loads(said.read_text().splitlines()[0])
+
+    @property
+    def words(self) -> str:
+        """What it said to people."""
+        return (self.folder / "up.err").read_text()
+
+    @property
+    def processes(self) -> dict[str, Recorded]:
+        """Who runs now, by name."""
+        record = RunRecord.read(self.folder / ".darkroom" / "run.json")
+        return {process.name: process for process in record.processes} if record else {}
+
+    def signal(self, number: signal.Signals) -> int:
+        """Send it to `up` and answer the exit status that follows."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self._process.wait(END_LIMIT_S)
+
+    def end(self) -> None:
+        """End it in whatever state it is."""
+        if self._process is not None and self._process.poll() is None:
+            self.signal(signal.SIGTERM)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`darkroom ARGUMENTS` in its folder, against it."""
+        return darkroom(arguments, folder=self.folder, DARKROOM_URL=self.url)
+
+    def shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """A line as somebody would type it in its folder."""
+        return subprocess.run(
+            ["/bin/sh", "-c", line],
+            cwd=self.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=END_LIMIT_S,
+            check=False,
+        )
+
+    def submit(self, **parameters: Any) -> str:
+        """Submit a job and answer its id at once."""
+        response = httpx.post(f"{self.url}/api/v1/generation-jobs/", json=parameters, trust_env=False)
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """The job as it is now."""
+        response = httpx.get(f"{self.url}/api/v1/generation-jobs/{job_id}", trust_env=False)
+        assert response.status_code == 200, response.text
+        view: dict[str, Any] = response.json()
+        return view
+
+    def wait_for(self, job_id: str, *states: str) -> dict[str, Any]:
+        """The job once it is in one of the states."""
+        eventually(lambda: self.job(job_id)["state"] in states, f"the job {job_id} is not {' or '.join(states)}")
+        return self.job(job_id)
+
+
+def left_of(processes: Sequence[Recorded]) -> list[str]:
+    """The names of those that still run, or whose process group still has members."""
+    left = []
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 0)
+            left.append(process.name)
+        if process.is_alive:
+            left.append(process.name)
+    return left

@@ -1,0 +1,218 @@
+"""First light: what `darkroom up` prints makes a picture, a job can be followed and cancelled, and all of it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+from tests.darkroom_command import darkroom, eventually
+from tests.system.running import System, left_of
+
+PARTS = {"functions", "courier", "worker", "redis"}
+
+SMALL = {"model": "sd", "width": 64, "height": 64, "steps": 1}
+"""A job that is done at once."""
+
+LONG = {"model": "sd", "width": 832, "height": 1216, "steps": 50, "images": 4}
+"""A job that is not done before the test has done something to it."""
+
+
+def picture_of(done: subprocess.CompletedProcess[str], folder: Path) -> Image.Image:
+    """The picture that the first line on stdout names, opened."""
+    assert done.returncode == 0, done.stderr
+    with Image.open(folder / done.stdout.split()[0]) as picture:
+        picture.load()
+        return picture
+
+
+def test_the_printed_curl_line_gives_a_picture(system: System) -> None:
+    answer = system.shell(system.ready["curl"])
+    assert answer.returncode == 0, answer.stderr
+    slip = json.loads(answer.stdout)
+    assert slip["status"] == "pending"
+    picture = picture_of(system.run("watch", slip["id"], "--output", "."), system.folder)
+    assert picture.size == (1024, 1024)
+    assert picture.format == "PNG"
+
+
+def test_the_printed_submit_line_gives_a_picture_that_says_what_made_it(system: System) -> None:
+    done = system.shell(system.ready["submit"])
+    picture = picture_of(done, system.folder)
+    assert "untrained" in done.stdout
+    assert "seed" in done.stdout
+    assert "untrained" in json.dumps(picture.info)
+
+
+def test_what_up_prints_for_people_holds_the_same_lines(system: System) -> None:
+    assert system.ready["curl"] in system.words
+    assert system.ready["submit"] in system.words
+    assert system.url in system.words
+    assert "Logs: " in system.words
+
+
+def test_the_same_seed_gives_the_same_picture(system: System) -> None:
+    arguments = ["submit", "a lighthouse at dusk", "--model", "sd", "--width", "64", "--height", "64", "--seed", "7"]
+    first, second = (system.run(*arguments, "--output", f"{name}.png") for name in ("first", "second"))
+    assert "seed 7" in first.stdout
+    assert picture_of(first, system.folder).tobytes() == picture_of(second, system.folder).tobytes()
+
+
+def test_each_picture_of_a_job_is_saved(system: System) -> None:
+    folder = system.folder / "several"
+    folder.mkdir()
+    done = system.run("submit", "x", "--model", "sd", "--width", "64", "--images", "3", "--output", "several")
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("*.png"))) == 3
+
+
+def test_with_json_a_program_can_follow_a_job(system: System) -> None:
+    done = system.run("submit", "x", "--model", "sd", "--width", "64", "--height", "64", "--json")
+    assert done.returncode == 0, done.stderr
+    slip, *messages, job = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {message["job_id"] for message in messages} == {slip["id"]}
+    assert messages[-1]["status"] == "completed"
+    assert (job["state"], job["model_served"]) == ("completed", "sd stand-in, untrained weights")
+    assert (system.folder / job["files"][0]).exists()
+
+
+def test_a_running_and_a_waiting_job_can_be_cancelled(system: System) -> None:
+    running = system.submit(**LONG)
+    system.wait_for(running, "running")
+    waiting = system.submit(**SMALL)
+    assert f"{waiting} waits at place 1" in system.run("status", waiting).stdout
+    assert "will not run" in system.run("cancel", waiting).stdout
+    assert "is being stopped" in system.run("cancel", running).stdout
+    watched = system.run("watch", running)
+    assert watched.returncode == 1
+    assert f"{running} is cancelled" in watched.stderr
+    assert system.job(waiting)["attempts"] == []
+    assert system.run("cancel", running).returncode == 0
+
+
+def test_an_ended_job_cannot_be_cancelled(system: System) -> None:
+    job_id = system.submit(**SMALL)
+    system.wait_for(job_id, "completed")
+    done = system.run("cancel", job_id, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["receipt"] == "too_late"
+
+
+def test_the_models_say_that_they_are_untrained(system: System) -> None:
+    done = system.run("models", "--json")
+    models = {model["name"]: model for model in map(json.loads, done.stdout.splitlines())}
+    assert models["flux"]["served"] == "flux stand-in, untrained weights"
+    assert models["sd"]["served"] == "sd stand-in, untrained weights"
+    assert "flux, the default" in system.run("models").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["submit", "x", "--width", "77"], "width must be a multiple of 16"),
+        (["submit", "x", "-p", "depth=3"], "depth is not a parameter"),
+        (["submit", "x", "--model", "unheard-of"], "flux, sd"),
+        (["submit", ""], "prompt"),
+        (["watch", "7"], "not the id of a job"),
+        (["cancel", "01a1f9a8-143a-7476-8857-eac16dc07095"], "there is no job"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_taken_is_named_and_status_2(system: System, arguments: list[str], word: str) -> None:
+    done = system.run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_up_in_the_same_folder_is_refused_and_disturbs_nothing(system: System) -> None:
+    done = darkroom(["up", "--port", "0"], folder=system.folder)
+    assert done.returncode == 1
+    assert system.url in done.stderr
+    assert system.processes.keys() == PARTS
+
+
+def test_every_process_has_only_the_environment_that_it_needs(system: System) -> None:
+    for name, process in system.processes.items():
+        variables = {
+            entry.partition("=")[0] for entry in Path(f"/proc/{process.pid}/environ").read_text().split("\0") if entry
+        }
+        assert "PYTEST_CURRENT_TEST" not in variables, name
+        assert ("DARKROOM_LINK_KEY" in variables) == (name != "redis")
+
+
+def test_no_secret_is_in_a_log_or_on_a_command_line(system: System) -> None:
+    data = system.folder / ".darkroom"
+    secrets = [(data / "link-key").read_text(), (data / "redis" / "password").read_text()]
+    texts = [log.read_text(errors="replace") for log in (data / "logs").iterdir()]
+    texts += [Path(f"/proc/{process.pid}/cmdline").read_text() for process in system.processes.values()]
+    assert [secret for secret in secrets for text in texts if secret in text] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_every_process(own_system: System, number: signal.Signals) -> None:
+    own_system.start()
+    processes = own_system.processes
+    assert processes.keys() == PARTS
+    assert own_system.signal(number) == 0
+    assert left_of(list(processes.values())) == []
+    assert own_system.processes == {}
+
+
+def test_jobs_and_pictures_survive_an_end_in_the_middle_of_the_work(own_system: System) -> None:
+    """One finished, one running, one waiting: none is lost, and none has failed."""
+    own_system.start()
+    finished = own_system.submit(**SMALL)
+    own_system.wait_for(finished, "completed")
+    running = own_system.submit(**LONG | {"images": 1, "steps": 30})
+    own_system.wait_for(running, "running")
+    waiting = own_system.submit(**SMALL)
+    processes = own_system.processes
+    assert own_system.signal(signal.SIGINT) == 0
+    assert left_of(list(processes.values())) == []
+
+    own_system.start()
+    assert own_system.run("watch", finished, "--output", "finished.png").returncode == 0
+    assert (own_system.folder / "finished.png").exists()
+    for job_id in (running, waiting):
+        job = own_system.wait_for(job_id, "completed", "failed")
+        assert (job["state"], job["attempts_counted"]) == ("completed", 0)
+        assert httpx.get(job["output_paths"][0], trust_env=False).status_code == 200
+
+
+def test_a_process_that_dies_is_started_again_and_no_job_is_lost(own_system: System) -> None:
+    own_system.start()
+    for name in ("worker", "redis", "courier", "functions"):
+        dead = own_system.processes[name]
+        os.kill(dead.pid, signal.SIGKILL)
+        eventually(lambda dead=dead, name=name: own_system.processes.get(name, dead) != dead, f"{name} is not back")  # type: ignore[misc]
+        assert f"{name} was ended by SIGKILL" in own_system.words
+    eventually(lambda: _answers(own_system.url), "the functions are not back")
+    job_id = own_system.submit(**SMALL)
+    assert own_system.run("watch", job_id).returncode == 0
+
+
+def test_what_a_killed_up_left_is_ended_by_the_next(own_system: System) -> None:
+    own_system.start()
+    job_id = own_system.submit(**SMALL)
+    own_system.wait_for(job_id, "completed")
+    left = list(own_system.processes.values())
+    own_system.signal(signal.SIGKILL)
+    assert {process.name for process in left if process.is_alive} == PARTS
+
+    own_system.start()
+    assert left_of(left) == []
+    assert "An earlier `darkroom up` was killed" in own_system.words
+    assert own_system.job(job_id)["state"] == "completed"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
