@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import Database, DatabaseKind, PostgresDatabase, SqliteDatabase
+from tests.postgres_server import PostgresServer, programs
 from tests.redis_server import RedisKind, RedisServer, binary_of
 
 RedisServers = Callable[[RedisKind], RedisServer]
@@ -48,6 +50,29 @@ def any_redis_url(request: pytest.FixtureRequest, redis_servers: RedisServers) -
     if kind is RedisKind.CURRENT and binary_of(kind) is None and "CI" not in os.environ:
         pytest.skip("no redis-server on the PATH, to run beside the embedded one")
     return redis_servers(kind).url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The session's PostgreSQL; a test that stops it starts it again."""
+    found = programs()
+    if found is None:
+        raise LookupError("no PostgreSQL on this machine")
+    server = PostgresServer(found)
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=list(DatabaseKind))
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """An empty database of each kind in turn. A machine may lack PostgreSQL, but the gate (`.ci/run`) may not."""
+    kind: DatabaseKind = request.param
+    if kind is DatabaseKind.SQLITE:
+        return SqliteDatabase(tmp_path / "history.sqlite")
+    if programs() is None and "CI" not in os.environ:
+        pytest.skip("no PostgreSQL on this machine, to run beside SQLite")
+    return PostgresDatabase(request.getfixturevalue("postgres_server"))
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from tests.parts import ROOTS
+
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("core", "functions", "operator", "worker-images", "cli")
 
 PATIENCE_S = 60
 """Far longer than anything here takes on a busy machine; a test that waits so long has failed."""
@@ -24,7 +24,7 @@ def command(*arguments: str) -> list[str]:
 def environment(**own: str) -> dict[str, str]:
     """What a shell would hand over: nothing of darkroom's but what a test asks for."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
-    return kept | {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in SOURCES)} | own
+    return kept | {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ROOTS)} | own
 
 
 def darkroom(arguments: Sequence[str], *, folder: Path, **own: str) -> subprocess.CompletedProcess[str]:
@@ -39,11 +39,3 @@ def darkroom(arguments: Sequence[str], *, folder: Path, **own: str) -> subproces
         timeout=PATIENCE_S,
         check=False,
     )
-
-
-def eventually(condition: Callable[[], bool], reason: str, *, limit_s: float = PATIENCE_S) -> None:
-    """Wait until it holds; the test fails with `reason` where it does not."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, reason
-        time.sleep(0.05)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +37,18 @@ def environment(redis_url: str, namespace: str, **more: str) -> dict[str, str]:
         "DARKROOM_NAMESPACE": namespace,
         "DARKROOM_PUBLIC_URL": PUBLIC_URL,
         "DARKROOM_LINK_KEY": LINK_KEY,
+        "DARKROOM_STORE": (scratch() / f"{namespace}-store").as_uri(),
+        "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{scratch() / namespace}.sqlite",
         **more,
     }
+
+
+@cache
+def scratch() -> Path:
+    """Where parts keep what a test names no place for; it goes when the tests have ended."""
+    folder = Path(tempfile.mkdtemp(prefix="darkroom-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def free_port() -> int:
@@ -100,9 +114,7 @@ class Functions(Part):
 
     def __init__(self, name: str, *, environment: Mapping[str, str], log: Path) -> None:
         self.port = free_port()
-        super().__init__(
-            "darkroom_functions.serve", name, environment={**environment, "PORT": str(self.port)}, log=log
-        )
+        super().__init__("darkroom_functions.serve", name, environment={**environment, "PORT": str(self.port)}, log=log)
 
     @property
     def url(self) -> str:

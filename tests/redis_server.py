@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,12 +45,14 @@ def binary_of(kind: RedisKind) -> Path | None:
 class RedisServer:
     """One server with its data in `folder`: append-only file on, nothing evicted, as in production.
 
-    After `stop` (or `stop(signal.SIGKILL)`), `start` brings it back on the same port with the same data.
+    After `stop` (or `stop(signal.SIGKILL)`), `start` brings it back on the same port with the same data. `options` are
+    more lines of its configuration, by their names.
     """
 
-    def __init__(self, binary: Path, folder: Path) -> None:
+    def __init__(self, binary: Path, folder: Path, options: Mapping[str, str] | None = None) -> None:
         self.binary = binary
         self.folder = folder
+        self.options = options or {}
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -73,8 +76,9 @@ class RedisServer:
             "save": "",
             "appendonly": "yes",
             "maxmemory-policy": "noeviction",
+            **self.options,
         }
-        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+        arguments = [text for name, value in options.items() for text in (f"--{name}", *value.split(" "))]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [self.binary, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

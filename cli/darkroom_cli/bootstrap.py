@@ -183,6 +183,7 @@ def steps(root: Path) -> list[tuple[str, list[str]]]:
         ("installing the locked versions", [*pip, "--no-deps", "--require-hashes", "-r", "requirements.lock"]),
         ("installing torch, the largest part", [*pip, "-r", "requirements-torch.txt"]),
         ("installing darkroom itself", [*pip, "--no-deps", "--no-build-isolation", "--editable", "."]),
+        ("checking that nothing is missing", [python, "-m", "pip", "check"]),
     ]
 
 

@@ -143,9 +143,10 @@ class Client:
     def updates(self, job_id: str) -> Iterator[Message | None]:
         """The job's messages, each once and in order, the terminal one last. None: there was nothing for a second.
 
+        Where the job had to be asked for, the answer comes as a message without numbers, if it says something new.
         Raises Unreachable, or NotNow, when nothing could be learnt of the job for too long.
         """
-        seen, reached, pause = 0, time.monotonic(), FIRST_PAUSE_S
+        seen, told, reached, pause = 0, None, time.monotonic(), FIRST_PAUSE_S
         while True:
             with suppress(OSError, WebSocketException):
                 for message in self._socket(job_id):
@@ -153,7 +154,7 @@ class Client:
                     if message is None:
                         yield None
                     elif message["seq"] > seen:
-                        seen = message["seq"]
+                        seen, told = message["seq"], _standing(message)
                         yield message
                         if is_last(message):
                             return
@@ -165,7 +166,9 @@ class Client:
                 yield None
             else:
                 reached = time.monotonic()
-                yield message
+                if _standing(message) != told:
+                    told = _standing(message)
+                    yield message
                 if is_last(message):
                     return
             time.sleep(pause)
@@ -223,6 +226,11 @@ class Client:
 def is_last(message: Message) -> bool:
     """Whether the job has ended with this message."""
     return State(message["state"]).is_terminal
+
+
+def _standing(message: Message) -> tuple[str, int]:
+    """What of a message people wait for."""
+    return message["state"], message.get("progress") or 0
 
 
 def as_message(job: Mapping[str, Any]) -> Message:

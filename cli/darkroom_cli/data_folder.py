@@ -4,6 +4,7 @@
 |---|---|
 | `redis/` | jobs and queues: Redis' append-only file, its configuration and its password |
 | `store/` | the object store: the pictures |
+| `history/` | the jobs that have ended: an SQLite database |
 | `stand-ins/` | untrained models, made at the first start |
 | `models/` | model files of `--model`, written at each start |
 | `logs/` | one file per process; `*.previous.log` is the run before |
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from darkroom.errors import SettingError
 
@@ -46,6 +48,15 @@ class DataFolder:
     @property
     def store(self) -> Path:
         return self.path / "store"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history"
+
+    @property
+    def database_url(self) -> str:
+        """The address of the history."""
+        return f"sqlite+aiosqlite:///{quote(str(self.history / 'jobs.sqlite'))}"
 
     @property
     def stand_ins(self) -> Path:
@@ -85,7 +96,7 @@ class DataFolder:
             except BlockingIOError:
                 raise FolderTaken(str(self.path)) from None
             (self.path / ".gitignore").write_text("# Made by `darkroom up`.\n*\n")
-            for folder in (self.store, self.models, self.logs):
+            for folder in (self.store, self.history, self.models, self.logs):
                 folder.mkdir(exist_ok=True)
             yield
 

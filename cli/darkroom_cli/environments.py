@@ -17,8 +17,15 @@ KEPT = frozenset(
 """What any program may need to run at all."""
 
 OURS = "DARKROOM_"
-NOT_HANDED_ON = frozenset({"DARKROOM_HOME", "DARKROOM_URL"})
-"""Settings of the command line itself. All others of ours are settings of the parts, and only the parts know which."""
+NOT_HANDED_ON = frozenset(
+    {
+        *("DARKROOM_HOME", "DARKROOM_URL"),
+        *("DARKROOM_DATABASE_URL", "DARKROOM_HOST", "DARKROOM_LINK_KEY", "DARKROOM_MODELS", "DARKROOM_NAMESPACE"),
+        *("DARKROOM_POOL", "DARKROOM_PUBLIC_URL", "DARKROOM_REDIS_URL", "DARKROOM_STORE"),
+    }
+)
+"""Settings of the command line itself, and those that `up` gives to each part that needs them. All others of ours are
+settings of the parts, and only the parts know which."""
 
 DEVICES = ("ACCELERATE_", "CUDA_", "HF_", "MKL_", "NVIDIA_", "OMP_", "PYTORCH_", "TORCH_", "TRANSFORMERS_")
 """What else libraries of a worker read: which GPU, how many threads, where models are kept, and the hub's token."""

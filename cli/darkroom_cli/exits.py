@@ -11,8 +11,8 @@ INTERRUPTED = 130
 
 HELP = f"""\
 exit status:
-  {DONE}    it is done: the job completed, the cancel was taken, `up` was asked to end
-  {FAILED}    the job failed, expired or was cancelled; or `up` could not start
+  {DONE}    it is done: the job completed, the cancel was taken, `up` was asked to end; or nothing was found
+  {FAILED}    the job failed, expired or was cancelled; `up` could not start; or something was found
   {BAD_INPUT}    the command, a setting, or what was asked for cannot be taken; each field at fault is named
   {UNREACHABLE}    the server cannot be reached, or cannot answer now
   {INTERRUPTED}  Ctrl-C, while waiting

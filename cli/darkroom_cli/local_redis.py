@@ -7,6 +7,7 @@ loopback and asks for a password: other users of the machine reach loopback too.
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import socket
 import sys
@@ -76,7 +77,21 @@ def prepare(folder: Path, *, port: int) -> LocalRedis:
     configuration = folder / "redis.conf"
     configuration.touch(mode=0o600)
     configuration.write_text(CONFIGURATION.format(port=port, password=password))
-    return LocalRedis((str(binary), configuration.name), folder, f"redis://:{quote(password)}@127.0.0.1:{port}/0")
+    return LocalRedis((str(binary), configuration.name), folder, _url(port, password))
+
+
+def address(folder: Path) -> str | None:
+    """Where the server that was last prepared in `folder` answers while it runs; None where none was."""
+    try:
+        port = re.search(r"^port (\d+)$", (folder / "redis.conf").read_text(), re.MULTILINE)
+        password = (folder / "password").read_text()
+    except OSError:
+        return None
+    return _url(int(port[1]), password) if port else None
+
+
+def _url(port: int, password: str) -> str:
+    return f"redis://:{quote(password)}@127.0.0.1:{port}/0"
 
 
 def find_server() -> Path:

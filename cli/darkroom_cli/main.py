@@ -40,7 +40,9 @@ process of its own with its own log. Jobs and pictures are kept in the data fold
 them.
 
 The models flux and sd are served by untrained stand-ins, whose pictures are coloured noise, until --model names
-weights.
+weights. Model files of your own are read from the folders in DARKROOM_MODELS.
+
+With DARKROOM_REDIS_URL that Redis is used, and none is started.
 """
 
 SUBMIT = """\
@@ -56,6 +58,24 @@ examples:
   darkroom submit "a lighthouse at dusk" -p scheduler=euler -p guidance=5
   darkroom submit "a lighthouse at dusk" --no-wait        says the id, for `darkroom watch` and `darkroom cancel`
   darkroom submit "a lighthouse at dusk" --json | tail -1  the finished job, with its files
+"""
+
+AUDIT = """\
+For operators. Read all that Redis holds, a slice at a time, and hold it against itself, the object store and the
+history: every job is in exactly one place, its log has no gap, its end is told or still to be told, its pictures are
+those that were published. What seems wrong is looked at again after two seconds. Messages that no job needs any more
+are named as stale, and are no finding: workers drop them.
+
+Redis, the store and the history are those of DARKROOM_REDIS_URL, DARKROOM_STORE and DARKROOM_DATABASE_URL; without the
+first, those of the `darkroom up` that runs here. With --repair the exit status is 0 when all that was found was put
+right.
+"""
+
+DOCTOR = """\
+For operators. Look at Redis, the workers, the courier and the sink, and say for each finding what to do about it.
+Workers that say they are idle are sent a message that stands for no job, to see that they take it.
+
+Redis is that of DARKROOM_REDIS_URL; without it, that of the `darkroom up` that runs here.
 """
 
 
@@ -104,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_cancel(commands)
     _add_models(commands)
+    _add_audit(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -183,6 +205,18 @@ def _add_models(commands: Any) -> None:
     _add_url(parser)
 
 
+def _add_audit(commands: Any) -> None:
+    parser = _command(commands, "audit", "find jobs that are nowhere, or in two places", AUDIT, _run_audit)
+    parser.add_argument("--repair", action="store_true", help="put each job where its record says that it belongs")
+    parser.add_argument("--no-artifacts", action="store_true", help="do not read the pictures")
+    _add_data(parser)
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = _command(commands, "doctor", "find what is wrong, and say what to do about it", DOCTOR, _run_doctor)
+    _add_data(parser)
+
+
 def _command(
     commands: Any,
     name: str,
@@ -209,6 +243,15 @@ def _add_id(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser, *, default: str | None, shown: str) -> None:
     parser.add_argument(
         "-o", "--output", default=default, metavar="FILE|FOLDER", help=f"where pictures are saved; left out: {shown}"
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="the data folder of the `darkroom up` to look at (DARKROOM_HOME, or .darkroom where you are)",
     )
 
 
@@ -276,6 +319,18 @@ def _run_models(options: argparse.Namespace, output: Output) -> int:
 
     with _client(options) as client:
         return models(client, output)
+
+
+def _run_audit(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.audit import Options, audit
+
+    return audit(Options(options.data, repair=options.repair, artifacts=not options.no_artifacts), output)
+
+
+def _run_doctor(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.doctor import doctor
+
+    return doctor(options.data, output)
 
 
 def _client(options: argparse.Namespace) -> Client:

@@ -25,7 +25,7 @@ from darkroom import transitions
 from darkroom.errors import LedgerUnavailable
 from darkroom.ledger import AsyncLedger, Ledger, WorkerRecord, connect, connect_async
 from darkroom.models import Catalogue
-from darkroom.settings import ModelSettings, Namespace, RedisUrl, WebUrl, load
+from darkroom.settings import DatabaseUrl, ModelSettings, Namespace, RedisUrl, WebUrl, load
 from darkroom.transitions import WorkerState
 
 from darkroom_cli import local_redis, processes, welcome
@@ -33,6 +33,7 @@ from darkroom_cli.data_folder import DataFolder, FolderTaken
 from darkroom_cli.environments import environment
 from darkroom_cli.exits import DONE, FAILED, INTERRUPTED
 from darkroom_cli.local_models import Replacement, own_files
+from darkroom_cli.log_tail import log_tail
 from darkroom_cli.output import Output
 from darkroom_cli.processes import Crew, Program, Recorded
 from darkroom_cli.run_record import RunRecord
@@ -56,9 +57,6 @@ WORD_EVERY_S = 5.0
 PROBE_LIMIT_S = 1.0
 PROBE_EVERY_S = 0.25
 
-SHOWN_LINES = 15
-"""Lines of a log that are shown when its process did not start."""
-
 
 class UpSettings(ModelSettings):
     """What the environment says to `up`; its own settings and those of the parts that it must know."""
@@ -68,6 +66,9 @@ class UpSettings(ModelSettings):
 
     redis_url: RedisUrl | None = None
     """A Redis that is there already: none is started."""
+
+    database_url: DatabaseUrl | None = None
+    """A database for the jobs that have ended; otherwise it is a file in the data folder."""
 
     namespace: Namespace = "darkroom"
     """Begins every key and channel of ours."""
@@ -216,22 +217,26 @@ class Machine:
         folders = [self._folder.stand_ins / "models", *(path.absolute() for path in self._settings.models), replaced]
         catalogue = Catalogue.load(folders)
         models = [model for model in catalogue if model.pool == POOL]
-        common = {
+        for model in catalogue:
+            if model.pool != POOL:
+                self._output.say(f"  {model.name}: not served here, since its file names the pool {model.pool}")
+        self._announce(redis_url, [model.name for model in models])
+        earlier = {worker.name for worker in asyncio.run(_workers(redis_url, self._settings.namespace))}
+        for_all = {
             "DARKROOM_REDIS_URL": redis_url,
             "DARKROOM_NAMESPACE": self._settings.namespace,
             "DARKROOM_MODELS": os.pathsep.join(map(str, folders)),
             "DARKROOM_STORE": self._folder.store.as_uri(),
+        }
+        for_front = for_all | {
             "DARKROOM_PUBLIC_URL": self._settings.public_url or self._url,
             "DARKROOM_LINK_KEY": self._folder.link_key,
+            "DARKROOM_DATABASE_URL": self._database_url,
         }
-        self._announce(redis_url, [model.name for model in models])
-        earlier = {worker.name for worker in asyncio.run(_workers(redis_url, self._settings.namespace))}
-        serve = [sys.executable, "-m", "darkroom_functions.serve", "all"]
-        self._start(FUNCTIONS, serve, environment(common, PORT=str(self._port), DARKROOM_HOST=HOST))
-        courier = environment(common, K_SINK=f"{self._url}/events")
-        self._start(COURIER, [sys.executable, "-m", "darkroom_courier"], courier)
-        worker = environment(common, DARKROOM_POOL=POOL, DARKROOM_DRAIN_GRACE_S=str(DRAIN_GRACE_S), for_worker=True)
-        self._start(WORKER, [sys.executable, "-m", "darkroom_worker"], worker)
+        self._start(FUNCTIONS, _module("darkroom_functions.serve", "all"), environment(for_front, PORT=str(self._port)))
+        self._start(COURIER, _module("darkroom_courier"), environment(for_front, K_SINK=f"{self._url}/events"))
+        worker = environment(for_all, DARKROOM_POOL=POOL, DARKROOM_DRAIN_GRACE_S=str(DRAIN_GRACE_S), for_worker=True)
+        self._start(WORKER, _module("darkroom_worker"), worker)
         self._wait(FUNCTIONS, "loading", lambda: _answers(f"{self._url}/readyz"))
         names = ", ".join(model.name for model in models)
         self._wait(WORKER, f"loading {names}", lambda: self._has_worker(redis_url, beside=earlier))
@@ -249,6 +254,7 @@ class Machine:
                     f"darkroom: {program.name} {processes.describe(notice.status)} and starts again in "
                     f"{notice.pause_s or 0:.0f} s. Its log: {welcome.short(program.log)}"
                 )
+                self._output.record({"event": "died", "process": program.name, "status": notice.status})
             time.sleep(processes.POLL_S)
 
     def end(self) -> None:
@@ -259,6 +265,13 @@ class Machine:
         self._crew.end(hurry=self._signals.hurry)
         self._folder.record.unlink(missing_ok=True)
         self._output.say(f"darkroom: ended; {welcome.short(self._folder.path)} keeps the jobs and the pictures")
+        self._output.record({"event": "ended"})
+
+    @property
+    def _database_url(self) -> str:
+        if self._settings.database_url is not None:
+            return self._settings.database_url.get_secret_value()
+        return self._folder.database_url
 
     def _start_redis(self) -> str:
         """Redis' address, once it answers there."""
@@ -274,7 +287,7 @@ class Machine:
 
     def _make_stand_ins(self) -> None:
         """Run the worker's own command for it, to its end."""
-        make = [sys.executable, "-m", "darkroom_worker.standins", str(self._folder.stand_ins)]
+        make = _module("darkroom_worker.standins", str(self._folder.stand_ins))
         self._start(STAND_INS, make, environment({}), once=True)
         self._wait(STAND_INS, "making untrained models", lambda: not self._crew.is_running(STAND_INS))
 
@@ -291,7 +304,7 @@ class Machine:
         own = [worker for worker in workers if worker.pool == POOL and worker.name not in beside]
         if any(worker.state == WorkerState.FAULTY for worker in own):
             log = self._folder.logs / f"{WORKER}.log"
-            raise StartFailed(f"the worker cannot load its models. The end of {welcome.short(log)}:\n{_end_of(log)}")
+            raise StartFailed(f"the worker cannot load its models. From {welcome.short(log)}:\n{log_tail(log)}")
         return any(worker.state in (WorkerState.READY, WorkerState.BUSY) for worker in own)
 
     def _start(
@@ -335,6 +348,11 @@ async def _workers(redis_url: str, namespace: str) -> list[WorkerRecord]:
         return await AsyncLedger(client, namespace).workers()
 
 
+def _module(name: str, *arguments: str) -> list[str]:
+    """The command line that runs a part."""
+    return [sys.executable, "-m", name, *arguments]
+
+
 def _answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=PROBE_LIMIT_S, trust_env=False).is_success
@@ -343,8 +361,4 @@ def _answers(url: str) -> bool:
 
 
 def _did_not_start(name: str, status: int, log: Path) -> str:
-    return f"{name} {processes.describe(status)}. The end of {welcome.short(log)}:\n{_end_of(log)}"
-
-
-def _end_of(log: Path) -> str:
-    return "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-SHOWN_LINES:])
+    return f"{name} {processes.describe(status)}. From {welcome.short(log)}:\n{log_tail(log)}"

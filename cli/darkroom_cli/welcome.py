@@ -51,9 +51,7 @@ def welcome(output: Output, *, url: str, data: Path, models: Sequence[Model]) ->
     curl = CURL.format(url=url, prompt=PROMPT)
     submit = f'{program} submit "{PROMPT}"{where}'
     watch = f"{program} watch ID --output .{where}"
-    output.result(
-        READY.format(url=url, curl=curl, watch=watch, submit=submit, notes=notes, logs=short(data / "logs"))
-    )
+    output.result(READY.format(url=url, curl=curl, watch=watch, submit=submit, notes=notes, logs=short(data / "logs")))
     output.record(
         {
             "event": "ready",

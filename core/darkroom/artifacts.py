@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -31,6 +32,11 @@ def artifact_key(*, tenant: str, job_id: str, attempt: int, index: int, sha256: 
     return f"{tenant}/{job_id}/{attempt}/{index}-{sha256}.{extension}"
 
 
+def artifact_folder(*, tenant: str, job_id: str) -> str:
+    """What the keys of all artifacts of a job begin with."""
+    return f"{tenant}/{job_id}/"
+
+
 def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -42,7 +48,7 @@ class ArtifactStore:
         parts = urlsplit(url)
         if parts.scheme == "file":
             folder = Path(unquote(parts.path))
-            self._store: Any = LocalStore(folder, mkdir=True)
+            self._store: Any = LocalStore(folder, mkdir=True, automatic_cleanup=True)
         else:
             self._store = S3Store(parts.netloc, prefix=parts.path.strip("/") or None)
 
@@ -66,6 +72,15 @@ class ArtifactStore:
         except Exception as error:
             raise StoreUnavailable(f"the object store gave no artifact: {error}") from error
         return found.meta["size"], _chunks(found)
+
+    async def remove(self, folder: str) -> None:
+        """Remove everything below a folder; there may be nothing, and others may be removing it. StoreUnavailable."""
+        try:
+            while keys := await self.keys(folder):
+                with suppress(NotFoundError, FileNotFoundError):
+                    await obstore.delete_async(self._store, keys)
+        except Exception as error:
+            raise StoreUnavailable(f"the object store did not remove artifacts: {error}") from error
 
     async def keys(self, prefix: str) -> list[str]:
         """The keys below a prefix, in order."""

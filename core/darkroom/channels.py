@@ -58,9 +58,7 @@ class Channels:
         self._client: Any = client  # redis-py types its connections in part
         self._heard = heard
         self._confirmed = confirmed
-        self._waiting: dict[
-            str, list[asyncio.Future[None]]
-        ] = {}  # all channels, and who waits for each
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}  # all channels, and who waits for each
         self._open: set[str] = set()  # those that Redis has confirmed on the connection that there is
         self._connected = False
         self._unsaid: deque[tuple[str, str]] = deque()  # commands for it, each with its channel

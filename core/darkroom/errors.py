@@ -105,6 +105,28 @@ class NotFound(PermanentError):
     slug, title, status = "not-found", "There is nothing here under that name", 404
 
 
+class Gone(PermanentError):
+    """A job that was deleted, by its owner or when its time was over: `state` was its last one; times are text."""
+
+    slug, title, status = "gone", "The job has been deleted", 410
+
+    def __init__(
+        self, detail: str, *, state: str | None = None, ended_at: str | None = None, deleted_at: str | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.tombstone = {"state": state, "ended_at": ended_at, "deleted_at": deleted_at}
+
+    def problem(self) -> dict[str, object]:
+        """As of every problem, and what the tombstone says."""
+        return super().problem() | self.tombstone
+
+
+class NotEnded(PermanentError):
+    """A job that waits or runs cannot be deleted."""
+
+    slug, title, status = "not-ended", "The job has not ended", 409
+
+
 class MethodNotAllowed(PermanentError):
     """`allow` are the methods that the resource takes, for the header of that name (RFC 9110, section 15.5.6)."""
 
@@ -155,3 +177,9 @@ class MemoryHigh(TemporaryError):
 
 class LedgerUnavailable(TemporaryError):
     slug, title = "ledger-unavailable", "The queue broker does not answer"
+
+
+class HistoryUnavailable(TemporaryError):
+    """The database of ended jobs is away: whether there was such a job is not known."""
+
+    slug, title = "history-unavailable", "The database of ended jobs does not answer"

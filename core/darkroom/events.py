@@ -12,14 +12,13 @@ no batches; the tests hold our output against it as a foreign reader.
 from __future__ import annotations
 
 import binascii
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from darkroom import strict_json, times
+from darkroom import strict_json, times, traces
 from darkroom.errors import FieldError, InvalidEvent
 from darkroom.event_attributes import (
     JSON_TYPE,
@@ -53,10 +52,6 @@ _SHOWN_CHARS = 64
 
 # HTTP binding, section 3.1.3.2: all printable ASCII but space, double quote and percent goes into a header as it is.
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
-# W3C Trace Context, section 3.2.2: no version ff, no id of zeros only; after version 00 more may follow the flags.
-_TRACEPARENT = re.compile(
-    "(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", re.DOTALL
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +103,7 @@ class Event:
     @property
     def traceparent(self) -> str | None:
         """The extension of that name where it is well-formed: W3C Trace Context has a malformed one ignored."""
-        value = self.extensions.get("traceparent")
-        match = _TRACEPARENT.fullmatch(value) if isinstance(value, str) else None
-        return None if match is None or (match[1] == "00" and match[2]) else match[0]
+        return traces.traceparent_of(self.extensions.get("traceparent"))
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], *, data: Any, faults: Sequence[FieldError] = ()) -> Event:

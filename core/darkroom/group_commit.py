@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Generic, TypeVar
 
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, LedgerUnavailable
 from darkroom.ledger import AsyncLedger
 from darkroom.transitions import Call
 
@@ -18,12 +18,16 @@ T = TypeVar("T")
 MOST_TOGETHER = 64
 """Calls in one round trip: about 5 ms of Redis' time, so that other clients are not held up for longer."""
 
+_TOO_SLOW = "the queue broker does not answer in time"
+
 
 class GroupCommit(Generic[T]):
     """Runs calls of one kind, as many at a time as came in while the last ones ran."""
 
-    def __init__(self, ledger: AsyncLedger) -> None:
+    def __init__(self, ledger: AsyncLedger, *, patience_s: float) -> None:
+        """`patience_s`: how long, in seconds, Redis may take for a round trip before it is held to be away."""
         self._ledger = ledger
+        self._patience_s = patience_s
         self._waiting: list[tuple[Call[T], asyncio.Future[T]]] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -38,20 +42,22 @@ class GroupCommit(Generic[T]):
     async def _flush(self) -> None:
         try:
             while self._waiting:
-                # Whoever gave up was told that nothing happened, so nothing must.
-                wanted = [call for call in self._waiting if not call[1].done()]
-                group, self._waiting = wanted[:MOST_TOGETHER], wanted[MOST_TOGETHER:]
+                group, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
                 await self._run_group(group)
         finally:
             self._flusher = None
 
     async def _run_group(self, group: list[tuple[Call[T], asyncio.Future[T]]]) -> None:
         try:
-            answers = await self._ledger.run_each([call for call, _ in group])
-        except Exception as error:  # every caller learns of it; none may wait for ever
-            for _, future in group:
+            async with asyncio.timeout(self._patience_s):
+                answers = await self._ledger.run_each([call for call, _ in group])
+        except Exception as error:
+            # All learn of it, also those who gathered meanwhile: Redis is away for them too, and nobody waits for ever.
+            failure = LedgerUnavailable(_TOO_SLOW, retry_after=2) if isinstance(error, TimeoutError) else error
+            gathered, self._waiting = self._waiting, []
+            for _, future in (*group, *gathered):
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(failure)
             return
         for (_, future), answer in zip(group, answers, strict=True):
             if future.done():

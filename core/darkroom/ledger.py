@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import redis
 import redis.asyncio
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import MasterDownError, NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -137,7 +138,7 @@ class WorkerRecord:
 
 @dataclass(frozen=True)
 class Page:
-    """One page of a tenant's jobs, newest first. `after` asks for the next page, None when there is none."""
+    """One page of a tenant's jobs, newest first. `after` asks for the next page; None when nothing is left to look at."""
 
     jobs: tuple[JobRecord, ...]
     after: str | None
@@ -157,7 +158,7 @@ class Memory:
 
 
 SCAN_SLICE = 200
-"""Records that one round trip of a filtered list reads."""
+"""Records that one round trip of a list reads at most."""
 
 SCAN_LIMIT = 2_000
 """Records that one page looks at before it answers what it has, with a cursor to go on from."""
@@ -201,16 +202,22 @@ def _connection_options(retry: type[Any]) -> dict[str, Any]:
     }
 
 
+_UNABLE = re.compile(r"\b(BUSY|MASTERDOWN|MISCONF|NOREPLICAS|READONLY)\b")
+"""Redis is there and will not write now: a script that does not end, a full disk, a replica after a failover."""
+
+
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Redis' failures as ours. At `maxmemory` 6.2 words the refusal so that redis-py's own class does not match."""
+def translated() -> Iterator[None]:
+    """Redis' failures as ours. redis-py takes the first word off an error that it has a class for; but 6.2 wraps what a
+    command of a script answers in a text of its own, so that no class matches.
+    """
     try:
         yield
     except ResponseError as error:
-        if "OOM" in str(error):
+        if isinstance(error, OutOfMemoryError) or "-OOM" in str(error):
             raise MemoryHigh("the queue broker's memory is used up; nothing was stored", retry_after=10) from error
-        if "LOADING" in str(error):
-            raise LedgerUnavailable("the queue broker is still loading its data", retry_after=2) from error
+        if isinstance(error, MasterDownError | ReadOnlyError) or _UNABLE.search(str(error)):
+            raise LedgerUnavailable("the queue broker cannot write now", retry_after=2) from error
         raise
     except (RedisConnectionError, RedisTimeoutError) as error:
         raise LedgerUnavailable("the queue broker does not answer", retry_after=2) from error
@@ -229,7 +236,7 @@ class Ledger:
 
     def run(self, call: Call[T]) -> T:
         """Do it. Raises LedgerUnavailable while Redis is away; every call may be repeated as it is."""
-        with _translated():
+        with translated():
             try:
                 reply = self._redis.execute_command(*_command(self.namespace, call))
             except NoScriptError:
@@ -251,7 +258,7 @@ class AsyncLedger:
 
     async def run(self, call: Call[T]) -> T:
         """Do it. Raises LedgerUnavailable while Redis is away; every call may be repeated as it is."""
-        with _translated():
+        with translated():
             try:
                 reply = await self._redis.execute_command(*_command(self.namespace, call))
             except NoScriptError:
@@ -262,13 +269,16 @@ class AsyncLedger:
     async def run_each(self, calls: Sequence[Call[T]]) -> list[T | DarkroomError]:
         """Do them in one round trip; each has its own answer, or its own failure. They are not one transaction."""
         replies = await self._pipeline([_command(self.namespace, call) for call in calls])
-        if any(isinstance(reply, NoScriptError) for reply in replies):
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
             await self._load()
-            replies = await self._pipeline([_command(self.namespace, call) for call in calls])
+            again = await self._pipeline([_command(self.namespace, calls[index]) for index in unknown])
+            for index, reply in zip(unknown, again, strict=True):
+                replies[index] = reply
         answers: list[T | DarkroomError] = []
         for call, reply in zip(calls, replies, strict=True):
             try:
-                with _translated():
+                with translated():
                     if isinstance(reply, RedisError):
                         raise reply
                 answers.append(call.decode(reply))
@@ -278,7 +288,7 @@ class AsyncLedger:
 
     async def ping(self) -> None:
         """Raises LedgerUnavailable unless Redis answers."""
-        with _translated():
+        with translated():
             await self._redis.ping()
 
     async def job(self, job_id: str, *, tenant: str | None) -> JobRecord | None:
@@ -296,9 +306,20 @@ class AsyncLedger:
 
     async def log(self, job_id: str, *, after: int = 0) -> list[LogEntry]:
         """The job's log above `after`, in order."""
-        with _translated():
+        with translated():
             entries = await self._redis.xrange(f"{self.namespace}:log:{job_id}", min=f"{after + 1}-0")
         return [_decode_entry(job_id, entry_id, fields) for entry_id, fields in entries]
+
+    async def logs(self, job_ids: Sequence[str]) -> list[list[LogEntry]]:
+        """The whole log of each job, in one round trip; empty where it is no longer kept."""
+        replies = await self._pipeline([("XRANGE", f"{self.namespace}:log:{job_id}", "-", "+") for job_id in job_ids])
+        logs: list[list[LogEntry]] = []
+        for job_id, reply in zip(job_ids, replies, strict=True):
+            with translated():
+                if isinstance(reply, RedisError):
+                    raise reply
+            logs.append([_decode_entry(job_id, entry_id, fields) for entry_id, fields in reply])
+        return logs
 
     async def heads(self, job_ids: Sequence[str]) -> list[LogEntry | None]:
         """The newest entry of each job's log, in one round trip."""
@@ -307,7 +328,7 @@ class AsyncLedger:
         )
         heads: list[LogEntry | None] = []
         for job_id, reply in zip(job_ids, replies, strict=True):
-            with _translated():
+            with translated():
                 if isinstance(reply, RedisError):
                     raise reply
             heads.append(_decode_entry(job_id, *reply[0]) if reply else None)
@@ -330,11 +351,13 @@ class AsyncLedger:
         found: list[JobRecord] = []
         looked_at = 0
         cursor = after
+        whole = state is None and model is None and user_id is None
         while looked_at < SCAN_LIMIT:
+            wanted = min(limit - len(found) + 1, SCAN_SLICE) if whole else SCAN_SLICE  # one more tells of a next page
             highest = f"({cursor}" if cursor else "+"
-            with _translated():
+            with translated():
                 raw = await self._redis.zrevrangebylex(
-                    f"{self.namespace}:tenant:{tenant}", highest, "-", start=0, num=SCAN_SLICE
+                    f"{self.namespace}:tenant:{tenant}", highest, "-", start=0, num=wanted
                 )
             ids = [item.decode() for item in raw]
             records = await self.run_each([Call("view", ("job", job_id), _decode_view) for job_id in ids])
@@ -352,14 +375,15 @@ class AsyncLedger:
                     continue
                 found.append(record)
                 if len(found) == limit:
-                    return Page(tuple(found), cursor)
-            if len(ids) < SCAN_SLICE:
+                    more = len(ids) == wanted or job_id != ids[-1]
+                    return Page(tuple(found), cursor if more else None)
+            if len(ids) < wanted:
                 return Page(tuple(found), None)
         return Page(tuple(found), cursor)
 
     async def pools(self) -> list[str]:
         """The pools that were announced, in name order."""
-        with _translated():
+        with translated():
             return sorted(name.decode() for name in await self._redis.smembers(f"{self.namespace}:pools"))
 
     async def demand(self, pool: str) -> Demand:
@@ -368,20 +392,20 @@ class AsyncLedger:
             [("ZCARD", f"{self.namespace}:{kind}:{pool}") for kind in ("waiting", "dispatched", "running", "due")]
         )
         for reply in replies:
-            with _translated():
+            with translated():
                 if isinstance(reply, RedisError):
                     raise reply
         return Demand(*replies)
 
     async def workers(self) -> list[WorkerRecord]:
         """The workers that gave a sign of life lately, in name order."""
-        with _translated():
+        with translated():
             names = sorted(name.decode() for name in await self._redis.zrange(f"{self.namespace}:workers", 0, -1))
             busy = await self._redis.hgetall(f"{self.namespace}:busy")
         records = await self._pipeline([("HGETALL", f"{self.namespace}:worker:{name}") for name in names])
         workers: list[WorkerRecord] = []
         for name, record in zip(names, records, strict=True):
-            with _translated():
+            with translated():
                 if isinstance(record, RedisError):
                     raise record
             raw = _pairs(record)
@@ -396,7 +420,7 @@ class AsyncLedger:
 
     async def memory(self) -> Memory:
         """What Redis uses of its memory."""
-        with _translated():
+        with translated():
             info = await self._redis.info("memory")
         return Memory(info["used_memory"], info["maxmemory"])
 
@@ -410,14 +434,14 @@ class AsyncLedger:
         return f"{self.namespace}:wake"
 
     async def _load(self) -> None:
-        with _translated():
+        with translated():
             for text in scripts().values():
                 await self._redis.script_load(text.decode())
 
     async def _pipeline(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         if not commands:
             return []
-        with _translated():
+        with translated():
             pipeline = self._redis.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)

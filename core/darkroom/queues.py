@@ -6,6 +6,7 @@ broker settings, takes it. The bytes come from Celery's and kombu's own code, so
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -16,14 +17,22 @@ from kombu.connection import Connection
 from kombu.serialization import dumps
 from kombu.transport.virtual import Channel
 
+from darkroom.events import REQUESTED
+
 TASK_NAME = "darkroom.run"
 """The one task of a worker: its single argument is the CloudEvent that asked for the job, structured."""
 
 VISIBILITY_TIMEOUT_S = 24 * 3600
 """Only a janitor: recovery follows the lease, and a redelivered message is a hint that `claim` checks."""
 
+CANARY = "canary-"
+"""Begins the id of a message that stands for no job: it asks whether somebody takes messages."""
+
 _TAG = "darkroom-delivery-tag"
 """Stands where the delivery tag of a push will be; the script writes `<job>:<push>` there."""
+
+_JOB, _EVENT, _BODY, _TRACEPARENT = "darkroom-job", "darkroom-event", "darkroom-body", "darkroom-traceparent"
+"""Stand in a form where a message has its own. None of them is in a job's id, a traceparent or Base64."""
 
 
 @dataclass(frozen=True)
@@ -54,36 +63,61 @@ def transport_options(namespace: str, pool: str) -> dict[str, Any]:
     }
 
 
-@cache
-def _builder() -> tuple[Celery, Channel]:
-    app = Celery("darkroom.submit", broker="memory://", set_as_current=False)
-    return app, Connection("memory://").channel()
-
-
 def build_message(*, job_id: str, pool: str, event: dict[str, Any], traceparent: str | None) -> MessageTemplate:
     """One task call with the job id as its Celery task id, as `apply_async` on the Redis transport would write it."""
-    app, channel = _builder()
+    form = _form(pool, traced=traceparent is not None)
+    body = f"{form.before_event}{_encode(event)}{form.after_event}"
+    marks = {
+        _JOB: job_id,
+        _TRACEPARENT: _encode(traceparent or "")[1:-1],
+        _BODY: base64.b64encode(body.encode()).decode(),
+    }
+    head, tail = form.head, form.tail
+    for mark, value in marks.items():
+        head, tail = head.replace(mark, value), tail.replace(mark, value)
+    return MessageTemplate(head, tail)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A message of a pool with marks where one differs from another, and its body around the event."""
+
+    head: str
+    tail: str
+    before_event: str
+    after_event: str
+
+
+@cache
+def _form(pool: str, *, traced: bool) -> _Form:
+    """What Celery and kombu write for a pool: made once, since making it takes longer than all else of a submission."""
+    app = Celery("darkroom.submit", broker="memory://", set_as_current=False)
+    channel: Channel = Connection("memory://").channel()
     task = app.amqp.as_task_v2(
-        job_id,
+        _JOB,
         TASK_NAME,
-        args=[event],
+        args=[_EVENT],
         kwargs={},
-        argsrepr=f"[<{event['type']} {job_id}>]",
+        argsrepr=f"[<{REQUESTED} {_JOB}>]",
         kwargsrepr="{}",
         ignore_result=True,
         create_sent_event=False,
         origin="darkroom",
     )
-    headers = task.headers | ({"traceparent": traceparent} if traceparent else {})
+    headers = task.headers | ({"traceparent": _TRACEPARENT} if traced else {})
     content_type, content_encoding, body = dumps(task.body, "json")
     message = channel.prepare_message(body, 0, content_type, content_encoding, headers, task.properties)
-    encoded, body_encoding = channel.encode_body(message["body"], "base64")
-    message["body"] = encoded
+    _, body_encoding = channel.encode_body(message["body"], "base64")
+    message["body"] = _BODY
     message["properties"] |= {
         "body_encoding": body_encoding,
         "delivery_mode": 2,
         "delivery_info": {"exchange": "", "routing_key": queue_name(pool)},
         "delivery_tag": _TAG,
     }
-    head, tail = json.dumps(message, separators=(",", ":")).split(_TAG)
-    return MessageTemplate(head, tail)
+    head, tail = _encode(message).split(_TAG)
+    before_event, after_event = body.split(_encode(_EVENT))
+    return _Form(head, tail, before_event, after_event)
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode

@@ -20,12 +20,29 @@ S = TypeVar("S", bound="Settings")
 
 PREFIX = "DARKROOM_"
 
+DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+"""How the databases that we know are reached. Who hands out an address often names no driver, as CloudNativePG does."""
+
 
 def _redis_url(value: SecretStr) -> SecretStr:
     parts = urlsplit(value.get_secret_value())
     if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.hostname or parts.path):
         raise ValueError("is not a Redis address such as redis://host:6379/0")
     return value
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    parts = urlsplit(text)
+    is_file = parts.scheme.startswith("sqlite")
+    if parts.scheme not in DRIVERS or not parts.path.strip("/") or (is_file and (parts.netloc or ":memory:" in text)):
+        raise ValueError("is not a database such as sqlite+aiosqlite:////folder/file or postgresql+asyncpg://host/name")
+    return SecretStr(DRIVERS[parts.scheme] + text[len(parts.scheme) :])
 
 
 def _web_url(value: str) -> str:
@@ -44,6 +61,9 @@ WebUrl = Annotated[str, AfterValidator(_web_url)]
 
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 """Where a Redis is, database number included. Secret: it may hold a password."""
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+"""Where a SQL database is, with the driver that reaches it. Secret: it may hold a password."""
 
 Namespace = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 """Begins every key and channel of ours: Redis' channels are not kept apart by database numbers."""
@@ -65,6 +85,13 @@ class LedgerSettings(Settings):
 
     namespace: Namespace = "darkroom"
     """Begins every key and channel of ours."""
+
+
+class HistorySettings(Settings):
+    """What a part needs to reach the history."""
+
+    database_url: DatabaseUrl
+    """The SQL database of ended jobs: `sqlite+aiosqlite:////folder/file` or `postgresql+asyncpg://user@host/name`."""
 
 
 class ModelSettings(Settings):

@@ -11,16 +11,19 @@ import re
 RANDOM_BYTES = 24
 """What a new trace id and a new parent id take together."""
 
-# Version ff is invalid, and so are ids of only zeros; a later version may be longer.
-_TRACEPARENT = re.compile(
-    "(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-    "|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?)"
-)
+MAX_CHARS = 256
+"""Versions to come may be longer than today's 55; what is longer than this is not kept with every job."""
+
+# No version ff, no id of zeros only; after version 00 nothing follows the flags, after a later one more may.
+_TRACEPARENT = re.compile("(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 def traceparent_of(value: object) -> str | None:
     """`value` where it is a well-formed traceparent, else None: a malformed one is ignored, as the standard asks."""
-    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
+    if not isinstance(value, str) or len(value) > MAX_CHARS or not (value.isascii() and value.isprintable()):
+        return None
+    match = _TRACEPARENT.fullmatch(value)
+    return None if match is None or (match[1] == "00" and match[2]) else value
 
 
 def new_traceparent(fresh: bytes) -> str:

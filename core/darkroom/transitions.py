@@ -33,8 +33,14 @@ SWEEP_AGE_MS = 5_000
 RELAY_LEASE_MS = 30_000
 """An event that was posted and not applied after this is posted again, then after twice that, and so on."""
 
+HISTORY_LEASE_MS = 30_000
+"""An ended job that was taken for the history and is not archived after this is taken again: far longer than a commit."""
+
 WORKER_TTL_MS = 15_000
 """A worker that said nothing for this long is no slot of its pool."""
+
+CANARY_TTL_MS = 60_000
+"""A canary that its sender forgot is forgotten by the ledger too; a worker that takes it later drops it."""
 
 BACKLOG_LIMIT = 10_000
 """Jobs that may wait in one pool; at 60 a minute, more than two hours of work: beyond it a refusal is kinder."""
@@ -88,6 +94,21 @@ class Applied(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Archived(StrEnum):
+    """What the ledger says to an ended job that the history has."""
+
+    ARCHIVED = "archived"
+    REPEATED = "repeated"
+    UNKNOWN = "unknown"
+
+
+class Forgotten(StrEnum):
+    """Whether what Redis had of a deleted job is gone; a living one is not deleted."""
+
+    GONE = "gone"
+    LIVING = "living"
+
+
 class WorkerState(StrEnum):
     """What a worker says of itself."""
 
@@ -124,6 +145,10 @@ class Submission:
     fingerprint: str | None = None
     traceparent: str | None = None
     accepted: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.idempotency_key is not None and self.fingerprint is None:
+            raise ValueError("an idempotency key needs the fingerprint of its request")
 
 
 @dataclass(frozen=True)
@@ -166,15 +191,15 @@ class Call(Generic[T]):
     decode: Callable[[Any], T]
 
 
-def accept(job: Submission, *, backlog_limit: int, memory_high: bool = False, now: int | None = None) -> Call[Accepted | DarkroomError]:
+def accept(
+    job: Submission, *, backlog_limit: int, memory_high: bool = False, now: int | None = None
+) -> Call[Accepted | DarkroomError]:
     """– → pending. Idempotent under the job id, and under the idempotency key for a day.
 
     A refusal is answered, not raised, so that many accepts can share a round trip: NoPool, BacklogFull, MemoryHigh,
     KeyReused, IdConflict. `memory_high` is the caller's reading that Redis' memory is nearly used up.
     """
-    message = queues.build_message(
-        job_id=job.job_id, pool=job.pool, event=dict(job.event), traceparent=job.traceparent
-    )
+    message = queues.build_message(job_id=job.job_id, pool=job.pool, event=dict(job.event), traceparent=job.traceparent)
 
     def decode(reply: list[bytes]) -> Accepted | DarkroomError:
         answer = reply[0].decode()
@@ -249,16 +274,12 @@ def progress(
     )
 
 
-def finish(
-    job_id: str, *, token: str, outcome: State, data: Mapping[str, Any], now: int | None = None
-) -> Call[Ended]:
+def finish(job_id: str, *, token: str, outcome: State, data: Mapping[str, Any], now: int | None = None) -> Call[Ended]:
     """running → completed, failed or cancelled. `data` goes into the terminal log entry: the result, or `error`."""
     return _call("finish", _word(Ended), job=job_id, token=token, outcome=outcome, data=_json(data), now=now)
 
 
-def retry(
-    job_id: str, *, token: str, error: Mapping[str, Any], delay_ms: int, now: int | None = None
-) -> Call[Ended]:
+def retry(job_id: str, *, token: str, error: Mapping[str, Any], delay_ms: int, now: int | None = None) -> Call[Ended]:
     """running → pending in `delay_ms`; the attempt counts. `error` is `{"kind", "message"}`."""
     return _call("retry", _word(Ended), job=job_id, token=token, error=_json(error), delay_ms=delay_ms, now=now)
 
@@ -273,12 +294,12 @@ def release(
     now: int | None = None,
 ) -> Call[Ended]:
     """running → pending, at the head. Proven by the attempt's token or, for a worker that is gone, by its name."""
-    return _call(
-        "release", _word(Ended), job=job_id, token=token, worker=worker, reason=reason, detail=detail, now=now
-    )
+    return _call("release", _word(Ended), job=job_id, token=token, worker=worker, reason=reason, detail=detail, now=now)
 
 
-def reap(pool: str, *, lease_ms: int = LEASE_MS, gap_ms: int = REAP_GAP_MS, limit: int = 100, now: int | None = None) -> Call[list[str]]:
+def reap(
+    pool: str, *, lease_ms: int = LEASE_MS, gap_ms: int = REAP_GAP_MS, limit: int = 100, now: int | None = None
+) -> Call[list[str]]:
     """Running jobs whose lease lapsed are given back; answers their ids."""
     return _call("reap", _ids, pool=pool, lease_ms=lease_ms, gap_ms=gap_ms, limit=limit, now=now)
 
@@ -314,7 +335,19 @@ def applied(job_id: str, *, seq: int, now: int | None = None) -> Call[Applied]:
     return _call("applied", _word(Applied), job=job_id, seq=seq, now=now)
 
 
-def take_relays(*, taker: str, call: str, limit: int, lease_ms: int = RELAY_LEASE_MS, now: int | None = None) -> Call[list[str]]:
+def archived(job_id: str, *, seq: int, now: int | None = None) -> Call[Archived]:
+    """The ended job, whose terminal event is entry `seq` of its log, has been committed to the history."""
+    return _call("archived", _word(Archived), job=job_id, seq=seq, now=now)
+
+
+def forget(job_id: str, *, tenant: str, now: int | None = None) -> Call[Forgotten]:
+    """The job was deleted: everything that Redis has of it goes, unless it lives."""
+    return _call("forget", _word(Forgotten), job=job_id, tenant=tenant, now=now)
+
+
+def take_relays(
+    *, taker: str, call: str, limit: int, lease_ms: int = RELAY_LEASE_MS, now: int | None = None
+) -> Call[list[str]]:
     """Up to `limit` jobs whose terminal event is to be posted, leased to `taker`. `call` names this call."""
     return _call("take", _ids, kind="relay", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now)
 
@@ -322,6 +355,18 @@ def take_relays(*, taker: str, call: str, limit: int, lease_ms: int = RELAY_LEAS
 def defer_relay(job_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
     """The sink did not take this job's event: it is due again in `delay_ms`."""
     return _call("defer", int, kind="relay", job=job_id, delay_ms=delay_ms, now=now)
+
+
+def take_history(
+    *, taker: str, call: str, limit: int, lease_ms: int = HISTORY_LEASE_MS, now: int | None = None
+) -> Call[list[str]]:
+    """Up to `limit` ended jobs that are to be written to the history, leased to `taker`. `call` names this call."""
+    return _call("take", _ids, kind="history", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now)
+
+
+def defer_history(job_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
+    """The history did not take this job: it is due again in `delay_ms`."""
+    return _call("defer", int, kind="history", job=job_id, delay_ms=delay_ms, now=now)
 
 
 def announce(pool: str, *, models: Sequence[str], now: int | None = None) -> Call[str]:
@@ -353,6 +398,37 @@ def worker(
     )
 
 
+def repair(
+    job_id: str, *, pool: str | None = None, worker: str | None = None, now: int | None = None
+) -> Call[list[str]]:
+    """Put the job where its record says that it belongs; answers what was done, nothing where all is right.
+
+    `pool` names one whose sets, and `worker` one whose entry, name the job though its record does not say so.
+    """
+    return _call("repair", _ids, job=job_id, pool=pool, worker=worker, now=now)
+
+
+def canary(canary_id: str, *, pool: str, withdraw: bool = False, now: int | None = None) -> Call[str | None]:
+    """Send a canary through the pool's queue, once; answers the worker that has signed for it by now.
+
+    `canary_id` begins with `queues.CANARY`, so that nobody takes it for a job's. `withdraw` takes it back.
+    """
+    message = queues.build_message(
+        job_id=canary_id, pool=pool, event={"type": "dev.darkroom.canary"}, traceparent=None
+    )
+    return _call(
+        "canary",
+        lambda reply: reply.decode() or None,
+        canary=canary_id,
+        pool=pool,
+        message_head=message.head,
+        message_tail=message.tail,
+        ttl_ms=CANARY_TTL_MS,
+        withdraw=1 if withdraw else None,
+        now=now,
+    )
+
+
 def _call(script: str, decode: Callable[[Any], T], **named: str | int | float | None) -> Call[T]:
     args: list[str] = []
     for name, value in named.items():
@@ -361,8 +437,7 @@ def _call(script: str, decode: Callable[[Any], T], **named: str | int | float | 
     return Call(script, tuple(args), decode)
 
 
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+_json: Callable[[Mapping[str, Any]], str] = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _ids(reply: list[bytes]) -> list[str]:

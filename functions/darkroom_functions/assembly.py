@@ -50,8 +50,8 @@ def build(name: str) -> Starlette:
     app.router.routes[:0] = [*health.routes_for(app), *getattr(module, "routes", [])]
     app.router.lifespan_context = module.lifespan
     app.exception_handlers.update(_translations())
-    # Last, which is innermost: the framework's own catch-all would answer plain text.
-    app.user_middleware.append(Middleware(Unexpected))
+    # In place of the framework's own: a catch-all that answers plain text, and ids for the logs of Google's cloud.
+    app.user_middleware = [Middleware(Unexpected)]
     return app
 
 

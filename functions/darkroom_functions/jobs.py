@@ -1,14 +1,15 @@
-"""jobs: what became of a job, its pictures, and its cancel; the list of jobs, the models, and the API's description.
+"""jobs: what became of a job, its pictures, its cancel and its deletion; the list of jobs, the models, the description.
 
-It reads the ledger and the object store and changes one thing only: `POST …/cancel` records a cancel, or ends a job
-that still waits. Every read is scoped by the caller's tenant; a picture's link carries its own permission.
+It reads the ledger and, of what is older, the history (`darkroom.lookup`), and the object store. Two things change
+something: `POST …/cancel` records a cancel, or ends a job that still waits, and `DELETE` removes a job that has ended.
+Everything is scoped by the caller's tenant; a picture's link carries its own permission.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,14 +17,17 @@ import functions_framework.aio
 import orjson
 from darkroom import logs, models
 from darkroom.artifacts import ArtifactStore
+from darkroom.deletion import Deletion
 from darkroom.errors import NotFound
-from darkroom.jobs import is_job_id
-from darkroom.ledger import AsyncLedger, JobRecord, connect_async
+from darkroom.history import History, Tombstone
+from darkroom.jobs import JobEvent, State, is_job_id
+from darkroom.ledger import AsyncLedger, LogEntry, connect_async
 from darkroom.links import Links
+from darkroom.lookup import Lookup
 from darkroom.models import Catalogue
 from darkroom.parameters import shown
 from darkroom.settings import load
-from darkroom.transitions import cancel
+from darkroom.transitions import Cancelled, Receipt, cancel
 from darkroom.updates import celery_status
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -32,7 +36,7 @@ from starlette.responses import Response, StreamingResponse
 from darkroom_functions import listing, openapi, paths, views
 from darkroom_functions.answers import JSON_TYPE, answer
 from darkroom_functions.health import patience
-from darkroom_functions.settings import JobsSettings
+from darkroom_functions.settings import JobsSettings, catalogue_of
 from darkroom_functions.tenants import tenant_of
 
 MEDIA_TYPES = {"png": "image/png"}
@@ -50,14 +54,18 @@ _log = logs.logger(__name__)
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Everything that outlives one request."""
     settings = load(JobsSettings)
-    catalogue = Catalogue.load(settings.models)
+    catalogue = catalogue_of(settings)
+    history = History(settings.database_url)
     client = connect_async(settings.redis_url.get_secret_value())
     app.state.ledger = AsyncLedger(client, settings.namespace)
     schemas = {model.name: models.schema(model) for model in catalogue}
+    store = ArtifactStore(settings.store)
     app.state.library = Library(
         ledger=app.state.ledger,
+        lookup=Lookup(app.state.ledger, history),
+        deletion=Deletion(app.state.ledger, history, store),
         catalogue=catalogue,
-        store=ArtifactStore(settings.store),
+        store=store,
         links=Links.of(settings),
         models=orjson.dumps(views.model_list(catalogue, schemas)),
         description=orjson.dumps(
@@ -68,6 +76,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
     finally:
         await client.aclose()
+        await history.aclose()
 
 
 @functions_framework.aio.http
@@ -82,6 +91,8 @@ async def jobs(request: Request) -> Response:
             return await library.read_job(request, found.parts["id"])
         case "listJobs":
             return await library.list_jobs(request)
+        case "deleteJob":
+            return await library.delete_job(request, found.parts["id"])
         case "cancelJob":
             return await library.cancel_job(request, found.parts["id"])
         case "readArtifact":
@@ -98,6 +109,8 @@ class Library:
     """What can be read; `models` and `description` are answers that do not change while the process lives."""
 
     ledger: AsyncLedger
+    lookup: Lookup
+    deletion: Deletion
     catalogue: Catalogue
     store: ArtifactStore
     links: Links
@@ -106,14 +119,12 @@ class Library:
 
     async def read_task(self, request: Request, job_id: str) -> Response:
         async with patience():
-            record = await self._record(request, job_id)
+            record = await self.lookup.job(_checked(job_id), tenant=tenant_of(request))
         return answer(views.task(record.id, celery_status(record)))
 
     async def read_job(self, request: Request, job_id: str) -> Response:
         async with patience():
-            record = await self._record(request, job_id)
-            later = await self.ledger.log(job_id)
-        log = [entry for entry in later if entry.seq <= record.seq]  # as it was when the record was read
+            record, log = await self.lookup.story(_checked(job_id), tenant=tenant_of(request))
         view = views.job(
             record, head=log[-1] if log else None, catalogue=self.catalogue, links=self.links, now_s=time.time()
         )
@@ -122,7 +133,7 @@ class Library:
     async def list_jobs(self, request: Request) -> Response:
         asked = listing.read(request.query_params.multi_items())
         async with patience():
-            page = await self.ledger.page(
+            listed = await self.lookup.page(
                 tenant_of(request),
                 limit=asked.limit,
                 after=asked.after,
@@ -130,23 +141,39 @@ class Library:
                 model=asked.model,
                 user_id=asked.user_id,
             )
-            heads = await self.ledger.heads([record.id for record in page.jobs])
+            records = listed.page.jobs
+            heads = await self.ledger.heads([record.id for record in records])
         now_s = time.time()
         found = [
             views.job(record, head=head, catalogue=self.catalogue, links=self.links, now_s=now_s)
-            for record, head in zip(page.jobs, heads, strict=True)
+            for record, head in zip(records, heads, strict=True)
         ]
-        return answer({"jobs": found, "next": page.after})
+        return answer({"jobs": found, "next": listed.page.after, "complete": listed.is_complete})
 
     async def cancel_job(self, request: Request, job_id: str) -> Response:
-        """Repeatable: the answer to a repeat has the receipt of the first."""
+        """Repeatable: the answer to a repeat has the receipt of the first, also when only the history has the job."""
         tenant = tenant_of(request)
         async with patience():
             done = await self.ledger.run(cancel(_checked(job_id), tenant=tenant))
-        if done.receipt is None or done.state is None:
-            raise _no_job(job_id)
+            if done.receipt is None or done.state is None:
+                record, log = await self.lookup.story(job_id, tenant=tenant)
+                done = Cancelled(_receipt(record.state, log), record.state)
         _log.info("cancel", job=job_id, tenant=tenant, receipt=done.receipt, state=done.state)
         return answer({"job_id": job_id, "receipt": done.receipt, "status": done.state})
+
+    async def delete_job(self, request: Request, job_id: str) -> Response:
+        """Repeatable: a repeat finishes what the first left undone, and is answered alike."""
+        tenant, now = tenant_of(request), time.time_ns() // 1_000_000
+        async with patience():
+            found = await self.lookup.find(_checked(job_id), tenant=tenant)
+        if found is None:
+            raise NotFound(f"there is no job {job_id}")
+        if isinstance(found, Tombstone):
+            await self.deletion.finish([found], now=now)
+        else:
+            await self.deletion.delete(found, now=now)
+        _log.info("deleted", job=job_id, tenant=tenant)
+        return Response(status_code=204)
 
     async def read_artifact(self, request: Request, key: str) -> Response:
         """The link is checked before anything is looked up, so that nobody learns what there is without one."""
@@ -165,12 +192,6 @@ class Library:
             return Response(headers=headers, media_type=media_type)
         return StreamingResponse(content, headers=headers, media_type=media_type)
 
-    async def _record(self, request: Request, job_id: str) -> JobRecord:
-        record = await self.ledger.job(_checked(job_id), tenant=tenant_of(request))
-        if record is None:
-            raise _no_job(job_id)
-        return record
-
 
 def _checked(job_id: str) -> str:
     if not is_job_id(job_id):
@@ -178,8 +199,12 @@ def _checked(job_id: str) -> str:
     return job_id
 
 
-def _no_job(job_id: str) -> NotFound:
-    return NotFound(f"there is no job {job_id}, or no longer")
+def _receipt(state: State, log: Sequence[LogEntry]) -> Receipt:
+    """What the cancel of a job did that has ended."""
+    if state is not State.CANCELLED:
+        return Receipt.TOO_LATE
+    was_running = any(entry.event is JobEvent.CANCELLING for entry in log)
+    return Receipt.INTERRUPTING if was_running else Receipt.DEQUEUED
 
 
 def _is_cached(if_none_match: str, tag: str) -> bool:

@@ -1,8 +1,8 @@
 """Live: from the ledger's channels to everyone who follows a job.
 
-One process has one `Live`: one connection to Redis for all that it follows, and one look into a log for all who follow that
-job. A job's entries reach its followers only, in order, without gaps and without repeats: what a channel lost is read again
-from the log, which is the truth. Nobody waits here for anybody else; who takes too slowly is cut off.
+One process has one `Live`: one connection to Redis for all that it follows, and one look into a log for all who follow
+that job. A job's entries reach its followers only, in order, without gaps and without repeats: what a channel lost is
+read again from the log, which is the truth. Nobody waits here for anybody else; who takes too slowly is cut off.
 
     record (whose is it?) → channel open → newest entry of the log (the snapshot) → what the channel says above it
 """
@@ -22,8 +22,8 @@ from darkroom.ledger import AsyncLedger, LogEntry, decode_live
 from darkroom.logs import logger
 
 LOOK_EVERY_S = 10.0
-"""How often the newest entries of all followed jobs are read, in case a channel lost one: the longest that anybody waits
-for a last message that was lost."""
+"""How often the newest entries of all followed jobs are read, in case a channel lost one: the longest that anybody
+waits for a last message that was lost."""
 
 LOOK_AGAIN_S = 1.0
 """How soon the next look is after one that failed."""
@@ -65,8 +65,7 @@ class Following:
         self._early: list[Update] = []  # what came before the snapshot
         self._texts: deque[str] = deque()
         self._more = asyncio.Event()
-        self._fault: DarkroomError | None = None
-        self._failed = asyncio.Event()
+        self._failed: asyncio.Future[DarkroomError] = asyncio.get_running_loop().create_future()
 
     @property
     def ended(self) -> bool:
@@ -82,9 +81,7 @@ class Following:
 
     async def failure(self) -> None:
         """Returns never; raises TooSlow, or what else ends the following, as soon as it does."""
-        await self._failed.wait()
-        assert self._fault is not None
-        raise self._fault
+        raise await self._failed
 
     def say(self, text: str) -> None:
         """Tell it something of another kind."""
@@ -96,8 +93,8 @@ class Following:
 
     def fail(self, fault: DarkroomError) -> None:
         """It ends here: `failure` raises this."""
-        self._fault = self._fault or fault
-        self._failed.set()
+        if not self._failed.done():
+            self._failed.set_result(fault)
 
     def begin(self, snapshot: Iterable[Update]) -> Collection[str]:
         """The state of each job, told before all else. Answers the jobs of which an entry is missing already."""
@@ -109,8 +106,8 @@ class Following:
     def offer(self, update: Update, *, of_log: bool = False) -> bool:
         """Tell it, unless it was told before; False when an entry before it is missing.
 
-        `of_log` says that the log has none in between. A terminal entry is told whatever its number: after a rollback of
-        Redis it may bear one that another entry had.
+        `of_log` says that the log has none in between. A terminal entry is told whatever its number: after a rollback
+        of Redis it may bear one that another entry had.
         """
         entry = update.entry
         if entry.job_id not in self._living:
@@ -139,7 +136,7 @@ class Following:
 
 @dataclass(eq=False)
 class _Job:
-    """A job that is followed. `behind` says that somebody misses an entry, `reading` that the log is being read for it."""
+    """A job that is followed. `behind`: somebody misses an entry; `reading`: the log is being read."""
 
     id: str
     followers: dict[Following, None] = field(default_factory=dict)

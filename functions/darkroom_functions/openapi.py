@@ -254,9 +254,12 @@ _ANSWERS: Schema = {
                 ),
             },
             "verdicts": {"type": "array", "items": _ref("Verdict")},
+            "state": {**_STATE, "description": "Of a deleted job: its last one."},
+            "ended_at": _TIME,
+            "deleted_at": _TIME,
         },
         title="Why a request was refused (RFC 9457)",
-        optional=("errors", "verdicts"),
+        optional=("errors", "verdicts", "state", "ended_at", "deleted_at"),
     ),
     "Accepted": _record({**_SLIP, "status": {"const": State.PENDING.value}}, title="The slip of a job that was taken"),
     "Verdict": {
@@ -339,7 +342,7 @@ _ANSWERS: Schema = {
             "traceparent": _or_null("string"),
             "attempts": {
                 "anyOf": [{"type": "array", "items": _ref("Attempt")}, {"type": "null"}],
-                "description": "Of a single job only. Null where its log is no longer kept.",
+                "description": "Of a single job only. Null where its log is not kept any more, or not within reach.",
             },
         },
         title="A job",
@@ -349,6 +352,10 @@ _ANSWERS: Schema = {
         {
             "jobs": {"type": "array", "items": _ref("Job"), "maxItems": listing.MAX_PAGE},
             "next": _or_null("string", description="What `after` must say for the next page."),
+            "complete": {
+                "type": "boolean",
+                "description": "False while the database of ended jobs is away: older ones may be missing here.",
+            },
         },
         title="A page of jobs, newest first; with a filter it may hold fewer than asked for, and yet have a next",
     ),
@@ -434,7 +441,8 @@ _CACHED: Schema = {
     "Cache-Control": _header({"type": "string"}, "It never changes."),
 }
 _OF_JOB = _in_path("id", _ID, "The job's id.")
-_AWAY: Errors = (errors.LedgerUnavailable,)
+_AWAY: Errors = (errors.LedgerUnavailable, errors.HistoryUnavailable)
+_NO_JOB: Errors = (errors.NotFound, errors.Gone)
 _REFUSED_JOB: Errors = (
     errors.MalformedRequest,
     errors.UnknownModel,
@@ -489,13 +497,13 @@ _DESCRIBED: Mapping[str, _Described] = {
         "The state of a job in Celery's words, without its result",
         parameters=[_OF_JOB],
         answers={"200": _answered("Task", "The state.")},
-        refusals=(errors.NotFound, *_AWAY),
+        refusals=(*_NO_JOB, *_AWAY),
     ),
     "readJob": _Described(
         "Everything about a job",
         parameters=[_OF_JOB],
         answers={"200": _answered("Job", "The job.")},
-        refusals=(errors.NotFound, *_AWAY),
+        refusals=(*_NO_JOB, *_AWAY),
     ),
     "listJobs": _Described(
         "The jobs, newest first",
@@ -503,11 +511,17 @@ _DESCRIBED: Mapping[str, _Described] = {
         answers={"200": _answered("Jobs", "A page of them.")},
         refusals=(errors.InvalidInput, *_AWAY),
     ),
+    "deleteJob": _Described(
+        "Delete a job that has ended, with its pictures; may be repeated, and finishes then what was left undone",
+        parameters=[_OF_JOB],
+        answers={"204": {"description": "Nothing is left of it but when it ended, and how (410)."}},
+        refusals=(errors.NotFound, errors.NotEnded, *_AWAY, StoreUnavailable),
+    ),
     "cancelJob": _Described(
         "Cancel a job; may be repeated",
         parameters=[_OF_JOB],
         answers={"200": _answered("Cancelled", "Done, or too late.")},
-        refusals=(errors.NotFound, *_AWAY),
+        refusals=(*_NO_JOB, *_AWAY),
     ),
     "readArtifact": _Described(
         "A picture, by the link that its job shows",

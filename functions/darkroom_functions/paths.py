@@ -40,6 +40,7 @@ OPERATIONS = (
     Operation("readTask", "jobs", "GET", "/tasks/{id}"),
     Operation("listJobs", "jobs", "GET", JOBS),
     Operation("readJob", "jobs", "GET", JOBS + "{id}"),
+    Operation("deleteJob", "jobs", "DELETE", JOBS + "{id}"),
     Operation("cancelJob", "jobs", "POST", JOBS + "{id}/cancel"),
     Operation("readArtifact", "jobs", "GET", links.PATH + "{" + KEY + "}"),
     Operation("listModels", "jobs", "GET", "/api/v1/models"),

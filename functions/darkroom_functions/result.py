@@ -1,9 +1,9 @@
 """result: takes in how jobs ended, and tells people, live.
 
 The courier posts each job's terminal CloudEvent until this function has *applied* it (`lua/applied.lua`): to a Knative
-Broker, whose Trigger delivers it to `POST /`, or on one machine straight to `POST /events`. It may come many times and is
-applied once; the idempotency key is the event's id, of which a job has one. A repeat is a success, and so is an event that
-nothing can be done about: only what may succeed later is answered so that it comes again.
+Broker, whose Trigger delivers it to `POST /`, or on one machine straight to `POST /events`. It may come many times and
+is applied once; the idempotency key is the event's id, of which a job has one. A repeat is a success, and so is an
+event that nothing can be done about: only what may succeed later is answered so that it comes again.
 
 People do not wait for that: the sockets (`sockets.py`) follow the job logs themselves.
 """
@@ -72,8 +72,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 @functions_framework.aio.http
 async def result(request: Request) -> Response:
-    """`POST /` and `POST /events`: one CloudEvent in binary or structured mode. Answers 204, with nothing in it: a Trigger's
-    subscriber answers that or another event.
+    """`POST /` and `POST /events`: one CloudEvent in binary or structured mode.
+
+    Answers 204 with nothing in it: a Trigger's subscriber may answer nothing, or an event.
     """
     path = request.scope["path"]
     if path not in DOORS:

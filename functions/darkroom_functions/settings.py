@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from darkroom.settings import LedgerSettings, LinkSettings, ModelSettings, Settings, StoreSettings, WebUrl
+from darkroom.errors import SettingError
+from darkroom.models import Catalogue
+from darkroom.settings import (
+    PREFIX,
+    HistorySettings,
+    LedgerSettings,
+    LinkSettings,
+    ModelSettings,
+    Settings,
+    StoreSettings,
+    WebUrl,
+)
 from darkroom.transitions import BACKLOG_LIMIT
 from pydantic import Field
 
@@ -26,7 +37,7 @@ class SubmitSettings(LedgerSettings, ModelSettings, BodySettings):
     """Jobs that may wait in one pool; beyond it a submission is refused with 429."""
 
 
-class JobsSettings(LedgerSettings, ModelSettings, StoreSettings, LinkSettings, BodySettings):
+class JobsSettings(LedgerSettings, HistorySettings, ModelSettings, StoreSettings, LinkSettings, BodySettings):
     """What jobs needs."""
 
 
@@ -48,3 +59,11 @@ class ServeSettings(Settings):
 
     port: int = Field(default=8080, ge=1, le=65535, validation_alias="PORT")
     """The port to listen on. Knative sets it, under a name without our prefix."""
+
+
+def catalogue_of(settings: ModelSettings) -> Catalogue:
+    """The models there are. Raises SettingError that names the variable, the file and the key."""
+    try:
+        return Catalogue.load(settings.models)
+    except SettingError as error:
+        raise SettingError(f"{PREFIX}MODELS: {error.detail}") from error

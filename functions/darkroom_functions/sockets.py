@@ -1,10 +1,10 @@
 """Sockets: `/ws/jobs/{job_id}` and `/ws/jobs?job_ids=a,b,c`, which tell people of their jobs.
 
 A socket is told the state of each of its jobs (one message each), then everything that happens, as it happens
-(`live.py`); the messages are those of `darkroom.updates`. `{"type": "ping"}` is answered with `{"type": "pong"}`, anything
-else with an error: `{"type": "error", "code": …, "detail": …}`, which does not close. When all its jobs have ended the
-socket stays for a short grace, for clients that take their time. Whoever closes, a client may come again at any time: it is
-told the present state first.
+(`live.py`); the messages are those of `darkroom.updates`. `{"type": "ping"}` is answered with `{"type": "pong"}`,
+anything else with an error: `{"type": "error", "code": …, "detail": …}`, which does not close. When all its jobs have
+ended the socket stays for a short grace, for clients that take their time. Whoever closes, a client may come again at
+any time: it is told the present state first.
 
 | close code | when | error frame before it (`code`) |
 |---|---|---|
@@ -76,12 +76,12 @@ class Sockets:
 
 
 async def watch_job(websocket: WebSocket) -> None:
-    """`/ws/jobs/{job_id}`"""
+    """`/ws/jobs/{job_id}`: one job."""
     await _serve(websocket, job_ids=None)
 
 
 async def watch_jobs(websocket: WebSocket) -> None:
-    """`/ws/jobs?job_ids=a,b,c`"""
+    """`/ws/jobs?job_ids=a,b,c`: up to MAX_JOBS."""
     await _serve(websocket, job_ids=",".join(websocket.query_params.getlist("job_ids")))
 
 
@@ -136,6 +136,7 @@ async def _follow(websocket: WebSocket, job_ids: list[str]) -> None:
     async with AsyncExitStack() as stack:
         async with patience():
             following = await stack.enter_async_context(sockets.live.follow(job_ids, tenant=tenant_of(websocket)))
+        _log.info("socket_follows", jobs=following.job_ids)
         await _first_of(
             _speak(websocket, following, grace_s=sockets.grace_s), _listen(websocket, following), following.failure()
         )

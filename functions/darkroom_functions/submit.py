@@ -44,8 +44,8 @@ from starlette.responses import Response
 from darkroom_functions import paths, submission
 from darkroom_functions.answers import answer, problem, problem_members, problem_of
 from darkroom_functions.bodies import read_body
-from darkroom_functions.health import patience
-from darkroom_functions.settings import SubmitSettings
+from darkroom_functions.health import LEDGER_PATIENCE_S, patience
+from darkroom_functions.settings import SubmitSettings, catalogue_of
 from darkroom_functions.submission import REPEATED, SEED_BITS, Fresh, RestRequest
 from darkroom_functions.tenants import tenant_of
 
@@ -62,7 +62,7 @@ _log = logs.logger(__name__)
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Everything that outlives one request."""
     settings = load(SubmitSettings)
-    catalogue = Catalogue.load(settings.models)
+    catalogue = catalogue_of(settings)
     client = connect_async(settings.redis_url.get_secret_value())
     app.state.ledger = AsyncLedger(client, settings.namespace)
     app.state.intake = Intake(app.state.ledger, catalogue, settings)
@@ -96,16 +96,14 @@ class Intake:
     settings: SubmitSettings
 
     def __post_init__(self) -> None:
-        self._commits: GroupCommit[Accepted | DarkroomError] = GroupCommit(self.ledger)
+        self._commits: GroupCommit[Accepted | DarkroomError] = GroupCommit(self.ledger, patience_s=LEDGER_PATIENCE_S)
         self._memory_high = False
         self._memory_due = 0.0
 
-    async def take(self, job: Submission) -> Accepted:
-        """Accept one job. Raises what the ledger refuses it for, and LedgerUnavailable."""
-        async with patience():
-            memory_high = await self._is_memory_high()
-            call = accept(job, backlog_limit=self.settings.backlog_limit, memory_high=memory_high)
-            accepted = await self._commits.run(call)
+    async def take(self, job: Submission, *, memory_high: bool) -> Accepted:
+        """Accept one job, after all that were handed in before. Raises what the ledger refuses it for."""
+        call = accept(job, backlog_limit=self.settings.backlog_limit, memory_high=memory_high)
+        accepted = await self._commits.run(call)
         if isinstance(accepted, DarkroomError):
             raise accepted
         _log.info(
@@ -118,13 +116,14 @@ class Intake:
         )
         return accepted
 
-    async def _is_memory_high(self) -> bool:
+    async def is_memory_high(self) -> bool:
         """The last reading; the first request after MEMORY_READING_S takes a new one, and no other waits for it."""
         now = time.monotonic()
         if now >= self._memory_due:
             self._memory_due = now + MEMORY_READING_S
             try:
-                self._memory_high = (await self.ledger.memory()).high
+                async with patience():
+                    self._memory_high = (await self.ledger.memory()).high
             except BaseException:
                 self._memory_due = 0.0  # without a reading the next request must take one
                 raise
@@ -139,7 +138,8 @@ async def _events(request: Request, intake: Intake) -> Response:
         if parsed.mode is Mode.BATCH:
             return await _batch(parsed.events, tenant, intake)
         (event,) = parsed.events
-        job, accepted = await _take_event(event, tenant, intake)
+        job = _job_of(event, tenant, intake)
+        accepted = await intake.take(job, memory_high=await intake.is_memory_high())
     except DarkroomError as error:
         return problem(error, of_event=True)
     fact = events.accepted_event(
@@ -160,7 +160,8 @@ async def _batch(parsed: Sequence[Event | InvalidEvent], tenant: str, intake: In
     Where none was accepted, the first refusal that may pass is the answer's, so that the sender tries again. Where none
     may, it is 422.
     """
-    outcomes = await asyncio.gather(*(_judged(event, tenant, intake) for event in parsed))
+    memory_high = await intake.is_memory_high()
+    outcomes = await asyncio.gather(*(_judged(event, tenant, intake, memory_high=memory_high) for event in parsed))
     verdicts = [_verdict(outcome) for outcome in outcomes]
     refusals = [outcome for outcome in outcomes if isinstance(outcome, DarkroomError)]
     if len(refusals) < len(outcomes) or not outcomes:
@@ -171,19 +172,20 @@ async def _batch(parsed: Sequence[Event | InvalidEvent], tenant: str, intake: In
     return problem_of({**problem_members(whole, of_event=True), "verdicts": verdicts}, headers=retry)
 
 
-async def _judged(event: Event | InvalidEvent, tenant: str, intake: Intake) -> Accepted | DarkroomError:
+async def _judged(
+    event: Event | InvalidEvent, tenant: str, intake: Intake, *, memory_high: bool
+) -> Accepted | DarkroomError:
+    """What became of one event of a batch. Nothing is awaited before the ledger is, so events keep their order."""
     try:
-        _, accepted = await _take_event(event, tenant, intake)
+        return await intake.take(_job_of(event, tenant, intake), memory_high=memory_high)
     except DarkroomError as error:
         return error
-    return accepted
 
 
-async def _take_event(event: Event | InvalidEvent, tenant: str, intake: Intake) -> tuple[Submission, Accepted]:
+def _job_of(event: Event | InvalidEvent, tenant: str, intake: Intake) -> Submission:
     if isinstance(event, InvalidEvent):
         raise event
-    job = submission.of_event(event, catalogue=intake.catalogue, tenant=tenant, fresh=_fresh())
-    return job, await intake.take(job)
+    return submission.of_event(event, catalogue=intake.catalogue, tenant=tenant, fresh=_fresh())
 
 
 def _verdict(outcome: Accepted | DarkroomError) -> dict[str, object]:
@@ -212,7 +214,7 @@ async def _rest(request: Request, intake: Intake, *, model: str | None) -> Respo
         fresh=_fresh(),
         source=intake.settings.public_url,
     )
-    accepted = await intake.take(job)
+    accepted = await intake.take(job, memory_high=await intake.is_memory_high())
     return answer(events.accepted_answer(accepted.job_id), status=_status(accepted), headers=_headers(accepted))
 
 

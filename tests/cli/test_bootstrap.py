@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from darkroom_cli import bootstrap
 
-from tests.darkroom_command import environment, eventually
+from tests.darkroom_command import environment
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ except KeyboardInterrupt:
     def words() -> list[str]:
         return log.read_text().split("\n") if log.exists() else []
 
-    eventually(lambda: words()[-2:-1] not in ([], [""]) and words()[-2].isdecimal(), "the step did not start")
+    eventually(lambda: words()[-2:-1] not in ([], [""]) and words()[-2].isdecimal(), what="the step to start")
     step = int(words()[-2])
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130

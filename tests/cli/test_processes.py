@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from darkroom_cli.processes import Crew, Identity, Notice, Process, Program, Recorded, end_in_order
 
-from tests.darkroom_command import eventually
+from tests.waiting import eventually
 
 ENDS_ON_SIGTERM = """
 import pathlib, signal, sys
@@ -97,7 +98,7 @@ def notices_of(crew: Crew, count: int) -> list[Notice]:
         notices.extend(crew.look())
         return len(notices) >= count
 
-    eventually(told, f"{len(notices)} of {count} notices came")
+    eventually(told, what=f"{count} notices")
     return notices
 
 
@@ -123,7 +124,7 @@ def test_a_process_that_has_ended_and_that_nobody_waited_for_is_not_alive() -> N
     process = subprocess.Popen([sys.executable, "-c", ""])
     identity = Identity.of(process.pid)
     assert identity is not None
-    eventually(lambda: not identity.is_alive, "a zombie counts as alive")
+    eventually(lambda: not identity.is_alive, what="the end of the process")
     process.wait()
 
 
@@ -150,7 +151,7 @@ def test_all_end_in_the_order_that_was_asked_for(hand: Hand, tmp_path: Path) -> 
     crew = hand.crew("second", "third", "first")
     for name in ("first", "second", "third"):
         crew.start(hand.program(name, ENDS_ON_SIGTERM, name, str(ended)))
-    eventually(lambda: all(hand.said(name) for name in ("first", "second", "third")), "not all started")
+    eventually(lambda: all(hand.said(name) for name in ("first", "second", "third")), what="all to start")
     crew.end(hurry=never)
     assert ended.read_text().split() == ["second", "third", "first"]
 
@@ -159,24 +160,24 @@ def test_whoever_runs_is_written_down_in_the_order_of_the_end(hand: Hand, tmp_pa
     crew = hand.crew("b", "a")
     for name in ("a", "b"):
         crew.start(hand.program(name, ENDS_ON_SIGTERM, name, str(tmp_path / "ended")))
-        eventually(lambda name=name: bool(hand.said(name)), "it did not start")  # type: ignore[misc]
+        eventually(partial(hand.said, name), what="it to start")
     crew.end(hurry=never)
     assert hand.written == [["a"], ["b", "a"], []]
 
 
 def test_what_ignores_sigterm_is_killed_with_all_that_it_started(hand: Hand) -> None:
     process = Process(hand.program("stubborn", IGNORES_SIGTERM, grace_s=0.5))
-    eventually(lambda: "\n" in hand.said("stubborn"), "it did not start")
+    eventually(lambda: "\n" in hand.said("stubborn"), what="it to start")
     grandchild = Identity.of(int(hand.said("stubborn")))
     assert grandchild is not None
     end_in_order([process], hurry=never)
     assert process.status == -signal.SIGKILL
-    eventually(lambda: not grandchild.is_alive, "its child was left behind")
+    eventually(lambda: not grandchild.is_alive, what="the end of its child")
 
 
 def test_who_is_in_a_hurry_does_not_wait_for_the_grace(hand: Hand) -> None:
     process = Process(hand.program("stubborn", IGNORES_SIGTERM, grace_s=3600))
-    eventually(lambda: "\n" in hand.said("stubborn"), "it did not start")
+    eventually(lambda: "\n" in hand.said("stubborn"), what="it to start")
     end_in_order([process], hurry=lambda: True)
     assert process.status == -signal.SIGKILL
 
@@ -186,7 +187,7 @@ def test_what_a_dead_process_left_in_its_group_ends_before_it_is_started_again(h
     crew.start(hand.program("parent", DIES_BEFORE_ITS_CHILD))
     notices_of(crew, 1)
     pid = int(hand.said("parent").split()[0])
-    eventually(lambda: Identity.of(pid) is None, "the child of the dead parent was left behind")
+    eventually(lambda: Identity.of(pid) is None, what="the end of the dead parent's child")
     crew.end(hurry=never)
 
 

@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 from darkroom_cli.data_folder import DataFolder, secret
 from darkroom_cli.environments import environment
+from darkroom_cli.log_tail import log_tail
 from darkroom_cli.processes import Identity, Recorded
 from darkroom_cli.run_record import RunRecord
 
-from tests.darkroom_command import darkroom, eventually
+from tests.darkroom_command import darkroom
+from tests.waiting import eventually
 
 SLEEP = [sys.executable, "-c", "import signal; signal.pause()"]
 
@@ -67,7 +69,7 @@ def test_what_a_killed_up_left_is_ended_first(
     recorded(tmp_path, sleeper)
     done = darkroom(["up", "--port", str(taken_port)], folder=tmp_path)
     assert f"worker ({sleeper.pid})" in done.stderr
-    eventually(lambda: sleeper.poll() is not None, "what the record named still runs")
+    eventually(lambda: sleeper.poll() is not None, what="the end of what the record named")
     assert not (tmp_path / ".darkroom" / "run.json").exists()
 
 
@@ -199,3 +201,25 @@ def test_a_record_survives_being_written(tmp_path: Path) -> None:
     assert RunRecord.read(tmp_path / "run.json") == record
     assert json.loads((tmp_path / "run.json").read_text())["processes"][0]["name"] == "redis"
     assert RunRecord.read(tmp_path / "none.json") is None
+
+
+def test_the_end_of_a_log_is_short_and_shows_what_is_wrong(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    trace = "Traceback (most recent call last):\n  File somewhere\nOSError: no weights"
+    entries = [
+        {"event": "loading", "level": "info", "model": "sd"},
+        {
+            "event": "not_loaded",
+            "level": "error",
+            "model": "sd",
+            "exception": trace,
+            "timestamp": "t",
+            "part": "worker",
+        },
+    ]
+    log.write_text("\n".join(map(json.dumps, [*entries, *entries])))
+    assert log_tail(log) == "  not_loaded model=sd OSError: no weights"
+    log.write_text(json.dumps(entries[0]) + "\nTraceback: it is not ours\n")
+    assert log_tail(log) == "  Traceback: it is not ours"
+    log.write_text(json.dumps(entries[0]))
+    assert log_tail(log) == "  loading model=sd"

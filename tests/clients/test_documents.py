@@ -34,14 +34,11 @@ def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
     driven.close()
 
 
-def run_while(run_client: RunClient, functions: Functions, jobs: DrivenJobs, job_id: str, drive: Callable[[], None]) -> Ran:
-    """Run the client; `drive` is called once it listens."""
-    channel = f"{jobs.namespace}:live:{job_id}"
+def run_while(run_client: RunClient, functions: Functions, job_id: str, drive: Callable[[], None]) -> Ran:
+    """Run the client; `drive` is called once the server knows what to tell it first."""
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(run_client, functions.ws_url, job_id)
-        eventually(
-            lambda: running.done() or jobs.redis.pubsub_numsub(channel)[0][1], what=f"the client to listen to {channel}"
-        )
+        eventually(lambda: running.done() or functions.said("socket_follows"), what="the client to follow the job")
         drive()
         return running.result()
 
@@ -55,7 +52,7 @@ def test_the_javascript_client_is_told_all_of_a_job(functions: Functions, jobs: 
         jobs.progress(job_id, step=1, steps=2)
         hashes.extend(picture.sha256 for picture in jobs.complete(job_id))
 
-    ran = run_while(run_javascript_client, functions, jobs, job_id, drive)
+    ran = run_while(run_javascript_client, functions, job_id, drive)
     lines = ran.output.splitlines()
     assert lines[:4] == [
         f"Connected to job {job_id}",
@@ -77,7 +74,7 @@ def test_the_python_client_is_told_all_of_a_job(functions: Functions, jobs: Driv
         jobs.progress(job_id, step=1, steps=2)
         hashes.extend(picture.sha256 for picture in jobs.complete(job_id))
 
-    ran = run_while(run_python_client, functions, jobs, job_id, drive)
+    ran = run_while(run_python_client, functions, job_id, drive)
     assert ran.output.splitlines() == [
         f"Job {job_id}: pending",
         f"Job {job_id}: started",
@@ -96,7 +93,7 @@ def test_a_failure_reaches_both(functions: Functions, jobs: DrivenJobs, run_clie
         jobs.start(job_id)
         jobs.fail(job_id, message="out of ideas")
 
-    ran = run_while(run_client, functions, jobs, job_id, drive)
+    ran = run_while(run_client, functions, job_id, drive)
     assert "out of ideas" in ran.output + ran.errors
     assert ran.status == 0
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import redis.asyncio
-
 from darkroom.channels import Channels
 from darkroom.errors import LedgerUnavailable
 from darkroom.ledger import connect_async
+
 from tests.redis_server import RedisKind, RedisServer, binary_of
 
 DEADLINE_S = 60.0

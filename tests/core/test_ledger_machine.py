@@ -19,7 +19,7 @@ from darkroom import transitions
 from darkroom.errors import DarkroomError
 from darkroom.jobs import TERMINAL, TRANSITIONS, State, new_job_id
 from darkroom.ledger import Ledger
-from darkroom.transitions import Accepted, Call, Ended, Reason, Receipt, Standing, Submission, WorkerState
+from darkroom.transitions import Accepted, Archived, Call, Ended, Reason, Receipt, Standing, Submission, WorkerState
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -326,7 +326,33 @@ class LedgerMachine(RuleBasedStateMachine):
         seq = int(self.field(job_id, "end_seq"))
         answer = self.run(transitions.applied(job_id, seq=seq, now=self.now), twice_alike=False)
         assert answer in {"applied", "repeated"}
-        assert self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0
+
+    @rule(commit=st.booleans())
+    def courier_archives(self, commit: bool) -> None:
+        """As often as not the history takes nothing."""
+        call = transitions.take_history(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
+        for job_id in self.run(call):
+            assert self.state(job_id).is_terminal
+            if commit:
+                self._archive(job_id)
+            else:
+                self.run(transitions.defer_history(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
+
+    @rule(job_id=jobs)
+    def a_late_courier_archives(self, job_id: str) -> None:
+        """Its lease was over long ago; a job that has not ended yet is none that it can have written."""
+        if self.state(job_id).is_terminal:
+            self._archive(job_id)
+        else:
+            before = self.snapshot()
+            answer = self.run(transitions.archived(job_id, seq=int(self.field(job_id, "seq")), now=self.now))
+            assert answer is Archived.UNKNOWN
+            assert self.snapshot() == before
+
+    def _archive(self, job_id: str) -> None:
+        seq = int(self.field(job_id, "end_seq"))
+        answer = self.run(transitions.archived(job_id, seq=seq, now=self.now), twice_alike=False)
+        assert answer in {Archived.ARCHIVED, Archived.REPEATED}
 
     # -- what always holds ---------------------------------------------------------------------------------------------
 
@@ -349,7 +375,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def every_accepted_job_is_in_exactly_one_place(self) -> None:
         places = {kind: self.ids(kind) for kind in ("waiting", "dispatched", "due", "running")}
-        relay = {item.decode() for item in self.redis.zrange(f"{self.namespace}:outbox", 0, -1)}
+        relay, history = (
+            {item.decode() for item in self.redis.zrange(f"{self.namespace}:{kind}", 0, -1)}
+            for kind in ("outbox", "history")
+        )
         for job_id in self.believed.accepted:
             state = self.state(job_id)
             found = {kind for kind, members in places.items() if job_id in members}
@@ -357,13 +386,17 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert not found
                 applied = self.redis.hexists(f"{self.namespace}:job:{job_id}", "applied")
                 assert (job_id in relay) != applied, "told, or still to be told"
+                archived = self.redis.hexists(f"{self.namespace}:job:{job_id}", "archived")
+                assert (job_id in history) != archived, "written, or still to be written"
             elif state is State.RUNNING:
                 assert found == {"running"}
                 assert places["running"][job_id] == int(self.field(job_id, "lease"))
             else:
                 assert len(found) == 1
                 assert found <= {"waiting", "dispatched", "due"}
-            assert (self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0) == (state in TERMINAL and job_id not in relay)
+            may_go = state in TERMINAL and job_id not in relay | history
+            for kind in ("job", "log"):
+                assert (self.redis.ttl(f"{self.namespace}:{kind}:{job_id}") > 0) == may_go
         assert sum(map(len, places.values())) <= len(self.believed.accepted)
         busy = {name.decode(): job.decode() for name, job in self.redis.hgetall(f"{self.namespace}:busy").items()}
         assert set(busy.values()) <= set(places["running"])
@@ -390,7 +423,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert all(json.loads(fields[b"data"]) is not None for _, fields in entries)
 
     def teardown(self) -> None:
-        """With a courier and one willing worker all that was accepted ends, and everybody is told once."""
+        """With a courier and one willing worker all that was accepted ends, is told once and written once."""
         for _ in range(LAST_STEPS):
             if not self.believed.accepted or not self._unfinished():
                 break
@@ -411,7 +444,10 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not self._unfinished(), "nothing accepted is nowhere"
         for job_id in self.believed.accepted:
             self._apply(job_id)
-        assert self.redis.zcard(f"{self.namespace}:outbox") == 0
+            self._archive(job_id)
+            assert self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0
+        for kind in ("outbox", "history"):
+            assert self.redis.zcard(f"{self.namespace}:{kind}") == 0
         assert self.redis.llen(self.list_key) == 0
         for key in self.redis.scan_iter(f"{self.namespace}:*"):
             self.redis.delete(key)

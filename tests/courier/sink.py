@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from darkroom.event_http import Mode, parse_http
 from darkroom.events import Event
 
+from tests.waiting import DEADLINE_S, eventually
+
 HANG_LIMIT_S = 120
 """A request that hangs ends with the test, or after this."""
 
@@ -27,7 +29,9 @@ HANG = Answer(0)
 
 
 class Sink:
-    """What was posted, in order. `behave` gives the answer to each event; the default takes everything and forgets it."""
+    """What was posted, in order. `behave` gives the answer to each event; the default takes everything and forgets
+    it.
+    """
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -48,6 +52,10 @@ class Sink:
         """The posts of one job's events."""
         with self._lock:
             return [event for event in self.events if event.subject == job_id]
+
+    def await_post(self, job_id: str, *, deadline_s: float = DEADLINE_S) -> list[Event]:
+        """The posts of a job's events, once there is one."""
+        return eventually(lambda: self.of(job_id), what=f"a post about job {job_id}", deadline_s=deadline_s)
 
     @contextmanager
     def running(self) -> Iterator[Sink]:
@@ -97,7 +105,7 @@ class Sink:
                 self.end_headers()
                 self.wfile.write(answer.body)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+            def log_message(self, format: str, *args: object) -> None:
                 """Nothing: the test tells what it needs."""
 
         return Handler

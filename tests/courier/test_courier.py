@@ -1,6 +1,7 @@
 """The courier as a process, on a real Redis and with a real sink.
 
-A test drives the jobs through the ledger itself, in place of submit and a worker, and *applies* events in place of result.
+A test drives the jobs through the ledger itself, in place of submit and a worker, and *applies* events in place of
+result.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from darkroom_courier.relay import back_off, retry_after
-
 from darkroom import transitions
 from darkroom.events import Event
 from darkroom.jobs import State
 from darkroom.transitions import Applied
+from darkroom_courier.relay import back_off, retry_after
+
 from tests.courier.sink import HANG, Answer, Sink
 from tests.driven_jobs import POOL, TENANT, DrivenJobs
 from tests.parts import PUBLIC_URL, Part, environment, free_port
@@ -84,7 +85,7 @@ class TestRelay:
         job_id = jobs.submit(traceparent=TRACEPARENT)
         jobs.start(job_id)
         (picture,) = jobs.complete(job_id)
-        (event,) = eventually(lambda: sink.of(job_id), what="the post")
+        (event,) = sink.await_post(job_id)
         assert (event.id, event.source) == (f"{job_id}:end", PUBLIC_URL)
         assert (event.type, event.subject) == ("dev.darkroom.job.completed", job_id)
         assert event.extensions == {
@@ -141,8 +142,7 @@ class TestRelay:
         start(DARKROOM_TICK_S="0.05")
         first = jobs.completed()
         for _ in range(20):
-            later = jobs.completed()
-            eventually(lambda: sink.of(later), what="the post")
+            sink.await_post(jobs.completed())
         assert len(sink.of(first)) == 1
 
     @pytest.mark.parametrize("status", [301, 400, 404, 429, 500, 503])
@@ -173,7 +173,7 @@ class TestRelay:
         hanging = jobs.completed()
         sink.behave = lambda event: HANG if event.subject == hanging else Answer()
         courier = start(DARKROOM_POST_TIMEOUT_S="1", DARKROOM_POSTS="2")
-        eventually(lambda: sink.of(hanging), what="the post that hangs")
+        sink.await_post(hanging)
         others = [jobs.completed() for _ in range(5)]
         eventually(lambda: all(sink.of(job_id) for job_id in others), what="the other posts")
         (refused,) = eventually(lambda: courier.said("sink_refused"), what="the end of patience")
@@ -208,7 +208,7 @@ class TestRelay:
         finally:
             assert absent.stop() == 0
         start()
-        eventually(lambda: sink.of(job_id), what="the post to the sink that is there")
+        sink.await_post(job_id)
 
     def test_a_long_answer_is_not_read_to_its_end(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         sink.behave = lambda _event: Answer(200, body=b"x" * 10_000_000)
@@ -224,7 +224,7 @@ class TestRelay:
         jobs.redis.delete(f"{jobs.namespace}:job:{removed}")
         courier = start()
         job_id = jobs.completed()
-        eventually(lambda: sink.of(job_id), what="the post")
+        sink.await_post(job_id)
         (failed,) = eventually(lambda: courier.said("relay_failed"), what="the damage to be logged")
         assert failed["job"] == damaged
         assert removed not in jobs.outbox()
@@ -241,21 +241,18 @@ class TestRelay:
 
         sink.behave = apply_it
         couriers = [start(DARKROOM_TICK_S="0.05"), start(DARKROOM_TICK_S="0.05")]
-        for courier in couriers:
-            eventually(lambda courier=courier: courier.said("started"), what="the couriers")  # type: ignore[misc]
+        eventually(lambda: all(courier.said("started") for courier in couriers), what="both couriers")
         ended = [jobs.completed() for _ in range(200)]
         eventually(lambda: not jobs.outbox(), what="an empty outbox")
         assert outcomes.count(Applied.APPLIED) == len(ended)
         assert len(outcomes) == len(ended)
         assert all(jobs.is_applied(job_id) for job_id in ended)
 
-    def test_what_a_killed_courier_took_another_one_posts(
-        self, start: Start, sink: Sink, jobs: DrivenJobs
-    ) -> None:
+    def test_what_a_killed_courier_took_another_one_posts(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         sink.behave = lambda _event: HANG
         killed = start(**QUICK)
         job_id = jobs.completed()
-        eventually(lambda: sink.of(job_id), what="the post that hangs")
+        sink.await_post(job_id)
         killed.signal(signal.SIGKILL)
         killed.wait()
         sink.behave = lambda _event: Answer()
@@ -269,7 +266,7 @@ class TestOverrides:
     def test_every_event_gets_the_extensions(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         start(K_CE_OVERRIDES='{"extensions": {"cluster": "a b", "stage": "test"}}')
         job_id = jobs.completed()
-        (event,) = eventually(lambda: sink.of(job_id), what="the post")
+        (event,) = sink.await_post(job_id)
         assert event.extensions["cluster"] == "a b"
         assert event.extensions["stage"] == "test"
         assert event.extensions["tenant"] == TENANT
@@ -278,7 +275,7 @@ class TestOverrides:
     def test_blank_ones_add_nothing(self, start: Start, sink: Sink, jobs: DrivenJobs, blank: str) -> None:
         start(K_CE_OVERRIDES=blank)
         job_id = jobs.completed()
-        (event,) = eventually(lambda: sink.of(job_id), what="the post")
+        (event,) = sink.await_post(job_id)
         assert event.extensions.keys() == {"sequence", "tenant"}
 
 
@@ -294,7 +291,9 @@ class TestUpkeep:
         assert (reaped["pool"], reaped["jobs"]) == (POOL, [job_id])
 
     def test_after_a_gap_nobody_is_reaped_before_a_lease_is_over(self, start: Start, jobs: DrivenJobs) -> None:
-        """The first look of the first courier is after a gap by definition: with the ledger's own times it reaps nobody."""
+        """The first look of the first courier is after a gap by definition: with the ledger's own times it reaps
+        nobody.
+        """
         job_id = jobs.submit()
         jobs.start(job_id, lease_ms=1)
         courier = start(DARKROOM_TICK_S="0.05", DARKROOM_SWEEP_AGE_S="0.3")
@@ -326,12 +325,10 @@ class TestUpkeep:
         (promoted,) = eventually(lambda: courier.said("promoted"), what="the log line")
         assert (promoted["pool"], promoted["jobs"]) == (POOL, [job_id])
 
-    def test_a_job_past_its_start_deadline_ends_and_is_told(
-        self, start: Start, sink: Sink, jobs: DrivenJobs
-    ) -> None:
+    def test_a_job_past_its_start_deadline_ends_and_is_told(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         courier = start(**QUICK)
         job_id = jobs.submit(start_deadline=int(time.time() * 1000) + 200)
-        (event, *_) = eventually(lambda: sink.of(job_id), what="the post")
+        (event, *_) = sink.await_post(job_id)
         assert event.type == "dev.darkroom.job.expired"
         assert event.data["status"] == "failed"
         assert event.data["error"].startswith("expired:")
@@ -360,7 +357,7 @@ class TestProcess:
         sink.behave = slowly
         courier = start()
         job_id = jobs.completed()
-        eventually(lambda: sink.of(job_id), what="the post")
+        sink.await_post(job_id)
         assert courier.stop() == 0
         assert posted == [f"{job_id}:end"]
         assert courier.said("relayed")
@@ -386,27 +383,28 @@ class TestProcess:
         eventually(lambda: probe("/readyz") == 200, what="readiness")
         jobs = DrivenJobs(redis.url, namespace)
         job_id = jobs.completed()
-        eventually(lambda: sink.of(job_id), what="the post")
+        sink.await_post(job_id)
         failures = len(courier.said("round_failed"))
         redis.stop()
         eventually(lambda: len(courier.said("round_failed")) > failures, what="another failure")
         assert probe("/readyz") == 200
         redis.start()
         later = jobs.completed()
-        eventually(lambda: sink.of(later), what="the post after the outage")
+        sink.await_post(later)
         assert courier.stop() == 0
         jobs.close()
         redis.stop()
 
     def test_what_ends_is_posted_at_once(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
-        """The ledger wakes the courier: with a tick of ten seconds, thirty ends one after the other are told in less."""
+        """The ledger wakes the courier: with a tick of ten seconds, thirty ends one after the other are told in
+        less.
+        """
         courier = start(DARKROOM_TICK_S="10")
         first = jobs.completed()
-        eventually(lambda: sink.of(first), what="the first post")
+        sink.await_post(first)
         began = len(courier.said("relayed"))
         for _ in range(30):
-            job_id = jobs.completed()
-            eventually(lambda job_id=job_id: sink.of(job_id), what="the post", deadline_s=9)  # type: ignore[misc]
+            sink.await_post(jobs.completed(), deadline_s=9)
         eventually(lambda: len(courier.said("relayed")) >= began + 30, what="the log lines")
 
     @pytest.mark.parametrize(

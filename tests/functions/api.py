@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
-from referencing.jsonschema import DRAFT202012
-
 from darkroom import transitions
 from darkroom.models import Catalogue
+from jsonschema import Draft202012Validator
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
+
+from tests.databases import migrated
 from tests.driven_jobs import DrivenJobs
 from tests.parts import Functions, environment
 
@@ -32,7 +33,7 @@ class Contract:
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
         self.seen: set[tuple[str, str]] = set()
-        resource = Resource(contents=document, specification=DRAFT202012)
+        resource = DRAFT202012.create_resource(document)
         self._registry: Registry[Any] = Registry().with_resource(_DOCUMENT, resource)
         # A path without names in it comes before those that could also be it.
         self._templates = sorted(document["paths"], key=lambda template: "{" in template)
@@ -147,15 +148,24 @@ class Api:
 
 @contextmanager
 def serving(
-    redis_url: str, namespace: str, folder: Path, *, name: str = "all", announce: bool = True, **more: str
+    redis_url: str,
+    namespace: str,
+    folder: Path,
+    *,
+    name: str = "all",
+    announce: bool = True,
+    migrate_history: bool = True,
+    **more: str,
 ) -> Iterator[Api]:
     """A process of functions (`name` as in `darkroom_functions.serve`) with the environment's `more`, and its client.
 
-    The pools of the shipped models are announced, unless told otherwise.
+    The pools of the shipped models are announced and the history has its table, unless told otherwise.
     """
     store = folder / "store"
     told = environment(redis_url, namespace, DARKROOM_STORE=f"file://{store}", **more)
     functions = Functions(name, environment=told, log=folder / f"{name}.log")
+    if migrate_history:
+        migrated(told["DARKROOM_DATABASE_URL"])
     functions.start()
     try:
         jobs = DrivenJobs(redis_url, namespace)

@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
-from pydantic import SecretStr
-
 from darkroom import transitions
 from darkroom.artifacts import ArtifactStore, artifact_key
 from darkroom.jobs import Artifact, ErrorKind, State
 from darkroom.links import Links
 from darkroom.transitions import Ended, Reason
+from pydantic import SecretStr
+
 from tests.driven_jobs import TENANT, WORKER
 from tests.functions.api import JOBS, TIMEOUT_S, Api, faults, serving, slug
 from tests.parts import LINK_KEY, PUBLIC_URL
@@ -34,9 +34,7 @@ def publish(api: Api, job_id: str, *contents: bytes, attempt: int = 1) -> list[A
     artifacts = []
     for index, content in enumerate(contents):
         sha256 = hashlib.sha256(content).hexdigest()
-        key = artifact_key(
-            tenant=TENANT, job_id=job_id, attempt=attempt, index=index, sha256=sha256, extension="png"
-        )
+        key = artifact_key(tenant=TENANT, job_id=job_id, attempt=attempt, index=index, sha256=sha256, extension="png")
         store.put(key, content)
         artifacts.append(Artifact(key, sha256, "image/png", size=len(content), width=832, height=1216))
     data = {

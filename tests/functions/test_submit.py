@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import pytest
 from cloudevents.http import from_http
-from kombu import Connection
-
 from darkroom import queues, traces, transitions
 from darkroom.event_http import MAX_BATCH_EVENTS
 from darkroom.transitions import WorkerState
+from kombu import Connection
+
 from tests.event_vectors import Vector, load
 from tests.functions.api import EVENT_TYPE, JOBS, TIMEOUT_S, Api, binary, faults, serving, slug, structured
 from tests.redis_server import RedisServer
@@ -152,9 +152,11 @@ def test_a_repeated_event_is_one_job(api: Api) -> None:
     assert "darkroom-repeated" not in first.headers
     assert second.headers["darkroom-repeated"] == third.headers["darkroom-repeated"] == "true"
     assert second.headers["location"] == first.headers["location"]
-    assert {name: value for name, value in first.headers.items() if name.startswith("ce-") and name != "ce-traceparent"} == {
-        name: value for name, value in second.headers.items() if name.startswith("ce-") and name != "ce-traceparent"
-    }
+    facts = [
+        {name: value for name, value in response.headers.items() if name.startswith("ce-") and name != "ce-traceparent"}
+        for response in (first, second)
+    ]
+    assert facts[0] == facts[1]
 
 
 def test_an_event_of_another_source_is_another_job(api: Api) -> None:
@@ -300,9 +302,7 @@ def test_a_start_deadline_is_a_time_or_seconds(api: Api) -> None:
 def test_an_events_expirytime_is_a_start_deadline_and_the_earlier_one_counts(api: Api) -> None:
     early, late = "2999-01-01T00:00:00Z", "2999-06-01T00:00:00Z"
     for number, (expiry, deadline) in enumerate([(early, late), (late, early), (early, None)]):
-        response = post_event(
-            api, structured(f"expiry-{number}", expirytime=expiry, data={"start_deadline": deadline})
-        )
+        response = post_event(api, structured(f"expiry-{number}", expirytime=expiry, data={"start_deadline": deadline}))
         assert api.job(response.json()["id"])["start_deadline"] == "2999-01-01T00:00:00.000Z"
 
 
@@ -324,7 +324,7 @@ def test_a_trace_goes_from_the_request_to_the_job(api: Api) -> None:
     assert api.job(over_rest)["traceparent"] == api.job(in_event)["traceparent"] == TRACEPARENT
 
 
-@pytest.mark.parametrize("given", [None, "", "00-0-0-00", TRACEPARENT.replace("4", "0").upper(), "ff" + TRACEPARENT[2:]])
+@pytest.mark.parametrize("given", [None, "", "00-0-0-00", TRACEPARENT.upper(), "ff" + TRACEPARENT[2:]])
 def test_without_a_well_formed_trace_one_begins(api: Api, given: str | None) -> None:
     headers = {} if given is None else {"traceparent": given}
     begun = {api.job(api.submit(headers=headers))["traceparent"] for _ in range(2)}
@@ -411,9 +411,7 @@ def test_the_message_is_a_celery_task_of_the_jobs_id_with_the_event_that_asked(
     ],
     ids=lambda value: json.dumps(value)[:60],
 )
-def test_a_field_that_cannot_be_taken_is_refused_by_name(
-    api: Api, body: dict[str, object], fields: list[str]
-) -> None:
+def test_a_field_that_cannot_be_taken_is_refused_by_name(api: Api, body: dict[str, object], fields: list[str]) -> None:
     response = api.post(JOBS, json=body)
     assert response.status_code == 422
     assert slug(response) == "invalid-input"
@@ -508,7 +506,9 @@ def in_chunks(size: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("path", ["/", "/flux", JOBS])
-@pytest.mark.parametrize("content", [lambda: b"x" * (LIMIT + 1), lambda: in_chunks(LIMIT + MEGABYTE)], ids=["declared", "chunked"])
+@pytest.mark.parametrize(
+    "content", [lambda: b"x" * (LIMIT + 1), lambda: in_chunks(LIMIT + MEGABYTE)], ids=["declared", "chunked"]
+)
 def test_a_body_above_the_limit_is_refused_and_the_next_one_is_read(
     api: Api, path: str, content: Callable[[], bytes | Iterator[bytes]]
 ) -> None:
@@ -558,16 +558,15 @@ def test_while_memory_is_nearly_used_up_nothing_is_taken(
         job_id = api.submit()
         used = api.jobs.redis.info("memory")["used_memory"]
         api.jobs.redis.config_set("maxmemory", used + MEGABYTE)
-        refused = eventually(lambda: _refused(api.post("/flux")), what="a new reading of the memory")
+        (refused,) = eventually(
+            lambda: [response for response in (api.post("/flux"),) if response.status_code != 202],
+            what="a new reading of the memory",
+        )
         assert refused.status_code == 503
         assert slug(refused) == "memory-high"
         assert api.post(f"{JOBS}{job_id}/cancel").json()["receipt"] == "dequeued"
         api.jobs.redis.config_set("maxmemory", 0)
         eventually(lambda: api.post("/flux").status_code == 202, what="a job that is taken again")
-
-
-def _refused(response: httpx.Response) -> httpx.Response | None:
-    return None if response.status_code == 202 else response
 
 
 def test_while_redis_is_away_everything_is_503_and_the_process_stays_ready(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.system.running import System
 
 
@@ -21,8 +23,9 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @pytest.fixture
-def own_system(tmp_path: Path) -> Iterator[System]:
-    """A system of the test's own, not started yet."""
+def own_system(tmp_path: Path, system: System) -> Iterator[System]:
+    """A system of the test's own, not started yet. Its stand-ins are there already."""
+    shutil.copytree(system.folder / ".darkroom" / "stand-ins", tmp_path / ".darkroom" / "stand-ins")
     own = System(tmp_path)
     yield own
     own.end()

@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 from darkroom_cli.processes import Recorded
 from darkroom_cli.run_record import RunRecord
-from tests.darkroom_command import command, darkroom, environment, eventually
+
+from tests.darkroom_command import command, darkroom, environment
+from tests.waiting import eventually
 
 START_LIMIT_S = 300
 """Making the stand-ins and importing torch twice takes 15 s on two free cores, and others run here too."""
@@ -26,33 +28,43 @@ END_LIMIT_S = 60
 class System:
     """One `darkroom up`. `ready` is what it said when it was ready (`darkroom up --json`)."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, **variables: str) -> None:
         self.folder = folder
         self.ready: dict[str, Any] = {}
-        self._arguments = arguments
+        self.variables = variables
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         return str(self.ready["url"])
 
-    def start(self) -> None:
+    def start(self, *arguments: str) -> None:
         """Returns when it is ready; fails with all that it said when it ends before."""
+        process = self.launch(*arguments)
+        said = self.folder / "up.out"
+        eventually(
+            lambda: "\n" in said.read_text() or process.poll() is not None,
+            what="`darkroom up` to be ready",
+            deadline_s=START_LIMIT_S,
+        )
+        first = said.read_text().partition("\n")[0]
+        assert first, self.words
+        self.ready = json.loads(first)
+        assert self.ready["event"] == "ready", self.words
+
+    def launch(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Returns at once. It has a session of its own, as in a terminal."""
         with (self.folder / "up.out").open("wb") as out, (self.folder / "up.err").open("wb") as err:
-            self._process = process = subprocess.Popen(
-                command("up", "--port", "0", "--json", *self._arguments),
+            self._process = subprocess.Popen(
+                command("up", "--port", "0", "--json", *arguments),
                 cwd=self.folder,
-                env=environment(),
+                env=environment(**self.variables),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                start_new_session=True,
             )
-        said = self.folder / "up.out"
-        eventually(
-            lambda: "\n" in said.read_text() or process.poll() is not None, "not ready in time", limit_s=START_LIMIT_S
-        )
-        assert process.poll() is None, self.words
-        self.ready = json.loads(said.read_text().splitlines()[0])
+        return self._process
 
     @property
     def words(self) -> str:
@@ -65,10 +77,14 @@ class System:
         record = RunRecord.read(self.folder / ".darkroom" / "run.json")
         return {process.name: process for process in record.processes} if record else {}
 
+    def is_back(self, dead: Recorded) -> bool:
+        """Whether another process runs in the place of this one."""
+        return self.processes.get(dead.name, dead) != dead
+
     def signal(self, number: signal.Signals) -> int:
-        """Send it to `up` and answer the exit status that follows."""
+        """Send it to the process group of `up`, as a terminal does, and answer the exit status that follows."""
         assert self._process is not None
-        self._process.send_signal(number)
+        os.killpg(self._process.pid, number)
         return self._process.wait(END_LIMIT_S)
 
     def end(self) -> None:
@@ -107,8 +123,13 @@ class System:
 
     def wait_for(self, job_id: str, *states: str) -> dict[str, Any]:
         """The job once it is in one of the states."""
-        eventually(lambda: self.job(job_id)["state"] in states, f"the job {job_id} is not {' or '.join(states)}")
+        eventually(lambda: self.job(job_id)["state"] in states, what=f"the job {job_id} to be {' or '.join(states)}")
         return self.job(job_id)
+
+
+def nothing_is_left_of(processes: Sequence[Recorded]) -> None:
+    """Neither the processes nor anything that they started; the system takes a moment to forget the killed ones."""
+    eventually(lambda: not left_of(processes), what="the end of all that was started")
 
 
 def left_of(processes: Sequence[Recorded]) -> list[str]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+import redis
 from PIL import Image
-from tests.darkroom_command import darkroom, eventually
-from tests.system.running import System, left_of
+
+from tests.darkroom_command import darkroom
+from tests.system.running import START_LIMIT_S, System, nothing_is_left_of
+from tests.waiting import eventually
 
 PARTS = {"functions", "courier", "worker", "redis"}
 
@@ -143,7 +148,8 @@ def test_every_process_has_only_the_environment_that_it_needs(system: System) ->
             entry.partition("=")[0] for entry in Path(f"/proc/{process.pid}/environ").read_text().split("\0") if entry
         }
         assert "PYTEST_CURRENT_TEST" not in variables, name
-        assert ("DARKROOM_LINK_KEY" in variables) == (name != "redis")
+        assert ("DARKROOM_LINK_KEY" in variables) == (name in {"functions", "courier"}), name
+        assert ("DARKROOM_REDIS_URL" in variables) == (name != "redis"), name
 
 
 def test_no_secret_is_in_a_log_or_on_a_command_line(system: System) -> None:
@@ -154,17 +160,17 @@ def test_no_secret_is_in_a_log_or_on_a_command_line(system: System) -> None:
     assert [secret for secret in secrets for text in texts if secret in text] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_ends_every_process(own_system: System, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_every_process_as_a_ctrl_c_does(own_system: System, number: signal.Signals) -> None:
     own_system.start()
     processes = own_system.processes
     assert processes.keys() == PARTS
     assert own_system.signal(number) == 0
-    assert left_of(list(processes.values())) == []
+    nothing_is_left_of(list(processes.values()))
     assert own_system.processes == {}
 
 
-def test_jobs_and_pictures_survive_an_end_in_the_middle_of_the_work(own_system: System) -> None:
+def test_jobs_and_pictures_survive_a_ctrl_c_in_the_middle_of_the_work(own_system: System) -> None:
     """One finished, one running, one waiting: none is lost, and none has failed."""
     own_system.start()
     finished = own_system.submit(**SMALL)
@@ -174,7 +180,7 @@ def test_jobs_and_pictures_survive_an_end_in_the_middle_of_the_work(own_system: 
     waiting = own_system.submit(**SMALL)
     processes = own_system.processes
     assert own_system.signal(signal.SIGINT) == 0
-    assert left_of(list(processes.values())) == []
+    nothing_is_left_of(list(processes.values()))
 
     own_system.start()
     assert own_system.run("watch", finished, "--output", "finished.png").returncode == 0
@@ -190,11 +196,48 @@ def test_a_process_that_dies_is_started_again_and_no_job_is_lost(own_system: Sys
     for name in ("worker", "redis", "courier", "functions"):
         dead = own_system.processes[name]
         os.kill(dead.pid, signal.SIGKILL)
-        eventually(lambda dead=dead, name=name: own_system.processes.get(name, dead) != dead, f"{name} is not back")  # type: ignore[misc]
+        eventually(partial(own_system.is_back, dead), what=f"{name} to be started again")
         assert f"{name} was ended by SIGKILL" in own_system.words
-    eventually(lambda: _answers(own_system.url), "the functions are not back")
+    eventually(lambda: _answers(own_system.url), what="the functions to serve again")
     job_id = own_system.submit(**SMALL)
     assert own_system.run("watch", job_id).returncode == 0
+
+
+def test_a_ctrl_c_while_it_starts_ends_what_runs_by_then(own_system: System) -> None:
+    process = own_system.launch()
+    eventually(lambda: "worker" in own_system.processes or process.poll() is not None, what="the worker to be started")
+    processes = own_system.processes
+    assert own_system.signal(signal.SIGINT) == 130
+    nothing_is_left_of(list(processes.values()))
+
+
+def test_a_model_that_cannot_be_loaded_ends_it_and_is_named(own_system: System) -> None:
+    (own_system.folder / "empty").mkdir()
+    process = own_system.launch("--model", "sd=empty")
+    assert process.wait(START_LIMIT_S) == 1
+    assert f"model sd does not load from {own_system.folder / 'empty'}" in own_system.words
+    assert own_system.processes == {}
+
+
+def test_weights_of_ones_own_take_the_place_of_a_stand_in(own_system: System) -> None:
+    """Here they are a copy of the stand-in's: what counts is that nothing calls them untrained any more."""
+    weights = own_system.folder / "weights"
+    shutil.copytree(own_system.folder / ".darkroom" / "stand-ins" / "sd-standin", weights)
+    own_system.start("--model", "sd=weights")
+    job = own_system.wait_for(own_system.submit(**SMALL), "completed")
+    assert job["model_served"] == "sd"
+
+
+def test_a_redis_that_is_there_already_is_used_and_left_alone(
+    own_system: System, redis_url: str, namespace: str
+) -> None:
+    own_system.variables |= {"DARKROOM_REDIS_URL": redis_url, "DARKROOM_NAMESPACE": namespace}
+    own_system.start()
+    assert own_system.processes.keys() == PARTS - {"redis"}
+    own_system.wait_for(own_system.submit(**SMALL), "completed")
+    assert own_system.signal(signal.SIGTERM) == 0
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.ping()
 
 
 def test_what_a_killed_up_left_is_ended_by_the_next(own_system: System) -> None:
@@ -206,7 +249,7 @@ def test_what_a_killed_up_left_is_ended_by_the_next(own_system: System) -> None:
     assert {process.name for process in left if process.is_alive} == PARTS
 
     own_system.start()
-    assert left_of(left) == []
+    nothing_is_left_of(left)
     assert "An earlier `darkroom up` was killed" in own_system.words
     assert own_system.job(job_id)["state"] == "completed"
 

@@ -1,17 +1,15 @@
 """A real worker process for tests (`python -m darkroom_worker`), and what a test needs to give it jobs and look on.
 
 The model that it serves is `quick`: an engine that does what a job's parameters say. Where a test asks for it, loading
-that engine waits until a file is there (`hold_load`), so that "while it loads" is a state and no matter of timing.
+that engine waits until a file is there (`hold_load`), so that "while it loads" is a state and no matter of timing, or
+ends its process.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import signal
-import subprocess
-import sys
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -24,16 +22,15 @@ from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import AsyncLedger, JobRecord, LogEntry, WorkerRecord
 from darkroom.transitions import Accepted, Submission, WorkerState
 
+from tests.parts import Part, environment
+from tests.waiting import DEADLINE_S
+
 T = TypeVar("T")
 
 POOL = "quick"
 MODEL = "quick"
 TENANT = "default"
-DEADLINE_S = 60
 POLL_S = 0.05
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-ROOTS = (REPOSITORY / "core", REPOSITORY / "worker-images")
 
 MODEL_FILE = """
 name = "quick"
@@ -88,7 +85,8 @@ from darkroom_worker.engines.instant import InstantEngine
 
 def load(self):
     held = Path(os.environ["TEST_HOLD_LOAD"])
-    (held / f"loading-{os.getpid()}").touch()
+    if (held / "die").exists():
+        os.kill(os.getpid(), 9)
     while not (held / "go").exists():
         time.sleep(0.02)
 
@@ -96,51 +94,62 @@ InstantEngine.load = load
 """
 
 
-class House:
-    """Where the workers of a test work: a ledger, a model folder, a store."""
+class Place:
+    """Where workers are started: a Redis, a model folder, a store. It may be opened again while they run."""
 
-    def __init__(self, *, redis_url: str, namespace: str, folder: Path, ledger: AsyncLedger) -> None:
-        self.redis_url, self.namespace, self.folder, self.ledger = redis_url, namespace, folder, ledger
+    def __init__(self, *, redis_url: str, namespace: str, folder: Path) -> None:
+        self.redis_url, self.namespace, self.folder = redis_url, namespace, folder
         self.models = folder / "models"
-        self.models.mkdir()
+        self.models.mkdir(exist_ok=True)
         (self.models / "quick.toml").write_text(MODEL_FILE)
         self.store_folder = folder / "store"
-        self.store = ArtifactStore(self.store_folder.as_uri())
         self._workers: list[WorkerProcess] = []
 
-    def worker(self, *, hold_load: Path | None = None, **settings: str) -> WorkerProcess:
+    def environment(self) -> dict[str, str]:
+        """What a worker here is told."""
+        return environment(
+            self.redis_url,
+            self.namespace,
+            DARKROOM_MODELS=str(self.models),
+            DARKROOM_STORE=self.store_folder.as_uri(),
+            DARKROOM_POOL=POOL,
+        )
+
+    def worker(self, hold_load: Path | None = None, **settings: str) -> WorkerProcess:
         """Start a worker. `settings` are variables without their prefix, in small letters."""
-        path = [str(root) for root in ROOTS]
-        environment = os.environ | {
-            "DARKROOM_REDIS_URL": self.redis_url,
-            "DARKROOM_NAMESPACE": self.namespace,
-            "DARKROOM_MODELS": str(self.models),
-            "DARKROOM_STORE": self.store_folder.as_uri(),
-            "DARKROOM_POOL": POOL,
-        }
+        variables = self.environment() | {f"DARKROOM_{name.upper()}": value for name, value in settings.items()}
         if hold_load is not None:
             hold_load.mkdir()
             (hold_load / "sitecustomize.py").write_text(HOLDING_HOOK)
-            path.insert(0, str(hold_load))
-            environment["TEST_HOLD_LOAD"] = str(hold_load)
-        environment["PYTHONPATH"] = os.pathsep.join(path)
-        environment |= {f"DARKROOM_{name.upper()}": value for name, value in settings.items()}
-        worker = WorkerProcess(environment, self.folder / f"worker-{len(self._workers)}.log")
+            variables["PYTHONPATH"] = f"{hold_load}{os.pathsep}{variables['PYTHONPATH']}"
+            variables["TEST_HOLD_LOAD"] = str(hold_load)
+        worker = WorkerProcess(variables, self.folder / f"worker-{secrets.token_hex(4)}.log")
         self._workers.append(worker)
         return worker
 
     def stop(self) -> None:
-        """End what the test left running."""
+        """End the workers that were started here."""
         for worker in self._workers:
             worker.kill()
 
+
+class House(Place):
+    """A place, and what a test does there: give jobs, look on, wait."""
+
+    def __init__(self, ledger: AsyncLedger, *, redis_url: str, namespace: str, folder: Path) -> None:
+        super().__init__(redis_url=redis_url, namespace=namespace, folder=folder)
+        self.ledger = ledger
+        self.store = ArtifactStore(self.store_folder.as_uri())
+
     async def ready_worker(self, **settings: str) -> WorkerProcess:
         """A worker that takes jobs."""
-        worker = self.worker(**settings)
+        worker = self.worker(None, **settings)
         await self.registered(worker, WorkerState.READY)
         return worker
 
-    async def submit(self, *, run_timeout: float = 60, max_attempts: int = 3, **given: Any) -> str:
+    async def submit(
+        self, *, run_timeout: float = 60, max_attempts: int = 3, traceparent: str | None = None, **given: Any
+    ) -> str:
         """Have a job accepted, with parameters `given` as if submit had validated them. Answers its id."""
         job_id = new_job_id(time.time_ns() // 1_000_000)
         model = given.pop("model", MODEL)
@@ -165,6 +174,7 @@ class House:
                     event=event,
                     run_timeout=run_timeout,
                     max_attempts=max_attempts,
+                    traceparent=traceparent,
                 ),
                 backlog_limit=100,
             )
@@ -207,11 +217,12 @@ class House:
         found = [record for record in await self.ledger.workers() if f"-{worker.pid}-" in record.name]
         return found[0] if found else None
 
-    async def logged(self, worker: WorkerProcess, event: str) -> list[dict[str, Any]]:
-        """What the worker logged under that name, waited for."""
+    async def said(self, worker: WorkerProcess, event: str, *, times: int = 1, **fields: str) -> list[dict[str, Any]]:
+        """What the worker logged under that name with these fields, once it did so often."""
 
         async def found() -> list[dict[str, Any]] | None:
-            return worker.logged(event) or None
+            lines = [line for line in worker.said(event) if fields.items() <= line.items()]
+            return lines if len(lines) >= times else None
 
         return await self.until(found, f"the worker logs {event!r}")
 
@@ -232,55 +243,32 @@ class House:
             if answer is not None:
                 return answer
             if time.monotonic() > deadline:
-                logs = "\n".join(worker.log.read_text() for worker in self._workers)
+                logs = "\n".join(log.read_text() for log in sorted(self.folder.glob("*.log")))
                 raise AssertionError(f"not within {DEADLINE_S} s: {what}\n{logs}")
             await asyncio.sleep(POLL_S)
 
 
-class WorkerProcess:
+class WorkerProcess(Part):
     """One `python -m darkroom_worker`."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        self.log = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "darkroom_worker"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        super().__init__("darkroom_worker", environment=environment, log=log)
+        self.start()
 
     @property
     def pid(self) -> int:
-        return self._process.pid
-
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        return self.process.pid
 
     def kill(self) -> None:
         """End it as a power cut would; its child goes with it."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait(DEADLINE_S)
-
-    def exit_status(self) -> int:
-        """Its exit status, waited for."""
-        return self._process.wait(DEADLINE_S)
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+        if self.is_running:
+            self.process.kill()
+        self.wait()
 
     def children(self) -> list[int]:
         """The processes that run jobs: one, or none while it is replaced."""
         found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in found if b"spawn_main" in _command_line(int(pid))]
-
-    def logged(self, event: str) -> list[dict[str, Any]]:
-        """What it logged under that name."""
-        lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == event]
 
 
 def _command_line(pid: int) -> bytes:

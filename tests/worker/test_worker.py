@@ -1,36 +1,40 @@
 """The worker, as processes: real Celery, a real Redis, an engine that does what it is told.
 
-No courier runs here: what the ledger's sweeps would bring back is brought back by the worker itself, or the test says so.
+No courier runs here: where something comes back, it is the worker that gave it back, or the test says so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import secrets
 import signal
-import time
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
-import redis
 from celery import Celery
 from darkroom import queues, transitions
-from darkroom.artifacts import ArtifactStore
 from darkroom.jobs import Artifact, ErrorKind, JobEvent, State
 from darkroom.ledger import AsyncLedger, connect, connect_async
-from darkroom.transitions import Receipt, WorkerState
+from darkroom.transitions import Reason, Receipt, WorkerState
 
+from tests.conftest import RedisServers
+from tests.parts import Part, environment, free_port
 from tests.redis_server import RedisKind, RedisServer, binary_of
-from tests.worker.running_worker import DEADLINE_S, MODEL, MODEL_FILE, POOL, TENANT, House, WorkerProcess
+from tests.worker.running_worker import MODEL, MODEL_FILE, POOL, TENANT, House, Place, WorkerProcess
 
 
 @asynccontextmanager
 async def opened_house(redis_url: str, namespace: str, folder: Path) -> AsyncIterator[House]:
     client = connect_async(redis_url)
-    house = House(redis_url=redis_url, namespace=namespace, folder=folder, ledger=AsyncLedger(client, namespace))
+    house = House(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=folder)
     try:
         yield house
     finally:
@@ -45,47 +49,57 @@ async def house(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator
         yield house
 
 
+@pytest.fixture(scope="module")
+def place(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Where `worker` is."""
+    url, namespace = redis_servers(RedisKind.EMBEDDED).url, f"t-{secrets.token_hex(8)}"
+    place = Place(redis_url=url, namespace=namespace, folder=tmp_path_factory.mktemp("shared"))
+    yield place
+    place.stop()
+
+
+@pytest.fixture(scope="module")
+def worker(place: Place) -> WorkerProcess:
+    """A worker that tests use one after another, and leave as it is."""
+    return place.worker()
+
+
 @pytest.fixture
-def broker(house: House) -> Iterator[Celery]:
-    """A Celery app that only talks to the workers, as Flower's does."""
-    app = Celery("tests", broker=house.redis_url, set_as_current=False)
-    app.conf.broker_transport_options = queues.transport_options(house.namespace, POOL)
-    yield app
-    app.close()
+async def staffed(place: Place, worker: WorkerProcess) -> AsyncIterator[House]:
+    """The place of `worker`, which takes jobs."""
+    async with opened_house(place.redis_url, place.namespace, place.folder) as house:
+        await house.registered(worker, WorkerState.READY)
+        yield house
 
 
-async def test_a_job_runs_and_its_pictures_are_what_the_end_says(house: House) -> None:
-    await house.ready_worker()
-
-    job_id = await house.submit(images=2, seed=41)
-    record = await house.ended(job_id)
+async def test_a_job_runs_and_its_pictures_are_what_the_end_says(staffed: House) -> None:
+    job_id = await staffed.submit(images=2, seed=41)
+    record = await staffed.ended(job_id)
 
     assert record.state is State.COMPLETED
     assert record.end_data is not None
     artifacts = [Artifact.decode(raw) for raw in record.end_data["artifacts"]]
-    assert await house.store.keys(f"{TENANT}/{job_id}") == [artifact.key for artifact in artifacts]
+    assert await staffed.store.keys(f"{TENANT}/{job_id}") == [artifact.key for artifact in artifacts]
     for artifact in artifacts:
-        content = (house.store_folder / artifact.key).read_bytes()
+        content = (staffed.store_folder / artifact.key).read_bytes()
         assert (sha256(content).hexdigest(), len(content)) == (artifact.sha256, artifact.size)
         assert artifact.media_type == "image/png"
     assert record.end_data["model_served"] == MODEL
     assert record.end_data["attempt"] == 1
     assert record.end_data["record"]["parameters"]["seed"] == 41
     assert record.end_data["run_ms"] >= 0
-    entries = await house.ledger.log(job_id)
+    entries = await staffed.ledger.log(job_id)
     assert entries[0].event is JobEvent.ACCEPTED
     assert entries[1].event is JobEvent.STARTED
     assert entries[-2].data == {"progress": 100, "step": 2, "steps": 2}
     assert entries[-1].event is JobEvent.COMPLETED
 
 
-async def test_progress_is_told_at_most_four_times_a_second_and_always_at_the_end(house: House) -> None:
-    await house.ready_worker()
+async def test_progress_is_told_at_most_four_times_a_second_and_always_at_the_end(staffed: House) -> None:
+    job_id = await staffed.submit(steps=200, seconds=1)
+    record = await staffed.ended(job_id)
 
-    job_id = await house.submit(steps=200, seconds=1)
-    record = await house.ended(job_id)
-
-    told = await house.entries(job_id, JobEvent.PROGRESSED)
+    told = await staffed.entries(job_id, JobEvent.PROGRESSED)
     assert record.started is not None
     assert record.ended is not None
     assert 1 < len(told) <= 4 * (record.ended - record.started) / 1000 + 2
@@ -93,21 +107,20 @@ async def test_progress_is_told_at_most_four_times_a_second_and_always_at_the_en
     assert record.step == 200
 
 
-async def test_a_cancelled_job_stops_within_a_step(house: House) -> None:
-    worker = await house.ready_worker()
+async def test_a_cancelled_job_stops_within_a_step(staffed: House, worker: WorkerProcess) -> None:
     child = worker.children()
-    job_id = await house.submit(steps=600, seconds=60)
-    await house.running(job_id)
+    job_id = await staffed.submit(steps=600, seconds=60)
+    await staffed.running(job_id)
 
-    answer = await house.ledger.run(transitions.cancel(job_id, tenant=TENANT))
-    at_cancel = (await house.job(job_id)).step or 0
-    record = await house.ended(job_id)
+    answer = await staffed.ledger.run(transitions.cancel(job_id, tenant=TENANT))
+    at_cancel = (await staffed.job(job_id)).step or 0
+    record = await staffed.ended(job_id)
 
     assert answer.receipt is Receipt.INTERRUPTING
     assert record.state is State.CANCELLED
     assert (record.step or 0) <= at_cancel + 1
-    assert await house.store.keys(TENANT) == []
-    assert (await house.ended(await house.submit())).state is State.COMPLETED
+    assert await staffed.store.keys(f"{TENANT}/{job_id}") == []
+    assert (await staffed.ended(await staffed.submit())).state is State.COMPLETED
     assert worker.children() == child
 
 
@@ -160,7 +173,7 @@ async def test_a_drained_worker_ends_its_job_takes_no_other_and_leaves_nothing(h
 
     worker.signal(signal.SIGTERM)
 
-    assert worker.exit_status() == 0
+    assert worker.wait() == 0
     assert (await house.job(running)).state is State.COMPLETED
     assert (await house.job(waiting)).attempt == 0
     assert await house.ledger.workers() == []
@@ -170,11 +183,11 @@ async def test_a_drained_worker_ends_its_job_takes_no_other_and_leaves_nothing(h
 
 async def test_a_job_that_outlasts_a_drain_is_given_back_uncounted_and_runs_elsewhere(house: House) -> None:
     worker = await house.ready_worker(drain_grace_s="0.2")
-    job_id = await house.submit(steps=40, seconds=4)
+    job_id = await house.submit(steps=40, seconds=2)
     await house.running(job_id)
 
     worker.signal(signal.SIGTERM)
-    assert worker.exit_status() == 0
+    assert worker.wait() == 0
     given_back = await house.job(job_id)
     await house.ready_worker()
     record = await house.ended(job_id)
@@ -190,20 +203,31 @@ async def test_a_second_signal_ends_the_grace(house: House) -> None:
     await house.running(job_id)
 
     worker.signal(signal.SIGTERM)
-    await house.logged(worker, "draining")
+    await house.said(worker, "draining")
     worker.signal(signal.SIGTERM)
 
-    assert worker.exit_status() == 0
+    assert worker.wait() == 0
     assert (await house.job(job_id)).state is State.PENDING
 
 
-async def test_nothing_is_taken_before_the_engine_is_loaded(house: House, broker: Celery, tmp_path: Path) -> None:
-    slow = house.worker(hold_load=tmp_path / "held")
+async def test_a_shutdown_by_remote_control_is_a_drain(house: House) -> None:
+    worker = await house.ready_worker()
+    job_id = await house.submit(steps=20, seconds=2)
+    await house.running(job_id)
+
+    await asyncio.to_thread(_shut_down, house)
+
+    assert worker.wait() == 0
+    assert (await house.job(job_id)).state is State.COMPLETED
+
+
+async def test_nothing_is_taken_before_the_engine_is_loaded(house: House, tmp_path: Path) -> None:
+    slow = house.worker(tmp_path / "held")
     await house.registered(slow, WorkerState.STARTING)
     job_id = await house.submit()
 
     # Its event loop runs, and would take the message if the queue were consumed.
-    assert await asyncio.to_thread(_answers_ping, broker)
+    await house.until(lambda: asyncio.to_thread(_answers_ping, house), "the worker answers a ping")
     with connect(house.redis_url) as client:
         assert client.llen(f"{house.namespace}:celery:{queues.queue_name(POOL)}") == 1
     slow.kill()
@@ -212,9 +236,9 @@ async def test_nothing_is_taken_before_the_engine_is_loaded(house: House, broker
     assert (await house.ended(job_id)).attempt == 1
 
 
-async def test_nothing_is_taken_while_a_dead_process_is_replaced(house: House, broker: Celery, tmp_path: Path) -> None:
+async def test_nothing_is_taken_while_a_dead_process_is_replaced(house: House, tmp_path: Path) -> None:
     held = tmp_path / "held"
-    worker = house.worker(hold_load=held)
+    worker = house.worker(held)
     (held / "go").touch()
     await house.registered(worker, WorkerState.READY)
     (held / "go").unlink()
@@ -222,7 +246,7 @@ async def test_nothing_is_taken_while_a_dead_process_is_replaced(house: House, b
     os.kill(worker.children()[0], signal.SIGKILL)
     await house.registered(worker, WorkerState.STARTING)
     job_id = await house.submit()
-    assert await asyncio.to_thread(_answers_ping, broker)
+    await house.until(lambda: asyncio.to_thread(_answers_ping, house), "the worker answers a ping")
     with connect(house.redis_url) as client:
         assert client.llen(f"{house.namespace}:celery:{queues.queue_name(POOL)}") == 1
     (held / "go").touch()
@@ -231,12 +255,12 @@ async def test_nothing_is_taken_while_a_dead_process_is_replaced(house: House, b
 
 
 async def test_a_worker_that_still_loads_ends_at_once(house: House, tmp_path: Path) -> None:
-    worker = house.worker(hold_load=tmp_path / "held", drain_grace_s="600")
-    await house.logged(worker, "loading")
+    worker = house.worker(tmp_path / "held", drain_grace_s="600")
+    await house.said(worker, "loading")
 
     worker.signal(signal.SIGTERM)
 
-    assert worker.exit_status() == 0
+    assert worker.wait() == 0
 
 
 async def test_two_faults_in_a_row_take_a_worker_out_and_keep_the_job(house: House) -> None:
@@ -246,13 +270,13 @@ async def test_two_faults_in_a_row_take_a_worker_out_and_keep_the_job(house: Hou
     await house.registered(worker, WorkerState.FAULTY)
     record = await house.job(job_id)
 
-    assert worker.is_alive
+    assert worker.is_running
     assert worker.children() == []
     assert (record.state, record.attempt, record.counted) == (State.PENDING, 2, 0)
     reasons = [entry.data["reason"] for entry in await house.entries(job_id, JobEvent.RELEASED)]
     assert reasons == ["worker_fault", "worker_fault"]
     worker.signal(signal.SIGTERM)
-    assert worker.exit_status() == 0
+    assert worker.wait() == 0
 
 
 async def test_one_fault_is_forgotten_after_a_good_run(house: House) -> None:
@@ -263,7 +287,7 @@ async def test_one_fault_is_forgotten_after_a_good_run(house: House) -> None:
         await house.ledger.run(transitions.cancel(bad, tenant=TENANT))
         assert (await house.ended(await house.submit())).state is State.COMPLETED
 
-    assert worker.is_alive
+    assert worker.is_running
 
 
 async def test_a_model_that_does_not_load_takes_the_worker_out(house: House) -> None:
@@ -272,7 +296,17 @@ async def test_a_model_that_does_not_load_takes_the_worker_out(house: House) -> 
 
     await house.registered(worker, WorkerState.FAULTY)
 
-    assert len(worker.logged("not_loaded")) == 2
+    assert len(worker.said("not_loaded")) == 2
+
+
+async def test_a_process_that_dies_while_it_loads_takes_the_worker_out(house: House, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    worker = house.worker(held)
+    (held / "die").touch()
+
+    await house.registered(worker, WorkerState.FAULTY)
+
+    assert worker.children() == []
 
 
 async def test_a_store_that_takes_nothing_is_a_fault_of_the_worker(house: House) -> None:
@@ -297,39 +331,35 @@ async def test_a_store_that_takes_nothing_is_a_fault_of_the_worker(house: House)
         pytest.param({"failure": ErrorKind.INVALID_INPUT}, id="what only the engine refuses"),
     ],
 )
-async def test_input_that_is_refused_ends_in_one_failed_event(house: House, given: dict[str, object]) -> None:
-    await house.ready_worker()
-
-    job_id = await house.submit(**given)
-    record = await house.ended(job_id)
+async def test_input_that_is_refused_ends_in_one_failed_event(staffed: House, given: dict[str, Any]) -> None:
+    job_id = await staffed.submit(**given)
+    record = await staffed.ended(job_id)
 
     assert record.end_data is not None
     assert record.end_data["error"]["kind"] == ErrorKind.INVALID_INPUT
-    assert [entry.state for entry in await house.ledger.log(job_id) if entry.state.is_terminal] == [State.FAILED]
+    assert [entry.state for entry in await staffed.ledger.log(job_id) if entry.state.is_terminal] == [State.FAILED]
     assert record.attempt == 1
 
 
-async def test_a_passing_failure_is_tried_again_later_and_told_once_at_the_end(house: House) -> None:
-    await house.ready_worker()
-    job_id = await house.submit(failure=ErrorKind.TRANSIENT, max_attempts=2)
+async def test_a_passing_failure_is_tried_again_later_and_told_once_at_the_end(staffed: House) -> None:
+    job_id = await staffed.submit(failure=ErrorKind.TRANSIENT, max_attempts=2)
 
-    first = await house.in_state(job_id, lambda record: record.counted == 1, "the first attempt failed")
+    first = await staffed.in_state(job_id, lambda record: record.counted == 1, "the first attempt failed")
     assert first.not_before is not None
-    await house.ledger.run(transitions.promote(POOL, now=first.not_before))
-    record = await house.ended(job_id)
+    await staffed.ledger.run(transitions.promote(POOL, now=first.not_before))
+    record = await staffed.ended(job_id)
 
-    retried = await house.entries(job_id, JobEvent.RETRIED)
+    retried = await staffed.entries(job_id, JobEvent.RETRIED)
     assert 1500 <= first.not_before - retried[0].at <= 2500
     assert (record.state, record.counted) == (State.FAILED, 2)
     assert record.end_data is not None
     assert record.end_data["error"]["kind"] == ErrorKind.TRANSIENT
 
 
-async def test_a_job_whose_time_is_up_fails_at_a_step(house: House) -> None:
-    worker = await house.ready_worker()
+async def test_a_job_whose_time_is_up_fails_at_a_step(staffed: House, worker: WorkerProcess) -> None:
     child = worker.children()
 
-    record = await house.ended(await house.submit(steps=600, seconds=60, run_timeout=0.3))
+    record = await staffed.ended(await staffed.submit(steps=600, seconds=60, run_timeout=0.3))
 
     assert record.end_data is not None
     assert record.end_data["error"] == {"kind": ErrorKind.DEADLINE, "message": "it ran longer than 0.3 s"}
@@ -357,21 +387,20 @@ async def test_a_model_that_is_not_served_here_is_given_back_uncounted(house: Ho
 
 
 async def test_a_revoke_cancels_a_waiting_job_at_once_and_a_running_one_at_its_next_step(
-    house: House, broker: Celery
+    staffed: House, worker: WorkerProcess
 ) -> None:
-    worker = await house.ready_worker()
     child = worker.children()
-    running = await house.submit(steps=600, seconds=60)
-    await house.running(running)
-    waiting = await house.submit()
+    running = await staffed.submit(steps=600, seconds=60)
+    await staffed.running(running)
+    waiting = await staffed.submit()
 
-    await asyncio.to_thread(broker.control.revoke, waiting)
-    assert (await house.ended(waiting)).attempt == 0
-    assert (await house.job(running)).state is State.RUNNING
-    await asyncio.to_thread(broker.control.revoke, running, terminate=True)
+    await asyncio.to_thread(_revoke, staffed, waiting)
+    assert (await staffed.ended(waiting)).attempt == 0
+    assert (await staffed.job(running)).state is State.RUNNING
+    await asyncio.to_thread(_revoke, staffed, running, terminate=True)
 
-    assert (await house.ended(running)).state is State.CANCELLED
-    assert (await house.ended(await house.submit())).state is State.COMPLETED
+    assert (await staffed.ended(running)).state is State.CANCELLED
+    assert (await staffed.ended(await staffed.submit())).state is State.COMPLETED
     assert worker.children() == child
 
 
@@ -389,7 +418,7 @@ async def test_a_running_job_outlives_an_outage_of_redis(namespace: str, tmp_pat
             await house.running(job_id)
 
             server.stop(signal.SIGKILL)
-            await house.logged(worker, "ledger_away")
+            await house.said(worker, "ledger_away")
             server.start()
             record = await house.ended(job_id)
 
@@ -421,9 +450,202 @@ async def test_a_job_that_ends_while_redis_is_away_is_told_when_it_is_back(names
         server.stop()
 
 
-def _answers_ping(broker: Celery) -> bool:
-    return bool(broker.control.ping(timeout=DEADLINE_S, limit=1))
+async def test_draining_one_of_two_workers_loses_no_job_and_runs_none_twice(house: House) -> None:
+    first, second = await house.ready_worker(), await house.ready_worker()
+    jobs = [await house.submit(steps=2, seconds=0.1) for _ in range(40)]
+    await house.in_state(jobs[5], lambda record: record.state.is_terminal, "a few jobs are done")
+
+    first.signal(signal.SIGTERM)
+
+    for job_id in jobs:
+        record = await house.ended(job_id)
+        assert (record.state, record.attempt) == (State.COMPLETED, 1)
+    assert first.wait() == 0
+    assert second.is_running
+
+
+async def test_a_worker_that_lost_its_job_stops_and_publishes_nothing(staffed: House, worker: WorkerProcess) -> None:
+    job_id = await staffed.submit(steps=40, seconds=2)
+    running = await staffed.running(job_id)
+
+    # As the courier does for a worker that it takes for dead.
+    reason, name = Reason.WORKER_LOST, running.worker
+    await staffed.ledger.run(transitions.release(job_id, reason=reason, detail="no sign of life", worker=name))
+    record = await staffed.ended(job_id)
+
+    assert (record.state, record.attempt, record.counted) == (State.COMPLETED, 2, 1)
+    assert all(key.startswith(f"{TENANT}/{job_id}/2/") for key in await staffed.store.keys(f"{TENANT}/{job_id}"))
+    lines = await staffed.said(worker, "attempt_ended", times=2, job=job_id)
+    assert [line["ended"] for line in lines] == ["lost", "completed"]
+
+
+async def test_a_time_limit_of_celerys_fails_the_job_once(house: House) -> None:
+    job_id = await house.submit(steps=1, seconds=600)
+    key = f"{house.namespace}:celery:{queues.queue_name(POOL)}"
+    with connect(house.redis_url) as client:
+        raw: Any = client.lindex(key, 0)
+        message = json.loads(raw)
+        message["headers"]["timelimit"] = [1, None]
+        client.lset(key, 0, json.dumps(message))
+    await house.ready_worker()
+
+    record = await house.ended(job_id)
+
+    assert record.end_data is not None
+    assert record.end_data["error"]["kind"] == ErrorKind.DEADLINE
+    assert record.attempt == 1
+    assert (await house.ended(await house.submit())).state is State.COMPLETED
+
+
+async def test_a_process_does_not_outlive_its_worker(house: House) -> None:
+    worker = await house.ready_worker()
+    child = worker.children()[0]
+    await house.running(await house.submit(steps=600, seconds=60))
+
+    worker.kill()
+
+    async def is_gone() -> bool | None:
+        return not Path(f"/proc/{child}").exists() or None
+
+    await house.until(is_gone, "the child is gone")
+
+
+async def test_what_a_worker_logs_of_a_job_names_the_job_and_its_trace(staffed: House, worker: WorkerProcess) -> None:
+    job_id = await staffed.submit(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    await staffed.ended(job_id)
+
+    (line,) = await staffed.said(worker, "attempt_ended", job=job_id)
+    assert line["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+
+
+async def test_a_worker_without_redis_waits_for_it_and_can_be_ended(tmp_path: Path) -> None:
+    nobody = f"redis://127.0.0.1:{free_port()}/0"
+    async with opened_house(nobody, "t-nobody", tmp_path) as house:
+        worker = house.worker()
+        await house.said(worker, "ledger_away")
+
+        worker.signal(signal.SIGTERM)
+
+        assert worker.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        pytest.param("redis_url", "http://there", "DARKROOM_REDIS_URL=(hidden)", id="no Redis address"),
+        pytest.param("pool", "nobodys", "DARKROOM_POOL='nobodys'", id="a pool without a model"),
+        pytest.param("pool", "Not A Name", "DARKROOM_POOL='Not A Name'", id="a pool that is no name"),
+        pytest.param("drain_grace_s", "-1", "DARKROOM_DRAIN_GRACE_S='-1'", id="a negative grace"),
+        pytest.param("store", "ftp://there", "DARKROOM_STORE='ftp://there'", id="no store address"),
+        pytest.param("models", "/no/such/folder", "/no/such/folder", id="a folder that is not there"),
+    ],
+)
+async def test_a_setting_of_no_use_is_named_in_one_line(house: House, variable: str, value: str, said: str) -> None:
+    settings = {"redis_url": house.redis_url, variable: value}
+    worker = house.worker(None, **settings)
+
+    assert worker.wait() == 2
+    (line,) = worker.log.read_text().splitlines()
+    assert said in line
+
+
+async def test_the_probe_tells_a_live_worker_from_a_dead_one_and_a_ready_one_from_a_faulty(house: House) -> None:
+    assert _probes(house) == (1, 1)
+    worker = await house.ready_worker()
+    assert _probes(house) == (0, 0)
+
+    await house.submit(failure=ErrorKind.WORKER_FAULT)
+    await house.registered(worker, WorkerState.FAULTY)
+    assert _probes(house) == (0, 1)
+
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+    assert _probes(house) == (1, 1)
+
+
+async def test_a_stock_celery_worker_takes_the_message_of_a_job(house: House, tmp_path: Path) -> None:
+    (tmp_path / "stock.py").write_text(STOCK_APP)
+    job_id = await house.submit(seed=12)
+    variables = environment(house.redis_url, house.namespace, SEEN=str(tmp_path / "seen"))
+    variables["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    arguments = ["-A", "stock", "worker", "-P", "solo", "-Q", queues.queue_name(POOL), "-l", "WARNING"]
+    stock = Part("celery", *arguments, environment=variables, log=tmp_path / "stock.log")
+    stock.start()
+    try:
+
+        async def seen() -> Any:
+            return json.loads(text) if (text := _text(tmp_path / "seen")) else None
+
+        task_id, event = await house.until(seen, "the stock worker ran the task")
+    finally:
+        stock.stop()
+    assert task_id == job_id
+    assert event["data"]["input"]["seed"] == 12
+
+
+async def test_the_parent_imports_no_model_library() -> None:
+    heavy = "torch", "diffusers", "transformers", "PIL"
+    code = f"import sys, darkroom_worker.program; print(*[name for name in {heavy!r} if name in sys.modules])"
+    variables = environment("redis://nobody", "t-nobody")
+
+    answer = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+
+    assert answer.stdout.split() == []
+
+
+STOCK_APP = f"""
+import json, os
+from pathlib import Path
+from celery import Celery
+from darkroom.queues import TASK_NAME, transport_options
+
+app = Celery("stock", broker=os.environ["DARKROOM_REDIS_URL"])
+app.conf.broker_transport_options = transport_options(os.environ["DARKROOM_NAMESPACE"], "{POOL}")
+
+@app.task(name=TASK_NAME, bind=True)
+def run(self, event):
+    seen = Path(os.environ["SEEN"])
+    seen.with_suffix(".part").write_text(json.dumps([self.request.id, event]))
+    seen.with_suffix(".part").rename(seen)
+"""
+
+
+@contextmanager
+def _celery(house: House) -> Iterator[Celery]:
+    """A Celery app that only talks to the workers, as Flower's does."""
+    app = Celery("tests", broker=house.redis_url, set_as_current=False)
+    app.conf.broker_transport_options = queues.transport_options(house.namespace, POOL)
+    with app:
+        yield app
+
+
+def _answers_ping(house: House) -> list[object] | None:
+    with _celery(house) as app:
+        return app.control.ping(timeout=1, limit=1) or None
+
+
+def _shut_down(house: House) -> None:
+    with _celery(house) as app:
+        app.control.shutdown()
+
+
+def _revoke(house: House, job_id: str, **options: bool) -> None:
+    with _celery(house) as app:
+        app.control.revoke(job_id, **options)
 
 
 async def _insists(worker: WorkerProcess) -> bool | None:
-    return any(line.get("script") == "finish" for line in worker.logged("ledger_away")) or None
+    return any(line.get("script") == "finish" for line in worker.said("ledger_away")) or None
+
+
+def _probes(house: House) -> tuple[int, int]:
+    """Exit statuses of the probe: alive, ready."""
+    variables = house.environment()
+    probe = [sys.executable, "-m", "darkroom_worker.health"]
+    return tuple(  # type: ignore[return-value]  # two of them
+        subprocess.run([*probe, *more], env=variables, check=False).returncode for more in ([], ["--ready"])
+    )
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None

@@ -28,12 +28,12 @@ async def _run(courier_settings: CourierSettings) -> None:
 def main() -> int:
     try:
         courier_settings = settings.load(CourierSettings)
+        logs.configure("courier")
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it says each request again
+        asyncio.run(_run(courier_settings))
     except SettingError as error:
         sys.stderr.write(f"{error.detail}\n")
         return 2
-    logs.configure("courier")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it says each request again
-    asyncio.run(_run(courier_settings))
     return 0
 
 

@@ -1,8 +1,9 @@
-"""The courier: one asyncio process, two loops, and an ear for work. Any number of them may run side by side.
+"""The courier: one asyncio process, four loops, and an ear for work. Any number of them may run side by side.
 
-The relay (`relay.py`) posts terminal events until they are applied; the upkeep (`upkeep.py`) does what is due by the clock.
-Each loop is watched over: a failure is logged and the loop goes on, with a growing pause, so that neither a bad job nor an
-absent Redis ends the process. It ends when it is told to, after the posts in flight.
+The relay (`relay.py`) posts terminal events until they are applied; the upkeep (`upkeep.py`) does what is due by the
+clock; the archive (`archive.py`) writes ended jobs to the history, and retention (`retention.py`) deletes them. Each
+loop is watched over: a failure is logged and the loop goes on, with a growing pause, so that neither a bad job nor an
+absent Redis or database ends the process. It ends when it is told to, after the posts in flight.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from contextlib import suppress
 from uuid import uuid4
 
 import httpx
+from darkroom.artifacts import ArtifactStore
 from darkroom.channels import Channels
+from darkroom.deletion import Deletion
 from darkroom.errors import DarkroomError
+from darkroom.history import History
 from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.logs import logger
 
+from darkroom_courier.archive import Archive
 from darkroom_courier.health import Health, served
 from darkroom_courier.relay import Relay
+from darkroom_courier.retention import Retention
 from darkroom_courier.settings import CourierSettings
 from darkroom_courier.upkeep import Upkeep
 
@@ -32,7 +38,7 @@ PAUSE_MAX_S = 5.0
 """The longest pause of a loop that fails again and again: short, for when Redis is back."""
 
 ROUND_PATIENCE_S = 3.0
-"""How long a round that has begun may take after SIGTERM: what it took from the outbox is then posted, and not leased."""
+"""How long a round that has begun may take after SIGTERM, so that what it took is posted and waits for no lease."""
 
 FINISH_PATIENCE_S = 10.0
 """How long posts in flight may take after SIGTERM; Kubernetes gives 30 s by default."""
@@ -46,14 +52,16 @@ class Courier:
     def __init__(self, settings: CourierSettings) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._health = Health(("relay", "upkeep"))
+        self._health = Health(("relay", "upkeep", "archive", "retention"))
 
     def stop(self) -> None:
         """Take nothing more; finish what is in flight."""
         self._stopping.set()
 
     async def run(self) -> None:
+        """Raises SettingError where the database's driver is not installed."""
         settings = self._settings
+        history = History(settings.database_url)
         redis = connect_async(settings.redis_url.get_secret_value())
         ledger = AsyncLedger(redis, settings.namespace)
         taker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
@@ -71,6 +79,8 @@ class Courier:
             ):
                 relay = Relay(ledger, client, settings, taker=taker)
                 upkeep = Upkeep(ledger, settings)
+                archive = Archive(ledger, history, settings, taker=taker)
+                retention = Retention(Deletion(ledger, history, ArtifactStore(settings.store)), settings)
                 channels = Channels(
                     redis,
                     heard=lambda _channel, payload: relay.wake() if payload == b"outbox" else None,
@@ -79,6 +89,8 @@ class Courier:
                 loops = [
                     asyncio.create_task(self._loop("relay", relay.step), name="relay"),
                     asyncio.create_task(self._loop("upkeep", upkeep.step), name="upkeep"),
+                    asyncio.create_task(self._loop("archive", archive.step), name="archive"),
+                    asyncio.create_task(self._loop("retention", retention.step, needs_redis=False), name="retention"),
                 ]
                 listening = asyncio.create_task(_listen(channels, ledger.wake_channel), name="listen")
                 _log.info("started", taker=taker, sink=settings.sink, namespace=settings.namespace)
@@ -90,11 +102,15 @@ class Courier:
                 await asyncio.wait([*loops, listening])
                 await relay.finish(patience_s=FINISH_PATIENCE_S)
         finally:
+            await history.aclose()
             await redis.aclose()
         _log.info("stopped", taker=taker)
 
-    async def _loop(self, name: str, step: Callable[[], Awaitable[bool]]) -> None:
-        """Round after round. A step that answers True is followed by the next at once, any other after a tick."""
+    async def _loop(self, name: str, step: Callable[[], Awaitable[bool]], *, needs_redis: bool = True) -> None:
+        """Round after round. A step that answers True is followed by the next at once, any other after a tick.
+
+        `needs_redis`: a round that did not fail has reached Redis.
+        """
         failures = 0
         while not self._stopping.is_set():
             pause_s = 0.0
@@ -112,7 +128,7 @@ class Courier:
             except Exception:  # whatever it is, the next round may do better
                 failures += 1
                 _log.exception("round_failed", loop=name)
-            self._health.went_round(name, reached_redis=failures == 0)
+            self._health.went_round(name, reached_redis=needs_redis and failures == 0)
             if failures:
                 pause_s = min(self._settings.tick_s * 2 ** min(failures - 1, 8), PAUSE_MAX_S)
             if pause_s:

@@ -1,7 +1,7 @@
 """What the cluster's probes are told of a process that serves nothing else over HTTP.
 
-`/healthz`: 200 while every loop has gone round lately, even if only to find that Redis is away; else 503, and the pod is
-started anew. `/readyz`: 503 until the first contact with Redis, 200 ever after.
+`/healthz`: 200 while every loop has gone round lately, even if only to find that Redis is away; else 503, and the pod
+is started anew. `/readyz`: 503 until the first contact with Redis, 200 ever after.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The relay: from the ledger's outbox to the sink.
 
-It takes the jobs whose terminal event is due, posts each event in binary mode to `K_SINK`, and leaves the entry where it is:
-an entry goes when the result function has *applied* the event, because a Broker that answered 2xx may still lose it. What the
-sink does not take is put off; what it took and nobody applied comes back by itself when the lease of `take` is over.
+It takes the jobs whose terminal event is due, posts each event in binary mode to `K_SINK`, and leaves the entry where
+it is: an entry goes when the result function has *applied* the event, because a Broker that answered 2xx may still lose
+it. What the sink does not take is put off; what it took and nobody applied comes back by itself when the lease of
+`take` is over.
 
-So an event is posted at least once, by any number of couriers, and its id is the same each time: it is what receivers tell
-a repeat by. A job has one terminal event, and no courier posts it twice at a time, so the order per job is kept.
+So an event is posted at least once, by any number of couriers, and its id is the same each time: it is what receivers
+tell a repeat by. A job has one terminal event, and no courier posts it twice at a time, so the order per job is kept.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Relay:
         self._woken.set()
 
     async def step(self) -> bool:
-        """Start posting what is due, as far as there are places; when nothing or no place is left, wait for a wake or a tick.
+        """Start posting what is due. Where nothing is left, or no free place, wait for a wake or a tick.
 
         Raises LedgerUnavailable. A step after that repeats the same call, so that nothing which was taken waits for its
         lease. True: there may be more to do at once.
@@ -90,7 +91,7 @@ class Relay:
         return True
 
     async def finish(self, *, patience_s: float) -> None:
-        """Let the posts in flight come to their end; what takes longer is given up, and posted again by another courier."""
+        """Let the posts in flight come to their end. What takes longer is given up; another courier posts it again."""
         if not self._posting:
             return
         _, late = await asyncio.wait(self._posting.values(), timeout=patience_s)
@@ -156,7 +157,9 @@ class Relay:
 
 
 def terminal_event(record: JobRecord, links: Links, settings: CourierSettings, *, now_s: float) -> Event:
-    """The CloudEvent that tells how the job ended: the data is what a socket is told, and what receivers need beside it."""
+    """The CloudEvent that tells how the job ended. Its data is what a socket is told, and what receivers need
+    beside.
+    """
     entry = record.end
     if entry is None:
         raise ValueError(f"job {record.id} is in the outbox and has not ended")
@@ -186,8 +189,8 @@ def terminal_event(record: JobRecord, links: Links, settings: CourierSettings, *
 def back_off(age_s: float, retry_after_s: float | None, *, dice: float) -> float:
     """Seconds until an event that the sink refused is posted again; `dice` is between 0 and 1.
 
-    It waits as long again as it has waited since the job ended, which doubles the wait each time and needs no memory: any
-    courier goes on where another stopped. What the sink asks for counts instead.
+    It waits as long again as it has waited since the job ended, which doubles the wait each time and needs no memory:
+    any courier goes on where another stopped. What the sink asks for counts instead.
     """
     if retry_after_s is None:
         wait = min(max(age_s, BACK_OFF_MIN_S), BACK_OFF_MAX_S)

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from darkroom.errors import InvalidEvent
 from darkroom.events import Event
-from darkroom.settings import LedgerSettings, LinkSettings
-from darkroom.transitions import LEASE_MS, REAP_GAP_MS, RELAY_LEASE_MS, SWEEP_AGE_MS
+from darkroom.settings import HistorySettings, LedgerSettings, LinkSettings, StoreSettings
+from darkroom.transitions import HISTORY_LEASE_MS, LEASE_MS, REAP_GAP_MS, RELAY_LEASE_MS, SWEEP_AGE_MS
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
@@ -46,7 +46,7 @@ def _extensions(value: object) -> object:
     return extensions
 
 
-class CourierSettings(LedgerSettings, LinkSettings):
+class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettings):
     """The courier's settings. Times are in seconds; the ledger's own defaults stand where a test sets none."""
 
     sink: Annotated[str, AfterValidator(_sink)] = Field(validation_alias="K_SINK")
@@ -77,6 +77,15 @@ class CourierSettings(LedgerSettings, LinkSettings):
 
     sweep_age_s: float = Field(default=SWEEP_AGE_MS / 1000, gt=0)
     """A message that was pushed longer ago and is in no list was taken and never claimed."""
+
+    history_lease_s: float = Field(default=HISTORY_LEASE_MS / 1000, gt=0)
+    """An ended job that a courier took for the history, and did not archive, is taken again after this."""
+
+    retention_days: int | None = Field(default=None, ge=1, le=36_500)
+    """Jobs that ended so many days ago are deleted, with their artifacts; without it they are kept for ever."""
+
+    retention_every_s: float = Field(default=3600, gt=0)
+    """Pause between two looks for jobs whose time is over, and for deletions that stopped half-way."""
 
     host: str = "127.0.0.1"
     """Where the probes are answered; in a pod `0.0.0.0`."""

@@ -1,8 +1,8 @@
 """Upkeep: what the ledger needs done as time passes, for every announced pool, in one round trip a tick.
 
-Running jobs whose lease lapsed are given back (reap), messages that were taken and never claimed are pushed again (sweep),
-retries whose time has come join the backlog (promote), jobs past their start deadline end (expire). Each is one script
-that decides for itself; any number of couriers may ask at once.
+Running jobs whose lease lapsed are given back (reap), messages that were taken and never claimed are pushed again
+(sweep), retries whose time has come join the backlog (promote), jobs past their start deadline end (expire). Each is
+one script that decides for itself; any number of couriers may ask at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from darkroom.transitions import Call
 from darkroom_courier.settings import CourierSettings
 
 MOST_AT_ONCE = 100
-"""Jobs that one call of a script moves at most, so that no script is long; where there are more, the next tick is now."""
+"""Jobs that one call of a script moves at most, so that no script is long. Where there are more, no tick is waited
+for."""
 
 _log = logger(__name__)
 

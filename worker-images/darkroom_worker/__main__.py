@@ -10,9 +10,7 @@ from darkroom import logs
 from darkroom.errors import SettingError
 from darkroom.settings import load
 
-from darkroom_worker.settings import WorkerSettings, served_models
-
-BAD_SETTING = 2
+from darkroom_worker.settings import BAD_SETTING, WorkerSettings, served_models
 
 
 def main() -> int:

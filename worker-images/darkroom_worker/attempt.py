@@ -58,7 +58,8 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         Where it had done so before, the ledger knows the token and changes nothing.
         """
         self._failed = True
-        ending = self._ending(exc_info.exception)
+        # What was raised in this process comes wrapped, what is told of the child does not.
+        ending = self._ending(getattr(exc_info.exception, "exc", exc_info.exception))
         try:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         finally:
@@ -66,7 +67,7 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
 
     def _ending(self, error: BaseException) -> Call[Ended]:
         if self.sentence is Sentence.OVERDUE or isinstance(error, TimeLimitExceeded):
-            data = {"error": {"kind": ErrorKind.DEADLINE, "message": "it ran longer than it may, and had to be stopped"}}
+            data = {"error": {"kind": ErrorKind.DEADLINE, "message": "it ran longer than it may"}}
             return transitions.finish(self.id, token=self.token, outcome=State.FAILED, data=data)
         if self.sentence is Sentence.DRAINED:
             return transitions.release(self.id, reason=Reason.DRAIN, detail="the worker was stopped", token=self.token)

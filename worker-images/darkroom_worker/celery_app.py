@@ -8,7 +8,6 @@ fork), so the app travels as what it was made of (`WorkerApp.__reduce__`) and is
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from darkroom_worker.registration import Watch
     from darkroom_worker.run import Runner
 
-CONNECTION_OPTIONS: Mapping[str, Any] = {
+CONNECTION_OPTIONS: dict[str, Any] = {
     # redis-py's own default of 5 s is near the second that kombu's BRPOP blocks; without any, a frozen Redis would hold
     # the event loop for ever.
     "socket_timeout": 30.0,
@@ -110,8 +109,8 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
         "worker_concurrency": 1,
         "worker_pool": "darkroom_worker.readiness:ChildPool",
         "worker_pool_start_method": "spawn",
-        # With the default of 4 s a replaced child that loads longer is killed again and again. The models of a pool load
-        # one after another.
+        # With the default of 4 s a replaced child that loads longer is killed again and again. The models of a pool
+        # load one after another.
         "worker_proc_alive_timeout": START_ALLOWANCE_S + sum(model.load_timeout_s for model in models),
         "worker_send_task_events": True,
         "worker_hijack_root_logger": False,

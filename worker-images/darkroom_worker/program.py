@@ -1,9 +1,9 @@
 """The worker's parent process: Celery's worker program, with a drain of our own on the signals that end it.
 
-Celery's soft shutdown sleeps through its whole timeout inside the signal handler, though the job may end after a second,
-and neither acknowledges nor renews anything that the event loop would have to do meanwhile; its warm shutdown waits
-without a limit. So SIGTERM, SIGINT and SIGHUP go to the watch, and Celery's warm shutdown comes when nothing runs. The
-children ignore SIGTERM, which a process manager may send to the whole group: `__main__.py` sets REMAP_SIGTERM for that.
+Celery's soft shutdown sleeps through its whole timeout inside the signal handler, though the job may end after a
+second, and the event loop stands still meanwhile; its warm shutdown waits without a limit. So the signals go to the
+watch, and Celery's warm shutdown comes when nothing runs. The children ignore SIGTERM, which a process manager may send
+to the whole group: `__main__.py` sets REMAP_SIGTERM for that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from darkroom.models import Model
 from darkroom_worker.celery_app import WorkerApp, make_app
 from darkroom_worker.readiness import Gate
 from darkroom_worker.registration import Identity, Watch
-from darkroom_worker.revocation import cancel_on_revoke
+from darkroom_worker.remote_control import replace_commands
 from darkroom_worker.settings import WorkerSettings
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -57,7 +57,7 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
         drain_grace_s=settings.drain_grace_s,
         interrupt_grace_s=settings.interrupt_grace_s,
     )
-    cancel_on_revoke(app.ledger())
+    replace_commands(app.ledger(), app.watch.drain)
     program = Program(
         app=app,
         hostname=f"{settings.pool}@{identity.name}",

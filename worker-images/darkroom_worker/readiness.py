@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kombu.asynchronous import Hub
 
 EXIT_FAULT = 77
-"""How a child ends when a model does not load, or its device is at fault. Otherwise unused among exit statuses here."""
+"""How a child ends itself when a model does not load, or its device is at fault. No other end of it has this status."""
 
 MAX_FAULTS = 2
 """Faults in a row that take the worker out: the first may be chance, and one broken GPU must not eat the backlog."""
@@ -86,8 +86,9 @@ class Gate:
         self.update()
 
     def on_child_end(self, exit_status: int) -> None:
-        self._child_up = False
-        if exit_status == EXIT_FAULT:
+        """A child that ends before it was up could not load its models, whatever the reason: a fault as well."""
+        was_up, self._child_up = self._child_up, False
+        if not self.draining and (exit_status == EXIT_FAULT or not was_up):
             self._faults += 1
             self._log.error("fault", in_a_row=self._faults, faulty=self.is_faulty)
         self.update()
@@ -102,11 +103,12 @@ class Gate:
         if wanted == self._consuming or self._consumer is None:
             return
         self._consuming = wanted
-        if wanted:
+        if self._consumer.connection is None:
+            # Between two connections. The next one consumes what is selected.
+            queues = self._consumer.app.amqp.queues
+            queues.select_add(queues[self._queue]) if wanted else queues.deselect(self._queue)
+        elif wanted:
             self._consumer.add_task_queue(self._queue)
-        elif self._consumer.connection is None:
-            # Between two connections: the next one consumes what is selected.
-            self._consumer.app.amqp.queues.deselect(self._queue)
         else:
             self._consumer.cancel_task_queue(self._queue)
 
@@ -115,6 +117,16 @@ class WatchedPool(AsynPool):  # type: ignore[misc]  # Celery has no types
     """The pool of one child, which tells the gate what becomes of it."""
 
     gate: Gate
+
+    def register_with_event_loop(self, hub: Hub) -> None:
+        """Celery limits the time to load of every child but the first, which starts before the event loop."""
+        super().register_with_event_loop(hub)
+        hub.call_later(self._proc_alive_timeout, self._end_what_loads, list(self._pool))
+
+    def _end_what_loads(self, processes: list[Any]) -> None:
+        for process in processes:
+            if process in self._pool and process.inqW_fd not in self._all_inqueues:
+                kill_child(process.pid)
 
     def on_process_alive(self, pid: int) -> None:
         """A child said that it is up: its initialiser, which loads the models, has returned."""

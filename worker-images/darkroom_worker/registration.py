@@ -50,7 +50,7 @@ FAREWELL_S = 10.0
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a worker is. `name` is of this process alone, `pod` that of the machine as Kubernetes or the host calls it."""
+    """Who a worker is. `name` is this process' alone, `pod` what Kubernetes, or the host, calls the machine."""
 
     name: str
     pod: str
@@ -134,10 +134,12 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._closing:
-            try:
-                self._look(time.monotonic())
-            except Exception:
-                self._log.exception("watch_failed")
+            now = time.monotonic()
+            for duty in (self._begin_drain, self._say, self._judge, self._stop_when_drained):
+                try:
+                    duty(now)
+                except Exception:  # the worker is not let alone because of one of them
+                    self._log.exception("watch_failed")
             self._wait(DRAIN_TICK_S if self._drain_until is not None else TICK_S)
         self._say_farewell(time.monotonic() + FAREWELL_S)
 
@@ -149,15 +151,10 @@ class Watch(threading.Thread):
         if mail is not None:
             self._bookings.append(mail)
 
-    def _look(self, now: float) -> None:
-        self._begin_drain(now)
-        if self._away_until is None or now >= self._away_until:
-            self._say(now)
-        self._judge(now)
-        self._stop_when_drained(now)
-
     def _say(self, now: float) -> None:
         """Everything that is due to the ledger, the most urgent first."""
+        if self._away_until is not None and now < self._away_until:
+            return
         try:
             self._book()
             self._renew(now)
@@ -265,7 +262,8 @@ class Watch(threading.Thread):
                 self._wait(0)
             try:
                 self._book()
-                self._ledger.run(self._registration(WorkerState.GONE))
+                if self._told is not None:
+                    self._ledger.run(self._registration(WorkerState.GONE))
             except TemporaryError as error:
                 if time.monotonic() > until:
                     self._log.warning("left_unsaid", bookings=len(self._bookings), detail=error.detail)

@@ -1,9 +1,9 @@
 """A job in the worker's child: claim, engine, progress, artifacts, end.
 
-The parent gives the message to Celery's task (`celery_app.py`), which comes here. The child has the engines of all models
-of its pool, loaded before it tells the parent that it is up, and one connection each to the ledger and the object store.
-An attempt's end is decided first, as one call of the ledger, and then made until the ledger has answered: every call may
-be repeated. The pictures are stored before; only `finish` makes them anybody's.
+The parent gives the message to Celery's task (`celery_app.py`), which comes here. The child has the engines of all
+models of its pool, loaded before it tells the parent that it is up, and one connection each to the ledger and the
+object store. An attempt's end is decided first, as one call of the ledger, and then made until the ledger has answered:
+every call may be repeated. The pictures are stored before; only `finish` makes them anybody's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from darkroom.errors import TemporaryError
 from darkroom.jobs import Artifact, ErrorKind, State
 from darkroom.ledger import Ledger
 from darkroom.models import Model
-from darkroom.transitions import Call, Claim, Ended, Reason, Standing
+from darkroom.transitions import Call, Ended, Reason, Standing
 from structlog.contextvars import bound_contextvars
 
 from darkroom_worker.engine import Engine, EngineError, Interrupted, Run, make_engine
@@ -40,7 +40,7 @@ SILENCE_S = 2.0
 """After Redis did not answer, steps go on for so long without asking: each call would hold the engine up."""
 
 INSIST_S = 600
-"""How long the end of an attempt waits for Redis. Its lease has lapsed long before, but nobody reaps while Redis is away."""
+"""How long the end of an attempt waits for Redis. Its lease lapses meanwhile, but nobody reaps while Redis is away."""
 
 INSIST_FROM_S = 0.1
 INSIST_TO_S = 5.0
@@ -52,19 +52,30 @@ RETRY_JITTER = 0.25
 UNKNOWN_MODEL_PAUSE_S = 5.0
 """Before a job is given back whose model this worker does not know, as in a rollout: time for another to be there."""
 
+DRAINING = "draining"
+DRAINING_PAUSE_S = 1.0
+"""After the operator's mark had the job put back, for another to take it: this worker would take it again at once."""
+
 PNG = "image/png"
 
 TRACE_ID = slice(3, 35)
 """Where it is in a `traceparent` (W3C Trace Context, section 3.2): version, trace id, parent id, flags."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job as its message tells of it."""
+    """A job that was claimed here: what its message says, and the claim.
+
+    `attempt` counts its starts, `counted` the attempts that were charged to it before.
+    """
 
     id: str
     token: str
     event: object
+    tenant: str
+    attempt: int
+    counted: int
+    run_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Ending:
 def retry_delay_ms(counted: int, *, chance: float) -> int:
     """How long a job waits that failed after `counted` attempts were charged to it before.
 
-    Doubles from 2 s up to a minute, a quarter more or less by `chance` (0 to 1), so that jobs that failed together do not
+    Doubles from 2 s up to a minute, a quarter more or less by `chance` (0 to 1): jobs that failed together shall not
     come back together.
     """
     delay_s = RETRY_BASE_S * math.pow(2, min(counted, 16))
@@ -117,9 +128,9 @@ class Steps:
     `stopped_by` then says why: the job was cancelled, it is another's, or (None) its time is up.
     """
 
-    def __init__(self, ledger: Ledger, job: Job, *, run_timeout_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger, job: Job, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger, self._job, self._clock = ledger, job, clock
-        self._overdue_at = clock() + run_timeout_s
+        self._overdue_at = clock() + job.run_timeout_s
         self._op = 0
         self._told_at = -math.inf
         self._silent_until = -math.inf
@@ -134,9 +145,7 @@ class Steps:
             return
         tell = last or now - self._told_at >= TELL_EVERY_S
         self._op += 1
-        call = transitions.progress(
-            self._job.id, token=self._job.token, op=self._op, step=step, steps=steps, tell=tell
-        )
+        call = transitions.progress(self._job.id, token=self._job.token, op=self._op, step=step, steps=steps, tell=tell)
         try:
             standing = self._ledger.run(call)
         except TemporaryError:
@@ -160,18 +169,28 @@ class Runner:
 
     def run_job(self, job_id: str, *, token: str, event: object, traceparent: str | None) -> str:
         """One message from its arrival to its end. Answers what became of the attempt, in a word or two."""
-        job = Job(job_id, token, event)
         trace = {"trace_id": traceparent[TRACE_ID]} if traceparent else {}
         with bound_contextvars(job=job_id, **trace):
             claim = self._insist(transitions.claim(job_id, token=token, worker=self._worker))
             if claim.attempt is None:
                 self._log.info("dropped", reason=claim.dropped)
+                if claim.dropped == DRAINING:
+                    time.sleep(DRAINING_PAUSE_S)
                 return f"dropped: {claim.dropped}"
+            job = Job(
+                id=job_id,
+                token=token,
+                event=event,
+                tenant=claim.tenant,
+                attempt=claim.attempt,
+                counted=claim.counted,
+                run_timeout_s=claim.run_timeout,
+            )
             began = time.monotonic()
-            ending = self._attempt(job, claim)
+            ending = self._attempt(job)
             ended = self._insist(ending.call) if ending.call else Ended.LOST
             seconds = round(time.monotonic() - began, 3)
-            self._log.info("attempt_ended", attempt=claim.attempt, ended=ended, seconds=seconds)
+            self._log.info("attempt_ended", attempt=job.attempt, ended=ended, seconds=seconds)
             if ending.fault:
                 end_process()
             return ended
@@ -181,17 +200,17 @@ class Runner:
         for _, engine in self._engines.values():
             engine.close()
 
-    def _attempt(self, job: Job, claim: Claim) -> Ending:
-        """Run the job under its claim and decide how the attempt ends. Nothing but that end is left to do."""
-        steps = Steps(self._ledger, job, run_timeout_s=claim.run_timeout, clock=time.monotonic)
+    def _attempt(self, job: Job) -> Ending:
+        """Run the job and decide how the attempt ends. Nothing but that end is left to do then."""
+        steps = Steps(self._ledger, job)
         began = time.monotonic()
         try:
             model, engine, parameters = self._prepare(job)
             run = engine.run(parameters, job_id=job.id, on_step=steps)
             run_ms = round(1000 * (time.monotonic() - began))
-            return self._completed(job, claim, model=model, run=run, run_ms=run_ms)
+            return self._completed(job, model=model, run=run, run_ms=run_ms)
         except Interrupted:
-            return _interrupted(job, claim, steps.stopped_by)
+            return _interrupted(job, steps.stopped_by)
         except errors.UnknownModel as error:
             self._log.warning("unknown_model", detail=error.detail)
             time.sleep(UNKNOWN_MODEL_PAUSE_S)
@@ -205,10 +224,10 @@ class Runner:
             self._log.exception("engine_failed", kind=error.kind)
             if error.kind is ErrorKind.WORKER_FAULT:
                 return Ending(_fault(job, error.detail), fault=True)
-            return Ending(_retry(job, claim, error.kind, error.detail))
+            return Ending(_retry(job, error.kind, error.detail))
         except Exception as error:
             self._log.exception("run_failed")
-            return Ending(_retry(job, claim, ErrorKind.TRANSIENT, f"the run failed ({type(error).__name__})"))
+            return Ending(_retry(job, ErrorKind.TRANSIENT, f"the run failed ({type(error).__name__})"))
 
     def _prepare(self, job: Job) -> tuple[Model, Engine, dict[str, object]]:
         """The model, its engine and the parameters that the message names. Raises InvalidInput, UnknownModel."""
@@ -221,14 +240,13 @@ class Runner:
         model, engine = self._engines[name]
         return model, engine, models.validate(model, given)
 
-    def _completed(self, job: Job, claim: Claim, *, model: Model, run: Run, run_ms: int) -> Ending:
+    def _completed(self, job: Job, *, model: Model, run: Run, run_ms: int) -> Ending:
         """Store the pictures, then have them published. Raises StoreUnavailable."""
-        assert claim.attempt is not None
         artifacts = []
         for index, picture in enumerate(run.pictures):
             sha256 = sha256_of(picture.png)
             key = artifact_key(
-                tenant=claim.tenant, job_id=job.id, attempt=claim.attempt, index=index, sha256=sha256, extension="png"
+                tenant=job.tenant, job_id=job.id, attempt=job.attempt, index=index, sha256=sha256, extension="png"
             )
             self._store.put(key, picture.png)
             size = len(picture.png)
@@ -237,7 +255,7 @@ class Runner:
             "artifacts": [artifact.encode() for artifact in artifacts],
             "record": run.record,
             "model_served": model.served,
-            "attempt": claim.attempt,
+            "attempt": job.attempt,
             "worker": self._worker,
             "run_ms": run_ms,
         }
@@ -258,9 +276,9 @@ class Runner:
             pause_s = min(2 * pause_s, INSIST_TO_S)
 
 
-def _interrupted(job: Job, claim: Claim, stopped_by: Standing | None) -> Ending:
+def _interrupted(job: Job, stopped_by: Standing | None) -> Ending:
     if stopped_by is None:
-        return Ending(_failed(job, ErrorKind.DEADLINE, f"it ran longer than {claim.run_timeout:g} s"))
+        return Ending(_failed(job, ErrorKind.DEADLINE, f"it ran longer than {job.run_timeout_s:g} s"))
     if stopped_by is Standing.LOST:
         return Ending(None)
     data = _error(ErrorKind.CANCELLED, "cancelled on request")
@@ -271,8 +289,8 @@ def _failed(job: Job, kind: ErrorKind, message: str) -> Call[Ended]:
     return transitions.finish(job.id, token=job.token, outcome=State.FAILED, data=_error(kind, message))
 
 
-def _retry(job: Job, claim: Claim, kind: ErrorKind, message: str) -> Call[Ended]:
-    delay_ms = retry_delay_ms(claim.counted, chance=random.random())  # noqa: S311 - no secret
+def _retry(job: Job, kind: ErrorKind, message: str) -> Call[Ended]:
+    delay_ms = retry_delay_ms(job.counted, chance=random.random())  # noqa: S311 - no secret
     error = {"kind": kind, "message": message}
     return transitions.retry(job.id, token=job.token, error=error, delay_ms=delay_ms)
 

@@ -7,6 +7,9 @@ from darkroom.models import Catalogue, Model
 from darkroom.settings import LedgerSettings, ModelSettings, StoreSettings
 from pydantic import Field
 
+BAD_SETTING = 2
+"""The exit status for a setting that cannot be used."""
+
 
 class WorkerSettings(LedgerSettings, ModelSettings, StoreSettings):
     """The settings of one worker."""

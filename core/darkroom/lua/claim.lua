@@ -1,11 +1,15 @@
 -- claim: pending → running, by a worker that took the job's message. A message is a hint, the record is the truth: all
--- but a job that may run now is dropped. The same token asking again gets the same answer.
+-- but a job that may run now is dropped. The same token asking again gets the same answer. A canary is signed for.
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'token', 'attempt', 'start_deadline', 'not_before', 'created',
   'run_timeout', 'started', 'counted', 'tenant')
 local state, pool = rec[1], rec[2]
-if not state then return {'drop', 'unknown'} end
+if not state then
+  if redis.call('EXISTS', canary_key(a.job)) == 0 then return {'drop', 'unknown'} end
+  redis.call('HSET', canary_key(a.job), 'worker', a.worker)
+  return {'drop', 'canary'}
+end
 if is_terminal(state) then return {'drop', 'terminal'} end
 if state == 'running' then
   if rec[3] == a.token then return {'run', rec[4], rec[7], rec[8], rec[10], rec[11]} end
@@ -23,6 +27,7 @@ local draining = redis.call('HGET', worker_key(a.worker), 'draining_until')
 if draining and now < tonumber(draining) then
   remove_everywhere(a.job, pool)
   put_back(a.job, pool)
+  if rec[5] and tonumber(rec[4]) == 0 then redis.call('ZADD', deadlines_key, rec[5], a.job) end
   return {'drop', 'draining'}
 end
 

@@ -4,7 +4,7 @@ may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'token', 'pool', 'cancel', 'ended_token', 'ended_answer', 'attempt_started')
 if not rec[1] or rec[1] ~= 'running' or rec[2] ~= a.token then
-  if rec[5] == a.token then return rec[6] end
+  if rec[5] == a.token and rec[6] ~= 'lost' then return rec[6] end
   redis.call('HINCRBY', counters_key, 'stale_finish', 1)
   return 'lost'
 end

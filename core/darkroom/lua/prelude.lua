@@ -31,14 +31,17 @@ local function slots_key(pool) return P .. ':slots:' .. pool end
 local function worker_key(name) return P .. ':worker:' .. name end
 local function list_key(pool) return P .. ':celery:pool.' .. pool end
 local function tenant_key(tenant) return P .. ':tenant:' .. tenant end
+local function canary_key(id) return P .. ':canary:' .. id end
 local outbox_key = P .. ':outbox'
+local history_key = P .. ':history'
+local retired_key = P .. ':retired'
 local deadlines_key = P .. ':deadlines'
 local counters_key = P .. ':counters'
 local busy_key = P .. ':busy'
 local wake_channel = P .. ':wake'
 
 -- Outward work by kind: what `take` hands out and `defer` puts off.
-local outward = {relay = outbox_key}
+local outward = {relay = outbox_key, history = history_key}
 
 -- At `maxmemory` Redis refuses a script whose first write may grow; one that begins with a HDEL runs to its end.
 -- Every script but `accept` calls this first, so that jobs can end, and free memory, when memory is used up.
@@ -62,11 +65,14 @@ local function message_of(id, n)
   return head .. id .. ':' .. n .. tail
 end
 
--- `side`: LPUSH puts it behind all others, RPUSH in front (kombu takes with BRPOP).
+-- `side`: LPUSH puts it behind all others, RPUSH in front (kombu takes with BRPOP). Dispatched jobs are in the same order
+-- in their set, so that the place in the queue is a rank.
 local function push(id, pool, side)
   local n = redis.call('HINCRBY', job_key(id), 'pushes', 1)
+  redis.call('HSET', job_key(id), 'pushed', now)
   redis.call(side, list_key(pool), message_of(id, n))
-  redis.call('ZADD', dispatched_key(pool), now, id)
+  local turn = redis.call('HINCRBY', pool_key(pool), 'turns', 1)
+  redis.call('ZADD', dispatched_key(pool), side == 'RPUSH' and -turn or turn, id)
 end
 
 local function room_in_list(pool)
@@ -125,7 +131,7 @@ local function unlease(id, pool)
   if worker and redis.call('HGET', busy_key, worker) == id then redis.call('HDEL', busy_key, worker) end
 end
 
--- The one way into a terminal state: record, log, outbox. `data` is the JSON text of the terminal entry.
+-- The one way into a terminal state: record, log, outbox, history. `data` is the JSON text of the terminal entry.
 local function end_job(id, pool, state, data)
   local key = job_key(id)
   remove_everywhere(id, pool)
@@ -133,8 +139,22 @@ local function end_job(id, pool, state, data)
   redis.call('HSET', key, 'state', state, 'ended', now, 'end_data', data)
   redis.call('HSET', key, 'end_seq', log(id, state, state, data))
   redis.call('ZADD', outbox_key, now, id)
+  redis.call('ZADD', history_key, now, id)
   redis.call('PUBLISH', wake_channel, 'outbox')
   dispatch(pool)
+end
+
+-- Everybody has been told of the end and the history has it: the time to live of what Redis keeps starts. The tenant's
+-- index outlives no record for long: each job takes a few of the overdue ones with it.
+local function retire(id, tenant)
+  redis.call('PEXPIRE', job_key(id), RECORD_TTL_MS)
+  redis.call('PEXPIRE', log_key(id), LOG_TTL_MS)
+  redis.call('ZADD', retired_key, now + RECORD_TTL_MS, id .. ' ' .. tenant)
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', retired_key, '-inf', now, 'LIMIT', 0, 10)) do
+    local old, whose = string.match(entry, '^(%S+) (.*)$')
+    redis.call('ZREM', retired_key, entry)
+    redis.call('ZREM', tenant_key(whose), old)
+  end
 end
 
 local function failure(kind, message)
@@ -170,7 +190,8 @@ local function give_back(id, pool, reason, counts, detail)
     end_job(id, pool, 'failed', failure(reason, faults .. ' workers in turn reported a fault with this job'))
     return 'failed'
   end
-  redis.call('HSET', key, 'state', 'pending')
+  redis.call('HDEL', key, 'step', 'steps')
+  redis.call('HSET', key, 'state', 'pending', 'progress', 0)
   log(id, 'released', 'pending',
     cjson.encode({reason = reason, counted = counts, attempt = tonumber(rec[5]), worker = rec[6] or ''}))
   put_back(id, pool)

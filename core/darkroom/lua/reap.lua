@@ -13,7 +13,8 @@ if quiet and now < tonumber(quiet) then return {} end
 local lapsed = redis.call('ZRANGEBYSCORE', running_key(a.pool), '-inf', now - 1, 'LIMIT', 0, a.limit)
 for _, id in ipairs(lapsed) do
   local token, worker = unpack(redis.call('HMGET', job_key(id), 'token', 'worker'))
-  remember(id, token, give_back(id, a.pool, 'worker_lost', true, 'no sign of life from worker ' .. (worker or '')))
+  give_back(id, a.pool, 'worker_lost', true, 'no sign of life from worker ' .. (worker or ''))
+  remember(id, token, 'lost') -- what the holder of the token is told, should it come back
   redis.call('HINCRBY', counters_key, 'reaped', 1)
 end
 return lapsed

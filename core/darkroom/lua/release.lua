@@ -8,4 +8,5 @@ if not held then
   return 'lost'
 end
 local answer = give_back(a.job, rec[4], a.reason, a.reason == 'worker_lost', a.detail)
-return remember(a.job, rec[2], answer)
+remember(a.job, rec[2], a.token and answer or 'lost')
+return answer

@@ -5,7 +5,7 @@ local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'token', 'pool', 'cancel', 'ended_token', 'ended_answer', 'max_attempts',
   'attempt', 'worker')
 if not rec[1] or rec[1] ~= 'running' or rec[2] ~= a.token then
-  if rec[5] == a.token then return rec[6] end
+  if rec[5] == a.token and rec[6] ~= 'lost' then return rec[6] end
   redis.call('HINCRBY', counters_key, 'stale_retry', 1)
   return 'lost'
 end
@@ -21,7 +21,8 @@ if counted >= tonumber(rec[7]) then
   return remember(a.job, a.token, 'failed')
 end
 local not_before = now + tonumber(a.delay_ms)
-redis.call('HSET', key, 'state', 'pending', 'not_before', not_before)
+redis.call('HDEL', key, 'step', 'steps')
+redis.call('HSET', key, 'state', 'pending', 'progress', 0, 'not_before', not_before)
 redis.call('ZADD', due_key(pool), not_before, a.job)
 log(a.job, 'retried', 'pending', '{"error":' .. a.error .. ',"attempt":' .. rec[8] .. ',"worker":'
   .. cjson.encode(rec[9] or '') .. ',"not_before":' .. string.format('%.0f', not_before) .. '}')

@@ -1,9 +1,9 @@
--- take: up to `limit` due entries of one kind of outward work (`relay`: the outbox), each under a lease: nobody else gets
--- it for `lease_ms`, doubled with each take up to 64-fold. `call` names the call: a repeated one gets the same entries.
--- An entry leaves only when its work is done (`applied`), or is put forward or back by `defer`.
+-- take: up to `limit` due entries of one kind of outward work (`relay`: the outbox; `history`), each under a lease: nobody
+-- else gets it for `lease_ms`, doubled with each take up to 64-fold. `call` names the call: a repeated one gets the same
+-- entries. An entry leaves only when its work is done (`applied`, `archived`), or is put forward or back by `defer`.
 may_always_run()
 local queue = outward[a.kind]
-local taken = P .. ':taken:' .. a.taker
+local taken = P .. ':taken:' .. a.kind .. ':' .. a.taker
 local before = redis.call('HMGET', taken, 'call', 'ids')
 if before[1] == a.call then return cjson.decode(before[2]) end
 local ids = {}

@@ -1,7 +1,8 @@
 """An engine without a model: tiny pictures of one colour, at once. Benchmarks and tests run it, users never do.
 
 Its parameters are what a model file for it declares. `seconds` (default 0) is how long a run takes, spread over
-`steps` (default 1) for each of `images`. `failure`, the name of an error kind, makes the run fail after its first step.
+`steps` (default 1; with 0 it tells of none) for each of `images`. `failure`, the name of an error kind, makes the run
+fail after its first step.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class InstantEngine:
     def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep) -> Run:
         seeds = picture_seeds(parameters)
         total = len(seeds) * parameters.get("steps", 1)
-        pause = parameters.get("seconds", 0) / total
+        pause = parameters.get("seconds", 0) / max(total, 1)
         failure = parameters.get("failure")
         for step in range(1, total + 1):
             if pause:

@@ -1,0 +1,269 @@
+"""What the doctor looks at: Redis' own word, the ledger's sets, the workers, and whether these take messages.
+
+Everything is read, and nothing changed, but for canaries: messages that stand for no job and go through the queue of a
+pool with idle workers, as a job's would. A worker that takes one signs for it (`lua/claim.lua`) and drops it. As many
+are sent at once as workers are waited for, because Redis gives to whoever waits longest: each goes to another of those
+that consume. What is wrong with all this is for `doctor.py` to say.
+
+Redis' CONFIG is never asked: managed servers refuse it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from darkroom import transitions
+from darkroom.doctor import Cost, House, Limits, Observation, Overdue, Pool, Server, Waiting, Worker
+from darkroom.errors import DarkroomError
+from darkroom.ledger import AsyncLedger, WorkerRecord, translated
+from darkroom.queues import CANARY
+from darkroom.transitions import WORKER_TTL_MS, WorkerState
+
+SCRIPT_COMMANDS = ("evalsha", "eval", "fcall")
+"""Commands that run a script; ours are all `evalsha`."""
+
+FLOCK_MAX = 100
+"""Canaries of one pool that are out at one time."""
+
+TURN_S = 1.0
+"""So long a flock may be out. One that a worker took just as it stopped to consume does not come back."""
+
+POLL_S = 0.02
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
+"""Between two flocks, while some worker is still waited for: others answer for it each time, so the pause doubles."""
+
+SLICE = 100
+"""Ended jobs that one round trip reads."""
+
+
+async def examine(client: redis.asyncio.Redis, namespace: str, limits: Limits) -> Observation:
+    """Look at everything once; it takes `limits.canary_s` where a worker is deaf. Failures are observed too."""
+    server: Server | None = None
+    house: House | None = None
+    trouble: str | None = None
+    try:
+        with translated():
+            server = read_server(await client.info("all"))
+    except (DarkroomError, RedisError) as error:
+        trouble = _words(error)
+    # Scripts cannot run on a cluster: what follows would only repeat that.
+    if server is None or not server.clustered:
+        try:
+            house = await Examination(client, namespace, limits).house()
+        except (DarkroomError, RedisError) as error:
+            trouble = trouble or _words(error)
+    return Observation(server, house, trouble)
+
+
+def read_server(info: Mapping[str, Any]) -> Server:
+    """What matters here of the answer to INFO."""
+    limit, limited_by = info["maxmemory"], "its maxmemory"
+    if not limit:
+        limit, limited_by = info.get("total_system_memory", 0), "the machine's memory"
+    costs = []
+    for command in SCRIPT_COMMANDS:
+        if stats := info.get(f"cmdstat_{command}"):
+            percentiles = info.get(f"latency_percentiles_usec_{command}")
+            p99_ms = percentiles["p99"] / 1000 if percentiles else None
+            costs.append(Cost(command, stats["calls"], stats["usec_per_call"] / 1000, p99_ms))
+    written = info.get("aof_last_write_status", "ok")
+    return Server(
+        version=tuple(int(part) for part in str(info["redis_version"]).split(".") if part.isdecimal()),
+        clustered=bool(info.get("cluster_enabled", 0)),
+        append_only=bool(info["aof_enabled"]),
+        append_error=None if written == "ok" else f"the last write: {written}",
+        eviction=info["maxmemory_policy"],
+        memory_used=info["used_memory"],
+        memory_limit=limit,
+        memory_limited_by=limited_by,
+        costs=tuple(costs),
+    )
+
+
+class Examination:
+    """One look at what the ledger holds."""
+
+    def __init__(self, client: redis.asyncio.Redis, namespace: str, limits: Limits) -> None:
+        self._redis: Any = client  # redis-py types every reply as a union of all replies
+        self._ledger = AsyncLedger(client, namespace)
+        self._namespace = namespace
+        self._limits = limits
+
+    async def house(self) -> House:
+        """Raises LedgerUnavailable, and RedisError where a command is refused."""
+        names = await self._ledger.pools()
+        idle = await self._idle()
+        flocks = await asyncio.gather(*(self._silent(pool, idle.get(pool, set())) for pool in names))
+        silent = {pool: flock for pool, flock in zip(names, flocks, strict=True) if flock[0]}
+        # The state of the pools comes last: what is still idle now was idle while its jobs waited.
+        workers = await self._workers(silent)
+        pools = [await self._pool(pool) for pool in names]
+        untold = await self._overdue("outbox", "relay")
+        unarchived = await self._overdue("history", "history")
+        return House(tuple(pools), tuple(workers), tuple(untold), tuple(unarchived))
+
+    # -- workers and canaries ------------------------------------------------------------------------------------------
+
+    async def _idle(self) -> dict[str, set[str]]:
+        """Idle workers by pool."""
+        found: dict[str, set[str]] = {}
+        now = await self._now()
+        for worker in await self._ledger.workers():
+            if _is_idle(worker, now):
+                found.setdefault(worker.pool, set()).add(worker.name)
+        return found
+
+    async def _workers(self, silent: Mapping[str, tuple[set[str], int]]) -> list[Worker]:
+        now = await self._now()
+        workers = []
+        for record in await self._ledger.workers():
+            idle = _is_idle(record, now)
+            names, canaries = silent.get(record.pool, (set(), 0))
+            workers.append(
+                Worker(
+                    name=record.name,
+                    pool=record.pool,
+                    state=record.state,
+                    seen_s=max(0, now - record.seen) / 1000,
+                    idle=idle,
+                    silent=idle and record.name in names,
+                    canaries=canaries,
+                )
+            )
+        return workers
+
+    async def _silent(self, pool: str, idle: set[str]) -> tuple[set[str], int]:
+        """Of the idle workers of a pool those that took no canary in time, and how many canaries there were."""
+        silent, sent, pause_s = set(idle), 0, FIRST_PAUSE_S
+        deadline = time.monotonic() + self._limits.canary_s
+        while silent:
+            size = min(len(silent), FLOCK_MAX)
+            answered = await self._send(pool, size, until=min(deadline, time.monotonic() + TURN_S))
+            silent -= answered
+            sent += size
+            if time.monotonic() > deadline:
+                break
+            if silent:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return silent, sent
+
+    async def _send(self, pool: str, size: int, *, until: float) -> set[str]:
+        """Send so many canaries; answers who took one. None is left behind."""
+        ids = [f"{CANARY}{uuid4().hex}" for _ in range(size)]
+        try:
+            while True:
+                answers = await self._canaries(pool, ids, withdraw=False)
+                if None not in answers or time.monotonic() > until:
+                    break
+                await asyncio.sleep(POLL_S)
+        finally:
+            answers = await self._canaries(pool, ids, withdraw=True)
+        return {worker for worker in answers if worker is not None}
+
+    async def _canaries(self, pool: str, ids: Sequence[str], *, withdraw: bool) -> list[str | None]:
+        answers: list[str | None] = []
+        calls = [transitions.canary(canary_id, pool=pool, withdraw=withdraw) for canary_id in ids]
+        for answer in await self._ledger.run_each(calls):
+            if isinstance(answer, DarkroomError):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    # -- pools ---------------------------------------------------------------------------------------------------------
+
+    async def _pool(self, pool: str) -> Pool:
+        """The pool at one moment."""
+
+        def key(name: str) -> str:
+            return f"{self._namespace}:{name}:{pool}"
+
+        with translated():
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.time()
+            pipeline.hmget(key("pool"), "announced", "reaped", "quiet_until")
+            for name in ("waiting", "dispatched", "due"):
+                pipeline.zcard(key(name))
+            for name in ("waiting", "dispatched"):
+                pipeline.zrange(key(name), 0, 0)
+            for name in ("due", "running"):
+                pipeline.zrange(key(name), 0, 0, withscores=True)
+            (seconds, micros), about, *rest = await pipeline.execute()
+        now = seconds * 1000 + micros // 1000
+        announced, reaped, quiet_until = (int(value or 0) for value in about)
+        waiting, dispatched, due, first, next_taken, overdue, leased = rest
+        return Pool(
+            name=pool,
+            announced_s=(now - announced) / 1000,
+            courier_seen_s=(now - reaped) / 1000 if reaped else None,
+            backlog=waiting + dispatched + due,
+            pushed=await self._waiting(next_taken, "pushed", now),
+            waiting=await self._waiting(first, "created", now),
+            overdue=_since(overdue, now),
+            lapsed=_since(leased, now) if quiet_until <= now else None,
+        )
+
+    async def _waiting(self, first: Sequence[bytes], since: str, now: int) -> Waiting | None:
+        """The first of a set whose order tells no time: its record does."""
+        if not first:
+            return None
+        job_id = first[0].decode()
+        with translated():
+            at = await self._redis.hget(f"{self._namespace}:job:{job_id}", since)
+        return Waiting(job_id, (now - int(at)) / 1000) if at else None
+
+    # -- what is to be told and archived -------------------------------------------------------------------------------
+
+    async def _overdue(self, name: str, kind: str) -> list[Overdue]:
+        """Of a set of ended jobs, those that ended too long ago; `kind` is what `lua/take.lua` calls the set."""
+        found: list[Overdue] = []
+        cursor = 0
+        while True:
+            with translated():
+                cursor, pairs = await self._redis.zscan(f"{self._namespace}:{name}", cursor=cursor, count=SLICE)
+            found += await self._late(kind, [member.decode() for member, _ in pairs])
+            if cursor == 0:
+                return found
+
+    async def _late(self, kind: str, ids: Sequence[str]) -> list[Overdue]:
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.time()
+            for job_id in ids:
+                pipeline.hmget(f"{self._namespace}:job:{job_id}", "ended", f"{kind}_takes", f"{kind}_refused")
+            (seconds, _), *records = await pipeline.execute()
+        found = []
+        for job_id, (ended, takes, refused) in zip(ids, records, strict=True):
+            age_s = seconds - int(ended) / 1000 if ended else 0.0
+            if age_s > self._limits.untold_s:
+                found.append(Overdue(job_id, age_s, int(takes or 0), int(refused or 0)))
+        return found
+
+    async def _now(self) -> int:
+        """Milliseconds of Redis' own clock."""
+        with translated():
+            seconds, micros = await self._redis.time()
+        return int(seconds * 1000 + micros // 1000)
+
+
+def _is_idle(worker: WorkerRecord, now: int) -> bool:
+    """It says that it is ready, said so lately, and runs nothing."""
+    return worker.state == WorkerState.READY and worker.job is None and now - worker.seen < WORKER_TTL_MS
+
+
+def _since(first: Sequence[tuple[bytes, float]], now: int) -> Waiting | None:
+    """The first of a set that is ordered by time, and how long ago that time was (it may be to come)."""
+    return Waiting(first[0][0].decode(), (now - int(first[0][1])) / 1000) if first else None
+
+
+def _words(error: Exception) -> str:
+    """What Redis said, where it said something; a password is in none of it."""
+    cause = error.__cause__
+    return f"Redis: {cause or error}"

@@ -1,0 +1,13 @@
+-- forget: a terminal job was deleted, and the history keeps its tombstone: everything that Redis has of it goes, also
+-- what was still to be told or archived. Answers `gone`, whether or not there was anything, or `living`.
+may_always_run()
+local rec = redis.call('HMGET', job_key(a.job), 'state', 'tenant')
+if rec[1] and rec[2] == a.tenant and not is_terminal(rec[1]) then return 'living' end
+if rec[1] and rec[2] == a.tenant then
+  redis.call('DEL', job_key(a.job), log_key(a.job))
+  redis.call('ZREM', outbox_key, a.job)
+  redis.call('ZREM', history_key, a.job)
+end
+redis.call('ZREM', retired_key, a.job .. ' ' .. a.tenant)
+redis.call('ZREM', tenant_key(a.tenant), a.job)
+return 'gone'

@@ -1,0 +1,24 @@
+-- inspect: reads, for the audit, a job at one moment: what its record says, and where it is. `pool`: the pool to look in,
+-- where a set there names the job and its record names another pool, or is gone. The order is that of `audit.py`.
+local key = job_key(a.job)
+local rec = redis.call('HMGET', key, 'state', 'pool', 'tenant', 'seq', 'end_seq', 'applied', 'archived', 'worker',
+  'lease', 'pushed', 'end_data')
+local pool = a.pool or rec[2] or ''
+local last = redis.call('XREVRANGE', log_key(a.job), '+', '-', 'COUNT', 1)[1]
+return {
+  rec,
+  redis.call('ZSCORE', waiting_key(pool), a.job),
+  redis.call('ZSCORE', dispatched_key(pool), a.job),
+  redis.call('ZSCORE', due_key(pool), a.job),
+  redis.call('ZSCORE', running_key(pool), a.job),
+  redis.call('ZSCORE', outbox_key, a.job),
+  redis.call('ZSCORE', history_key, a.job),
+  redis.call('ZSCORE', deadlines_key, a.job),
+  rec[3] and redis.call('ZSCORE', tenant_key(rec[3]), a.job),
+  rec[8] and redis.call('HGET', busy_key, rec[8]),
+  redis.call('XLEN', log_key(a.job)),
+  last and last[1] or false,
+  redis.call('PTTL', key),
+  redis.call('HGET', pool_key(pool), 'quiet_until'),
+  now,
+}

@@ -1,0 +1,80 @@
+-- repair: one job is put where its record says that it belongs, by `darkroom audit --repair`, which found it elsewhere or
+-- nowhere; the record alone decides. `pool` and `worker`: a pool whose sets, or a worker whose entry, name the job
+-- wrongly. Answers in words what was done: nothing, for a job that is in its place or has got there since.
+may_always_run()
+local key = job_key(a.job)
+local rec = redis.call('HMGET', key, 'state', 'pool', 'order', 'not_before', 'token', 'worker', 'lease', 'applied',
+  'archived', 'tenant')
+local state, pool = rec[1], rec[2]
+local done = {}
+local function note(happened, words) if happened == 1 then done[#done + 1] = words end end
+local function leave(set, from) note(redis.call('ZREM', set, a.job), 'out of ' .. from) end
+local function join(set, to) note(redis.call('ZADD', set, 'NX', now, a.job), 'into ' .. to) end
+local function leave_pool(name)
+  leave(waiting_key(name), 'waiting')
+  leave(dispatched_key(name), 'dispatched')
+  leave(due_key(name), 'due')
+  leave(running_key(name), 'running')
+end
+
+if a.pool and a.pool ~= pool then leave_pool(a.pool) end
+if a.worker and redis.call('HGET', busy_key, a.worker) == a.job and (state ~= 'running' or rec[6] ~= a.worker) then
+  note(redis.call('HDEL', busy_key, a.worker), 'worker ' .. a.worker .. ' forgotten')
+end
+
+if not state then
+  leave(deadlines_key, 'the deadlines')
+  leave(outbox_key, 'the outbox')
+  leave(history_key, 'the history to be written')
+  return done
+end
+if not (rec[8] and rec[9]) then
+  note(redis.call('PERSIST', key), 'its record kept')
+  redis.call('PERSIST', log_key(a.job))
+end
+note(redis.call('ZADD', tenant_key(rec[10]), 0, a.job), 'into the index of its tenant')
+
+if is_terminal(state) then
+  leave_pool(pool)
+  leave(deadlines_key, 'the deadlines')
+  if rec[8] then leave(outbox_key, 'the outbox') else join(outbox_key, 'the outbox') end
+  if rec[9] then leave(history_key, 'the history to be written') else join(history_key, 'the history to be written') end
+  redis.call('PUBLISH', wake_channel, 'outbox')
+  return done
+end
+
+leave(outbox_key, 'the outbox')
+leave(history_key, 'the history to be written')
+if state == 'running' then
+  leave(waiting_key(pool), 'waiting')
+  leave(dispatched_key(pool), 'dispatched')
+  leave(due_key(pool), 'due')
+  if rec[6] then note(redis.call('HSETNX', busy_key, rec[6], a.job), 'worker ' .. rec[6] .. ' remembered') end
+  if not redis.call('ZSCORE', running_key(pool), a.job) then
+    if rec[5] and rec[7] and now < tonumber(rec[7]) then
+      -- Its worker may live: it is believed until the lease lapses, as any other.
+      note(redis.call('ZADD', running_key(pool), rec[7], a.job), 'under its lease again')
+    else
+      give_back(a.job, pool, 'worker_lost', true, 'no sign of life from worker ' .. (rec[6] or ''))
+      remember(a.job, rec[5], 'lost')
+      done[#done + 1] = 'given back'
+    end
+  end
+  return done
+end
+
+-- Pending: one place of three. A message may be on its way, so dispatched comes first.
+leave(running_key(pool), 'running')
+if redis.call('ZSCORE', dispatched_key(pool), a.job) then
+  leave(waiting_key(pool), 'waiting')
+  leave(due_key(pool), 'due')
+elseif redis.call('ZSCORE', due_key(pool), a.job) then
+  leave(waiting_key(pool), 'waiting')
+elseif rec[4] and now < tonumber(rec[4]) then
+  leave(waiting_key(pool), 'waiting')
+  note(redis.call('ZADD', due_key(pool), rec[4], a.job), 'due again')
+elseif not redis.call('ZSCORE', waiting_key(pool), a.job) then
+  note(redis.call('ZADD', waiting_key(pool), rec[3], a.job), 'waiting again')
+  dispatch(pool)
+end
+return done

@@ -1,0 +1,15 @@
+"""How a baseline that answers HTTP is served: in the very way of darkroom's functions, from their own configuration."""
+
+from __future__ import annotations
+
+import uvicorn
+import uvloop
+from darkroom.settings import load
+from darkroom_functions import serve
+from darkroom_functions.settings import ServeSettings
+from starlette.applications import Starlette
+
+
+def run(app: Starlette) -> None:
+    """Serve until a signal comes, on $PORT."""
+    uvloop.run(uvicorn.Server(serve.config(app, load(ServeSettings))).serve())

@@ -1,0 +1,40 @@
+"""What the tests of the core ask for: jobs at a time of the test's own, and the ledger as the functions have it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from darkroom.ledger import AsyncLedger, connect_async
+
+from tests.core.timed_jobs import TimedJobs
+from tests.redis_server import RedisKind, binary_of
+
+
+@pytest.fixture(params=list(RedisKind), scope="module")
+def redis_binary(request: pytest.FixtureRequest) -> Path:
+    """The server of each kind in turn, for tests that start one of their own. As for `any_redis_url`, one may lack."""
+    kind: RedisKind = request.param
+    binary = binary_of(kind)
+    if binary is None and kind is RedisKind.CURRENT and "CI" not in os.environ:
+        pytest.skip("no redis-server on the PATH, to run beside the embedded one")
+    assert binary is not None
+    return binary
+
+
+@pytest.fixture
+def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
+    """A pool without a worker, on either kind of Redis."""
+    jobs = TimedJobs(any_redis_url, namespace)
+    yield jobs
+    jobs.close()
+
+
+@pytest.fixture
+async def ledger(jobs: TimedJobs, any_redis_url: str) -> AsyncIterator[AsyncLedger]:
+    """The same jobs through an asyncio client."""
+    client = connect_async(any_redis_url)
+    yield AsyncLedger(client, jobs.namespace)
+    await client.aclose()

@@ -1,0 +1,532 @@
+"""The audit, on a real Redis: nothing is found in what the ledger made, and everything in what was broken by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from darkroom import audit, auditor, queues, transitions
+from darkroom.artifacts import ArtifactStore, artifact_key
+from darkroom.audit import REPAIRABLE, Kind
+from darkroom.auditor import Auditor, Report
+from darkroom.jobs import Artifact, State
+from darkroom.ledger import connect_async
+from darkroom.transitions import WorkerState
+from kombu import Connection
+
+from tests.core.timed_jobs import POOL, TENANT, TOKEN, WORKER, TimedJobs
+from tests.driven_jobs import DrivenJobs
+
+GHOST = "01900000-0000-7000-8000-000000000000"
+"""The id of a job that never was."""
+
+LONG_AGO_MS = 120_000
+
+
+@pytest.fixture
+def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
+    """Jobs of now: the audit goes by Redis' clock."""
+    jobs = TimedJobs(any_redis_url, namespace)
+    jobs.now = time.time_ns() // 1_000_000
+    yield jobs
+    jobs.close()
+
+
+@dataclass
+class Audit:
+    """The auditor, with a second look at once where a test does not say otherwise."""
+
+    redis_url: str
+    namespace: str
+
+    async def __call__(
+        self, *, repair: bool = False, store: ArtifactStore | None = None, second_look_s: float = 0
+    ) -> Report:
+        async with connect_async(self.redis_url) as client:
+            one = Auditor(client, self.namespace, store=store, history=None, second_look_s=second_look_s)
+            return await one.audit(repair=repair)
+
+
+@pytest.fixture
+def look(jobs: TimedJobs, any_redis_url: str) -> Audit:
+    return Audit(any_redis_url, jobs.namespace)
+
+
+def kinds(report: Report) -> set[Kind]:
+    return {fault.kind for fault in report.findings}
+
+
+# -- what is right -------------------------------------------------------------------------------------------------------
+
+
+def everything(jobs: TimedJobs) -> dict[str, str]:
+    """A job in each place. The pool's list is full, as there is no worker, so one waits."""
+    there = {
+        "completed": jobs.running(),
+        "failed": jobs.running(),
+        "cancelled": jobs.submit(),
+        "expired": jobs.submit(start_deadline=jobs.now),
+        "due": jobs.running(),
+        "running": jobs.running(),
+        "dispatched": jobs.submit(),
+        "waiting": jobs.submit(),
+    }
+    jobs.finish(there["completed"])
+    jobs.finish(there["failed"], outcome=State.FAILED)
+    jobs.cancel(there["cancelled"])
+    jobs.expire()
+    jobs.retry(there["due"])
+    return there
+
+
+async def test_every_place_is_counted_and_nothing_is_found(jobs: TimedJobs, look: Audit) -> None:
+    there = everything(jobs)
+    report = await look()
+    assert dict(report.places) == dict.fromkeys(there, 1)
+    assert (report.jobs, report.untold, report.findings, report.stale) == (8, 4, (), ())
+
+
+async def test_an_end_that_was_told_and_archived_is_right_too(jobs: TimedJobs, look: Audit) -> None:
+    job_id = jobs.running()
+    jobs.finish(job_id)
+    seq = jobs.record(job_id).end_seq
+    assert seq is not None
+    jobs.run(transitions.applied(job_id, seq=seq, now=jobs.now))
+    assert (await look()).findings == ()
+    jobs.run(transitions.archived(job_id, seq=seq, now=jobs.now))
+    jobs.redis.delete(jobs.key("log", job_id))  # it goes before the record does
+    report = await look()
+    assert (report.places["completed"], report.untold, report.findings) == (1, 0, ())
+
+
+async def test_jobs_of_another_namespace_are_none_of_ours(jobs: TimedJobs, look: Audit, any_redis_url: str) -> None:
+    others = TimedJobs(any_redis_url, f"{jobs.namespace}-other")
+    others.redis.zrem(others.key("dispatched", POOL), others.submit())
+    others.close()
+    report = await look()
+    assert (report.jobs, report.findings) == (0, ())
+
+
+async def test_no_more_than_a_slice_is_asked_of_redis_at_once(jobs: TimedJobs, look: Audit) -> None:
+    for _ in range(3 * auditor.SLICE):
+        jobs.submit()
+    before = jobs.redis.info("commandstats").get("cmdstat_keys", {"calls": 0})["calls"]
+    report = await look()
+    assert (report.places["waiting"], report.places["dispatched"]) == (3 * auditor.SLICE - 1, 1)
+    assert jobs.redis.info("commandstats").get("cmdstat_keys", {"calls": 0})["calls"] == before
+
+
+async def test_jobs_that_move_while_they_are_looked_at_are_no_finding(
+    look: Audit, any_redis_url: str, namespace: str
+) -> None:
+    driven = DrivenJobs(any_redis_url, namespace)
+    stop = Event()
+
+    def traffic() -> None:
+        while not stop.is_set():
+            driven.cancel(driven.submit())
+            token = driven.start(job_id := driven.submit())
+            driven.progress(job_id, step=1, steps=2)
+            driven.complete(job_id, token=token)
+
+    thread = Thread(target=traffic)
+    thread.start()
+    try:
+        reports = [await look(second_look_s=0.2) for _ in range(5)]
+    finally:
+        stop.set()
+        thread.join()
+        driven.close()
+    assert [report.findings for report in reports] == [()] * 5
+    assert reports[-1].jobs > 0
+
+
+# -- what is wrong -------------------------------------------------------------------------------------------------------
+
+
+def _waiting(jobs: TimedJobs) -> str:
+    jobs.submit()
+    return jobs.submit()
+
+
+def _due(jobs: TimedJobs) -> str:
+    job_id = jobs.running()
+    jobs.retry(job_id)
+    return job_id
+
+
+def _completed(jobs: TimedJobs) -> str:
+    job_id = jobs.running()
+    jobs.finish(job_id)
+    return job_id
+
+
+def _lapsed(jobs: TimedJobs) -> str:
+    """Its worker gave no sign of life for long, and nobody reaped it."""
+    jobs.now -= LONG_AGO_MS
+    job_id = jobs.running()
+    jobs.now += LONG_AGO_MS
+    return job_id
+
+
+def _lost(jobs: TimedJobs) -> str:
+    """Its message was taken long ago, and nobody swept."""
+    jobs.now -= LONG_AGO_MS
+    job_id = jobs.submit()
+    assert jobs.take_message() == job_id
+    jobs.now += LONG_AGO_MS
+    return job_id
+
+
+def _settled(jobs: TimedJobs) -> str:
+    job_id = _completed(jobs)
+    seq = jobs.record(job_id).end_seq
+    assert seq is not None
+    jobs.run(transitions.applied(job_id, seq=seq, now=jobs.now))
+    jobs.run(transitions.archived(job_id, seq=seq, now=jobs.now))
+    return job_id
+
+
+def out_of(name: str) -> Callable[[TimedJobs, str], Any]:
+    return lambda jobs, job_id: jobs.redis.zrem(jobs.key(name, POOL), job_id)
+
+
+def into(name: str, pool: str | None = POOL) -> Callable[[TimedJobs, str], Any]:
+    return lambda jobs, job_id: jobs.redis.zadd(jobs.key(name, pool) if pool else jobs.key(name), {job_id: jobs.now})
+
+
+def nothing(jobs: TimedJobs, job_id: str) -> None:
+    """The situation itself is wrong."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is done to a job in a situation, what the audit must find, and where a repair takes the job."""
+
+    situation: Callable[[TimedJobs], str]
+    harm: Callable[[TimedJobs, str], Any]
+    kind: Kind
+    place: str | None = None
+
+
+DAMAGES = {
+    "a waiting job in no set": Damage(_waiting, out_of("waiting"), Kind.NOWHERE, "waiting"),
+    "a dispatched job in no set": Damage(TimedJobs.submit, out_of("dispatched"), Kind.NOWHERE, "waiting"),
+    "a due job in no set": Damage(_due, out_of("due"), Kind.NOWHERE, "due"),
+    "a running job in no set, its lease live": Damage(TimedJobs.running, out_of("running"), Kind.NOWHERE, "running"),
+    "a running job in no set, its lease lapsed": Damage(_lapsed, out_of("running"), Kind.NOWHERE, "dispatched"),
+    "a pending job in the running set": Damage(
+        _waiting,
+        lambda jobs, job_id: (out_of("waiting")(jobs, job_id), into("running")(jobs, job_id)),
+        Kind.NOWHERE,
+        "waiting",
+    ),
+    "a waiting job that is also due": Damage(_waiting, into("due"), Kind.IN_TWO_PLACES, "due"),
+    "a dispatched job that also waits": Damage(TimedJobs.submit, into("waiting"), Kind.IN_TWO_PLACES, "dispatched"),
+    "a running job that also waits": Damage(TimedJobs.running, into("waiting"), Kind.IN_TWO_PLACES, "running"),
+    "a completed job that also waits": Damage(_completed, into("waiting"), Kind.IN_TWO_PLACES, "completed"),
+    "a completed job with a start deadline": Damage(
+        _completed, into("deadlines", None), Kind.IN_TWO_PLACES, "completed"
+    ),
+    "an end that nobody will tell": Damage(
+        _completed, lambda jobs, job_id: jobs.redis.zrem(jobs.key("outbox"), job_id), Kind.NOT_IN_OUTBOX, "completed"
+    ),
+    "an end that was told, to be told again": Damage(_settled, into("outbox", None), Kind.IN_OUTBOX, "completed"),
+    "a running job in the outbox": Damage(TimedJobs.running, into("outbox", None), Kind.IN_OUTBOX, "running"),
+    "an end that nobody will archive": Damage(
+        _completed,
+        lambda jobs, job_id: jobs.redis.zrem(jobs.key("history"), job_id),
+        Kind.NOT_TO_BE_ARCHIVED,
+        "completed",
+    ),
+    "an end that is archived, to be archived again": Damage(
+        _settled, into("history", None), Kind.TO_BE_ARCHIVED, "completed"
+    ),
+    "a job that its tenant's index has not": Damage(
+        TimedJobs.submit,
+        lambda jobs, job_id: jobs.redis.zrem(jobs.key("tenant", TENANT), job_id),
+        Kind.NOT_IN_INDEX,
+        "dispatched",
+    ),
+    "a job in the set of another pool": Damage(_waiting, into("waiting", "other"), Kind.OTHER_POOL, "waiting"),
+    "a living job whose record will expire": Damage(
+        TimedJobs.running,
+        lambda jobs, job_id: jobs.redis.pexpire(jobs.key("job", job_id), 3_600_000),
+        Kind.EXPIRES,
+        "running",
+    ),
+    "a running job that its worker's entry has not": Damage(
+        TimedJobs.running,
+        lambda jobs, job_id: jobs.redis.hdel(jobs.key("busy"), WORKER),
+        Kind.BUSY_DIFFERS,
+        "running",
+    ),
+    "a worker's entry for a job that has ended": Damage(
+        _completed,
+        lambda jobs, job_id: jobs.redis.hset(jobs.key("busy"), "worker-9", job_id),
+        Kind.BUSY_DIFFERS,
+        "completed",
+    ),
+    "a message that was taken and never claimed": Damage(_lost, nothing, Kind.MESSAGE_LOST, "dispatched"),
+    "a lease that lapsed and was not reaped": Damage(_lapsed, nothing, Kind.LEASE_LAPSED),
+    "a lease that the set has otherwise": Damage(
+        TimedJobs.running,
+        lambda jobs, job_id: jobs.redis.zincrby(jobs.key("running", POOL), 1000, job_id),
+        Kind.LEASE_DIFFERS,
+    ),
+    "a log with a gap": Damage(
+        TimedJobs.running, lambda jobs, job_id: jobs.redis.xdel(jobs.key("log", job_id), "1-0"), Kind.LOG_GAP
+    ),
+    "a log that is shorter than its record says": Damage(
+        TimedJobs.running, lambda jobs, job_id: jobs.redis.hincrby(jobs.key("job", job_id), "seq", 1), Kind.LOG_GAP
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_what_is_wrong_is_found_and_nothing_else(jobs: TimedJobs, look: Audit, damage: Damage) -> None:
+    job_id = damage.situation(jobs)
+    damage.harm(jobs, job_id)
+    report = await look()
+    assert [(fault.kind, fault.job) for fault in report.findings] == [(damage.kind, job_id)]
+    assert report.findings[0].seen
+    assert report.unrepaired == list(report.findings)
+
+
+@pytest.mark.parametrize(
+    "damage", [pytest.param(damage, id=name) for name, damage in DAMAGES.items() if damage.place is not None]
+)
+async def test_what_can_be_put_right_is_put_right_once(jobs: TimedJobs, look: Audit, damage: Damage) -> None:
+    job_id = damage.situation(jobs)
+    damage.harm(jobs, job_id)
+    report = await look(repair=True)
+    assert report.unrepaired == []
+    after = await look()
+    assert after.findings == ()
+    assert damage.place is not None
+    assert after.places[damage.place] >= 1
+    assert jobs.ledger.run(audit.inspect(job_id)).place == damage.place
+    assert jobs.run(transitions.repair(job_id)) == []
+
+
+def test_all_that_is_said_to_be_repairable_is_tested() -> None:
+    repaired = {damage.kind for damage in DAMAGES.values() if damage.place is not None}
+    assert REPAIRABLE <= repaired | {Kind.NO_RECORD}
+
+
+async def test_a_waiting_job_is_put_back_at_its_order(jobs: TimedJobs, look: Audit) -> None:
+    first, second, third = jobs.submit(), jobs.submit(), jobs.submit()
+    out_of("waiting")(jobs, second)
+    await look(repair=True)
+    jobs.take_message()
+    jobs.start(first)
+    assert jobs.take_message() == second
+    jobs.start(second)
+    assert jobs.take_message() == third
+
+
+async def test_a_running_job_that_is_given_back_counts_the_attempt_and_refuses_its_worker(
+    jobs: TimedJobs, look: Audit
+) -> None:
+    job_id = _lapsed(jobs)
+    out_of("running")(jobs, job_id)
+    report = await look(repair=True)
+    assert [fault.repaired for fault in report.findings] == ["given back"]
+    record = jobs.record(job_id)
+    assert (record.state, record.counted) == (State.PENDING, 1)
+    assert jobs.finish(job_id) == "lost"
+
+
+@pytest.mark.parametrize("name", ["waiting", "dispatched", "due", "running", "outbox", "history", "deadlines"])
+async def test_a_member_without_a_record_is_found_and_removed(jobs: TimedJobs, look: Audit, name: str) -> None:
+    pool = POOL if name in audit.POOL_SETS else None
+    into(name, pool)(jobs, GHOST)
+    report = await look()
+    assert [(fault.kind, fault.job) for fault in report.findings] == [(Kind.NO_RECORD, GHOST)]
+    assert (await look(repair=True)).unrepaired == []
+    assert (await look()).findings == ()
+
+
+async def test_a_pool_that_was_never_announced_is_looked_at_too(jobs: TimedJobs, look: Audit) -> None:
+    into("waiting", "unheard-of")(jobs, GHOST)
+    report = await look()
+    assert [(fault.kind, fault.pool) for fault in report.findings] == [(Kind.NO_RECORD, "unheard-of")]
+
+
+async def test_a_record_that_vanished_is_a_loss_that_no_repair_hides(jobs: TimedJobs, look: Audit) -> None:
+    job_id = jobs.submit()
+    jobs.redis.delete(jobs.key("job", job_id))
+    assert kinds(await look()) == {Kind.VANISHED, Kind.NO_RECORD}
+    after = await look(repair=True)
+    assert [fault.kind for fault in after.unrepaired] == [Kind.VANISHED]
+    assert kinds(await look()) == {Kind.VANISHED}
+
+
+async def test_a_record_that_was_kept_for_its_time_may_go(jobs: TimedJobs, look: Audit) -> None:
+    job_id = _settled(jobs)
+    jobs.redis.delete(jobs.key("job", job_id), jobs.key("log", job_id))
+    assert (await look()).findings == ()
+
+
+async def test_nobody_is_blamed_for_a_lease_that_lapsed_while_nobody_could_renew(jobs: TimedJobs, look: Audit) -> None:
+    _lapsed(jobs)
+    jobs.reap()  # the first after an outage reaps nothing, for one lease
+    assert (await look()).findings == ()
+
+
+async def test_what_is_put_right_between_the_looks_is_no_finding(
+    jobs: TimedJobs, look: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = jobs.running()
+    out_of("running")(jobs, job_id)
+    slept: list[float] = []
+
+    async def heal(seconds: float) -> None:
+        slept.append(seconds)
+        jobs.renew(job_id)
+
+    monkeypatch.setattr(asyncio, "sleep", heal)
+    report = await look(second_look_s=auditor.SECOND_LOOK_S)
+    assert slept == [2.0]
+    assert report.findings == ()
+
+
+# -- messages ------------------------------------------------------------------------------------------------------------
+
+
+def push(jobs: TimedJobs, job_id: str, number: int) -> str:
+    """One more message of the job, as the ledger would push it. Answers its tag."""
+    message = queues.build_message(
+        job_id=job_id, pool=POOL, event={"type": "dev.darkroom.job.requested"}, traceparent=None
+    )
+    jobs.redis.lpush(jobs.list_key, f"{message.head}{job_id}:{number}{message.tail}")
+    return f"{job_id}:{number}"
+
+
+def take(any_redis_url: str, jobs: TimedJobs, count: int) -> None:
+    """Messages that kombu took and nobody acknowledged: their worker was killed."""
+    with Connection(any_redis_url, transport_options=queues.transport_options(jobs.namespace, POOL)) as connection:
+        channel = connection.channel()
+        for _ in range(count):
+            assert channel.basic_get(queues.queue_name(POOL), no_ack=False) is not None
+        channel.qos._delivered.clear()  # or it would give them back when it closes
+        channel.close()
+
+
+async def test_messages_of_jobs_that_need_none_are_stale_and_no_finding(jobs: TimedJobs, look: Audit) -> None:
+    there = everything(jobs)
+    tags = {push(jobs, there[place], 9): place for place in ("completed", "running", "due", "waiting")}
+    twice = push(jobs, there["dispatched"], 1)
+    unknown = push(jobs, GHOST, 1)
+    report = await look()
+    reasons = {stale.message.tag: stale.reason for stale in report.stale}
+    assert set(reasons) == {*tags, twice, unknown}
+    assert reasons[unknown] == "there is no such job"
+    assert "completed" in reasons[f"{there['completed']}:9"]
+    assert len(report.stale) == 6
+    assert report.findings == ()
+
+
+async def test_messages_that_a_killed_worker_left_are_named(jobs: TimedJobs, look: Audit, any_redis_url: str) -> None:
+    ended, running = jobs.submit(), jobs.submit()
+    push(jobs, running, 1)
+    push(jobs, running, 2)
+    take(any_redis_url, jobs, 3)
+    jobs.start(ended)
+    jobs.finish(ended)
+    jobs.start(running)
+    report = await look()
+    assert {(stale.message.tag, stale.message.where) for stale in report.stale} == {
+        (f"{ended}:1", "unacked"),
+        (f"{running}:1", "unacked"),
+    }
+
+
+async def test_a_canary_is_no_stale_message(jobs: TimedJobs, look: Audit) -> None:
+    assert jobs.run(transitions.canary(f"{queues.CANARY}1", pool=POOL)) is None
+    assert (await look()).stale == ()
+
+
+# -- artifacts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore((tmp_path / "store").as_uri())
+
+
+def published(jobs: TimedJobs, *contents: bytes) -> tuple[str, list[Artifact]]:
+    """A completed job that published these."""
+    job_id = jobs.running()
+    artifacts = []
+    for index, content in enumerate(contents):
+        sha256 = hashlib.sha256(content).hexdigest()
+        key = artifact_key(tenant=TENANT, job_id=job_id, attempt=1, index=index, sha256=sha256, extension="png")
+        artifacts.append(Artifact(key, sha256, "image/png", size=len(content), width=8, height=8))
+    jobs.finish(job_id, data={"artifacts": [artifact.encode() for artifact in artifacts]})
+    return job_id, artifacts
+
+
+async def test_published_artifacts_are_read_and_are_right(jobs: TimedJobs, look: Audit, store: ArtifactStore) -> None:
+    contents = [b"one", b"two" * 500_000]
+    _, artifacts = published(jobs, *contents)
+    for artifact, content in zip(artifacts, contents, strict=True):
+        store.put(artifact.key, content)
+    report = await look(store=store)
+    assert (report.artifacts, report.findings) == (2, ())
+
+
+async def test_an_artifact_that_is_missing_or_has_changed_is_found(
+    jobs: TimedJobs, look: Audit, store: ArtifactStore
+) -> None:
+    job_id, artifacts = published(jobs, b"one", b"two", b"three")
+    store.put(artifacts[0].key, b"one")
+    store.put(artifacts[1].key, b"another")
+    report = await look(store=store, repair=True)
+    assert {(fault.kind, fault.job, fault.artifact) for fault in report.unrepaired} == {
+        (Kind.ARTIFACT_DIFFERS, job_id, artifacts[1].key),
+        (Kind.ARTIFACT_MISSING, job_id, artifacts[2].key),
+    }
+
+
+async def test_without_a_store_no_artifact_is_looked_at(jobs: TimedJobs, look: Audit) -> None:
+    published(jobs, b"one")
+    report = await look()
+    assert (report.artifacts, report.findings) == (None, ())
+
+
+def test_a_worker_that_claims_a_canary_signs_for_it_and_drops_it(jobs: TimedJobs) -> None:
+    canary = f"{queues.CANARY}1"
+    send = transitions.canary(canary, pool=POOL, now=jobs.now)
+    assert jobs.run(send) is None
+    assert jobs.take_message() == canary
+    assert json.dumps(jobs.run(transitions.claim(canary, token=TOKEN, worker=WORKER)).dropped) == '"canary"'
+    assert jobs.run(send) == WORKER
+    assert jobs.take_message() is None
+    assert jobs.run(transitions.canary(canary, pool=POOL, withdraw=True)) == WORKER
+    assert jobs.run(transitions.claim(canary, token=TOKEN, worker=WORKER)).dropped == "unknown"
+
+
+def test_a_canary_that_is_withdrawn_leaves_nothing(jobs: TimedJobs) -> None:
+    before = jobs.everything()
+    for withdraw in (False, True):
+        jobs.run(transitions.canary(f"{queues.CANARY}1", pool=POOL, withdraw=withdraw, now=jobs.now))
+    assert jobs.everything() == before
+
+
+def test_a_canary_goes_before_the_jobs_and_moves_none(jobs: TimedJobs) -> None:
+    jobs.worker(state=WorkerState.READY)
+    submitted = [jobs.submit() for _ in range(5)]
+    jobs.run(transitions.canary(f"{queues.CANARY}1", pool=POOL, now=jobs.now))
+    assert jobs.take_message() == f"{queues.CANARY}1"
+    for job_id in submitted:
+        assert jobs.take_message() == job_id
+        jobs.start(job_id, token=job_id)

@@ -1,0 +1,424 @@
+"""The doctor, on real servers: each check is provoked, and nothing is found where all is well."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from darkroom import doctor, queues, transitions
+from darkroom.doctor import Diagnosis, Limits, Server, Severity, diagnose
+from darkroom.examination import examine
+from darkroom.jobs import State
+from darkroom.ledger import AsyncLedger, connect_async
+from darkroom.transitions import Ended, WorkerState
+from darkroom_cli.local_redis import free_port
+
+from tests.core.timed_jobs import POOL, WORKER, TimedJobs
+from tests.courier.sink import Answer, Sink
+from tests.parts import Part, environment
+from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.waiting import eventually
+from tests.worker.running_worker import POOL as WORKER_POOL
+from tests.worker.running_worker import House
+
+QUICK = Limits(canary_s=0.2)
+"""For workers that are not there: nobody answers, however long the doctor waits."""
+
+LONG_AGO_MS = 600_000
+
+
+async def diagnosed(redis_url: str, namespace: str, limits: Limits = QUICK) -> Diagnosis:
+    async with connect_async(redis_url) as client:
+        return diagnose(await examine(client, namespace, limits), limits)
+
+
+def found(diagnosis: Diagnosis) -> dict[str, str]:
+    """What was seen, by check."""
+    assert all(finding.symptom.remedy for finding in diagnosis.findings)
+    return {finding.check: finding.symptom.seen for finding in diagnosis.findings}
+
+
+# -- Redis ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def own_server(kind: RedisKind, folder: Path, **options: str) -> Iterator[tuple[RedisServer, Any]]:
+    """A server of the test's own, with a client; `options` are of its configuration, with _ for -."""
+    binary = binary_of(kind)
+    if binary is None:
+        pytest.skip("no redis-server on the PATH, to run beside the embedded one")
+    server = RedisServer(binary, folder, {name.replace("_", "-"): value for name, value in options.items()})
+    server.port = free_port()  # in cluster mode ten thousand more must be a port too
+    server.start()
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            yield server, client
+    finally:
+        server.stop()
+
+
+def no_append_only_file(client: Any) -> None:
+    client.config_set("appendonly", "no")
+
+
+def evicting(client: Any) -> None:
+    client.config_set("maxmemory-policy", "allkeys-lru")
+
+
+def nearly_full(client: Any) -> None:
+    client.config_set("maxmemory", client.info("memory")["used_memory"] * 10 // 9)
+
+
+def slow(client: Any) -> None:
+    """Scripts that take well over the limit, as often as it takes to be sure."""
+    sha = client.script_load("local n = 0 for i = 1, tonumber(ARGV[1]) do n = n + i end return n")
+    turns = 100_000
+    while min(timed(client, sha, turns) for _ in range(3)) < 2 * doctor.SLOW_SCRIPT_MS / 1000:
+        turns *= 2
+    for _ in range(doctor.SLOW_MIN_CALLS):
+        client.evalsha(sha, 0, turns)
+
+
+def timed(client: Any, sha: str, turns: int) -> float:
+    began = time.monotonic()
+    client.evalsha(sha, 0, turns)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("kind", RedisKind)
+@pytest.mark.parametrize(
+    ("harm", "check", "words"),
+    [
+        pytest.param(no_append_only_file, "append-only-file", "append-only file is off", id="no append-only file"),
+        pytest.param(evicting, "eviction", "allkeys-lru", id="an evicting policy"),
+        pytest.param(nearly_full, "memory", "of its maxmemory", id="memory nearly used up"),
+        pytest.param(slow, "slow-scripts", "more than 5 ms", id="slow scripts"),
+    ],
+)
+async def test_what_is_wrong_with_redis_is_found(
+    kind: RedisKind, harm: Callable[[Any], None], check: str, words: str, namespace: str, tmp_path: Path
+) -> None:
+    with own_server(kind, tmp_path) as (server, client):
+        before = found(await diagnosed(server.url, namespace))
+        assert set(before) == {"pools"}
+        harm(client)
+        after = found(await diagnosed(server.url, namespace))
+    assert set(after) == {"pools", check}
+    assert words in after[check]
+
+
+@pytest.mark.parametrize("kind", RedisKind)
+async def test_cluster_mode_is_found_and_what_cannot_be_looked_at_is_said(
+    kind: RedisKind, namespace: str, tmp_path: Path
+) -> None:
+    with own_server(kind, tmp_path, cluster_enabled="yes") as (server, _):
+        diagnosis = await diagnosed(server.url, namespace)
+    assert set(found(diagnosis)) == {"cluster-mode"}
+    assert set(diagnosis.not_made) == set(doctor.HOUSE_CHECKS)
+
+
+@pytest.mark.parametrize("kind", RedisKind)
+async def test_a_server_without_config_is_looked_at_all_the_same(
+    kind: RedisKind, namespace: str, tmp_path: Path
+) -> None:
+    with own_server(kind, tmp_path, rename_command="CONFIG unlikely", appendonly="no") as (server, client):
+        with pytest.raises(redis.ResponseError):
+            client.config_get("appendonly")
+        diagnosis = await diagnosed(server.url, namespace)
+    assert set(found(diagnosis)) == {"append-only-file", "pools"}
+    assert diagnosis.not_made == []
+
+
+async def test_a_redis_that_is_away_is_found_and_nothing_else_is_claimed(namespace: str, tmp_path: Path) -> None:
+    with own_server(RedisKind.EMBEDDED, tmp_path) as (server, _):
+        server.stop()
+        diagnosis = await diagnosed(server.url, namespace)
+    assert set(found(diagnosis)) == {"redis-reachable"}
+    assert list(diagnosis.made) == ["redis-reachable"]
+
+
+async def test_a_wrong_password_is_said_and_not_shown(namespace: str, tmp_path: Path) -> None:
+    with own_server(RedisKind.EMBEDDED, tmp_path) as (server, client):
+        client.config_set("requirepass", "the-right-word")
+        diagnosis = await diagnosed(server.url.replace("redis://", "redis://:the-wrong-word@"), namespace)
+        client.config_set("requirepass", "")
+    assert "WRONGPASS" in found(diagnosis)["redis-reachable"] or "password" in found(diagnosis)["redis-reachable"]
+    assert "wrong-word" not in str(diagnosis)
+
+
+async def test_a_user_who_may_not_ask_for_info_is_told_so(namespace: str, tmp_path: Path) -> None:
+    with own_server(RedisKind.EMBEDDED, tmp_path) as (server, client):
+        client.acl_setuser(
+            "part", enabled=True, passwords=["+word"], keys=["*"], categories=["+@all"], commands=["-info"]
+        )
+        diagnosis = await diagnosed(server.url.replace("redis://", "redis://part:word@"), namespace)
+    assert set(found(diagnosis)) == {"redis-reachable", "pools"}
+    assert "info" in found(diagnosis)["redis-reachable"]
+    assert set(diagnosis.not_made) == set(doctor.SERVER_CHECKS)
+
+
+def test_an_older_redis_is_found() -> None:
+    server = Server((6, 0, 16), False, True, None, "noeviction", 1, 100, "its maxmemory", ())  # noqa: FBT003
+    assert [symptom.severity for symptom in doctor.redis_version(server)] == [Severity.PROBLEM]
+
+
+def test_an_append_only_file_that_cannot_be_written_is_found() -> None:
+    server = Server((7, 2, 0), False, True, "err", "noeviction", 1, 100, "its maxmemory", ())  # noqa: FBT003
+    assert [symptom.severity for symptom in doctor.append_only_file(server)] == [Severity.PROBLEM]
+
+
+# -- the ledger ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
+    """A pool of now, whose courier has just looked after it."""
+    jobs = TimedJobs(any_redis_url, namespace)
+    jobs.now = time.time_ns() // 1_000_000
+    jobs.run(transitions.announce(POOL, models=["sd"], now=jobs.now))
+    jobs.reap()
+    yield jobs
+    jobs.close()
+
+
+@pytest.fixture
+def ask(jobs: TimedJobs, any_redis_url: str) -> Callable[..., Any]:
+    """What is found there, by check; as a coroutine."""
+
+    async def asked(limits: Limits = QUICK) -> dict[str, str]:
+        return found(await diagnosed(any_redis_url, jobs.namespace, limits))
+
+    return asked
+
+
+Ask = Callable[..., Any]
+
+
+def long_ago(jobs: TimedJobs, act: Callable[[], Any]) -> Any:
+    """Something that happened long ago."""
+    jobs.now -= LONG_AGO_MS
+    try:
+        return act()
+    finally:
+        jobs.now += LONG_AGO_MS
+
+
+async def test_nothing_is_found_where_all_is_well(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.worker(WORKER, WorkerState.BUSY)
+    jobs.running()
+    jobs.submit()
+    assert await ask() == {}
+
+
+async def test_a_pool_without_workers_and_jobs_is_well(ask: Ask) -> None:
+    assert await ask() == {}
+
+
+async def test_jobs_that_wait_for_a_first_worker_are_found_after_its_time_to_start(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.submit()
+    assert await ask() == {}
+    long_ago(jobs, jobs.submit)
+    assert "no worker at work (there is none)" in (await ask(Limits(scaling_s=0)))["workers"]
+
+
+async def test_a_worker_that_is_out_as_faulty_is_found(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.worker(WORKER, WorkerState.FAULTY)
+    assert WORKER in (await ask())["faulty-workers"]
+
+
+async def test_a_worker_that_went_silent_is_found(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.now -= 20_000
+    jobs.worker(WORKER, WorkerState.BUSY)
+    jobs.now += 20_000
+    assert "20 s" in (await ask())["silent-workers"]
+
+
+async def test_a_worker_that_says_it_is_ready_and_takes_nothing_is_found(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.worker(WORKER, WorkerState.READY)
+    assert WORKER in (await ask())["deaf-workers"]
+    assert jobs.redis.llen(jobs.list_key) == 0
+    assert not list(jobs.redis.scan_iter(jobs.key("canary", "*")))
+
+
+@pytest.mark.parametrize("state", [WorkerState.BUSY, WorkerState.STARTING, WorkerState.DRAINING])
+async def test_a_worker_that_does_not_say_it_is_ready_is_not_judged(
+    jobs: TimedJobs, ask: Ask, state: WorkerState
+) -> None:
+    jobs.worker(WORKER, state)
+    assert await ask() == {}
+
+
+async def test_a_worker_that_runs_a_job_is_not_judged(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.worker(WORKER, WorkerState.READY)  # it says so once a second
+    jobs.running()
+    assert await ask() == {}
+
+
+async def test_a_job_that_waits_beside_an_idle_worker_is_stuck(jobs: TimedJobs, ask: Ask) -> None:
+    job_id = long_ago(jobs, jobs.submit)
+    jobs.worker(WORKER, WorkerState.READY)
+    seen = await ask()
+    assert set(seen) == {"deaf-workers", "stuck-jobs"}
+    assert job_id in seen["stuck-jobs"]
+    jobs.worker(WORKER, WorkerState.BUSY)
+    assert await ask() == {}
+
+
+async def test_a_running_job_without_a_sign_of_life_that_nobody_reaps_is_stuck(jobs: TimedJobs, ask: Ask) -> None:
+    job_id = long_ago(jobs, jobs.running)
+    assert await ask() == {}, "after an outage nobody is reaped for one lease"
+    jobs.redis.hdel(jobs.key("pool", POOL), "quiet_until")
+    assert job_id in (await ask())["stuck-jobs"]
+
+
+async def test_a_retry_that_is_overdue_is_stuck(jobs: TimedJobs, ask: Ask) -> None:
+    job_id = jobs.running()
+    long_ago(jobs, lambda: jobs.retry(job_id, delay_ms=0))
+    assert job_id in (await ask())["stuck-jobs"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"), [(10, "submissions are refused"), (12, "soon"), (13, None)], ids=["full", "nearly full", "room"]
+)
+async def test_a_backlog_is_found_when_it_is_full_or_nearly(
+    jobs: TimedJobs, ask: Ask, limit: int, words: str | None
+) -> None:
+    for _ in range(10):
+        jobs.submit()
+    assert words is None or words in (await ask(Limits(backlog=limit)))["backlog"]
+    assert words is not None or await ask(Limits(backlog=limit)) == {}
+
+
+async def test_a_courier_that_went_away_is_found(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.redis.hset(jobs.key("pool", POOL), "reaped", jobs.now - LONG_AGO_MS)
+    assert "10 min" in (await ask())["courier"]
+
+
+async def test_a_courier_that_was_never_there_is_found(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.redis.hdel(jobs.key("pool", POOL), "reaped")
+    assert await ask() == {}, "a pool that was just announced"
+    jobs.redis.hset(jobs.key("pool", POOL), "announced", jobs.now - LONG_AGO_MS)
+    assert "since it was announced" in (await ask())["courier"]
+
+
+def ended_long_ago(jobs: TimedJobs) -> str:
+    job_id: str = long_ago(jobs, jobs.running)
+    assert long_ago(jobs, lambda: jobs.finish(job_id)) is Ended.COMPLETED
+    assert jobs.state(job_id) is State.COMPLETED
+    return job_id
+
+
+async def test_an_end_that_nobody_takes_to_post_it_is_found(jobs: TimedJobs, ask: Ask) -> None:
+    job_id = ended_long_ago(jobs)
+    assert f"nobody posts: the end of one job is not applied, that of {job_id}" in (await ask())["sink"]
+
+
+async def test_a_sink_that_forgets_is_told_from_one_that_refuses(jobs: TimedJobs, ask: Ask) -> None:
+    job_id = ended_long_ago(jobs)
+    assert long_ago(jobs, lambda: jobs.take(call="1")) == [job_id]
+    assert "accepts and forgets" in (await ask())["sink"]
+    jobs.run(transitions.defer_relay(job_id, delay_ms=1))
+    assert "refuses" in (await ask())["sink"]
+    for call in ("2", "3"):
+        jobs.now += LONG_AGO_MS
+        assert jobs.take(call=call) == [job_id]
+    assert "accepts and forgets" in (await ask())["sink"]
+
+
+async def test_ends_that_the_history_does_not_take_are_found(jobs: TimedJobs, ask: Ask) -> None:
+    job_id = ended_long_ago(jobs)
+    seq = jobs.record(job_id).end_seq
+    assert seq is not None
+    jobs.run(transitions.applied(job_id, seq=seq, now=jobs.now))
+    assert set(seen := await ask()) == {"history"}
+    assert job_id in seen["history"]
+    jobs.run(transitions.archived(job_id, seq=seq, now=jobs.now))
+    assert await ask() == {}
+
+
+async def test_only_what_is_old_enough_counts(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.finish(jobs.running())
+    assert await ask() == {}
+
+
+# -- real parts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    with Sink().running() as running:
+        yield running
+
+
+@pytest.fixture
+def courier(redis_url: str, namespace: str, sink: Sink, tmp_path: Path) -> Iterator[Part]:
+    told = environment(redis_url, namespace, K_SINK=sink.url, DARKROOM_RELAY_LEASE_S="0.5", DARKROOM_TICK_S="0.1")
+    part = Part("darkroom_courier", environment=told, log=tmp_path / "courier.log")
+    yield part
+    part.stop()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(202, "accepts and forgets"), (503, "refuses")], ids=["forgets", "refuses"]
+)
+async def test_what_a_real_courier_meets_is_told(
+    redis_url: str, namespace: str, sink: Sink, courier: Part, status: int, words: str
+) -> None:
+    sink.behave = lambda _event: Answer(status)
+    jobs = TimedJobs(redis_url, namespace)
+    jobs.now = time.time_ns() // 1_000_000
+    jobs.finish(job_id := jobs.running())
+    courier.start()
+    await asyncio.to_thread(eventually, lambda: len(sink.of(job_id)) >= 2, what="two posts")
+    seen = found(await diagnosed(redis_url, namespace, Limits(untold_s=0.5)))
+    jobs.close()
+    assert words in seen["sink"]
+    assert "courier" not in seen
+
+
+@pytest.fixture
+async def house(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[House]:
+    async with connect_async(redis_url) as client:
+        ledger = AsyncLedger(client, namespace)
+        house = House(ledger, redis_url=redis_url, namespace=namespace, folder=tmp_path)
+        await ledger.run(transitions.announce(WORKER_POOL, models=["quick"]))
+        yield house
+        house.stop()
+
+
+@pytest.fixture
+def broker(house: House) -> Iterator[Celery]:
+    """A Celery app that only talks to the workers, as Flower's does."""
+    app = Celery("tests", broker=house.redis_url, set_as_current=False)
+    app.conf.broker_transport_options = queues.transport_options(house.namespace, WORKER_POOL)
+    yield app
+    app.close()
+
+
+async def test_of_two_workers_the_one_that_is_alive_but_deaf_is_found(house: House, broker: Celery) -> None:
+    hearing, deaf = house.worker(), house.worker()
+    names = [(await house.registered(worker, WorkerState.READY)).name for worker in (hearing, deaf)]
+    limits = Limits(courier_silent_s=3600)  # none runs here
+    assert found(await diagnosed(house.redis_url, house.namespace, limits)) == {}
+
+    said = await asyncio.to_thread(
+        broker.control.cancel_consumer,
+        queues.queue_name(WORKER_POOL),
+        destination=[f"{WORKER_POOL}@{names[1]}"],
+        reply=True,
+        timeout=30,
+        limit=1,
+    )
+    assert said
+    seen = found(await diagnosed(house.redis_url, house.namespace, limits))
+
+    assert set(seen) == {"deaf-workers"}
+    assert names[1] in seen["deaf-workers"]
+    assert (await house.ended(await house.submit())).state is State.COMPLETED, "the other one works on"

@@ -1,0 +1,543 @@
+"""An attempt from its claim to its end, and what becomes of a job whose attempt did not end it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from darkroom import transitions
+from darkroom.jobs import JobEvent, State
+from darkroom.transitions import Cancelled, Claim, Ended, Reason, Receipt, Standing
+from redis.exceptions import ResponseError
+
+from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, TimedJobs
+
+LEASE_MS = transitions.LEASE_MS
+GAP_MS = transitions.REAP_GAP_MS
+AGE_MS = transitions.SWEEP_AGE_MS
+
+
+def error_of(jobs: TimedJobs, job_id: str) -> dict[str, Any]:
+    """The error that the job ended with."""
+    end = jobs.record(job_id).end_data
+    assert end is not None
+    error: dict[str, Any] = end["error"]
+    return error
+
+
+# -- claim -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_gives_the_attempt_its_number_and_its_time(jobs: TimedJobs) -> None:
+    job_id = jobs.submit(run_timeout=12.5)
+    assert jobs.claim(job_id) == Claim(attempt=1, dropped=None, run_timeout=12.5, counted=0, tenant=TENANT)
+
+
+def test_a_claim_is_in_the_record_and_in_the_log(jobs: TimedJobs) -> None:
+    job_id = jobs.submit()
+    jobs.now += 70
+    jobs.claim(job_id, worker="two")
+    record = jobs.record(job_id)
+    assert (record.state, record.attempt, record.worker, record.started) == (State.RUNNING, 1, "two", START_MS + 70)
+    entry = jobs.log(job_id)[-1]
+    assert (entry.event, entry.state, entry.data) == (
+        JobEvent.STARTED, State.RUNNING, {"attempt": 1, "worker": "two"}
+    )
+
+
+def test_a_later_attempt_keeps_the_first_start_and_forgets_the_progress(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.progress(job_id, op=1, step=3, steps=4)
+    jobs.now += 5_000
+    jobs.retry(job_id, delay_ms=0)
+    assert jobs.claim(job_id, token="second").attempt == 2
+    record = jobs.record(job_id)
+    assert (record.started, record.progress, record.step) == (START_MS, 0, None)
+
+
+def test_a_claim_of_a_job_that_never_was_is_dropped(jobs: TimedJobs) -> None:
+    assert jobs.claim("nobody").dropped == "unknown"
+
+
+def test_a_retry_is_not_claimed_before_its_time(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.retry(job_id, delay_ms=10_000)
+    jobs.now += 9_999
+    assert jobs.claim(job_id, token="second").dropped == "early"
+    jobs.now += 1
+    assert jobs.claim(job_id, token="second").attempt == 2
+
+
+def test_a_claim_at_the_start_deadline_ends_the_job(jobs: TimedJobs) -> None:
+    job_id = jobs.submit(start_deadline=START_MS + 5_000)
+    jobs.now += 5_000
+    assert jobs.claim(job_id).dropped == "expired"
+    assert jobs.state(job_id) is State.EXPIRED
+    assert error_of(jobs, job_id)["kind"] == "deadline"
+
+
+# -- progress and lease ------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_in_the_record_and_told_when_asked(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    assert jobs.progress(job_id, op=1, step=1, steps=3, tell=False) is Standing.OK
+    assert jobs.progress(job_id, op=2, step=2, steps=3, tell=True) is Standing.OK
+    record = jobs.record(job_id)
+    assert (record.progress, record.step, record.steps) == (66, 2, 3)
+    told = [entry.data for entry in jobs.log(job_id) if entry.event is JobEvent.PROGRESSED]
+    assert told == [{"progress": 66, "step": 2, "steps": 3}]
+
+
+def test_progress_that_comes_late_takes_nothing_back(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.progress(job_id, op=2, step=2, steps=4)
+    before = jobs.everything()
+    assert jobs.progress(job_id, op=1, step=1, steps=4) is Standing.OK
+    assert jobs.everything() == before
+
+
+def test_progress_after_a_cancel_is_not_told(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.cancel(job_id)
+    told = len(jobs.log(job_id))
+    assert jobs.progress(job_id, op=1, step=1, steps=4) is Standing.CANCEL
+    assert len(jobs.log(job_id)) == told
+
+
+def test_what_waits_again_shows_no_progress(jobs: TimedJobs) -> None:
+    for job_id, give_back in (
+        (jobs.running(), lambda job_id: jobs.retry(job_id)),
+        (jobs.running(), lambda job_id: jobs.release(job_id, Reason.DRAIN)),
+    ):
+        jobs.progress(job_id, op=1, step=3, steps=4)
+        give_back(job_id)
+        record = jobs.record(job_id)
+        assert (record.state, record.progress, record.step, record.steps) == (State.PENDING, 0, None, None)
+
+
+# -- finish ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", [State.COMPLETED, State.FAILED])
+def test_the_end_is_what_the_worker_said(jobs: TimedJobs, outcome: State) -> None:
+    job_id = jobs.running()
+    data: dict[str, Any] = {"artifacts": [], "record": {"seed": 2**60}, "error": HICCUP}
+    jobs.now += 3_000
+    assert jobs.finish(job_id, outcome=outcome, data=data) == outcome.value
+    record = jobs.record(job_id)
+    assert (record.state, record.ended, record.end_data) == (outcome, START_MS + 3_000, data)
+    assert record.end == jobs.log(job_id)[-1]
+
+
+def test_a_completed_job_is_all_done(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.progress(job_id, op=1, step=1, steps=4)
+    jobs.finish(job_id)
+    assert jobs.record(job_id).progress == 100
+
+
+def test_the_end_is_in_the_outbox_and_nowhere_else(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.finish(job_id)
+    assert jobs.outbox() == {job_id}
+    assert not any(jobs.members(kind) for kind in ("waiting", "dispatched", "due", "running"))
+    assert jobs.redis.hgetall(jobs.key("busy")) == {}
+
+
+def test_a_finished_jobs_message_is_kept_no_longer(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.finish(job_id)
+    assert jobs.redis.hmget(jobs.key("job", job_id), "message_head", "message_tail") == [None, None]
+
+
+@pytest.mark.parametrize("outcome", [State.COMPLETED, State.FAILED, State.CANCELLED])
+def test_once_a_cancel_is_recorded_the_end_is_cancelled(jobs: TimedJobs, outcome: State) -> None:
+    job_id = jobs.running()
+    jobs.cancel(job_id)
+    assert jobs.finish(job_id, outcome=outcome, data={"artifacts": ["never published"]}) is Ended.CANCELLED
+    assert error_of(jobs, job_id) == {"kind": "cancelled", "message": "cancelled on request"}
+
+
+def test_a_worker_cannot_cancel_what_nobody_asked_to_be(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    before = jobs.everything()
+    with pytest.raises(ResponseError, match="nobody asked"):
+        jobs.finish(job_id, outcome=State.CANCELLED)
+    assert jobs.everything() == before
+
+
+def test_a_stale_token_ends_nothing_and_is_counted(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    before = jobs.everything()
+    assert jobs.finish(job_id, token="stale") is Ended.LOST
+    assert jobs.retry(job_id, token="stale") is Ended.LOST
+    assert jobs.everything() == before
+    assert (jobs.counter("stale_finish"), jobs.counter("stale_retry")) == (1, 1)
+
+
+def test_a_repeated_end_is_not_counted_as_stale(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.finish(job_id)
+    jobs.finish(job_id)
+    assert jobs.counter("stale_finish") == 0
+
+
+# -- retry -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_retry_waits_for_its_time(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    assert jobs.retry(job_id, delay_ms=10_000) is Ended.PENDING
+    assert (jobs.members("due"), jobs.record(job_id).not_before) == ({job_id}, START_MS + 10_000)
+    jobs.now += 9_999
+    assert jobs.promote() == []
+    jobs.now += 1
+    assert jobs.promote() == [job_id]
+    assert (jobs.listed(), jobs.record(job_id).not_before) == ([job_id], None)
+
+
+def test_a_retry_says_why_and_when(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.retry(job_id, delay_ms=10_000)
+    entry = jobs.log(job_id)[-1]
+    assert (entry.event, entry.state) == (JobEvent.RETRIED, State.PENDING)
+    assert entry.data == {"error": HICCUP, "attempt": 1, "worker": "one", "not_before": START_MS + 10_000}
+
+
+def test_a_job_that_waits_after_a_counted_attempt_is_retrying(jobs: TimedJobs) -> None:
+    job_id = jobs.submit()
+    assert not jobs.record(job_id).retrying
+    jobs.start(job_id)
+    jobs.retry(job_id)
+    assert jobs.record(job_id).retrying
+
+
+def test_the_last_counted_attempt_fails_with_its_own_error(jobs: TimedJobs) -> None:
+    job_id = jobs.submit(max_attempts=2)
+    jobs.claim(job_id, token="1")
+    assert jobs.retry(job_id, token="1", delay_ms=0) is Ended.PENDING
+    jobs.claim(job_id, token="2")
+    assert jobs.retry(job_id, token="2", delay_ms=0) is Ended.FAILED
+    assert error_of(jobs, job_id) == HICCUP
+    assert jobs.record(job_id).counted == 2
+
+
+# -- release -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_counts_no_attempt_however_often(jobs: TimedJobs) -> None:
+    job_id = jobs.submit(max_attempts=1)
+    for number in range(20):
+        assert jobs.claim(job_id, token=str(number)).attempt == number + 1
+        assert jobs.release(job_id, Reason.DRAIN, token=str(number)) is Ended.PENDING
+    assert (jobs.record(job_id).attempt, jobs.record(job_id).counted) == (20, 0)
+
+
+def test_a_job_that_ten_workers_gave_back_for_a_fault_fails(jobs: TimedJobs) -> None:
+    job_id = jobs.submit(max_attempts=1)
+    for number in range(9):
+        jobs.claim(job_id, token=str(number))
+        assert jobs.release(job_id, Reason.WORKER_FAULT, token=str(number)) is Ended.PENDING
+    jobs.claim(job_id, token="tenth")
+    assert jobs.release(job_id, Reason.WORKER_FAULT, token="tenth") is Ended.FAILED
+    assert error_of(jobs, job_id)["kind"] == "worker_fault"
+    assert jobs.record(job_id).counted == 0
+
+
+def test_a_lost_worker_counts_and_the_last_attempt_fails(jobs: TimedJobs) -> None:
+    job_id = jobs.submit(max_attempts=2)
+    jobs.claim(job_id, token="1")
+    assert jobs.release(job_id, Reason.WORKER_LOST, token="1") is Ended.PENDING
+    jobs.claim(job_id, token="2")
+    assert jobs.release(job_id, Reason.WORKER_LOST, token="2", detail="killed") is Ended.FAILED
+    assert error_of(jobs, job_id) == {"kind": "worker_lost", "message": "killed, attempt 2 of 2"}
+
+
+def test_a_release_says_why(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.release(job_id, Reason.DRAIN)
+    entry = jobs.log(job_id)[-1]
+    assert (entry.event, entry.state) == (JobEvent.RELEASED, State.PENDING)
+    assert entry.data == {"reason": "drain", "counted": False, "attempt": 1, "worker": "one"}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_release_of_a_job_that_was_cancelled_ends_it(jobs: TimedJobs, reason: Reason) -> None:
+    job_id = jobs.running()
+    jobs.cancel(job_id)
+    assert jobs.release(job_id, reason) is Ended.CANCELLED
+
+
+def test_for_a_worker_that_is_gone_its_name_is_enough(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    assert jobs.release(job_id, Reason.WORKER_LOST, token=None, worker="one") is Ended.PENDING
+
+
+def test_a_workers_name_releases_no_job_of_another(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    before = jobs.everything()
+    assert jobs.release(job_id, Reason.WORKER_LOST, token=None, worker="two") is Ended.LOST
+    assert jobs.everything() == before
+
+
+def test_an_attempt_that_was_released_cannot_be_claimed_again(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.release(job_id, Reason.DRAIN)
+    assert jobs.claim(job_id).dropped == "ended"
+
+
+def test_a_worker_whose_job_was_released_for_it_learns_that_it_lost(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.release(job_id, Reason.WORKER_LOST, token=None, worker="one")
+    assert jobs.finish(job_id) is Ended.LOST
+    assert jobs.counter("stale_finish") == 1
+
+
+# -- reap --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_without_a_sign_of_life_is_given_back(jobs: TimedJobs) -> None:
+    jobs.reap_until(START_MS + LEASE_MS)
+    job_id = jobs.running()
+    assert jobs.reap_until(jobs.now + LEASE_MS) == [], "to its last moment it is believed"
+    jobs.now += 1
+    assert jobs.reap() == [job_id]
+    assert (jobs.state(job_id), jobs.record(job_id).counted, jobs.listed()) == (State.PENDING, 1, [job_id])
+    assert jobs.counter("reaped") == 1
+
+
+def test_an_attempt_that_is_renewed_is_never_reaped(jobs: TimedJobs) -> None:
+    jobs.reap_until(START_MS + LEASE_MS)
+    job_id = jobs.running()
+    for _ in range(8):
+        assert jobs.reap_until(jobs.now + LEASE_MS // 3) == []
+        assert jobs.renew(job_id) is Standing.OK
+
+
+def test_the_first_reap_ever_takes_nothing_for_a_lease(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.now += 10 * LEASE_MS
+    first = jobs.now
+    assert jobs.reap_until(first + LEASE_MS - 1) == []
+    assert jobs.reap_until(first + LEASE_MS) == [job_id]
+
+
+def test_after_a_gap_nothing_is_reaped_for_a_lease(jobs: TimedJobs) -> None:
+    jobs.reap_until(START_MS + LEASE_MS)
+    job_id = jobs.running()
+    jobs.now += LEASE_MS
+    back = jobs.now
+    assert jobs.reap_until(back + LEASE_MS - 1) == [], "its worker could not renew either"
+    assert jobs.reap_until(back + LEASE_MS) == [job_id]
+
+
+def test_a_short_gap_is_no_outage(jobs: TimedJobs) -> None:
+    jobs.reap_until(START_MS + LEASE_MS)
+    job_id = jobs.running()
+    jobs.reap_until(jobs.now + LEASE_MS)
+    jobs.now += GAP_MS
+    assert jobs.reap() == [job_id]
+
+
+def test_the_last_counted_attempt_that_is_reaped_fails(jobs: TimedJobs) -> None:
+    jobs.reap_until(START_MS + LEASE_MS)
+    job_id = jobs.running(max_attempts=1)
+    assert jobs.reap_until(jobs.now + LEASE_MS + 1) == [job_id]
+    assert error_of(jobs, job_id) == {
+        "kind": "worker_lost", "message": "no sign of life from worker one, attempt 1 of 1"
+    }
+
+
+def test_a_reaped_job_that_was_cancelled_ends_cancelled(jobs: TimedJobs) -> None:
+    jobs.reap_until(START_MS + LEASE_MS)
+    job_id = jobs.running()
+    jobs.cancel(job_id)
+    assert jobs.reap_until(jobs.now + LEASE_MS + 1) == [job_id]
+    assert jobs.state(job_id) is State.CANCELLED
+
+
+def test_a_worker_that_comes_back_after_the_reap_learns_that_it_lost(jobs: TimedJobs) -> None:
+    jobs.reap_until(START_MS + LEASE_MS)
+    job_id = jobs.running()
+    jobs.reap_until(jobs.now + LEASE_MS + 1)
+    before = jobs.everything()
+    assert jobs.renew(job_id) is Standing.LOST
+    assert jobs.progress(job_id, op=1, step=1, steps=4) is Standing.LOST
+    assert jobs.finish(job_id) is Ended.LOST
+    assert jobs.release(job_id, Reason.DRAIN) is Ended.LOST
+    assert jobs.claim(job_id).dropped == "ended"
+    assert jobs.everything() == before
+    assert jobs.counter("stale_finish") == 1
+
+
+def test_one_reap_takes_no_more_than_its_limit(jobs: TimedJobs) -> None:
+    jobs.reap_until(START_MS + LEASE_MS)
+    running = {jobs.start(jobs.submit(), worker=f"worker {number}") for number in range(5)}
+    jobs.reap_until(jobs.now + LEASE_MS)
+    jobs.now += 1
+    reaped = jobs.run(transitions.reap(POOL, limit=3, now=jobs.now))
+    assert len(reaped) == 3
+    assert set(reaped) | set(jobs.reap()) == running
+
+
+# -- taken and never claimed -------------------------------------------------------------------------------------------
+
+
+def test_a_message_that_was_taken_and_never_claimed_is_pushed_again(jobs: TimedJobs) -> None:
+    job_id = jobs.submit()
+    jobs.take_message()
+    jobs.now += AGE_MS - 1
+    assert (jobs.sweep(), jobs.listed()) == ([], [])
+    jobs.now += 1
+    assert (jobs.sweep(), jobs.listed()) == ([job_id], [job_id])
+    assert jobs.claim(job_id).attempt == 1
+
+
+def test_a_message_that_waits_in_the_list_is_left_alone(jobs: TimedJobs) -> None:
+    job_id = jobs.submit()
+    jobs.now += 100 * AGE_MS
+    assert (jobs.sweep(), jobs.listed()) == ([], [job_id])
+
+
+def test_a_message_that_kombu_gave_back_is_known_again(jobs: TimedJobs) -> None:
+    """kombu writes what it restores with its own spacing, and marks it as redelivered."""
+    job_id = jobs.submit()
+    message = jobs.redis.rpop(jobs.list_key).replace(b'":', b'": ').replace(b',"', b', "')
+    jobs.redis.rpush(jobs.list_key, message)
+    jobs.now += AGE_MS
+    assert jobs.sweep() == []
+    jobs.worker()
+    released = jobs.submit()
+    assert jobs.listed() == [job_id, released]
+
+
+def test_the_fifth_message_that_nobody_claims_fails_the_job(jobs: TimedJobs) -> None:
+    job_id = jobs.submit()
+    for _ in range(4):
+        assert jobs.take_message() == job_id
+        jobs.now += AGE_MS
+        assert jobs.sweep() == [job_id]
+    assert jobs.take_message() == job_id
+    jobs.now += AGE_MS
+    assert jobs.sweep() == []
+    assert jobs.state(job_id) is State.FAILED
+    assert error_of(jobs, job_id)["kind"] == "undeliverable"
+
+
+def test_a_claim_begins_the_count_of_lost_messages_anew(jobs: TimedJobs) -> None:
+    job_id = jobs.submit()
+    for round_ in range(3):
+        for _ in range(4):
+            jobs.take_message()
+            jobs.now += AGE_MS
+            assert jobs.sweep() == [job_id]
+        jobs.claim(job_id, token=str(round_))
+        jobs.release(job_id, Reason.DRAIN, token=str(round_))
+    assert jobs.state(job_id) is State.PENDING
+
+
+def test_a_sweep_fills_the_list_for_workers_that_came(jobs: TimedJobs) -> None:
+    submitted = [jobs.submit() for _ in range(3)]
+    jobs.redis.lpop(jobs.list_key)  # somebody flushed the list
+    jobs.now += AGE_MS
+    assert jobs.sweep() == submitted[:1]
+    assert jobs.listed() == submitted[:1]
+
+
+# -- cancel ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("situation", ["waiting", "dispatched", "due"])
+def test_a_cancelled_job_that_waits_never_runs(jobs: TimedJobs, situation: str) -> None:
+    if situation == "waiting":
+        jobs.submit()
+    job_id = jobs.submit()
+    if situation == "due":
+        jobs.start(job_id)
+        jobs.retry(job_id)
+    assert jobs.members(situation) >= {job_id}
+    assert jobs.cancel(job_id) == Cancelled(Receipt.DEQUEUED, State.CANCELLED)
+    assert jobs.claim(job_id, token="later").dropped == "terminal"
+    assert jobs.outbox() == {job_id}
+    assert jobs.log(job_id)[-1].event is JobEvent.CANCELLED
+
+
+def test_a_running_job_is_marked_and_the_worker_is_told(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    assert jobs.cancel(job_id) == Cancelled(Receipt.INTERRUPTING, State.RUNNING)
+    assert jobs.renew(job_id) is Standing.CANCEL
+    assert jobs.record(job_id).cancel_requested == START_MS
+    assert jobs.log(job_id)[-1].event is JobEvent.CANCELLING
+
+
+def test_a_cancel_of_what_ended_comes_too_late(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.finish(job_id)
+    before = jobs.everything()
+    assert jobs.cancel(job_id) == Cancelled(Receipt.TOO_LATE, State.COMPLETED)
+    assert jobs.everything() == before
+
+
+def test_a_repeated_cancel_gets_the_first_receipt(jobs: TimedJobs) -> None:
+    waiting, running = jobs.submit(), jobs.running()
+    for job_id, receipt in ((waiting, Receipt.DEQUEUED), (running, Receipt.INTERRUPTING)):
+        assert jobs.cancel(job_id).receipt is receipt
+    jobs.finish(running)
+    for job_id, receipt in ((waiting, Receipt.DEQUEUED), (running, Receipt.INTERRUPTING)):
+        assert jobs.cancel(job_id) == Cancelled(receipt, State.CANCELLED)
+
+
+def test_a_stranger_cannot_cancel(jobs: TimedJobs) -> None:
+    job_id = jobs.submit()
+    assert jobs.cancel(job_id, tenant="stranger") == Cancelled(None, None)
+    assert jobs.state(job_id) is State.PENDING
+
+
+def test_a_part_of_darkroom_cancels_for_any_tenant(jobs: TimedJobs) -> None:
+    job_id = jobs.submit(tenant="somebody")
+    assert jobs.cancel(job_id, tenant=None).receipt is Receipt.DEQUEUED
+
+
+def test_a_job_that_never_was_cannot_be_cancelled(jobs: TimedJobs) -> None:
+    assert jobs.cancel("nobody") == Cancelled(None, None)
+
+
+# -- expire ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_did_not_start_in_time_expires(jobs: TimedJobs) -> None:
+    job_id = jobs.submit(start_deadline=START_MS + 5_000)
+    in_time = jobs.submit(start_deadline=START_MS + 5_001)
+    jobs.submit()
+    jobs.now += 4_999
+    assert jobs.expire() == []
+    jobs.now += 1
+    assert jobs.expire() == [job_id]
+    assert (jobs.state(job_id), jobs.state(in_time)) == (State.EXPIRED, State.PENDING)
+    assert error_of(jobs, job_id) == {"kind": "deadline", "message": "not started before its start deadline"}
+
+
+def test_an_expired_job_leaves_no_message(jobs: TimedJobs) -> None:
+    jobs.submit(start_deadline=START_MS)
+    jobs.expire()
+    assert jobs.listed() == []
+
+
+@pytest.mark.parametrize("give_back", ["release", "retry"])
+def test_a_start_deadline_binds_the_first_attempt_only(jobs: TimedJobs, give_back: str) -> None:
+    job_id = jobs.running(start_deadline=START_MS + 5_000)
+    if give_back == "release":
+        jobs.release(job_id, Reason.DRAIN)
+    else:
+        jobs.retry(job_id, delay_ms=0)
+    jobs.now += 10_000
+    assert jobs.expire() == []
+    assert jobs.claim(job_id, token="second").attempt == 2
+
+
+def test_one_call_expires_no_more_than_its_limit(jobs: TimedJobs) -> None:
+    late = {jobs.submit(start_deadline=START_MS) for _ in range(3)}
+    first = jobs.run(transitions.expire(limit=2, now=jobs.now))
+    assert len(first) == 2
+    assert set(first) | set(jobs.expire()) == late

@@ -1,0 +1,303 @@
+"""Every script in every situation that a job can be in: what it does to the job, and that a repeated call does no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from darkroom import transitions
+from darkroom.jobs import TERMINAL, TRANSITIONS, State
+from darkroom.ledger import _decode_view, scripts
+from darkroom.transitions import Applied, Call, Cancelled, Claim, Ended, Reason, Receipt, Standing, WorkerState
+
+from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, TOKEN, WORKER, TimedJobs
+
+DEADLINE_MS = 600_000
+"""How long every job here may wait for its first start."""
+
+LATER_MS = 3_600_000
+"""When the courier comes: all leases lapsed, all retries due, all start deadlines past."""
+
+TAKE = "take-1"
+
+
+def _waiting(jobs: TimedJobs) -> str:
+    jobs.submit()  # fills the list, which holds one message while there is no worker
+    return _submitted(jobs)
+
+
+def _submitted(jobs: TimedJobs) -> str:
+    return jobs.submit(start_deadline=START_MS + DEADLINE_MS)
+
+
+def _missed(jobs: TimedJobs) -> str:
+    """Its messages were taken and never claimed, the last one too."""
+    job_id = _submitted(jobs)
+    for _ in range(4):
+        assert jobs.take_message() == job_id
+        jobs.now += transitions.SWEEP_AGE_MS
+        assert jobs.sweep() == [job_id]
+    assert jobs.take_message() == job_id
+    jobs.now = START_MS
+    return job_id
+
+
+def _due(jobs: TimedJobs) -> str:
+    job_id = _running(jobs)
+    assert jobs.retry(job_id) is Ended.PENDING
+    return job_id
+
+
+def _running(jobs: TimedJobs) -> str:
+    return jobs.start(_submitted(jobs))
+
+
+def _cancelling(jobs: TimedJobs) -> str:
+    job_id = _running(jobs)
+    assert jobs.cancel(job_id).receipt is Receipt.INTERRUPTING
+    return job_id
+
+
+def _finished(outcome: State) -> Callable[[TimedJobs], str]:
+    def finished(jobs: TimedJobs) -> str:
+        job_id = _running(jobs)
+        assert jobs.finish(job_id, outcome=outcome) == outcome.value
+        return job_id
+
+    return finished
+
+
+def _cancelled(jobs: TimedJobs) -> str:
+    job_id = _submitted(jobs)
+    assert jobs.cancel(job_id).receipt is Receipt.DEQUEUED
+    return job_id
+
+
+def _expired(jobs: TimedJobs) -> str:
+    job_id = jobs.submit(start_deadline=START_MS)
+    assert jobs.expire() == [job_id]
+    return job_id
+
+
+SITUATIONS: Mapping[str, Callable[[TimedJobs], str]] = {
+    "waiting": _waiting,
+    "dispatched": _submitted,
+    "missed": _missed,
+    "due": _due,
+    "running": _running,
+    "cancelling": _cancelling,
+    "completed": _finished(State.COMPLETED),
+    "failed": _finished(State.FAILED),
+    "cancelled": _cancelled,
+    "expired": _expired,
+}
+"""How a job comes there; each was last held, if at all, under TOKEN by WORKER."""
+
+PENDING = ("waiting", "dispatched", "missed", "due")
+ENDED = ("completed", "failed", "cancelled", "expired")
+
+Maker = Callable[[TimedJobs, str], Call[Any]]
+
+CALLS: Mapping[str, Maker] = {
+    "accept": lambda jobs, job_id: transitions.accept(jobs.submission(job_id=job_id), backlog_limit=1, now=jobs.now),
+    "claim": lambda jobs, job_id: transitions.claim(job_id, token=TOKEN, worker=WORKER, now=jobs.now),
+    "claim by another": lambda jobs, job_id: transitions.claim(job_id, token="other", worker="two", now=jobs.now),
+    "claim too late": lambda jobs, job_id: transitions.claim(
+        job_id, token="other", worker="two", now=START_MS + LATER_MS
+    ),
+    "renew": lambda jobs, job_id: transitions.renew(job_id, token=TOKEN, now=jobs.now),
+    "progress": lambda jobs, job_id: transitions.progress(
+        job_id, token=TOKEN, op=1, step=1, steps=4, tell=True, now=jobs.now
+    ),
+    "finish": lambda jobs, job_id: transitions.finish(
+        job_id, token=TOKEN, outcome=State.COMPLETED, data={"artifacts": []}, now=jobs.now
+    ),
+    "finish as failed": lambda jobs, job_id: transitions.finish(
+        job_id, token=TOKEN, outcome=State.FAILED, data={"error": HICCUP}, now=jobs.now
+    ),
+    "finish by another": lambda jobs, job_id: transitions.finish(
+        job_id, token="other", outcome=State.COMPLETED, data={"artifacts": []}, now=jobs.now
+    ),
+    "retry": lambda jobs, job_id: transitions.retry(job_id, token=TOKEN, error=HICCUP, delay_ms=10_000, now=jobs.now),
+    "release": lambda jobs, job_id: transitions.release(
+        job_id, token=TOKEN, reason=Reason.DRAIN, detail="the pod goes", now=jobs.now
+    ),
+    "release for a worker": lambda jobs, job_id: transitions.release(
+        job_id, worker=WORKER, reason=Reason.WORKER_LOST, detail="the pod is gone", now=jobs.now
+    ),
+    "reap": lambda jobs, job_id: transitions.reap(POOL, gap_ms=LATER_MS, now=START_MS + LATER_MS),
+    "sweep": lambda jobs, job_id: transitions.sweep(POOL, now=START_MS + LATER_MS),
+    "promote": lambda jobs, job_id: transitions.promote(POOL, now=START_MS + LATER_MS),
+    "expire": lambda jobs, job_id: transitions.expire(now=START_MS + LATER_MS),
+    "cancel": lambda jobs, job_id: transitions.cancel(job_id, tenant=TENANT, now=jobs.now),
+    "cancel by a stranger": lambda jobs, job_id: transitions.cancel(job_id, tenant="stranger", now=jobs.now),
+    "applied": lambda jobs, job_id: transitions.applied(
+        job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
+    ),
+    "take": lambda jobs, job_id: transitions.take_relays(taker="courier", call=TAKE, limit=10, now=jobs.now),
+    "defer": lambda jobs, job_id: transitions.defer_relay(job_id, delay_ms=1_000, now=jobs.now),
+    "announce": lambda jobs, job_id: transitions.announce(POOL, models=["sd"], now=jobs.now),
+    "worker": lambda jobs, job_id: transitions.worker(
+        WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"], now=jobs.now
+    ),
+    "worker gone": lambda jobs, job_id: transitions.worker(
+        WORKER, pool=POOL, state=WorkerState.GONE, pod="", models=["sd"], now=jobs.now
+    ),
+    "view": lambda jobs, job_id: Call("view", ("job", job_id), _decode_view),
+}
+"""Each script, some in several ways. The job is the one of the situation."""
+
+TELLS_WHAT_IT_CHANGED = {
+    "claim too late", "release for a worker", "reap", "sweep", "promote", "expire", "applied", "defer"
+}
+"""Calls whose answer is what they changed: a repeated one has nothing more to tell, which is no loss to whoever asks."""
+
+MOVES: Mapping[str, Mapping[str, str]] = {
+    "claim": {"waiting": "running", "dispatched": "running", "missed": "running"},
+    "claim by another": {"waiting": "running", "dispatched": "running", "missed": "running"},
+    "claim too late": {
+        "waiting": "expired",
+        "dispatched": "expired",
+        "missed": "expired",
+        "due": "running",  # the start deadline binds the first attempt only
+    },
+    "finish": {"running": "completed", "cancelling": "cancelled"},
+    "finish as failed": {"running": "failed", "cancelling": "cancelled"},
+    "retry": {"running": "pending", "cancelling": "cancelled"},
+    "release": {"running": "pending", "cancelling": "cancelled"},
+    "release for a worker": {"running": "pending", "cancelling": "cancelled"},
+    "reap": {"running": "pending", "cancelling": "cancelled"},
+    "sweep": {"missed": "failed"},
+    "expire": {"waiting": "expired", "dispatched": "expired", "missed": "expired"},
+    "cancel": dict.fromkeys(PENDING, "cancelled"),
+}
+"""The state after a call, by call and situation. Whatever is not here leaves the job's state as it is."""
+
+
+def _dropped(reason: str) -> Claim:
+    return Claim(None, reason, 0.0, 0, "")
+
+
+def _run(attempt: int, counted: int = 0) -> Claim:
+    return Claim(attempt, None, 600.0, counted, TENANT)
+
+
+LOST_BUT_WHILE_IT_RUNS: Mapping[str, Any] = dict.fromkeys((*PENDING, *ENDED), "lost")
+
+ANSWERS: Mapping[str, Mapping[str, Any]] = {
+    "claim": {
+        **dict.fromkeys(ENDED, _dropped("terminal")),
+        **dict.fromkeys(("waiting", "dispatched", "missed", "running", "cancelling"), _run(1)),
+        "due": _dropped("ended"),
+    },
+    "claim by another": {
+        **dict.fromkeys(ENDED, _dropped("terminal")),
+        **dict.fromkeys(("waiting", "dispatched", "missed"), _run(1)),
+        **dict.fromkeys(("running", "cancelling"), _dropped("leased")),
+        "due": _dropped("early"),
+    },
+    "claim too late": {
+        **dict.fromkeys(ENDED, _dropped("terminal")),
+        **dict.fromkeys(("waiting", "dispatched", "missed"), _dropped("expired")),
+        **dict.fromkeys(("running", "cancelling"), _dropped("leased")),
+        "due": _run(2, counted=1),
+    },
+    "renew": {**LOST_BUT_WHILE_IT_RUNS, "running": Standing.OK, "cancelling": Standing.CANCEL},
+    "progress": {**LOST_BUT_WHILE_IT_RUNS, "running": Standing.OK, "cancelling": Standing.CANCEL},
+    "finish": {
+        **LOST_BUT_WHILE_IT_RUNS,
+        "running": Ended.COMPLETED,
+        "cancelling": Ended.CANCELLED,
+        # As the holder of the token was told before:
+        "due": Ended.PENDING,
+        "completed": Ended.COMPLETED,
+        "failed": Ended.FAILED,
+    },
+    "finish by another": dict.fromkeys(SITUATIONS, Ended.LOST),
+    "retry": {
+        **LOST_BUT_WHILE_IT_RUNS,
+        "running": Ended.PENDING,
+        "cancelling": Ended.CANCELLED,
+        "due": Ended.PENDING,
+        "completed": Ended.COMPLETED,
+        "failed": Ended.FAILED,
+    },
+    "release": {
+        **LOST_BUT_WHILE_IT_RUNS,
+        "running": Ended.PENDING,
+        "cancelling": Ended.CANCELLED,
+        "due": Ended.PENDING,
+        "completed": Ended.COMPLETED,
+        "failed": Ended.FAILED,
+    },
+    "cancel": {
+        **dict.fromkeys(PENDING, Cancelled(Receipt.DEQUEUED, State.CANCELLED)),
+        **dict.fromkeys(("running", "cancelling"), Cancelled(Receipt.INTERRUPTING, State.RUNNING)),
+        "completed": Cancelled(Receipt.TOO_LATE, State.COMPLETED),
+        "failed": Cancelled(Receipt.TOO_LATE, State.FAILED),
+        "cancelled": Cancelled(Receipt.DEQUEUED, State.CANCELLED),
+        "expired": Cancelled(Receipt.TOO_LATE, State.EXPIRED),
+    },
+    "cancel by a stranger": dict.fromkeys(SITUATIONS, Cancelled(None, None)),
+    "applied": {
+        **dict.fromkeys((*PENDING, "running", "cancelling"), Applied.UNKNOWN),
+        **dict.fromkeys(ENDED, Applied.APPLIED),
+    },
+}
+"""What the caller is told, by call and situation."""
+
+
+@pytest.fixture(params=SITUATIONS)
+def situation(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def job_id(jobs: TimedJobs, situation: str) -> str:
+    """A job in that situation, in a pool whose courier has been at work."""
+    jobs.run(transitions.reap(POOL, lease_ms=0, now=jobs.now))
+    return SITUATIONS[situation](jobs)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_moves_a_job_as_the_table_says_and_no_other_way(
+    jobs: TimedJobs, situation: str, job_id: str, name: str
+) -> None:
+    before = jobs.state(job_id)
+    jobs.run(CALLS[name](jobs, job_id))
+    assert jobs.state(job_id) == MOVES.get(name, {}).get(situation, before)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_caller_is_told_what_became_of_the_job(jobs: TimedJobs, situation: str, job_id: str, name: str) -> None:
+    assert jobs.run(CALLS[name](jobs, job_id)) == ANSWERS[name][situation]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_repeated_call_changes_nothing_and_answers_alike(jobs: TimedJobs, job_id: str, name: str) -> None:
+    call = CALLS[name](jobs, job_id)
+    answer = jobs.run(call)
+    after = jobs.everything()
+    again = jobs.run(call)
+    assert jobs.everything() == after
+    if name not in TELLS_WHAT_IT_CHANGED:
+        assert again == answer
+
+
+
+
+def test_the_moves_are_those_of_the_transition_table() -> None:
+    state_in = {
+        **dict.fromkeys(PENDING, State.PENDING),
+        **dict.fromkeys(("running", "cancelling"), State.RUNNING),
+        **{state.value: state for state in TERMINAL},
+    }
+    moves = {(state_in[name], State(to)) for row in MOVES.values() for name, to in row.items()}
+    assert moves == {(state, to) for state, following in TRANSITIONS.items() for to in following}
+
+
+def test_every_script_is_called(jobs: TimedJobs) -> None:
+    job_id = jobs.submit()
+    assert {make(jobs, job_id).script for make in CALLS.values()} == set(scripts())

@@ -1,0 +1,155 @@
+"""The functions' settings and the process that serves them: defaults, bad values, signals, readiness."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+from darkroom.settings import Settings
+from darkroom_functions.settings import JobsSettings, ServeSettings, SubmitSettings
+
+from tests.functions.api import TIMEOUT_S, slug
+from tests.parts import Functions, environment
+from tests.redis_server import RedisServer
+from tests.waiting import eventually
+
+NOWHERE = "redis://127.0.0.1:1/0"
+
+
+def told(folder: Path, **more: str) -> dict[str, str]:
+    """What a process needs; its Redis is not there."""
+    return environment(NOWHERE, "darkroom", DARKROOM_STORE=f"file://{folder}", **more)
+
+
+def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """A process that is to end by itself."""
+    command = [sys.executable, "-m", "darkroom_functions.serve", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "defaults"),
+    [
+        (
+            SubmitSettings,
+            {"backlog_limit": 10_000, "max_body_bytes": 2_097_152, "models": (), "namespace": "darkroom"},
+        ),
+        (
+            JobsSettings,
+            {"link_ttl_s": 86_400, "max_body_bytes": 2_097_152, "models": (), "namespace": "darkroom"},
+        ),
+        (ServeSettings, {"host": "127.0.0.1", "port": 8080}),
+    ],
+)
+def test_the_defaults_are_these(kind: type[Settings], defaults: Mapping[str, object]) -> None:
+    stated = {name: field.default for name, field in kind.model_fields.items() if not field.is_required()}
+    assert stated == defaults
+    assert all(field.description for field in kind.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "value"),
+    [
+        ("submit", "DARKROOM_REDIS_URL", "http://127.0.0.1:6379"),
+        ("submit", "DARKROOM_NAMESPACE", ""),
+        ("submit", "DARKROOM_NAMESPACE", "Dark Room"),
+        ("submit", "DARKROOM_PUBLIC_URL", "darkroom.example"),
+        ("submit", "DARKROOM_BACKLOG_LIMIT", "0"),
+        ("submit", "DARKROOM_MAX_BODY_BYTES", "2 MB"),
+        ("submit", "DARKROOM_MODELS", "/nowhere/at/all"),
+        ("jobs", "DARKROOM_STORE", "/just/a/path"),
+        ("jobs", "DARKROOM_LINK_KEY", "too short"),
+        ("jobs", "DARKROOM_LINK_TTL_S", "forever"),
+        ("submit", "PORT", "80800"),
+        ("submit", "DARKROOM_HOST", ""),
+    ],
+)
+def test_a_bad_setting_ends_the_process_with_one_line_that_names_it(
+    tmp_path: Path, name: str, variable: str, value: str
+) -> None:
+    """Of a secret the value is not shown."""
+    ended = serve(name, environment=told(tmp_path) | {variable: value})
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    secret = variable in ("DARKROOM_REDIS_URL", "DARKROOM_LINK_KEY")
+    assert (value in line) is not secret or value == ""
+    assert variable in line
+
+
+def test_every_missing_setting_is_named(tmp_path: Path) -> None:
+    given = told(tmp_path)
+    ended = serve("all", environment={name: given[name] for name in ("PATH", "PYTHONPATH")})
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2
+    assert "DARKROOM_REDIS_URL is not set" in line
+    assert "DARKROOM_PUBLIC_URL is not set" in line
+
+
+@pytest.mark.parametrize("arguments", [(), ("nope",), ("submit", "jobs")])
+def test_the_process_says_what_it_can_be_asked_to_serve(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    ended = serve(*arguments, environment=told(tmp_path))
+    assert ended.returncode == 2
+    assert "submit|jobs|result|all" in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_process_well(redis_url: str, namespace: str, tmp_path: Path, number: signal.Signals) -> None:
+    functions = Functions(
+        "all",
+        environment=environment(redis_url, namespace, DARKROOM_STORE=f"file://{tmp_path}"),
+        log=tmp_path / "log",
+    )
+    functions.start()
+    functions.signal(number)
+    assert functions.wait() == 0
+    assert "Traceback" not in functions.log.read_text()
+
+
+def test_a_function_alone_answers_for_itself_only(redis_url: str, namespace: str, tmp_path: Path) -> None:
+    given = environment(redis_url, namespace, DARKROOM_STORE=f"file://{tmp_path}")
+    for name, path, method in (("submit", "/openapi.json", "GET"), ("jobs", "/flux", "POST")):
+        functions = Functions(name, environment=given, log=tmp_path / name)
+        functions.start()
+        try:
+            response = httpx.request(method, functions.url + path, trust_env=False, timeout=TIMEOUT_S)
+        finally:
+            functions.stop()
+        assert response.status_code == 404
+        assert slug(response) == "not-found"
+
+
+@pytest.mark.parametrize("name", ["submit", "jobs", "result", "all"])
+def test_a_process_is_healthy_at_once_and_ready_once_redis_was_there(
+    own_redis: RedisServer, namespace: str, tmp_path: Path, name: str
+) -> None:
+    own_redis.stop()
+    given = environment(own_redis.url, namespace, DARKROOM_STORE=f"file://{tmp_path}")
+    functions = Functions(name, environment=given, log=tmp_path / "log")
+    super(Functions, functions).start()
+    with httpx.Client(base_url=functions.url, trust_env=False, timeout=TIMEOUT_S) as client:
+        try:
+            eventually(lambda: _is_healthy(client), what="health")
+            unready = client.get("/readyz")
+            assert unready.status_code == 503
+            assert int(unready.headers["retry-after"]) >= 1
+            assert slug(unready) == "ledger-unavailable"
+            own_redis.start()
+            eventually(lambda: client.get("/readyz").is_success, what="readiness")
+            own_redis.stop()
+            assert client.get("/readyz").is_success
+            assert client.request("HEAD", "/healthz").status_code == 200
+        finally:
+            functions.stop()
+
+
+def _is_healthy(client: httpx.Client) -> bool:
+    try:
+        return client.get("/healthz").is_success
+    except httpx.TransportError:
+        return False

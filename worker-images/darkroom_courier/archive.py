@@ -1,0 +1,104 @@
+"""The archive: from the ledger's history entries to the history database.
+
+It takes jobs that have ended, many at a time, reads their records and logs, commits them in one transaction, and tells
+the ledger that they are `archived`; only then does their time to live in Redis start. While the database is away the
+entries stay where they are and nothing is lost but time.
+
+A job is written at least once, by any number of couriers, and is there once: its id is the key, and who comes second
+changes nothing. So a courier that is killed after the commit leaves nothing to repair: when its lease is over, another
+one writes the job again, in vain, and says that it is archived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from darkroom import transitions
+from darkroom.errors import DarkroomError, HistoryUnavailable
+from darkroom.history import History, PastJob
+from darkroom.ledger import AsyncLedger
+from darkroom.logs import logger
+from darkroom.migrations import migrate
+
+from darkroom_courier.settings import CourierSettings
+
+BATCH = 200
+"""Jobs in one transaction: the commit is then a small part of the work, and to read them takes Redis a few ms."""
+
+AGAIN_MS = 1_000
+"""When entries are due again that a database did not take which has just gone away: it is asked for before they are."""
+
+FAULTY_AGAIN_MS = 10 * 60 * 1000
+"""When a job is tried again that the database does not take although it takes others. It stays in Redis until then."""
+
+_log = logger(__name__)
+
+
+class Archive:
+    """`step` is called over and over; the first one brings the database to the table of this version."""
+
+    def __init__(self, ledger: AsyncLedger, history: History, settings: CourierSettings, *, taker: str) -> None:
+        self._ledger = ledger
+        self._history = history
+        self._lease_ms = round(settings.history_lease_s * 1000)
+        self._taker = taker
+        self._call = uuid4().hex
+        self._is_migrated = False
+        self._is_in_doubt = False
+
+    async def step(self) -> bool:
+        """Write one batch. True: there may be more. Raises LedgerUnavailable and HistoryUnavailable.
+
+        A step after a failure of Redis repeats the same call, so that nothing which was taken waits for its lease.
+        """
+        if not self._is_migrated:
+            await migrate(self._history)
+            self._is_migrated = True
+        if self._is_in_doubt:
+            await self._history.ping()
+            self._is_in_doubt = False
+        taken = await self._ledger.run(
+            transitions.take_history(taker=self._taker, call=self._call, limit=BATCH, lease_ms=self._lease_ms)
+        )
+        try:
+            await self._write(taken)
+        except HistoryUnavailable:
+            self._is_in_doubt = True
+            await self._ledger.run_each([transitions.defer_history(job_id, delay_ms=AGAIN_MS) for job_id in taken])
+            self._call = uuid4().hex
+            raise
+        self._call = uuid4().hex
+        return len(taken) == BATCH
+
+    async def _write(self, job_ids: Sequence[str]) -> None:
+        """All at once or, where one of them is at fault, each alone, so that it holds up no other."""
+        try:
+            await self._write_together(job_ids)
+        except DarkroomError:
+            raise
+        except Exception:
+            _log.warning("batch_refused", jobs=len(job_ids))
+            for job_id in job_ids:
+                await self._write_alone(job_id)
+
+    async def _write_alone(self, job_id: str) -> None:
+        try:
+            await self._write_together([job_id])
+        except DarkroomError:
+            raise
+        except Exception:  # a record that somebody damaged, or that the database does not take
+            _log.exception("not_archived", job=job_id)
+            await self._ledger.run(transitions.defer_history(job_id, delay_ms=FAULTY_AGAIN_MS))
+
+    async def _write_together(self, job_ids: Sequence[str]) -> None:
+        records = [record for record in await self._ledger.jobs(job_ids, tenant=None) if record is not None]
+        logs = await self._ledger.logs([record.id for record in records])
+        past = [PastJob.of(record, log) for record, log in zip(records, logs, strict=True)]
+        await self._history.write(past)
+        written = [transitions.archived(job.record.id, seq=job.log[-1].seq) for job in past]
+        for answer in await self._ledger.run_each(written):
+            if isinstance(answer, DarkroomError):
+                raise answer
+        if past:
+            _log.info("archived", jobs=[job.record.id for job in past])
