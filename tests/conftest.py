@@ -69,7 +69,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     """An empty database of each kind in turn. A machine may lack PostgreSQL, but the gate (`.ci/run`) may not."""
     kind: DatabaseKind = request.param
     if kind is DatabaseKind.SQLITE:
-        return SqliteDatabase(tmp_path / "history.sqlite")
+        return SqliteDatabase(tmp_path / "history")
     if programs() is None and "CI" not in os.environ:
         pytest.skip("no PostgreSQL on this machine, to run beside SQLite")
     return PostgresDatabase(request.getfixturevalue("postgres_server"))

@@ -23,19 +23,23 @@ class DatabaseKind(StrEnum):
 
 
 class Database(Protocol):
-    """`away` is a block in which nothing can be written."""
+    """`away` is a block in which nothing can be written; in `absent`, nobody who was not there before gets in."""
 
     url: str
 
     def away(self) -> AbstractContextManager[None]: ...
 
+    def absent(self) -> AbstractContextManager[None]: ...
+
 
 class SqliteDatabase:
-    """A file. Away means that another program does not let go of it."""
+    """A file in a folder of its own. Away means that another program does not let go of it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.url = f"sqlite+aiosqlite:///{path}"
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._path = folder / "jobs.sqlite"
+        self.url = f"sqlite+aiosqlite:///{self._path}"
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -46,6 +50,14 @@ class SqliteDatabase:
             connection.execute("ROLLBACK")
         finally:
             connection.close()
+
+    @contextmanager
+    def absent(self) -> Iterator[None]:
+        elsewhere = self._folder.rename(self._folder.with_suffix(".elsewhere"))
+        try:
+            yield
+        finally:
+            elsewhere.rename(self._folder)
 
 
 class PostgresDatabase:
@@ -62,6 +74,8 @@ class PostgresDatabase:
             yield
         finally:
             self._server.start()
+
+    absent = away
 
 
 @asynccontextmanager

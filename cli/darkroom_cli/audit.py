@@ -100,22 +100,22 @@ def _summary(report: Report) -> dict[str, Any]:
 
 def _in_words(report: Report) -> str:
     places = ", ".join(f"{count} {place}" for place, count in report.places.items() if count)
-    lines = [f"{report.jobs} jobs" + (f": {places}" if places else "")]
+    lines = [f"jobs: {report.jobs}" + (f" ({places})" if places else "")]
     if report.untold:
-        lines.append(f"{report.untold} ends are not applied yet")
+        lines.append(f"ends that are not applied yet: {report.untold}")
     if report.artifacts is None:
         lines.append("the object store was not looked at")
     else:
-        lines.append(f"{report.artifacts} artifacts were read from the object store")
+        lines.append(f"artifacts that were read: {report.artifacts}")
     if report.past is None:
         lines.append("the history was not looked at")
     else:
-        lines.append(f"{report.past} jobs were compared with the history")
+        lines.append(f"jobs that were compared with the history: {report.past}")
     if report.stale:
-        lines.append(f"{len(report.stale)} stale messages, which workers drop")
+        lines.append(f"stale messages, which workers drop: {len(report.stale)}")
     if not report.findings:
         lines.append("nothing is wrong")
     else:
         repaired = len(report.findings) - len(report.unrepaired)
-        lines.append(f"{len(report.findings)} findings" + (f", {repaired} of them repaired" if repaired else ""))
+        lines.append(f"findings: {len(report.findings)}, repaired: {repaired}")
     return "\n".join(lines)

@@ -43,6 +43,9 @@ SHOWN_LINES = 30
 TICK_S = 1.0
 """How often a step's line tells the seconds, on a terminal."""
 
+CLEAR_LINE = "\r\033[K"
+"""Back to the beginning of a terminal's line, and nothing on it."""
+
 SERVER_VERSION_LIMIT_S = 10
 
 FAILED = 1
@@ -200,7 +203,7 @@ def _run(title: str, command: list[str], *, log: Path, root: Path) -> None:
         try:
             while process.poll() is None:
                 if sys.stderr.isatty():
-                    _say(f"\r  {title} … {time.monotonic() - began:.0f} s", end="")
+                    _say(f"{CLEAR_LINE}  {title} … {time.monotonic() - began:.0f} s", end="")
                 try:
                     process.wait(TICK_S)
                 except subprocess.TimeoutExpired:
@@ -209,12 +212,12 @@ def _run(title: str, command: list[str], *, log: Path, root: Path) -> None:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    back = "\r" if sys.stderr.isatty() else ""
+    back = CLEAR_LINE if sys.stderr.isatty() else ""
     if process.returncode != 0:
         _say(f"{back}  {title}: failed after {time.monotonic() - began:.0f} s")
         words = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
         raise SetupError("\n".join([f"the last words of {log}:", *(f"  {line}" for line in words)]))
-    _say(f"{back}  {title}: {time.monotonic() - began:.0f} s     ")
+    _say(f"{back}  {title}: {time.monotonic() - began:.0f} s")
 
 
 def _say(text: str, end: str = "\n") -> None:

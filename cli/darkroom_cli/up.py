@@ -51,6 +51,9 @@ GRACE_S = {FUNCTIONS: 4.0, COURIER: 2.0, WORKER: 6.0, STAND_INS: 1.0, REDIS: 3.0
 DRAIN_GRACE_S = 2
 """How long a running job may go on when all ends; then it is given back, and the next `up` runs it."""
 
+ONE_CTRL_C_S = 0.5
+"""Programs that run others may hand on a Ctrl-C that the terminal has sent to all of them: signals so close are one."""
+
 WORD_EVERY_S = 5.0
 """While something loads, that it still does is said this often."""
 
@@ -95,10 +98,15 @@ class Asked(Exception):
 
 
 class StopSignals:
-    """Ctrl-C, SIGTERM and SIGHUP, counted: the first asks for an end in order, the second for an end now."""
+    """Ctrl-C, SIGTERM and SIGHUP ask for an end in order; a Ctrl-C after that asks for an end at once.
 
-    def __init__(self) -> None:
-        self.count = 0
+    `clock` gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: float | None = None
+        self._hurry = False
 
     @contextmanager
     def watched(self) -> Iterator[StopSignals]:
@@ -113,16 +121,20 @@ class StopSignals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _note(self, _number: int, _frame: object) -> None:
-        self.count += 1
+    def _note(self, number: int, _frame: object) -> None:
+        now = self._clock()
+        if self._first is None:
+            self._first = now
+        elif number == signal.SIGINT and now - self._first >= ONE_CTRL_C_S:
+            self._hurry = True
 
     def check(self) -> None:
         """Raises Asked once a signal has come."""
-        if self.count:
+        if self._first is not None:
             raise Asked
 
     def hurry(self) -> bool:
-        return self.count > 1
+        return self._hurry
 
 
 def up(options: Options, output: Output) -> int:

@@ -18,9 +18,12 @@ from obstore.exceptions import AlreadyExistsError, NotFoundError
 from obstore.store import LocalStore, S3Store
 
 from darkroom.errors import DarkroomError, NotFound, TemporaryError
+from darkroom.logs import logger
 
 CHUNK_BYTES = 256 * 1024
 """What is read from the store at a time while it is sent on."""
+
+_log = logger(__name__)
 
 
 class StoreUnavailable(TemporaryError):
@@ -80,7 +83,8 @@ class ArtifactStore:
                 with suppress(NotFoundError, FileNotFoundError):
                     await obstore.delete_async(self._store, keys)
         except Exception as error:
-            raise StoreUnavailable(f"the object store did not remove artifacts: {error}") from error
+            _log.warning("artifacts_not_removed", folder=folder, error=str(error))
+            raise StoreUnavailable("the object store did not remove the artifacts", retry_after=5) from error
 
     async def keys(self, prefix: str) -> list[str]:
         """The keys below a prefix, in order."""

@@ -10,16 +10,17 @@ Terminal states never change, so a job is written once: whoever comes later chan
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from pydantic import SecretStr
 from sqlalchemy import ColumnElement, Row, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
-from sqlalchemy.exc import DataError as SqlDataError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from darkroom.errors import Gone, HistoryUnavailable, SettingError
@@ -130,8 +131,9 @@ class History:
         """
         if not past:
             return
+        rows = sorted((_row(job) for job in past), key=itemgetter("id"))  # in one order, or two writers may lock up
         async with self._transaction() as connection:
-            await connection.execute(self._insert().on_conflict_do_nothing(), [_row(job) for job in past])
+            await connection.execute(self._insert().on_conflict_do_nothing(), rows)
 
     # -- what readers ask ----------------------------------------------------------------------------------------------
 
@@ -183,8 +185,10 @@ class History:
     async def bury_older(self, before: int, *, limit: int, now: int) -> list[Tombstone]:
         """Put tombstones in the place of up to `limit` jobs of any tenant that ended before then, the oldest first."""
         oldest = select(jobs.c.id).where(_is_job(), jobs.c.ended < before).order_by(jobs.c.ended).limit(limit)
-        statement = update(jobs).where(jobs.c.id.in_(oldest), _is_job()).values(_burial(now)).returning(jobs)
         async with self._transaction() as connection:
+            # Two statements: PostgreSQL may take a subquery's LIMIT several times when it locks. Locked by another: its.
+            mine = (await connection.scalars(oldest.with_for_update(skip_locked=True))).all()
+            statement = update(jobs).where(jobs.c.id.in_(mine), _is_job()).values(_burial(now)).returning(jobs)
             return [_tombstone(row) for row in await connection.execute(statement)]
 
     async def unfinished(self, *, limit: int) -> list[Tombstone]:
@@ -263,8 +267,11 @@ def _burial(now: int) -> dict[str, Any]:
 
 def _is_of_what_was_sent(error: DBAPIError) -> bool:
     """Whether the same would be refused again; anything else is the database's own trouble, and passes."""
-    sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-    return sqlstate.startswith(DATA_FAULTS) or isinstance(error, IntegrityError | SqlDataError)
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is not None:
+        return str(sqlstate).startswith(DATA_FAULTS)
+    of_sqlite = isinstance(error.orig, sqlite3.Error) and not isinstance(error.orig, sqlite3.OperationalError)
+    return of_sqlite and type(error.orig) is not sqlite3.DatabaseError  # which says that the file is broken
 
 
 def _unavailable(error: BaseException) -> HistoryUnavailable:

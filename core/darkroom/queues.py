@@ -32,7 +32,7 @@ _TAG = "darkroom-delivery-tag"
 """Stands where the delivery tag of a push will be; the script writes `<job>:<push>` there."""
 
 _JOB, _EVENT, _BODY, _TRACEPARENT = "darkroom-job", "darkroom-event", "darkroom-body", "darkroom-traceparent"
-"""Stand in a form where a message has its own. None of them is in a job's id, a traceparent or Base64."""
+"""Stand in a form where a message has its own. None of them is in Base64 or in a job's id."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def build_message(*, job_id: str, pool: str, event: dict[str, Any], traceparent:
     form = _form(pool, traced=traceparent is not None)
     body = f"{form.before_event}{_encode(event)}{form.after_event}"
     marks = {
-        _JOB: job_id,
-        _TRACEPARENT: _encode(traceparent or "")[1:-1],
         _BODY: base64.b64encode(body.encode()).decode(),
+        _JOB: job_id,
+        _TRACEPARENT: _encode(traceparent or "")[1:-1],  # the last, since a caller's may hold any of these words
     }
     head, tail = form.head, form.tail
     for mark, value in marks.items():

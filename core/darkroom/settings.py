@@ -7,14 +7,16 @@ part with one line that names the variable and the value.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from darkroom.errors import SettingError
+from darkroom.event_attributes import uri_reference_fault
 
 S = TypeVar("S", bound="Settings")
 
@@ -29,9 +31,16 @@ DRIVERS = {
 """How the databases that we know are reached. Who hands out an address often names no driver, as CloudNativePG does."""
 
 
+_DATABASE = re.compile(r"/?[0-9]*")
+"""The path of a Redis address."""
+
+
 def _redis_url(value: SecretStr) -> SecretStr:
     parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.hostname or parts.path):
+    is_socket = parts.scheme == "unix"
+    # redis-py takes a database that is no number for the first, and so would drive another than was meant.
+    good = bool(parts.path) if is_socket else bool(parts.hostname) and _DATABASE.fullmatch(parts.path) is not None
+    if parts.scheme not in {"redis", "rediss", "unix"} or not good or not _has_good_port(parts):
         raise ValueError("is not a Redis address such as redis://host:6379/0")
     return value
 
@@ -47,9 +56,18 @@ def _database_url(value: SecretStr) -> SecretStr:
 
 def _web_url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+    fault = uri_reference_fault(value)  # it is the source of our events
+    good = parts.scheme in {"http", "https"} and parts.hostname and not parts.query and not parts.fragment
+    if fault or not good or not _has_good_port(parts):
         raise ValueError("is not an address such as https://host/path")
     return value.rstrip("/")
+
+
+def _has_good_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _folders(value: object) -> object:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import signal
 import socket
 import stat
 import subprocess
@@ -20,6 +22,7 @@ from darkroom_cli.environments import environment
 from darkroom_cli.log_tail import log_tail
 from darkroom_cli.processes import Identity, Recorded
 from darkroom_cli.run_record import RunRecord
+from darkroom_cli.up import Asked, StopSignals
 
 from tests.darkroom_command import darkroom
 from tests.waiting import eventually
@@ -152,6 +155,31 @@ def test_a_redis_that_does_not_answer_is_said_without_its_password(tmp_path: Pat
     assert done.returncode == 1
     assert "DARKROOM_REDIS_URL" in done.stderr
     assert "hidden-word" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("signals", "hurries"),
+    [
+        ([(0.0, signal.SIGINT)], False),
+        ([(0.0, signal.SIGINT), (0.1, signal.SIGINT)], False),
+        ([(0.0, signal.SIGINT), (3.0, signal.SIGINT)], True),
+        ([(0.0, signal.SIGTERM), (3.0, signal.SIGINT)], True),
+        ([(0.0, signal.SIGHUP), (3.0, signal.SIGHUP)], False),
+        ([(0.0, signal.SIGTERM), (3.0, signal.SIGTERM)], False),
+    ],
+    ids=["one", "one handed on twice", "two", "after SIGTERM", "a terminal closes", "a manager insists"],
+)
+def test_only_another_ctrl_c_asks_for_an_end_at_once(
+    signals: list[tuple[float, signal.Signals]], hurries: bool
+) -> None:
+    times = iter([at for at, _ in signals])
+    with StopSignals(clock=lambda: next(times)).watched() as stop:
+        stop.check()
+        for _, number in signals:
+            os.kill(os.getpid(), number)
+        with pytest.raises(Asked):
+            stop.check()
+        assert stop.hurry() == hurries
 
 
 def test_secrets_are_drawn_once_and_are_their_owners_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from darkroom.ledger import AsyncLedger, connect_async
 
 from tests.core.timed_jobs import TimedJobs
-from tests.redis_server import RedisKind, binary_of
+from tests.redis_server import RedisKind, RedisServer, binary_of
 
 
 @pytest.fixture(params=list(RedisKind), scope="module")
@@ -22,6 +22,15 @@ def redis_binary(request: pytest.FixtureRequest) -> Path:
         pytest.skip("no redis-server on the PATH, to run beside the embedded one")
     assert binary is not None
     return binary
+
+
+@pytest.fixture
+def own_redis(redis_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, of each kind in turn."""
+    server = RedisServer(redis_binary, tmp_path)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def found(diagnosis: Diagnosis) -> dict[str, str]:
     return {finding.check: finding.symptom.seen for finding in diagnosis.findings}
 
 
-# -- Redis ---------------------------------------------------------------------------------------------------------------
+# -- Redis -------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -165,16 +165,16 @@ async def test_a_user_who_may_not_ask_for_info_is_told_so(namespace: str, tmp_pa
 
 
 def test_an_older_redis_is_found() -> None:
-    server = Server((6, 0, 16), False, True, None, "noeviction", 1, 100, "its maxmemory", ())  # noqa: FBT003
+    server = Server((6, 0, 16), False, True, None, "noeviction", 1, 100, "its maxmemory", ())
     assert [symptom.severity for symptom in doctor.redis_version(server)] == [Severity.PROBLEM]
 
 
 def test_an_append_only_file_that_cannot_be_written_is_found() -> None:
-    server = Server((7, 2, 0), False, True, "err", "noeviction", 1, 100, "its maxmemory", ())  # noqa: FBT003
+    server = Server((7, 2, 0), False, True, "err", "noeviction", 1, 100, "its maxmemory", ())
     assert [symptom.severity for symptom in doctor.append_only_file(server)] == [Severity.PROBLEM]
 
 
-# -- the ledger ----------------------------------------------------------------------------------------------------------
+# -- the ledger --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ async def test_only_what_is_old_enough_counts(jobs: TimedJobs, ask: Ask) -> None
     assert await ask() == {}
 
 
-# -- real parts ----------------------------------------------------------------------------------------------------------
+# -- real parts --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -405,7 +405,7 @@ def broker(house: House) -> Iterator[Celery]:
 async def test_of_two_workers_the_one_that_is_alive_but_deaf_is_found(house: House, broker: Celery) -> None:
     hearing, deaf = house.worker(), house.worker()
     names = [(await house.registered(worker, WorkerState.READY)).name for worker in (hearing, deaf)]
-    limits = Limits(courier_silent_s=3600)  # none runs here
+    limits = Limits(canary_s=5, courier_silent_s=3600)  # no courier runs here
     assert found(await diagnosed(house.redis_url, house.namespace, limits)) == {}
 
     said = await asyncio.to_thread(

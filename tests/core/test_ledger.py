@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -399,15 +399,6 @@ async def test_a_redis_that_cuts_every_connection_is_away(jobs: TimedJobs, any_r
 
 
 # -- scripts that Redis has forgotten ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def own_redis(redis_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, of each kind in turn."""
-    server = RedisServer(redis_binary, tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 def test_a_script_that_redis_forgot_is_loaded_again(own_redis: RedisServer, namespace: str) -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
-from darkroom import queues
+from darkroom import queues, transitions
+from darkroom.transitions import Reason
+from kombu import Exchange, Queue
+
+from tests.core.timed_jobs import TimedJobs
+from tests.waiting import DEADLINE_S, eventually
 
 EVENT = {
     "type": "dev.darkroom.job.requested",
@@ -32,23 +42,42 @@ def body_of(message: dict[str, Any]) -> Any:
     return json.loads(base64.b64decode(message["body"]))
 
 
-def test_a_message_has_what_celery_writes(redis_url: str, namespace: str) -> None:
+def flat(message: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """Each field by its path; a body as what it says, since JSON may be spaced."""
+    fields: dict[str, Any] = {}
+    for name, value in message.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{within}{name}.")
+        else:
+            fields[within + name] = body_of(message) if name == "body" else value
+    return fields
+
+
+def run(event: Any) -> None:
+    """A task of that name; nobody runs it."""
+
+
+def test_a_message_is_field_by_field_what_celery_writes(redis_url: str, namespace: str) -> None:
     app = Celery(broker=redis_url, set_as_current=False)
     app.conf.broker_transport_options = queues.transport_options(namespace, "flux")
-    app.send_task(
-        queues.TASK_NAME, args=[EVENT], kwargs={}, task_id=JOB_ID, queue=queues.queue_name("flux"), ignore_result=True
+    name = queues.queue_name("flux")
+    app.task(run, name=queues.TASK_NAME).apply_async(
+        args=[EVENT],
+        task_id=JOB_ID,
+        queue=Queue(name, Exchange(""), routing_key=name),
+        ignore_result=True,
+        argsrepr=f"[<{EVENT['type']} {JOB_ID}>]",
+        headers={"traceparent": TRACEPARENT},
     )
     app.close()
     client: Any = redis.Redis.from_url(redis_url)
-    theirs = json.loads(client.lindex(f"{namespace}:celery:{queues.queue_name('flux')}", 0))
+    theirs = flat(json.loads(client.lindex(f"{namespace}:celery:{name}", 0)))
     client.close()
-    ours = built(traceparent=None)
+    ours = flat(built())
+    del theirs["properties.argsrepr"]  # an option that `apply_async` also writes where nobody reads it
     assert ours.keys() == theirs.keys()
-    assert body_of(ours) == body_of(theirs)
-    for part, own in (("headers", {"argsrepr", "origin", "stamps", "stamped_headers"}), ("properties", {"reply_to"})):
-        assert ours[part].keys() | own == theirs[part].keys() | own
-        differing = {name for name in ours[part].keys() - own if ours[part][name] != theirs[part].get(name)}
-        assert differing <= {"delivery_info", "delivery_tag"}
+    own = {"headers.origin", "properties.reply_to", "properties.delivery_tag"}
+    assert {field for field in ours if ours[field] != theirs[field]} == own
 
 
 FUTURE_TRACEPARENT = "cc" + TRACEPARENT[2:] + '-"\\darkroom-event darkroom-body darkroom-job darkroom-delivery-tag'
@@ -69,3 +98,102 @@ def test_a_message_carries_the_jobs_own_id_event_and_trace(traceparent: str | No
 def test_messages_of_two_pools_are_kept_apart() -> None:
     assert built(pool="sd")["properties"]["delivery_info"]["routing_key"] == "pool.sd"
     assert built(pool="flux")["properties"]["delivery_info"]["routing_key"] == "pool.flux"
+
+
+# -- what a caller may write -------------------------------------------------------------------------------------------
+
+AWKWARD = 'darkroom-delivery-tag "delivery_tag":"somebody-else:1" \\ \u2028 \U0001f5fc \x00 </script> %s {}'
+
+
+def test_nothing_in_an_event_or_a_trace_passes_for_the_delivery_tag(jobs: TimedJobs) -> None:
+    jobs.worker()
+    event = {"type": AWKWARD, "data": {"prompt": AWKWARD, "large": 2**60, "none": []}}
+    trace = f'{FUTURE_TRACEPARENT}"delivery_tag":"somebody-else:1"'
+    submitted = [jobs.submit(event=event, traceparent=trace) for _ in range(4)]
+    jobs.start(submitted[0])
+    (argument,), _, _ = body_of(json.loads(jobs.redis.lindex(jobs.list_key, -1)))
+    assert argument == event
+    jobs.now += transitions.SWEEP_AGE_MS
+    assert jobs.sweep() == [], "it knows each message of the list"
+    jobs.release(submitted[0], Reason.DRAIN)
+    assert jobs.listed() == submitted[:3], "it knows the one that it took back"
+    assert jobs.members("waiting") == {submitted[3]}
+
+
+# -- a worker that knows nothing of darkroom ---------------------------------------------------------------------------
+
+STOCK_WORKER = """
+import os, time
+from celery import Celery
+from darkroom import queues
+from redis import Redis
+
+url, namespace = os.environ["URL"], os.environ["NAMESPACE"]
+app = Celery(broker=url)
+app.conf.broker_transport_options = queues.transport_options(namespace, "local")
+app.conf.broker_connection_retry_on_startup = True
+
+@app.task(name="darkroom.run", bind=True)
+def run(self, event):
+    redis = Redis.from_url(url)
+    redis.rpush(f"{namespace}:ran", self.request.id, event["data"]["prompt"], self.request.get("traceparent", ""))
+    while not redis.exists(f"{namespace}:enough"):
+        time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def stock_worker(redis_url: str, namespace: str, tmp_path: Path, repository: Path) -> Iterator[Path]:
+    """`celery worker` as anybody starts it, and its log."""
+    (tmp_path / "stock.py").write_text(STOCK_WORKER)
+    log = tmp_path / "log"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{repository / 'core'}{os.pathsep}{tmp_path}",
+        "URL": redis_url,
+        "NAMESPACE": namespace,
+    }
+    command = [sys.executable, "-m", "celery", "-A", "stock", "worker", "-Q", "pool.local", "-c", "1", "-E"]
+    with log.open("wb") as out:
+        worker = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+        )
+    yield log
+    worker.terminate()
+    try:
+        worker.wait(DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
+
+
+def test_a_stock_worker_runs_a_job_and_celerys_tools_see_its_id(
+    redis_url: str, namespace: str, stock_worker: Path
+) -> None:
+    jobs = TimedJobs(redis_url, namespace)
+    app = Celery(broker=redis_url, set_as_current=False)
+    app.conf.broker_transport_options = queues.transport_options(namespace, "local")
+    seen: dict[str, list[Any]] = {}
+    job = jobs.submission(event={**EVENT, "data": {"prompt": AWKWARD}}, traceparent=TRACEPARENT)
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(
+            connection, handlers={"*": lambda event: seen.setdefault(event["type"], []).append(event.get("uuid"))}
+        )
+        events = receiver.itercapture(limit=None, timeout=DEADLINE_S, wakeup=False)
+        next(events)
+        (pong,) = eventually(
+            lambda: app.control.ping(timeout=0.5, limit=1), what=f"a worker, whose log is {stock_worker}"
+        )
+        jobs.run(transitions.accept(job, backlog_limit=10))
+        ran = jobs.key("ran")
+        eventually(lambda: jobs.redis.llen(ran) == 3, what=f"a run of the job; the worker's log is {stock_worker}")
+        assert [item.decode() for item in jobs.redis.lrange(ran, 0, -1)] == [job.job_id, AWKWARD, TRACEPARENT]
+        (active,) = app.control.inspect(list(pong), timeout=DEADLINE_S).active().values()
+        assert [(task["id"], task["name"]) for task in active] == [(job.job_id, queues.TASK_NAME)]
+        jobs.redis.set(jobs.key("enough"), 1)
+        while "task-succeeded" not in seen:
+            next(events)
+    for kind in ("task-received", "task-started", "task-succeeded"):
+        assert seen[kind] == [job.job_id]
+    app.close()
+    jobs.close()

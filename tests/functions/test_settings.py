@@ -59,6 +59,7 @@ def test_the_defaults_are_these(kind: type[Settings], defaults: Mapping[str, obj
         ("submit", "DARKROOM_NAMESPACE", ""),
         ("submit", "DARKROOM_NAMESPACE", "Dark Room"),
         ("submit", "DARKROOM_PUBLIC_URL", "darkroom.example"),
+        ("submit", "DARKROOM_PUBLIC_URL", "http://darkroom.example/a b"),
         ("submit", "DARKROOM_BACKLOG_LIMIT", "0"),
         ("submit", "DARKROOM_MAX_BODY_BYTES", "2 MB"),
         ("submit", "DARKROOM_MODELS", "/nowhere/at/all"),

@@ -123,6 +123,13 @@ def test_a_batch_is_answered_with_a_verdict_for_each_event(api: Api) -> None:
     assert [error["field"] for error in third["problem"]["errors"]] == ["source", "type"]
 
 
+def test_the_events_of_a_batch_are_taken_in_their_order(api: Api) -> None:
+    """Also when it is the first of them that has Redis' memory looked at again, as after a pause."""
+    time.sleep(1.1)
+    response = post_batch(api, [structured("in order")] * 3)
+    assert [verdict["status"] for verdict in response.json()["verdicts"]] == [202, 200, 200]
+
+
 def test_a_batch_of_which_nothing_is_taken_is_refused(api: Api) -> None:
     response = post_batch(api, [structured("none-1", type="x"), 7])
     assert response.status_code == 422

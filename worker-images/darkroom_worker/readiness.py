@@ -31,8 +31,8 @@ EXIT_FAULT = 77
 MAX_FAULTS = 2
 """Faults in a row that take the worker out: the first may be chance, and one broken GPU must not eat the backlog."""
 
-
 EXIT_POLL_S = 0.02
+"""How often a child is looked for that has closed its pipe and is not ended yet: it takes milliseconds."""
 
 
 class Gate:

@@ -170,9 +170,12 @@ class Watch(threading.Thread):
 
     def _book(self) -> None:
         while self._bookings:
-            job_id, ending = self._bookings[0]
-            ended = self._ledger.run(ending)
-            self._bookings.pop(0)
+            job_id, ending = self._bookings.pop(0)
+            try:
+                ended = self._ledger.run(ending)
+            except TemporaryError:
+                self._bookings.insert(0, (job_id, ending))
+                raise
             self._log.warning("attempt_ended_for_child", job=job_id, transition=ending.script, ended=ended)
 
     def _renew(self, now: float) -> None:

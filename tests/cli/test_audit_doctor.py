@@ -1,0 +1,218 @@
+"""`darkroom audit` and `darkroom doctor` as an operator runs them: what they look at, what they say, how they end.
+
+What each of them finds is tested where it is decided (tests/core/test_audit.py, tests/core/test_doctor.py).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from darkroom import transitions
+from darkroom.jobs import State
+from darkroom_cli import local_redis
+from darkroom_cli.data_folder import DataFolder
+from darkroom_cli.processes import Identity, Recorded
+from darkroom_cli.run_record import RunRecord
+
+from tests.darkroom_command import darkroom
+from tests.driven_jobs import POOL, DrivenJobs
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
+    driven = DrivenJobs(redis_url, namespace)
+    yield driven
+    driven.close()
+
+
+@pytest.fixture
+def told(redis_url: str, namespace: str) -> dict[str, str]:
+    """What an operator's shell says."""
+    return {"DARKROOM_REDIS_URL": redis_url, "DARKROOM_NAMESPACE": namespace}
+
+
+def lines_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def lose(jobs: DrivenJobs) -> str:
+    """A job that is nowhere."""
+    job_id = jobs.submit()
+    jobs.redis.zrem(f"{jobs.namespace}:dispatched:{POOL}", job_id)
+    return job_id
+
+
+def test_an_audit_that_finds_nothing_counts_the_jobs_and_is_status_0(
+    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+) -> None:
+    jobs.start(jobs.submit())
+    jobs.submit()
+    done = darkroom(["audit"], folder=tmp_path, **told)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "jobs: 2 (1 dispatched, 1 running)",
+        "the object store was not looked at",
+        "the history was not looked at",
+        "nothing is wrong",
+    ]
+
+
+def test_an_audit_that_finds_something_names_the_job_and_is_status_1(
+    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+) -> None:
+    job_id = lose(jobs)
+    done = darkroom(["audit"], folder=tmp_path, **told)
+    assert done.returncode == 1
+    assert f"nowhere: job {job_id}: it is pending, and in no set of pool {POOL}" in done.stdout
+    assert done.stdout.splitlines()[-1] == "findings: 1, repaired: 0"
+    assert jobs.state(job_id) is State.PENDING
+
+
+def test_a_repair_puts_it_right_and_is_status_0(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+    lose(jobs)
+    done = darkroom(["audit", "--repair"], folder=tmp_path, **told)
+    assert done.returncode == 0, done.stdout
+    assert "  repaired: waiting again" in done.stdout
+    assert darkroom(["audit"], folder=tmp_path, **told).stdout.splitlines()[-1] == "nothing is wrong"
+
+
+def test_with_json_an_audit_is_a_line_for_each_finding_and_the_counts(
+    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+) -> None:
+    job_id = lose(jobs)
+    jobs.submit()
+    done = darkroom(["audit", "--json"], folder=tmp_path, **told)
+    finding, stale, counts = lines_of(done)
+    assert (finding["finding"], finding["job"], finding["repaired"]) == ("nowhere", job_id, None)
+    assert (stale["stale"], stale["where"]) == (f"{job_id}:1", "list")
+    assert counts == {
+        "jobs": 2,
+        "places": {
+            **dict.fromkeys(["waiting", "dispatched", "due", "running"], 0),
+            **dict.fromkeys(["completed", "failed", "cancelled", "expired"], 0),
+            "waiting": 1,
+            "nowhere": 1,
+        },
+        "untold": 0,
+        "artifacts": None,
+        "history": None,
+        "findings": {"nowhere": 1},
+        "repaired": 0,
+        "stale": 1,
+    }
+
+
+def test_pictures_are_read_where_the_store_is_named_and_they_are_wanted(
+    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+) -> None:
+    jobs.completed()  # its picture is made up, and nowhere
+    store = (tmp_path / "store").as_uri()
+    done = darkroom(["audit", "--json"], folder=tmp_path, DARKROOM_STORE=store, **told)
+    assert done.returncode == 1
+    assert lines_of(done)[-1]["findings"] == {"artifact_missing": 1}
+    done = darkroom(["audit", "--json", "--no-artifacts"], folder=tmp_path, DARKROOM_STORE=store, **told)
+    assert done.returncode == 0
+    assert lines_of(done)[-1]["artifacts"] is None
+
+
+@pytest.mark.parametrize("arguments", [["audit"], ["audit", "--repair"], ["doctor"]], ids=" ".join)
+def test_without_a_redis_that_is_named_or_runs_here_it_is_one_line_and_status_3(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    done = darkroom(arguments, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (3, "")
+    (line,) = done.stderr.splitlines()
+    assert "DARKROOM_REDIS_URL" in line
+    assert ".darkroom" in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("DARKROOM_REDIS_URL", "http://x"), ("DARKROOM_STORE", "/tmp"), ("DARKROOM_NAMESPACE", "A b")],
+)
+@pytest.mark.parametrize("command", ["audit", "doctor"])
+def test_a_setting_of_no_use_is_one_line_and_status_2(
+    told: dict[str, str], tmp_path: Path, command: str, variable: str, value: str
+) -> None:
+    done = darkroom([command], folder=tmp_path, **(told | {variable: value}))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert variable in line
+
+
+def test_a_redis_that_is_away_is_status_3_for_an_audit_and_a_finding_for_the_doctor(tmp_path: Path) -> None:
+    url = f"redis://:hidden-word@127.0.0.1:{local_redis.free_port()}/0"
+    done = darkroom(["audit"], folder=tmp_path, DARKROOM_REDIS_URL=url)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "darkroom: the queue broker does not answer\n"
+    done = darkroom(["doctor"], folder=tmp_path, DARKROOM_REDIS_URL=url)
+    assert done.returncode == 1
+    assert done.stdout.startswith("problem: redis-reachable: ")
+    assert "  remedy: " in done.stdout
+    assert "could not be looked at: redis-version" in done.stdout
+    assert "hidden-word" not in done.stdout + done.stderr
+
+
+def test_a_doctor_who_finds_nothing_says_what_is_fine(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+    jobs.run(transitions.reap(POOL))
+    done = darkroom(["doctor"], folder=tmp_path, **told)
+    assert done.returncode == 0, done.stdout
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("fine: redis-reachable, redis-version")
+
+
+def test_with_json_a_doctor_s_findings_are_a_line_each_and_the_checks(told: dict[str, str], tmp_path: Path) -> None:
+    done = darkroom(["doctor", "--json"], folder=tmp_path, **told)
+    assert done.returncode == 1
+    finding, checks = lines_of(done)
+    assert (finding["check"], finding["severity"]) == ("pools", "problem")
+    assert finding["remedy"]
+    assert (checks["findings"], checks["found"], checks["not_made"]) == (1, ["pools"], [])
+    assert "eviction" in checks["fine"]
+
+
+def test_a_full_backlog_is_measured_by_the_limit_that_submit_has(
+    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+) -> None:
+    jobs.run(transitions.reap(POOL))
+    jobs.submit()
+    done = darkroom(["doctor", "--json"], folder=tmp_path, DARKROOM_BACKLOG_LIMIT="1", **told)
+    assert lines_of(done)[-1]["found"] == ["backlog"]
+
+
+@pytest.fixture
+def running_up(tmp_path: Path) -> Iterator[DrivenJobs]:
+    """The Redis of a `darkroom up` in `.darkroom`, as it prepares and records it."""
+    folder = DataFolder(tmp_path / ".darkroom")
+    with folder.held():
+        server = local_redis.prepare(folder.redis, port=local_redis.free_port())
+        process = subprocess.Popen(server.command, cwd=server.folder, stdout=subprocess.DEVNULL)
+        try:
+            eventually(lambda: local_redis.answers(server.url), what="Redis answers")
+            identity = Identity.of(process.pid)
+            assert identity is not None
+            recorded = Recorded("redis", identity.pid, identity.started, grace_s=3)
+            RunRecord(1, "http://127.0.0.1:8000", (recorded,)).write(folder.record)
+            driven = DrivenJobs(server.url, "darkroom")
+            yield driven
+            driven.close()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_the_up_that_runs_in_the_data_folder_is_found(running_up: DrivenJobs, tmp_path: Path) -> None:
+    lose(running_up)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for arguments, folder in ([], tmp_path), (["--data", str(tmp_path / ".darkroom")], elsewhere):
+        done = darkroom(["audit", "--json", *arguments], folder=folder)
+        assert done.returncode == 1, done.stderr
+        counts = lines_of(done)[-1]
+        assert (counts["findings"], counts["artifacts"], counts["history"]) == ({"nowhere": 1}, 0, 0)

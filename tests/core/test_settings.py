@@ -1,0 +1,192 @@
+"""Settings from the environment: what each means by default, and the one line that a bad one is told by."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from darkroom.errors import SettingError
+from darkroom.settings import (
+    LedgerSettings,
+    LinkSettings,
+    ModelSettings,
+    StoreSettings,
+    load,
+)
+from pydantic import Field, ValidationError
+
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+class PartSettings(LedgerSettings, ModelSettings, StoreSettings, LinkSettings):
+    """As a part has them, with one variable that is not named by us."""
+
+    sink: str = Field(default="", validation_alias="K_SINK", max_length=20)
+
+
+REQUIRED = {
+    "DARKROOM_REDIS_URL": "redis://:a-password@redis.test:6379/2",
+    "DARKROOM_STORE": "file:///var/lib/darkroom",
+    "DARKROOM_PUBLIC_URL": "https://darkroom.test",
+    "DARKROOM_LINK_KEY": KEY,
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """What a part needs, and nothing of the machine's own."""
+    for name in os.environ:
+        if name.upper().startswith("DARKROOM_"):
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("K_SINK", raising=False)
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_the_defaults() -> None:
+    defaults = {
+        name: getattr(load(PartSettings), name)
+        for name in PartSettings.model_fields
+        if f"DARKROOM_{name.upper()}" not in REQUIRED
+    }
+    assert defaults == {"namespace": "darkroom", "models": (), "link_ttl_s": 86_400, "sink": ""}
+
+
+def test_what_is_set_is_read(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DARKROOM_NAMESPACE", "demo-2")
+    environment.setenv("DARKROOM_LINK_TTL_S", "60")
+    environment.setenv("DARKROOM_MODELS", f"/etc/models{os.pathsep}{os.pathsep}/more/models")
+    environment.setenv("K_SINK", "http://sink.test")
+    settings = load(PartSettings)
+    assert settings.redis_url.get_secret_value() == REQUIRED["DARKROOM_REDIS_URL"]
+    assert settings.link_key.get_secret_value() == KEY
+    assert (settings.namespace, settings.link_ttl_s, settings.sink) == ("demo-2", 60, "http://sink.test")
+    assert settings.models == (Path("/etc/models"), Path("/more/models"))
+
+
+def test_variables_of_others_are_left_alone(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DARKROOM_POOL", "local")
+    environment.setenv("STORE", "nonsense")
+    assert load(PartSettings).store == REQUIRED["DARKROOM_STORE"]
+
+
+def test_a_public_address_is_kept_without_a_slash_at_its_end(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DARKROOM_PUBLIC_URL", "https://darkroom.test/api//")
+    assert load(LinkSettings).public_url == "https://darkroom.test/api"
+
+
+def test_settings_do_not_change() -> None:
+    settings = load(LedgerSettings)
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.namespace = "another"
+
+
+def test_settings_show_no_secret() -> None:
+    shown = repr(load(PartSettings)) + str(load(PartSettings))
+    assert "a-password" not in shown
+    assert KEY not in shown
+
+
+GOOD: list[tuple[str, str]] = [
+    ("DARKROOM_REDIS_URL", "redis://127.0.0.1"),
+    ("DARKROOM_REDIS_URL", "redis://127.0.0.1/"),
+    ("DARKROOM_REDIS_URL", "rediss://user:word@[::1]:6380/15?protocol=3"),
+    ("DARKROOM_REDIS_URL", "unix:///run/redis.sock?db=2"),
+    ("DARKROOM_NAMESPACE", "d"),
+    ("DARKROOM_NAMESPACE", "0" * 63),
+    ("DARKROOM_STORE", "s3://bucket/prefix"),
+    ("DARKROOM_PUBLIC_URL", "http://127.0.0.1:8000"),
+    ("DARKROOM_LINK_TTL_S", str(7 * 24 * 3600)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD)
+def test_a_value_that_can_be_used_is_taken(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    environment.setenv(name, value)
+    load(PartSettings)
+
+
+BAD: list[tuple[str, str]] = [
+    ("DARKROOM_NAMESPACE", ""),
+    ("DARKROOM_NAMESPACE", "Capital"),
+    ("DARKROOM_NAMESPACE", "with:colon"),
+    ("DARKROOM_NAMESPACE", "line\n"),
+    ("DARKROOM_NAMESPACE", "0" * 64),
+    ("DARKROOM_STORE", "/var/lib/darkroom"),
+    ("DARKROOM_STORE", "file://relative"),
+    ("DARKROOM_STORE", "gs://bucket"),
+    ("DARKROOM_PUBLIC_URL", "darkroom.test"),
+    ("DARKROOM_PUBLIC_URL", "ftp://darkroom.test"),
+    ("DARKROOM_PUBLIC_URL", "https://darkroom.test/?a=b"),
+    ("DARKROOM_PUBLIC_URL", "https://darkroom.test:port"),
+    ("DARKROOM_PUBLIC_URL", "https://darkroom.test:70000"),
+    ("DARKROOM_LINK_TTL_S", "59"),
+    ("DARKROOM_LINK_TTL_S", "604801"),
+    ("DARKROOM_LINK_TTL_S", "a day"),
+    ("DARKROOM_LINK_TTL_S", ""),
+    ("K_SINK", "http://a-sink-with-a-long-name.test"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_value_is_told_in_one_line_by_name_and_value(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+    with pytest.raises(SettingError) as refusal:
+        load(PartSettings)
+    told = refusal.value.detail
+    assert told.startswith(f"{name}={value!r}: ")
+    assert len(told.splitlines()) == 1
+    assert len(told) > len(f"{name}={value!r}: ")
+
+
+BAD_SECRETS: list[tuple[str, str]] = [
+    ("DARKROOM_REDIS_URL", ""),
+    ("DARKROOM_REDIS_URL", "http://:hush@redis.test"),
+    ("DARKROOM_REDIS_URL", "redis://"),
+    ("DARKROOM_REDIS_URL", "redis://:hush@redis.test:port/0"),
+    ("DARKROOM_REDIS_URL", "redis://:hush@redis.test:6379/hush"),
+    ("DARKROOM_REDIS_URL", "redis://[:hush"),
+    ("DARKROOM_REDIS_URL", "unix://"),
+    ("DARKROOM_LINK_KEY", ""),
+    ("DARKROOM_LINK_KEY", "hush" + KEY[:27]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_SECRETS)
+def test_a_bad_secret_is_told_by_name_and_never_shown(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+    with pytest.raises(SettingError) as refusal:
+        load(PartSettings)
+    told = refusal.value.detail
+    assert told.startswith(f"{name}=(hidden): ")
+    assert "hush" not in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_what_must_be_set_and_is_not_is_told(environment: pytest.MonkeyPatch, name: str) -> None:
+    environment.delenv(name)
+    with pytest.raises(SettingError) as refusal:
+        load(PartSettings)
+    assert refusal.value.detail == f"{name} is not set"
+
+
+def test_all_that_is_wrong_is_told_at_once(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("DARKROOM_REDIS_URL")
+    environment.setenv("DARKROOM_NAMESPACE", "Capital")
+    with pytest.raises(SettingError) as refusal:
+        load(PartSettings)
+    told = refusal.value.detail
+    assert "DARKROOM_REDIS_URL is not set" in told
+    assert "DARKROOM_NAMESPACE='Capital': " in told
+
+
+def test_every_setting_says_what_it_means() -> None:
+    silent = [name for name, field in PartSettings.model_fields.items() if not field.description and name != "sink"]
+    assert silent == []
