@@ -186,7 +186,7 @@ class History:
         """Put tombstones in the place of up to `limit` jobs of any tenant that ended before then, the oldest first."""
         oldest = select(jobs.c.id).where(_is_job(), jobs.c.ended < before).order_by(jobs.c.ended).limit(limit)
         async with self._transaction() as connection:
-            # Two statements: PostgreSQL may take a subquery's LIMIT several times when it locks. Locked by another: its.
+            # Two statements: as a subquery that locks, PostgreSQL may take the limit more than once.
             mine = (await connection.scalars(oldest.with_for_update(skip_locked=True))).all()
             statement = update(jobs).where(jobs.c.id.in_(mine), _is_job()).values(_burial(now)).returning(jobs)
             return [_tombstone(row) for row in await connection.execute(statement)]

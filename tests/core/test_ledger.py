@@ -272,9 +272,7 @@ async def test_the_pools_are_those_that_were_announced(jobs: TimedJobs, ledger: 
 
 
 async def test_the_workers_are_those_that_said_so(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    jobs.run(
-        transitions.worker("b", pool=POOL, state=WorkerState.BUSY, pod="pod-1", models=["sd"], now=jobs.now)
-    )
+    jobs.run(transitions.worker("b", pool=POOL, state=WorkerState.BUSY, pod="pod-1", models=["sd"], now=jobs.now))
     jobs.worker("a", WorkerState.STARTING)
     jobs.worker("c")
     jobs.worker("c", WorkerState.GONE)
@@ -346,16 +344,16 @@ async def test_a_job_whose_slip_was_lost_is_accepted_once(jobs: TimedJobs, any_r
         await client.aclose()
 
 
-async def test_jobs_whose_slips_were_lost_together_are_each_accepted_once(
-    jobs: TimedJobs, any_redis_url: str
-) -> None:
+async def test_jobs_whose_slips_were_lost_together_are_each_accepted_once(jobs: TimedJobs, any_redis_url: str) -> None:
     async with cutter(any_redis_url) as (proxy, url):
         client = connect_async(url)
         ledger = AsyncLedger(client, jobs.namespace)
         await ledger.ping()
         proxy.cuts = 2
         submissions = [jobs.submission() for _ in range(3)]
-        answers = await ledger.run_each([transitions.accept(job, backlog_limit=10, now=jobs.now) for job in submissions])
+        answers = await ledger.run_each(
+            [transitions.accept(job, backlog_limit=10, now=jobs.now) for job in submissions]
+        )
         assert answers == [Accepted(job.job_id, START_MS, repeated=True) for job in submissions]
         assert proxy.cuts == 0
         assert len(jobs.members("waiting") | jobs.members("dispatched")) == 3

@@ -47,7 +47,15 @@ def test_the_record_is_what_was_submitted(jobs: TimedJobs) -> None:
     offer(jobs, job)
     record = jobs.record(job.job_id)
     for name in (
-        "tenant", "model", "pool", "input", "fields", "run_timeout", "priority", "start_deadline", "max_attempts",
+        "tenant",
+        "model",
+        "pool",
+        "input",
+        "fields",
+        "run_timeout",
+        "priority",
+        "start_deadline",
+        "max_attempts",
         "traceparent",
     ):
         assert getattr(record, name) == getattr(job, name), name

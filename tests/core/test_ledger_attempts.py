@@ -40,9 +40,7 @@ def test_a_claim_is_in_the_record_and_in_the_log(jobs: TimedJobs) -> None:
     record = jobs.record(job_id)
     assert (record.state, record.attempt, record.worker, record.started) == (State.RUNNING, 1, "two", START_MS + 70)
     entry = jobs.log(job_id)[-1]
-    assert (entry.event, entry.state, entry.data) == (
-        JobEvent.STARTED, State.RUNNING, {"attempt": 1, "worker": "two"}
-    )
+    assert (entry.event, entry.state, entry.data) == (JobEvent.STARTED, State.RUNNING, {"attempt": 1, "worker": "two"})
 
 
 def test_a_later_attempt_keeps_the_first_start_and_forgets_the_progress(jobs: TimedJobs) -> None:
@@ -345,7 +343,8 @@ def test_the_last_counted_attempt_that_is_reaped_fails(jobs: TimedJobs) -> None:
     job_id = jobs.running(max_attempts=1)
     assert jobs.reap_until(jobs.now + LEASE_MS + 1) == [job_id]
     assert error_of(jobs, job_id) == {
-        "kind": "worker_lost", "message": "no sign of life from worker one, attempt 1 of 1"
+        "kind": "worker_lost",
+        "message": "no sign of life from worker one, attempt 1 of 1",
     }
 
 

@@ -157,9 +157,7 @@ BAD_SECRETS: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_SECRETS)
-def test_a_bad_secret_is_told_by_name_and_never_shown(
-    environment: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_a_bad_secret_is_told_by_name_and_never_shown(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
     environment.setenv(name, value)
     with pytest.raises(SettingError) as refusal:
         load(PartSettings)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from darkroom import transitions
+from darkroom import audit, transitions
 from darkroom.jobs import TERMINAL, TRANSITIONS, State
 from darkroom.ledger import _decode_view, scripts
 from darkroom.transitions import Applied, Call, Cancelled, Claim, Ended, Reason, Receipt, Standing, WorkerState
@@ -145,11 +145,22 @@ CALLS: Mapping[str, Maker] = {
         WORKER, pool=POOL, state=WorkerState.GONE, pod="", models=["sd"], now=jobs.now
     ),
     "view": lambda jobs, job_id: Call("view", ("job", job_id), _decode_view),
+    "inspect": lambda jobs, job_id: audit.inspect(job_id, now=jobs.now),
+    "repair": lambda jobs, job_id: transitions.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
+    "canary": lambda jobs, job_id: transitions.canary("canary-1", pool=POOL, now=jobs.now),
+    "canary withdrawn": lambda jobs, job_id: transitions.canary("canary-1", pool=POOL, withdraw=True, now=jobs.now),
 }
 """Each script, some in several ways. The job is the one of the situation."""
 
 TELLS_WHAT_IT_CHANGED = {
-    "claim too late", "release for a worker", "reap", "sweep", "promote", "expire", "applied", "defer"
+    "claim too late",
+    "release for a worker",
+    "reap",
+    "sweep",
+    "promote",
+    "expire",
+    "applied",
+    "defer",
 }
 """Calls whose answer is what they changed: a repeated one has nothing more to tell, which is no loss to whoever asks."""
 
@@ -284,8 +295,6 @@ def test_a_repeated_call_changes_nothing_and_answers_alike(jobs: TimedJobs, job_
     assert jobs.everything() == after
     if name not in TELLS_WHAT_IT_CHANGED:
         assert again == answer
-
-
 
 
 def test_the_moves_are_those_of_the_transition_table() -> None:

@@ -197,9 +197,7 @@ class TimedJobs:
         for key, kind in zip(keys, kinds, strict=True):
             pipeline.execute_command(*READERS[kind.decode()](key))
         contents = pipeline.execute()
-        return {
-            key.decode(): (content, limit > 0) for key, content, limit in zip(keys, contents, limits, strict=True)
-        }
+        return {key.decode(): (content, limit > 0) for key, content, limit in zip(keys, contents, limits, strict=True)}
 
     def key(self, *parts: str) -> str:
         return ":".join((self.namespace, *parts))

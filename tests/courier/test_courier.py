@@ -39,36 +39,6 @@ QUICK = {
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-@pytest.fixture
-def sink() -> Iterator[Sink]:
-    with Sink().running() as running:
-        yield running
-
-
-@pytest.fixture
-def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
-    driven = DrivenJobs(redis_url, namespace)
-    yield driven
-    driven.close()
-
-
-@pytest.fixture
-def start(redis_url: str, namespace: str, sink: Sink, tmp_path: Path) -> Iterator[Start]:
-    """Starts a courier; what it is told beside the address of Redis and the sink is given by name."""
-    started: list[Part] = []
-
-    def courier(redis: str = redis_url, **told: str) -> Part:
-        settings = environment(redis, namespace, K_SINK=sink.url, **told)
-        part = Part("darkroom_courier", environment=settings, log=tmp_path / f"courier-{len(started)}.log")
-        started.append(part)
-        part.start()
-        return part
-
-    yield courier
-    for part in started:
-        part.stop()
-
-
 def apply(jobs: DrivenJobs, event: Event) -> Applied:
     """What result does with an event."""
     assert event.subject is not None

@@ -1,0 +1,38 @@
+"""What time does to an ended job, done by hand: the courier archives it, and later Redis forgets it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from darkroom import transitions
+from darkroom.history import PastJob
+from darkroom.ledger import AsyncLedger, connect_async
+from darkroom.transitions import Archived
+
+from tests.databases import opened
+from tests.driven_jobs import DrivenJobs
+
+
+def archive(jobs: DrivenJobs, redis_url: str, database_url: str, job_ids: Sequence[str]) -> None:
+    """Into the history with them."""
+
+    async def write() -> None:
+        client = connect_async(redis_url)
+        ledger = AsyncLedger(client, jobs.namespace)
+        records = [record for record in await ledger.jobs(job_ids, tenant=None) if record is not None]
+        logs = await ledger.logs(job_ids)
+        async with opened(database_url) as history:
+            await history.write([PastJob.of(record, log) for record, log in zip(records, logs, strict=True)])
+        await client.aclose()
+
+    asyncio.run(write())
+    for job_id in job_ids:
+        assert jobs.run(transitions.archived(job_id, seq=jobs.end_seq(job_id))) is Archived.ARCHIVED
+
+
+def forget(jobs: DrivenJobs, job_ids: Sequence[str]) -> None:
+    """Their time in Redis is over. The tenant's index names them for a while longer."""
+    for job_id in job_ids:
+        jobs.redis.delete(f"{jobs.namespace}:job:{job_id}", f"{jobs.namespace}:log:{job_id}")
+        jobs.redis.zrem(f"{jobs.namespace}:outbox", job_id)

@@ -1,0 +1,183 @@
+"""The object store, as a folder and as S3: written once, read in chunks, and never another's fault for being away."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from darkroom.artifacts import (
+    CHUNK_BYTES,
+    ArtifactStore,
+    StoreUnavailable,
+    artifact_folder,
+    artifact_key,
+    sha256_of,
+)
+from darkroom.errors import NotFound
+
+KEY = "default/job/1/0-abc.png"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(f"file://{tmp_path}/store")
+
+
+async def content_of(store: ArtifactStore, key: str) -> bytes:
+    _, chunks = await store.open(key)
+    return b"".join([chunk async for chunk in chunks])
+
+
+def test_a_key_says_whose_it_is_and_which_attempt_wrote_it() -> None:
+    key = artifact_key(tenant="default", job_id="job", attempt=1, index=0, sha256="abc", extension="png")
+    assert key == KEY
+    assert key.startswith(artifact_folder(tenant="default", job_id="job"))
+
+
+def test_a_hash_is_sha256_in_hex() -> None:
+    assert sha256_of(b"picture") == hashlib.sha256(b"picture").hexdigest()
+
+
+async def test_what_was_put_is_read(store: ArtifactStore) -> None:
+    store.put(KEY, b"picture")
+    size, _ = await store.open(KEY)
+    assert (size, await content_of(store, KEY)) == (7, b"picture")
+
+
+async def test_a_large_object_is_read_in_chunks(store: ArtifactStore) -> None:
+    content = bytes(range(256)) * (CHUNK_BYTES // 64)
+    store.put(KEY, content)
+    size, chunks = await store.open(KEY)
+    read = [chunk async for chunk in chunks]
+    assert size == len(content) == len(b"".join(read))
+    assert b"".join(read) == content
+    assert len(read) > 1
+
+
+async def test_what_is_there_is_never_overwritten(store: ArtifactStore) -> None:
+    store.put(KEY, b"first")
+    store.put(KEY, b"second")
+    assert await content_of(store, KEY) == b"first"
+
+
+@pytest.mark.parametrize("key", ["nothing", "default/job/1/1-abc.png", "default", "default/job/1"])
+async def test_what_is_not_there_is_not_found(store: ArtifactStore, key: str) -> None:
+    store.put(KEY, b"picture")
+    with pytest.raises(NotFound):
+        await store.open(key)
+
+
+@pytest.mark.parametrize("key", ["../secret", "default/../../secret", "/etc/passwd"])
+async def test_no_key_leads_out_of_the_folder(store: ArtifactStore, tmp_path: Path, key: str) -> None:
+    (tmp_path / "secret").write_text("hush")
+    with pytest.raises((NotFound, StoreUnavailable)):
+        await store.open(key)
+
+
+async def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    store = ArtifactStore(f"file://{tmp_path}/a%20folder/%C3%BC")
+    store.put(KEY, b"picture")
+    assert (tmp_path / "a folder" / "ü" / KEY).read_bytes() == b"picture"
+
+
+async def test_keys_are_listed_in_order_below_a_prefix(store: ArtifactStore) -> None:
+    for key in ("b/2/0.png", "a/1/0.png", "a/10/0.png", "a/1/1.png"):
+        store.put(key, b"picture")
+    assert await store.keys("a/1/") == ["a/1/0.png", "a/1/1.png"]
+    assert await store.keys("a") == ["a/1/0.png", "a/1/1.png", "a/10/0.png"]
+    assert await store.keys("nobody") == []
+
+
+async def test_a_job_is_removed_whole_and_no_other(store: ArtifactStore) -> None:
+    for key in ("default/job/1/0.png", "default/job/2/0.png", "default/job-2/1/0.png"):
+        store.put(key, b"picture")
+    await store.remove(artifact_folder(tenant="default", job_id="job"))
+    await store.remove(artifact_folder(tenant="default", job_id="job"))
+    assert await store.keys("") == ["default/job-2/1/0.png"]
+
+
+async def test_a_store_that_takes_nothing_is_unavailable(store: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "store").rmdir()
+    (tmp_path / "store").write_text("a file in its place")
+    with pytest.raises(StoreUnavailable):
+        store.put(KEY, b"picture")
+    with pytest.raises((StoreUnavailable, NotFound)):
+        await store.open(KEY)
+
+
+# -- S3 ----------------------------------------------------------------------------------------------------------------
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """As much of S3 as one object needs: PUT that may ask to create, and GET."""
+
+    objects: dict[str, bytes]
+    protocol_version = "HTTP/1.1"
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["If-None-Match"] == "*" and self.path in self.objects:
+            self.answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+            return
+        self.objects[self.path] = content
+        self.answer(200, b"")
+
+    def do_GET(self) -> None:
+        found = self.objects.get(self.path)
+        if found is None:
+            self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        else:
+            self.answer(200, found)
+
+    def answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", '"etag"')
+        self.send_header("Last-Modified", "Fri, 20 Nov 2026 15:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """An S3 of the test's own, found by AWS' variables; what is in it, by path."""
+    objects: dict[str, bytes] = {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnBucket", (Bucket,), {"objects": objects}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "eu-central-1",
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield objects
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+async def test_a_bucket_is_used_as_a_folder_is(bucket: dict[str, bytes]) -> None:
+    store = ArtifactStore("s3://pictures/of/darkroom/")
+    await asyncio.to_thread(store.put, KEY, b"first")
+    await asyncio.to_thread(store.put, KEY, b"second")
+    assert bucket == {f"/pictures/of/darkroom/{KEY}": b"first"}
+    assert await content_of(store, KEY) == b"first"
+    with pytest.raises(NotFound):
+        await store.open("nothing")
+
+
+async def test_a_bucket_needs_no_prefix(bucket: dict[str, bytes]) -> None:
+    await asyncio.to_thread(ArtifactStore("s3://pictures").put, KEY, b"picture")
+    assert list(bucket) == [f"/pictures/{KEY}"]
