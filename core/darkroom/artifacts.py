@@ -1,7 +1,7 @@
 """The object store: where workers put pictures and the jobs function reads them.
 
-A key is written once and never again, and holds the attempt that wrote it, so a worker whose lease was lost cannot change
-what another one published. Redis never holds a byte of a picture.
+A key is written once and never again, and holds the attempt that wrote it, so a worker whose lease was lost cannot
+change what another one published. Redis never holds a byte of a picture.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ArtifactStore:
             self._store = S3Store(parts.netloc, prefix=parts.path.strip("/") or None)
 
     def put(self, key: str, content: bytes) -> None:
-        """Create an object. One that is there already stays as it is: its key holds its hash, so it is the same bytes."""
+        """Create an object. One that is there stays as it is: its key holds its hash, so it is the same bytes."""
         try:
             obstore.put(self._store, key, content, mode="create")
         except AlreadyExistsError:

@@ -1,8 +1,8 @@
 """The ledger: the one truth about every job, in Redis.
 
 All parts come here: submit to accept, workers to claim and finish, the courier to relay and sweep, readers to look. A
-transition (`transitions.py`) runs as one Lua script (`lua/`), so it happens whole or not at all; reads are here. No other
-code touches a job key.
+transition (`transitions.py`) runs as one Lua script (`lua/`), so it happens whole or not at all; reads are here. No
+other code touches a job key.
 
 `AsyncLedger` is for the functions and the courier, `Ledger` for workers. Neither retries a refusal; both repeat a call
 whose reply was lost (redis-py does), which is safe because every script is idempotent.
@@ -48,8 +48,8 @@ RETRIES = 3
 class JobRecord:
     """A job as the ledger has it. Times are milliseconds since the epoch; `run_timeout` is in seconds.
 
-    `place` is the place in the queue, 1 being next, or None when it does not wait. `end_data` is the data of the terminal
-    entry: the result of a completed job, the error of another.
+    `place` is the place in the queue, 1 being next, or None when it does not wait. `end_data` is the data of the
+    terminal entry: the result of a completed job, the error of another.
     """
 
     id: str
@@ -138,7 +138,7 @@ class WorkerRecord:
 
 @dataclass(frozen=True)
 class Page:
-    """One page of a tenant's jobs, newest first. `after` asks for the next page; None when nothing is left to look at."""
+    """One page of a tenant's jobs, newest first. `after` asks for the next page; None when nothing is left."""
 
     jobs: tuple[JobRecord, ...]
     after: str | None
@@ -168,7 +168,9 @@ SCAN_LIMIT = 2_000
 def scripts() -> Mapping[str, bytes]:
     """The text of each script by its name, the prelude before it."""
     folder = resources.files("darkroom") / "lua"
-    texts = {entry.name.removesuffix(".lua"): entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(".lua")}
+    texts = {
+        entry.name.removesuffix(".lua"): entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(".lua")
+    }
     prelude = texts.pop("prelude")
     return {name: prelude + b"\n" + text for name, text in texts.items()}
 
@@ -188,7 +190,9 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     """A client for the functions and the courier."""
     from redis.asyncio.retry import Retry as AsyncRetry
 
-    pool = redis.asyncio.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, **_connection_options(AsyncRetry))
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url, max_connections=CONNECTIONS, **_connection_options(AsyncRetry)
+    )
     return redis.asyncio.Redis.from_pool(pool)
 
 
@@ -457,9 +461,7 @@ def decode_live(job_id: str, payload: bytes) -> LogEntry:
 def _decode_entry(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogEntry:
     raw = _pairs(fields)
     seq = int(entry_id.split(b"-")[0])
-    return LogEntry(
-        job_id, seq, JobEvent(raw["event"]), State(raw["state"]), int(raw["at"]), json.loads(raw["data"])
-    )
+    return LogEntry(job_id, seq, JobEvent(raw["event"]), State(raw["state"]), int(raw["at"]), json.loads(raw["data"]))
 
 
 def _pairs(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, str]:

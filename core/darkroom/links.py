@@ -1,7 +1,7 @@
 """Links to artifacts: absolute, signed, and for a while only.
 
-Whoever tells a caller of a result (jobs, result, courier) writes them; the jobs function checks them before it opens the
-object store. A link is its own permission, as S3's presigned URLs are: it needs no key of the caller.
+Whoever tells a caller of a result (jobs, result, courier) writes them; the jobs function checks them before it opens
+the object store. A link is its own permission, as S3's presigned URLs are: it needs no key of the caller.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The queue of a pool and the message of a job, as Celery knows them.
 
-`submit` builds a message here; `lua/prelude.lua` pushes it; a Celery worker of the pool, ours or a stock one with the same
-broker settings, takes it. The bytes come from Celery's and kombu's own code, so Flower and `celery inspect` read them.
+`submit` builds a message here; `lua/prelude.lua` pushes it; a Celery worker of the pool, ours or a stock one with the
+same broker settings, takes it. The bytes come from Celery's and kombu's own code, so Flower and `celery inspect` read
+them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def queue_name(pool: str) -> str:
 def transport_options(namespace: str, pool: str) -> dict[str, Any]:
     """What `broker_transport_options` of every Celery app on this broker must say.
 
-    The prefix covers lists and channels; `unacked` is each pool's own, so that one pool's janitor never touches another's.
+    The prefix covers lists and channels; `unacked` is each pool's own, so that one pool's janitor never touches
+    another's.
     """
     return {
         "global_keyprefix": f"{namespace}:celery:",

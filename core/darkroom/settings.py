@@ -1,7 +1,7 @@
 """Settings: read once, by the entry point of each part, from the environment, into a frozen object.
 
-Each part has its own class beside its code, made of the groups here; `load` reads it. A value that cannot be used ends the
-part with one line that names the variable and the value.
+Each part has its own class beside its code, made of the groups here; `load` reads it. A value that cannot be used ends
+the part with one line that names the variable and the value.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from darkroom.errors import SettingError
@@ -140,15 +141,14 @@ class LinkSettings(Settings):
 
 
 def load(kind: type[S]) -> S:
-    """The settings of one part from the environment. Raises SettingError naming each variable at fault and its value."""
+    """The settings of one part from the environment. Raises SettingError naming each bad variable and its value."""
     try:
         return kind()
     except ValidationError as error:
         raise SettingError("; ".join(_fault(kind, fault) for fault in error.errors())) from None
 
 
-def _fault(kind: type[Settings], fault: object) -> str:
-    assert isinstance(fault, dict)
+def _fault(kind: type[Settings], fault: ErrorDetails) -> str:
     name = str(fault["loc"][0]) if fault["loc"] else ""
     named_whole = {field.validation_alias for field in kind.model_fields.values()}  # as Knative's K_SINK is
     variable = name if name in named_whole else PREFIX + name.upper()

@@ -34,7 +34,7 @@ RELAY_LEASE_MS = 30_000
 """An event that was posted and not applied after this is posted again, then after twice that, and so on."""
 
 HISTORY_LEASE_MS = 30_000
-"""An ended job that was taken for the history and is not archived after this is taken again: far longer than a commit."""
+"""An ended job taken for the history and not archived after this is taken again: far longer than a commit."""
 
 WORKER_TTL_MS = 15_000
 """A worker that said nothing for this long is no slot of its pool."""
@@ -126,8 +126,8 @@ class Submission:
 
     `input` are the model's parameters; `fields` what goes with the job and concerns no engine (user, webhook, the
     submitting event); `event` the structured CloudEvent that its message carries; `accepted` the data of the first log
-    entry. `start_deadline` is in milliseconds since the epoch, `run_timeout` in seconds. `idempotency_key` is a hash (no
-    blanks), and `fingerprint` that of the request as it was sent.
+    entry. `start_deadline` is in milliseconds since the epoch, `run_timeout` in seconds. `idempotency_key` is a hash
+    (no blanks), and `fingerprint` that of the request as it was sent.
     """
 
     job_id: str
@@ -413,9 +413,7 @@ def canary(canary_id: str, *, pool: str, withdraw: bool = False, now: int | None
 
     `canary_id` begins with `queues.CANARY`, so that nobody takes it for a job's. `withdraw` takes it back.
     """
-    message = queues.build_message(
-        job_id=canary_id, pool=pool, event={"type": "dev.darkroom.canary"}, traceparent=None
-    )
+    message = queues.build_message(job_id=canary_id, pool=pool, event={"type": "dev.darkroom.canary"}, traceparent=None)
     return _call(
         "canary",
         lambda reply: reply.decode() or None,

@@ -1,7 +1,7 @@
 """What people are told: one entry of a job's log as a message on a socket, and as the data of a CloudEvent.
 
-The result function sends these messages, the courier the CloudEvents, the command line shows them. The message keeps the
-shape that clients of earlier systems know (`status` with its own words) and adds `seq`, `event_id` and `state`.
+The result function sends these messages, the courier the CloudEvents, the command line shows them. The message keeps
+the shape that clients of earlier systems know (`status` with its own words) and adds `seq`, `event_id` and `state`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def celery_status(record: JobRecord) -> str:
 
 def message(entry: LogEntry, links: Links, *, now_s: float) -> dict[str, Any]:
     """A socket's message for one log entry: `job_id`, `status`, `timestamp`, `seq`, `event_id`, `state`, and as fits
-    `progress` (percent), `output_paths` (links), `content_id` (SHA-256 of the first picture), `error` (text)."""
+    `progress` (percent), `output_paths` (links), `content_id` (SHA-256 of the first picture), `error` (text).
+    """
     update: dict[str, Any] = {
         "job_id": entry.job_id,
         "status": STATUS[entry.event],

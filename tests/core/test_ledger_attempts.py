@@ -104,12 +104,12 @@ def test_progress_after_a_cancel_is_not_told(jobs: TimedJobs) -> None:
 
 
 def test_what_waits_again_shows_no_progress(jobs: TimedJobs) -> None:
-    for job_id, give_back in (
-        (jobs.running(), lambda job_id: jobs.retry(job_id)),
-        (jobs.running(), lambda job_id: jobs.release(job_id, Reason.DRAIN)),
-    ):
+    retried, released = jobs.running(), jobs.running()
+    for job_id in (retried, released):
         jobs.progress(job_id, op=1, step=3, steps=4)
-        give_back(job_id)
+    jobs.retry(retried)
+    jobs.release(released, Reason.DRAIN)
+    for job_id in (retried, released):
         record = jobs.record(job_id)
         assert (record.state, record.progress, record.step, record.steps) == (State.PENDING, 0, None, None)
 

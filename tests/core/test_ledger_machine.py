@@ -367,7 +367,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.believed.states[job_id] = state
             if not state.is_terminal:
                 continue
-            end = tuple(self.field(job_id, name) for name in ("state", "end_seq", "end_data"))
+            end = (state.value, self.field(job_id, "end_seq"), self.field(job_id, "end_data"))
             assert self.believed.ended.setdefault(job_id, end) == end, "a terminal state never changes"
             if job_id in self.believed.cancelled:
                 assert state is State.CANCELLED, "once a cancel is recorded the only end is cancelled"

@@ -1,4 +1,4 @@
-"""The order of a pool's jobs: who is next, how few messages the Celery list holds, and each job's place in the queue."""
+"""The order of a pool's jobs: who is next, how few messages the Celery list holds, and each job's place."""
 
 from __future__ import annotations
 

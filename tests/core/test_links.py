@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import pytest
 from darkroom.errors import LinkRefused
 from darkroom.links import PATH, Links
-from darkroom.settings import LinkSettings
+from darkroom.settings import LinkSettings, load
 from pydantic import SecretStr
 
 NOW_S = 1_800_000_000.7
@@ -89,4 +89,4 @@ def test_links_are_made_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DARKROOM_PUBLIC_URL", "https://darkroom.test/api/")
     monkeypatch.setenv("DARKROOM_LINK_KEY", LINKS.key.get_secret_value())
     monkeypatch.setenv("DARKROOM_LINK_TTL_S", "600")
-    assert Links.of(LinkSettings()) == LINKS
+    assert Links.of(load(LinkSettings)) == LINKS

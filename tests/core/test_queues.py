@@ -38,7 +38,7 @@ def built(**changes: Any) -> dict[str, Any]:
     return message
 
 
-def body_of(message: dict[str, Any]) -> Any:
+def body_of(message: Mapping[str, Any]) -> Any:
     return json.loads(base64.b64decode(message["body"]))
 
 

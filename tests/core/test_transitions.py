@@ -1,4 +1,4 @@
-"""Every script in every situation that a job can be in: what it does to the job, and that a repeated call does no more."""
+"""Every script in every situation of a job: what it does to it, and that a repeated call does no more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ import pytest
 from darkroom import audit, transitions
 from darkroom.jobs import TERMINAL, TRANSITIONS, State
 from darkroom.ledger import _decode_view, scripts
-from darkroom.transitions import Applied, Call, Cancelled, Claim, Ended, Reason, Receipt, Standing, WorkerState
+from darkroom.transitions import (
+    Applied,
+    Archived,
+    Call,
+    Cancelled,
+    Claim,
+    Ended,
+    Reason,
+    Receipt,
+    Standing,
+    WorkerState,
+)
 
 from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, TOKEN, WORKER, TimedJobs
 
@@ -135,8 +146,16 @@ CALLS: Mapping[str, Maker] = {
     "applied": lambda jobs, job_id: transitions.applied(
         job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
     ),
+    "archived": lambda jobs, job_id: transitions.archived(
+        job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
+    ),
+    "forget for a stranger": lambda jobs, job_id: transitions.forget(job_id, tenant="stranger", now=jobs.now),
     "take": lambda jobs, job_id: transitions.take_relays(taker="courier", call=TAKE, limit=10, now=jobs.now),
+    "take for the history": lambda jobs, job_id: transitions.take_history(
+        taker="courier", call=TAKE, limit=10, now=jobs.now
+    ),
     "defer": lambda jobs, job_id: transitions.defer_relay(job_id, delay_ms=1_000, now=jobs.now),
+    "defer for the history": lambda jobs, job_id: transitions.defer_history(job_id, delay_ms=1_000, now=jobs.now),
     "announce": lambda jobs, job_id: transitions.announce(POOL, models=["sd"], now=jobs.now),
     "worker": lambda jobs, job_id: transitions.worker(
         WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"], now=jobs.now
@@ -160,9 +179,11 @@ TELLS_WHAT_IT_CHANGED = {
     "promote",
     "expire",
     "applied",
+    "archived",
     "defer",
+    "defer for the history",
 }
-"""Calls whose answer is what they changed: a repeated one has nothing more to tell, which is no loss to whoever asks."""
+"""Calls whose answer is what they changed: a repeated one has nothing more to tell, and nobody needs it."""
 
 MOVES: Mapping[str, Mapping[str, str]] = {
     "claim": {"waiting": "running", "dispatched": "running", "missed": "running"},
@@ -254,6 +275,10 @@ ANSWERS: Mapping[str, Mapping[str, Any]] = {
     "applied": {
         **dict.fromkeys((*PENDING, "running", "cancelling"), Applied.UNKNOWN),
         **dict.fromkeys(ENDED, Applied.APPLIED),
+    },
+    "archived": {
+        **dict.fromkeys((*PENDING, "running", "cancelling"), Archived.UNKNOWN),
+        **dict.fromkeys(ENDED, Archived.ARCHIVED),
     },
 }
 """What the caller is told, by call and situation."""

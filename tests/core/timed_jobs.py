@@ -85,7 +85,7 @@ class TimedJobs:
         self.run(transitions.worker(name, pool=POOL, state=state, pod="", models=["sd"], now=self.now))
 
     def take_message(self) -> str | None:
-        """The job whose message is the next in the Celery list, which is taken as kombu does; None where it is empty."""
+        """The job of the next message in the Celery list, which is taken as kombu does; None where it is empty."""
         message = self.redis.rpop(self.list_key)
         return None if message is None else job_of(message)
 
@@ -133,7 +133,7 @@ class TimedJobs:
         return self.run(transitions.reap(POOL, now=self.now))
 
     def reap_until(self, time: int) -> list[str]:
-        """As a courier does that never rests: a reap each second up to `time`, which becomes `now`. All that it reaped."""
+        """As a courier does: a reap each second up to `time`, which becomes `now`. All that was reaped."""
         reaped = self.reap()
         while self.now < time:
             self.now = min(self.now + 1_000, time)

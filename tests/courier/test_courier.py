@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,13 +19,12 @@ from darkroom.jobs import State
 from darkroom.transitions import Applied
 from darkroom_courier.relay import back_off, retry_after
 
+from tests.courier.conftest import Start
 from tests.courier.sink import HANG, Answer, Sink
 from tests.driven_jobs import POOL, TENANT, DrivenJobs
 from tests.parts import PUBLIC_URL, Part, environment, free_port
 from tests.redis_server import RedisKind, RedisServer, binary_of
 from tests.waiting import eventually
-
-Start = Callable[..., Part]
 
 QUICK = {
     "DARKROOM_TICK_S": "0.05",

@@ -1,0 +1,355 @@
+"""The courier and the history: couriers as processes, on a real Redis, with SQLite and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import pytest
+from darkroom import transitions
+from darkroom.artifacts import ArtifactStore, artifact_key
+from darkroom.history import History, PastJob, Tombstone
+from darkroom.jobs import State, new_job_id
+from darkroom.ledger import AsyncLedger, JobRecord, connect_async, scripts
+from darkroom.transitions import Applied
+
+from tests.courier.conftest import Start
+from tests.courier.holding_proxy import HoldingProxy
+from tests.courier.sink import Answer, Sink
+from tests.databases import Database, opened
+from tests.driven_jobs import TENANT, DrivenJobs
+from tests.parts import Part, environment
+from tests.waiting import eventually
+
+T = TypeVar("T")
+
+QUICK = {"DARKROOM_TICK_S": "0.05", "DARKROOM_HISTORY_LEASE_S": "0.5", "DARKROOM_RETENTION_EVERY_S": "0.2"}
+"""Seconds of the defaults, made short."""
+
+DAY_MS = 24 * 3600 * 1000
+
+
+class Watched:
+    """The jobs and their history, from outside."""
+
+    def __init__(self, jobs: DrivenJobs, redis_url: str, database: Database, store: Path) -> None:
+        self.jobs = jobs
+        self.database = database
+        self.store = ArtifactStore(store.as_uri())
+        self._redis_url = redis_url
+        self.told = {"DARKROOM_DATABASE_URL": database.url, "DARKROOM_STORE": store.as_uri(), **QUICK}
+
+    def in_history(self, ask: Callable[[History], Awaitable[T]]) -> T:
+        """What the history answers, once it has its table."""
+
+        async def asked() -> T:
+            async with opened(self.database.url) as history:
+                return await ask(history)
+
+        return asyncio.run(asked())
+
+    def find(self, job_id: str) -> PastJob | Tombstone | None:
+        return self.in_history(lambda history: history.job(job_id, tenant=TENANT))
+
+    def all(self) -> list[str]:
+        page = self.in_history(lambda history: history.page(TENANT, limit=10_000))
+        return [record.id for record in page.jobs]
+
+    def record(self, job_id: str) -> JobRecord:
+        """As Redis has it."""
+
+        async def read() -> JobRecord | None:
+            client = connect_async(self._redis_url)
+            try:
+                return await AsyncLedger(client, self.jobs.namespace).job(job_id, tenant=TENANT)
+            finally:
+                await client.aclose()
+
+        found = asyncio.run(read())
+        assert found is not None
+        return found
+
+    def apply(self, job_id: str) -> None:
+        """What result does with its event."""
+        assert self.jobs.run(transitions.applied(job_id, seq=self.jobs.end_seq(job_id))) is Applied.APPLIED
+
+    def is_archived(self, job_id: str) -> bool:
+        return bool(self.jobs.redis.hexists(f"{self.jobs.namespace}:job:{job_id}", "archived"))
+
+    def lives_on(self, job_id: str) -> bool:
+        """Whether its record has no time to live."""
+        return bool(self.jobs.redis.ttl(f"{self.jobs.namespace}:job:{job_id}") == -1)
+
+    def left_to_write(self) -> int:
+        return int(self.jobs.redis.zcard(f"{self.jobs.namespace}:history"))
+
+
+@pytest.fixture
+def watched(jobs: DrivenJobs, redis_url: str, database: Database, tmp_path: Path) -> Watched:
+    return Watched(jobs, redis_url, database, tmp_path / "store")
+
+
+# What is written
+
+
+def test_a_job_that_has_ended_is_written_with_its_attempts(start: Start, watched: Watched) -> None:
+    jobs = watched.jobs
+    job_id = jobs.submit()
+    jobs.start(job_id, token="one")
+    error = {"kind": "transient", "message": "again"}
+    jobs.run(transitions.retry(job_id, token="one", error=error, delay_ms=0))
+    start(**watched.told)
+    eventually(lambda: jobs.redis.zcard(f"{jobs.namespace}:due:local") == 0, what="the retry to be due")
+    jobs.start(job_id)
+    jobs.progress(job_id, step=1, steps=2)
+    jobs.complete(job_id)
+    eventually(lambda: watched.is_archived(job_id), what="the archive")
+    past = watched.find(job_id)
+    assert isinstance(past, PastJob)
+    assert past.record == watched.record(job_id)
+    assert [entry.event for entry in past.log] == ["started", "retried", "started", "completed"]
+    assert past.log[1].data["error"] == error
+    assert watched.left_to_write() == 0
+
+
+def test_many_are_written_in_few_transactions(start: Start, watched: Watched) -> None:
+    ended = [watched.jobs.completed() for _ in range(450)]
+    courier = start(**watched.told)
+    eventually(lambda: watched.left_to_write() == 0, what="all to be written")
+    assert watched.all() == sorted(ended, reverse=True)
+    eventually(lambda: len(courier.said("archived")) == 3, what="three batches")
+    assert sorted(len(line["jobs"]) for line in courier.said("archived")) == [50, 200, 200]
+
+
+def test_two_couriers_write_every_job_once(start: Start, watched: Watched) -> None:
+    couriers = [start(**watched.told) for _ in range(2)]
+    ended = [watched.jobs.completed() for _ in range(300)]
+    eventually(lambda: watched.left_to_write() == 0, what="all to be written")
+    assert watched.all() == sorted(ended, reverse=True)
+    assert all(watched.is_archived(job_id) for job_id in ended)
+    assert [courier.said("round_failed") for courier in couriers] == [[], []]
+
+
+@pytest.mark.parametrize("damage", ["fields", "end_data"])
+def test_a_job_that_cannot_be_written_holds_up_no_other(start: Start, watched: Watched, damage: str) -> None:
+    """The database does not take it, or what Redis has of it cannot be read. It stays in Redis."""
+    jobs = watched.jobs
+    before, damaged, after = jobs.completed(), jobs.completed(), jobs.completed()
+    broken = {"fields": '{"user_id": ["no", "text"]}', "end_data": "{"}[damage]
+    jobs.redis.hset(f"{jobs.namespace}:job:{damaged}", damage, broken)
+    courier = start(**watched.told)
+    eventually(lambda: watched.is_archived(before) and watched.is_archived(after), what="the others")
+    eventually(lambda: courier.said("not_archived"), what="the fault to be said")
+    assert [line["job"] for line in courier.said("not_archived")] == [damaged]
+    assert watched.find(damaged) is None
+    assert watched.lives_on(damaged)
+    assert watched.left_to_write() == 1
+
+
+# The time to live of what Redis has
+
+
+def test_no_time_to_live_starts_before_the_commit(start: Start, watched: Watched) -> None:
+    told, untold = watched.jobs.completed(), watched.jobs.completed()
+    watched.apply(told)
+    assert watched.lives_on(told)
+    start(**watched.told)
+    eventually(lambda: not watched.lives_on(told), what="the time to live")
+    assert isinstance(watched.find(told), PastJob)
+    eventually(lambda: watched.is_archived(untold), what="the other")
+    assert watched.lives_on(untold), "its event is still to be told"
+    watched.apply(untold)
+    assert not watched.lives_on(untold)
+
+
+# What breaks
+
+
+def test_while_the_database_is_away_all_else_goes_on_and_nothing_is_lost(
+    start: Start, sink: Sink, watched: Watched
+) -> None:
+    courier = start(**watched.told)
+    first = watched.jobs.completed()
+    eventually(lambda: watched.is_archived(first), what="the first")
+    sink.behave = lambda event: Answer(204 if watched.apply(event.subject or "") is None else 500)
+    with watched.database.away():
+        ended = [watched.jobs.completed() for _ in range(5)]
+        eventually(lambda: courier.said("history_unavailable"), what="the outage to be seen")
+        ended += [watched.jobs.completed() for _ in range(5)]
+        expired = watched.jobs.submit(start_deadline=1)
+        eventually(lambda: watched.jobs.state(expired) is State.EXPIRED, what="the upkeep")
+        eventually(lambda: all(watched.jobs.is_applied(job_id) for job_id in ended), what="the relay")
+        assert all(watched.lives_on(job_id) for job_id in ended)
+        assert not any(watched.is_archived(job_id) for job_id in ended)
+    eventually(lambda: watched.left_to_write() == 0, what="all to be written after the outage")
+    assert watched.all() == sorted([first, *ended, expired], reverse=True)
+    assert not any(watched.lives_on(job_id) for job_id in ended)
+    assert {line["loop"] for line in courier.said("round_failed")} <= {"archive", "retention"}
+
+
+def test_a_courier_starts_without_its_database_and_finds_it_when_it_comes(
+    start: Start, sink: Sink, watched: Watched
+) -> None:
+    with watched.database.absent():
+        courier = start(**watched.told)
+        job_id = watched.jobs.completed()
+        sink.await_post(job_id)
+        eventually(lambda: courier.said("history_unavailable"), what="the absence to be seen")
+    eventually(lambda: watched.is_archived(job_id), what="the archive")
+    assert courier.stop() == 0
+
+
+def test_a_job_whose_courier_was_killed_after_the_commit_is_there_once_and_finished_by_the_next(
+    start: Start, watched: Watched, redis_url: str
+) -> None:
+    """Killed exactly there: Redis never hears that the jobs are archived."""
+    archived_sha = hashlib.sha1(scripts()["archived"], usedforsecurity=False).hexdigest()
+    proxy = HoldingProxy(urlsplit(redis_url).port or 0, until=archived_sha.encode())
+    ended = [watched.jobs.completed() for _ in range(20)]
+    with proxy.running():
+        killed = start(proxy.url, **watched.told)
+        eventually(proxy.held.is_set, what="the courier to say that the jobs are archived")
+        killed.signal(signal.SIGKILL)
+        killed.wait()
+    assert watched.all() == sorted(ended, reverse=True), "committed"
+    before = {job_id: watched.find(job_id) for job_id in ended}
+    assert watched.left_to_write() == len(ended)
+    assert all(watched.lives_on(job_id) for job_id in ended)
+    start(**watched.told)
+    eventually(lambda: watched.left_to_write() == 0, what="the next courier")
+    assert watched.all() == sorted(ended, reverse=True)
+    assert {job_id: watched.find(job_id) for job_id in ended} == before
+    assert all(watched.is_archived(job_id) for job_id in ended)
+
+
+# Retention
+
+
+def put_picture(watched: Watched, job_id: str) -> None:
+    sha256 = hashlib.sha256(job_id.encode()).hexdigest()
+    key = artifact_key(tenant=TENANT, job_id=job_id, attempt=1, index=0, sha256=sha256, extension="png")
+    watched.store.put(key, b"a picture")
+
+
+def pictures(watched: Watched) -> set[str]:
+    """The jobs that have any."""
+    return {key.split("/")[1] for key in asyncio.run(watched.store.keys(f"{TENANT}/"))}
+
+
+def old_jobs(watched: Watched, count: int, *, days: float) -> list[str]:
+    """Jobs that ended so long ago, in the history and no longer in Redis; each has a picture."""
+    template = watched.record(watched.jobs.completed())
+    ended = time.time_ns() // 1_000_000 - round(days * DAY_MS)
+    past = []
+    for _ in range(count):
+        job_id = new_job_id(ended)
+        past.append(PastJob.of(replace(template, id=job_id, ended=ended), []))
+        put_picture(watched, job_id)
+    watched.in_history(lambda history: history.write(past))
+    return [job.record.id for job in past]
+
+
+def test_a_job_whose_time_is_over_goes_with_its_pictures_and_leaves_a_tombstone(start: Start, watched: Watched) -> None:
+    over, young = old_jobs(watched, 3, days=30.1), old_jobs(watched, 3, days=29.9)
+    courier = start(DARKROOM_RETENTION_DAYS="30", **watched.told)
+    eventually(lambda: courier.said("retention_over"), what="the look for old jobs")
+    for job_id in over:
+        tombstone = watched.find(job_id)
+        assert isinstance(tombstone, Tombstone)
+        assert tombstone.state is State.COMPLETED
+    assert all(isinstance(watched.find(job_id), PastJob) for job_id in young)
+    assert pictures(watched) == set(young)
+    assert watched.in_history(lambda history: history.unfinished(limit=10)) == []
+
+
+def test_without_a_retention_everything_is_kept(start: Start, watched: Watched) -> None:
+    kept = old_jobs(watched, 1, days=10_000)
+    start(**watched.told)
+    marker = unfinished_deletion(watched)
+    eventually(lambda: marker not in pictures(watched), what="a look at deletions")
+    assert all(isinstance(watched.find(job_id), PastJob) for job_id in kept)
+    assert pictures(watched) == set(kept)
+
+
+def test_many_go_in_slices_without_pauses(start: Start, watched: Watched) -> None:
+    old_jobs(watched, 250, days=2)
+    courier = start(**watched.told | {"DARKROOM_RETENTION_DAYS": "1", "DARKROOM_RETENTION_EVERY_S": "1"})
+    eventually(lambda: len(courier.said("retention_over")) == 3, what="all slices")
+    assert [len(line["jobs"]) for line in courier.said("retention_over")] == [100, 100, 50]
+    assert pictures(watched) == set()
+
+
+def unfinished_deletion(watched: Watched) -> str:
+    """A job whose tombstone is there, and all else too, as after a deletion that was killed."""
+    job_id = watched.jobs.completed()
+    put_picture(watched, job_id)
+    record = watched.record(job_id)
+    watched.in_history(lambda history: history.bury(record, now=time.time_ns() // 1_000_000))
+    return job_id
+
+
+def test_a_deletion_that_stopped_half_way_is_finished(start: Start, watched: Watched) -> None:
+    job_id = unfinished_deletion(watched)
+    courier = start(**watched.told)
+    eventually(lambda: courier.said("deletions_finished"), what="the look for unfinished deletions")
+    assert pictures(watched) == set()
+    assert watched.jobs.redis.exists(f"{watched.jobs.namespace}:job:{job_id}") == 0
+    assert isinstance(watched.find(job_id), Tombstone)
+    assert job_id not in watched.all()
+
+
+# Migration by hand
+
+
+def migrate(url: str, folder: Path) -> tuple[int, str]:
+    """Exit status, and all that it said."""
+    told = environment("redis://127.0.0.1:1/0", "any", DARKROOM_DATABASE_URL=url)
+    part = Part("darkroom_courier.migrate", environment=told, log=folder / f"migrate-{time.time_ns()}.log")
+    part.start()
+    return part.wait(), part.log.read_text()
+
+
+def test_the_database_can_be_migrated_by_hand_any_number_of_times(database: Database, tmp_path: Path) -> None:
+    for _ in range(2):
+        status, said = migrate(database.url, tmp_path)
+        assert (status, said.splitlines()[-1]) == (0, "the history database is at revision 0001")
+
+
+def test_a_database_that_is_away_is_not_migrated(database: Database, tmp_path: Path) -> None:
+    with database.absent():
+        status, said = migrate(database.url, tmp_path)
+    assert (status, said.splitlines()[-1]) == (1, "the database of ended jobs does not answer")
+
+
+@contextmanager
+def refused(told: dict[str, str], module: str, folder: Path) -> Iterator[str]:
+    """The one line that a process says before it ends with status 2."""
+    part = Part(module, environment=told, log=folder / "log")
+    part.start()
+    assert part.wait() == 2
+    (line,) = part.log.read_text().splitlines()
+    yield line
+
+
+@pytest.mark.parametrize("module", ["darkroom_courier", "darkroom_courier.migrate"])
+@pytest.mark.parametrize("url", ["mysql://user:secret@host/name", "postgresql://user:secret@host:port/name"])
+def test_a_database_that_cannot_be_used_ends_the_process_with_one_line(tmp_path: Path, module: str, url: str) -> None:
+    told = environment("redis://127.0.0.1:1/0", "any", K_SINK="http://127.0.0.1:1/", DARKROOM_DATABASE_URL=url)
+    with refused(told, module, tmp_path) as line:
+        assert line.startswith("DARKROOM_DATABASE_URL=(hidden): ")
+        assert "secret" not in line
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "for ever", "-1"])
+def test_a_retention_that_is_no_number_of_days_is_refused(tmp_path: Path, value: str) -> None:
+    told = environment("redis://127.0.0.1:1/0", "any", K_SINK="http://127.0.0.1:1/", DARKROOM_RETENTION_DAYS=value)
+    with refused(told, "darkroom_courier", tmp_path) as line:
+        assert line.startswith(f"DARKROOM_RETENTION_DAYS='{value}': ")
