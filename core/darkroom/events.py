@@ -42,6 +42,12 @@ TYPE_PREFIX = "dev.darkroom.job."
 REQUESTED = TYPE_PREFIX + "requested"
 """What a caller sends to have a job made. Every other type of ours is a `JobEvent`'s."""
 
+TOLD_FIELDS = ("job_type", "user_id")
+"""The fields of a job that the event which asks for it has beside model, input and run timeout."""
+
+NAMELESS_SOURCE = "/"
+"""The `source` of an event that asks for a job which did not come through submit, as in benchmarks."""
+
 SEQUENCE_DIGITS = 20
 """As many as the greatest number in the id of a Redis stream entry has (2^64 - 1): `sequence` is that number."""
 
@@ -220,6 +226,39 @@ def job_event(
         extensions=extensions,
         data=data,
     )
+
+
+def requested_event(
+    *,
+    job_id: str,
+    tenant: str,
+    model: str,
+    job_input: Mapping[str, Any],
+    run_timeout: float,
+    fields: Mapping[str, Any],
+    time_ms: int,
+    traceparent: str | None,
+) -> dict[str, Any]:
+    """The structured CloudEvent that asks for a job, as its message carries it to a worker.
+
+    `fields["event"]` has its `id`, `source` and `time`; where there is none, the job's id and `time_ms` stand for them.
+    Submission makes it, and a dead letter is shown with it: from a job's record comes the same event.
+    """
+    named: Mapping[str, str] = fields.get("event", {})
+    event: dict[str, Any] = {
+        "specversion": SPEC_VERSION,
+        "id": named.get("id", job_id),
+        "source": named.get("source", NAMELESS_SOURCE),
+        "type": REQUESTED,
+        "subject": job_id,
+        "time": named.get("time") or times.iso(time_ms),
+        "datacontenttype": JSON_TYPE,
+        "tenant": tenant,
+    }
+    if traceparent is not None:
+        event["traceparent"] = traceparent
+    about = {name: fields[name] for name in TOLD_FIELDS if name in fields}
+    return {**event, "data": {"model": model, "input": job_input, "run_timeout": run_timeout, **about}}
 
 
 def accepted_answer(job_id: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ transition (`transitions.py`) runs as one Lua script (`lua/`), so it happens who
 other code touches a job key.
 
 `AsyncLedger` is for the functions and the courier, `Ledger` for workers. Neither retries a refusal; both repeat a call
-whose reply was lost (redis-py does), which is safe because every script is idempotent.
+whose reply was lost (`wire.py`), which is safe because every script is idempotent.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from redis.retry import Retry
 from darkroom.errors import DarkroomError, LedgerUnavailable, MemoryHigh
 from darkroom.jobs import JobEvent, State
 from darkroom.transitions import Call
+from darkroom.wire import Command, Line, ask_each
 
 T = TypeVar("T")
 
@@ -144,6 +145,14 @@ class Page:
     after: str | None
 
 
+@dataclass(frozen=True, order=True)
+class LetterPlace:
+    """Where a dead letter is in its tenant's list: when the job ended (ms), then its id."""
+
+    ended: int
+    id: str
+
+
 @dataclass(frozen=True)
 class Memory:
     """Redis' memory in bytes; `limit` is 0 where none is set."""
@@ -227,25 +236,26 @@ def translated() -> Iterator[None]:
         raise LedgerUnavailable("the queue broker does not answer", retry_after=2) from error
 
 
-def _command(namespace: str, call: Call[Any]) -> tuple[str | int, ...]:
+def _command(namespace: str, call: Call[Any]) -> Command:
     return ("EVALSHA", _sha(call.script), 1, namespace, *call.args)
 
 
 class Ledger:
-    """Transitions from a worker's process, one at a time."""
+    """Transitions from a worker's process, one at a time, over one connection that it keeps."""
 
     def __init__(self, client: redis.Redis, namespace: str) -> None:
-        self._redis: Any = client  # redis-py types every reply as a union of all replies
+        self._line = Line(client)
         self.namespace = namespace
 
     def run(self, call: Call[T]) -> T:
         """Do it. Raises LedgerUnavailable while Redis is away; every call may be repeated as it is."""
+        command = _command(self.namespace, call)
         with translated():
             try:
-                reply = self._redis.execute_command(*_command(self.namespace, call))
+                reply = self._line.ask(command)
             except NoScriptError:
-                self._redis.script_load(scripts()[call.script].decode())
-                reply = self._redis.execute_command(*_command(self.namespace, call))
+                self._line.ask(("SCRIPT", "LOAD", scripts()[call.script]))
+                reply = self._line.ask(command)
         return call.decode(reply)
 
     def job(self, job_id: str) -> JobRecord | None:
@@ -257,7 +267,7 @@ class AsyncLedger:
     """Transitions and reads from an asyncio process."""
 
     def __init__(self, client: redis.asyncio.Redis, namespace: str) -> None:
-        self._redis: Any = client  # as above
+        self._redis: Any = client  # redis-py types every reply as a union of all replies
         self.namespace = namespace
 
     async def run(self, call: Call[T]) -> T:
@@ -385,6 +395,29 @@ class AsyncLedger:
                 return Page(tuple(found), None)
         return Page(tuple(found), cursor)
 
+    async def dead_letters(
+        self, tenant: str, *, limit: int, after: LetterPlace | None = None
+    ) -> list[LetterPlace]:
+        """The tenant's dead letters, the last that ended first, behind `after` (keyset paging)."""
+        highest = f"{after.ended}" if after else "+inf"
+        found: list[LetterPlace] = []
+        start = 0
+        while True:
+            with translated():
+                raw = await self._redis.zrevrangebyscore(
+                    f"{self.namespace}:dead:{tenant}", highest, "-inf", start=start, num=limit, withscores=True
+                )
+            places = [LetterPlace(int(score), member.decode()) for member, score in raw]
+            # Only those that ended in the same millisecond as `after` may stand before it.
+            found += [place for place in places if after is None or place < after]
+            if len(found) >= limit or len(raw) < limit:
+                return found[:limit]
+            start += limit
+
+    async def is_dead_letter(self, job_id: str, *, tenant: str) -> bool:
+        with translated():
+            return await self._redis.zscore(f"{self.namespace}:dead:{tenant}", job_id) is not None
+
     async def pools(self) -> list[str]:
         """The pools that were announced, in name order."""
         with translated():
@@ -442,14 +475,11 @@ class AsyncLedger:
             for text in scripts().values():
                 await self._redis.script_load(text.decode())
 
-    async def _pipeline(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
         if not commands:
             return []
         with translated():
-            pipeline = self._redis.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            return list(await pipeline.execute(raise_on_error=False))
+            return await ask_each(self._redis, commands)
 
 
 def decode_live(job_id: str, payload: bytes) -> LogEntry:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from darkroom import queues
-from darkroom.errors import BacklogFull, DarkroomError, IdConflict, KeyReused, MemoryHigh, NoPool, TemporaryError
+from darkroom.errors import BacklogFull, DarkroomError, IdConflict, KeyReused, MemoryHigh, NoPool, NotFound, TemporaryError
 from darkroom.jobs import RECORD_VERSION, State
 
 T = TypeVar("T")
@@ -102,6 +102,14 @@ class Archived(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Purged(StrEnum):
+    """What the ledger says to the purge of a dead letter. `REPEATED`: it had been purged or redriven before."""
+
+    PURGED = "purged"
+    REPEATED = "repeated"
+    UNKNOWN = "unknown"
+
+
 class Forgotten(StrEnum):
     """Whether what Redis had of a deleted job is gone; a living one is not deleted."""
 
@@ -127,7 +135,7 @@ class Submission:
     `input` are the model's parameters; `fields` what goes with the job and concerns no engine (user, webhook, the
     submitting event); `event` the structured CloudEvent that its message carries; `accepted` the data of the first log
     entry. `start_deadline` is in milliseconds since the epoch, `run_timeout` in seconds. `idempotency_key` is a hash
-    (no blanks), and `fingerprint` that of the request as it was sent.
+    (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of` is the dead letter that the job is made of.
     """
 
     job_id: str
@@ -145,6 +153,7 @@ class Submission:
     fingerprint: str | None = None
     traceparent: str | None = None
     accepted: Mapping[str, Any] = field(default_factory=dict)
+    redrive_of: str | None = None
 
     def __post_init__(self) -> None:
         if self.idempotency_key is not None and self.fingerprint is None:
@@ -194,10 +203,11 @@ class Call(Generic[T]):
 def accept(
     job: Submission, *, backlog_limit: int, memory_high: bool = False, now: int | None = None
 ) -> Call[Accepted | DarkroomError]:
-    """– → pending. Idempotent under the job id, and under the idempotency key for a day.
+    """– → pending. Idempotent under the job id, under the idempotency key for a day, and under the dead letter that it
+    redrives.
 
     A refusal is answered, not raised, so that many accepts can share a round trip: NoPool, BacklogFull, MemoryHigh,
-    KeyReused, IdConflict. `memory_high` is the caller's reading that Redis' memory is nearly used up.
+    KeyReused, IdConflict, and NotFound for a dead letter that is none. `memory_high` is the caller's reading that Redis' memory is nearly used up.
     """
     message = queues.build_message(job_id=job.job_id, pool=job.pool, event=dict(job.event), traceparent=job.traceparent)
 
@@ -224,6 +234,7 @@ def accept(
         start_deadline=job.start_deadline,
         idempotency_key=job.idempotency_key,
         fingerprint=job.fingerprint,
+        redrive_of=job.redrive_of,
         traceparent=job.traceparent,
         message_head=message.head,
         message_tail=message.tail,
@@ -244,6 +255,8 @@ def _refusal(answer: str, reply: list[bytes], job: Submission) -> DarkroomError:
             return MemoryHigh("the queue broker's memory is nearly used up; nothing was stored", retry_after=10)
         case "key_reused":
             return KeyReused(f"this idempotency key came before, with another body, for job {reply[1].decode()}")
+        case "no_dead_letter":
+            return NotFound(f"job {job.redrive_of} is no dead letter")
         case "conflict":
             return IdConflict(f"the id {job.job_id} names a job of another tenant")
     return TemporaryError(f"the ledger answered {answer!r}")
@@ -338,6 +351,11 @@ def applied(job_id: str, *, seq: int, now: int | None = None) -> Call[Applied]:
 def archived(job_id: str, *, seq: int, now: int | None = None) -> Call[Archived]:
     """The ended job, whose terminal event is entry `seq` of its log, has been committed to the history."""
     return _call("archived", _word(Archived), job=job_id, seq=seq, now=now)
+
+
+def purge(job_id: str, *, tenant: str, now: int | None = None) -> Call[Purged]:
+    """The dead letter is one no more, and no job is made of it."""
+    return _call("purge", _word(Purged), job=job_id, tenant=tenant, now=now)
 
 
 def forget(job_id: str, *, tenant: str, now: int | None = None) -> Call[Forgotten]:

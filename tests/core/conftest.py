@@ -38,6 +38,7 @@ def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
     """A pool without a worker, on either kind of Redis."""
     jobs = TimedJobs(any_redis_url, namespace)
     yield jobs
+    jobs.remove_all()
     jobs.close()
 
 

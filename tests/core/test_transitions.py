@@ -298,17 +298,12 @@ def job_id(jobs: TimedJobs, situation: str) -> str:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_moves_a_job_as_the_table_says_and_no_other_way(
-    jobs: TimedJobs, situation: str, job_id: str, name: str
-) -> None:
+def test_a_call_does_and_tells_what_the_tables_say(jobs: TimedJobs, situation: str, job_id: str, name: str) -> None:
     before = jobs.state(job_id)
-    jobs.run(CALLS[name](jobs, job_id))
+    answer = jobs.run(CALLS[name](jobs, job_id))
     assert jobs.state(job_id) == MOVES.get(name, {}).get(situation, before)
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-def test_a_caller_is_told_what_became_of_the_job(jobs: TimedJobs, situation: str, job_id: str, name: str) -> None:
-    assert jobs.run(CALLS[name](jobs, job_id)) == ANSWERS[name][situation]
+    if name in ANSWERS:
+        assert answer == ANSWERS[name][situation]
 
 
 @pytest.mark.parametrize("name", CALLS)

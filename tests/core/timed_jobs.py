@@ -199,6 +199,12 @@ class TimedJobs:
         contents = pipeline.execute()
         return {key.decode(): (content, limit > 0) for key, content, limit in zip(keys, contents, limits, strict=True)}
 
+    def remove_all(self) -> None:
+        """Nothing of these jobs is left, so that later tests read little more than their own keys."""
+        keys = list(self.redis.scan_iter(self.key("*"), 1000))
+        if keys:
+            self.redis.unlink(*keys)
+
     def key(self, *parts: str) -> str:
         return ":".join((self.namespace, *parts))
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from darkroom import transitions
 from darkroom.artifacts import ArtifactStore, artifact_key
+from darkroom.events import Event
 from darkroom.history import History, PastJob, Tombstone
 from darkroom.jobs import State, new_job_id
 from darkroom.ledger import AsyncLedger, JobRecord, connect_async, scripts
@@ -135,7 +136,8 @@ def test_two_couriers_write_every_job_once(start: Start, watched: Watched) -> No
     eventually(lambda: watched.left_to_write() == 0, what="all to be written")
     assert watched.all() == sorted(ended, reverse=True)
     assert all(watched.is_archived(job_id) for job_id in ended)
-    assert [courier.said("round_failed") for courier in couriers] == [[], []]
+    failed = [line["loop"] for courier in couriers for line in courier.said("round_failed")]
+    assert "archive" not in failed
 
 
 @pytest.mark.parametrize("damage", ["fields", "end_data"])
@@ -179,7 +181,12 @@ def test_while_the_database_is_away_all_else_goes_on_and_nothing_is_lost(
     courier = start(**watched.told)
     first = watched.jobs.completed()
     eventually(lambda: watched.is_archived(first), what="the first")
-    sink.behave = lambda event: Answer(204 if watched.apply(event.subject or "") is None else 500)
+
+    def take_in(event: Event) -> Answer:
+        watched.apply(event.subject or "")
+        return Answer(204)
+
+    sink.behave = take_in
     with watched.database.away():
         ended = [watched.jobs.completed() for _ in range(5)]
         eventually(lambda: courier.said("history_unavailable"), what="the outage to be seen")

@@ -1,4 +1,5 @@
--- accept: – → pending, by submit. Order of checks: same job id, idempotency key, pool, back-pressure, memory. A refusal
+-- accept: – → pending, by submit, and by jobs for a dead letter (`redrive_of`), which is one no more in the same step and
+-- is redriven once. Order of checks: same job id, redriven before, idempotency key, pool, back-pressure, memory. A refusal
 -- stores nothing. The first write is one that Redis refuses at `maxmemory`, so a full Redis refuses it whole.
 local key = job_key(a.job)
 
@@ -6,6 +7,14 @@ local first = redis.call('HMGET', key, 'tenant', 'created')
 if first[1] then
   if first[1] ~= a.tenant then return {'conflict'} end
   return {'repeated', a.job, first[2]}
+end
+
+if a.redrive_of then
+  local letter = redis.call('HMGET', job_key(a.redrive_of), 'tenant', 'redriven_as')
+  if letter[1] == a.tenant and letter[2] then
+    return {'repeated', letter[2], redis.call('HGET', job_key(letter[2]), 'created') or tostring(now)}
+  end
+  if not redis.call('ZSCORE', dead_key(a.tenant), a.redrive_of) then return {'no_dead_letter'} end
 end
 
 local idem
@@ -47,6 +56,10 @@ if a.start_deadline then
 end
 if idem then redis.call('SET', idem, a.job .. ' ' .. a.fingerprint, 'PX', 24 * 3600 * 1000) end
 redis.call('ZADD', tenant_key(a.tenant), 0, a.job)
+if a.redrive_of then
+  redis.call('HSET', job_key(a.redrive_of), 'redriven_as', a.job)
+  leave_dead(a.redrive_of, a.tenant)
+end
 log(a.job, 'accepted', 'pending', a.accepted)
 redis.call('ZADD', waiting_key(pool), string.format('%.0f', order), a.job)
 dispatch(pool)

@@ -10,4 +10,5 @@ if rec[1] and rec[2] == a.tenant then
 end
 redis.call('ZREM', retired_key, a.job .. ' ' .. a.tenant)
 redis.call('ZREM', tenant_key(a.tenant), a.job)
+redis.call('ZREM', dead_key(a.tenant), a.job)
 return 'gone'

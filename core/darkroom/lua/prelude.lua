@@ -31,6 +31,7 @@ local function slots_key(pool) return P .. ':slots:' .. pool end
 local function worker_key(name) return P .. ':worker:' .. name end
 local function list_key(pool) return P .. ':celery:pool.' .. pool end
 local function tenant_key(tenant) return P .. ':tenant:' .. tenant end
+local function dead_key(tenant) return P .. ':dead:' .. tenant end
 local function canary_key(id) return P .. ':canary:' .. id end
 local outbox_key = P .. ':outbox'
 local history_key = P .. ':history'
@@ -144,9 +145,18 @@ local function end_job(id, pool, state, data)
   dispatch(pool)
 end
 
--- Everybody has been told of the end and the history has it: the time to live of what Redis keeps starts. The tenant's
--- index outlives no record for long: each job takes a few of the overdue ones with it.
+-- The end of a job whose attempts are used up: it fails, and is a dead letter until it is purged or redriven.
+local function end_dead(id, pool, data)
+  end_job(id, pool, 'failed', data)
+  redis.call('HSET', job_key(id), 'dead', now)
+  redis.call('ZADD', dead_key(redis.call('HGET', job_key(id), 'tenant')), now, id)
+end
+
+-- Where everybody has been told of the end, the history has it and it is no dead letter, the time to live of what Redis
+-- keeps starts. The tenant's index outlives no record for long: each job takes a few of the overdue ones with it.
 local function retire(id, tenant)
+  local told = redis.call('HMGET', job_key(id), 'applied', 'archived')
+  if not (told[1] and told[2]) or redis.call('ZSCORE', dead_key(tenant), id) then return end
   redis.call('PEXPIRE', job_key(id), RECORD_TTL_MS)
   redis.call('PEXPIRE', log_key(id), LOG_TTL_MS)
   redis.call('ZADD', retired_key, now + RECORD_TTL_MS, id .. ' ' .. tenant)
@@ -155,6 +165,12 @@ local function retire(id, tenant)
     redis.call('ZREM', retired_key, entry)
     redis.call('ZREM', tenant_key(whose), old)
   end
+end
+
+-- A dead letter is one no more: what Redis keeps of the job may be forgotten as that of any other.
+local function leave_dead(id, tenant)
+  redis.call('ZREM', dead_key(tenant), id)
+  retire(id, tenant)
 end
 
 local function failure(kind, message)
@@ -183,11 +199,11 @@ local function give_back(id, pool, reason, counts, detail)
   if counts then counted = redis.call('HINCRBY', key, 'counted', 1) end
   if reason == 'worker_fault' then faults = redis.call('HINCRBY', key, 'faults', 1) end
   if counts and counted >= tonumber(rec[3]) then
-    end_job(id, pool, 'failed', failure(reason, detail .. ', attempt ' .. counted .. ' of ' .. rec[3]))
+    end_dead(id, pool, failure(reason, detail .. ', attempt ' .. counted .. ' of ' .. rec[3]))
     return 'failed'
   end
   if faults >= MAX_FAULTS then
-    end_job(id, pool, 'failed', failure(reason, faults .. ' workers in turn reported a fault with this job'))
+    end_dead(id, pool, failure(reason, faults .. ' workers in turn reported a fault with this job'))
     return 'failed'
   end
   redis.call('HDEL', key, 'step', 'steps')

@@ -28,7 +28,7 @@ if not state then
   leave(history_key, 'the history to be written')
   return done
 end
-if not (rec[8] and rec[9]) then
+if not (rec[8] and rec[9]) or redis.call('ZSCORE', dead_key(rec[10]), a.job) then
   note(redis.call('PERSIST', key), 'its record kept')
   redis.call('PERSIST', log_key(a.job))
 end

@@ -1,5 +1,5 @@
 -- retry: running → pending after `delay_ms`, by the worker that holds the token: the attempt failed and counts. At the
--- limit the job fails with this error; a recorded cancel ends it. `error` is JSON text: {"kind":…,"message":…}.
+-- limit the job fails with this error, and is a dead letter; a recorded cancel ends it. `error` is JSON text: {"kind":…,"message":…}.
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'token', 'pool', 'cancel', 'ended_token', 'ended_answer', 'max_attempts',
@@ -17,7 +17,7 @@ if rec[4] then
   return remember(a.job, a.token, 'cancelled')
 end
 if counted >= tonumber(rec[7]) then
-  end_job(a.job, pool, 'failed', '{"error":' .. a.error .. '}')
+  end_dead(a.job, pool, '{"error":' .. a.error .. '}')
   return remember(a.job, a.token, 'failed')
 end
 local not_before = now + tonumber(a.delay_ms)

@@ -15,7 +15,7 @@ if #dispatched > 0 then
     if not present[id] and now - redis.call('HGET', job_key(id), 'pushed') >= tonumber(a.age_ms) then
       redis.call('ZREM', dispatched_key(a.pool), id)
       if redis.call('HINCRBY', job_key(id), 'missed', 1) >= MAX_PUSHES then
-        end_job(id, a.pool, 'failed', failure('undeliverable', 'its message was taken ' .. MAX_PUSHES
+        end_dead(id, a.pool, failure('undeliverable', 'its message was taken ' .. MAX_PUSHES
           .. ' times and the job never claimed'))
       else
         if room_in_list(a.pool) <= 0 then take_back_last(a.pool) end
