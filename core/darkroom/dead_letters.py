@@ -1,8 +1,8 @@
 """Dead letters: jobs whose attempts are used up, kept with all that is known of them until somebody decides.
 
-A job comes here when its last attempt fails (`end_dead` in `lua/prelude.lua`); what its input or its deadline ended does
-not. It leaves when it is purged (`lua/purge.lua`), redriven, which makes a new job of it (`lua/accept.lua`), or deleted.
-Until then its record and its log have no time to live. The jobs function shows and moves what is read here.
+A job comes here when its last attempt fails (`end_dead` in `lua/prelude.lua`); what its input or its deadline ended
+does not. It leaves when it is purged (`lua/purge.lua`), redriven, which makes a new job of it (`lua/accept.lua`), or
+deleted. Until then its record and its log have no time to live. The jobs function shows and moves what is read here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class LetterPage:
-    """One page of a tenant's dead letters, the last that ended first. `after` asks for the next; None: there is none."""
+    """One page of a tenant's dead letters, the last that ended first. `after` asks for the next, where there is one."""
 
     letters: tuple[DeadLetter, ...]
     after: str | None

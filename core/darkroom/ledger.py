@@ -395,9 +395,7 @@ class AsyncLedger:
                 return Page(tuple(found), None)
         return Page(tuple(found), cursor)
 
-    async def dead_letters(
-        self, tenant: str, *, limit: int, after: LetterPlace | None = None
-    ) -> list[LetterPlace]:
+    async def dead_letters(self, tenant: str, *, limit: int, after: LetterPlace | None = None) -> list[LetterPlace]:
         """The tenant's dead letters, the last that ended first, behind `after` (keyset paging)."""
         highest = f"{after.ended}" if after else "+inf"
         found: list[LetterPlace] = []

@@ -16,7 +16,16 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from darkroom import queues
-from darkroom.errors import BacklogFull, DarkroomError, IdConflict, KeyReused, MemoryHigh, NoPool, NotFound, TemporaryError
+from darkroom.errors import (
+    BacklogFull,
+    DarkroomError,
+    IdConflict,
+    KeyReused,
+    MemoryHigh,
+    NoPool,
+    NotFound,
+    TemporaryError,
+)
 from darkroom.jobs import RECORD_VERSION, State
 
 T = TypeVar("T")
@@ -135,7 +144,8 @@ class Submission:
     `input` are the model's parameters; `fields` what goes with the job and concerns no engine (user, webhook, the
     submitting event); `event` the structured CloudEvent that its message carries; `accepted` the data of the first log
     entry. `start_deadline` is in milliseconds since the epoch, `run_timeout` in seconds. `idempotency_key` is a hash
-    (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of` is the dead letter that the job is made of.
+    (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of` is the dead letter that the job is
+    made of.
     """
 
     job_id: str
@@ -207,7 +217,8 @@ def accept(
     redrives.
 
     A refusal is answered, not raised, so that many accepts can share a round trip: NoPool, BacklogFull, MemoryHigh,
-    KeyReused, IdConflict, and NotFound for a dead letter that is none. `memory_high` is the caller's reading that Redis' memory is nearly used up.
+    KeyReused, IdConflict, and NotFound for a dead letter that is none. `memory_high` is the caller's reading that
+    Redis' memory is nearly used up.
     """
     message = queues.build_message(job_id=job.job_id, pool=job.pool, event=dict(job.event), traceparent=job.traceparent)
 

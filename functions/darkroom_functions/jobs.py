@@ -1,7 +1,8 @@
-"""jobs: what became of a job, its pictures, its cancel and its deletion; the list of jobs, the models, the description.
+"""jobs: what became of a job, its pictures, its cancel and its deletion; dead letters, models, the description.
 
-It reads the ledger and, of what is older, the history (`darkroom.lookup`), and the object store. Two things change
-something: `POST …/cancel` records a cancel, or ends a job that still waits, and `DELETE` removes a job that has ended.
+It reads the ledger and, of what is older, the history (`darkroom.lookup`), and the object store. Two things change a
+job: `POST …/cancel` records a cancel, or ends a job that still waits, and `DELETE` removes a job that has ended. Dead
+letters are a matter of their own (`letters.py`).
 Everything is scoped by the caller's tenant; a picture's link carries its own permission.
 """
 
@@ -20,12 +21,11 @@ from darkroom.artifacts import ArtifactStore
 from darkroom.deletion import Deletion
 from darkroom.errors import NotFound
 from darkroom.history import History, Tombstone
-from darkroom.jobs import JobEvent, State, is_job_id
+from darkroom.jobs import JobEvent, State
 from darkroom.ledger import AsyncLedger, LogEntry, connect_async
 from darkroom.links import Links
 from darkroom.lookup import Lookup
 from darkroom.models import Catalogue
-from darkroom.parameters import shown
 from darkroom.settings import load
 from darkroom.transitions import Cancelled, Receipt, cancel
 from darkroom.updates import celery_status
@@ -33,9 +33,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from darkroom_functions import listing, openapi, paths, views
+from darkroom_functions import letters, listing, openapi, paths, views
 from darkroom_functions.answers import JSON_TYPE, answer
 from darkroom_functions.health import patience
+from darkroom_functions.letters import Letters
+from darkroom_functions.paths import checked_id
 from darkroom_functions.settings import JobsSettings, catalogue_of
 from darkroom_functions.tenants import tenant_of
 
@@ -63,6 +65,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     app.state.library = Library(
         ledger=app.state.ledger,
         lookup=Lookup(app.state.ledger, history),
+        letters=Letters(app.state.ledger, catalogue, settings),
         deletion=Deletion(app.state.ledger, history, store),
         catalogue=catalogue,
         store=store,
@@ -85,6 +88,8 @@ async def jobs(request: Request) -> Response:
     library: Library = request.app.state.library
     found = paths.find(request.method, request.scope["path"], models=library.catalogue.models)
     match found.operation.name:
+        case name if name in letters.OPERATIONS:
+            return await library.letters.answer(request, found)
         case "readTask":
             return await library.read_task(request, found.parts["id"])
         case "readJob":
@@ -110,6 +115,7 @@ class Library:
 
     ledger: AsyncLedger
     lookup: Lookup
+    letters: Letters
     deletion: Deletion
     catalogue: Catalogue
     store: ArtifactStore
@@ -119,12 +125,12 @@ class Library:
 
     async def read_task(self, request: Request, job_id: str) -> Response:
         async with patience():
-            record = await self.lookup.job(_checked(job_id), tenant=tenant_of(request))
+            record = await self.lookup.job(checked_id(job_id), tenant=tenant_of(request))
         return answer(views.task(record.id, celery_status(record)))
 
     async def read_job(self, request: Request, job_id: str) -> Response:
         async with patience():
-            record, log = await self.lookup.story(_checked(job_id), tenant=tenant_of(request))
+            record, log = await self.lookup.story(checked_id(job_id), tenant=tenant_of(request))
         view = views.job(
             record, head=log[-1] if log else None, catalogue=self.catalogue, links=self.links, now_s=time.time()
         )
@@ -154,7 +160,7 @@ class Library:
         """Repeatable: the answer to a repeat has the receipt of the first, also when only the history has the job."""
         tenant = tenant_of(request)
         async with patience():
-            done = await self.ledger.run(cancel(_checked(job_id), tenant=tenant))
+            done = await self.ledger.run(cancel(checked_id(job_id), tenant=tenant))
             if done.receipt is None or done.state is None:
                 record, log = await self.lookup.story(job_id, tenant=tenant)
                 done = Cancelled(_receipt(record.state, log), record.state)
@@ -165,7 +171,7 @@ class Library:
         """Repeatable: a repeat finishes what the first left undone, and is answered alike."""
         tenant, now = tenant_of(request), time.time_ns() // 1_000_000
         async with patience():
-            found = await self.lookup.find(_checked(job_id), tenant=tenant)
+            found = await self.lookup.find(checked_id(job_id), tenant=tenant)
         if found is None:
             raise NotFound(f"there is no job {job_id}")
         if isinstance(found, Tombstone):
@@ -191,12 +197,6 @@ class Library:
         if request.method == "HEAD":
             return Response(headers=headers, media_type=media_type)
         return StreamingResponse(content, headers=headers, media_type=media_type)
-
-
-def _checked(job_id: str) -> str:
-    if not is_job_id(job_id):
-        raise NotFound(f'"{shown(job_id)}" is not the id of a job: these are UUIDs as a submission answers them')
-    return job_id
 
 
 def _receipt(state: State, log: Sequence[LogEntry]) -> Receipt:

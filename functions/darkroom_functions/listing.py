@@ -1,4 +1,4 @@
-"""The list of jobs: what its query parameters are, and how they are read."""
+"""The lists, of jobs and of dead letters: what their query parameters are, and how they are read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from darkroom.dead_letters import place_of
 from darkroom.errors import FieldError, InvalidInput
 from darkroom.jobs import State, is_job_id
 from darkroom.parameters import shown
@@ -13,6 +14,7 @@ from darkroom.parameters import shown
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Jobs on one page: a screenful, and what is still made in a few ms."""
 
+Parameters = Mapping[str, tuple[str, Callable[[str], object]]]
 
 _STATES = tuple(state.value for state in State)
 
@@ -28,15 +30,33 @@ class Listing:
     user_id: str | None = None
 
 
+@dataclass(frozen=True)
+class LetterListing:
+    """What a list of dead letters is asked for; `after` is the cursor of the page before."""
+
+    limit: int = DEFAULT_PAGE
+    after: str | None = None
+
+
 def read(query: Sequence[tuple[str, str]]) -> Listing:
     """The list that a query asks for, its parameters as they came. Raises InvalidInput that names all at fault."""
+    return Listing(**_values(query, PARAMETERS))
+
+
+def read_letters(query: Sequence[tuple[str, str]]) -> LetterListing:
+    """As `read`, for dead letters."""
+    return LetterListing(**_values(query, LETTER_PARAMETERS))
+
+
+def _values(query: Sequence[tuple[str, str]], parameters: Parameters) -> dict[str, Any]:
+    """What the query says, by the field that each parameter gives."""
     faults: list[FieldError] = []
     values: dict[str, Any] = {}
     for name, text in query:
-        if name not in PARAMETERS:
-            faults.append(FieldError(shown(name), f"is no parameter of the list; there are {', '.join(PARAMETERS)}"))
+        if name not in parameters:
+            faults.append(FieldError(shown(name), f"is no parameter of the list; there are {', '.join(parameters)}"))
             continue
-        field, reader = PARAMETERS[name]
+        field, reader = parameters[name]
         try:
             value = reader(text)
             if values.setdefault(field, value) != value:
@@ -45,7 +65,7 @@ def read(query: Sequence[tuple[str, str]]) -> Listing:
             faults.append(FieldError(name, str(error)))
     if faults:
         raise InvalidInput("; ".join(f"{fault.field} {fault.detail}" for fault in faults[:3]), fields=faults)
-    return Listing(**values)
+    return values
 
 
 def _limit(text: str) -> int:
@@ -60,13 +80,18 @@ def _after(text: str) -> str:
     return text
 
 
+def _after_letter(text: str) -> str:
+    place_of(text)
+    return text
+
+
 def _state(text: str) -> State:
     if text not in _STATES:
         raise ValueError(f"must be one of {', '.join(_STATES)}")
     return State(text)
 
 
-PARAMETERS: Mapping[str, tuple[str, Callable[[str], object]]] = {
+PARAMETERS: Parameters = {
     "state": ("state", _state),
     "status": ("state", _state),
     "model": ("model", str),
@@ -75,3 +100,6 @@ PARAMETERS: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "after": ("after", _after),
 }
 """Each parameter, the field of `Listing` that it gives, and what reads it."""
+
+LETTER_PARAMETERS: Parameters = {"limit": ("limit", _limit), "after": ("after", _after_letter)}
+"""As above, of `LetterListing`."""

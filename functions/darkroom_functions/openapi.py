@@ -340,6 +340,7 @@ _ANSWERS: Schema = {
             },
             "record": _or_null("object", description="What it takes to make the same picture again."),
             "traceparent": _or_null("string"),
+            "redrive_of": _or_null("string", pattern=_JOB_ID, description="The dead letter that it was made of."),
             "attempts": {
                 "anyOf": [{"type": "array", "items": _ref("Attempt")}, {"type": "null"}],
                 "description": "Of a single job only. Null where its log is not kept any more, or not within reach.",
@@ -358,6 +359,45 @@ _ANSWERS: Schema = {
             },
         },
         title="A page of jobs, newest first; with a filter it may hold fewer than asked for, and yet have a next",
+    ),
+    "DeadLetter": _record(
+        {
+            "id": _ID,
+            "model": {"type": "string"},
+            "user_id": _or_null("string"),
+            "created_at": _TIME,
+            "ended_at": _TIME,
+            "error": _record({"kind": {"type": "string"}, "message": {"type": "string"}}, title="Why it failed"),
+            "attempts": {"type": "array", "items": _ref("Attempt")},
+            "event": {
+                "type": "object",
+                "properties": {
+                    "specversion": {"const": SPEC_VERSION},
+                    "type": {"const": REQUESTED},
+                    "subject": _ID,
+                    "data": {"type": "object"},
+                },
+                "required": ["specversion", "id", "source", "type", "subject", "time", "data"],
+                "description": "The CloudEvent that asked for the job, as its worker had it.",
+            },
+        },
+        title="A job whose attempts are used up; it is kept until it is purged, redriven or deleted",
+    ),
+    "DeadLetters": _record(
+        {
+            "dead_letters": {"type": "array", "items": _ref("DeadLetter"), "maxItems": listing.MAX_PAGE},
+            "next": _or_null("string", description="What `after` must say for the next page."),
+        },
+        title="A page of dead letters, the last that ended first",
+    ),
+    "Redrive": {
+        "title": "What the new job has otherwise than the dead letter",
+        "type": "object",
+        "properties": {"input": _or_null("object", description="Parameters, over those that the letter has.")},
+        "additionalProperties": False,
+    },
+    "Purged": _record(
+        {"purged": {"type": "integer", "minimum": 0}}, title="How many dead letters there were, and are no more"
     ),
     "Cancelled": _record(
         {"job_id": _ID, "receipt": {"enum": [receipt.value for receipt in Receipt]}, "status": _STATE},
@@ -455,6 +495,11 @@ _REFUSED_JOB: Errors = (
     errors.MemoryHigh,
     errors.LedgerUnavailable,
 )
+_NO_LETTER: Errors = (errors.NotFound,)
+_LETTER_LIST_SCHEMAS: Mapping[str, Schema] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": listing.DEFAULT_PAGE},
+    "after": {"type": "string"},
+}
 _LIST_SCHEMAS: Mapping[str, Schema] = {
     "state": _STATE,
     "status": _STATE,
@@ -522,6 +567,36 @@ _DESCRIBED: Mapping[str, _Described] = {
         parameters=[_OF_JOB],
         answers={"200": _answered("Cancelled", "Done, or too late.")},
         refusals=(*_NO_JOB, *_AWAY),
+    ),
+    "listDeadLetters": _Described(
+        "The dead letters, the last that ended first",
+        parameters=[_in_query(name, schema) for name, schema in _LETTER_LIST_SCHEMAS.items()],
+        answers={"200": _answered("DeadLetters", "A page of them.")},
+        refusals=(errors.InvalidInput, errors.LedgerUnavailable),
+    ),
+    "purgeDeadLetters": _Described(
+        "Purge all dead letters: their jobs stay failed, and are forgotten in their time",
+        answers={"200": _answered("Purged", "How many.")},
+        refusals=(errors.LedgerUnavailable,),
+    ),
+    "readDeadLetter": _Described(
+        "A dead letter",
+        parameters=[_OF_JOB],
+        answers={"200": _answered("DeadLetter", "It.")},
+        refusals=(*_NO_LETTER, errors.LedgerUnavailable),
+    ),
+    "purgeDeadLetter": _Described(
+        "Purge a dead letter; may be repeated",
+        parameters=[_OF_JOB],
+        answers={"204": {"description": "It is a dead letter no more."}},
+        refusals=(*_NO_LETTER, errors.LedgerUnavailable),
+    ),
+    "redriveDeadLetter": _Described(
+        "Make a new job of a dead letter; may be repeated, and is done once",
+        parameters=[_OF_JOB, _REST_HEADERS[1]],
+        body={"content": {JSON_TYPE: {"schema": _ref("Redrive")}}},
+        answers=_TAKEN,
+        refusals=(*_NO_LETTER, *(kind for kind in _REFUSED_JOB if kind is not errors.KeyReused)),
     ),
     "readArtifact": _Described(
         "A picture, by the link that its job shows",

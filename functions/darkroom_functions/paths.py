@@ -13,8 +13,11 @@ from dataclasses import dataclass
 
 from darkroom import links
 from darkroom.errors import MethodNotAllowed, NotFound
+from darkroom.jobs import is_job_id
+from darkroom.parameters import shown
 
 JOBS = "/api/v1/generation-jobs/"
+DEAD_LETTERS = "/api/v1/dead-letters"
 KEY = "key"
 """An artifact's key: the one part of a path that holds slashes."""
 SINK = "/events"
@@ -42,6 +45,11 @@ OPERATIONS = (
     Operation("readJob", "jobs", "GET", JOBS + "{id}"),
     Operation("deleteJob", "jobs", "DELETE", JOBS + "{id}"),
     Operation("cancelJob", "jobs", "POST", JOBS + "{id}/cancel"),
+    Operation("listDeadLetters", "jobs", "GET", DEAD_LETTERS),
+    Operation("purgeDeadLetters", "jobs", "DELETE", DEAD_LETTERS),
+    Operation("readDeadLetter", "jobs", "GET", DEAD_LETTERS + "/{id}"),
+    Operation("purgeDeadLetter", "jobs", "DELETE", DEAD_LETTERS + "/{id}"),
+    Operation("redriveDeadLetter", "jobs", "POST", DEAD_LETTERS + "/{id}/redrive"),
     Operation("readArtifact", "jobs", "GET", links.PATH + "{" + KEY + "}"),
     Operation("listModels", "jobs", "GET", "/api/v1/models"),
     Operation("describe", "jobs", "GET", "/openapi.json"),
@@ -83,6 +91,13 @@ def function_of(kind: str, method: str, path: str) -> str:
         return find(method, path, models=()).operation.function
     except (NotFound, MethodNotAllowed):
         return "jobs"
+
+
+def checked_id(job_id: str) -> str:
+    """The part of a path that is to be a job's id. Raises NotFound for what cannot be one."""
+    if not is_job_id(job_id):
+        raise NotFound(f'"{shown(job_id)}" is not the id of a job: these are UUIDs as a submission answers them')
+    return job_id
 
 
 def _allowed(by_method: Mapping[str, Operation]) -> list[str]:

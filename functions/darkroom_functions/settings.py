@@ -27,17 +27,23 @@ class BodySettings(Settings):
     """The largest body that is read, in bytes. A large one is held in memory whole, and parsing it holds up others."""
 
 
-class SubmitSettings(LedgerSettings, ModelSettings, BodySettings):
-    """What submit needs."""
-
-    public_url: WebUrl
-    """The address that callers use for us: the `source` of our events."""
+class IntakeSettings(Settings):
+    """What functions that take jobs in need."""
 
     backlog_limit: int = Field(default=BACKLOG_LIMIT, ge=1, le=10_000_000)
     """Jobs that may wait in one pool; beyond it a submission is refused with 429."""
 
 
-class JobsSettings(LedgerSettings, HistorySettings, ModelSettings, StoreSettings, LinkSettings, BodySettings):
+class SubmitSettings(LedgerSettings, ModelSettings, IntakeSettings, BodySettings):
+    """What submit needs."""
+
+    public_url: WebUrl
+    """The address that callers use for us: the `source` of our events."""
+
+
+class JobsSettings(
+    LedgerSettings, HistorySettings, ModelSettings, StoreSettings, LinkSettings, IntakeSettings, BodySettings
+):
     """What jobs needs."""
 
 

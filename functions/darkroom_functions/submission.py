@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from darkroom import models, times
+from darkroom.dead_letters import REDRIVE_OF
 from darkroom.errors import FieldError, InvalidEvent, InvalidInput, UnknownModel
-from darkroom.event_attributes import JSON_TYPE
-from darkroom.events import REQUESTED, SPEC_VERSION, Event
+from darkroom.events import REQUESTED, Event, requested_event
+from darkroom.ledger import JobRecord
 from darkroom.models import Catalogue, Model
-from darkroom.parameters import MAX_FAULTS
-from darkroom.transitions import DEFAULT_PRIORITY, Submission
+from darkroom.parameters import MAX_FAULTS, SIDES, SIZE, shown
+from darkroom.transitions import DEFAULT_PRIORITY, MAX_ATTEMPTS, Submission
 
 JOB_TYPE = "image"
 """The one kind of job there is."""
@@ -114,7 +115,6 @@ def of_event(event: Event, *, catalogue: Catalogue, tenant: str, fresh: Fresh) -
         idempotency_key=_hash(f"ce\n{event.source}\n{event.id}"),
         fingerprint=_fingerprint(data),
         traceparent=event.traceparent or fresh.traceparent,
-        fields={"event": {"id": event.id, "source": event.source}},
     )
 
 
@@ -136,7 +136,58 @@ def of_rest(request: RestRequest, *, catalogue: Catalogue, tenant: str, fresh: F
         idempotency_key=None if key is None else _hash(f"rest\n{key}"),
         fingerprint=None if key is None else _fingerprint([request.model, request.data]),
         traceparent=request.traceparent or fresh.traceparent,
-        fields={},
+    )
+
+
+def read_edits(body: Mapping[str, object]) -> Mapping[str, object]:
+    """What the body of a redrive changes: `input`, its one field. Raises InvalidInput."""
+    faults = [FieldError(shown(name), "is no field of a redrive; there is input") for name in body if name != "input"]
+    edits = body.get("input")
+    if edits is not None and not isinstance(edits, dict):
+        faults.append(FieldError("input", "must be a JSON object"))
+    if faults:
+        raise _refusal(faults)
+    return edits if isinstance(edits, dict) else {}
+
+
+def of_redrive(
+    letter: JobRecord,
+    edits: Mapping[str, object],
+    *,
+    catalogue: Catalogue,
+    fresh: Fresh,
+    source: str,
+    traceparent: str | None,
+) -> Submission:
+    """The job that is made of a dead letter: as that was, with `edits` over its input. It has no start deadline, since
+    that of the letter bound its first attempt only.
+
+    Raises InvalidInput and UnknownModel: the letter's input is held against its model as that is now.
+    """
+    model = _model({"model": letter.model}, catalogue, None, "")
+    kept: Mapping[str, object] = letter.input
+    if SIZE in edits:  # which says both, and would have to agree with what they were
+        kept = {name: value for name, value in kept.items() if name not in SIDES}
+    data = {
+        "model": model.name,
+        "input": {**kept, **edits},
+        "priority": letter.priority,
+        "run_timeout": min(letter.run_timeout, model.run_timeout_s),
+        "user_id": letter.fields.get("user_id"),
+    }
+    return _submission(
+        read(data, catalogue=catalogue, now_ms=fresh.now_ms),
+        tenant=letter.tenant,
+        fresh=fresh,
+        start_deadline=None,
+        event_id=fresh.job_id,
+        event_source=source,
+        event_time=None,
+        idempotency_key=None,
+        fingerprint=None,
+        traceparent=traceparent or fresh.traceparent,
+        max_attempts=letter.max_attempts,
+        redrive_of=letter.id,
     )
 
 
@@ -188,39 +239,46 @@ def _submission(
     idempotency_key: str | None,
     fingerprint: str | None,
     traceparent: str,
-    fields: Mapping[str, object],
+    max_attempts: int = MAX_ATTEMPTS,
+    redrive_of: str | None = None,
 ) -> Submission:
     model, job_input = wish.model, _with_seed(wish, fresh.seed)
-    about: dict[str, object] = {"job_type": JOB_TYPE}
-    if wish.user_id is not None:
-        about["user_id"] = wish.user_id
-    event = {
-        "specversion": SPEC_VERSION,
-        "id": event_id,
-        "source": event_source,
-        "type": REQUESTED,
-        "subject": fresh.job_id,
-        "time": event_time or times.iso(fresh.now_ms),
-        "datacontenttype": JSON_TYPE,
-        "traceparent": traceparent,
-        "tenant": tenant,
-        "data": {"model": model.name, "input": job_input, "run_timeout": wish.run_timeout, **about},
+    time = event_time or times.iso(fresh.now_ms)
+    fields: dict[str, object] = {
+        "job_type": JOB_TYPE,
+        "event": {"id": event_id, "source": event_source, "time": time},
     }
+    if wish.user_id is not None:
+        fields["user_id"] = wish.user_id
+    if redrive_of is not None:
+        fields[REDRIVE_OF] = redrive_of
+    event = requested_event(
+        job_id=fresh.job_id,
+        tenant=tenant,
+        model=model.name,
+        job_input=job_input,
+        run_timeout=wish.run_timeout,
+        fields=fields,
+        time_ms=fresh.now_ms,
+        traceparent=traceparent,
+    )
     return Submission(
         job_id=fresh.job_id,
         tenant=tenant,
         model=model.name,
         pool=model.pool,
         input=job_input,
-        fields={**about, **fields},
+        fields=fields,
         event=event,
         run_timeout=wish.run_timeout,
         priority=wish.priority,
         start_deadline=start_deadline,
+        max_attempts=max_attempts,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint,
         traceparent=traceparent,
         accepted={"model": model.name},
+        redrive_of=redrive_of,
     )
 
 

@@ -1,4 +1,4 @@
-"""Views: a job as `jobs` shows it, made of its record, its log and its model. `openapi.py` describes them.
+"""Views: a job or a dead letter as `jobs` shows it, made of its record, log and model. `openapi.py` describes them.
 
 Older clients know a job's id as `job_id`, `task_id` or `celery_task_id`, its state as `status`, and its main
 parameters at the top: all of them are here, beside the names that darkroom uses itself.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from darkroom.dead_letters import REDRIVE_OF, DeadLetter
 from darkroom.jobs import Artifact, JobEvent
 from darkroom.ledger import JobRecord, LogEntry
 from darkroom.links import Links
@@ -75,6 +76,22 @@ def job(
         "error": end.get("error"),
         "record": end.get("record"),
         "traceparent": record.traceparent,
+        "redrive_of": record.fields.get(REDRIVE_OF),
+    }
+
+
+def dead_letter(letter: DeadLetter) -> dict[str, Any]:
+    """A job whose attempts are used up: why it failed, each attempt, and the event that asked for it."""
+    record = letter.record
+    return {
+        "id": record.id,
+        "model": record.model,
+        "user_id": record.fields.get("user_id"),
+        "created_at": iso(record.created),
+        "ended_at": _time(record.ended),
+        "error": (record.end_data or {}).get("error"),
+        "attempts": attempts(letter.log),
+        "event": letter.event,
     }
 
 

@@ -103,6 +103,10 @@ class Rig:
         return self._started[0].pid
 
     @property
+    def redis_process(self) -> Process:
+        return self._started[0]
+
+    @property
     def ledger(self) -> Ledger:
         return Ledger(self._redis, NAMESPACE)
 
@@ -121,6 +125,12 @@ class Rig:
         }
         command = [sys.executable, "-m", module, *arguments]
         return self._start(name, command, environment(common, **(own or {})), folder=self.folder)
+
+    def again(self, process: Process) -> Process:
+        """Start once more what has ended; answers the new run."""
+        place = self._started.index(process)
+        self._started[place] = Process(process.program)
+        return self._started[place]
 
     def serve(self, name: str, module: str, *arguments: str, path: str = "/readyz") -> Server:
         """Start a server on a free port, and wait until it answers at `path`."""

@@ -149,6 +149,7 @@ CALLS: Mapping[str, Maker] = {
     "archived": lambda jobs, job_id: transitions.archived(
         job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
     ),
+    "purge": lambda jobs, job_id: transitions.purge(job_id, tenant=TENANT, now=jobs.now),
     "forget for a stranger": lambda jobs, job_id: transitions.forget(job_id, tenant="stranger", now=jobs.now),
     "take": lambda jobs, job_id: transitions.take_relays(taker="courier", call=TAKE, limit=10, now=jobs.now),
     "take for the history": lambda jobs, job_id: transitions.take_history(
@@ -180,6 +181,7 @@ TELLS_WHAT_IT_CHANGED = {
     "expire",
     "applied",
     "archived",
+    "purge",
     "defer",
     "defer for the history",
 }

@@ -43,19 +43,20 @@ class HoldingProxy:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(self._to)
                 self._sockets += [client, server]
-                for source, target in ((client, server), (server, client)):
-                    threads.append(threading.Thread(target=self._hand_on, args=(source, target)))
-                    threads[-1].start()
+                threads.append(threading.Thread(target=self._hand_on, args=(client, server), kwargs={"look": True}))
+                threads.append(threading.Thread(target=self._hand_on, args=(server, client), kwargs={"look": False}))
+                for thread in threads[-2:]:
+                    thread.start()
         for each in self._sockets:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join()
 
-    def _hand_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _hand_on(self, source: socket.socket, target: socket.socket, *, look: bool) -> None:
         with suppress(OSError):
             while chunk := source.recv(CHUNK):
-                if self._until in chunk:
+                if look and self._until in chunk:
                     self.held.set()
                 if self.held.is_set():
                     return

@@ -9,6 +9,7 @@ pass.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
@@ -32,12 +33,16 @@ class Sentence(StrEnum):
 class Attempt(Request):  # type: ignore[misc]  # Celery has no types
     """One delivery of a job's message to this worker. Its `sentence` is passed before the child is ended."""
 
+    on_success: Callable[..., None]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.token = secrets.token_hex(TOKEN_BYTES)
         self.request_dict["token"] = self.token
         self.sentence: Sentence | None = None
-        self._failed = False
+        # Celery makes a class of its own for each task, with an `on_success` that no method of ours would come before.
+        self._celerys_on_success = self.on_success
+        self.on_success = self._on_success
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The child has the message."""
@@ -48,8 +53,13 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         """The attempt is over: every way to its end comes past here, since messages are acknowledged late."""
         super().acknowledge()
         self.app.watch.attempt_ended(self)
-        if not self._failed:
-            self.app.gate.on_good_run()
+
+    def _on_success(self, outcome: tuple[bool, Any, float], **kwargs: Any) -> None:
+        """The child is done with the message, unless it let an exception through; it answers in quotes (`repr`)."""
+        self._celerys_on_success(outcome, **kwargs)
+        has_raised, answer, _ = outcome
+        if not has_raised:
+            self.app.gate.on_answer(self.id, answer.strip("'"))
 
     # The signature is Celery's, whose pool calls it.
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -57,9 +67,11 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
 
         Where it had done so before, the ledger knows the token and changes nothing.
         """
-        self._failed = True
         # What was raised in this process comes wrapped, what is told of the child does not.
-        ending = self._ending(getattr(exc_info.exception, "exc", exc_info.exception))
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        ending = self._ending(error)
+        if self.sentence is None and not isinstance(error, TimeLimitExceeded):
+            self.app.gate.on_failed_run(self.id)
         try:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         finally:

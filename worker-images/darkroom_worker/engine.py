@@ -82,12 +82,13 @@ class Engine(Protocol):
     def load(self) -> None:
         """Make ready: weights to the device. Raises `WorkerFault` when that cannot be done."""
 
-    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep) -> Run:
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
         """Develop one job.
 
         `parameters` are validated and complete (`seed` is always there). `job_id` is for the logs: it never changes the
-        pictures. Raises `EngineError`, and whatever `on_step` raises; the engine is usable afterwards, except after a
-        `WorkerFault`.
+        pictures. `lean` is for a job that the device had not the memory for: a slower run that takes less of it, whose
+        record says so (`lean`) where its pictures may differ; the next run is as any other. Raises `EngineError`, and
+        whatever `on_step` raises; the engine is usable afterwards, except after a `WorkerFault`.
         """
 
     def close(self) -> None:

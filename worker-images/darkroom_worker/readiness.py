@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 from darkroom import logs
-from darkroom.transitions import WorkerState
+from darkroom.jobs import ErrorKind
+from darkroom.transitions import Ended, WorkerState
 
 if TYPE_CHECKING:
     from celery.worker.consumer import Consumer
@@ -30,6 +31,15 @@ EXIT_FAULT = 77
 
 MAX_FAULTS = 2
 """Faults in a row that take the worker out: the first may be chance, and one broken GPU must not eat the backlog."""
+
+MAX_FAILED_JOBS = 3
+"""Jobs in a row whose attempts here failed, none completed between them, that take the worker out: its device may be at
+fault without saying so. Different ones: one job that fails at every attempt says more of itself, and whoever sends such
+a job must not be able to take a worker out with it. Three is a guess: two may be chance, and each costs an attempt."""
+
+FAILURES = frozenset({ErrorKind.TRANSIENT, ErrorKind.OUT_OF_MEMORY})
+"""Why an attempt failed that the child ended itself, where it counts: invalid input, a cancel and a deadline are the
+caller's, and after a fault of its own the child ends."""
 
 EXIT_POLL_S = 0.02
 """How often a child is looked for that has closed its pipe and is not ended yet: it takes milliseconds."""
@@ -49,6 +59,7 @@ class Gate:
         self._consuming = False
         self._child_up = False
         self._faults = 0
+        self._failed_jobs: set[str] = set()
         self.draining = False
 
     @property
@@ -62,7 +73,7 @@ class Gate:
 
     @property
     def is_faulty(self) -> bool:
-        return self._faults >= MAX_FAULTS
+        return self._faults >= MAX_FAULTS or len(self._failed_jobs) >= MAX_FAILED_JOBS
 
     @property
     def child_up(self) -> bool:
@@ -93,9 +104,25 @@ class Gate:
             self._log.error("fault", in_a_row=self._faults, faulty=self.is_faulty)
         self.update()
 
-    def on_good_run(self) -> None:
-        """An attempt ended without a fault of the worker's."""
-        self._faults = 0
+    def on_answer(self, job_id: str, answer: str) -> None:
+        """The child ended an attempt, and says how: the end and, behind a colon, why the attempt failed.
+
+        A completed job clears the worker. What neither completed nor failed, such as a cancelled job, says nothing.
+        """
+        ended, _, failure = answer.partition(": ")
+        if ended == Ended.COMPLETED:
+            self._faults = 0
+            self._failed_jobs.clear()
+        elif failure in FAILURES:
+            self.on_failed_run(job_id)
+
+    def on_failed_run(self, job_id: str) -> None:
+        """An attempt failed, or ended with its child."""
+        if self.draining:
+            return
+        self._failed_jobs.add(job_id)
+        self._log.warning("failed_run", job=job_id, jobs_in_a_row=len(self._failed_jobs), faulty=self.is_faulty)
+        self.update()
 
     def update(self) -> None:
         """Add or cancel the queue, as the state asks."""

@@ -25,7 +25,7 @@ from darkroom.models import Model
 from darkroom.transitions import Call, Ended, Reason, Standing
 from structlog.contextvars import bound_contextvars
 
-from darkroom_worker.engine import Engine, EngineError, Interrupted, Run, make_engine
+from darkroom_worker.engine import Engine, EngineError, Interrupted, OutOfMemory, Run, make_engine
 from darkroom_worker.readiness import EXIT_FAULT
 
 if TYPE_CHECKING:
@@ -80,10 +80,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Ending:
-    """What becomes of an attempt; without a call, it is another's. `fault`: this process must not run another job."""
+    """What becomes of an attempt; without a call, it is another's. `fault`: this process must not run another job.
+
+    `failure`: why it failed, where that may be the worker's doing as well as the job's; the parent counts these.
+    """
 
     call: Call[Ended] | None
     fault: bool = False
+    failure: ErrorKind | None = None
 
 
 def retry_delay_ms(counted: int, *, chance: float) -> int:
@@ -168,7 +172,9 @@ class Runner:
         self._log = logs.logger(__name__)
 
     def run_job(self, job_id: str, *, token: str, event: object, traceparent: str | None) -> str:
-        """One message from its arrival to its end. Answers what became of the attempt, in a word or two."""
+        """One message from its arrival to its end. Answers what became of the attempt, in a word or two: for Flower to
+        show, and for the parent (`Gate.on_answer`).
+        """
         trace = {"trace_id": traceparent[TRACE_ID]} if traceparent else {}
         with bound_contextvars(job=job_id, **trace):
             claim = self._insist(transitions.claim(job_id, token=token, worker=self._worker))
@@ -193,7 +199,7 @@ class Runner:
             self._log.info("attempt_ended", attempt=job.attempt, ended=ended, seconds=seconds)
             if ending.fault:
                 end_process()
-            return ended
+            return f"{ended}: {ending.failure}" if ending.failure else f"{ended}"
 
     def close(self) -> None:
         """Give the devices' memory back."""
@@ -206,7 +212,7 @@ class Runner:
         began = time.monotonic()
         try:
             model, engine, parameters = self._prepare(job)
-            run = engine.run(parameters, job_id=job.id, on_step=steps)
+            run = self._run(engine, parameters, job_id=job.id, on_step=steps)
             run_ms = round(1000 * (time.monotonic() - began))
             return self._completed(job, model=model, run=run, run_ms=run_ms)
         except Interrupted:
@@ -224,10 +230,19 @@ class Runner:
             self._log.exception("engine_failed", kind=error.kind)
             if error.kind is ErrorKind.WORKER_FAULT:
                 return Ending(_fault(job, error.detail), fault=True)
-            return Ending(_retry(job, error.kind, error.detail))
+            return Ending(_retry(job, error.kind, error.detail), failure=error.kind)
         except Exception as error:
             self._log.exception("run_failed")
-            return Ending(_retry(job, ErrorKind.TRANSIENT, f"the run failed ({type(error).__name__})"))
+            message = f"the run failed ({type(error).__name__})"
+            return Ending(_retry(job, ErrorKind.TRANSIENT, message), failure=ErrorKind.TRANSIENT)
+
+    def _run(self, engine: Engine, parameters: Mapping[str, Any], *, job_id: str, on_step: Steps) -> Run:
+        """Run the engine and, where the device's memory does not suffice, at once a second time in its leaner way."""
+        try:
+            return engine.run(parameters, job_id=job_id, on_step=on_step)
+        except OutOfMemory as error:
+            self._log.warning("out_of_memory", detail=error.detail, again="lean")
+        return engine.run(parameters, job_id=job_id, on_step=on_step, lean=True)
 
     def _prepare(self, job: Job) -> tuple[Model, Engine, dict[str, object]]:
         """The model, its engine and the parameters that the message names. Raises InvalidInput, UnknownModel."""

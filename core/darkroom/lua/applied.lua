@@ -1,6 +1,6 @@
 -- applied: the result function has taken in the job's terminal event: the outbox entry goes. Once the history has the job
--- too (`archived.lua`), its time to live starts; that of a dead letter when it is purged or redriven. Answers `applied` the first time, `repeated` later, `unknown` for a job
--- or event that never was.
+-- too (`archived.lua`), its time to live starts; that of a dead letter when it is purged or redriven. Answers `applied`
+-- the first time, `repeated` later, `unknown` for a job or event that never was.
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'end_seq', 'applied', 'tenant')

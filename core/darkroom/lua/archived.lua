@@ -1,6 +1,6 @@
 -- archived: the courier has committed the ended job to the history database: the history entry goes. Once the job's event
--- is applied too (`applied.lua`), its time to live starts; that of a dead letter when it is purged or redriven. Answers `archived` the first time, `repeated` later, `unknown`
--- for a job or end that is not there (any more).
+-- is applied too (`applied.lua`), its time to live starts; that of a dead letter when it is purged or redriven. Answers
+-- `archived` the first time, `repeated` later, `unknown` for a job or end that is not there (any more).
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'end_seq', 'archived', 'tenant')

@@ -1,5 +1,6 @@
 -- forget: a terminal job was deleted, and the history keeps its tombstone: everything that Redis has of it goes, also
--- what was still to be told or archived. Answers `gone`, whether or not there was anything, or `living`.
+-- what was still to be told or archived, and a dead letter. Answers `gone`, whether or not there was anything, or
+-- `living`.
 may_always_run()
 local rec = redis.call('HMGET', job_key(a.job), 'state', 'tenant')
 if rec[1] and rec[2] == a.tenant and not is_terminal(rec[1]) then return 'living' end

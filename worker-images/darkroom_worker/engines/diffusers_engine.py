@@ -124,7 +124,14 @@ class DiffusersEngine:
             raise WorkerFault(f"model {self._model.name} does not load from {self._model.source}: {error}") from error
         self._settle_device()
 
-    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep) -> Run:
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
+        if not lean:
+            return self._run(parameters, job_id=job_id, on_step=on_step)
+        with self._sparing():
+            run = self._run(parameters, job_id=job_id, on_step=on_step)
+        return Run(pictures=run.pictures, record={**run.record, "lean": True})
+
+    def _run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep) -> Run:
         seeds = picture_seeds(parameters)
         arguments = self._arguments(parameters)
         progress = _Progress(on_step, pictures=len(seeds), steps=self._steps(arguments))
@@ -215,6 +222,42 @@ class DiffusersEngine:
         finally:
             for name, component in usual.items():
                 setattr(pipeline, name, component)
+
+    @contextmanager
+    def _sparing(self) -> Iterator[None]:
+        """Take less of the device's memory, and as much as before afterwards.
+
+        The picture is decoded in tiles, which may show in large ones; and of the pipeline's parts only the one that
+        works is on the GPU. Pictures are made one by one anyway, and torch's attention needs no slices to be sparing.
+        Raises WorkerFault where the parts do not go back.
+        """
+        pipeline = self._pipeline
+        vae: Any = getattr(pipeline, "vae", None)
+        tiled = getattr(vae, "use_tiling", None)  # None: it cannot
+        offloaded = self._device == "cuda"
+        if tiled is False:
+            vae.enable_tiling()
+        try:
+            if offloaded:
+                pipeline.enable_model_cpu_offload()
+            yield
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # what they hold may leave no room for what goes back
+            raise
+        finally:
+            if tiled is False:
+                vae.disable_tiling()
+            if offloaded:
+                self._put_back()
+
+    def _put_back(self) -> None:
+        """The whole pipeline on the GPU again."""
+        self._free_memory()
+        try:
+            self._pipeline.remove_all_hooks()
+            self._pipeline.to(self._device)
+        except LIBRARY_FAILURES as error:
+            raise WorkerFault(f"model {self._model.name} does not go back to its device: {error}") from error
 
     def _develop(
         self, parameters: Mapping[str, Any], arguments: Mapping[str, Any], seed: int, progress: _Progress

@@ -1,0 +1,87 @@
+"""The intake: where checked submissions go into the ledger, and what a caller is told of one that was taken.
+
+`submit` hands in what callers ask for, `jobs` the dead letters that are redriven. Submissions that arrive together
+share a round trip.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from darkroom import logs, traces
+from darkroom.errors import DarkroomError
+from darkroom.group_commit import GroupCommit
+from darkroom.jobs import new_job_id
+from darkroom.ledger import AsyncLedger
+from darkroom.transitions import Accepted, Submission, accept
+
+from darkroom_functions import paths
+from darkroom_functions.health import LEDGER_PATIENCE_S, patience
+from darkroom_functions.submission import REPEATED, SEED_BITS, Fresh
+
+MEMORY_READING_S = 1.0
+"""How old a reading of Redis' memory may be: it grows by megabytes a second at most, and 20 % are kept free."""
+
+_log = logs.logger(__name__)
+
+
+class Intake:
+    """The way into one ledger; `backlog_limit` are the jobs that may wait in one pool."""
+
+    def __init__(self, ledger: AsyncLedger, *, backlog_limit: int) -> None:
+        self._ledger = ledger
+        self._backlog_limit = backlog_limit
+        self._commits: GroupCommit[Accepted | DarkroomError] = GroupCommit(ledger, patience_s=LEDGER_PATIENCE_S)
+        self._memory_high = False
+        self._memory_due = 0.0
+
+    async def take(self, job: Submission, *, memory_high: bool) -> Accepted:
+        """Accept one job, after all that were handed in before. Raises what the ledger refuses it for."""
+        call = accept(job, backlog_limit=self._backlog_limit, memory_high=memory_high)
+        accepted = await self._commits.run(call)
+        if isinstance(accepted, DarkroomError):
+            raise accepted
+        _log.info(
+            "accepted",
+            job=accepted.job_id,
+            tenant=job.tenant,
+            model=job.model,
+            repeated=accepted.repeated,
+            redrive_of=job.redrive_of,
+            traceparent=job.traceparent,
+        )
+        return accepted
+
+    async def is_memory_high(self) -> bool:
+        """The last reading; the first request after MEMORY_READING_S takes a new one, and no other waits for it."""
+        now = time.monotonic()
+        if now >= self._memory_due:
+            self._memory_due = now + MEMORY_READING_S
+            try:
+                async with patience():
+                    self._memory_high = (await self._ledger.memory()).high
+            except BaseException:
+                self._memory_due = 0.0  # without a reading the next request must take one
+                raise
+        return self._memory_high
+
+
+def fresh() -> Fresh:
+    """What is new with this request."""
+    now_ms = time.time_ns() // 1_000_000
+    return Fresh(
+        now_ms=now_ms,
+        job_id=new_job_id(now_ms),
+        seed=secrets.randbits(SEED_BITS),
+        traceparent=traces.new_traceparent(secrets.token_bytes(traces.RANDOM_BYTES)),
+    )
+
+
+def slip_status(accepted: Accepted) -> int:
+    return 200 if accepted.repeated else 202
+
+
+def slip_headers(accepted: Accepted) -> dict[str, str]:
+    headers = {"Location": paths.JOBS + accepted.job_id}
+    return headers | {REPEATED: "true"} if accepted.repeated else headers

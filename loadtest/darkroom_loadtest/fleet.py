@@ -1,0 +1,87 @@
+"""The fleet of a storm: so many workers of one kind, replaced as they die; each can be ordered to be struck."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGCONT
+
+from darkroom_cli.processes import Process
+
+from darkroom_loadtest.rig import Rig, signal_group
+from darkroom_loadtest.wounds import LOG_VARIABLE, ORDER_VARIABLE, Blow, Order, Wound, read_wounds
+
+
+@dataclass
+class Member:
+    """One worker. `ordered`: it has an order that it has not carried out; `stopped_ms`: when it was stopped."""
+
+    process: Process
+    orders: Path
+    ordered: bool = False
+    stopped_ms: int | None = None
+
+
+@dataclass
+class Fleet:
+    """`module` is what a worker runs, `own` its settings, `stop_s` how long a stopped one stands still."""
+
+    rig: Rig
+    module: str
+    size: int
+    own: Mapping[str, str]
+    stop_s: float
+    folder: Path
+    members: list[Member] = field(default_factory=list)
+    _started: int = 0
+
+    def fill(self) -> None:
+        """Start workers until there are as many as there should be."""
+        while len(self.members) < self.size:
+            self._started += 1
+            name = f"worker-{self._started}"
+            orders = self.folder / f"{name}.order"
+            own = {**self.own, ORDER_VARIABLE: str(orders), LOG_VARIABLE: str(self.log)}
+            self.members.append(Member(self.rig.start(name, self.module, own=own), orders))
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "wounds.jsonl"
+
+    @property
+    def wounds(self) -> list[Wound]:
+        return read_wounds(self.log)
+
+    @property
+    def is_settled(self) -> bool:
+        """No order waits, and nobody stands still."""
+        return not any(member.ordered or member.stopped_ms for member in self.members)
+
+    def order(self, order: Order) -> bool:
+        """Give an order to the worker that has run for the longest. False: none is free for it."""
+        free = [member for member in self.members if not member.ordered and member.stopped_ms is None]
+        if not free:
+            return False
+        chosen = min(free, key=lambda member: member.process.began)
+        order.give(chosen.orders)
+        chosen.ordered = True
+        return True
+
+    def look(self, now_ms: int) -> list[str]:
+        """Replace the dead, let go on who stood still for long enough. Answers who died without an order."""
+        wounds = {wound.worker: wound for wound in self.wounds}
+        strange = []
+        for member in list(self.members):
+            wound = wounds.get(member.process.pid)
+            if not member.process.is_alive:
+                self.members.remove(member)
+                if wound is None:
+                    strange.append(member.process.program.log.read_text(errors="replace")[-2000:])
+            elif wound is not None and member.ordered and wound.blow is Blow.STOP:
+                member.ordered, member.stopped_ms = False, wound.at_ms
+            if member.stopped_ms is not None and now_ms > member.stopped_ms + 1000 * self.stop_s:
+                member.stopped_ms = None
+                signal_group(member.process, SIGCONT)
+        self.fill()
+        return strange

@@ -1,0 +1,312 @@
+"""The storm: what is done to whom, and when, while jobs come in.
+
+A `Plan` says all of it in advance. `Storm` carries it out on the real parts, which run as processes as `darkroom up`
+starts them, two couriers among them as in a cluster. What people are told meanwhile is the witness' affair
+(`witness.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+
+from darkroom import transitions
+from darkroom_cli import local_redis
+from darkroom_cli.processes import Process
+
+from darkroom_loadtest.faulty_worker import LEASE_VARIABLE
+from darkroom_loadtest.fleet import Fleet
+from darkroom_loadtest.protections import VARIABLE, Protection
+from darkroom_loadtest.rig import NAMESPACE, BenchmarkFailed, Rig
+from darkroom_loadtest.witness import Way, Witness
+from darkroom_loadtest.wounds import Blow, Order, Point
+
+POOL = "instant"
+PATH = "/instant"
+COURIERS = 2
+
+LOOK_S = 0.05
+"""Between two looks at the processes. It is part of no figure: wounds are timed by those who have them."""
+
+WATCH_PAUSE_S = 6.0
+"""After Redis is back no worker is struck for so long: parts look for it every five seconds at most."""
+
+STALE_S = 3.0
+"""What a worker that went on again may need to do what it should not."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The sink fails in this way, from `at_s` on, for `for_s`."""
+
+    at_s: float
+    for_s: float
+    way: Way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A storm. Times are in seconds, from its beginning. `wounds` are ordered `every_s`, but not while Redis is away.
+
+    `jobs` are the fewest, `per_s` how many come in each second for as long as the storm lasts. `limit_s`: a storm that
+    is not over then has failed; `patience_s`: how long people wait for the last ends after it.
+    """
+
+    jobs: int
+    per_s: float
+    job_seconds: float
+    workers: int
+    lease_s: float
+    wounds: Sequence[Order]
+    every_s: float
+    limit_s: float
+    patience_s: float
+    redis_away: Sequence[tuple[float, float]] = ()
+    sink_failures: Sequence[Failure] = ()
+    functions_killed: Sequence[float] = ()
+    couriers_killed: Sequence[float] = ()
+    courier: tuple[tuple[str, str], ...] = ()
+    socket_jobs: int = 50
+
+    @property
+    def stop_s(self) -> float:
+        """A stopped worker stands still for two leases."""
+        return 2 * self.lease_s
+
+
+def orders(kills: int, stops: int) -> list[Order]:
+    """So many kills at each point, with the stops spread among them, in turn at the two points where a job is held."""
+    points = [point for point in Point if point is not Point.DEVELOPED]
+    killing = [Order(Blow.KILL, point) for _ in range(kills) for point in points]
+    stopping = [Order(Blow.STOP, (Point.DEVELOPED, Point.STORED)[turn % 2]) for turn in range(stops)]
+    stride = max(1, len(killing) // max(1, stops))
+    groups = [killing[start : start + stride] for start in range(0, len(killing), stride)]
+    spread = [[*group, *stop] for group, stop in zip(groups, chain(([o] for o in stopping), repeat([])), strict=False)]
+    return [order for group in spread for order in group] + stopping[len(groups) :]
+
+
+SHORT_COURIER = (
+    ("DARKROOM_LEASE_S", "4"),
+    ("DARKROOM_REAP_GAP_S", "2"),
+    ("DARKROOM_TICK_S", "0.5"),
+    ("DARKROOM_SWEEP_AGE_S", "2"),
+    ("DARKROOM_RELAY_LEASE_S", "4"),
+    ("DARKROOM_POST_TIMEOUT_S", "2"),
+)
+"""What goes with a lease of four seconds."""
+
+FULL = Plan(
+    jobs=2_000,
+    per_s=10,
+    job_seconds=0.02,
+    workers=5,
+    lease_s=transitions.LEASE_MS / 1000,
+    wounds=orders(kills=7, stops=6),
+    every_s=4.0,
+    limit_s=360,
+    patience_s=150,
+    redis_away=((75, 21), (165, 21)),
+    sink_failures=(Failure(20, 20, Way.FORGETS), Failure(115, 20, Way.REFUSES), Failure(200, 20, Way.HANGS)),
+    functions_killed=(12, 105, 195),
+    couriers_killed=(35, 140, 210),
+)
+"""The storm of `make chaos`."""
+
+SHORT = Plan(
+    jobs=200,
+    per_s=10,
+    job_seconds=0.02,
+    workers=4,
+    lease_s=4,
+    wounds=orders(kills=2, stops=2),
+    every_s=2.0,
+    limit_s=150,
+    patience_s=60,
+    redis_away=((14, 6),),
+    sink_failures=(Failure(3, 3, Way.FORGETS), Failure(9, 3, Way.REFUSES), Failure(24, 3, Way.HANGS)),
+    functions_killed=(8,),
+    couriers_killed=(11, 28),
+    courier=SHORT_COURIER,
+    socket_jobs=20,
+)
+"""The same in small, for CI."""
+
+
+def directed(protection: Protection) -> Plan:
+    """The shortest storm that a protection stands against: what it is there for happens twice, and little else."""
+    wounds = {
+        Protection.REAPER: [Order(Blow.KILL, Point.STORED)] * 2,
+        Protection.SWEEP: [Order(Blow.KILL, Point.POPPED)] * 2,
+        Protection.FENCING: [Order(Blow.STOP, Point.STORED)] * 2,
+        Protection.OUTBOX: [],
+        Protection.ATTEMPT_KEYS: [Order(Blow.STOP, Point.DEVELOPED)] * 2,
+    }
+    forgets = (Failure(0.0, 2.0, Way.FORGETS),)
+    return Plan(
+        jobs=10,
+        per_s=5,
+        job_seconds=0.02,
+        workers=3,
+        lease_s=4,
+        wounds=wounds[protection],
+        every_s=0.5,
+        limit_s=60,
+        patience_s=15,
+        sink_failures=forgets if protection is Protection.OUTBOX else (),
+        courier=SHORT_COURIER,
+        socket_jobs=10,
+    )
+
+
+class Storm:
+    """One storm over one rig, without one protection where `without` names it."""
+
+    def __init__(self, rig: Rig, plan: Plan, *, without: Protection | None) -> None:
+        self._rig, self._plan, self._without = rig, plan, without
+        self._is_redis_away = False
+        self._over = asyncio.Event()
+        self._began = 0.0
+        self.outages_ms: list[int] = []
+        self.killed: list[str] = []
+        self._sink_port = local_redis.free_port()
+        rig.ledger.run(transitions.announce(POOL, models=[POOL]))
+        functions = rig.serve("functions", "darkroom_functions.serve", "all")
+        self._functions = functions.process
+        self.witness = Witness(
+            functions.url,
+            path=PATH,
+            body={"prompt": "a lighthouse in a storm", "seconds": plan.job_seconds, "steps": 2},
+            socket_jobs=plan.socket_jobs,
+        )
+        own = {VARIABLE: without or "", "K_SINK": f"http://127.0.0.1:{self._sink_port}/"}
+        self._couriers = [
+            rig.start(f"courier-{number}", "darkroom_loadtest.faulty_courier", own={**own, **dict(plan.courier)})
+            for number in range(1, COURIERS + 1)
+        ]
+        worker = {
+            "DARKROOM_POOL": POOL,
+            "REMAP_SIGTERM": "SIGQUIT",  # as the worker's own program sets it, which billiard reads when it is imported
+            VARIABLE: without or "",
+            LEASE_VARIABLE: str(round(1000 * plan.lease_s)),
+        }
+        self.fleet = Fleet(
+            rig,
+            "darkroom_loadtest.faulty_worker",
+            size=plan.workers,
+            own=worker,
+            stop_s=plan.stop_s,
+            folder=rig.folder,
+        )
+        self.fleet.fill()
+
+    async def run(self) -> None:
+        """From the first job to the last end, or until patience is over. Raises BenchmarkFailed."""
+        await self.witness.serve_sink(self._sink_port)
+        watching = asyncio.create_task(self._keep_running())
+        submitting = asyncio.create_task(self._submit())
+        try:
+            async with asyncio.timeout(self._plan.limit_s), asyncio.TaskGroup() as group:
+                await self._first_end(watching, submitting)
+                self._began = time.monotonic()
+                for work in (self._wound(), self._take_redis_away(), self._fail_sink()):
+                    group.create_task(work)
+                group.create_task(self._kill_functions())
+                group.create_task(self._kill_couriers())
+            self._over.set()
+            await submitting
+            self.witness.follow_rest()
+            await self._settle()
+        except TimeoutError:
+            raise BenchmarkFailed(f"the storm was not over after {self._plan.limit_s} s") from None
+        finally:
+            for task in (watching, submitting):
+                task.cancel()
+            await asyncio.gather(watching, submitting, return_exceptions=True)
+
+    @property
+    def counters(self) -> dict[bytes, bytes]:
+        """What the ledger counted: reaped jobs, and stale calls that it refused."""
+        counted: dict[bytes, bytes] = self._rig.redis.hgetall(f"{NAMESPACE}:counters")
+        return counted
+
+    async def _first_end(self, *watched: asyncio.Task[None]) -> None:
+        """The storm begins when something is at work."""
+        while not self.witness.told:
+            for task in watched:
+                if task.done():
+                    await task
+            await asyncio.sleep(LOOK_S)
+
+    async def _settle(self) -> None:
+        give_up_at = time.monotonic() + self._plan.patience_s
+        while not self.witness.has_seen_all and time.monotonic() < give_up_at:
+            await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(STALE_S)
+
+    async def _submit(self) -> None:
+        """Jobs come in at an even pace, whatever becomes of them."""
+        async with asyncio.TaskGroup() as group:
+            count = 0
+            while count < self._plan.jobs or not self._over.is_set():
+                group.create_task(self.witness.submit())
+                count += 1
+                await asyncio.sleep(1 / self._plan.per_s)
+
+    async def _keep_running(self) -> None:
+        while True:
+            if strange := self.fleet.look(time.time_ns() // 1_000_000):
+                raise BenchmarkFailed(f"a worker ended that nobody had struck:\n{strange[0]}")
+            await asyncio.sleep(LOOK_S)
+
+    async def _until(self, at_s: float) -> None:
+        await asyncio.sleep(max(0.0, self._began + at_s - time.monotonic()))
+
+    async def _wound(self) -> None:
+        for order in self._plan.wounds:
+            await asyncio.sleep(self._plan.every_s)
+            while self._is_redis_away or not self.fleet.order(order):
+                await asyncio.sleep(LOOK_S)
+        while not self.fleet.is_settled:
+            await asyncio.sleep(LOOK_S)
+
+    async def _take_redis_away(self) -> None:
+        for at_s, for_s in self._plan.redis_away:
+            await self._until(at_s)
+            self._is_redis_away = True
+            self.outages_ms.append(time.time_ns() // 1_000_000)
+            self._kill(self._rig.redis_process)
+            await asyncio.sleep(for_s)
+            self._rig.again(self._rig.redis_process)
+            await asyncio.sleep(WATCH_PAUSE_S)
+            self._is_redis_away = False
+
+    async def _fail_sink(self) -> None:
+        for failure in self._plan.sink_failures:
+            await self._until(failure.at_s)
+            self.witness.failing = failure.way
+            await asyncio.sleep(failure.for_s)
+            self.witness.failing = None
+
+    async def _kill_functions(self) -> None:
+        for at_s in self._plan.functions_killed:
+            await self._until(at_s)
+            self._kill(self._functions)
+            self._functions = self._rig.again(self._functions)
+
+    async def _kill_couriers(self) -> None:
+        for turn, at_s in enumerate(self._plan.couriers_killed):
+            await self._until(at_s)
+            self._kill(self._couriers[turn % COURIERS])
+            self._couriers[turn % COURIERS] = self._rig.again(self._couriers[turn % COURIERS])
+
+    def _kill(self, process: Process) -> None:
+        """SIGKILL, and wait until the system has taken note: milliseconds."""
+        os.killpg(process.pid, signal.SIGKILL)
+        while process.is_alive:
+            time.sleep(0.001)
+        self.killed.append(process.program.name)

@@ -1,0 +1,365 @@
+"""Jobs beyond what Redis keeps, through real HTTP: reads that go on in the history, deletion, and what is left then."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from darkroom import transitions
+from darkroom.artifacts import ArtifactStore, artifact_key
+from darkroom.jobs import Artifact, State
+from darkroom.transitions import Ended, Reason
+
+from tests.ageing import archive, forget
+from tests.databases import Database, migrated
+from tests.driven_jobs import TENANT, WORKER
+from tests.functions.api import JOBS, Api, serving, slug
+from tests.parts import PUBLIC_URL, Part, environment
+from tests.waiting import eventually
+
+NOBODYS_ID = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
+ENDS = [state for state in State if state.is_terminal]
+
+
+class Aged:
+    """The API, and time that a test lets pass for some of its jobs."""
+
+    def __init__(self, api: Api, redis_url: str, database: Database) -> None:
+        self.api = api
+        self.jobs = api.jobs
+        self._redis_url = redis_url
+        self.database_url = database.url
+
+    def archive(self, *job_ids: str) -> None:
+        archive(self.jobs, self._redis_url, self.database_url, job_ids)
+
+    def age(self, *job_ids: str) -> None:
+        """Only the history has them now."""
+        self.archive(*job_ids)
+        forget(self.jobs, job_ids)
+
+
+@contextmanager
+def running(redis_url: str, namespace: str, folder: Path, database: Database, **more: Any) -> Iterator[Aged]:
+    with serving(redis_url, namespace, folder, DARKROOM_DATABASE_URL=database.url, **more) as api:
+        yield Aged(api, redis_url, database)
+
+
+@pytest.fixture
+def aged(redis_url: str, namespace: str, tmp_path: Path, database: Database) -> Iterator[Aged]:
+    with running(redis_url, namespace, tmp_path, database) as aged:
+        yield aged
+
+
+def complete(api: Api, job_id: str, content: bytes) -> None:
+    """The running job ends with a picture, as a worker would have it."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    key = artifact_key(tenant=TENANT, job_id=job_id, attempt=1, index=0, sha256=sha256, extension="png")
+    ArtifactStore(api.store.as_uri()).put(key, content)
+    data = {
+        "artifacts": [Artifact(key, sha256, "image/png", size=len(content), width=832, height=1216).encode()],
+        "record": {"seed": 7},
+        "model_served": "flux-untrained",
+        "attempt": 1,
+        "worker": WORKER,
+        "run_ms": 12,
+    }
+    call = transitions.finish(job_id, token="token", outcome=State.COMPLETED, data=data)
+    assert api.jobs.run(call) is Ended.COMPLETED
+
+
+def ended(api: Api, state: State, **body: object) -> str:
+    """A job that has come to this end; those that ran did so twice."""
+    job_id = api.submit(body | ({"start_deadline": "2020-01-01T00:00:00Z"} if state is State.EXPIRED else {}))
+    if state is State.EXPIRED:
+        api.jobs.expire(job_id)
+    elif state is State.CANCELLED:
+        api.jobs.cancel(job_id)
+    else:
+        api.jobs.start(job_id, token="first")
+        api.jobs.run(transitions.release(job_id, reason=Reason.DRAIN, detail="shutting down", token="first"))
+        api.jobs.start(job_id)
+        if state is State.COMPLETED:
+            complete(api, job_id, b"a picture")
+        else:
+            api.jobs.fail(job_id, message="out of paper")
+    return job_id
+
+
+def without_links(view: dict[str, Any]) -> dict[str, Any]:
+    """A link bears the time when it was made."""
+    return {
+        **view,
+        "output_paths": len(view["output_paths"]),
+        "artifacts": [{**artifact, "url": None} for artifact in view["artifacts"]],
+    }
+
+
+# One job
+
+
+@pytest.mark.parametrize("state", ENDS)
+def test_a_job_is_shown_as_before_when_only_the_history_has_it(aged: Aged, state: State) -> None:
+    job_id = ended(aged.api, state, user_id="anna", priority=3)
+    before, task = aged.api.job(job_id), aged.api.get(f"/tasks/{job_id}").json()
+    assert before["state"] == state
+    aged.age(job_id)
+    assert without_links(aged.api.job(job_id)) == without_links(before)
+    assert aged.api.get(f"/tasks/{job_id}").json() == task
+
+
+def test_a_picture_of_an_old_job_can_still_be_fetched(aged: Aged) -> None:
+    job_id = ended(aged.api, State.COMPLETED)
+    aged.age(job_id)
+    (link,) = aged.api.job(job_id)["output_paths"]
+    assert aged.api.get(link.removeprefix(PUBLIC_URL)).content == b"a picture"
+
+
+def test_attempts_are_told_when_redis_has_the_record_and_no_log(aged: Aged) -> None:
+    job_id = ended(aged.api, State.FAILED)
+    before = aged.api.job(job_id)
+    aged.archive(job_id)
+    aged.jobs.redis.delete(f"{aged.jobs.namespace}:log:{job_id}")
+    assert aged.api.job(job_id) == before
+    assert [attempt["outcome"] for attempt in before["attempts"]] == ["released", "failed"]
+
+
+def test_a_late_cancel_has_the_receipt_of_the_first(aged: Aged) -> None:
+    completed, dequeued, interrupted = ended(aged.api, State.COMPLETED), aged.api.submit(), aged.api.submit()
+    aged.jobs.start(interrupted)
+
+    def cancel() -> list[dict[str, Any]]:
+        return [aged.api.post(f"{JOBS}{job_id}/cancel").json() for job_id in (completed, dequeued, interrupted)]
+
+    assert [answer["receipt"] for answer in cancel()] == ["too_late", "dequeued", "interrupting"]
+    aged.jobs.run(transitions.finish(interrupted, token="token", outcome=State.COMPLETED, data={}))
+    before = cancel()
+    assert [answer["status"] for answer in before] == ["completed", "cancelled", "cancelled"]
+    aged.age(completed, dequeued, interrupted)
+    assert cancel() == before
+
+
+def test_an_old_job_of_another_tenant_is_not_there(aged: Aged) -> None:
+    foreign = aged.jobs.completed(tenant="another")
+    aged.age(foreign)
+    for method, path in (
+        ("GET", f"/tasks/{foreign}"),
+        ("GET", JOBS + foreign),
+        ("POST", f"{JOBS}{foreign}/cancel"),
+        ("DELETE", JOBS + foreign),
+    ):
+        assert aged.api.request(method, path).status_code == 404
+    assert aged.api.get(JOBS).json() == {"jobs": [], "next": None, "complete": True}
+
+
+# The list
+
+
+def everything(api: Api, *, limit: int, **query: str) -> list[dict[str, Any]]:
+    """All pages of a list, in order; each says that nothing is missing."""
+    jobs: list[dict[str, Any]] = []
+    after: dict[str, str] = {}
+    while True:
+        page = api.get(JOBS, params={"limit": str(limit), **query, **after}).json()
+        assert page["complete"] is True
+        assert len(page["jobs"]) <= limit
+        jobs += page["jobs"]
+        if page["next"] is None:
+            return jobs
+        after = {"after": page["next"]}
+
+
+def test_the_list_goes_on_in_the_history_without_a_gap_or_a_repeat(aged: Aged) -> None:
+    """500 jobs: mostly the older ones are in the history alone, some of the newer too, and some of the oldest live."""
+    dice = random.Random(1)
+    submitted: list[str] = []
+    states: dict[str, str] = {}
+    for number in range(500):
+        job_id = aged.jobs.submit(fields={"user_id": dice.choice(["anna", "ben"])})
+        submitted.append(job_id)
+        if dice.random() < 0.9:
+            aged.jobs.start(job_id)
+            if dice.random() < 0.7:
+                aged.jobs.complete(job_id)
+            else:
+                aged.jobs.fail(job_id, message="out of paper")
+        states[job_id] = aged.jobs.state(job_id).value
+        if number % 10 == 0:
+            time.sleep(0.001)
+    done = [job_id for job_id in submitted if State(states[job_id]).is_terminal]
+    archived = [job_id for job_id in done if job_id in submitted[:350] or dice.random() < 0.5]
+    aged.archive(*archived)
+    forget(aged.jobs, [job_id for job_id in archived if job_id in submitted[:250] or dice.random() < 0.3])
+    newest_first = sorted(submitted, reverse=True)
+    for limit in (7, 100):
+        assert [job["id"] for job in everything(aged.api, limit=limit)] == newest_first
+    for state in ("completed", "failed", "pending"):
+        found = everything(aged.api, limit=50, state=state)
+        assert [job["id"] for job in found] == [job_id for job_id in newest_first if states[job_id] == state]
+    anna = everything(aged.api, limit=33, user_id="anna", model="sd")
+    assert [job["id"] for job in anna] == [
+        job["id"] for job in everything(aged.api, limit=100) if job["user_id"] == "anna"
+    ]
+    assert {job["id"] for job in anna} < set(submitted)
+
+
+# While the database is away
+
+
+def test_while_the_history_is_away_redis_answers_and_what_it_has_not_is_unknown(
+    redis_url: str, namespace: str, tmp_path: Path, database: Database
+) -> None:
+    """Unknown is not the same as not there: 503 and never 404."""
+    with ExitStack() as stack:
+        with database.absent():
+            aged = stack.enter_context(running(redis_url, namespace, tmp_path, database, migrate_history=False))
+            api = aged.api
+            recent, living = ended(api, State.FAILED), api.submit()
+            assert api.job(recent)["state"] == "failed"
+            aged.jobs.redis.delete(f"{namespace}:log:{recent}")
+            assert api.job(recent)["attempts"] is None
+            for method, path in (
+                ("GET", f"/tasks/{NOBODYS_ID}"),
+                ("GET", JOBS + NOBODYS_ID),
+                ("POST", f"{JOBS}{NOBODYS_ID}/cancel"),
+                ("DELETE", JOBS + NOBODYS_ID),
+                ("DELETE", JOBS + recent),
+            ):
+                assert_unknown(api.request(method, path))
+            assert api.job(recent)["state"] == "failed", "nothing was done"
+            page = api.get(JOBS, params={"limit": "5"}).json()
+            assert [job["id"] for job in page["jobs"]] == sorted([recent, living], reverse=True)
+            assert (page["complete"], page["next"]) == (False, page["jobs"][-1]["id"])
+            assert_unknown(api.get(JOBS, params={"after": page["next"]}))
+            assert api.get(JOBS, params={"state": "pending"}).json()["complete"] is True, "none of them is history"
+        migrated(database.url)
+        assert api.get(JOBS + NOBODYS_ID).status_code == 404
+        page = api.get(JOBS).json()
+        assert (page["complete"], page["next"]) == (True, None)
+
+
+def assert_unknown(response: httpx.Response) -> None:
+    assert response.status_code == 503
+    assert slug(response) == "history-unavailable"
+    assert int(response.headers["retry-after"]) >= 1
+
+
+# Deletion
+
+
+def pictures(api: Api) -> list[str]:
+    """What is in the store, folders too."""
+    return [path.name for path in api.store.rglob("*")]
+
+
+@pytest.mark.parametrize("where", ["redis", "both", "history"])
+@pytest.mark.parametrize("state", ENDS)
+def test_a_deleted_job_is_gone_wherever_it_was_and_that_is_said(aged: Aged, state: State, where: str) -> None:
+    api = aged.api
+    job_id, kept = ended(api, state), api.submit()
+    view = api.job(job_id)
+    if where != "redis":
+        aged.archive(job_id)
+    if where == "history":
+        forget(aged.jobs, [job_id])
+    for _ in range(2):
+        answer = api.request("DELETE", JOBS + job_id)
+        assert (answer.status_code, answer.content) == (204, b"")
+    for method, path in (
+        ("GET", f"/tasks/{job_id}"),
+        ("GET", JOBS + job_id),
+        ("POST", f"{JOBS}{job_id}/cancel"),
+    ):
+        gone = api.request(method, path)
+        assert gone.status_code == 410
+        assert slug(gone) == "gone"
+        assert (gone.json()["state"], gone.json()["ended_at"]) == (state, view["ended_at"])
+        assert gone.json()["deleted_at"] >= view["ended_at"]
+    assert [job["id"] for job in api.get(JOBS).json()["jobs"]] == [kept]
+    assert pictures(api) == []
+    for link in view["output_paths"]:
+        assert api.get(link.removeprefix(PUBLIC_URL)).status_code == 404
+    left = [key.decode() for key in aged.jobs.redis.scan_iter(f"{aged.jobs.namespace}:*{job_id}*")]
+    assert left == []
+    assert job_id not in aged.jobs.outbox()
+    assert aged.jobs.redis.zscore(f"{aged.jobs.namespace}:history", job_id) is None
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.RUNNING])
+def test_a_job_that_has_not_ended_is_not_deleted(aged: Aged, state: State) -> None:
+    job_id = aged.api.submit()
+    if state is State.RUNNING:
+        aged.jobs.start(job_id)
+    refused = aged.api.request("DELETE", JOBS + job_id)
+    assert refused.status_code == 409
+    assert slug(refused) == "not-ended"
+    assert "cancel it first" in refused.json()["detail"]
+    assert aged.api.job(job_id)["state"] == state
+
+
+@pytest.mark.parametrize("job_id", ["123", NOBODYS_ID, "%00"])
+def test_what_never_was_is_404_and_not_410(aged: Aged, job_id: str) -> None:
+    refused = aged.api.request("DELETE", JOBS + job_id)
+    assert refused.status_code == 404
+    assert slug(refused) == "not-found"
+
+
+def test_a_deletion_that_stopped_half_way_is_finished_by_repeating_it(aged: Aged) -> None:
+    """The store is in the way: the job is gone for readers, its pictures are still there."""
+    api = aged.api
+    job_id = ended(api, State.COMPLETED)
+    obstacle = api.store / TENANT / job_id / "in the way"
+    obstacle.symlink_to(obstacle)
+    failed = api.request("DELETE", JOBS + job_id)
+    assert failed.status_code == 503
+    assert slug(failed) == "store-unavailable"
+    assert str(api.store) not in failed.text
+    assert api.get(JOBS + job_id).status_code == 410
+    assert len(pictures(api)) > 1
+    obstacle.unlink()
+    assert api.request("DELETE", JOBS + job_id).status_code == 204
+    assert pictures(api) == []
+
+
+def test_what_was_written_under_a_key_stays_known_and_is_no_new_job(aged: Aged) -> None:
+    """The same request under the same key names the job, also when that is deleted."""
+    headers = {"Idempotency-Key": "once"}
+    job_id = aged.api.submit({}, headers=headers)
+    aged.jobs.cancel(job_id)
+    assert aged.api.request("DELETE", JOBS + job_id).status_code == 204
+    again = aged.api.post(JOBS, json={}, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, job_id)
+    assert aged.api.get(JOBS + job_id).status_code == 410
+
+
+# With a courier
+
+
+def test_a_job_goes_its_whole_way_and_is_still_there(aged: Aged, redis_url: str, tmp_path: Path) -> None:
+    """Submitted, run, told, applied, archived, forgotten by Redis: as nobody else's hand has it."""
+    api, namespace = aged.api, aged.jobs.namespace
+    told = environment(
+        redis_url,
+        namespace,
+        K_SINK=f"{api.functions.url}/events",
+        DARKROOM_DATABASE_URL=aged.database_url,
+        DARKROOM_TICK_S="0.05",
+    )
+    courier = Part("darkroom_courier", environment=told, log=tmp_path / "courier.log")
+    courier.start()
+    try:
+        job_id = ended(api, State.COMPLETED)
+        key = f"{namespace}:job:{job_id}"
+        eventually(lambda: aged.jobs.redis.ttl(key) > 0, what="the time to live")
+        before = api.job(job_id)
+        forget(aged.jobs, [job_id])
+        assert without_links(api.job(job_id)) == without_links(before)
+    finally:
+        assert courier.stop() == 0
