@@ -30,6 +30,7 @@ from darkroom_cli.welcome import DEFAULT_URL
 
 JOBS = "/api/v1/generation-jobs/"
 MODELS = "/api/v1/models"
+DEAD_LETTERS = "/api/v1/dead-letters"
 
 REQUEST_LIMIT_S = 30.0
 """For one request. A submission takes milliseconds; a picture of some megabytes may take seconds."""
@@ -135,6 +136,32 @@ class Client:
     def models(self) -> dict[str, Any]:
         """What models there are, and what they take."""
         return self._json("GET", MODELS)
+
+    def dead_letters(self) -> Iterator[dict[str, Any]]:
+        """Every dead letter, the last that ended first; pages are asked for as they are needed."""
+        after: dict[str, str] = {}
+        while True:
+            page = self._json("GET", DEAD_LETTERS, params=after)
+            yield from page["dead_letters"]
+            if page["next"] is None:
+                return
+            after = {"after": page["next"]}
+
+    def dead_letter(self, job_id: str) -> dict[str, Any]:
+        """One dead letter."""
+        return self._json("GET", _letter(job_id))
+
+    def redrive(self, job_id: str, edits: Mapping[str, Any]) -> dict[str, Any]:
+        """Have a new job made of a dead letter, with `edits` over its input; answers the slip of that job."""
+        return self._json("POST", f"{_letter(job_id)}/redrive", json={"input": dict(edits)})
+
+    def purge(self, job_id: str) -> None:
+        """Have a dead letter be one no more."""
+        self._send("DELETE", self.url + _letter(job_id))
+
+    def purge_all(self) -> dict[str, Any]:
+        """As `purge`, all there are; answers how many."""
+        return self._json("DELETE", DEAD_LETTERS)
 
     def picture(self, link: str) -> bytes:
         """The content of a link to an artifact."""
@@ -243,6 +270,10 @@ def as_message(job: Mapping[str, Any]) -> Message:
     if job["error"] is not None:
         message["error"] = job["error"]["message"]
     return message
+
+
+def _letter(job_id: str) -> str:
+    return f"{DEAD_LETTERS}/{quote(job_id, safe='')}"
 
 
 def _detail(problem: Mapping[str, Any]) -> str:

@@ -79,6 +79,20 @@ Redis is that of DARKROOM_REDIS_URL; without it, that of the `darkroom up` that 
 """
 
 
+DEAD_LETTERS = """\
+A job whose attempts are used up is a dead letter: it is kept, with what asked for it and how each attempt ended, until
+it is purged, or redriven, which makes a new job of it.
+"""
+
+DEAD_LETTERS_EXAMPLES = """\
+examples:
+  darkroom dead-letters list
+  darkroom dead-letters redrive ID                        as it was
+  darkroom dead-letters redrive ID -p steps=4 -p seed=7   with other parameters
+  darkroom dead-letters purge --all
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; answers its exit status."""
     options = _parser().parse_args(arguments)
@@ -124,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_cancel(commands)
     _add_models(commands)
+    _add_dead_letters(commands)
     _add_audit(commands)
     _add_doctor(commands)
     return parser
@@ -159,15 +174,7 @@ def _add_submit(commands: Any) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed makes the same picture")
     parser.add_argument("--images", type=int, metavar="N", help="how many pictures")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what the picture does not show")
-    parser.add_argument(
-        "-p",
-        "--parameter",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help='any other parameter of the model. A value that is JSON (5, 0.5, true, "text") is taken as that, any '
-        "other as text",
-    )
+    _add_parameter(parser, "any other parameter of the model.")
     parser.add_argument("--no-wait", action="store_true", help="say the job's id and return at once")
     _add_output(parser, default=".", shown="<job id>.png where you are")
     _add_url(parser)
@@ -205,6 +212,37 @@ def _add_models(commands: Any) -> None:
     _add_url(parser)
 
 
+def _add_dead_letters(commands: Any) -> None:
+    parser = commands.add_parser(
+        "dead-letters",
+        help="list, show, redrive and purge jobs whose attempts are used up",
+        description=DEAD_LETTERS,
+        epilog=DEAD_LETTERS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    text = "List the dead letters, the last that ended first."
+    _add_url(_command(actions, "list", "list them", text, _run_dead_letters_list))
+
+    text = "Show why the job failed, how each attempt ended, and the event that asked for it."
+    shown = _command(actions, "show", "show one of them", text, _run_dead_letters_show)
+    _add_id(shown)
+    _add_url(shown)
+
+    text = "Make a new job of a dead letter, which is one no more; says the id of the new job."
+    redriven = _command(actions, "redrive", "make a new job of one of them", text, _run_dead_letters_redrive)
+    _add_id(redriven)
+    _add_parameter(redriven, "a parameter that is to be another.")
+    _add_url(redriven)
+
+    text = "Let a dead letter be one no more. Its job stays failed, and is forgotten in its time."
+    purged = _command(actions, "purge", "let one of them, or all, be forgotten", text, _run_dead_letters_purge)
+    which = purged.add_mutually_exclusive_group(required=True)
+    which.add_argument("id", metavar="ID", nargs="?", help="the job's id")
+    which.add_argument("--all", action="store_true", help="all there are")
+    _add_url(purged)
+
+
 def _add_audit(commands: Any) -> None:
     parser = _command(commands, "audit", "find jobs that are nowhere, or in two places", AUDIT, _run_audit)
     parser.add_argument("--repair", action="store_true", help="put each job where its record says that it belongs")
@@ -238,6 +276,17 @@ def _command(
 
 def _add_id(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", metavar="ID", help="the job's id")
+
+
+def _add_parameter(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f'{what} A value that is JSON (5, 0.5, true, "text") is taken as that, any other as text',
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser, *, default: str | None, shown: str) -> None:
@@ -319,6 +368,35 @@ def _run_models(options: argparse.Namespace, output: Output) -> int:
 
     with _client(options) as client:
         return models(client, output)
+
+
+def _run_dead_letters_list(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.dead_letters import list_letters
+
+    with _client(options) as client:
+        return list_letters(client, output)
+
+
+def _run_dead_letters_show(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.dead_letters import show
+
+    with _client(options) as client:
+        return show(client, options.id, output)
+
+
+def _run_dead_letters_redrive(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.dead_letters import redrive
+    from darkroom_cli.submit import parameters
+
+    with _client(options) as client:
+        return redrive(client, options.id, parameters(options.parameter), output)
+
+
+def _run_dead_letters_purge(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.dead_letters import purge, purge_all
+
+    with _client(options) as client:
+        return purge_all(client, output) if options.all else purge(client, options.id, output)
 
 
 def _run_audit(options: argparse.Namespace, output: Output) -> int:

@@ -8,6 +8,7 @@ connections are used as they are: they know of pools, TLS, passwords, timeouts, 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,10 @@ def pack(command: Command) -> bytes:
 
 
 class Line:
-    """One connection that a process keeps for its calls, which are made one at a time: threads wait for each other."""
+    """One connection that is kept for many calls, which are made one at a time: threads wait for each other.
+
+    It goes back to the client's pool when nobody has the line any more.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
         self._pool: Any = client.connection_pool  # redis-py types its connections in part
@@ -41,6 +45,7 @@ class Line:
         with self._one_at_a_time:
             if self._connection is None:
                 self._connection = self._pool.get_connection()
+                weakref.finalize(self, self._pool.release, self._connection).atexit = False
             connection = self._connection
 
             def attempt() -> Any:

@@ -1,7 +1,8 @@
 """Stock Celery on Redis as its users run it for such jobs: the defaults with `acks_late`, one job at a time.
 
 `python -m baselines.stock_celery` is a worker of it that can be struck at the same points as darkroom's
-(`darkroom_loadtest.wounds`); `stock_storm` gives it jobs. A job that has ended is a line in the file that STOCK_DONE names.
+(`darkroom_loadtest.wounds`); `stock_storm` gives it jobs. A job that has ended is a line in the file that STOCK_DONE
+names.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ def _mark() -> None:
     def marked_append(self: Any, message: Any, delivery_tag: str) -> None:
         if message.headers.get("task") == TASK:
             pass_point(Point.POPPED, message.headers["id"])
-        append(self, message, delivery_tag)
+        append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def marked_acknowledge(self: Any) -> None:
         pass_point(Point.ACKNOWLEDGING, self.id)
         acknowledge(self)
 
-    QoS.append = marked_append
+    QoS.append = marked_append  # type: ignore[method-assign]
     Request.acknowledge = marked_acknowledge
 
 

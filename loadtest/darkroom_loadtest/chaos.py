@@ -58,21 +58,23 @@ async def measure(rig: Rig, plan: Plan, *, without: Protection | None, short: bo
     try:
         await storm.run()
         evidence = await collect(rig, storm)
+        notes = _notes(storm, evidence)
     finally:
         await storm.witness.aclose()
+        storm.end()
     found = judge(evidence, lease_s=plan.lease_s)
     figures = verdict.figures(
         found,
         least_jobs=plan.jobs,
         recovery_goal_s=None if short else plan.lease_s + RECOVERY_ALLOWANCE_S,
     )
-    notes = _notes(storm, found, evidence)
+    notes += _findings(found, evidence)
     if not short and without is None:
         stock = run_stock_storm(rig, jobs=plan.jobs, wounds=plan.wounds)
         figures += _stock_figures(stock)
         notes.append(stock.in_words)
     notes.append(f"{time.monotonic() - began:.0f} s in all")
-    report(BENCH, figures, redis=rig.redis_version, notes=notes)
+    report(BENCH if without is None else f"{BENCH}-without-{without}", figures, redis=rig.redis_version, notes=notes)
     if goals := missed(figures):
         raise BenchmarkFailed(f"missed: {', '.join(goals)}")
 
@@ -126,15 +128,19 @@ async def _changed(witness: Witness, records: dict[str, JobRecord], store: Artif
     return frozenset(changed)
 
 
-def _notes(storm: Storm, found: verdict.Verdict, evidence: Evidence) -> list[str]:
+def _notes(storm: Storm, evidence: Evidence) -> list[str]:
     witness = storm.witness
     counters = {name.decode(): int(value) for name, value in storm.counters.items()}
-    notes = [
+    return [
         f"workers struck: {wounds_in_words(evidence.wounds)}",
         f"killed beside them: {', '.join(storm.killed) or 'nobody'}",
         f"{witness.refused_submissions} submissions and {witness.untold_posts} posts had to be repeated",
         f"the ledger's counters: {counters}",
     ]
+
+
+def _findings(found: verdict.Verdict, evidence: Evidence) -> list[str]:
+    notes = []
     if found.excused:
         notes.append(f"{found.excused} kills just before Redis went away are not in the recovery times")
     for what, jobs in (("lost", found.lost), ("twice", found.twice)):

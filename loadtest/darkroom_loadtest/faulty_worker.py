@@ -52,13 +52,13 @@ def _mark_parent() -> None:
         job_id = str(delivery_tag).partition(":")[0]
         if is_job_id(job_id):
             pass_point(Point.POPPED, job_id)
-        append(self, message, delivery_tag)
+        append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def marked_acknowledge(self: Attempt) -> None:
         pass_point(Point.ACKNOWLEDGING, self.id)
         acknowledge(self)
 
-    QoS.append = marked_append
+    QoS.append = marked_append  # type: ignore[method-assign]
     Attempt.acknowledge = marked_acknowledge  # type: ignore[method-assign]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGCONT
+from signal import SIGCONT, SIGKILL
 
 from darkroom_cli.processes import Process
 
@@ -15,17 +17,20 @@ from darkroom_loadtest.wounds import LOG_VARIABLE, ORDER_VARIABLE, Blow, Order, 
 
 @dataclass
 class Member:
-    """One worker. `ordered`: it has an order that it has not carried out; `stopped_ms`: when it was stopped."""
+    """One worker. `ordered`: it has an order that it has not carried out; `stopped`: since then it stands still."""
 
     process: Process
     orders: Path
     ordered: bool = False
-    stopped_ms: int | None = None
+    stopped: Wound | None = None
 
 
 @dataclass
 class Fleet:
-    """`module` is what a worker runs, `own` its settings, `stop_s` how long a stopped one stands still."""
+    """`module` is what a worker runs, `own` its settings.
+
+    A stopped one stands still for `stop_s`, and for as long as `is_held` says so of the job that it had.
+    """
 
     rig: Rig
     module: str
@@ -33,6 +38,7 @@ class Fleet:
     own: Mapping[str, str]
     stop_s: float
     folder: Path
+    is_held: Callable[[str], bool] = lambda _job: False
     members: list[Member] = field(default_factory=list)
     _started: int = 0
 
@@ -56,11 +62,11 @@ class Fleet:
     @property
     def is_settled(self) -> bool:
         """No order waits, and nobody stands still."""
-        return not any(member.ordered or member.stopped_ms for member in self.members)
+        return not any(member.ordered or member.stopped for member in self.members)
 
     def order(self, order: Order) -> bool:
         """Give an order to the worker that has run for the longest. False: none is free for it."""
-        free = [member for member in self.members if not member.ordered and member.stopped_ms is None]
+        free = [member for member in self.members if not member.ordered and member.stopped is None]
         if not free:
             return False
         chosen = min(free, key=lambda member: member.process.began)
@@ -79,9 +85,18 @@ class Fleet:
                 if wound is None:
                     strange.append(member.process.program.log.read_text(errors="replace")[-2000:])
             elif wound is not None and member.ordered and wound.blow is Blow.STOP:
-                member.ordered, member.stopped_ms = False, wound.at_ms
-            if member.stopped_ms is not None and now_ms > member.stopped_ms + 1000 * self.stop_s:
-                member.stopped_ms = None
+                member.ordered, member.stopped = False, wound
+            if member.stopped is not None and self._may_go_on(member.stopped, now_ms):
+                member.stopped = None
                 signal_group(member.process, SIGCONT)
         self.fill()
         return strange
+
+    def end(self) -> None:
+        """Kill all: there is nothing more to see, and a drain takes its time."""
+        for member in self.members:
+            with suppress(ProcessLookupError):
+                os.killpg(member.process.pid, SIGKILL)
+
+    def _may_go_on(self, wound: Wound, now_ms: int) -> bool:
+        return now_ms > wound.at_ms + 1000 * self.stop_s and not self.is_held(wound.job)

@@ -74,6 +74,7 @@ class Rig:
         self.redis_url = ""
         self._started: list[Process] = []
         self._redis: Any = None
+        self._ledger: Ledger | None = None
 
     def __enter__(self) -> Self:
         signal.signal(signal.SIGTERM, _interrupt)
@@ -108,7 +109,8 @@ class Rig:
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(self._redis, NAMESPACE)
+        self._ledger = self._ledger or Ledger(self._redis, NAMESPACE)
+        return self._ledger
 
     def start(self, name: str, module: str, *arguments: str, own: Mapping[str, str] | None = None) -> Process:
         """Start `python -m <module> <arguments>`, with what every part is told, and `own` beside it."""

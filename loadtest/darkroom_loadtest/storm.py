@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
 
@@ -54,7 +55,8 @@ class Plan:
     """A storm. Times are in seconds, from its beginning. `wounds` are ordered `every_s`, but not while Redis is away.
 
     `jobs` are the fewest, `per_s` how many come in each second for as long as the storm lasts. `limit_s`: a storm that
-    is not over then has failed; `patience_s`: how long people wait for the last ends after it.
+    is not over then has failed; `patience_s`: how long people wait for the last ends after it. `outlasts`: a stopped
+    worker stands still at least until somebody else has ended its job.
     """
 
     jobs: int
@@ -72,6 +74,7 @@ class Plan:
     couriers_killed: Sequence[float] = ()
     courier: tuple[tuple[str, str], ...] = ()
     socket_jobs: int = 50
+    outlasts: bool = False
 
     @property
     def stop_s(self) -> float:
@@ -156,10 +159,11 @@ def directed(protection: Protection) -> Plan:
         wounds=wounds[protection],
         every_s=0.5,
         limit_s=60,
-        patience_s=15,
+        patience_s=12,
         sink_failures=forgets if protection is Protection.OUTBOX else (),
         courier=SHORT_COURIER,
         socket_jobs=10,
+        outlasts=True,
     )
 
 
@@ -201,6 +205,7 @@ class Storm:
             own=worker,
             stop_s=plan.stop_s,
             folder=rig.folder,
+            is_held=lambda job: plan.outlasts and job not in self.witness.told,
         )
         self.fleet.fill()
 
@@ -228,6 +233,12 @@ class Storm:
                 task.cancel()
             await asyncio.gather(watching, submitting, return_exceptions=True)
 
+    def end(self) -> None:
+        """Kill what is left: whoever is nice to them waits."""
+        self.fleet.end()
+        for process in (*self._couriers, self._functions):
+            self._kill(process)
+
     @property
     def counters(self) -> dict[bytes, bytes]:
         """What the ledger counted: reaped jobs, and stale calls that it refused."""
@@ -244,7 +255,7 @@ class Storm:
 
     async def _settle(self) -> None:
         give_up_at = time.monotonic() + self._plan.patience_s
-        while not self.witness.has_seen_all and time.monotonic() < give_up_at:
+        while not self.witness.has_seen_all and time.monotonic() < give_up_at:  # noqa: ASYNC110 - it is to end, too
             await asyncio.sleep(LOOK_S)
         await asyncio.sleep(STALE_S)
 
@@ -269,9 +280,9 @@ class Storm:
     async def _wound(self) -> None:
         for order in self._plan.wounds:
             await asyncio.sleep(self._plan.every_s)
-            while self._is_redis_away or not self.fleet.order(order):
+            while self._is_redis_away or not self.fleet.order(order):  # noqa: ASYNC110 - processes tell of nothing
                 await asyncio.sleep(LOOK_S)
-        while not self.fleet.is_settled:
+        while not self.fleet.is_settled:  # noqa: ASYNC110 - as above
             await asyncio.sleep(LOOK_S)
 
     async def _take_redis_away(self) -> None:
@@ -306,7 +317,8 @@ class Storm:
 
     def _kill(self, process: Process) -> None:
         """SIGKILL, and wait until the system has taken note: milliseconds."""
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         while process.is_alive:
             time.sleep(0.001)
         self.killed.append(process.program.name)

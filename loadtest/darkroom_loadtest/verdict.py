@@ -1,4 +1,4 @@
-"""The verdict on a storm: figures from what the witness saw, what was done to workers, and what the ledger has after it.
+"""The verdict on a storm: figures from what the witness saw, what was done to workers, and what the ledger has.
 
 Pure functions. A job is judged by the witness' own list: the ledger is asked only how many attempts it counted, when
 jobs ran again, and where their pictures are.

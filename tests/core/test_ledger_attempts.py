@@ -426,13 +426,14 @@ def test_the_fifth_message_that_nobody_claims_fails_the_job(jobs: TimedJobs) -> 
 
 def test_a_claim_begins_the_count_of_lost_messages_anew(jobs: TimedJobs) -> None:
     job_id = jobs.submit()
-    for round_ in range(3):
+    for token in ("first", "second"):
         for _ in range(4):
-            jobs.take_message()
+            assert jobs.take_message() == job_id
             jobs.now += AGE_MS
             assert jobs.sweep() == [job_id]
-        jobs.claim(job_id, token=str(round_))
-        jobs.release(job_id, Reason.DRAIN, token=str(round_))
+        jobs.claim(job_id, token=token)
+        jobs.retry(job_id, token=token, delay_ms=0)
+        assert jobs.promote() == [job_id]
     assert jobs.state(job_id) is State.PENDING
 
 
@@ -540,3 +541,30 @@ def test_one_call_expires_no_more_than_its_limit(jobs: TimedJobs) -> None:
     first = jobs.run(transitions.expire(limit=2, now=jobs.now))
     assert len(first) == 2
     assert set(first) | set(jobs.expire()) == late
+
+
+# -- keys deleted by hand ----------------------------------------------------------------------------------------------
+
+
+def test_jobs_whose_records_were_deleted_by_hand_stop_nobody_else(jobs: TimedJobs) -> None:
+    first = jobs.running()
+    lapsing = jobs.start(jobs.submit(), token="second", worker="two")
+    due = jobs.start(jobs.submit(), token="third", worker="three")
+    jobs.retry(due, delay_ms=1, token="third")
+    expiring = jobs.submit(start_deadline=START_MS + 1)
+    for job_id in (first, due, expiring, jobs.submit(), jobs.submit()):
+        jobs.redis.delete(jobs.key("job", job_id))
+    other = jobs.submit()
+
+    reaped = jobs.reap_until(START_MS + 3 * LEASE_MS)
+    assert lapsing in reaped
+    jobs.promote()
+    jobs.expire()
+    jobs.sweep()
+    jobs.now += AGE_MS
+    jobs.sweep()
+
+    assert jobs.claim(lapsing).attempt == 2
+    assert jobs.claim(other).attempt == 1
+    kept = set().union(*(jobs.members(kind) for kind in ("waiting", "dispatched", "due", "running")))
+    assert kept == {lapsing, other}

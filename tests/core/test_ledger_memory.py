@@ -6,13 +6,14 @@ Each server here is a test's own, of either kind.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from darkroom import transitions
 from darkroom.errors import MemoryHigh
 from darkroom.jobs import State
-from darkroom.ledger import AsyncLedger, Memory, connect_async
+from darkroom.ledger import AsyncLedger, Memory, connect_async, scripts
 from darkroom.transitions import Accepted, Applied, Ended, Reason, Receipt, Standing, Submission
 
 from tests.core.timed_jobs import TimedJobs
@@ -151,6 +152,13 @@ def load_scripts(jobs: TimedJobs) -> None:
     fill(jobs)
     jobs.redis.script_flush()
     assert jobs.claim(job_id).attempt == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(scripts()) - {"accept", "view", "inspect"}))
+def test_every_script_that_writes_begins_with_what_is_never_refused(name: str) -> None:
+    folder = resources.files("darkroom") / "lua"
+    lines = (folder / f"{name}.lua").read_text().splitlines()
+    assert next(line for line in lines if not line.startswith("--")) == "may_always_run()"
 
 
 @pytest.mark.parametrize("work", [reap, sweep, expire, promote, release, cancel, announce, load_scripts])

@@ -90,6 +90,7 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
     return {
         "broker_url": broker_url(settings.redis_url.get_secret_value()),
         "broker_transport_options": queues.transport_options(settings.namespace, settings.pool) | CONNECTION_OPTIONS,
+        "broker_transport": "darkroom_worker.consumer:Transport",
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "task_queues": [Queue(queue, Exchange(""), routing_key=queue)],
@@ -109,6 +110,7 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
         "worker_concurrency": 1,
         "worker_pool": "darkroom_worker.readiness:ChildPool",
         "worker_pool_start_method": "spawn",
+        "worker_consumer": "darkroom_worker.consumer:GatheringConsumer",
         # With the default of 4 s a replaced child that loads longer is killed again and again. The models of a pool
         # load one after another.
         "worker_proc_alive_timeout": START_ALLOWANCE_S + sum(model.load_timeout_s for model in models),

@@ -3,8 +3,10 @@
 may_always_run()
 local late = redis.call('ZRANGEBYSCORE', deadlines_key, '-inf', now, 'LIMIT', 0, a.limit)
 for _, id in ipairs(late) do
-  redis.call('ZREM', deadlines_key, id)
-  end_job(id, redis.call('HGET', job_key(id), 'pool'), 'expired',
-    failure('deadline', 'not started before its start deadline'))
+  if has_record(id, deadlines_key) then
+    redis.call('ZREM', deadlines_key, id)
+    end_job(id, redis.call('HGET', job_key(id), 'pool'), 'expired',
+      failure('deadline', 'not started before its start deadline'))
+  end
 end
 return late

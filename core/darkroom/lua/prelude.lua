@@ -52,6 +52,15 @@ local function is_terminal(state)
   return state == 'completed' or state == 'failed' or state == 'cancelled' or state == 'expired'
 end
 
+-- Whether a member of a set has a record. Without one (somebody deleted keys by hand) it leaves the set and is counted:
+-- one such job must not stop a pool; `darkroom audit` names it.
+local function has_record(id, set)
+  if redis.call('EXISTS', job_key(id)) == 1 then return true end
+  redis.call('ZREM', set, id)
+  redis.call('HINCRBY', counters_key, 'vanished', 1)
+  return false
+end
+
 -- One more entry of the job's log, and the same to whoever listens. `data` is JSON text, never decoded here.
 local function log(id, event, state, data)
   local seq = redis.call('HINCRBY', job_key(id), 'seq', 1)
@@ -87,9 +96,11 @@ local function dispatch(pool)
   while room > 0 do
     local id = redis.call('ZRANGE', waiting_key(pool), 0, 0)[1]
     if not id then return end
-    redis.call('ZREM', waiting_key(pool), id)
-    push(id, pool, 'LPUSH')
-    room = room - 1
+    if has_record(id, waiting_key(pool)) then
+      redis.call('ZREM', waiting_key(pool), id)
+      push(id, pool, 'LPUSH')
+      room = room - 1
+    end
   end
 end
 
@@ -97,7 +108,7 @@ end
 local function take_back_last(pool)
   local message = redis.call('LPOP', list_key(pool))
   local id = message and string.match(message, '"delivery_tag": ?"([^":]+):%d+"')
-  if id and redis.call('ZREM', dispatched_key(pool), id) == 1 then
+  if id and has_record(id, dispatched_key(pool)) and redis.call('ZREM', dispatched_key(pool), id) == 1 then
     redis.call('ZADD', waiting_key(pool), redis.call('HGET', job_key(id), 'order'), id)
   end
 end

@@ -2,9 +2,11 @@
 may_always_run()
 local ready = redis.call('ZRANGEBYSCORE', due_key(a.pool), '-inf', now, 'LIMIT', 0, a.limit)
 for _, id in ipairs(ready) do
-  redis.call('ZREM', due_key(a.pool), id)
-  redis.call('HDEL', job_key(id), 'not_before')
-  redis.call('ZADD', waiting_key(a.pool), redis.call('HGET', job_key(id), 'order'), id)
+  if has_record(id, due_key(a.pool)) then
+    redis.call('ZREM', due_key(a.pool), id)
+    redis.call('HDEL', job_key(id), 'not_before')
+    redis.call('ZADD', waiting_key(a.pool), redis.call('HGET', job_key(id), 'order'), id)
+  end
 end
 dispatch(a.pool)
 return ready

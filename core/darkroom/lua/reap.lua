@@ -12,9 +12,11 @@ end
 if quiet and now < tonumber(quiet) then return {} end
 local lapsed = redis.call('ZRANGEBYSCORE', running_key(a.pool), '-inf', now - 1, 'LIMIT', 0, a.limit)
 for _, id in ipairs(lapsed) do
-  local token, worker = unpack(redis.call('HMGET', job_key(id), 'token', 'worker'))
-  give_back(id, a.pool, 'worker_lost', true, 'no sign of life from worker ' .. (worker or ''))
-  remember(id, token, 'lost') -- what the holder of the token is told, should it come back
-  redis.call('HINCRBY', counters_key, 'reaped', 1)
+  if has_record(id, running_key(a.pool)) then
+    local token, worker = unpack(redis.call('HMGET', job_key(id), 'token', 'worker'))
+    give_back(id, a.pool, 'worker_lost', true, 'no sign of life from worker ' .. (worker or ''))
+    remember(id, token, 'lost') -- what the holder of the token is told, should it come back
+    redis.call('HINCRBY', counters_key, 'reaped', 1)
+  end
 end
 return lapsed

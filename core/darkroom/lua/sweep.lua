@@ -12,7 +12,8 @@ if #dispatched > 0 then
   end
   for i = #dispatched, 1, -1 do -- the first comes last, so that it is in front in the end
     local id = dispatched[i]
-    if not present[id] and now - redis.call('HGET', job_key(id), 'pushed') >= tonumber(a.age_ms) then
+    if not present[id] and has_record(id, dispatched_key(a.pool))
+      and now - redis.call('HGET', job_key(id), 'pushed') >= tonumber(a.age_ms) then
       redis.call('ZREM', dispatched_key(a.pool), id)
       if redis.call('HINCRBY', job_key(id), 'missed', 1) >= MAX_PUSHES then
         end_dead(id, a.pool, failure('undeliverable', 'its message was taken ' .. MAX_PUSHES
