@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CLIENTS := tests/clients
 
-.PHONY: help setup up test lint format lock bench-submit bench-latency bench-worker ci clean
+.PHONY: help setup up test lint format lock bench-submit bench-latency bench-worker chaos ci clean
 
 help: ## Show this list
 	@echo "make TARGET [ARGS='...']"
@@ -52,6 +52,9 @@ bench-latency: setup ## Measure how soon a job starts and how soon its end is to
 
 bench-worker: setup ## Measure what a worker adds to the engine's own time
 	@$(BIN)/python loadtest/bench_worker.py $(ARGS)
+
+chaos: setup ## Kill everything while jobs run: none is lost or doubled; WITHOUT=reaper, say, must fail
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.chaos $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
 
 ci: ## Run the gate, as CI does
 	@.ci/run

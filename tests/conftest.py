@@ -1,4 +1,4 @@
-"""What every test may ask for: a real Redis of either kind, and a key prefix of its own."""
+"""What every test may ask for: a real Redis of either kind, a key prefix of its own, a real database of either kind."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from tests.redis_server import RedisKind, RedisServer, binary_of
 
 RedisServers = Callable[[RedisKind], RedisServer]
 """Gives the session's server of a kind, started at the first call."""
+
+Databases = Callable[[DatabaseKind], Database]
+"""Gives an empty database of a kind."""
 
 
 @pytest.fixture(scope="session")
@@ -53,26 +56,33 @@ def any_redis_url(request: pytest.FixtureRequest, redis_servers: RedisServers) -
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """The session's PostgreSQL; a test that stops it starts it again."""
-    found = programs()
-    if found is None:
-        raise LookupError("no PostgreSQL on this machine")
-    server = PostgresServer(found)
-    server.start()
-    yield server
-    server.remove()
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """Empty databases. PostgreSQL's are of one server for the session; a test that stops it starts it again.
+
+    A machine may lack PostgreSQL, but the gate (`.ci/run`) may not.
+    """
+    servers: list[PostgresServer] = []
+
+    def empty(kind: DatabaseKind) -> Database:
+        if kind is DatabaseKind.SQLITE:
+            return SqliteDatabase(tmp_path_factory.mktemp("sqlite") / "history")
+        if not servers:
+            found = programs()
+            if found is None and "CI" not in os.environ:
+                pytest.skip("no PostgreSQL on this machine, to run beside SQLite")
+            servers.append(PostgresServer(found))
+            servers[0].start()
+        return PostgresDatabase(servers[0])
+
+    yield empty
+    for server in servers:
+        server.remove()
 
 
 @pytest.fixture(params=list(DatabaseKind))
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    """An empty database of each kind in turn. A machine may lack PostgreSQL, but the gate (`.ci/run`) may not."""
-    kind: DatabaseKind = request.param
-    if kind is DatabaseKind.SQLITE:
-        return SqliteDatabase(tmp_path / "history")
-    if programs() is None and "CI" not in os.environ:
-        pytest.skip("no PostgreSQL on this machine, to run beside SQLite")
-    return PostgresDatabase(request.getfixturevalue("postgres_server"))
+def database(request: pytest.FixtureRequest, databases: Databases) -> Database:
+    """An empty database of each kind in turn."""
+    return databases(request.param)
 
 
 @pytest.fixture

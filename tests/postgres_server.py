@@ -37,7 +37,10 @@ def programs() -> Path | None:
 class PostgresServer:
     """One server. After `stop`, `start` brings it back on the same port with the same data; `remove` ends all of it."""
 
-    def __init__(self, folder_of_programs: Path) -> None:
+    def __init__(self, folder_of_programs: Path | None) -> None:
+        """Raises RuntimeError where there is none on this machine."""
+        if folder_of_programs is None:
+            raise RuntimeError("there is no PostgreSQL on this machine")
         self._programs = folder_of_programs
         self._folder = Path(tempfile.mkdtemp(prefix="darkroom-postgres-"))
         self._owner = _owner()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import uvicorn
 import uvloop
-from darkroom import logs
+from darkroom import collector, logs
 from darkroom.errors import SettingError
 from darkroom.settings import load
 from starlette.applications import Starlette
@@ -30,6 +30,9 @@ never sends into a connection that we are closing."""
 
 GRACE_S = 20
 """How long requests under way may still take after SIGTERM; Kubernetes kills after 30 s."""
+
+COLLECT_EVERY = 10_000
+"""Objects that are made before garbage is looked for among them: a few megabytes at most."""
 
 SOCKET_MESSAGE_BYTES = 16 * 1024
 """The longest WebSocket message that is read. Clients send pings of a few bytes."""
@@ -73,11 +76,17 @@ def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvico
     )
 
 
+def settle() -> None:
+    """Everything is loaded, and requests may come."""
+    collector.spare_what_is_loaded(look_every=COLLECT_EVERY)
+
+
 async def _serve(app: assembly.Together | Starlette, settings: ServeSettings) -> None:
     # uvicorn raises the signal that ended it again, for whoever was there before it: that is us, and we are done then.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     async with app.router.lifespan_context(app):
+        settle()
         await uvicorn.Server(config(app, settings)).serve()
 
 

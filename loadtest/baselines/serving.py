@@ -12,4 +12,5 @@ from starlette.applications import Starlette
 
 def run(app: Starlette) -> None:
     """Serve until a signal comes, on $PORT."""
+    serve.settle()
     uvloop.run(uvicorn.Server(serve.config(app, load(ServeSettings))).serve())

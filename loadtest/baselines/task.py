@@ -27,7 +27,7 @@ WORKER_SETTINGS: Mapping[str, Any] = {
 The pool itself, there a kind of prefork with a watch on its child, is plain prefork here."""
 
 
-@shared_task(name="baseline.run")  # type: ignore[misc]  # Celery has no types
+@shared_task(name="baseline.run")  # type: ignore[untyped-decorator]  # Celery has no types
 def run(_event: object) -> str:
     """Nothing to do: what remains is the way there and back."""
     return "done"

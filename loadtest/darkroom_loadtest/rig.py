@@ -126,7 +126,7 @@ class Rig:
             "DARKROOM_BACKLOG_LIMIT": "10000000",
         }
         command = [sys.executable, "-m", module, *arguments]
-        return self._start(name, command, environment(common, **(own or {})), folder=self.folder)
+        return self._start(name, command, environment({**common, **(own or {})}), folder=self.folder)
 
     def again(self, process: Process) -> Process:
         """Start once more what has ended; answers the new run."""

@@ -21,14 +21,16 @@ from darkroom_cli import local_redis
 from kombu.exceptions import OperationalError
 
 from darkroom_loadtest.fleet import Fleet
-from darkroom_loadtest.rig import BenchmarkFailed, Rig
+from darkroom_loadtest.rig import Rig
 from darkroom_loadtest.wounds import Blow, Order, Wound
 
 WORKERS = 5
 JOB_S = 0.02
-KILL_EVERY_S = 1.2
+KILL_EVERY_S = 1.5
 REDIS_AWAY_S = 5.0
-LIMIT_S = 180.0
+LIMIT_S = 120.0
+"""After this it is judged as it stands; the outcome says how many kills there were."""
+
 QUIET_S = 5.0
 """When no job has ended for so long, and the queue is empty, no other will."""
 
@@ -54,7 +56,7 @@ class StockOutcome:
 
 
 def run_stock_storm(rig: Rig, *, jobs: int, wounds: Sequence[Order]) -> StockOutcome:
-    """The storm, and what was seen of it. Raises BenchmarkFailed when it does not end."""
+    """The storm, and what was seen of it."""
     return _StockStorm(rig, jobs, [order for order in wounds if order.blow is Blow.KILL]).run()
 
 
@@ -76,9 +78,9 @@ class _StockStorm:
         give_up_at = time.monotonic() + LIMIT_S
         kill_at = time.monotonic() + KILL_EVERY_S
         pace = self._jobs / (KILL_EVERY_S * max(1, len(self._waiting)))
-        while self._waiting or not self._fleet.is_settled or len(self._accepted) < self._jobs:
-            if time.monotonic() > give_up_at:
-                raise BenchmarkFailed(f"the storm over stock Celery was not over after {LIMIT_S} s")
+        while time.monotonic() < give_up_at:
+            if not self._waiting and self._fleet.is_settled and len(self._accepted) >= self._jobs:
+                break
             self._submit()
             self._fleet.look(time.time_ns() // 1_000_000)
             if self._waiting and time.monotonic() > kill_at and self._fleet.order(self._waiting[-1]):
@@ -88,7 +90,7 @@ class _StockStorm:
                 self._outages_due.pop(0)
                 self._take_redis_away()
             time.sleep(max(LOOK_S, 1 / pace))
-        self._settle(give_up_at)
+        self._settle(give_up_at + LIMIT_S)
         return self._outcome()
 
     def _submit(self) -> None:

@@ -45,10 +45,10 @@ class Way(StrEnum):
 
 
 class Witness:
-    """What was seen, and who sees. `url` is where the functions are; `body` is what is submitted."""
+    """What was seen, and who sees. `url` is where the functions are; jobs are submitted at `path` of it."""
 
-    def __init__(self, url: str, *, path: str, body: Mapping[str, Any], socket_jobs: int) -> None:
-        self._url, self._path, self._body, self._socket_jobs = url, path, body, socket_jobs
+    def __init__(self, url: str, *, path: str, socket_jobs: int) -> None:
+        self._url, self._path, self._socket_jobs = url, path, socket_jobs
         self.accepted: dict[str, int] = {}
         self.told: set[str] = set()
         self.shown: set[str] = set()
@@ -84,15 +84,13 @@ class Witness:
 
     # -- submitting ----------------------------------------------------------------------------------------------------
 
-    async def submit(self) -> None:
+    async def submit(self, body: Mapping[str, Any]) -> None:
         """One job: asked for under one key until it is accepted."""
         key = uuid4().hex
         while True:
             answer = None
             with suppress(httpx.TransportError):
-                answer = await self._client.post(
-                    self._url + self._path, json=self._body, headers={"idempotency-key": key}
-                )
+                answer = await self._client.post(self._url + self._path, json=body, headers={"idempotency-key": key})
             if answer is not None and answer.status_code in {200, 202}:
                 self._accept(answer.json()["job_id"])
                 return

@@ -11,15 +11,26 @@ import json
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import redis
 from darkroom import transitions
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import TERMINAL, TRANSITIONS, State, new_job_id
 from darkroom.ledger import Ledger
-from darkroom.transitions import Accepted, Archived, Call, Ended, Reason, Receipt, Standing, Submission, WorkerState
+from darkroom.transitions import (
+    Accepted,
+    Archived,
+    Call,
+    Ended,
+    Purged,
+    Reason,
+    Receipt,
+    Standing,
+    Submission,
+    WorkerState,
+)
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -71,6 +82,8 @@ class Believed:
     cancelled: set[str] = field(default_factory=set)
     ended: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)
+    left_dead: set[str] = field(default_factory=set)
+    redriven: dict[str, str] = field(default_factory=dict)
 
 
 PICK = st.integers(0, 63)
@@ -113,9 +126,17 @@ class LedgerMachine(RuleBasedStateMachine):
         body=st.sampled_from(["x", "y"]),
         limit=st.sampled_from([1000, 1000, 3]),
         memory_high=st.sampled_from([False, False, False, True]),
+        attempts=st.sampled_from([1, transitions.MAX_ATTEMPTS]),
     )
     def submit(
-        self, priority: int, deadline: int | None, key: str | None, body: str, limit: int, memory_high: bool
+        self,
+        priority: int,
+        deadline: int | None,
+        key: str | None,
+        body: str,
+        limit: int,
+        memory_high: bool,
+        attempts: int,
     ) -> Any:
         job_id = new_job_id(self.now)
         job = Submission(
@@ -129,6 +150,7 @@ class LedgerMachine(RuleBasedStateMachine):
             run_timeout=60,
             priority=priority,
             start_deadline=None if deadline is None else self.now + deadline,
+            max_attempts=attempts,
             idempotency_key=key,
             fingerprint=body if key else None,
         )
@@ -354,6 +376,45 @@ class LedgerMachine(RuleBasedStateMachine):
         answer = self.run(transitions.archived(job_id, seq=seq, now=self.now), twice_alike=False)
         assert answer in {Archived.ARCHIVED, Archived.REPEATED}
 
+    # -- dead letters --------------------------------------------------------------------------------------------------
+
+    @rule(job_id=jobs)
+    def purge(self, job_id: str) -> None:
+        is_letter = job_id in self.letters()
+        answer = self.run(transitions.purge(job_id, tenant="default", now=self.now), twice_alike=False)
+        if is_letter:
+            assert answer is Purged.PURGED
+            self.believed.left_dead.add(job_id)
+        else:
+            assert answer is (Purged.REPEATED if job_id in self.believed.left_dead else Purged.UNKNOWN)
+
+    @rule(target=jobs, letter=jobs)
+    def redrive(self, letter: str) -> Any:
+        is_letter = letter in self.letters()
+        job_id = new_job_id(self.now)
+        job = replace(
+            self.believed.accepted[letter],
+            job_id=job_id,
+            start_deadline=None,
+            idempotency_key=None,
+            fingerprint=None,
+            redrive_of=letter,
+        )
+        answer = self.run(transitions.accept(job, backlog_limit=1000, now=self.now))
+        if is_letter:
+            assert answer == Accepted(job_id, self.now, repeated=False)
+            self.believed.accepted[job_id] = job
+            self.believed.states[job_id] = State.PENDING
+            self.believed.left_dead.add(letter)
+            self.believed.redriven[letter] = job_id
+            return job_id
+        if letter in self.believed.redriven:
+            assert isinstance(answer, Accepted)
+            assert (answer.job_id, answer.repeated) == (self.believed.redriven[letter], True)
+        else:
+            assert isinstance(answer, NotFound)
+        return multiple()
+
     # -- what always holds ---------------------------------------------------------------------------------------------
 
     @invariant()
@@ -379,6 +440,10 @@ class LedgerMachine(RuleBasedStateMachine):
             {item.decode() for item in self.redis.zrange(f"{self.namespace}:{kind}", 0, -1)}
             for kind in ("outbox", "history")
         )
+        letters = self.letters()
+        for job_id in letters:
+            assert self.state(job_id) is State.FAILED
+            assert job_id not in self.believed.left_dead, "a letter that left does not come back"
         for job_id in self.believed.accepted:
             state = self.state(job_id)
             found = {kind for kind, members in places.items() if job_id in members}
@@ -394,7 +459,7 @@ class LedgerMachine(RuleBasedStateMachine):
             else:
                 assert len(found) == 1
                 assert found <= {"waiting", "dispatched", "due"}
-            may_go = state in TERMINAL and job_id not in relay | history
+            may_go = state in TERMINAL and job_id not in relay | history | letters
             for kind in ("job", "log"):
                 assert (self.redis.ttl(f"{self.namespace}:{kind}:{job_id}") > 0) == may_go
         assert sum(map(len, places.values())) <= len(self.believed.accepted)
@@ -445,6 +510,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for job_id in self.believed.accepted:
             self._apply(job_id)
             self._archive(job_id)
+            self.run(transitions.purge(job_id, tenant="default", now=self.now), twice_alike=False)
             assert self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0
         for kind in ("outbox", "history"):
             assert self.redis.zcard(f"{self.namespace}:{kind}") == 0
@@ -485,6 +551,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def ids(self, kind: str) -> dict[str, int]:
         members = self.redis.zrange(f"{self.namespace}:{kind}:{POOL}", 0, -1, withscores=True)
         return {member.decode(): int(score) for member, score in members}
+
+    def letters(self) -> set[str]:
+        return {member.decode() for member in self.redis.zrange(f"{self.namespace}:dead:default", 0, -1)}
 
     def field(self, job_id: str, name: str) -> str:
         value = self.redis.hget(f"{self.namespace}:job:{job_id}", name)

@@ -107,6 +107,22 @@ def test_what_the_sink_refused_is_due_again_after_the_delay(jobs: TimedJobs) -> 
     assert jobs.take(call="3") == [job_id]
 
 
+def test_what_the_sink_refused_does_not_lengthen_the_lease(jobs: TimedJobs) -> None:
+    """A courier that dies with an event which was refused often holds it up no longer than any other."""
+    job_id = ended(jobs)
+    for number in range(5):
+        assert jobs.take(call=str(number)) == [job_id]
+        jobs.run(transitions.defer_relay(job_id, delay_ms=1_000, now=jobs.now))
+        jobs.now += 1_000
+    leases = []
+    for number in range(5, 7):
+        assert jobs.take(call=str(number)) == [job_id]
+        taken_at = jobs.now
+        jobs.now = int(jobs.redis.zscore(jobs.key("outbox"), job_id))
+        leases.append((jobs.now - taken_at) // LEASE_MS)
+    assert leases == [1, 2]
+
+
 def test_what_was_applied_meanwhile_is_not_put_off(jobs: TimedJobs) -> None:
     job_id = ended(jobs)
     jobs.take(call="1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,10 +19,12 @@ from darkroom.jobs import Artifact, State
 from darkroom.transitions import Ended, Reason
 
 from tests.ageing import archive, forget
-from tests.databases import Database, migrated
+from tests.conftest import Databases, RedisServers
+from tests.databases import Database, DatabaseKind, migrated
 from tests.driven_jobs import TENANT, WORKER
 from tests.functions.api import JOBS, Api, serving, slug
 from tests.parts import PUBLIC_URL, Part, environment
+from tests.redis_server import RedisKind
 from tests.waiting import eventually
 
 NOBODYS_ID = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
@@ -34,11 +37,11 @@ class Aged:
     def __init__(self, api: Api, redis_url: str, database: Database) -> None:
         self.api = api
         self.jobs = api.jobs
-        self._redis_url = redis_url
+        self.redis_url = redis_url
         self.database_url = database.url
 
     def archive(self, *job_ids: str) -> None:
-        archive(self.jobs, self._redis_url, self.database_url, job_ids)
+        archive(self.jobs, self.redis_url, self.database_url, job_ids)
 
     def age(self, *job_ids: str) -> None:
         """Only the history has them now."""
@@ -52,9 +55,16 @@ def running(redis_url: str, namespace: str, folder: Path, database: Database, **
         yield Aged(api, redis_url, database)
 
 
-@pytest.fixture
-def aged(redis_url: str, namespace: str, tmp_path: Path, database: Database) -> Iterator[Aged]:
-    with running(redis_url, namespace, tmp_path, database) as aged:
+@pytest.fixture(scope="module", params=list(DatabaseKind))
+def aged(
+    request: pytest.FixtureRequest,
+    redis_servers: RedisServers,
+    databases: Databases,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Aged]:
+    """One process for the tests of this file that do it no harm, with a database of each kind in turn."""
+    redis_url, folder = redis_servers(RedisKind.EMBEDDED).url, tmp_path_factory.mktemp("functions")
+    with running(redis_url, f"t-{secrets.token_hex(8)}", folder, databases(request.param)) as aged:
         yield aged
 
 
@@ -147,7 +157,7 @@ def test_a_late_cancel_has_the_receipt_of_the_first(aged: Aged) -> None:
 
 
 def test_an_old_job_of_another_tenant_is_not_there(aged: Aged) -> None:
-    foreign = aged.jobs.completed(tenant="another")
+    foreign = aged.jobs.completed(tenant="another", fields={"user_id": "of both tenants"})
     aged.age(foreign)
     for method, path in (
         ("GET", f"/tasks/{foreign}"),
@@ -156,7 +166,8 @@ def test_an_old_job_of_another_tenant_is_not_there(aged: Aged) -> None:
         ("DELETE", JOBS + foreign),
     ):
         assert aged.api.request(method, path).status_code == 404
-    assert aged.api.get(JOBS).json() == {"jobs": [], "next": None, "complete": True}
+    listed = aged.api.get(JOBS, params={"user_id": "of both tenants"}).json()
+    assert listed == {"jobs": [], "next": None, "complete": True}
 
 
 # The list
@@ -176,9 +187,15 @@ def everything(api: Api, *, limit: int, **query: str) -> list[dict[str, Any]]:
         after = {"after": page["next"]}
 
 
-def test_the_list_goes_on_in_the_history_without_a_gap_or_a_repeat(aged: Aged) -> None:
+def test_the_list_goes_on_in_the_history_without_a_gap_or_a_repeat(
+    redis_url: str, namespace: str, tmp_path: Path, database: Database
+) -> None:
     """500 jobs: mostly the older ones are in the history alone, some of the newer too, and some of the oldest live."""
-    dice = random.Random(1)
+    with running(redis_url, namespace, tmp_path, database) as aged:
+        check_list_of_500(aged, dice=random.Random(1))
+
+
+def check_list_of_500(aged: Aged, *, dice: random.Random) -> None:
     submitted: list[str] = []
     states: dict[str, str] = {}
     for number in range(500):
@@ -254,16 +271,17 @@ def assert_unknown(response: httpx.Response) -> None:
 # Deletion
 
 
-def pictures(api: Api) -> list[str]:
-    """What is in the store, folders too."""
-    return [path.name for path in api.store.rglob("*")]
+def pictures(api: Api, job_id: str) -> list[str]:
+    """What is in the job's folder of the store, and that folder."""
+    return [path.name for path in api.store.rglob("*") if job_id in path.parts]
 
 
 @pytest.mark.parametrize("where", ["redis", "both", "history"])
 @pytest.mark.parametrize("state", ENDS)
 def test_a_deleted_job_is_gone_wherever_it_was_and_that_is_said(aged: Aged, state: State, where: str) -> None:
     api = aged.api
-    job_id, kept = ended(api, state), api.submit()
+    user = f"deletes what is {state} in {where}"
+    job_id, kept = ended(api, state, user_id=user), api.submit({"user_id": user})
     view = api.job(job_id)
     if where != "redis":
         aged.archive(job_id)
@@ -282,8 +300,8 @@ def test_a_deleted_job_is_gone_wherever_it_was_and_that_is_said(aged: Aged, stat
         assert slug(gone) == "gone"
         assert (gone.json()["state"], gone.json()["ended_at"]) == (state, view["ended_at"])
         assert gone.json()["deleted_at"] >= view["ended_at"]
-    assert [job["id"] for job in api.get(JOBS).json()["jobs"]] == [kept]
-    assert pictures(api) == []
+    assert [job["id"] for job in api.get(JOBS, params={"user_id": user}).json()["jobs"]] == [kept]
+    assert pictures(api, job_id) == []
     for link in view["output_paths"]:
         assert api.get(link.removeprefix(PUBLIC_URL)).status_code == 404
     left = [key.decode() for key in aged.jobs.redis.scan_iter(f"{aged.jobs.namespace}:*{job_id}*")]
@@ -322,10 +340,10 @@ def test_a_deletion_that_stopped_half_way_is_finished_by_repeating_it(aged: Aged
     assert slug(failed) == "store-unavailable"
     assert str(api.store) not in failed.text
     assert api.get(JOBS + job_id).status_code == 410
-    assert len(pictures(api)) > 1
+    assert len(pictures(api, job_id)) > 1
     obstacle.unlink()
     assert api.request("DELETE", JOBS + job_id).status_code == 204
-    assert pictures(api) == []
+    assert pictures(api, job_id) == []
 
 
 def test_what_was_written_under_a_key_stays_known_and_is_no_new_job(aged: Aged) -> None:
@@ -342,11 +360,11 @@ def test_what_was_written_under_a_key_stays_known_and_is_no_new_job(aged: Aged) 
 # With a courier
 
 
-def test_a_job_goes_its_whole_way_and_is_still_there(aged: Aged, redis_url: str, tmp_path: Path) -> None:
+def test_a_job_goes_its_whole_way_and_is_still_there(aged: Aged, tmp_path: Path) -> None:
     """Submitted, run, told, applied, archived, forgotten by Redis: as nobody else's hand has it."""
     api, namespace = aged.api, aged.jobs.namespace
     told = environment(
-        redis_url,
+        aged.redis_url,
         namespace,
         K_SINK=f"{api.functions.url}/events",
         DARKROOM_DATABASE_URL=aged.database_url,

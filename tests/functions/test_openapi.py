@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from darkroom import transitions
 from darkroom.jobs import State
 from darkroom.links import Links
 from darkroom.models import Catalogue
@@ -21,6 +22,8 @@ from pydantic import SecretStr
 from tests.functions.api import JOBS, Api, binary, serving, structured
 from tests.parts import LINK_KEY, PUBLIC_URL
 from tests.redis_server import RedisServer
+
+LETTERS = paths.DEAD_LETTERS
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -46,6 +49,8 @@ def test_every_field_and_every_query_parameter_is_described(api: Api) -> None:
         assert {*submission.FIELDS, "model", "input"} <= form["properties"].keys()
     described = [parameter["name"] for parameter in document["paths"][JOBS]["get"]["parameters"]]
     assert described == list(listing.PARAMETERS)
+    described = [parameter["name"] for parameter in document["paths"][LETTERS]["get"]["parameters"]]
+    assert described == list(listing.LETTER_PARAMETERS)
 
 
 def test_every_schema_is_one_and_every_reference_leads_somewhere(api: Api) -> None:
@@ -117,12 +122,45 @@ def provoke_jobs(api: Api) -> None:
         api.post(f"{JOBS}{wanted}/cancel")
         api.request("DELETE", JOBS + wanted)
     api.get(JOBS, params={"state": "x"})
+    provoke_dead_letters(api)
     api.get("/api/v1/models")
     api.get("/openapi.json")
     broken = api.get(JOBS).json()["jobs"][0]["id"]
     api.jobs.redis.hset(f"{api.jobs.namespace}:job:{broken}", "state", "undeveloped")
     assert api.get(JOBS + broken).status_code == 500
     api.jobs.redis.hset(f"{api.jobs.namespace}:job:{broken}", "state", State.PENDING)
+
+
+def provoke_dead_letters(api: Api) -> None:
+    """Every answer about dead letters but those of an outage; the backlog is full when they begin."""
+    letters = []
+    for _ in range(2):
+        job_id = next(job["id"] for job in api.get(JOBS, params={"state": "pending"}).json()["jobs"])
+        for number in range(3):
+            api.jobs.start(job_id, token=f"{number}")
+            error = {"kind": "transient", "message": "hiccup"}
+            api.jobs.run(transitions.retry(job_id, token=f"{number}", error=error, delay_ms=0))
+        letters.append(job_id)
+    first, second = letters
+    api.get(LETTERS)
+    api.get(LETTERS, params={"limit": "0"})
+    as_json = {"content-type": "application/json"}
+    redrive = f"{LETTERS}/{first}/redrive"
+    api.post(redrive, content=b"{", headers=as_json)
+    api.post(redrive, content=b"{}", headers={"content-type": "text/plain"})
+    api.post(redrive, content=b" " * (2 * 1024 * 1024 + 1), headers=as_json)
+    api.post(redrive, json={"colour": "red"})
+    for _ in range(2):
+        api.post(redrive)
+    api.get(f"{LETTERS}/{second}")
+    while api.post("/flux").status_code != 429:
+        pass
+    api.post(f"{LETTERS}/{second}/redrive")
+    for _ in range(2):
+        api.request("DELETE", f"{LETTERS}/{second}")
+    for method, path in (("GET", ""), ("POST", "/redrive"), ("DELETE", "")):
+        api.request(method, f"{LETTERS}/123{path}")
+    api.request("DELETE", LETTERS)
 
 
 def provoke_outage(api: Api) -> str:
@@ -135,6 +173,9 @@ def provoke_outage(api: Api) -> str:
         api.get(path)
     api.post(f"{JOBS}{job_id}/cancel")
     api.request("DELETE", JOBS + job_id)
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/" + job_id), ("DELETE", "/" + job_id)):
+        api.request(method, LETTERS + path)
+    api.post(f"{LETTERS}/{job_id}/redrive")
     sha256 = "0" * 64
     key = f"default/{job_id}/1/0-{sha256}.png"
     link = Links("", SecretStr(LINK_KEY), ttl_s=600).to(key, now_s=time.time())

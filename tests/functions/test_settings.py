@@ -41,7 +41,13 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
         ),
         (
             JobsSettings,
-            {"link_ttl_s": 86_400, "max_body_bytes": 2_097_152, "models": (), "namespace": "darkroom"},
+            {
+                "backlog_limit": 10_000,
+                "link_ttl_s": 86_400,
+                "max_body_bytes": 2_097_152,
+                "models": (),
+                "namespace": "darkroom",
+            },
         ),
         (ServeSettings, {"host": "127.0.0.1", "port": 8080}),
     ],

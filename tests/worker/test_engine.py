@@ -421,6 +421,87 @@ def test_more_than_the_memory_holds_is_out_of_memory_and_the_engine_stays_usable
     assert studio.run("sd") == before
 
 
+# Lean runs
+
+
+def test_a_lean_run_decodes_in_tiles_says_so_and_leaves_no_trace(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = studio.run("sd", width=256, height=256)
+    engine: Any = studio.engine("sd")
+    parameters = complete(studio.catalogue.get("sd"), width=256, height=256)
+    tiled: list[bool] = []
+    decode = engine._pipeline.vae.decode
+
+    def watched(*arguments: Any, **keywords: Any) -> Any:
+        tiled.append(engine._pipeline.vae.use_tiling)
+        return decode(*arguments, **keywords)
+
+    monkeypatch.setattr(engine._pipeline.vae, "decode", watched)
+    lean = engine.run(parameters, job_id="a-job", on_step=ignore, lean=True)
+    after = studio.run("sd", width=256, height=256)
+
+    assert tiled == [True, False]
+    assert after == before
+    assert (lean.record["lean"], lean.record["parameters"]) == (True, before.record["parameters"])
+    assert "lean" not in before.record
+    assert (lean.pictures[0].width, lean.pictures[0].height) == (256, 256)
+
+
+@each_model
+def test_every_pipeline_has_a_lean_run_that_repeats_itself(studio: Studio, name: str) -> None:
+    parameters = complete(studio.catalogue.get(name))
+    first, second = (studio.engine(name).run(parameters, job_id="a-job", on_step=ignore, lean=True) for _ in range(2))
+    assert first == second
+    assert (first.pictures[0].width, first.pictures[0].height) == (64, 64)
+
+
+class FakeGpu:
+    """Stands for the GPU that is not here: where the pipeline was put, in order."""
+
+    def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.moves: list[str] = []
+        self.is_full = False
+        monkeypatch.setattr(type(engine), "_device", "cuda")
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+        monkeypatch.setattr(engine._pipeline, "enable_model_cpu_offload", lambda: self.moves.append("offloaded"))
+        monkeypatch.setattr(engine._pipeline, "remove_all_hooks", lambda: self.moves.append("no hooks"))
+        monkeypatch.setattr(engine._pipeline, "to", self._to)
+
+    def _to(self, device: str) -> None:
+        self.moves.append(device)
+        if self.is_full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_on_a_gpu_a_lean_run_keeps_only_what_works_there_and_puts_all_back(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    def stop(_step: int, _total: int) -> None:
+        if interrupted:
+            raise Interrupted("cancelled")
+
+    engine = studio.engine("sd")
+    gpu = FakeGpu(engine, monkeypatch)
+    parameters = complete(studio.catalogue.get("sd"))
+    if interrupted:
+        with pytest.raises(Interrupted):
+            engine.run(parameters, job_id="a-job", on_step=stop, lean=True)
+    else:
+        engine.run(parameters, job_id="a-job", on_step=stop, lean=True)
+    assert gpu.moves == ["offloaded", "no hooks", "cuda"]
+
+
+def test_a_pipeline_that_does_not_go_back_to_its_gpu_is_a_worker_fault(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = studio.engine("sd")
+    FakeGpu(engine, monkeypatch).is_full = True
+    with pytest.raises(WorkerFault, match="does not go back"):
+        engine.run(complete(studio.catalogue.get("sd")), job_id="a-job", on_step=ignore, lean=True)
+
+
 @pytest.mark.parametrize(
     ("failure", "kind"),
     [

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from darkroom import transitions
+from darkroom.artifacts import ArtifactStore
 from darkroom.errors import LedgerUnavailable
-from darkroom.ledger import Ledger, connect
-from darkroom.transitions import Call, Standing
+from darkroom.jobs import ErrorKind, JobEvent, State
+from darkroom.ledger import JobRecord, Ledger, connect
+from darkroom.models import Catalogue, Model
+from darkroom.transitions import Call, Standing, WorkerState
 from darkroom_worker.celery_app import broker_url
-from darkroom_worker.engine import Interrupted
-from darkroom_worker.run import Job, Steps, retry_delay_ms
+from darkroom_worker.engine import Interrupted, OnStep, OutOfMemory, Run
+from darkroom_worker.engines.instant import InstantEngine
+from darkroom_worker.readiness import EXIT_FAULT, Gate
+from darkroom_worker.run import Job, Runner, Steps, retry_delay_ms
 
 from tests.driven_jobs import DrivenJobs
 
@@ -158,3 +166,133 @@ def test_the_last_step_is_told_though_redis_was_away_just_before(stage: Stage) -
     stage.step(100, at=1.01)
 
     assert stage.told() == [100]
+
+
+# Memory that does not suffice
+
+
+class NarrowEngine(InstantEngine):
+    """An engine on a device too small for its usual run, and where `lean_fails` for its lean one too."""
+
+    def __init__(self, model: Model, *, lean_fails: bool) -> None:
+        super().__init__(model)
+        self.lean_fails = lean_fails
+        self.runs: list[bool] = []
+
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
+        self.runs.append(lean)
+        if self.lean_fails or not lean:
+            raise OutOfMemory(f"too small, lean {lean}")
+        return super().run(parameters, job_id=job_id, on_step=on_step, lean=lean)
+
+
+class Narrow:
+    """A runner with such an engine, and the job that it ran."""
+
+    def __init__(self, redis_url: str, namespace: str, store: Path, *, lean_fails: bool) -> None:
+        jobs = DrivenJobs(redis_url, namespace)
+        model = replace(Catalogue.load().get("sd"), engine="instant")
+        self.engine = NarrowEngine(model, lean_fails=lean_fails)
+        ledger = Ledger(connect(redis_url), namespace)
+        runner = Runner({"sd": (model, self.engine)}, ledger, ArtifactStore(store.as_uri()), "narrow")
+        event = {"data": {"model": "sd", "input": {"prompt": "x", "seed": 7}}}
+        job_id = jobs.submit()
+        self.answer = runner.run_job(job_id, token="token", event=event, traceparent=None)
+        record = ledger.job(job_id)
+        assert record is not None
+        self.record: JobRecord = record
+        self.retried = [
+            entry[b"data"]
+            for _, entry in jobs.redis.xrange(f"{namespace}:log:{job_id}")
+            if entry[b"event"].decode() == JobEvent.RETRIED
+        ]
+        jobs.close()
+
+
+def test_a_job_that_memory_does_not_suffice_for_is_run_lean_in_the_same_attempt(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    narrow = Narrow(redis_url, namespace, tmp_path, lean_fails=False)
+    assert narrow.engine.runs == [False, True]
+    assert (narrow.record.state, narrow.record.attempt, narrow.record.counted) == (State.COMPLETED, 1, 0)
+    assert narrow.answer == "completed"
+
+
+def test_a_job_that_does_not_fit_lean_either_is_tried_again_later(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    narrow = Narrow(redis_url, namespace, tmp_path, lean_fails=True)
+    assert narrow.engine.runs == [False, True]
+    assert (narrow.record.state, narrow.record.counted) == (State.PENDING, 1)
+    assert narrow.record.not_before is not None
+    assert b'"kind":"out_of_memory","message":"too small, lean True"' in narrow.retried[0]
+    assert narrow.answer == "pending: out_of_memory"
+
+
+# The gate
+
+
+def is_out(gate: Gate) -> bool:
+    return gate.state is WorkerState.FAULTY
+
+
+@pytest.fixture
+def gate() -> Gate:
+    """Of a worker whose child is up."""
+    gate = Gate("pool.quick")
+    gate.on_child_up()
+    return gate
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.TRANSIENT, ErrorKind.OUT_OF_MEMORY])
+def test_three_jobs_that_fail_in_a_row_take_the_worker_out(gate: Gate, kind: ErrorKind) -> None:
+    for job_id in ("a", "b"):
+        gate.on_answer(job_id, f"pending: {kind}")
+    assert not is_out(gate)
+    gate.on_answer("c", f"failed: {kind}")
+    assert is_out(gate)
+    assert not gate.starts_children
+
+
+def test_failures_of_different_kinds_count_together(gate: Gate) -> None:
+    gate.on_answer("a", "pending: transient")
+    gate.on_failed_run("b")  # its child was lost
+    gate.on_answer("c", "lost: out_of_memory")
+    assert is_out(gate)
+
+
+def test_one_job_that_fails_again_and_again_takes_no_worker_out(gate: Gate) -> None:
+    for _ in range(5):
+        gate.on_answer("a", "pending: transient")
+    assert not is_out(gate)
+
+
+@pytest.mark.parametrize("answer", ["failed", "cancelled", "lost", "pending", "dropped: leased"])
+def test_what_is_the_callers_doing_neither_counts_nor_clears(gate: Gate, answer: str) -> None:
+    gate.on_answer("a", "pending: transient")
+    for job_id in ("b", "c", "d"):
+        gate.on_answer(job_id, answer)
+    gate.on_answer("e", "pending: transient")
+    assert not is_out(gate)
+    gate.on_answer("f", "pending: transient")
+    assert is_out(gate)
+
+
+def test_a_completed_job_clears_failures_and_faults(gate: Gate) -> None:
+    for job_id in ("a", "b"):
+        gate.on_failed_run(job_id)
+    gate.on_child_end(EXIT_FAULT)
+    gate.on_child_up()
+    gate.on_answer("c", "completed")
+    for job_id in ("d", "e"):
+        gate.on_failed_run(job_id)
+    gate.on_child_end(EXIT_FAULT)
+    gate.on_child_up()
+    assert not is_out(gate)
+
+
+def test_a_worker_that_drains_counts_no_failures(gate: Gate) -> None:
+    gate.draining = True
+    for job_id in ("a", "b", "c"):
+        gate.on_failed_run(job_id)
+    assert not gate.is_faulty

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 from celery import Celery
 from darkroom import queues, transitions
 from darkroom.jobs import Artifact, ErrorKind, JobEvent, State
-from darkroom.ledger import AsyncLedger, connect, connect_async
+from darkroom.ledger import AsyncLedger, JobRecord, connect, connect_async
 from darkroom.transitions import Reason, Receipt, WorkerState
 
 from tests.conftest import RedisServers
@@ -287,6 +288,38 @@ async def test_one_fault_is_forgotten_after_a_good_run(house: House) -> None:
         await house.ledger.run(transitions.cancel(bad, tenant=TENANT))
         assert (await house.ended(await house.submit())).state is State.COMPLETED
 
+    assert worker.is_running
+
+
+async def test_three_jobs_that_fail_in_a_row_take_a_worker_out_and_none_of_them_is_lost(house: House) -> None:
+    worker = await house.ready_worker()
+    failing = [await house.submit(failure=ErrorKind.TRANSIENT) for _ in range(3)]
+    await house.registered(worker, WorkerState.FAULTY)
+    waiting = await house.submit()
+
+    for job_id in failing:
+        record = await house.job(job_id)
+        assert (record.state, record.attempt, record.counted) == (State.PENDING, 1, 1)
+    await house.ready_worker()
+    assert (await house.ended(waiting)).state is State.COMPLETED
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
+def _has_failed(attempt: int, record: JobRecord) -> bool:
+    return record.counted == attempt and record.not_before is not None
+
+
+async def test_a_job_that_fails_at_every_attempt_takes_no_worker_out(house: House) -> None:
+    worker = await house.ready_worker()
+    job_id = await house.submit(failure=ErrorKind.OUT_OF_MEMORY)
+    for attempt in (1, 2):
+        record = await house.in_state(job_id, partial(_has_failed, attempt), f"attempt {attempt} failed")
+        assert record.not_before is not None
+        await house.ledger.run(transitions.promote(POOL, now=record.not_before))
+
+    assert (await house.ended(job_id)).state is State.FAILED
+    assert (await house.ended(await house.submit())).state is State.COMPLETED
     assert worker.is_running
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import billiard.util
 from celery import Celery, Task, signals
-from darkroom import logs, queues
+from darkroom import collector, logs, queues
 from darkroom.ledger import Ledger, connect
 from darkroom.models import Model
 from kombu import Exchange, Queue
@@ -79,6 +79,7 @@ def make_app(settings: WorkerSettings, models: tuple[Model, ...], worker_name: s
     app.conf.update(configuration(settings, models))
     app.register_task(RunJob())
     signals.setup_logging.connect(_configure_logs, weak=False, dispatch_uid="darkroom-logs")
+    signals.worker_ready.connect(lambda **_: collector.spare_what_is_loaded(), weak=False, dispatch_uid="darkroom-ready")
     signals.worker_process_init.connect(lambda **_: _open(app), weak=False, dispatch_uid="darkroom-open")
     signals.worker_process_shutdown.connect(lambda **_: app.runner.close(), weak=False, dispatch_uid="darkroom-close")
     return app
@@ -114,7 +115,9 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
         # With the default of 4 s a replaced child that loads longer is killed again and again. The models of a pool
         # load one after another.
         "worker_proc_alive_timeout": START_ALLOWANCE_S + sum(model.load_timeout_s for model in models),
-        "worker_send_task_events": True,
+        # Flower switches them on while it runs (its option `enable_events`); before, nobody would read them, and telling
+        # three of every job took the parent as long as all else.
+        "worker_send_task_events": False,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
         # Never reached by SIGTERM: `program.py` says why.
@@ -146,3 +149,4 @@ def _open(app: WorkerApp) -> None:
     from darkroom_worker.run import open_runner
 
     app.runner = open_runner(app)
+    collector.spare_what_is_loaded()

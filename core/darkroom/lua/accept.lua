@@ -11,7 +11,8 @@ end
 
 if a.redrive_of then
   local letter = redis.call('HMGET', job_key(a.redrive_of), 'tenant', 'redriven_as')
-  if letter[1] == a.tenant and letter[2] then
+  if letter[1] ~= a.tenant then return {'no_dead_letter'} end
+  if letter[2] then
     return {'repeated', letter[2], redis.call('HGET', job_key(letter[2]), 'created') or tostring(now)}
   end
   if not redis.call('ZSCORE', dead_key(a.tenant), a.redrive_of) then return {'no_dead_letter'} end

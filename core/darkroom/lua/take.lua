@@ -1,6 +1,7 @@
 -- take: up to `limit` due entries of one kind of outward work (`relay`: the outbox; `history`), each under a lease: nobody
--- else gets it for `lease_ms`, doubled with each take up to 64-fold. `call` names the call: a repeated one gets the same
--- entries. An entry leaves only when its work is done (`applied`, `archived`), or is put forward or back by `defer`.
+-- else gets it for `lease_ms`, doubled up to 64-fold with each take that came to nothing. One that the other side refused
+-- is not such a take: the entry was put off for that (`defer`). `call` names the call: a repeated one gets the same entries.
+-- An entry leaves only when its work is done (`applied`, `archived`), or is put forward or back by `defer`.
 may_always_run()
 local queue = outward[a.kind]
 local taken = P .. ':taken:' .. a.kind .. ':' .. a.taker
@@ -10,7 +11,8 @@ local ids = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, a.limit)) do
   if redis.call('HEXISTS', job_key(id), 'id') == 1 then
     local n = redis.call('HINCRBY', job_key(id), a.kind .. '_takes', 1)
-    redis.call('ZADD', queue, now + tonumber(a.lease_ms) * 2 ^ math.min(n - 1, 6), id)
+    local refused = tonumber(redis.call('HGET', job_key(id), a.kind .. '_refused') or 0)
+    redis.call('ZADD', queue, now + tonumber(a.lease_ms) * 2 ^ math.min(n - refused - 1, 6), id)
     ids[#ids + 1] = id
   else
     redis.call('ZREM', queue, id) -- somebody removed the record: nothing is left to tell
