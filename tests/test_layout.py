@@ -108,10 +108,11 @@ def test_torch_is_named_in_its_own_file_and_not_locked() -> None:
     assert [name for name in locked if name == "torch" or name.startswith(("nvidia-", "triton"))] == []
 
 
-def test_the_wheel_carries_the_scripts_of_the_ledger(tmp_path: Path) -> None:
+def test_the_wheel_carries_the_scripts_of_the_ledger_and_the_migrations(tmp_path: Path) -> None:
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     data = [path for path in (ROOT / "core").rglob("*") if path.suffix in {".lua", ".toml"}]
+    data += (ROOT / "core" / "darkroom" / "migrations").rglob("*.py")
     assert data
     assert [path for path in data if path.relative_to(ROOT / "core").as_posix() not in inside] == []

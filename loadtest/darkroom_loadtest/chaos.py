@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from darkroom.artifacts import ArtifactStore
@@ -27,7 +28,14 @@ from darkroom_loadtest.protections import Protection
 from darkroom_loadtest.rig import NAMESPACE, BenchmarkFailed, Rig, run_benchmark
 from darkroom_loadtest.stock_storm import StockOutcome, run_stock_storm
 from darkroom_loadtest.storm import FULL, SHORT, Plan, Storm, directed
-from darkroom_loadtest.verdict import RECOVERY_ALLOWANCE_S, Evidence, judge, missed, wounds_in_words
+from darkroom_loadtest.verdict import (
+    RECOVERY_ALLOWANCE_S,
+    Evidence,
+    judge,
+    missed,
+    recoveries_in_words,
+    wounds_in_words,
+)
 from darkroom_loadtest.witness import Witness
 
 BENCH = "chaos"
@@ -130,8 +138,10 @@ async def _changed(witness: Witness, records: dict[str, JobRecord], store: Artif
 
 def _notes(storm: Storm, evidence: Evidence) -> list[str]:
     witness = storm.witness
+    states = Counter(end.state for ends in evidence.ends.values() for end in ends)
     counters = {name.decode(): int(value) for name, value in storm.counters.items()}
     return [
+        f"ends that were told: {', '.join(f'{count} {state}' for state, count in states.items())}",
         f"workers struck: {wounds_in_words(evidence.wounds)}",
         f"killed beside them: {', '.join(storm.killed) or 'nobody'}",
         f"{witness.refused_submissions} submissions and {witness.untold_posts} posts had to be repeated",
@@ -140,7 +150,7 @@ def _notes(storm: Storm, evidence: Evidence) -> list[str]:
 
 
 def _findings(found: verdict.Verdict, evidence: Evidence) -> list[str]:
-    notes = []
+    notes = [f"seconds to recover, by point: {recoveries_in_words(found.recoveries)}"]
     if found.excused:
         notes.append(f"{found.excused} kills just before Redis went away are not in the recovery times")
     for what, jobs in (("lost", found.lost), ("twice", found.twice)):

@@ -17,12 +17,16 @@ from darkroom_loadtest.wounds import LOG_VARIABLE, ORDER_VARIABLE, Blow, Order, 
 
 @dataclass
 class Member:
-    """One worker. `ordered`: it has an order that it has not carried out; `stopped`: since then it stands still."""
+    """One worker. `ordered`: it has an order that it has not carried out; `stopped`: since then it stands still.
+
+    `last` is the wound that it was last seen with.
+    """
 
     process: Process
     orders: Path
     ordered: bool = False
     stopped: Wound | None = None
+    last: Wound | None = None
 
 
 @dataclass
@@ -84,8 +88,8 @@ class Fleet:
                 self.members.remove(member)
                 if wound is None:
                     strange.append(member.process.program.log.read_text(errors="replace")[-2000:])
-            elif wound is not None and member.ordered and wound.blow is Blow.STOP:
-                member.ordered, member.stopped = False, wound
+            elif wound is not None and wound != member.last and wound.blow is Blow.STOP:
+                member.ordered, member.stopped, member.last = False, wound, wound
             if member.stopped is not None and self._may_go_on(member.stopped, now_ms):
                 member.stopped = None
                 signal_group(member.process, SIGCONT)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from darkroom_loadtest.figures import Figure, Goal, percentile
-from darkroom_loadtest.wounds import HELD, UNCLAIMED, Blow, Wound
+from darkroom_loadtest.wounds import HELD, UNCLAIMED, Blow, Point, Wound
 
 RECOVERY_ALLOWANCE_S = 2.0
 """What recovery may take beyond the lease."""
@@ -32,9 +32,9 @@ class Evidence:
     """What there is to judge by, each by the job's id.
 
     `accepted` were answered with a 202. `told`: their end reached the sink's far side; `shown`: an owner's socket told
-    of it. `ends` are all the ends that anybody was ever told. `counted`: attempts by the ledger; `moves_ms`: when the
-    job started or ended; `changed`: jobs whose published bytes are not those that were told of. `outages_ms`: when
-    Redis went away. Times are milliseconds since the epoch.
+    of it. `ends` are all the ends that anybody was ever told. `counted`: attempts by the ledger, of all jobs that it
+    has; `moves_ms`: when the job started or ended; `changed`: jobs whose published bytes are not those that were told
+    of. `outages_ms`: when Redis went away. Times are milliseconds since the epoch.
     """
 
     accepted: frozenset[str]
@@ -50,14 +50,22 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Recovery:
+    """How many seconds a job took to run again, or to end, after its worker was killed at `point`."""
+
+    point: Point
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """`recoveries_s` are in seconds. `excused` are kills that an outage of Redis kept from being recovered in time."""
+    """`excused` are kills that an outage of Redis kept from being recovered in time."""
 
     jobs: int
     lost: tuple[str, ...]
     twice: tuple[str, ...]
     false_attempts: int
-    recoveries_s: tuple[float, ...]
+    recoveries: tuple[Recovery, ...]
     excused: int
     audit_findings: int
 
@@ -68,10 +76,10 @@ def judge(evidence: Evidence, *, lease_s: float) -> Verdict:
     twice = {job for job, ends in evidence.ends.items() if len(ends) > 1} | evidence.changed
     return Verdict(
         jobs=len(evidence.accepted),
-        lost=tuple(sorted(evidence.accepted - (evidence.told & evidence.shown))),
+        lost=tuple(sorted(evidence.accepted - (evidence.told & evidence.shown & evidence.counted.keys()))),
         twice=tuple(sorted(twice)),
         false_attempts=_false_attempts(evidence),
-        recoveries_s=tuple(recoveries),
+        recoveries=tuple(recoveries),
         excused=excused,
         audit_findings=len(evidence.audit_findings),
     )
@@ -83,7 +91,7 @@ def _false_attempts(evidence: Evidence) -> int:
     return sum(max(0, counted - deserved[job]) for job, counted in evidence.counted.items())
 
 
-def _recoveries(evidence: Evidence, lease_s: float) -> tuple[list[float], int]:
+def _recoveries(evidence: Evidence, lease_s: float) -> tuple[list[Recovery], int]:
     """From each kill of a worker whose job had not ended to that job's next start, or its end.
 
     A kill shortly before Redis went away is excused: nobody could see the job's lease lapse. A job that never moved
@@ -99,7 +107,7 @@ def _recoveries(evidence: Evidence, lease_s: float) -> tuple[list[float], int]:
             continue
         later = [at for at in evidence.moves_ms.get(wound.job, ()) if at >= wound.at_ms]
         if later:
-            recoveries.append((min(later) - wound.at_ms) / 1000)
+            recoveries.append(Recovery(wound.point, (min(later) - wound.at_ms) / 1000))
     return recoveries, excused
 
 
@@ -113,10 +121,11 @@ def figures(verdict: Verdict, *, least_jobs: int, recovery_goal_s: float | None)
         _figure("chaos_false_attempts", "attempts", verdict.false_attempts, none),
         _figure("chaos_audit_findings", "findings", verdict.audit_findings, none),
     ]
-    if verdict.recoveries_s:
+    if verdict.recoveries:
+        seconds = [recovery.seconds for recovery in verdict.recoveries]
         goal = None if recovery_goal_s is None else Goal(most=recovery_goal_s)
-        found.append(_figure("chaos_recovery_p50_s", "s", percentile(verdict.recoveries_s, 50), None))
-        found.append(_figure("chaos_recovery_p99_s", "s", percentile(verdict.recoveries_s, 99), goal))
+        found.append(_figure("chaos_recovery_p50_s", "s", percentile(seconds, 50), None))
+        found.append(_figure("chaos_recovery_p99_s", "s", percentile(seconds, 99), goal))
     return found
 
 
@@ -134,6 +143,15 @@ def wounds_in_words(wounds: Sequence[Wound]) -> str:
         f"{counts.total()} × {blow} ({', '.join(f'{count} {point}' for point, count in counts.items())})"
         for blow, counts in by_blow.items()
     ]
+    return "; ".join(each) or "none"
+
+
+def recoveries_in_words(recoveries: Sequence[Recovery]) -> str:
+    """The times by point, for people."""
+    by_point: dict[str, list[float]] = defaultdict(list)
+    for recovery in recoveries:
+        by_point[recovery.point].append(recovery.seconds)
+    each = [f"{point} {' '.join(f'{s:.1f}' for s in sorted(seconds))}" for point, seconds in sorted(by_point.items())]
     return "; ".join(each) or "none"
 
 

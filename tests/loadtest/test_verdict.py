@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from darkroom_loadtest.storm import orders
-from darkroom_loadtest.verdict import End, Evidence, Verdict, figures, judge, missed
+from darkroom_loadtest.verdict import End, Evidence, Recovery, Verdict, figures, judge, missed
 from darkroom_loadtest.wounds import Blow, Order, Point, Wound
 
 LEASE_S = 15.0
@@ -45,9 +45,16 @@ def test_a_job_whose_end_was_told_everywhere_is_neither_lost_nor_double() -> Non
     assert (verdict.jobs, verdict.lost, verdict.twice, verdict.false_attempts) == (1, (), (), 0)
 
 
-@pytest.mark.parametrize("missing", ["told", "shown"])
-def test_a_job_is_lost_whose_end_did_not_reach_both_the_sink_and_the_owner(missing: str) -> None:
-    assert judged(**{missing: frozenset()}).lost == ("a",)
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pytest.param({"told": frozenset()}, id="told at the sink"),
+        pytest.param({"shown": frozenset()}, id="shown to its owner"),
+        pytest.param({"counted": {}}, id="kept by the ledger"),
+    ],
+)
+def test_a_job_is_lost_unless_its_end_was_told_and_shown_and_the_ledger_has_it(missing: dict[str, object]) -> None:
+    assert judged(**missing).lost == ("a",)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +97,17 @@ def test_each_wound_deserves_one_attempt() -> None:
 
 def test_recovery_is_from_the_kill_to_the_next_start_or_end() -> None:
     verdict = judged(wounds=[kill(Point.STORED)], moves_ms={"a": [T - 10, T + 15_500, T + 15_600]})
-    assert verdict.recoveries_s == (15.5,)
+    assert verdict.recoveries == (Recovery(Point.STORED, 15.5),)
 
 
 @pytest.mark.parametrize("point", [Point.FINISHED, Point.ACKNOWLEDGING])
 def test_a_kill_after_the_end_has_nothing_to_recover(point: Point) -> None:
-    assert judged(wounds=[kill(point)], moves_ms={"a": [T - 10]}).recoveries_s == ()
+    assert judged(wounds=[kill(point)], moves_ms={"a": [T - 10]}).recoveries == ()
 
 
 def test_a_stop_is_no_kill() -> None:
     stop = replace(kill(Point.STORED), blow=Blow.STOP)
-    assert judged(wounds=[stop], moves_ms={"a": [T + 15_500]}).recoveries_s == ()
+    assert judged(wounds=[stop], moves_ms={"a": [T + 15_500]}).recoveries == ()
 
 
 @pytest.mark.parametrize(
@@ -113,18 +120,20 @@ def test_a_stop_is_no_kill() -> None:
 )
 def test_a_kill_is_excused_when_redis_went_away_before_it_could_be_recovered(outage_s: int, excused: int) -> None:
     verdict = judged(wounds=[kill(Point.STORED)], moves_ms={"a": [T + 40_000]}, outages_ms=[T + 1000 * outage_s])
-    assert (verdict.excused, len(verdict.recoveries_s)) == (excused, 1 - excused)
+    assert (verdict.excused, len(verdict.recoveries)) == (excused, 1 - excused)
 
 
 @pytest.mark.parametrize(
     ("verdict", "names"),
     [
-        pytest.param(Verdict(10, (), (), 0, (16.9,), 0, 0), [], id="all is well"),
+        pytest.param(Verdict(10, (), (), 0, (Recovery(Point.STORED, 16.9),), 0, 0), [], id="all is well"),
         pytest.param(Verdict(9, (), (), 0, (), 0, 0), ["chaos_jobs"], id="too few jobs"),
         pytest.param(Verdict(10, ("a",), (), 0, (), 0, 0), ["chaos_lost"], id="lost"),
         pytest.param(Verdict(10, (), ("a",), 0, (), 0, 0), ["chaos_twice"], id="twice"),
         pytest.param(Verdict(10, (), (), 1, (), 0, 0), ["chaos_false_attempts"], id="false attempt"),
-        pytest.param(Verdict(10, (), (), 0, (17.1,), 0, 0), ["chaos_recovery_p99_s"], id="slow"),
+        pytest.param(
+            Verdict(10, (), (), 0, (Recovery(Point.STORED, 17.1),), 0, 0), ["chaos_recovery_p99_s"], id="slow"
+        ),
         pytest.param(Verdict(10, (), (), 0, (), 0, 1), ["chaos_audit_findings"], id="audit"),
     ],
 )

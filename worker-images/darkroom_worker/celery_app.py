@@ -90,7 +90,14 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
     queue = queues.queue_name(settings.pool)
     return {
         "broker_url": broker_url(settings.redis_url.get_secret_value()),
-        "broker_transport_options": queues.transport_options(settings.namespace, settings.pool) | CONNECTION_OPTIONS,
+        "broker_transport_options": {
+            **queues.transport_options(settings.namespace, settings.pool),
+            **CONNECTION_OPTIONS,
+            # What was taken is remembered in this process alone. kombu would also write it into `unacked`, and out of it:
+            # two more round trips a job, for a visibility timeout that recovers nothing here (`lua/sweep.lua` and
+            # `reap.lua` do). And of a message that a full Redis refused to take in there, nothing would be left.
+            "ack_emulation": False,
+        },
         "broker_transport": "darkroom_worker.consumer:Transport",
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
