@@ -18,8 +18,9 @@ from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
+from cloudevents.conversion import to_structured
+from cloudevents.http import CloudEvent
 from darkroom.errors import FieldError, InvalidInput, PermanentError, TemporaryError
-from darkroom.events import Event
 from darkroom.jobs import State
 from darkroom.settings import Settings, WebUrl, load
 from pydantic import TypeAdapter, ValidationError
@@ -120,9 +121,9 @@ class Client:
     ) -> None:
         self._http.close()
 
-    def submit(self, event: Event) -> dict[str, Any]:
+    def submit(self, event: CloudEvent) -> dict[str, Any]:
         """Send a request for a job; answers the slip, with its `id`. The same event again is the same job."""
-        headers, content = event.encode_binary()
+        headers, content = to_structured(event)
         return self._json("POST", "/", headers=headers, content=content)
 
     def job(self, job_id: str) -> dict[str, Any]:

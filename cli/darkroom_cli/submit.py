@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cloudevents.http import CloudEvent
 from darkroom.errors import InvalidInput
-from darkroom.events import REQUESTED, Event
+from darkroom.events import REQUESTED
 
 from darkroom_cli.client import Client
 from darkroom_cli.exits import DONE
@@ -62,8 +63,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def _event(wish: Wish) -> Event:
+def _event(wish: Wish) -> CloudEvent:
+    """Made with the public SDK, as a client of somebody else would."""
     data: dict[str, Any] = {"input": dict(wish.parameters)}
     if wish.model is not None:
         data["model"] = wish.model
-    return Event(id=secrets.token_hex(ID_BYTES), source=SOURCE, type=REQUESTED, data=data)
+    return CloudEvent({"id": secrets.token_hex(ID_BYTES), "source": SOURCE, "type": REQUESTED}, data)

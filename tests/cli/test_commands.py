@@ -30,7 +30,9 @@ def test_submit_sends_the_prompt_and_the_parameters_as_they_were_typed(stage: St
     assert darkroom([*arguments, *more], folder=tmp_path).returncode == 0
     ((method, path, body),) = stage.asked
     assert (method, path) == ("POST", "/")
-    assert json.loads(body) == {
+    event = json.loads(body)
+    assert event["type"] == "dev.darkroom.job.requested"
+    assert event["data"] == {
         "model": "sd",
         "input": {
             "prompt": "a lighthouse",
