@@ -25,6 +25,8 @@ CHUNK_BYTES = 256 * 1024
 
 _log = logger(__name__)
 
+_log = logger(__name__)
+
 
 class StoreUnavailable(TemporaryError):
     slug, title = "store-unavailable", "The object store does not answer"
@@ -62,7 +64,7 @@ class ArtifactStore:
         except AlreadyExistsError:
             return
         except Exception as error:
-            raise StoreUnavailable(f"the object store took no artifact: {error}") from error
+            raise _unavailable("the object store took no artifact", error) from error
 
     async def open(self, key: str) -> tuple[int, AsyncIterator[bytes]]:
         """The size in bytes of an object and its content in chunks. Raises NotFound, StoreUnavailable."""
@@ -73,7 +75,7 @@ class ArtifactStore:
         except DarkroomError:
             raise
         except Exception as error:
-            raise StoreUnavailable(f"the object store gave no artifact: {error}") from error
+            raise _unavailable("the object store gave no artifact", error) from error
         return found.meta["size"], _chunks(found)
 
     async def remove(self, folder: str) -> None:
@@ -92,6 +94,12 @@ class ArtifactStore:
         async for page in obstore.list(self._store, prefix=prefix):
             found += [item["path"] for item in page]
         return sorted(found)
+
+
+def _unavailable(detail: str, error: Exception) -> StoreUnavailable:
+    """The store's own words may name folders and hosts: they are for the log, not for callers."""
+    _log.warning("store_failed", detail=detail, error=str(error))
+    return StoreUnavailable(detail)
 
 
 async def _chunks(found: Any) -> AsyncIterator[bytes]:
