@@ -25,8 +25,6 @@ CHUNK_BYTES = 256 * 1024
 
 _log = logger(__name__)
 
-_log = logger(__name__)
-
 
 class StoreUnavailable(TemporaryError):
     slug, title = "store-unavailable", "The object store does not answer"
