@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -78,3 +81,31 @@ def test_a_path_that_was_told_can_be_fetched_by_whoever_was_told(system: System)
     done = system.shell(f"curl --fail --silent --show-error -o told.png '{job['output_paths'][0]}'")
     assert done.returncode == 0, done.stderr
     assert (system.folder / "told.png").stat().st_size == job["artifacts"][0]["size"]
+
+
+def readme_blocks(repository: Path) -> list[str]:
+    """The shell lines that the README has a newcomer type, block by block."""
+    return re.findall(r"```sh\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_curl_lines_of_the_readme_are_accepted_and_give_pictures(system: System, repository: Path) -> None:
+    lines = [
+        line
+        for block in readme_blocks(repository)
+        for line in re.split(r"\n(?=curl)", block.strip())
+        if line.startswith("curl")
+    ]
+    assert len(lines) == 3
+    for line in lines:
+        done = system.shell(line.replace("http://localhost:8000", system.url))
+        head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")
+        assert head.startswith("HTTP/1.1 202")
+        system.wait_for(json.loads(body)["job_id"], "completed")
+
+
+def test_the_submit_line_of_the_readme_gives_a_picture(system: System, repository: Path) -> None:
+    (line,) = (block.strip() for block in readme_blocks(repository) if "darkroom submit" in block)
+    _, *arguments = shlex.split(line)
+    done = system.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert (system.folder / done.stdout.split()[0]).read_bytes().startswith(b"\x89PNG")
