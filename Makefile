@@ -45,13 +45,13 @@ lock: ## Write requirements.lock from pyproject.toml; ARGS=--upgrade takes newer
 	  --output-file requirements.lock $(ARGS)
 
 bench-submit: setup ## Measure how many submissions one function process takes
-	@$(BIN)/python loadtest/bench_submit.py $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_submit $(ARGS)
 
 bench-latency: setup ## Measure how soon a job starts and how soon its end is told
-	@$(BIN)/python loadtest/bench_latency.py $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_latency $(ARGS)
 
 bench-worker: setup ## Measure what a worker adds to the engine's own time
-	@$(BIN)/python loadtest/bench_worker.py $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_worker $(ARGS)
 
 chaos: setup ## Kill everything while jobs run: none is lost or doubled; WITHOUT=reaper, say, must fail
 	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.chaos $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)

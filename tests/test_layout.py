@@ -49,7 +49,7 @@ def test_a_root_is_a_folder_and_no_package(root: str) -> None:
     assert not (ROOT / root / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("root", SOURCE_ROOTS)
+@pytest.mark.parametrize("root", [*SOURCE_ROOTS, "loadtest"])
 def test_a_source_root_holds_packages_and_no_loose_module(root: str) -> None:
     assert list((ROOT / root).glob("*.py")) == []
 

@@ -1,8 +1,8 @@
 """How soon a job starts, and how soon its end is told, when nothing else is to be done.
 
-All parts run, as on one machine: the functions behind one port, the courier, a worker with an engine that takes no time.
-A job is submitted and its socket opened as soon as its id is there; the time counts from before the submission. The
-baseline calls `.delay` of a Celery task that does nothing, and waits for its result on the Redis backend.
+All parts run, as on one machine: the functions behind one port, the courier, a worker with an engine that takes no
+time. A job is submitted and its socket opened as soon as its id is there; the time counts from before the submission.
+The baseline calls `.delay` of a Celery task that does nothing, and waits for its result on the Redis backend.
 """
 
 from __future__ import annotations

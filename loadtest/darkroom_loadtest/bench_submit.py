@@ -1,8 +1,8 @@
 """How many submissions one function process takes, and how long one takes at an ordinary rate.
 
 The same request, `POST /flux`, goes to the submit function, to the way of the systems before (`baselines.seed_submit`)
-and to a bare server with one write to Redis (`baselines.bare_submit`), in turn. The one that is measured has a processor
-core of its own; Redis and the generator share what is left.
+and to a bare server with one write to Redis (`baselines.bare_submit`), in turn. The one that is measured has a core of
+its own; Redis and the generator share what is left.
 """
 
 from __future__ import annotations
@@ -14,12 +14,22 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 
 from darkroom import transitions
 
 from darkroom_loadtest.figures import Figure, Goal, report
 from darkroom_loadtest.generator import Outcome, Plan
-from darkroom_loadtest.rig import SHOWN_CHARS, BenchmarkFailed, Cores, Rig, Server, on_cores, processor_s, run_benchmark
+from darkroom_loadtest.rig import (
+    SHOWN_CHARS,
+    BenchmarkFailed,
+    Cores,
+    Rig,
+    Server,
+    on_cores,
+    processor_s,
+    run_benchmark,
+)
 
 BENCH = "submit"
 
@@ -61,16 +71,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--requests", type=int, default=8000, help="in one run (default 8000)")
     parser.add_argument("--rate-seconds", type=float, default=4.0, help=f"of {RATE} requests a second (default 4)")
     options = parser.parse_args(arguments)
-    with on_cores(Cores.of_this_machine().others):
+    cores = Cores.of_this_machine()
+    with on_cores(cores.others):
         return run_benchmark(
-            lambda rig: measure(rig, runs=options.runs, requests=options.requests, rate_s=options.rate_seconds)
+            lambda rig: measure(rig, cores, runs=options.runs, requests=options.requests, rate_s=options.rate_seconds)
         )
 
 
-def measure(rig: Rig, *, runs: int, requests: int, rate_s: float) -> None:
+def measure(rig: Rig, cores: Cores, *, runs: int, requests: int, rate_s: float) -> None:
     """Everything, and the report of it. `rate_s` is how long a run of the open load takes, in seconds."""
     began = time.monotonic()
-    with on_cores(Cores.of_this_machine().measured):
+    with on_cores(cores.measured):
         ours = Side("darkroom", rig.serve("submit", "darkroom_functions.serve", "submit"))
         seed = Side("seed", rig.serve("seed", "baselines.seed_submit"))
         bare = Side("bare", rig.serve("bare", "baselines.bare_submit"))
@@ -84,12 +95,7 @@ def measure(rig: Rig, *, runs: int, requests: int, rate_s: float) -> None:
     figures = [
         Figure.ratio("submit_vs_seed", ours=ours.per_s, baseline=seed.per_s, goal=Goal(least=2)),
         Figure.ratio("submit_vs_limit", ours=ours.per_s, baseline=bare.per_s, goal=Goal(least=0.6)),
-        Figure(
-            name=f"submit_p95_ms_at_{RATE}rps",
-            unit="ms",
-            runs=ours.p95_ms,
-            goal=Goal(most=50),
-        ),
+        Figure(name=f"submit_p95_ms_at_{RATE}rps", unit="ms", runs=ours.p95_ms, goal=Goal(most=50)),
         Figure(name=f"seed_p95_ms_at_{RATE}rps", unit="ms", runs=seed.p95_ms),
         *(Figure(name=f"{side.name}_submissions", unit="1/s", runs=side.per_s) for side in (ours, seed, bare)),
     ]
@@ -140,7 +146,7 @@ def _clear(rig: Rig) -> None:
 
 def _shares(side: Side) -> str:
     """Who was busy: the figure is the server's own only while the others had time left."""
-    busy, redis, generator = (sorted(runs)[len(runs) // 2] for runs in (side.busy, side.redis_busy, side.generator_busy))
+    busy, redis, generator = (median(runs) for runs in (side.busy, side.redis_busy, side.generator_busy))
     verdict = "" if busy >= BUSY else "  (it waited: for the others, or for its core)"
     return (
         f"{side.name:9} used {busy:4.0%} of its core; Redis {redis:4.0%} and the generator {generator:4.0%} of theirs"

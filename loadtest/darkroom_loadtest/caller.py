@@ -1,5 +1,6 @@
-"""A caller of darkroom that takes next to no time itself: it submits over one connection that stays open, and waits on a
-WebSocket until its job has ended. What it measures is the system, not a client library.
+"""A caller of darkroom that takes next to no time itself, so that the system is measured and no client library.
+
+It submits over one connection that stays open, and waits on a WebSocket until its job has ended.
 """
 
 from __future__ import annotations

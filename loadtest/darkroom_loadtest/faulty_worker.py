@@ -44,21 +44,21 @@ def _shorten_lease(lease_ms: int) -> None:
 def _mark_parent() -> None:
     from darkroom.jobs import is_job_id
     from darkroom_worker.attempt import Attempt
-    from kombu.transport.redis import QoS
+    from kombu.transport.virtual import Transport
 
-    append, acknowledge = QoS.append, Attempt.acknowledge
+    deliver, acknowledge = Transport._deliver, Attempt.acknowledge
 
-    def marked_append(self: Any, message: Any, delivery_tag: str) -> None:
-        job_id = str(delivery_tag).partition(":")[0]
+    def marked_deliver(self: Any, message: Any, queue: str) -> None:
+        job_id = str(message["properties"]["delivery_tag"]).partition(":")[0]
         if is_job_id(job_id):
             pass_point(Point.POPPED, job_id)
-        append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+        deliver(self, message, queue)  # type: ignore[no-untyped-call]
 
     def marked_acknowledge(self: Attempt) -> None:
         pass_point(Point.ACKNOWLEDGING, self.id)
         acknowledge(self)
 
-    QoS.append = marked_append  # type: ignore[method-assign]
+    Transport._deliver = marked_deliver  # type: ignore[method-assign]
     Attempt.acknowledge = marked_acknowledge  # type: ignore[method-assign]
 
 

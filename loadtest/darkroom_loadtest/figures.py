@@ -35,7 +35,7 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure. `ours` and `baseline` are the runs that it comes from, where it is a ratio: only the table shows them."""
+    """One figure. Where it is a ratio, `ours` and `baseline` are what it comes from: only the table shows them."""
 
     name: str
     unit: str

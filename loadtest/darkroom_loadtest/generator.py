@@ -3,8 +3,8 @@
 `bench_submit` starts it with a `Plan` as JSON and reads an `Outcome`. Two ways of load:
 
 - closed: each connection sends its next request when the answer to the last has come;
-- open (`rate`): requests are due at even intervals whatever the server does, and each one's time counts from when it was
-  due, so that a server which stalls is charged for those that it held up (no coordinated omission).
+- open (`rate`): requests are due at even intervals whatever the server does, and each one's time counts from when it
+  was due, so that a server which stalls is charged for those that it held up (no coordinated omission).
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ LENGTH = b"content-length: "
 
 @dataclass(frozen=True)
 class Plan:
-    """What is sent, and how: `requests` in all, but none after `limit_s` seconds. `rate`, in requests a second, is for
-    the open way."""
+    """What is sent, and how: `requests` in all, but none after `limit_s` seconds. `rate` is in requests a second."""
 
     port: int
     path: str

@@ -1,7 +1,7 @@
 """The rig: all that a benchmark starts, in a folder of its own, and ends again however it ends itself.
 
-Processes are started as `darkroom up` starts them (`darkroom_cli.processes`): each in a session of its own, ended by its
-own pid, with what it started in turn. Redis listens on a free port, with its append-only file synced every second.
+Processes are started as `darkroom up` starts them (`darkroom_cli.processes`): each in a session of its own, ended by
+its own pid, with what it started in turn. Redis listens on a free port, its append-only file synced every second.
 """
 
 from __future__ import annotations
@@ -150,10 +150,10 @@ class Rig:
                 raise BenchmarkFailed(f"{what.program.name} is not ready:\n{said}")
             time.sleep(POLL_S)
 
-    def start_worker(self, pool: str) -> Process:
+    def start_worker(self, pool: str, *, own: Mapping[str, str] | None = None) -> Process:
         """Start a worker of ours and wait until the ledger knows that it is ready."""
         self.ledger.run(transitions.announce(pool, models=[pool]))
-        worker = self.start("worker", "darkroom_worker", own={"DARKROOM_POOL": pool})
+        worker = self.start("worker", "darkroom_worker", own={"DARKROOM_POOL": pool, **(own or {})})
         self.wait(lambda: WorkerState.READY.value in self._worker_states(), what=worker)
         return worker
 

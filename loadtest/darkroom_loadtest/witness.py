@@ -137,7 +137,8 @@ class Witness:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._callers.add(writer)
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
+        # A task of a stream that was cancelled, by a Ctrl-C say, would be reported as a fault.
+        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             while not self._closing.is_set():
                 _, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
                 headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from darkroom import transitions
 from darkroom.errors import DarkroomError, KeyReused, LedgerUnavailable, NoPool
-from darkroom.group_commit import MOST_TOGETHER, GroupCommit
+from darkroom.group_commit import MOST_TOGETHER, ROUND_TRIPS, GroupCommit
 from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.transitions import Accepted, Call, Submission
 
@@ -72,23 +72,38 @@ async def test_a_lone_caller_waits_for_nobody(jobs: TimedJobs, ledger: Listening
 async def test_callers_that_come_together_share_a_round_trip(
     jobs: TimedJobs, ledger: ListeningLedger, commits: Commits
 ) -> None:
-    submissions = [jobs.submission() for _ in range(20)]
+    submissions = [jobs.submission() for _ in range(MOST_TOGETHER)]
     answers = await asyncio.gather(*(commits.run(accepting(job)) for job in submissions))
     assert answers == [Accepted(job.job_id, START_MS, repeated=False) for job in submissions]
-    assert ledger.groups == [20]
+    assert ledger.groups == [MOST_TOGETHER]
 
 
-async def test_those_who_come_during_a_round_trip_share_the_next(
+async def test_those_who_come_while_all_round_trips_are_on_their_way_share_the_next(
     jobs: TimedJobs, ledger: ListeningLedger, commits: Commits
 ) -> None:
     ledger.may_go.clear()
-    first = asyncio.create_task(commits.run(accepting(jobs.submission())))
-    await until_asked(ledger, 1)
+    first: list[asyncio.Task[Any]] = []
+    for trip in range(1, ROUND_TRIPS + 1):
+        first.append(asyncio.create_task(commits.run(accepting(jobs.submission()))))
+        await until_asked(ledger, trip)
     others = [asyncio.create_task(commits.run(accepting(jobs.submission()))) for _ in range(5)]
     await asyncio.sleep(0)
+    assert ledger.groups == [1] * ROUND_TRIPS
     ledger.may_go.set()
-    await asyncio.gather(first, *others)
-    assert ledger.groups == [1, 5]
+    await asyncio.gather(*first, *others)
+    assert ledger.groups == [1] * ROUND_TRIPS + [5]
+
+
+async def test_a_caller_that_comes_as_the_last_round_trip_ends_is_served(
+    jobs: TimedJobs, ledger: ListeningLedger, commits: Commits
+) -> None:
+    async def two_in_turn() -> None:
+        for _ in range(2):
+            assert isinstance(await commits.run(accepting(jobs.submission())), Accepted)
+
+    async with asyncio.timeout(PATIENCE_S):
+        for _ in range(20):
+            await asyncio.gather(*(two_in_turn() for _ in range(ROUND_TRIPS * MOST_TOGETHER)))
 
 
 async def test_no_round_trip_is_longer_than_the_most(

@@ -1,0 +1,191 @@
+"""The benchmarks in their shortest form: each runs, prints its table, writes its file, and leaves nothing behind.
+
+How fast anything is is no matter of tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from baselines import task
+from darkroom.models import Catalogue
+from darkroom.settings import load
+from darkroom_loadtest.figures import Figure, Goal, percentile, table
+from darkroom_loadtest.generator import Load, Plan
+from darkroom_worker.celery_app import configuration
+from darkroom_worker.settings import WorkerSettings
+
+from tests.parts import free_port
+from tests.waiting import eventually
+
+DEADLINE_S = 300
+
+SHORT: Mapping[str, tuple[str, ...]] = {
+    "submit": ("--runs=1", "--requests=64", "--rate-seconds=0.1"),
+    "latency": ("--runs=1", "--jobs=3"),
+    "worker": ("--runs=1", "--jobs=10", "--engine-seconds=0.2"),
+}
+
+FIGURES: Mapping[str, set[str]] = {
+    "submit": {"submit_vs_seed", "submit_vs_limit", "submit_p95_ms_at_200rps"},
+    "latency": {"latency_start_p50_ms", "latency_ws_p50_ms", "latency_ws_p99_ms", "latency_vs_celery"},
+    "worker": {"worker_overhead_vs_celery_task", "engine_overhead_percent"},
+}
+"""Those of each benchmark that have a name to keep; there may be more."""
+
+
+class Benchmark:
+    """A benchmark's process, in a folder of its own that all its processes name in their environment."""
+
+    def __init__(self, name: str, folder: Path, repository: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        roots = ("core", "functions", "worker-images", "cli", "loadtest")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"darkroom_loadtest.bench_{name}", *SHORT[name]],
+            cwd=folder,
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": os.pathsep.join(str(repository / root) for root in roots),
+                "TMPDIR": str(self.temporary),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit status, and what it printed."""
+        said, _ = self._process.communicate(timeout=DEADLINE_S)
+        return self._process.returncode, said
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        self._process.send_signal(signal.SIGINT)
+
+    def processes(self) -> list[int]:
+        """Of all that it started, what still runs."""
+        mark = f"TMPDIR={self.temporary}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:
+                continue  # gone since, or not ours
+        return [pid for pid in found if pid != self._process.pid]
+
+    def left(self) -> list[object]:
+        """What it left behind."""
+        return [*self.processes(), *self.temporary.iterdir()]
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_benchmark_prints_its_figures_writes_them_and_leaves_nothing(
+    name: str, tmp_path: Path, repository: Path
+) -> None:
+    benchmark = Benchmark(name, tmp_path, repository)
+
+    status, said = benchmark.wait()
+
+    assert status == 0, said
+    written = json.loads((tmp_path / ".bench" / f"{name}.json").read_text())
+    assert set(written) == {"bench", "machine", "figures"}
+    assert written["bench"] == name
+    assert "Python" in written["machine"]
+    figures: list[dict[str, Any]] = written["figures"]
+    assert {figure["name"] for figure in figures} >= FIGURES[name]
+    for figure in figures:
+        assert set(figure) == {"name", "value", "unit", "runs"}
+        assert isinstance(figure["value"], float)
+        assert figure["runs"]
+        assert figure["name"] in said
+    assert benchmark.left() == []
+
+
+def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path, repository: Path) -> None:
+    benchmark = Benchmark("worker", tmp_path, repository)
+    eventually(lambda: len(benchmark.processes()) > 1, what="Redis and a worker")
+
+    benchmark.interrupt()
+    status, said = benchmark.wait()
+
+    assert (status, "interrupted" in said) == (130, True), said
+    assert benchmark.left() == []
+
+
+def test_the_baseline_worker_acknowledges_takes_and_runs_as_ours_does(
+    monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    monkeypatch.setenv("DARKROOM_REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("DARKROOM_STORE", "file:///nowhere")
+    monkeypatch.setenv("DARKROOM_POOL", "instant")
+    (model,) = (model for model in Catalogue.load([repository / "loadtest" / "models"]) if model.pool == "instant")
+    ours = configuration(load(WorkerSettings), (model,))
+    assert {name: ours[name] for name in task.WORKER_SETTINGS} == task.WORKER_SETTINGS
+
+
+def test_a_ratio_is_the_median_of_neighbours_and_shows_what_it_comes_from() -> None:
+    figure = Figure.ratio("a_vs_b", ours=[10.0, 30.0, 80.0], baseline=[10.0, 10.0, 20.0], goal=Goal(least=2))
+    assert (figure.value, list(figure.runs)) == (3.0, [1.0, 3.0, 4.0])
+    assert table([figure]).splitlines()[-1].split() == ["a_vs_b", "30", "10", "3", "≥", "2", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "value", "is_met"),
+    [
+        (Goal(least=2), 2.0, True),
+        (Goal(least=2), 1.99, False),
+        (Goal(most=10), 10.0, True),
+        (Goal(most=10), 10.1, False),
+    ],
+    ids=str,
+)
+def test_a_goal_is_met_at_its_limit(goal: Goal, value: float, is_met: bool) -> None:
+    assert goal.is_met(value) is is_met
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(50, 50.0), (95, 95.0), (99, 99.0), (100, 100.0), (1, 1.0)])
+def test_a_percentile_is_the_value_that_so_many_do_not_exceed(percent: float, expected: float) -> None:
+    assert percentile([float(value) for value in range(100, 0, -1)], percent) == expected
+
+
+async def test_requests_that_a_stalled_server_holds_up_are_charged_to_it() -> None:
+    """All were due in a tenth of a second, and none is answered before a second has passed."""
+    answer = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\n{}"
+    go_on = asyncio.Event()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(asyncio.IncompleteReadError):  # the client has closed
+            while await reader.readuntil(b"\r\n\r\n"):
+                await reader.readexactly(2)
+                await go_on.wait()
+                writer.write(answer)
+
+    port = free_port()
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    plan = Plan(port=port, path="/", body="{}", connections=2, requests=20, limit_s=10, rate=200)
+    loading = asyncio.create_task(Load(plan).run())
+    await asyncio.sleep(1)
+    go_on.set()
+    outcome = await loading
+    server.close()
+    for writer in writers:
+        writer.close()
+    assert (outcome.answered, outcome.refused) == (20, 0)
+    assert outcome.p50_ms >= 900
