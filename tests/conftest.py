@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,14 @@ import pytest
 from tests.databases import Database, DatabaseKind, PostgresDatabase, SqliteDatabase
 from tests.postgres_server import PostgresServer, programs
 from tests.redis_server import RedisKind, RedisServer, binary_of
+
+
+def pytest_configure() -> None:
+    """What a run in the background ignores (a shell's `&`, nohup), all that the tests start would ignore as well."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
 
 RedisServers = Callable[[RedisKind], RedisServer]
 """Gives the session's server of a kind, started at the first call."""
