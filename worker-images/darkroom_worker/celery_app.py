@@ -79,7 +79,9 @@ def make_app(settings: WorkerSettings, models: tuple[Model, ...], worker_name: s
     app.conf.update(configuration(settings, models))
     app.register_task(RunJob())
     signals.setup_logging.connect(_configure_logs, weak=False, dispatch_uid="darkroom-logs")
-    signals.worker_ready.connect(lambda **_: collector.spare_what_is_loaded(), weak=False, dispatch_uid="darkroom-ready")
+    signals.worker_ready.connect(
+        lambda **_: collector.spare_what_is_loaded(), weak=False, dispatch_uid="darkroom-ready"
+    )
     signals.worker_process_init.connect(lambda **_: _open(app), weak=False, dispatch_uid="darkroom-open")
     signals.worker_process_shutdown.connect(lambda **_: app.runner.close(), weak=False, dispatch_uid="darkroom-close")
     return app
@@ -93,8 +95,8 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
         "broker_transport_options": {
             **queues.transport_options(settings.namespace, settings.pool),
             **CONNECTION_OPTIONS,
-            # What was taken is remembered in this process alone. kombu would also write it into `unacked`, and out of it:
-            # two more round trips a job, for a visibility timeout that recovers nothing here (`lua/sweep.lua` and
+            # What was taken is remembered in this process alone. kombu would also write it into `unacked`, and out of
+            # it: two more round trips a job, for a visibility timeout that recovers nothing here (`lua/sweep.lua` and
             # `reap.lua` do). And of a message that a full Redis refused to take in there, nothing would be left.
             "ack_emulation": False,
         },
@@ -122,8 +124,8 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
         # With the default of 4 s a replaced child that loads longer is killed again and again. The models of a pool
         # load one after another.
         "worker_proc_alive_timeout": START_ALLOWANCE_S + sum(model.load_timeout_s for model in models),
-        # Flower switches them on while it runs (its option `enable_events`); before, nobody would read them, and telling
-        # three of every job took the parent as long as all else.
+        # Flower switches them on while it runs (its option `enable_events`); before, nobody would read them, and
+        # telling three of every job took the parent as long as all else.
         "worker_send_task_events": False,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,

@@ -35,10 +35,10 @@ class GatheringConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
             self._tell_at = now + TELL_EVENTS_EVERY_S
             self.hub.call_later(TELL_EVENTS_EVERY_S, self._flush_events)
 
-    def shutdown(self) -> None:
-        """What is still to be told is told."""
+    def stop(self) -> None:
+        """What is still to be told is told, before the connection goes."""
         self._flush_events()
-        super().shutdown()
+        super().stop()
 
 
 class Channel(kombu_redis.Channel):
