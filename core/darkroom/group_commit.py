@@ -1,7 +1,7 @@
 """Submissions that arrive together share a round trip to Redis.
 
-While as many round trips as may be are on their way, callers gather for the next; nobody waits for a timer, so a lone
-caller loses nothing. Each keeps its own answer and its own failure.
+While one round trip is on its way, callers gather for the next; nobody waits for a timer, so a lone caller loses
+nothing. Each keeps its own answer and its own failure, and all are taken in the order in which they came.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from darkroom.transitions import Call
 
 T = TypeVar("T")
 
-ROUND_TRIPS = 2
-"""On their way at one time: Redis works on one while answers of the other are handed out. More gained nothing."""
-
 MOST_TOGETHER = 16
-"""Calls in one round trip: about 1 ms of Redis' time. With more, all wait while Redis works, and it then for them."""
+"""Calls in one round trip: about 1 ms of Redis' time. With 64 a whole crowd waited for Redis, and then it for them."""
 
 _TOO_SLOW = "the queue broker does not answer in time"
 
@@ -32,18 +29,14 @@ class GroupCommit(Generic[T]):
         self._ledger = ledger
         self._patience_s = patience_s
         self._waiting: list[tuple[Call[T], asyncio.Future[T]]] = []
-        self._on_the_way = 0
-        self._flushers: set[asyncio.Task[None]] = set()
+        self._flusher: asyncio.Task[None] | None = None
 
     async def run(self, call: Call[T]) -> T:
         """The answer of `call`; raises as `AsyncLedger.run` does."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, answer))
-        if self._on_the_way < ROUND_TRIPS:
-            self._on_the_way += 1
-            flusher = asyncio.create_task(self._flush())
-            self._flushers.add(flusher)  # a task that nobody has may vanish
-            flusher.add_done_callback(self._flushers.discard)
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
         return await answer
 
     async def _flush(self) -> None:
@@ -52,7 +45,7 @@ class GroupCommit(Generic[T]):
                 group, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
                 await self._run_group(group)
         finally:
-            self._on_the_way -= 1
+            self._flusher = None
 
     async def _run_group(self, group: list[tuple[Call[T], asyncio.Future[T]]]) -> None:
         try:

@@ -222,11 +222,11 @@ def accept(
     """
     message = queues.build_message(job_id=job.job_id, pool=job.pool, event=dict(job.event), traceparent=job.traceparent)
 
-    def decode(reply: list[bytes]) -> Accepted | DarkroomError:
-        answer = reply[0].decode()
+    def decode(reply: bytes) -> Accepted | DarkroomError:
+        answer, *about = reply.decode().split(" ")
         if answer in {"accepted", "repeated"}:
-            return Accepted(reply[1].decode(), int(reply[2]), repeated=answer == "repeated")
-        return _refusal(answer, reply, job)
+            return Accepted(about[0], int(about[1]), repeated=answer == "repeated")
+        return _refusal(answer, about, job)
 
     return _call(
         "accept",
@@ -255,17 +255,17 @@ def accept(
     )
 
 
-def _refusal(answer: str, reply: list[bytes], job: Submission) -> DarkroomError:
+def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
     match answer:
         case "no_pool":
             return NoPool(f"no worker pool {job.pool!r} has been announced for model {job.model!r}", retry_after=30)
         case "backlog_full":
-            wait = min(max(int(reply[2]), 1), 600)
-            return BacklogFull(f"{int(reply[1])} jobs wait in pool {job.pool!r}", retry_after=wait)
+            wait = min(max(int(about[1]), 1), 600)
+            return BacklogFull(f"{about[0]} jobs wait in pool {job.pool!r}", retry_after=wait)
         case "memory_high":
             return MemoryHigh("the queue broker's memory is nearly used up; nothing was stored", retry_after=10)
         case "key_reused":
-            return KeyReused(f"this idempotency key came before, with another body, for job {reply[1].decode()}")
+            return KeyReused(f"this idempotency key came before, with another body, for job {about[0]}")
         case "no_dead_letter":
             return NotFound(f"job {job.redrive_of} is no dead letter")
         case "conflict":

@@ -47,7 +47,9 @@ def build(name: str) -> Starlette:
     for route in app.router.routes:
         if isinstance(route, Route):
             route.methods = None  # the framework's list names all that it knows, and not what the function takes
-    app.router.routes[:0] = [*health.routes_for(app), *getattr(module, "routes", [])]
+    # The framework's last route takes every path; those before it take some of them, to no other end.
+    everything = app.router.routes[-1]
+    app.router.routes[:] = [*health.routes_for(app), *getattr(module, "routes", []), everything]
     app.router.lifespan_context = module.lifespan
     app.exception_handlers.update(_translations())
     # In place of the framework's own: a catch-all that answers plain text, and ids for the logs of Google's cloud.

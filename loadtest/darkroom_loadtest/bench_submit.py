@@ -45,7 +45,7 @@ RATE = 200
 
 RATE_CONNECTIONS = 64
 
-RUN_LIMIT_S = 8.0
+RUN_LIMIT_S = 7.0
 """A run ends then, with what it has: five runs of three sides stay below three minutes on a slow machine too."""
 
 BUSY = 0.9
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-submit", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="of each side (default 5)")
     parser.add_argument("--requests", type=int, default=8000, help="in one run (default 8000)")
-    parser.add_argument("--rate-seconds", type=float, default=4.0, help=f"of {RATE} requests a second (default 4)")
+    parser.add_argument("--rate-seconds", type=float, default=3.0, help=f"of {RATE} requests a second (default 3)")
     options = parser.parse_args(arguments)
     cores = Cores.of_this_machine()
     with on_cores(cores.others):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from darkroom import transitions
 from darkroom.errors import DarkroomError, KeyReused, LedgerUnavailable, NoPool
-from darkroom.group_commit import MOST_TOGETHER, ROUND_TRIPS, GroupCommit
+from darkroom.group_commit import MOST_TOGETHER, GroupCommit
 from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.transitions import Accepted, Call, Submission
 
@@ -78,20 +78,17 @@ async def test_callers_that_come_together_share_a_round_trip(
     assert ledger.groups == [MOST_TOGETHER]
 
 
-async def test_those_who_come_while_all_round_trips_are_on_their_way_share_the_next(
+async def test_those_who_come_during_a_round_trip_share_the_next(
     jobs: TimedJobs, ledger: ListeningLedger, commits: Commits
 ) -> None:
     ledger.may_go.clear()
-    first: list[asyncio.Task[Any]] = []
-    for trip in range(1, ROUND_TRIPS + 1):
-        first.append(asyncio.create_task(commits.run(accepting(jobs.submission()))))
-        await until_asked(ledger, trip)
+    first = asyncio.create_task(commits.run(accepting(jobs.submission())))
+    await until_asked(ledger, 1)
     others = [asyncio.create_task(commits.run(accepting(jobs.submission()))) for _ in range(5)]
     await asyncio.sleep(0)
-    assert ledger.groups == [1] * ROUND_TRIPS
     ledger.may_go.set()
-    await asyncio.gather(*first, *others)
-    assert ledger.groups == [1] * ROUND_TRIPS + [5]
+    await asyncio.gather(first, *others)
+    assert ledger.groups == [1, 5]
 
 
 async def test_a_caller_that_comes_as_the_last_round_trip_ends_is_served(
@@ -103,7 +100,7 @@ async def test_a_caller_that_comes_as_the_last_round_trip_ends_is_served(
 
     async with asyncio.timeout(PATIENCE_S):
         for _ in range(20):
-            await asyncio.gather(*(two_in_turn() for _ in range(ROUND_TRIPS * MOST_TOGETHER)))
+            await asyncio.gather(*(two_in_turn() for _ in range(MOST_TOGETHER)))
 
 
 async def test_no_round_trip_is_longer_than_the_most(
@@ -115,12 +112,11 @@ async def test_no_round_trip_is_longer_than_the_most(
     assert len({answer.job_id for answer in answers if isinstance(answer, Accepted)}) == count
 
 
-async def test_jobs_of_one_round_trip_are_queued_in_the_order_of_their_callers(
-    jobs: TimedJobs, commits: Commits
-) -> None:
-    submissions = [jobs.submission() for _ in range(10)]
+async def test_jobs_are_queued_in_the_order_of_their_callers(jobs: TimedJobs, commits: Commits) -> None:
+    submissions = [jobs.submission() for _ in range(2 * MOST_TOGETHER + 10)]
     await asyncio.gather(*(commits.run(accepting(job)) for job in submissions))
-    assert [jobs.record(job.job_id).place for job in submissions] == list(range(1, 11))
+    places = [jobs.record(job.job_id).place for job in submissions]
+    assert places == list(range(1, len(submissions) + 1))
 
 
 async def test_each_caller_gets_its_own_answer_or_failure(jobs: TimedJobs, commits: Commits) -> None:

@@ -1,21 +1,22 @@
 -- accept: – → pending, by submit, and by jobs for a dead letter (`redrive_of`), which is one no more in the same step and
 -- is redriven once. Order of checks: same job id, redriven before, idempotency key, pool, back-pressure, memory. A refusal
--- stores nothing. The first write is one that Redis refuses at `maxmemory`, so a full Redis refuses it whole.
+-- stores nothing. The first write is one that Redis refuses at `maxmemory`, so a full Redis refuses it whole. Answers a
+-- word and what belongs to it, blanks between: one string, since submit reads thousands a second.
 local key = job_key(a.job)
 
 local first = redis.call('HMGET', key, 'tenant', 'created')
 if first[1] then
-  if first[1] ~= a.tenant then return {'conflict'} end
-  return {'repeated', a.job, first[2]}
+  if first[1] ~= a.tenant then return 'conflict' end
+  return 'repeated ' .. a.job .. ' ' .. first[2]
 end
 
 if a.redrive_of then
   local letter = redis.call('HMGET', job_key(a.redrive_of), 'tenant', 'redriven_as')
-  if letter[1] ~= a.tenant then return {'no_dead_letter'} end
+  if letter[1] ~= a.tenant then return 'no_dead_letter' end
   if letter[2] then
-    return {'repeated', letter[2], redis.call('HGET', job_key(letter[2]), 'created') or tostring(now)}
+    return 'repeated ' .. letter[2] .. ' ' .. (redis.call('HGET', job_key(letter[2]), 'created') or now)
   end
-  if not redis.call('ZSCORE', dead_key(a.tenant), a.redrive_of) then return {'no_dead_letter'} end
+  if not redis.call('ZSCORE', dead_key(a.tenant), a.redrive_of) then return 'no_dead_letter' end
 end
 
 local idem
@@ -24,22 +25,22 @@ if a.idempotency_key then
   local earlier = redis.call('GET', idem)
   if earlier then
     local id, fingerprint = string.match(earlier, '^(%S+) (%S+)$')
-    if fingerprint ~= a.fingerprint then return {'key_reused', id} end
-    return {'repeated', id, redis.call('HGET', job_key(id), 'created') or tostring(now)}
+    if fingerprint ~= a.fingerprint then return 'key_reused ' .. id end
+    return 'repeated ' .. id .. ' ' .. (redis.call('HGET', job_key(id), 'created') or now)
   end
 end
 
 local pool = a.pool
-if redis.call('EXISTS', pool_key(pool)) == 0 then return {'no_pool'} end
+if redis.call('EXISTS', pool_key(pool)) == 0 then return 'no_pool' end
 
 local queued = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool))
 local backlog = queued + redis.call('ZCARD', due_key(pool))
 if backlog >= tonumber(a.backlog_limit) then
   -- How long until there is room again, by the pool's measured time between two ends; a minute while nothing is known.
   local interval = tonumber(redis.call('HGET', pool_key(pool), 'end_interval') or 60000)
-  return {'backlog_full', tostring(backlog), tostring(math.ceil((backlog - a.backlog_limit + 1) * interval / 1000))}
+  return 'backlog_full ' .. backlog .. ' ' .. math.ceil((backlog - a.backlog_limit + 1) * interval / 1000)
 end
-if a.memory_high then return {'memory_high'} end
+if a.memory_high then return 'memory_high' end
 
 redis.call('HSET', key,
   'v', a.v, 'id', a.job, 'tenant', a.tenant, 'model', a.model, 'pool', pool, 'state', 'pending', 'input', a.input,
@@ -65,4 +66,4 @@ log(a.job, 'accepted', 'pending', a.accepted)
 redis.call('ZADD', waiting_key(pool), string.format('%.0f', order), a.job)
 dispatch(pool)
 if queued == 0 then redis.call('PUBLISH', wake_channel, 'backlog ' .. pool) end
-return {'accepted', a.job, tostring(now)}
+return 'accepted ' .. a.job .. ' ' .. now
