@@ -38,6 +38,9 @@ CONNECTION_OPTIONS: dict[str, Any] = {
 START_ALLOWANCE_S = 60
 """For the child's interpreter and the libraries of its engines, before the models load."""
 
+COLLECT_EVERY = 10_000
+"""Objects that the parent makes before garbage is looked for among them: a few megabytes at most."""
+
 QUIET_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
 """Two lines a job, of which ours (`run.py`) say more."""
 
@@ -79,9 +82,7 @@ def make_app(settings: WorkerSettings, models: tuple[Model, ...], worker_name: s
     app.conf.update(configuration(settings, models))
     app.register_task(RunJob())
     signals.setup_logging.connect(_configure_logs, weak=False, dispatch_uid="darkroom-logs")
-    signals.worker_ready.connect(
-        lambda **_: collector.spare_what_is_loaded(), weak=False, dispatch_uid="darkroom-ready"
-    )
+    signals.worker_ready.connect(_settle, weak=False, dispatch_uid="darkroom-ready")
     signals.worker_process_init.connect(lambda **_: _open(app), weak=False, dispatch_uid="darkroom-open")
     signals.worker_process_shutdown.connect(lambda **_: app.runner.close(), weak=False, dispatch_uid="darkroom-close")
     return app
@@ -151,6 +152,11 @@ def _configure_logs(**_: object) -> None:
     of_processes.handlers.clear()
     of_processes.propagate = True
     of_processes.setLevel(logging.WARNING)
+
+
+def _settle(**_: object) -> None:
+    """The parent has loaded everything. Its garbage is small and may wait; that of a child may hold a GPU's memory."""
+    collector.spare_what_is_loaded(look_every=COLLECT_EVERY)
 
 
 def _open(app: WorkerApp) -> None:
