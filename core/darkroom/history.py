@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import SecretStr
 from sqlalchemy import ColumnElement, Row, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from darkroom.errors import Gone, HistoryUnavailable, SettingError
@@ -33,6 +33,9 @@ from darkroom.times import iso
 CONNECT_LIMIT_S = 3.0
 LOCK_LIMIT_S = 3.0
 """How long SQLite waits for another writer; a batch takes it some ten milliseconds."""
+
+LOCK_PAUSE_S = 0.05
+"""Between two tries for the lock of a file that somebody else changes."""
 
 LIMIT_S = 6.0
 """A transaction takes no longer, or the database is as good as away. More than the above, less than callers wait."""
@@ -222,8 +225,8 @@ class History:
         """
         async with self._transaction(limit_s=None) as connection:
             if self._is_file:
-                await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                await _when_free(connection, "PRAGMA journal_mode=WAL")
+                await _when_free(connection, "BEGIN IMMEDIATE")
             else:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
             yield connection
@@ -255,6 +258,19 @@ class History:
     def _insert(self) -> Any:
         """SQLAlchemy's two inserts that know of conflicts have no common type."""
         return sqlite.insert(jobs) if self._is_file else postgresql.insert(jobs)
+
+
+async def _when_free(connection: AsyncConnection, statement: str) -> None:
+    """SQLite's own patience ends after LOCK_LIMIT_S, and a change of the journal's mode has none at all."""
+    while True:
+        try:
+            await connection.exec_driver_sql(statement)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:  # the rest says why it is busy
+                raise
+            await asyncio.sleep(LOCK_PAUSE_S)
+        else:
+            return
 
 
 def _is_job() -> ColumnElement[bool]:

@@ -119,7 +119,12 @@ FULL = Plan(
     limit_s=360,
     patience_s=150,
     redis_away=((70, 21), (150, 21)),
-    sink_failures=(Failure(15, 20, Way.FORGETS), Failure(105, 20, Way.REFUSES), Failure(180, 20, Way.HANGS)),
+    sink_failures=(
+        Failure(15, 60, Way.FORGETS),
+        Failure(105, 30, Way.CLOSED),
+        Failure(135, 30, Way.REFUSES),
+        Failure(180, 60, Way.HANGS),
+    ),
     functions_killed=(10, 98, 176),
     couriers_killed=(30, 130, 190),
 )
@@ -135,7 +140,12 @@ SHORT = Plan(
     limit_s=150,
     patience_s=60,
     redis_away=((14, 6),),
-    sink_failures=(Failure(3, 3, Way.FORGETS), Failure(9, 3, Way.REFUSES), Failure(24, 3, Way.HANGS)),
+    sink_failures=(
+        Failure(3, 3, Way.FORGETS),
+        Failure(7, 2, Way.CLOSED),
+        Failure(9, 3, Way.REFUSES),
+        Failure(24, 3, Way.HANGS),
+    ),
     functions_killed=(8,),
     couriers_killed=(11, 28),
     courier=SHORT_COURIER,
@@ -307,9 +317,9 @@ class Storm:
     async def _fail_sink(self) -> None:
         for failure in self._plan.sink_failures:
             await self._until(failure.at_s)
-            self.witness.failing = failure.way
+            await self.witness.fail(failure.way)
             await asyncio.sleep(failure.for_s)
-            self.witness.failing = None
+            await self.witness.fail(None)
 
     async def _kill_functions(self) -> None:
         for at_s in self._plan.functions_killed:

@@ -37,8 +37,9 @@ HANG_S = 60.0
 
 
 class Way(StrEnum):
-    """How the sink fails: it answers 503, it does not answer, or it answers 202 and forgets."""
+    """How the sink fails: nobody listens, it answers 503, it does not answer, or it answers 202 and forgets."""
 
+    CLOSED = "closed"
     REFUSES = "refuses"
     HANGS = "hangs"
     FORGETS = "forgets"
@@ -53,13 +54,14 @@ class Witness:
         self.told: set[str] = set()
         self.shown: set[str] = set()
         self.ends: defaultdict[str, set[End]] = defaultdict(set)
-        self.failing: Way | None = None
+        self._failing: Way | None = None
         self.refused_submissions = 0
         self.untold_posts = 0
         self._unfollowed: list[str] = []
         self._client = httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S)
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._port = 0
         self._callers: set[asyncio.StreamWriter] = set()
         self._closing = asyncio.Event()
 
@@ -74,12 +76,7 @@ class Witness:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None:
-            self._server.close()
-        while self._callers:
-            for writer in self._callers:
-                writer.close()
-            await asyncio.sleep(POLL_S)
+        await self._stop_listening()
         await self._client.aclose()
 
     # -- submitting ----------------------------------------------------------------------------------------------------
@@ -133,7 +130,24 @@ class Witness:
 
     async def serve_sink(self, port: int) -> None:
         """Listen where the courier posts."""
+        self._port = port
         self._server = await asyncio.start_server(self._converse, "127.0.0.1", port)
+
+    async def fail(self, way: Way | None) -> None:
+        """From now on the sink fails in this way, or in none."""
+        was, self._failing = self._failing, way
+        if way is Way.CLOSED:
+            await self._stop_listening()
+        elif was is Way.CLOSED:
+            await self.serve_sink(self._port)
+
+    async def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        while self._callers:
+            for writer in self._callers:
+                writer.close()
+            await asyncio.sleep(POLL_S)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._callers.add(writer)
@@ -153,15 +167,15 @@ class Witness:
         """The status for one post of an event."""
         message = json.loads(body)
         self._note(message)
-        if self.failing is not None:
+        if self._failing is not None:
             self.untold_posts += 1
-        if self.failing is Way.REFUSES:
+        if self._failing is Way.REFUSES:
             return 503
-        if self.failing is Way.HANGS:
+        if self._failing is Way.HANGS:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), HANG_S)
             return 503
-        if self.failing is Way.FORGETS:
+        if self._failing is Way.FORGETS:
             return 202
         return await self._deliver(headers, body, job_id=message["job_id"])
 

@@ -40,6 +40,19 @@ async def test_the_queue_broker_remembers_nothing_of_a_job_that_runs_but_in_the_
     assert (record.state, record.attempt) == (State.COMPLETED, 1)
 
 
+async def test_a_worker_whose_connections_were_cut_takes_the_next_job(house: House) -> None:
+    """The client that it kept for the queue broker is of no use then; it makes itself another."""
+    await house.ready_worker()
+    before = await house.ended(await house.submit())
+
+    with connect(house.redis_url) as client:
+        for kind in ("normal", "pubsub"):
+            client.client_kill_filter(_type=kind, skipme=True)
+    record = await house.ended(await house.submit())
+
+    assert (record.state, record.attempt, record.worker) == (State.COMPLETED, 1, before.worker)
+
+
 async def test_who_asks_for_the_events_of_tasks_is_told_all_of_them_though_the_worker_ends(house: House) -> None:
     """As Flower asks. They are told in batches; the last batch goes out before the worker has gone."""
     worker = await house.ready_worker()
