@@ -148,6 +148,17 @@ def test_each_picture_of_a_job_is_what_its_seed_gives_alone(studio: Studio, name
     assert list(together) == alone
 
 
+def test_without_a_seed_each_attempt_at_a_job_makes_the_same_picture(studio: Studio) -> None:
+    """As with a model whose file has no such parameter; other jobs get other seeds."""
+    parameters = {name: value for name, value in complete(studio.catalogue.get("sd")).items() if name != "seed"}
+    first, again, other = (
+        studio.engine("sd").run(parameters, job_id=job_id, on_step=ignore) for job_id in ("one", "one", "other")
+    )
+    assert first.pictures == again.pictures
+    assert first.pictures[0].seed != other.pictures[0].seed
+    assert first.record["seeds"] == [first.pictures[0].seed]
+
+
 def test_seeds_go_round_at_their_limit(studio: Studio) -> None:
     run = studio.run("sd", images=2, seed=SEEDS - 1)
     assert [picture.seed for picture in run.pictures] == [SEEDS - 1, 0]

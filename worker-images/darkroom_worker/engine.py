@@ -20,6 +20,9 @@ from darkroom.models import Model
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) after each denoising step of a run, all its pictures counted together."""
 
+DERIVED_SEED_BYTES = 4
+"""As many as submit draws for models that have the parameter."""
+
 SEEDS = 2**53
 """Seeds are below this: every JSON reader keeps such integers exactly (RFC 8259, section 6)."""
 
@@ -122,9 +125,13 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-def picture_seeds(parameters: Mapping[str, Any]) -> tuple[int, ...]:
-    """The seed of each picture of a job: the job's own, then the numbers after it."""
-    first: int = parameters["seed"]
+def picture_seeds(parameters: Mapping[str, Any], *, job_id: str) -> tuple[int, ...]:
+    """The seed of each picture of a job: the job's own, then the numbers after it.
+
+    A model whose file has no parameter of that name gets one that follows from the job's id, so that each attempt at
+    the job makes the same picture.
+    """
+    first: int = parameters.get("seed", int.from_bytes(sha256(job_id.encode()).digest()[:DERIVED_SEED_BYTES]))
     return tuple((first + number) % SEEDS for number in range(parameters.get("images", 1)))
 
 

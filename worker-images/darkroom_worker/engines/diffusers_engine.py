@@ -132,7 +132,7 @@ class DiffusersEngine:
         return Run(pictures=run.pictures, record={**run.record, "lean": True})
 
     def _run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep) -> Run:
-        seeds = picture_seeds(parameters)
+        seeds = picture_seeds(parameters, job_id=job_id)
         arguments = self._arguments(parameters)
         progress = _Progress(on_step, pictures=len(seeds), steps=self._steps(arguments))
         try:

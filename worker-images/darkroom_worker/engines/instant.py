@@ -51,7 +51,7 @@ class InstantEngine:
         """Nothing to load."""
 
     def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
-        seeds = picture_seeds(parameters)  # which take no memory to speak of, lean or not
+        seeds = picture_seeds(parameters, job_id=job_id)  # which take no memory to speak of, lean or not
         total = len(seeds) * parameters.get("steps", 1)
         pause = parameters.get("seconds", 0) / max(total, 1)
         failure = parameters.get("failure")
