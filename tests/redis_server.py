@@ -75,6 +75,7 @@ class RedisServer:
             "dir": str(self.folder),
             "save": "",
             "appendonly": "yes",
+            "appendfsync": "no",  # a killed process loses nothing by it, and a slow disk holds nobody up
             "maxmemory-policy": "noeviction",
             **self.options,
         }

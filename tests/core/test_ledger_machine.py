@@ -50,6 +50,12 @@ POOL = "local"
 WORKERS = ("one", "two")
 START_MS = 1_800_000_000_000
 LEASE_MS = transitions.LEASE_MS
+ANSWER_LIMIT_S = 60
+"""Of Redis: a machine that stands still for some seconds is no fault of the ledger's."""
+
+EXPIRING = (b":worker:", b":taken:")
+"""Keys that Redis forgets by its own clock, and not by the test's, while they are still looked at."""
+
 LAST_STEPS = 400
 """Moves of a willing courier and worker after which everything must have ended; a few dozen do."""
 
@@ -104,7 +110,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.redis: Any = redis.Redis.from_url(self.url)
+        self.redis: Any = redis.Redis.from_url(self.url, socket_timeout=ANSWER_LIMIT_S)
         self.namespace = f"m-{secrets.token_hex(6)}"
         self.ledger = Ledger(self.redis, self.namespace)
         self.now = START_MS
@@ -534,8 +540,12 @@ class LedgerMachine(RuleBasedStateMachine):
         return answer
 
     def snapshot(self) -> dict[bytes, Any]:
-        """Everything under the prefix, but for counters of refused calls."""
-        keys = [key for key in self.redis.scan_iter(f"{self.namespace}:*", 1000) if not key.endswith(b":counters")]
+        """Everything under the prefix, but for counters of refused calls and what may expire meanwhile."""
+        keys = [
+            key
+            for key in self.redis.scan_iter(f"{self.namespace}:*", 1000)
+            if not key.endswith(b":counters") and not any(kind in key for kind in EXPIRING)
+        ]
         pipeline = self.redis.pipeline(transaction=False)
         for key in keys:
             pipeline.type(key)
