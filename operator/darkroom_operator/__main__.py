@@ -1,0 +1,36 @@
+"""`python -m darkroom_operator`: reads the settings and runs until SIGTERM or SIGINT.
+
+Exit status 0 then, 1 where another operator took the Lease, 2 where a setting cannot be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from darkroom import logs, settings
+from darkroom.errors import SettingError
+from lightkube import ConfigError
+
+from darkroom_operator.program import Program
+from darkroom_operator.settings import OperatorSettings
+
+
+def main() -> int:
+    """Answers the exit status."""
+    try:
+        operator_settings = settings.load(OperatorSettings)
+        logs.configure("operator")
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # it says each request again
+        logging.getLogger("kopf").setLevel(logging.WARNING)  # it says each handler's success
+        return asyncio.run(Program(operator_settings).run())
+    except SettingError as error:
+        sys.stderr.write(f"{error.detail}\n")
+    except ConfigError as error:
+        sys.stderr.write(f"no cluster is configured: {error}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

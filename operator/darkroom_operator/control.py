@@ -1,0 +1,338 @@
+"""Observe, decide, act: the operator's loop over all pools.
+
+It looks at every pool each tick, and at once at one that got work while it had none (`wake`). One round trip to Redis
+reads the demand of all of them, gives back the jobs of workers that fell silent, and writes the last decisions down;
+`decide` (core) says how many replicas there are to be; acting goes through `scale_in.py`. It acts while this process
+holds the Lease, and changes nothing of a pool whose demand it could not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from darkroom import times, transitions
+from darkroom.errors import DarkroomError, LedgerUnavailable
+from darkroom.ledger import AsyncLedger
+from darkroom.logs import logger
+from darkroom.scaling import Decision, Entry, Observation, decide, is_worth_keeping
+from darkroom.transitions import Call, Reading, WorkerState
+
+from darkroom_operator.cluster import Cluster, Conflict
+from darkroom_operator.election import Leadership
+from darkroom_operator.pools import DEFAULT_DRAIN_S, Pool
+from darkroom_operator.reconciliation import InvalidTemplate, Reconciliation
+from darkroom_operator.report import NORMAL, WARNING, Report
+from darkroom_operator.scale_in import SEEN_S, ScaleIn
+from darkroom_operator.world import DEPLOYMENTS, Standing, World, essence
+
+ROUND_LIMIT_S = 20.0
+"""One look takes no longer: a Redis or an API server that takes connections and does not answer is a failure too."""
+
+POOLS_AT_ONCE = 16
+"""Pools that are acted on at one time."""
+
+MOST_UNSAID = 10_000
+"""Entries of decision logs that wait for Redis; beyond it the oldest are dropped."""
+
+INVALID_SPEC, INVALID_TEMPLATE = "InvalidSpec", "InvalidTemplate"
+"""What can be wrong with a specification: a rule of ours is broken, or the API server refuses the template."""
+
+_log = logger(__name__)
+
+
+class Control:
+    """The loop. Handlers and the resync change the world beside it; they call `wake` where it should look."""
+
+    def __init__(
+        self, cluster: Cluster, ledger: AsyncLedger, world: World, leadership: Leadership, *, tick_s: float
+    ) -> None:
+        self._ledger, self._world, self._leadership = ledger, world, leadership
+        self._tick_s = tick_s
+        self._reconciliation = Reconciliation(cluster)
+        self._scale = ScaleIn(cluster, ledger, world)
+        self._report = Report(cluster)
+        self._woken: set[str] = set()
+        self._to_do = asyncio.Event()
+        self._unsaid: list[Call[Any]] = []
+        self._gate = asyncio.Semaphore(POOLS_AT_ONCE)
+        self.went_round = time.monotonic()
+
+    def wake(self, pool: str) -> None:
+        """Look at this pool at once."""
+        self._woken.add(pool)
+        self._to_do.set()
+
+    async def run(self) -> None:
+        """Look, until cancelled. No failure ends it."""
+        full_at = 0.0
+        while True:
+            now = time.monotonic()
+            is_full = now >= full_at
+            names = list(self._world.standings) if is_full else [*self._woken]
+            self._woken.clear()
+            self._to_do.clear()
+            if is_full:
+                full_at = now + self._tick_s
+            try:
+                async with asyncio.timeout(ROUND_LIMIT_S):
+                    await self.look(names, reap=is_full)
+            except DarkroomError as error:
+                _log.warning("round_failed", error=error.detail)
+            except TimeoutError:
+                _log.warning("round_failed", error=f"took longer than {ROUND_LIMIT_S} s")
+            except Exception:  # whatever it is, the next look may do better
+                _log.exception("round_failed")
+            self.went_round = time.monotonic()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(full_at - time.monotonic(), 0)):
+                    await self._to_do.wait()
+
+    async def look(self, names: Iterable[str], *, reap: bool) -> None:
+        """One look at these pools."""
+        standings = [standing for name in names if (standing := self._world.standings.get(name)) is not None]
+        if not standings or not self._leadership.held:
+            return
+        await self._observe(standings, reap=reap)
+        now_ms = round(time.time() * 1000)
+        for standing in standings:
+            self._count_time(standing)
+        # Most pools need nothing most of the time: a task for each would cost more than thinking about it.
+        restless = [standing for standing in standings if self._think(standing, now_ms)]
+        await asyncio.gather(*(self._attend(standing, now_ms) for standing in restless))
+
+    async def reconcile(self, standing: Standing) -> None:
+        """The pool's objects are as its specification says. Raises what stands in the way, if a repeat may cure it."""
+        pool = standing.pool
+        if pool is None or standing.ending:
+            return
+        try:
+            async with standing.changing:
+                deployment = await self._reconciliation.apply(pool)
+        except InvalidTemplate as error:
+            await self._find_fault(standing, INVALID_TEMPLATE, error.detail)
+            return
+        standing.in_force = pool.generation
+        if standing.generation == pool.generation:
+            standing.fault = None
+        if deployment is not None:
+            standing.applied = essence(deployment)
+            if self._world.is_news(DEPLOYMENTS, deployment):
+                self._world.take_deployment(deployment)
+        await self._ledger.run(transitions.announce(pool.name, models=pool.models))
+        self.wake(standing.name)
+
+    def announce(self, pool: Pool) -> None:
+        """Tell the ledger of the pool again, with the next look."""
+        self._unsaid.append(transitions.announce(pool.name, models=pool.models))
+
+    async def _find_fault(self, standing: Standing, reason: str, message: str) -> None:
+        if standing.fault == (reason, message):
+            return
+        standing.fault = (reason, message)
+        _log.warning("at_fault", pool=standing.name, reason=reason, detail=message)
+        await self._report.event(standing, WARNING, reason, message)
+        self.wake(standing.name)
+
+    async def refuse(self, standing: Standing, message: str) -> None:
+        """The newest specification is not understood; the last one that was stays in force."""
+        await self._find_fault(standing, INVALID_SPEC, message)
+
+    async def _observe(self, standings: list[Standing], *, reap: bool) -> None:
+        """The demand of each pool, all in one round trip, and the upkeep that goes with it."""
+        unsaid, self._unsaid = self._unsaid[-MOST_UNSAID:], []
+        calls: list[Call[Any]] = [transitions.observe(standing.name) for standing in standings]
+        # A pool in which nothing ran at the last look has nothing to be reaped.
+        due = [standing for standing in standings if reap and (standing.reading is None or standing.reading.running)]
+        calls += [transitions.reap(standing.name) for standing in due]
+        try:
+            answers: list[Any] = await self._ledger.run_each([*calls, *unsaid])
+        except LedgerUnavailable as error:
+            self._unsaid = unsaid + self._unsaid
+            answers = [error] * len(calls)
+        for standing, answer in zip(standings, answers, strict=False):
+            if isinstance(answer, Reading):
+                standing.reading, standing.unknown = answer, None
+            else:
+                if standing.unknown is None:
+                    _log.warning("demand_unknown", pool=standing.name, error=answer.detail)
+                standing.reading, standing.unknown = None, answer.detail
+        for standing, answer in zip(due, answers[len(standings) : len(calls)], strict=True):
+            if isinstance(answer, list) and answer:
+                _log.info("reaped", pool=standing.name, jobs=answer)
+
+    def _think(self, standing: Standing, now_ms: int) -> bool:
+        """Decide on one pool; answers whether anything is to be done or said."""
+        before = standing.decision
+        if standing.pool is not None and not standing.ending:
+            observation = _observation(standing, now_ms)
+            history = standing.history
+            decision, standing.history = decide(observation, standing.pool.policy, history, now_ms)
+            standing.decision = decision
+            if before != decision:
+                standing.decisions[decision.reason] = standing.decisions.get(decision.reason, 0) + 1
+            entry = Entry(
+                at=now_ms,
+                policy=standing.pool.policy,
+                observation=observation,
+                history=history,
+                decision=decision,
+                after=standing.history,
+            )
+            if is_worth_keeping(entry, standing.written):
+                self._write_down(standing, entry)
+        return self._is_restless(standing) or self._report.has_news(standing, now_ms=now_ms)
+
+    def _write_down(self, standing: Standing, entry: Entry) -> None:
+        """An entry of the pool's decision log. It goes with the next look's round trip."""
+        standing.written = entry
+        self._unsaid.append(transitions.record_decision(standing.name, at=entry.at, entry=entry.encode()))
+
+    def _is_restless(self, standing: Standing) -> bool:
+        deployment, decision = standing.deployment, standing.decision
+        if standing.gone or standing.ending or standing.victims:
+            return True
+        if decision is not None and (deployment is None or decision.replicas != deployment.replicas):
+            return True
+        return any(pod.counts and (pod.chosen or pod.serving is not True) for pod in standing.pods.values())
+
+    async def _attend(self, standing: Standing, now_ms: int) -> None:
+        """Act on one pool; what fails is of this pool alone, and the next look tries again."""
+        async with self._gate:
+            try:
+                if standing.unknown is None:
+                    await self._free_jobs(standing)
+                if standing.ending:
+                    await self._wind_down(standing)
+                elif standing.unknown is None and standing.pool is not None and standing.decision is not None:
+                    await self._act(standing, standing.pool, standing.decision, now_ms)
+                if standing.unknown is None:
+                    await self._scale.settle(standing)
+            except Conflict as error:
+                _log.info("changed_by_another", pool=standing.name, detail=error.detail)
+            except InvalidTemplate as error:
+                await self._find_fault(standing, INVALID_TEMPLATE, error.detail)
+            except DarkroomError as error:
+                _log.warning("not_acted", pool=standing.name, error=error.detail)
+            except Exception:  # one pool must not stop the others
+                _log.exception("not_acted", pool=standing.name)
+            if standing.uid is not None:
+                await self._report.status(standing, now_ms=now_ms)
+
+    async def _act(self, standing: Standing, pool: Pool, decision: Decision, now_ms: int) -> None:
+        """The replicas are as decided, as far as that takes no busy worker away."""
+        deployment = standing.deployment
+        if deployment is None:
+            if standing.fault is not None and standing.fault[0] == INVALID_TEMPLATE:
+                return
+            async with standing.changing:
+                created = await self._reconciliation.create(pool, replicas=decision.replicas)
+            if created is None:
+                return
+            standing.applied = essence(created)
+            if self._world.is_news(DEPLOYMENTS, created):
+                self._world.take_deployment(created)
+            await self._tell(standing, 0, decision.replicas, decision, now_ms)
+            return
+        before = deployment.replicas
+        if decision.replicas > before:
+            await self._scale.scale(standing, to=decision.replicas)
+            await self._tell(standing, before, decision.replicas, decision, now_ms)
+        elif decision.replicas < before:
+            after = await self._scale.lower(standing, to=decision.replicas)
+            if after == before and standing.victims:
+                asyncio.get_running_loop().call_later(SEEN_S, self.wake, standing.name)
+            elif after < before:
+                await self._tell(standing, before, after, decision, now_ms)
+
+    async def _tell(self, standing: Standing, before: int, after: int, decision: Decision, now_ms: int) -> None:
+        """A change of the replicas: a log line, a Kubernetes Event, the status."""
+        if before == after:
+            return
+        inputs = dict(decision.inputs)
+        _log.info("scaled", pool=standing.name, reason=decision.reason, **{"from": before, "to": after}, **inputs)
+        standing.last_change = {
+            "time": times.iso(now_ms),
+            "from": before,
+            "to": after,
+            "reason": decision.reason.value,
+            "inputs": inputs,
+        }
+        reason = "ScaledUp" if after > before else "ScaledDown"
+        message = f"from {before} to {after} replicas: {decision.reason.value}, {inputs.get('jobs', 0)} jobs"
+        await self._report.event(standing, NORMAL, reason, message)
+
+    async def _wind_down(self, standing: Standing) -> None:
+        """The pool is being deleted: idle workers go at once, busy ones when their job is done or the drain time over;
+        those drain themselves then, as on any SIGTERM.
+        """
+        deployment = standing.deployment
+        if deployment is None or deployment.replicas == 0 or standing.ending_since is None:
+            return
+        drain_s = standing.pool.drain_s if standing.pool is not None else DEFAULT_DRAIN_S
+        may_be_busy = standing.reading is None or standing.reading.busy > 0
+        if may_be_busy and time.monotonic() - standing.ending_since < drain_s:
+            await self._scale.lower(standing, to=0)
+        else:
+            await self._scale.scale(standing, to=0)
+
+    async def _free_jobs(self, standing: Standing) -> None:
+        """Jobs of workers whose pod is gone are given back at once, and wait for no lease."""
+        if not standing.gone:
+            return
+        pods = set(standing.gone)
+        for worker in await self._ledger.workers():
+            if worker.pod not in pods or worker.pool != standing.name:
+                continue
+            if worker.job is not None:
+                detail = f"pod {worker.pod} is gone"
+                reason = transitions.Reason.WORKER_LOST
+                freed = await self._ledger.run(
+                    transitions.release(worker.job, reason=reason, detail=detail, worker=worker.name)
+                )
+                _log.info("job_freed", pool=standing.name, job=worker.job, worker=worker.name, now=freed)
+            await self._ledger.run(
+                transitions.worker(worker.name, pool=worker.pool, state=WorkerState.GONE, pod=worker.pod, models=())
+            )
+        for pod in pods:
+            standing.gone.pop(pod, None)
+
+    def _count_time(self, standing: Standing) -> None:
+        """Replica-seconds by what the replicas did, since the last look."""
+        now = time.monotonic()
+        since, standing.counted_at = standing.counted_at, now
+        if since is None:
+            return
+        for state, number in replicas_by_state(standing).items():
+            if number:
+                standing.replica_seconds[state] = standing.replica_seconds.get(state, 0.0) + number * (now - since)
+
+
+def replicas_by_state(standing: Standing) -> dict[str, int]:
+    """What the pool's pods do, as far as is known."""
+    pods = sum(pod.counts for pod in standing.pods.values())
+    reading = standing.reading or Reading()
+    broken = sum(standing.broken().values())
+    known = {
+        "idle": reading.idle,
+        "busy": reading.busy,
+        "draining": reading.marked + reading.draining,
+        "faulty": max(reading.faulty, broken),
+    }
+    return {"starting": max(pods - sum(known.values()), 0), **known}
+
+
+def _observation(standing: Standing, now_ms: int) -> Observation:
+    deployment = standing.deployment
+    return Observation(
+        reading=standing.reading,
+        replicas=deployment.replicas if deployment is not None else 0,
+        ready=sum(pod.counts and pod.ready_ms is not None for pod in standing.pods.values()),
+        broken=standing.broken(),
+        unplaced=standing.unplaced(now_ms),
+        rolling=deployment is not None and deployment.rolling,
+        cold_start_seconds=standing.cold_start_s,
+    )

@@ -1,0 +1,215 @@
+"""What the operator says of a pool: its status with the conditions, and Kubernetes Events.
+
+A status is written when it differs from what was written last: what matters at once, mere counts some seconds later, so
+that a thousand busy pools do not mean a thousand writes a second.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from darkroom import times
+from darkroom.errors import DarkroomError
+from darkroom.logs import logger
+from darkroom.scaling import Paused, Reason
+
+from darkroom_operator.cluster import Cluster, Refused
+from darkroom_operator.pools import API_VERSION, selector_text
+from darkroom_operator.world import Standing
+
+COMPONENT = "darkroom-operator"
+
+COUNTS_EVERY_S = 2.0
+"""Pause between two writes of nothing but counts."""
+
+COUNTS = frozenset({"waiting", "running", "due", "oldest", "busy", "ready", "starting", "draining", "lastDecision"})
+
+OLDEST_SLACK_MS = 2_000
+"""The oldest job's time is measured anew at each look; within this it is the same."""
+
+NORMAL, WARNING = "Normal", "Warning"
+
+_log = logger(__name__)
+
+
+class Report:
+    """Writes statuses and Events. Neither is needed by anything that the operator does: failing, they are logged."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def event(self, standing: Standing, kind: str, reason: str, message: str) -> None:
+        """A Kubernetes Event about the pool."""
+        if standing.uid is None:
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{standing.name}.", "namespace": self._cluster.namespace},
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": "WorkerPool",
+                "name": standing.name,
+                "namespace": self._cluster.namespace,
+                "uid": standing.uid,
+            },
+            "type": kind,
+            "reason": reason,
+            "message": message[:1000],
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": COMPONENT},
+            "reportingComponent": COMPONENT,
+            "reportingInstance": socket.gethostname(),
+        }
+        try:
+            await self._cluster.create(body)
+        except DarkroomError as error:
+            _log.warning("event_not_recorded", pool=standing.name, reason=reason, error=error.detail)
+
+    def has_news(self, standing: Standing, *, now_ms: int) -> bool:
+        """Whether the pool's status is to be written now."""
+        return standing.uid is not None and bool(self._changed(standing, status_of(standing, now_ms=now_ms)))
+
+    def _changed(self, standing: Standing, status: dict[str, Any]) -> dict[str, Any]:
+        said = standing.said
+        changed = {name: value for name, value in status.items() if said.get(name, _NOTHING) != value}
+        if changed.keys() <= COUNTS and said and time.monotonic() - standing.said_at < COUNTS_EVERY_S:
+            return {}
+        return changed
+
+    async def status(self, standing: Standing, *, now_ms: int) -> None:
+        """Write what has changed of the pool's status."""
+        status = status_of(standing, now_ms=now_ms)
+        changed = self._changed(standing, status)
+        if not changed:
+            return
+        try:
+            await self._cluster.merge_status(standing.name, changed)
+        except Refused as error:
+            _log.warning("status_refused", pool=standing.name, error=error.detail)  # most often, it was just deleted
+        except DarkroomError as error:
+            _log.warning("status_not_written", pool=standing.name, error=error.detail)
+            return
+        standing.said, standing.said_at = status, time.monotonic()
+
+
+_NOTHING = object()
+
+
+def status_of(standing: Standing, *, now_ms: int) -> dict[str, Any]:
+    """The status of a pool as it stands."""
+    conditions = _conditions(standing, now_ms=now_ms)
+    status: dict[str, Any] = {
+        "observedGeneration": standing.generation,
+        "replicas": sum(pod.counts for pod in standing.pods.values()),
+        "selector": selector_text(standing.name),
+        "desired": standing.deployment.replicas if standing.deployment is not None else 0,
+        "reason": _reason(standing),
+        "conditions": conditions,
+    }
+    if standing.last_change is not None:
+        status["lastDecision"] = dict(standing.last_change)
+    reading = standing.reading
+    if reading is not None:
+        works = reading.idle + reading.busy
+        faulty = max(reading.faulty, sum(standing.broken().values()))
+        draining = reading.marked + reading.draining
+        status |= {
+            "ready": works,
+            "busy": reading.busy,
+            "draining": draining,
+            "faulty": faulty,
+            "starting": max(status["replicas"] - works - faulty - draining, 0),
+            "waiting": reading.waiting + reading.dispatched,
+            "running": reading.running,
+            "due": reading.due_soon,
+            "oldest": _oldest(standing, now_ms),
+        }
+    return status
+
+
+def _oldest(standing: Standing, now_ms: int) -> str | None:
+    reading, said = standing.reading, standing.said.get("oldest")
+    if reading is None or reading.oldest_ms is None:
+        return None
+    since = now_ms - reading.oldest_ms
+    if said is not None and abs(times.to_ms(said) - since) < OLDEST_SLACK_MS:
+        return str(said)
+    return times.iso(since)
+
+
+def trouble(standing: Standing) -> tuple[str, str] | None:
+    """What keeps replicas from working, the gravest first: reason and message."""
+    pods = [pod for pod in standing.pods.values() if pod.counts]
+    for pod in pods:
+        if pod.trouble is not None:
+            return pod.trouble[0], f"pod {pod.name}, {pod.trouble[1]}"
+    reading = standing.reading
+    if reading is not None and reading.faulty:
+        return Reason.FAULTY.value, f"{reading.faulty} workers took themselves out"
+    if standing.deployment is not None and standing.deployment.failure is not None:
+        return "FailedCreate", standing.deployment.failure
+    for pod in pods:
+        if pod.unplaced is not None:
+            return pod.unplaced[0], f"pod {pod.name}: {pod.unplaced[1]}"
+    return None
+
+
+def _reason(standing: Standing) -> str:
+    found = standing.fault or trouble(standing)
+    if found is not None:
+        return found[0]
+    if standing.ending:
+        return "Deleting"
+    if standing.unknown is not None:
+        return Reason.UNKNOWN.value
+    return standing.decision.reason.value if standing.decision is not None else "Starting"
+
+
+def _conditions(standing: Standing, *, now_ms: int) -> list[dict[str, Any]]:
+    fault, found = standing.fault, trouble(standing)
+    if fault is not None:
+        ready = ("False", *fault)
+    elif standing.deployment is None:
+        ready = ("False", "Creating", "the Deployment is not there yet")
+    elif standing.in_force != standing.generation:
+        ready = ("False", "Reconciling", "the newest specification is not in force yet")
+    else:
+        ready = ("True", "Reconciled", "the specification is in force")
+    degraded = ("True", *found) if found is not None else ("False", "AsExpected", "nothing keeps replicas from working")
+    said = {"Ready": ready, "ScalingActive": _scaling(standing), "Degraded": degraded}
+    return [_condition(standing, kind, *words, now_ms=now_ms) for kind, words in said.items()]
+
+
+def _scaling(standing: Standing) -> tuple[str, str, str]:
+    if standing.ending:
+        return "False", "Deleting", "the pool is being deleted"
+    if standing.pool is None:
+        return "False", "InvalidSpec", "no specification of the pool was understood yet"
+    if standing.unknown is not None:
+        return "False", Reason.UNKNOWN.value, f"the replicas stay as they are: {standing.unknown}"
+    if standing.pool.policy.paused is not Paused.NONE:
+        return "False", "Paused", f"paused: {standing.pool.policy.paused.value}"
+    return "True", "FollowingDemand", "the replicas follow the demand"
+
+
+def _condition(standing: Standing, kind: str, status: str, reason: str, message: str, *, now_ms: int) -> dict[str, Any]:
+    before: Mapping[str, Any] = standing.conditions.get(kind, {})
+    same = before.get("status") == status
+    condition = {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message[:1000],
+        "observedGeneration": standing.generation,
+        "lastTransitionTime": before["lastTransitionTime"] if same else times.iso(now_ms),
+    }
+    standing.conditions[kind] = condition
+    return condition

@@ -1,0 +1,187 @@
+"""`darkroom replay` as an operator runs it: the same decisions again, and what another policy would have done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from darkroom import transitions
+from darkroom.errors import InvalidInput
+from darkroom.scaling import Entry, History, Observation, Policy, ScaleDown, decide
+from darkroom.transitions import Reading
+from darkroom_cli.replay import past, read_policy, replica_seconds
+
+from tests.darkroom_command import darkroom
+from tests.driven_jobs import DrivenJobs
+
+POOL = "pictures"
+START_MS = 1_800_000_000_000
+STEP_MS = 10_000
+SPEC = Policy(max_replicas=8, jobs_per_replica=1, scale_down=ScaleDown(idle_seconds=30))
+
+
+@pytest.fixture
+def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
+    driven = DrivenJobs(redis_url, namespace)
+    yield driven
+    driven.close()
+
+
+@pytest.fixture
+def told(redis_url: str, namespace: str) -> dict[str, str]:
+    """What an operator's shell says."""
+    return {"DARKROOM_REDIS_URL": redis_url, "DARKROOM_NAMESPACE": namespace}
+
+
+def an_afternoon() -> list[Entry]:
+    """A batch of twelve jobs comes to an empty pool, is worked off, and the pool is empty again."""
+    entries: list[Entry] = []
+    history, replicas = History(), 0
+    for step in range(60):
+        left = 12 if step < 8 else max(12 - 2 * (step - 8), 0) if step > 1 else 0
+        left = 0 if step < 2 else left
+        busy = min(left, replicas) if step >= 8 else 0
+        reading = Reading(
+            waiting=left - busy,
+            running=busy,
+            busy=busy,
+            idle=replicas - busy if step >= 8 else 0,
+            starting=0 if step >= 8 else replicas,
+            arrivals=0 if step < 2 else 12,
+            service_ms=None if step < 9 else 20_000.5,
+        )
+        observation = Observation(reading=reading, replicas=replicas, cold_start_seconds=60.0)
+        at = START_MS + step * STEP_MS
+        decision, after = decide(observation, SPEC, history, at)
+        entries.append(
+            Entry(at=at, policy=SPEC, observation=observation, history=history, decision=decision, after=after)
+        )
+        history, replicas = after, decision.replicas
+    return entries
+
+
+def write_down(jobs: DrivenJobs, entries: list[Entry]) -> None:
+    for entry in entries:
+        jobs.run(transitions.record_decision(POOL, at=entry.at, entry=entry.encode()))
+
+
+def test_what_was_decided_is_decided_again_bit_for_bit(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+    write_down(jobs, an_afternoon())
+    done = darkroom(["replay", POOL], folder=tmp_path, **told)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("decisions: 60, from 2027-01-15T08:00:00")
+    assert done.stdout.endswith("different now: 0\n")
+
+
+def test_a_decision_that_comes_out_differently_is_named_and_is_status_1(
+    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+) -> None:
+    entries = an_afternoon()
+    entries[2] = replace(entries[2], decision=replace(entries[2].decision, replicas=7))
+    write_down(jobs, entries)
+    done = darkroom(["replay", POOL, "--json"], folder=tmp_path, **told)
+    assert done.returncode == 1
+    difference, summary = (json.loads(line) for line in done.stdout.splitlines())
+    assert (difference["recorded"]["replicas"], difference["now"]["replicas"]) == (7, 8)
+    assert (summary["decisions"], summary["different"]) == (60, 1)
+
+
+def test_another_policy_is_tried_on_the_same_jobs(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+    write_down(jobs, an_afternoon())
+    pool = tmp_path / "pool.yaml"
+    pool.write_text("kind: WorkerPool\nspec:\n  maxReplicas: 2\n  target: {jobsPerReplica: 6}\n")
+    done = darkroom(["replay", POOL, "--policy", str(pool), "--json"], folder=tmp_path, **told)
+    assert done.returncode == 0, done.stderr
+    records: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    was, other = (record for record in records if "simulated" in record)
+    assert was["jobs"] == other["jobs"] == 12
+    assert other["policy"]["maxReplicas"] == 2
+    assert other["wait_p95_s"] > was["wait_p95_s"] >= 60
+    assert other["replica_seconds"] < was["replica_seconds"]
+    assert was["kills"] == other["kills"] == 0
+    assert "the policy of the file" in done.stderr
+
+
+def test_a_pool_that_nobody_decided_on_is_status_2(told: dict[str, str], tmp_path: Path) -> None:
+    done = darkroom(["replay", "nobody"], folder=tmp_path, **told)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing has been decided" in done.stderr
+
+
+def test_a_log_of_another_version_is_status_2(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+    jobs.run(transitions.record_decision(POOL, at=START_MS, entry='{"at": 1}'))
+    done = darkroom(["replay", POOL], folder=tmp_path, **told)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "not written by this version" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("maxReplicas: 0", "maxReplicas"),
+        ("spec: {paused: perhaps}", "paused"),
+        ("[1, 2]", "neither"),
+        ("a: [", "policy"),
+    ],
+)
+def test_a_policy_that_cannot_be_followed_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidInput, match=said):
+        read_policy(file)
+
+
+def test_a_policy_may_be_json_and_the_bare_spec(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps(SPEC.spec()))
+    assert read_policy(file) == SPEC
+
+
+def test_a_policy_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="nowhere"):
+        read_policy(tmp_path / "nowhere.yaml")
+
+
+# -- what a log says of the past ---------------------------------------------------------------------------------------
+
+
+def test_jobs_that_came_between_two_entries_are_spread_between_them() -> None:
+    found = past(an_afternoon())
+    assert len(found.jobs) == 12
+    assert all(STEP_MS < job.arrival <= 2 * STEP_MS for job in found.jobs)
+    assert [job.arrival for job in found.jobs] == sorted(job.arrival for job in found.jobs)
+    assert {job.service for job in found.jobs} == {20_000}
+    assert (found.cold_start_ms, found.until) == (60_000, 59 * STEP_MS)
+
+
+def test_jobs_that_were_there_at_the_beginning_are_there(jobs: DrivenJobs) -> None:
+    assert len(past(an_afternoon()[8:]).jobs) == 12
+
+
+def test_a_redis_that_was_emptied_takes_no_jobs_away() -> None:
+    entries = an_afternoon()
+    last = entries[-1]
+    reading = replace(last.observation.reading or Reading(), arrivals=3)
+    entries[-1] = replace(last, observation=replace(last.observation, reading=reading))
+    assert len(past(entries).jobs) == 15
+
+
+def test_time_without_a_reading_is_passed_over() -> None:
+    entries = an_afternoon()
+    entries[2] = replace(entries[2], observation=replace(entries[2].observation, reading=None))
+    assert len(past(entries).jobs) == 12
+
+
+def test_a_log_without_a_completed_job_says_so() -> None:
+    with pytest.raises(InvalidInput, match="how long a job takes"):
+        past(an_afternoon()[:5])
+
+
+def test_the_replicas_of_a_log_are_counted_as_decided() -> None:
+    entries = an_afternoon()[:4]
+    assert [entry.decision.replicas for entry in entries] == [0, 0, 8, 8]
+    assert replica_seconds(entries) == pytest.approx(8 * STEP_MS / 1000)

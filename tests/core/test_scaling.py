@@ -1,0 +1,633 @@
+"""How many replicas a pool is to have: a table of situations, and what holds in all of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from darkroom.errors import InvalidInput
+from darkroom.scaling import (
+    PEAKS,
+    Decision,
+    Entry,
+    History,
+    Observation,
+    Paused,
+    Policy,
+    Reason,
+    ScaleDown,
+    ScaleUp,
+    Window,
+    decide,
+    is_worth_keeping,
+)
+from darkroom.transitions import Reading
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+NOW = int(datetime(2026, 11, 20, 12, 0, tzinfo=UTC).timestamp() * 1000)  # a Friday
+LONG_AGO = NOW - 3_600_000
+CRASHES = {"CrashLoopBackOff": 2}
+
+
+def policy(**more: Any) -> Policy:
+    """0 to 10 replicas, one for each job, unless it is said otherwise."""
+    return Policy(**{"max_replicas": 10, "jobs_per_replica": 1, **more})
+
+
+def wait(seconds: float, **more: Any) -> Policy:
+    return policy(jobs_per_replica=None, wait_seconds=seconds, **more)
+
+
+def seen(replicas: int, *, observed: dict[str, Any] | None = None, **reading: Any) -> Observation:
+    return Observation(reading=Reading(**reading), replicas=replicas, **(observed or {}))
+
+
+def measured(replicas: int, *, service_s: float, cold_s: float, **reading: Any) -> Observation:
+    """A pool whose times are known."""
+    observed = {"cold_start_seconds": cold_s}
+    return seen(replicas, observed=observed, service_ms=service_s * 1000, **reading)
+
+
+def wanted_until(ago_s: float, number: int) -> History:
+    """So many were wanted last that long ago."""
+    return History(peaks=((NOW - int(ago_s * 1000), number),))
+
+
+UNKNOWN = Observation(reading=None, replicas=3)
+
+TABLE: dict[str, tuple[Observation, Policy, History, int, Reason]] = {
+    # Nothing to do.
+    "an empty pool without jobs stays empty": (seen(0), policy(), History(), 0, Reason.AT_TARGET),
+    "jobs that each have a replica ask for no more": (
+        seen(2, running=2, busy=2),
+        policy(),
+        History(),
+        2,
+        Reason.AT_TARGET,
+    ),
+    # Up.
+    "one job on an empty pool starts one replica at once": (seen(0, waiting=1), policy(), History(), 1, Reason.DEMAND),
+    "what waits, is dispatched, runs and is due soon is all demand": (
+        seen(1, waiting=1, dispatched=1, running=1, due_soon=1, busy=1),
+        policy(),
+        History(),
+        4,
+        Reason.DEMAND,
+    ),
+    "jobs per replica are rounded up": (seen(0, waiting=9), policy(jobs_per_replica=4), History(), 3, Reason.DEMAND),
+    "no target means a replica for each job": (
+        seen(0, waiting=3),
+        policy(jobs_per_replica=None),
+        History(),
+        3,
+        Reason.DEMAND,
+    ),
+    "no more than the maximum": (seen(9, waiting=50, busy=9), policy(), History(), 10, Reason.DEMAND),
+    "at the maximum it says that more is wanted": (seen(10, waiting=50), policy(), History(), 10, Reason.AT_MAXIMUM),
+    "no more than a step at once": (
+        seen(1, waiting=9),
+        policy(scale_up=ScaleUp(max_step=2)),
+        History(),
+        3,
+        Reason.DEMAND,
+    ),
+    "it waits before it grows, where it is told to": (
+        seen(0, waiting=1),
+        policy(scale_up=ScaleUp(wait_seconds=10)),
+        History(short_since=NOW - 9_999),
+        0,
+        Reason.WAITING,
+    ),
+    "it grows once it has waited": (
+        seen(0, waiting=1),
+        policy(scale_up=ScaleUp(wait_seconds=10)),
+        History(short_since=NOW - 10_000),
+        1,
+        Reason.DEMAND,
+    ),
+    "replicas that are starting are not started again": (
+        seen(3, waiting=3, starting=3),
+        policy(),
+        History(),
+        3,
+        Reason.AT_TARGET,
+    ),
+    "the buffer is beyond the demand": (seen(2, running=2, busy=2), policy(buffer=1), History(), 3, Reason.DEMAND),
+    "the buffer stays without demand": (seen(0), policy(buffer=1), History(), 1, Reason.DEMAND),
+    "a faulty worker is made up for": (
+        seen(3, running=2, waiting=1, busy=2, faulty=1),
+        policy(),
+        History(),
+        4,
+        Reason.DEMAND,
+    ),
+    # The floor.
+    "no fewer than the minimum": (seen(0), policy(min_replicas=2), History(), 2, Reason.FLOOR),
+    "the minimum is no demand": (seen(2, idle=2), policy(min_replicas=2), History(), 2, Reason.AT_TARGET),
+    "an open window raises the floor": (
+        seen(0),
+        policy(schedule=(Window(start="0 8 * * 1-5", end="0 18 * * 1-5", replicas=3),)),
+        History(),
+        3,
+        Reason.FLOOR,
+    ),
+    "a closed window does not": (
+        seen(0),
+        policy(schedule=(Window(start="0 8 * * 6", end="0 18 * * 6", replicas=3),)),
+        History(),
+        0,
+        Reason.AT_TARGET,
+    ),
+    "a window reads its own clock": (
+        seen(0),
+        policy(schedule=(Window(start="0 21 * * *", end="0 22 * * *", timezone="Asia/Tokyo", replicas=3),)),
+        History(),
+        3,
+        Reason.FLOOR,
+    ),
+    "a window cannot exceed the maximum": (
+        seen(0),
+        policy(max_replicas=2, schedule=(Window(start="0 0 * * *", end="59 23 * * *", replicas=9),)),
+        History(),
+        2,
+        Reason.FLOOR,
+    ),
+    # The wait goal.
+    "without a measured time a wait goal falls back to depth": (
+        seen(0, waiting=4),
+        wait(300),
+        History(),
+        4,
+        Reason.DEMAND,
+    ),
+    "without a measured cold start too": (
+        seen(0, waiting=4, service_ms=1000.0),
+        wait(300),
+        History(),
+        4,
+        Reason.DEMAND,
+    ),
+    "within a long wait one replica takes many jobs": (
+        measured(0, waiting=20, service_s=10, cold_s=60),
+        wait(160),
+        History(),
+        2,  # after the cold start 100 s are left: the first job and ten more
+        Reason.DEMAND,
+    ),
+    "a wait below the cold start asks for a replica for each job": (
+        measured(0, waiting=5, service_s=10, cold_s=60),
+        wait(5),
+        History(),
+        5,
+        Reason.DEMAND,
+    ),
+    "what those that work can start before a new one is up needs no new one": (
+        measured(2, waiting=12, running=2, busy=2, service_s=10, cold_s=60),
+        wait(5),
+        History(),
+        2,
+        Reason.AT_TARGET,
+    ),
+    "what they cannot does": (
+        measured(2, waiting=14, running=2, busy=2, service_s=10, cold_s=60),
+        wait(5),
+        History(),
+        4,
+        Reason.DEMAND,
+    ),
+    "busy workers are wanted though nobody waits": (
+        measured(4, running=4, busy=4, service_s=10, cold_s=60),
+        wait(5),
+        wanted_until(3600, 9),
+        4,
+        Reason.AT_TARGET,
+    ),
+    # Down.
+    "idle workers stay until they were idle for long enough": (
+        seen(3, idle=3),
+        policy(),
+        wanted_until(59, 3),
+        3,
+        Reason.SETTLING,
+    ),
+    "and go then": (seen(3, idle=3), policy(), wanted_until(60, 3), 0, Reason.IDLE),
+    "down to the highest number that was wanted meanwhile": (
+        seen(5, idle=5),
+        policy(),
+        wanted_until(30, 2),
+        2,
+        Reason.IDLE,
+    ),
+    "a busy worker is never counted": (
+        seen(5, running=1, busy=4, idle=1),
+        policy(),
+        wanted_until(600, 5),
+        4,
+        Reason.IDLE,
+    ),
+    "a pool of busy workers is left alone": (
+        seen(4, running=1, busy=4),
+        policy(),
+        wanted_until(600, 4),
+        4,
+        Reason.BUSY,
+    ),
+    "workers that were marked before are still counted": (
+        seen(3, idle=1, marked=2),
+        policy(),
+        wanted_until(600, 3),
+        0,
+        Reason.IDLE,
+    ),
+    "a worker that drains by itself is not": (seen(2, draining=2), policy(), wanted_until(600, 2), 2, Reason.BUSY),
+    "pods that cannot start may go": (
+        seen(2, observed={"broken": CRASHES}),
+        policy(),
+        wanted_until(600, 2),
+        0,
+        Reason.IDLE,
+    ),
+    "pods that no node takes may go": (
+        seen(2, observed={"unplaced": 2}),
+        policy(),
+        wanted_until(600, 2),
+        0,
+        Reason.IDLE,
+    ),
+    "a pod that crashes and is known to the ledger is counted once": (
+        seen(3, starting=2, busy=2, running=1, observed={"broken": CRASHES}),
+        policy(),
+        wanted_until(600, 3),
+        2,
+        Reason.IDLE,
+    ),
+    "no more than a step at once, down": (
+        seen(9, idle=9),
+        policy(scale_down=ScaleDown(max_step=2)),
+        wanted_until(600, 9),
+        7,
+        Reason.IDLE,
+    ),
+    "and the next step when it was idle as long again": (
+        seen(7, idle=7),
+        policy(scale_down=ScaleDown(max_step=2)),
+        History(shrunk_at=NOW - 59_000),
+        7,
+        Reason.SETTLING,
+    ),
+    "not below the minimum": (seen(5, idle=5), policy(min_replicas=2), wanted_until(600, 5), 2, Reason.IDLE),
+    "a lower maximum takes idle workers away": (
+        seen(10, running=10, busy=6, idle=4),
+        policy(max_replicas=5),
+        wanted_until(600, 10),
+        6,
+        Reason.ABOVE_MAXIMUM,
+    ),
+    "nothing goes during a rollout": (
+        seen(3, idle=3, observed={"rolling": True}),
+        policy(),
+        wanted_until(600, 3),
+        3,
+        Reason.ROLLOUT,
+    ),
+    "but it grows": (seen(3, waiting=4, observed={"rolling": True}), policy(), History(), 4, Reason.DEMAND),
+    # Paused.
+    "paused, it neither grows": (seen(1, waiting=5), policy(paused=Paused.ALL), History(), 1, Reason.PAUSED),
+    "nor shrinks": (seen(3, idle=3), policy(paused=Paused.ALL), wanted_until(600, 3), 3, Reason.PAUSED),
+    "paused for scale-out it does not grow": (
+        seen(1, waiting=5),
+        policy(paused=Paused.SCALE_OUT),
+        History(),
+        1,
+        Reason.PAUSED,
+    ),
+    "but shrinks": (seen(3, idle=3), policy(paused=Paused.SCALE_OUT), wanted_until(600, 3), 0, Reason.IDLE),
+    "paused for scale-in it does not shrink": (
+        seen(3, idle=3),
+        policy(paused=Paused.SCALE_IN),
+        wanted_until(600, 3),
+        3,
+        Reason.PAUSED,
+    ),
+    "but grows": (seen(1, waiting=5), policy(paused=Paused.SCALE_IN), History(), 5, Reason.DEMAND),
+    # Unknown, broken, faulty.
+    "without a reading the replicas stay": (UNKNOWN, policy(), wanted_until(600, 3), 3, Reason.UNKNOWN),
+    "also those above the maximum": (UNKNOWN, policy(max_replicas=1), History(), 3, Reason.UNKNOWN),
+    "also those below the minimum": (UNKNOWN, policy(min_replicas=5), History(), 3, Reason.UNKNOWN),
+    "a crash-looping pool is not scaled further": (
+        seen(2, waiting=9, observed={"broken": CRASHES}),
+        policy(),
+        History(),
+        2,
+        Reason.NOT_STARTING,
+    ),
+    "not when as many work as crash": (
+        seen(4, waiting=9, busy=2, observed={"broken": CRASHES}),
+        policy(),
+        History(),
+        4,
+        Reason.NOT_STARTING,
+    ),
+    "but where most work, one bad node stops nothing": (
+        seen(5, waiting=9, busy=3, observed={"broken": CRASHES}),
+        policy(),
+        History(),
+        9,
+        Reason.DEMAND,
+    ),
+    "an all-faulty pool is not scaled further": (
+        seen(2, waiting=9, faulty=2),
+        policy(),
+        History(),
+        2,
+        Reason.FAULTY,
+    ),
+    "pods that wait for a node hold nothing up: a new node may come for them": (
+        seen(2, waiting=9, observed={"unplaced": 2}),
+        policy(),
+        History(),
+        9,
+        Reason.DEMAND,
+    ),
+}
+
+
+@pytest.mark.parametrize(("observation", "of", "history", "replicas", "reason"), TABLE.values(), ids=TABLE)
+def test_the_table(observation: Observation, of: Policy, history: History, replicas: int, reason: Reason) -> None:
+    decision, _ = decide(observation, of, history, NOW)
+    assert (decision.replicas, decision.reason) == (replicas, reason)
+
+
+# -- one decision after the other --------------------------------------------------------------------------------------
+
+
+def test_time_without_a_reading_is_no_idle_time() -> None:
+    _, history = decide(UNKNOWN, policy(), wanted_until(600, 3), NOW)
+    soon, _ = decide(seen(3, idle=3), policy(), history, NOW + 59_000)
+    later, _ = decide(seen(3, idle=3), policy(), history, NOW + 60_000)
+    assert (soon.reason, later.replicas) == (Reason.SETTLING, 0)
+
+
+def test_a_short_gap_in_the_demand_takes_nothing_away() -> None:
+    history, replicas = History(), 4
+    for second in range(0, 600, 10):
+        busy = 4 if second % 50 == 0 else 0
+        observation = seen(replicas, running=busy, busy=busy, idle=replicas - busy)
+        decision, history = decide(observation, policy(), history, NOW + second * 1000)
+        assert decision.replicas == 4
+
+
+def test_each_step_up_waits_anew() -> None:
+    of = policy(scale_up=ScaleUp(max_step=2, wait_seconds=10))
+    history, replicas, steps = History(), 0, []
+    for second in range(60):
+        decision, history = decide(seen(replicas, waiting=6), of, history, NOW + second * 1000)
+        if decision.replicas != replicas:
+            steps.append((second, decision.replicas))
+        replicas = decision.replicas
+    assert steps == [(10, 2), (20, 4), (30, 6)]
+
+
+def test_the_wait_begins_anew_when_enough_were_there_meanwhile() -> None:
+    of = policy(scale_up=ScaleUp(wait_seconds=10))
+    _, history = decide(seen(0, waiting=1), of, History(), NOW)
+    _, history = decide(seen(0), of, history, NOW + 5_000)
+    decision, _ = decide(seen(0, waiting=1), of, history, NOW + 10_000)
+    assert decision.reason is Reason.WAITING
+
+
+def test_the_history_is_bounded_and_forgets_no_peak_too_early() -> None:
+    history = History()
+    of = policy(max_replicas=1000)
+    for step in range(500):  # each number is a peak of its own, since the demand falls all the time
+        _, history = decide(seen(1000, waiting=500 - step), of, history, NOW + step * 10)
+    assert len(history.peaks) <= PEAKS
+    at, highest = history.peaks[0]
+    assert (highest, at >= NOW) == (500, True)
+
+
+# -- what always holds -------------------------------------------------------------------------------------------------
+
+COUNT = st.integers(0, 30)
+SPAN = st.floats(0, 600) | st.integers(0, 600)
+READINGS = st.builds(
+    Reading,
+    waiting=COUNT,
+    dispatched=COUNT,
+    running=COUNT,
+    due_soon=COUNT,
+    oldest_ms=st.none() | st.integers(0, 10**9),
+    arrivals=st.integers(0, 2**49),
+    starting=COUNT,
+    idle=COUNT,
+    busy=COUNT,
+    marked=COUNT,
+    draining=COUNT,
+    faulty=COUNT,
+    service_ms=st.none() | st.floats(0, 1e7),
+)
+OBSERVATIONS = st.builds(
+    Observation,
+    reading=st.none() | READINGS,
+    replicas=COUNT,
+    ready=COUNT,
+    broken=st.dictionaries(st.sampled_from(["CrashLoopBackOff", "ImagePullBackOff"]), COUNT),
+    unplaced=COUNT,
+    rolling=st.booleans(),
+    cold_start_seconds=st.none() | SPAN.map(float),
+)
+WINDOWS = st.builds(
+    Window,
+    start=st.sampled_from(["0 8 * * 1-5", "*/5 * * * *"]),
+    end=st.sampled_from(["0 18 * * *", "3-59/5 * * * *"]),
+    replicas=COUNT,
+    timezone=st.sampled_from(["UTC", "Europe/Paris", "America/New_York"]),
+)
+GOALS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [{}, {"jobs_per_replica": 3}, {"wait_seconds": 45.0}, {"wait_seconds": 90}]
+)
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    lowest = draw(st.integers(0, 5))
+    return Policy(
+        min_replicas=lowest,
+        max_replicas=draw(st.integers(max(lowest, 1), 25)),
+        scale_up=ScaleUp(max_step=draw(st.none() | st.integers(1, 5)), wait_seconds=draw(SPAN)),
+        scale_down=ScaleDown(max_step=draw(st.none() | st.integers(1, 5)), idle_seconds=draw(SPAN)),
+        buffer=draw(st.integers(0, 3)),
+        schedule=tuple(draw(st.lists(WINDOWS, max_size=2))),
+        paused=draw(st.sampled_from(Paused)),
+        **draw(GOALS),
+    )
+
+
+STEPS = st.lists(st.tuples(OBSERVATIONS, st.integers(0, 10**6)), min_size=1, max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(of=policies(), steps=STEPS)
+def test_what_was_written_down_decides_alike_bit_for_bit(of: Policy, steps: list[tuple[Observation, int]]) -> None:
+    now, history = NOW, History()
+    for observation, pause in steps:
+        now += pause
+        decision, after = decide(observation, of, history, now)
+        entry = Entry(at=now, policy=of, observation=observation, history=history, decision=decision, after=after)
+        text = entry.encode()
+        read = Entry.decode(text)
+        again, after_again = decide(read.observation, read.policy, read.history, read.at)
+        assert replace(read, decision=again, after=after_again).encode() == text
+        history = after
+
+
+@settings(max_examples=300, deadline=None)
+@given(of=policies(), steps=STEPS)
+def test_no_decision_breaks_a_bound(of: Policy, steps: list[tuple[Observation, int]]) -> None:
+    now, history = NOW, History()
+    for observation, pause in steps:
+        now += pause
+        decision, history = decide(observation, of, history, now)
+        grown = decision.replicas - observation.replicas
+        reading = observation.reading
+        if reading is None:
+            assert grown == 0
+            continue
+        if grown > 0:
+            assert decision.replicas <= of.max_replicas
+            assert of.paused in {Paused.NONE, Paused.SCALE_IN}
+            assert of.scale_up.max_step is None or grown <= of.scale_up.max_step
+        if grown < 0:
+            assert -grown <= reading.runs_nothing + sum(observation.broken.values()) + observation.unplaced
+            assert decision.replicas >= min(reading.busy, observation.replicas)
+            assert decision.replicas >= of.floor(now)
+            assert of.paused in {Paused.NONE, Paused.SCALE_OUT}
+            assert not observation.rolling
+            assert of.scale_down.max_step is None or -grown <= of.scale_down.max_step
+        assert len(history.peaks) <= PEAKS
+
+
+# -- the spec ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_is_read_as_it_stands_in_the_spec() -> None:
+    spec = {
+        "models": ["sd"],
+        "template": {"anything": True},
+        "minReplicas": 1,
+        "maxReplicas": 8,
+        "target": {"waitSeconds": 30},
+        "scaleUp": {"maxStep": 4, "waitSeconds": 1.5},
+        "scaleDown": {"idleSeconds": 120, "maxStep": 2},
+        "buffer": 1,
+        "schedule": [{"start": "0 8 * * MON-FRI", "end": "0 18 * * 1-5", "timezone": "Europe/Paris", "replicas": 3}],
+        "paused": "scaleIn",
+    }
+    assert Policy.from_spec(spec) == Policy(
+        min_replicas=1,
+        max_replicas=8,
+        wait_seconds=30,
+        scale_up=ScaleUp(max_step=4, wait_seconds=1.5),
+        scale_down=ScaleDown(idle_seconds=120, max_step=2),
+        buffer=1,
+        schedule=(Window(start="0 8 * * MON-FRI", end="0 18 * * 1-5", timezone="Europe/Paris", replicas=3),),
+        paused=Paused.SCALE_IN,
+    )
+
+
+def test_what_the_spec_leaves_out_has_a_default() -> None:
+    assert Policy.from_spec({"target": None, "schedule": None}) == Policy()
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "a minimum above the maximum": ({"minReplicas": 3, "maxReplicas": 2}, "minReplicas"),
+    "a maximum of none": ({"maxReplicas": 0}, "maxReplicas"),
+    "a minimum below none": ({"minReplicas": -1}, "minReplicas"),
+    "a truth for a number": ({"buffer": True}, "buffer"),
+    "two goals": ({"target": {"jobsPerReplica": 1, "waitSeconds": 1}}, "target"),
+    "a target that is no object": ({"target": 5}, "target.jobsPerReplica"),
+    "no jobs per replica": ({"target": {"jobsPerReplica": 0}}, "target.jobsPerReplica"),
+    "a fraction of a job": ({"target": {"jobsPerReplica": 0.5}}, "target.jobsPerReplica"),
+    "a wait below zero": ({"target": {"waitSeconds": -1}}, "target.waitSeconds"),
+    "a wait that is no number": ({"target": {"waitSeconds": float("nan")}}, "target.waitSeconds"),
+    "milliseconds for seconds": ({"scaleDown": {"idleSeconds": 3_600_000}}, "scaleDown.idleSeconds"),
+    "a step of none": ({"scaleUp": {"maxStep": 0}}, "scaleUp.maxStep"),
+    "a schedule that is no list": ({"schedule": {}}, "schedule"),
+    "a window that is no object": ({"schedule": ["0 8 * * *"]}, "schedule[0]"),
+    "a bad cron line": (
+        {"schedule": [{"start": "0 25 * * *", "end": "0 8 * * *", "replicas": 1}]},
+        "schedule[0].start",
+    ),
+    "a day that never comes": (
+        {"schedule": [{"start": "0 8 30 2 *", "end": "0 9 * * *", "replicas": 1}]},
+        "schedule[0].start",
+    ),
+    "a pause of another type": ({"paused": ["all"]}, "paused"),
+    "a cron line with seconds": (
+        {"schedule": [{"start": "0 0 8 * * *", "end": "0 9 * * *", "replicas": 1}]},
+        "schedule[0].start",
+    ),
+    "a window without an end": ({"schedule": [{"start": "0 8 * * *", "replicas": 1}]}, "schedule[0].end"),
+    "a zone that is none": (
+        {"schedule": [{"start": "0 8 * * *", "end": "0 9 * * *", "timezone": "Mars/Base", "replicas": 1}]},
+        "schedule[0].timezone",
+    ),
+    "a zone outside the database": (
+        {"schedule": [{"start": "0 8 * * *", "end": "0 9 * * *", "timezone": "../etc", "replicas": 1}]},
+        "schedule[0].timezone",
+    ),
+    "a window without replicas": ({"schedule": [{"start": "0 8 * * *", "end": "0 9 * * *"}]}, "schedule[0].replicas"),
+    "a pause of no kind": ({"paused": "yes"}, "paused"),
+}
+
+
+@pytest.mark.parametrize(("spec", "name"), BAD.values(), ids=BAD)
+def test_a_spec_that_cannot_be_followed_is_refused_by_field(spec: dict[str, Any], name: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Policy.from_spec(spec)
+    assert name in {fault.field for fault in refused.value.fields}
+
+
+def test_all_faults_of_a_spec_are_said_at_once() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Policy.from_spec({"buffer": -1, "paused": "yes", "schedule": [{"start": "x", "end": "y", "replicas": "z"}]})
+    assert len(refused.value.fields) == 5
+
+
+# -- the decision log --------------------------------------------------------------------------------------------------
+
+
+def entry(at_s: float, *, observation: Observation | None = None, **decided: Any) -> Entry:
+    looked = observation or seen(1, idle=1)
+    decision = Decision(**{"replicas": looked.replicas, "reason": Reason.AT_TARGET, **decided})
+    at = NOW + int(at_s * 1000)
+    return Entry(at=at, policy=policy(), observation=looked, history=History(), decision=decision, after=History())
+
+
+OTHER = seen(1, idle=1, arrivals=1)
+
+KEPT: dict[str, tuple[Entry, bool]] = {
+    "a change": (entry(1, replicas=2), True),
+    "another reason": (entry(1, reason=Reason.SETTLING), True),
+    "another policy": (replace(entry(1), policy=policy(buffer=1)), True),
+    "the same again": (entry(60), False),
+    "the same after a long time": (entry(300), True),
+    "other jobs, soon": (entry(9, observation=OTHER), False),
+    "other jobs, later": (entry(10, observation=OTHER), True),
+}
+
+
+@pytest.mark.parametrize(("this", "kept"), KEPT.values(), ids=KEPT)
+def test_the_log_keeps_what_says_something_new(this: Entry, kept: bool) -> None:
+    assert is_worth_keeping(this, entry(0)) is kept
+    assert is_worth_keeping(this, None)
+
+
+def test_an_entry_is_one_line_of_json() -> None:
+    text = entry(0).encode()
+    assert "\n" not in text
+    assert json.loads(text)["policy"]["maxReplicas"] == 10

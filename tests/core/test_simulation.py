@@ -1,0 +1,133 @@
+"""A pool in simulated time: who waits how long, what the replicas take, and which ones go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from darkroom.scaling import Policy, ScaleDown, ScaleUp, Window
+from darkroom.simulation import Fleet, Job, Outcome, PolicyScaler, Takes, simulate
+
+COLD_MS = 60_000
+HOUR_MS = 3_600_000
+
+
+class Scripted:
+    """So many replicas from each time on."""
+
+    listens = False
+
+    def __init__(self, *steps: tuple[int, int], takes: Takes = Takes.UNUSED) -> None:
+        self.takes = takes
+        self._steps = steps
+
+    def ask(self, fleet: Fleet, jobs: Sequence[Job], now: int) -> tuple[int, int | None]:
+        wanted = max(step for step in self._steps if step[0] <= now)[1]
+        return wanted, min((at for at, _ in self._steps if at > now), default=None)
+
+
+def run(jobs: Sequence[Job], scaler: Scripted | PolicyScaler, *, replicas: int = 0, seed: int = 0) -> Outcome:
+    return simulate(jobs, scaler, cold_start_ms=COLD_MS, until=HOUR_MS, replicas=replicas, seed=seed)
+
+
+def ours(**policy: object) -> PolicyScaler:
+    return PolicyScaler(Policy(**{"max_replicas": 10, **policy}), cold_start_ms=COLD_MS)  # type: ignore[arg-type]
+
+
+def test_a_job_waits_for_the_cold_start() -> None:
+    outcome = run([Job(500, 10_000)], ours(scale_down=ScaleDown(idle_seconds=30)))
+    assert list(outcome.waits) == pytest.approx([60.5])  # asked at the next full second
+    assert outcome.replica_seconds == pytest.approx(60 + 10 + 30, abs=2)
+
+
+def test_jobs_are_taken_in_their_order_one_at_a_time() -> None:
+    outcome = run([Job(0, 10_000), Job(1_000, 5_000), Job(2_000, 1_000)], Scripted((0, 1)), replicas=1)
+    assert outcome.waits == [0, 9, 13]
+
+
+def test_replicas_count_from_their_creation_to_the_end_of_the_day() -> None:
+    assert run([], Scripted((0, 0), (600_000, 3))).replica_seconds == pytest.approx(3 * 3000)
+
+
+def test_what_is_unused_goes_first_and_a_busy_one_never() -> None:
+    jobs = [Job(0, 600_000)]
+    outcome = run(jobs, Scripted((0, 3), (10_000, 0), takes=Takes.UNUSED), replicas=2)
+    assert (outcome.kills, outcome.waits) == (0, [0])
+    assert outcome.replica_seconds == pytest.approx(10 + 10 + 3600)  # a starting and an idle one went at 10 s
+
+
+def test_a_replica_set_takes_busy_ones_too_and_the_job_runs_again() -> None:
+    jobs = [Job(0, 600_000)]
+    outcome = run(jobs, Scripted((0, 1), (100_000, 0), (200_000, 1), takes=Takes.ANY), replicas=1)
+    assert outcome.kills == 1
+    assert list(outcome.waits) == pytest.approx(
+        [260]
+    )  # killed at 130 s, after the grace; started again with a cold start
+    assert outcome.replica_seconds == pytest.approx(130 + 3400)
+
+
+def test_a_job_that_ends_within_the_grace_is_not_interrupted() -> None:
+    outcome = run([Job(0, 120_000)], Scripted((0, 1), (100_000, 0), takes=Takes.ANY), replicas=1)
+    assert (outcome.kills, outcome.waits, outcome.unfinished) == (0, [0], 0)
+    assert outcome.replica_seconds == pytest.approx(120)
+
+
+def test_replicas_that_are_not_ready_go_before_all_others() -> None:
+    outcome = run([Job(0, 600_000)], Scripted((0, 2), (10_000, 1), takes=Takes.ANY), replicas=1)
+    assert outcome.kills == 0
+
+
+def test_a_job_that_nobody_runs_is_unfinished_and_waits_to_the_end() -> None:
+    outcome = run([Job(0, 1_000)], Scripted((0, 0)))
+    assert outcome.unfinished == 1
+    assert outcome.waits == [3600]
+
+
+def test_the_same_seed_is_the_same_day() -> None:
+    jobs = [Job(at * 1_000, 200_000) for at in range(30)]
+    steps = [(0, 10), (200_000, 4), (400_000, 10), (600_000, 2), (900_000, 8)]
+    first, again, other = (run(jobs, Scripted(*steps, takes=Takes.ANY), seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first.kills > 0
+    assert other.waits != first.waits
+
+
+@pytest.mark.parametrize(
+    "scaler",
+    [
+        pytest.param(lambda: ours(jobs_per_replica=1), id="depth"),
+        pytest.param(lambda: ours(wait_seconds=90.0), id="wait"),
+        pytest.param(
+            lambda: ours(
+                scale_up=ScaleUp(max_step=2, wait_seconds=5), scale_down=ScaleDown(max_step=1, idle_seconds=20)
+            ),
+            id="steps",
+        ),
+        pytest.param(lambda: ours(schedule=(Window(start="10 * * * *", end="20 * * * *", replicas=3),)), id="schedule"),
+    ],
+)
+def test_with_ours_all_jobs_end_and_none_is_interrupted(scaler: Callable[[], PolicyScaler]) -> None:
+    jobs = [Job(at * 7_000, 1_000 + at * 4_001 % 40_000) for at in range(200)]
+    outcome = run(jobs, scaler())
+    assert (outcome.kills, outcome.unfinished, len(outcome.waits)) == (0, 0, 200)
+    work = sum(job.service for job in jobs) / 1000
+    assert work < outcome.replica_seconds < 10 * 3600
+
+
+def test_ours_goes_back_to_nothing_in_the_end() -> None:
+    short = run([Job(0, 1_000)], ours(scale_down=ScaleDown(idle_seconds=60)))
+    assert short.replica_seconds == pytest.approx(60 + 1 + 60, abs=2)
+
+
+def test_a_window_is_read_in_the_time_of_the_past_day() -> None:
+    policy = Policy(max_replicas=5, schedule=(Window(start="0 9 * * *", end="30 9 * * *", replicas=2),))
+    nine = 9 * HOUR_MS
+    at_nine = run([], PolicyScaler(policy, cold_start_ms=COLD_MS, origin=nine))
+    assert at_nine.replica_seconds == pytest.approx(2 * 30 * 60, abs=300)
+    assert run([], PolicyScaler(policy, cold_start_ms=COLD_MS)).replica_seconds == 0
+
+
+def test_percentiles_are_waits_that_somebody_had() -> None:
+    outcome = Outcome([3.0, 1.0, 2.0, 4.0], 0.0, 0, 0)
+    assert (outcome.wait(50), outcome.wait(95), outcome.wait(0)) == (2.0, 4.0, 1.0)
+    assert Outcome([], 0.0, 0, 0).wait(95) == 0.0

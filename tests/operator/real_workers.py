@@ -1,0 +1,59 @@
+"""Real worker processes in the pods that the stand-in for the kubelet runs: one `python -m darkroom_worker` a pod."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.parts import Part
+
+# A worker says of its pod what its host is called. Python imports a module of this name by itself.
+POD_NAME_HOOK = """
+import os, platform
+
+platform.node = lambda: os.environ["TEST_POD"]
+"""
+
+
+class RealWorkers:
+    """`environment` is what a worker is told, its pool aside, which the pod says."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+        self._folder = folder
+        hook = folder / "hook"
+        hook.mkdir()
+        (hook / "sitecustomize.py").write_text(POD_NAME_HOOK)
+        path = f"{hook}:{environment['PYTHONPATH']}"
+        self._environment = {**environment, "PYTHONPATH": path}
+        self.running: dict[str, Part] = {}
+        self._told: set[str] = set()
+        self.started = self.ended = 0
+
+    def begin(self, pod: Mapping[str, Any]) -> None:
+        name = pod["metadata"]["name"]
+        container = pod["spec"]["containers"][0]
+        told = {variable["name"]: variable["value"] for variable in container["env"]}
+        environment = {**self._environment, **told, "TEST_POD": name}
+        worker = Part("darkroom_worker", environment=environment, log=self._folder / f"{name}.log")
+        worker.start()
+        self.running[name] = worker
+        self.started += 1
+
+    def end(self, name: str) -> bool:
+        """SIGTERM at first, as a kubelet sends it; then whether it has ended."""
+        worker = self.running[name]
+        if name not in self._told:
+            self._told.add(name)
+            self.ended += 1
+            if worker.is_running:
+                worker.signal(signal.SIGTERM)
+        return not worker.is_running
+
+    def stop(self) -> None:
+        for worker in self.running.values():
+            if worker.is_running:
+                worker.signal(signal.SIGTERM)
+        for worker in self.running.values():
+            worker.stop()

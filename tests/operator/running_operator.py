@@ -1,0 +1,106 @@
+"""The operator as a real process, as a cluster runs it: its own service account's token, and nothing more allowed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tests.operator.control_plane import ControlPlane
+from tests.parts import environment, free_port
+from tests.waiting import eventually
+
+STOP_DEADLINE_S = 60
+
+
+class RunningOperator:
+    """One operator that works for `namespace` of the cluster, and for the ledger at `redis_url`."""
+
+    def __init__(
+        self, config: Path, log: Path, *, namespace: str, redis_url: str, prefix: str, **settings: str
+    ) -> None:
+        self.port = free_port()
+        self._log = log
+        self._environment = environment(
+            redis_url,
+            prefix,
+            KUBECONFIG=str(config),
+            DARKROOM_WATCH_NAMESPACE=namespace,
+            DARKROOM_PORT=str(self.port),
+            **{f"DARKROOM_{name.upper()}": value for name, value in settings.items()},
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def sabotage(self, folder: Path, program: str) -> None:
+        """Run `program` in its process before it starts: a protection is taken away, and the tests must notice."""
+        (folder / "sitecustomize.py").write_text(program)
+        self._environment["PYTHONPATH"] = f"{folder}{os.pathsep}{self._environment['PYTHONPATH']}"
+
+    def start(self) -> None:
+        """Start; it may wait for the Lease."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "darkroom_operator"],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def lead(self) -> None:
+        """Start, and return once it holds the Lease and has read the world."""
+        self.start()
+        eventually(self.is_leading, what="the operator leads")
+
+    def is_leading(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            raise AssertionError(f"the operator ended:\n{self.said()}")
+        return self.status_of("/readyz") == 200
+
+    def status_of(self, path: str) -> int | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as reply:
+                status: int = reply.status
+                return status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return None
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as reply:
+            text: str = reply.read().decode()
+            return text
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int | None:
+        """End it by its pid; answers its exit status, None where it was not running."""
+        if self._process is None:
+            return None
+        process, self._process = self._process, None
+        if process.poll() is None:
+            os.kill(process.pid, number)
+        try:
+            return process.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def said(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+
+def operator_config(control_plane: ControlPlane, folder: Path, *, namespace: str, server: str | None) -> Path:
+    """A kubeconfig with the token of the operator's service account."""
+    token = control_plane.token_of(namespace, "darkroom-operator")
+    path = folder / "operator.kubeconfig"
+    path.write_text(control_plane.kubeconfig(token, server=server, namespace=namespace))
+    return path

@@ -1,0 +1,191 @@
+"""The CRD: what it explains, fills in, shows and refuses; asked of a real API server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import celpy
+import pytest
+from celpy.adapter import json_to_cel
+
+from tests.operator.conftest import Stage, pool_manifest
+from tests.operator.control_plane import ControlPlane
+from tests.operator.down_conversion import CEL, older
+
+SIZE_LIMIT = 200_000
+"""Bytes; beyond 256 KiB a client-side apply would fail."""
+
+Object = dict[str, Any]
+
+
+def _schema(manifests: dict[str, list[Object]]) -> Object:
+    (version,) = manifests["workerpools"][0]["spec"]["versions"]
+    schema: Object = version["schema"]["openAPIV3Schema"]
+    return schema
+
+
+def _fields(schema: Object, path: str = "") -> Iterator[tuple[str, Object]]:
+    for name, member in schema.get("properties", {}).items():
+        yield f"{path}.{name}", member
+        yield from _fields(member, f"{path}.{name}")
+    if "items" in schema:
+        yield f"{path}[]", schema["items"]
+        yield from _fields(schema["items"], f"{path}[]")
+
+
+def test_every_field_has_a_description(manifests: dict[str, list[Object]]) -> None:
+    lacking = [path for path, member in _fields(_schema(manifests)) if not member.get("description")]
+    assert lacking == [".metadata"]  # which the API server does not let us describe
+
+
+def test_the_crd_is_small(manifests: dict[str, list[Object]]) -> None:
+    assert len(json.dumps(manifests["workerpools"][0])) < SIZE_LIMIT
+
+
+def test_the_down_conversion_takes_away_rules_and_nothing_else(manifests: dict[str, list[Object]]) -> None:
+    shipped = json.dumps(manifests["workerpools"][0], sort_keys=True)
+    assert CEL in shipped
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: without(member) for name, member in value.items() if name != CEL}
+        return [without(member) for member in value] if isinstance(value, list) else value
+
+    assert older(manifests["workerpools"][0]) == without(json.loads(shipped))
+
+
+@pytest.mark.parametrize("name", ["rbac", "deployment", "workerpools"])
+def test_manifests_carry_current_versions_only(manifests: dict[str, list[Object]], name: str) -> None:
+    current = {"v1", "apps/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1"}
+    assert {body["apiVersion"] for body in manifests[name]} <= current
+
+
+def test_rights_name_their_resources_and_verbs(manifests: dict[str, list[Object]]) -> None:
+    roles = [body for body in manifests["rbac"] if body["kind"].endswith("Role")]
+    assert [role["kind"] for role in roles] == ["Role"]
+    for rule in roles[0]["rules"]:
+        assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
+        assert "secrets" not in rule["resources"]
+        assert "delete" not in rule["verbs"]
+
+
+@pytest.mark.parametrize("field", ["minReplicas", "target.waitSeconds", "scaleDown.idleSeconds", "paused", "schedule"])
+def test_kubectl_explains_a_field(control_plane: ControlPlane, manifests: dict[str, list[Object]], field: str) -> None:
+    member = _schema(manifests)["properties"]["spec"]
+    for name in field.split("."):
+        member = member["properties"][name]
+    said = re.sub(r"\s+", " ", control_plane.kubectl("explain", f"workerpools.spec.{field}"))
+    assert re.sub(r"\s+", " ", member["description"]) in said
+
+
+def test_defaults_are_filled_in(stage: Stage) -> None:
+    spec = stage.apply("flux")["spec"]
+    assert spec["minReplicas"] == 0
+    assert spec["scaleUp"] == {"waitSeconds": 0}
+    assert spec["scaleDown"] == {"idleSeconds": 60}
+    assert spec["gpu"] == {"count": 1, "resourceName": "nvidia.com/gpu"}
+    assert spec["rollout"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert (spec["buffer"], spec["paused"], spec["drainSeconds"], spec["graceSeconds"]) == (0, "none", 60, 90)
+    assert spec["schedule"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"models": []}, "spec.models"),
+        ({"models": ["Flux"]}, "spec.models"),
+        ({"maxReplicas": 0}, "spec.maxReplicas"),
+        ({"minReplicas": -1}, "spec.minReplicas"),
+        ({"paused": "yes"}, "spec.paused"),
+        ({"target": {"jobsPerReplica": 0}}, "spec.target.jobsPerReplica"),
+        ({"template": {}}, "spec.template.spec"),
+        ({"gpu": {"count": 65}}, "spec.gpu.count"),
+        ({"schedule": [{"start": "0 8 * * *"}]}, "spec.schedule.end"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bad_field_is_refused_by_its_name(stage: Stage, change: Object, named: str) -> None:
+    body = json.dumps(pool_manifest("flux", **change))
+    arguments = ("-n", stage.namespace, "create", "--validate=false", "-f", "-")  # kubectl does not judge
+    assert named in stage.control_plane.kubectl(*arguments, given=body, fails=True)
+
+
+def _filled(schema: Object, value: Any) -> Any:
+    """The value as the API server has it when it asks the rules: with every default."""
+    if isinstance(value, list):
+        return [_filled(schema.get("items", {}), item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    fields = schema.get("properties", {})
+    defaults = {name: member["default"] for name, member in fields.items() if "default" in member}
+    return {name: _filled(fields.get(name, {}), member) for name, member in {**defaults, **value}.items()}
+
+
+def _broken_rules(schema: Object, value: Any) -> list[str]:
+    """The messages of the rules that the value breaks, evaluated by an implementation of CEL."""
+    language = celpy.Environment()
+    broken = [
+        rule["message"]
+        for rule in schema.get(CEL, [])
+        if not language.program(language.compile(rule["rule"])).evaluate({"self": json_to_cel(value)})
+    ]
+    for name, member in schema.get("properties", {}).items():
+        if isinstance(value, dict) and name in value:
+            broken += _broken_rules(member, value[name])
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({}, []),
+        ({"minReplicas": 5, "maxReplicas": 5, "buffer": 5}, []),
+        ({"schedule": [{"start": "0 8 * * *", "end": "0 18 * * *", "replicas": 5}]}, []),
+        ({"target": {"waitSeconds": 30}}, []),
+        ({"minReplicas": 6}, ["minReplicas must not be above maxReplicas"]),
+        ({"buffer": 6}, ["buffer must not be above maxReplicas"]),
+        (
+            {"schedule": [{"start": "0 8 * * *", "end": "0 18 * * *", "replicas": 6}]},
+            ["replicas of a window in schedule must not be above maxReplicas"],
+        ),
+        (
+            {"drainSeconds": 60, "graceSeconds": 69},
+            ["graceSeconds must be at least 10 above drainSeconds, so that a worker can hand its job back"],
+        ),
+        ({"target": {"jobsPerReplica": 1, "waitSeconds": 30}}, ["jobsPerReplica and waitSeconds exclude one another"]),
+        (
+            {"rollout": {"maxSurge": 0, "maxUnavailable": 0}},
+            ["maxSurge and maxUnavailable must not both be 0"],
+        ),
+    ],
+)
+def test_the_rules_between_fields_refuse_what_they_say(
+    manifests: dict[str, list[Object]], change: Object, broken: list[str]
+) -> None:
+    """The API server of 1.20 knows no CEL; what the operator says where a rule is broken, `test_operator.py` shows."""
+    schema = _schema(manifests)
+    assert _broken_rules(schema, _filled(schema, pool_manifest("flux", **change))) == broken
+
+
+@pytest.mark.parametrize("name", ["1flux", "a" * 42, "flux.one"])
+def test_a_pool_that_no_queue_can_be_named_after_breaks_a_rule(manifests: dict[str, list[Object]], name: str) -> None:
+    schema = _schema(manifests)
+    (message,) = _broken_rules(schema, _filled(schema, pool_manifest(name)))
+    assert message.startswith("a pool's name")
+
+
+def test_kubectl_shows_the_columns(stage: Stage) -> None:
+    stage.apply("flux", minReplicas=1)
+    header, row = stage.control_plane.kubectl("-n", stage.namespace, "get", "wp").splitlines()
+    names = "NAME MIN MAX DESIRED READY BUSY WAITING RUNNING OLDEST REASON AGE"
+    assert header.split() == names.split()
+    assert row.split()[:3] == ["flux", "1", "5"]
+
+
+def test_kubectl_scale_sets_the_floor(stage: Stage) -> None:
+    stage.apply("flux")
+    stage.control_plane.kubectl("-n", stage.namespace, "scale", "wp/flux", "--replicas=3")
+    assert stage.pool("flux")["spec"]["minReplicas"] == 3

@@ -1,0 +1,191 @@
+"""What the operator makes of objects: pools with their faults, pods with their troubles, watches that say nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from darkroom.errors import InvalidInput
+from darkroom.transitions import Reading
+from darkroom_operator import pools, world
+from darkroom_operator.report import status_of
+from darkroom_operator.resync import covers
+from darkroom_operator.world import DEPLOYMENTS, PODS, World
+
+Object = dict[str, Any]
+
+NOW_MS = 1_795_200_000_000
+
+
+def pool_resource(**spec: Any) -> Object:
+    template = {"spec": {"containers": [{"name": "side", "image": "a"}, {"name": "worker", "image": "b"}]}}
+    return {
+        "metadata": {"name": "flux", "uid": "u-1", "generation": 3, "resourceVersion": "5"},
+        "spec": {"models": ["flux"], "maxReplicas": 5, "template": template, **spec},
+    }
+
+
+def pod_resource(*, version: str = "7", phase: str = "Running", **status: Any) -> Object:
+    return {
+        "metadata": {
+            "name": "darkroom-flux-1",
+            "resourceVersion": version,
+            "creationTimestamp": "2026-11-20T18:00:00Z",
+            "labels": {"darkroom.dev/pool": "flux"},
+        },
+        "spec": {"nodeName": "a-node", "containers": [{"name": "worker", "resources": {"limits": {"amd.com/gpu": 1}}}]},
+        "status": {"phase": phase, **status},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({"models": []}, ["models"]),
+        ({"template": {"spec": {"containers": []}}}, ["template.spec"]),
+        ({"drainSeconds": 81}, ["graceSeconds"]),
+        ({"rollout": {"maxSurge": 0, "maxUnavailable": 0}}, ["rollout"]),
+        ({"minReplicas": 6}, ["minReplicas"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_broken_rule_names_its_field(change: Object, fields: list[str]) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        pools.read(pool_resource(**change))
+    assert [fault.field for fault in refused.value.fields] == fields
+
+
+def test_the_container_called_worker_is_equipped_and_what_the_owner_says_of_the_pool_is_overruled() -> None:
+    resource = pool_resource(gpu={"count": 2, "resourceName": "amd.com/gpu"}, graceSeconds=200)
+    worker = resource["spec"]["template"]["spec"]["containers"][1]
+    worker["env"] = [{"name": "DARKROOM_POOL", "value": "another"}, {"name": "HF_HOME", "value": "/models"}]
+    template = pools.deployment(pools.read(resource))["spec"]["template"]
+    side, equipped = template["spec"]["containers"]
+    assert side == {"name": "side", "image": "a"}
+    assert {one["name"]: one["value"] for one in equipped["env"]}["DARKROOM_POOL"] == "flux"
+    assert {one["name"] for one in equipped["env"]} == {"HF_HOME", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S"}
+    assert equipped["resources"]["limits"] == {"amd.com/gpu": "2"}
+    assert template["spec"]["terminationGracePeriodSeconds"] == 200
+
+
+def test_a_deployment_is_described_without_a_number_of_replicas() -> None:
+    assert "replicas" not in pools.deployment(pools.read(pool_resource()))["spec"]
+
+
+def test_an_older_version_is_no_news() -> None:
+    known = World()
+    assert known.is_news(PODS, pod_resource(version="10"))
+    assert not known.is_news(PODS, pod_resource(version="10"))
+    assert not known.is_news(PODS, pod_resource(version="9"))
+    assert known.is_news(PODS, pod_resource(version="100"))
+
+
+def test_what_a_newer_list_does_not_have_is_gone() -> None:
+    known = World()
+    known.is_news(PODS, pod_resource(version="10"))
+    assert known.missing(PODS, [], version="11") == ["darkroom-flux-1"]
+    assert known.missing(PODS, [], version="9") == []  # the list is older than the pod
+    assert known.missing(PODS, ["darkroom-flux-1"], version="11") == []
+    assert known.missing(DEPLOYMENTS, [], version="11") == []
+
+
+@pytest.mark.parametrize(
+    ("status", "trouble", "unplaced"),
+    [
+        ({}, None, None),
+        (
+            {"containerStatuses": [{"name": "worker", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]},
+            "ImagePullBackOff",
+            None,
+        ),
+        (
+            {"initContainerStatuses": [{"name": "weights", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]},
+            "CrashLoopBackOff",
+            None,
+        ),
+        (
+            {"containerStatuses": [{"name": "worker", "state": {"waiting": {"reason": "ContainerCreating"}}}]},
+            None,
+            None,
+        ),
+        (
+            {"conditions": [unschedulable := {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]},
+            None,
+            "Unschedulable",
+        ),
+        (
+            {"conditions": [{**unschedulable, "message": "0/2 nodes are available: 2 Insufficient amd.com/gpu."}]},
+            None,
+            "NoGpuNode",
+        ),
+    ],
+    ids=["fine", "no image", "crashes", "is being made", "taints", "no GPU"],
+)
+def test_the_trouble_of_a_pod_has_a_reason(status: Object, trouble: str | None, unplaced: str | None) -> None:
+    pod = world.read_pod(pod_resource(**status))
+    assert (pod.trouble and pod.trouble[0]) == trouble
+    assert (pod.unplaced and pod.unplaced[0]) == unplaced
+
+
+def test_a_pod_that_is_gone_or_over_is_remembered_for_its_workers_job() -> None:
+    known = World()
+    known.take_pod(pod_resource())
+    standing = known.lose_pod("darkroom-flux-1")
+    assert standing is not None
+    assert list(standing.gone) == ["darkroom-flux-1"]
+    assert list(known.take_pod(pod_resource(phase="Failed")).gone) == ["darkroom-flux-1"]
+
+
+def test_the_cold_start_is_measured_from_the_pods_making_to_its_being_ready() -> None:
+    known = World()
+    known.take_pod(pod_resource(version="7", phase="Pending"))
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-20T18:00:42Z"}
+    standing = known.take_pod(pod_resource(version="8", conditions=[ready]))
+    assert standing.cold_start_s == pytest.approx(42)
+
+
+def test_the_status_tells_when_the_oldest_job_came_and_does_not_waver() -> None:
+    standing = World().standing("flux")
+    standing.reading = Reading(waiting=1, oldest_ms=5_000)
+    first = status_of(standing, now_ms=NOW_MS)
+    standing.said = first
+    standing.reading = Reading(waiting=1, oldest_ms=6_020)
+    assert status_of(standing, now_ms=NOW_MS + 1_000)["oldest"] == first["oldest"]
+    standing.reading = Reading()
+    assert status_of(standing, now_ms=NOW_MS)["oldest"] is None
+
+
+def test_a_condition_keeps_the_time_of_its_last_change() -> None:
+    standing = World().standing("flux")
+    (before, *_) = status_of(standing, now_ms=NOW_MS)["conditions"]
+    (after, *_) = status_of(standing, now_ms=NOW_MS + 60_000)["conditions"]
+    assert after["lastTransitionTime"] == before["lastTransitionTime"]
+    standing.fault = ("InvalidSpec", "models: must name a model")
+    (changed, *_) = status_of(standing, now_ms=NOW_MS + 120_000)["conditions"]
+    assert changed["lastTransitionTime"] == before["lastTransitionTime"]  # it was False before, too
+    assert changed["reason"] == "InvalidSpec"
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted", "answer"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}, True),
+        ({"a": 1}, {"a": 2}, False),
+        ({"a": [{"b": 1, "c": 2}]}, {"a": [{"b": 1}]}, True),
+        ({"a": [1, 2]}, {"a": [1]}, False),
+        (None, {"a": 1}, False),
+        ({"a": 1}, {"a": 1, "kind": "any"}, True),
+    ],
+    ids=["more", "other", "within a list", "longer list", "nothing", "a kind, which lists do not say"],
+)
+def test_an_object_is_intact_when_it_has_all_that_was_applied(present: object, wanted: object, *, answer: bool) -> None:
+    assert covers(present, wanted) is answer
+
+
+def test_times_of_the_watch_are_kept_by_kind() -> None:
+    known = World()
+    before = time.monotonic()
+    known.hear(PODS)
+    assert known.heard[PODS] >= before
+    assert known.heard[DEPLOYMENTS] < before

@@ -1,0 +1,66 @@
+"""Stand-ins for workers: they register in the ledger as a worker of a pod does, and the test claims for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from darkroom import transitions
+from darkroom.jobs import State
+from darkroom.ledger import Ledger, connect
+from darkroom.transitions import WorkerState
+
+
+class StandIns:
+    """One stand-in for each pod, named after it. `Kubelet` calls `begin` and `end`."""
+
+    def __init__(self, redis_url: str, prefix: str) -> None:
+        self._redis_url, self._prefix = redis_url, prefix
+        self._local = threading.local()
+        self.pods: dict[str, str] = {}
+        self.busy: dict[str, tuple[str, str]] = {}
+
+    @property
+    def _ledger(self) -> Ledger:
+        if not hasattr(self._local, "ledger"):  # a `Ledger` is one thread's
+            self._local.ledger = Ledger(connect(self._redis_url), self._prefix)
+        ledger: Ledger = self._local.ledger
+        return ledger
+
+    def begin(self, pod: Mapping[str, Any]) -> None:
+        name = pod["metadata"]["name"]
+        self.pods[name] = pod["metadata"]["labels"]["darkroom.dev/pool"]
+        self._register(name, WorkerState.READY)
+
+    def end(self, name: str) -> bool:
+        """Nothing runs in it once its job is over: as a worker drains itself on SIGTERM."""
+        if name in self.busy:
+            return False
+        if self.pods.get(name):
+            self._register(name, WorkerState.GONE)
+            self.pods.pop(name)
+        return True
+
+    def heartbeat(self) -> None:
+        for name in list(self.pods):
+            self._register(name, WorkerState.READY)
+
+    def claim(self, pod: str, job_id: str) -> str | None:
+        """The stand-in of the pod takes the job; answers why not, or None."""
+        token = uuid4().hex
+        claim = self._ledger.run(transitions.claim(job_id, token=token, worker=pod))
+        if claim.attempt is None:
+            return claim.dropped
+        self.busy[pod] = (job_id, token)
+        return None
+
+    def complete(self, pod: str) -> None:
+        job_id, token = self.busy.pop(pod)
+        data = {"artifacts": [], "record": {}, "model_served": "", "attempt": 1, "worker": pod, "run_ms": 1}
+        self._ledger.run(transitions.finish(job_id, token=token, outcome=State.COMPLETED, data=data))
+
+    def _register(self, name: str, state: WorkerState) -> None:
+        pool = self.pods[name]
+        self._ledger.run(transitions.worker(name, pool=pool, state=state, pod=name, models=[pool], ttl_ms=600_000))
