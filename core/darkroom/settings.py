@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from darkroom.errors import SettingError
 from darkroom.event_attributes import uri_reference_fault
+from darkroom.guard import NOTHING, Allow
 
 S = TypeVar("S", bound="Settings")
 
@@ -64,11 +65,27 @@ def _web_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _sink(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("is not an address such as http://broker-ingress.knative-eventing/default/default")
+    return value
+
+
 def _has_good_port(parts: SplitResult) -> bool:
     try:
         return parts.port != 0
     except ValueError:
         return False
+
+
+def _listed(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _allowed(value: object) -> object:
+    listed = _listed(value)
+    return Allow.parse(listed) if isinstance(listed, list) else listed
 
 
 def _folders(value: object) -> object:
@@ -77,6 +94,9 @@ def _folders(value: object) -> object:
 
 WebUrl = Annotated[str, AfterValidator(_web_url)]
 """An http or https address, kept without a slash at its end."""
+
+SinkUrl = Annotated[str, AfterValidator(_sink)]
+"""Where events are posted: an http or https address, used as it is. A SinkBinding injects it as K_SINK."""
 
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 """Where a Redis is, database number included. Secret: it may hold a password."""
@@ -138,6 +158,29 @@ class LinkSettings(Settings):
 
     link_ttl_s: int = Field(default=24 * 3600, ge=60, le=7 * 24 * 3600)
     """How long a link to an artifact can be used, in seconds."""
+
+
+class GuardSettings(Settings):
+    """Where callers may have darkroom send to."""
+
+    webhook_allow: Annotated[Allow, NoDecode, BeforeValidator(_allowed)] = NOTHING
+    """Receivers that may be inside, by http and at any port, separated by commas: names (`receiver.default.svc`), all
+    names below one (`.example.internal`), either with a port (`localhost:9000`), addresses and networks (`10.0.0.0/8`).
+    """
+
+
+class WebhookSettings(GuardSettings):
+    """How webhooks are signed, and where they may go."""
+
+    webhook_keys: Annotated[
+        tuple[Annotated[SecretStr, Field(min_length=32)], ...],
+        NoDecode,
+        BeforeValidator(_listed),
+        Field(min_length=1, max_length=4),
+    ]
+    """Secrets of at least 32 characters, separated by commas, the newest first; all of them sign, so that a new one can
+    be set before the old one goes. The same for all parts. Secret.
+    """
 
 
 def load(kind: type[S]) -> S:
