@@ -1,7 +1,8 @@
 """What the audit holds to be right: pure functions from a look at a job, a set's member or a message to its faults.
 
-Every accepted job is in exactly one place: waiting, dispatched, due, running under a live lease, or terminal, and a
-terminal one is in the outbox until it is applied. `auditor.py` reads Redis and asks here what is wrong with it.
+Every accepted job is in exactly one place: waiting, dispatched, due, running under a live lease, or terminal. One of
+which something is to be told is in the outbox until that is applied. An open delivery is due to its target, and no
+other. `auditor.py` reads Redis and asks here what is wrong with it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from darkroom import queues
 from darkroom.jobs import State
 from darkroom.ledger import JobRecord
 from darkroom.transitions import SWEEP_AGE_MS, Call
+from darkroom.webhooks import DeliveryState
 
 POOL_SETS = ("waiting", "dispatched", "due", "running")
 """The sets of each pool, and the places of a job that has not ended."""
@@ -59,6 +61,9 @@ class Kind(StrEnum):
     ARTIFACT_DIFFERS = "artifact_differs"
     HISTORY_MISSING = "history_missing"
     HISTORY_DIFFERS = "history_differs"
+    NO_DEAD_LETTER = "no_dead_letter"
+    DELIVERY_MISPLACED = "delivery_misplaced"
+    DELIVERY_NO_RECORD = "delivery_no_record"
 
 
 REPAIRABLE = frozenset(
@@ -74,6 +79,9 @@ REPAIRABLE = frozenset(
         Kind.OTHER_POOL,
         Kind.EXPIRES,
         Kind.BUSY_DIFFERS,
+        Kind.NO_DEAD_LETTER,
+        Kind.DELIVERY_MISPLACED,
+        Kind.DELIVERY_NO_RECORD,
     }
 )
 """What `lua/repair.lua` puts right. A lost message and a lapsed lease are the courier's; the rest is for people."""
@@ -84,8 +92,9 @@ class Look:
     """One job at one moment, as `lua/inspect.lua` read it. Times are milliseconds since the epoch.
 
     `scores` are of the sets that it is in: of all pools (`OTHER_SETS`) and of the one that was looked in (`POOL_SETS`).
-    `indexed`: its tenant's index has it. `state` is None where there is no record. `expires` is the record's time to
-    live.
+    `indexed`: its tenant's index has it. `untold`: starts of it are still to be told. `dead`: its attempts were used
+    up; `is_letter`: it is among the dead letters of its tenant, or of the one that was looked at. `state` is None where
+    there is no record. `expires` is the record's time to live.
     """
 
     id: str
@@ -102,6 +111,9 @@ class Look:
     end_data: str | None
     scores: Mapping[str, int]
     indexed: bool
+    untold: bool
+    dead: bool
+    is_letter: bool
     busy: str | None
     log_length: int
     log_last: int
@@ -111,8 +123,12 @@ class Look:
 
     @property
     def settled(self) -> bool:
-        """Everybody was told the end, and the history has it: Redis may forget it."""
-        return self.applied and self.archived
+        """Everybody was told all, and the history has it: Redis may forget it, unless it is a dead letter."""
+        return self.is_told and self.archived and not self.is_letter
+
+    @property
+    def is_told(self) -> bool:
+        return self.applied and not self.untold
 
     @property
     def place(self) -> str | None:
@@ -126,8 +142,8 @@ class Look:
 class Fault:
     """What is wrong, with which job, and what was seen.
 
-    `pool` and `worker`: whose set or entry names the job wrongly. `artifact`: the key of the one at fault. `repaired`:
-    what was done about it.
+    `pool`, `worker`, `letter_of` (a tenant) and `target`: whose set or entry names the job or delivery wrongly.
+    `artifact`: the key of the one at fault, `delivery`: its id. `repaired`: what was done about it.
     """
 
     kind: Kind
@@ -136,15 +152,42 @@ class Fault:
     pool: str | None = None
     worker: str | None = None
     artifact: str | None = None
+    letter_of: str | None = None
+    delivery: str | None = None
+    target: str | None = None
     repaired: str | None = None
 
     @property
     def key(self) -> tuple[str | None, ...]:
         """The same in both looks, where numbers in `seen` may have moved on."""
-        return (self.kind, self.job, self.pool, self.worker, self.artifact)
+        return (
+            *(self.kind, self.job, self.pool, self.worker, self.artifact),
+            *(self.letter_of, self.delivery, self.target),
+        )
 
     def after(self, done: str) -> Fault:
         return replace(self, repaired=done)
+
+
+@dataclass(frozen=True)
+class DeliveryLook:
+    """One delivery at one moment, as `lua/inspect_delivery.lua` read it. `state` is None where there is no record.
+
+    `is_due`: the target that was looked in has it among what is due to it; `is_known`: that target is among those that
+    are looked at. `is_open_of_job`: its job counts it as open. `expires`: its record has a time to live.
+    """
+
+    id: str
+    state: str | None
+    target: str
+    is_due: bool
+    is_known: bool
+    is_open_of_job: bool
+    expires: bool
+
+    @property
+    def job(self) -> str:
+        return self.id.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -173,17 +216,40 @@ class Stale:
     reason: str
 
 
-def inspect(job_id: str, *, pool: str | None = None, now: int | None = None) -> Call[Look]:
-    """A look at the job, and at the sets of `pool` (None: of the pool that its record names)."""
-    named = {"job": job_id, "pool": pool, "now": None if now is None else str(now)}
+def inspect(
+    job_id: str, *, pool: str | None = None, letter_of: str | None = None, now: int | None = None
+) -> Call[Look]:
+    """A look at the job, at the sets of `pool` and the dead letters of `letter_of` (None: of the pool and the tenant
+    that its record names).
+    """
+    named = {"job": job_id, "pool": pool, "letter_of": letter_of, "now": None if now is None else str(now)}
     args = [text for name, value in named.items() if value is not None for text in (name, value)]
     return Call("inspect", tuple(args), partial(_decode, job_id))
 
 
+def inspect_delivery(delivery_id: str, *, target: str | None = None) -> Call[DeliveryLook]:
+    """A look at the delivery, and at what is due to `target` (None: to its own)."""
+    of_target = () if target is None else ("target", target)
+    return Call("inspect_delivery", ("delivery", delivery_id, *of_target), partial(_decode_delivery, delivery_id))
+
+
+def _decode_delivery(delivery_id: str, reply: list[Any]) -> DeliveryLook:
+    (state, _, target), due, known, open_of_job, ttl = reply
+    return DeliveryLook(
+        id=delivery_id,
+        state=None if state is None else state.decode(),
+        target="" if target is None else target.decode(),
+        is_due=due is not None,
+        is_known=known is not None,
+        is_open_of_job=open_of_job is not None and float(open_of_job) == 1,
+        expires=ttl >= 0,
+    )
+
+
 def _decode(job_id: str, reply: list[Any]) -> Look:
     """The order of the reply is that of `lua/inspect.lua`."""
-    record, *in_sets, indexed, busy, length, last, ttl, quiet, now = reply
-    state, pool, tenant, seq, end_seq, applied, archived, worker, lease, pushed, end_data = (
+    record, *in_sets, indexed, letter, busy, length, last, ttl, quiet, now = reply
+    state, pool, tenant, seq, end_seq, applied, archived, worker, lease, pushed, end_data, untold, dead = (
         None if value is None else value.decode() for value in record
     )
     scores = dict(zip((*POOL_SETS, *OTHER_SETS), in_sets, strict=True))
@@ -202,6 +268,9 @@ def _decode(job_id: str, reply: list[Any]) -> Look:
         end_data=end_data,
         scores={name: int(float(score)) for name, score in scores.items() if score is not None},
         indexed=indexed is not None,
+        untold=untold is not None,
+        dead=dead is not None,
+        is_letter=letter is not None,
         busy=None if busy is None else busy.decode(),
         log_length=length,
         log_last=0 if last is None else int(last.split(b"-")[0]),
@@ -222,7 +291,8 @@ def faults(look: Look) -> Iterator[Fault]:
     if not look.indexed:
         yield Fault(Kind.NOT_IN_INDEX, look.id, f"the index of tenant {look.tenant} has it not")
     if look.expires is not None and not look.settled:
-        seen = f"its record goes in {look.expires / 1000:.0f} s, before its end is applied and archived"
+        before = "though it is a dead letter" if look.is_letter else "before its end is applied and archived"
+        seen = f"its record goes in {look.expires / 1000:.0f} s, {before}"
         yield Fault(Kind.EXPIRES, look.id, seen)
     # The log goes before the record does.
     if (look.log_length, look.log_last) != (look.seq, look.seq) and not (look.settled and look.log_length == 0):
@@ -233,9 +303,10 @@ def faults(look: Look) -> Iterator[Fault]:
 def _terminal(look: Look) -> Iterator[Fault]:
     if also := [name for name in (*POOL_SETS, "deadlines") if name in look.scores]:
         yield Fault(Kind.IN_TWO_PLACES, look.id, f"it is {look.state}, and also in {', '.join(also)}")
-    if not look.applied and "outbox" not in look.scores:
-        yield Fault(Kind.NOT_IN_OUTBOX, look.id, f"it is {look.state}, not applied, and not in the outbox")
-    if look.applied and "outbox" in look.scores:
+    if not look.is_told and "outbox" not in look.scores:
+        what = "its start" if look.applied else "its end"
+        yield Fault(Kind.NOT_IN_OUTBOX, look.id, f"it is {look.state}, {what} not applied, and not in the outbox")
+    if look.is_told and "outbox" in look.scores:
         yield Fault(Kind.IN_OUTBOX, look.id, "its end is applied, and still in the outbox")
     if not look.archived and "history" not in look.scores:
         seen = f"it is {look.state}, not archived, and not among those to be archived"
@@ -255,8 +326,10 @@ def _living(look: Look, state: State) -> Iterator[Fault]:
         yield Fault(Kind.NOWHERE, look.id, f"it is {state}, and in no set of pool {look.pool} for that{also}")
     elif len(found) > 1:
         yield Fault(Kind.IN_TWO_PLACES, look.id, f"it is {state}, and in {' and '.join(found)}")
-    if "outbox" in look.scores:
+    if "outbox" in look.scores and not look.untold:
         yield Fault(Kind.IN_OUTBOX, look.id, f"it is {state}, and already in the outbox")
+    if look.untold and "outbox" not in look.scores:
+        yield Fault(Kind.NOT_IN_OUTBOX, look.id, f"it is {state}, its start not applied, and not in the outbox")
     if "history" in look.scores:
         yield Fault(Kind.TO_BE_ARCHIVED, look.id, f"it is {state}, and already among those to be archived")
     if state is State.RUNNING and "running" in found:
@@ -283,6 +356,50 @@ def strange_member(name: str, pool: str | None, look: Look) -> Fault | None:
         return Fault(Kind.NO_RECORD, look.id, f"{_set(name, pool)} names it, and it has no record", pool=pool)
     if pool is not None and look.pool != pool:
         return Fault(Kind.OTHER_POOL, look.id, f"{_set(name, pool)} names it, and its pool is {look.pool}", pool=pool)
+    return None
+
+
+def strange_letter(tenant: str, look: Look) -> Fault | None:
+    """What is wrong with a tenant's dead letters that name the job."""
+    if not look.is_letter or (look.state is State.FAILED and look.dead and look.tenant == tenant):
+        return None
+    said = "has no record" if look.state is None else f"is {look.state}, of tenant {look.tenant}, and none of these"
+    seen = f"the dead letters of tenant {tenant} name it, and it {said}"
+    return Fault(Kind.NO_DEAD_LETTER, look.id, seen, letter_of=tenant)
+
+
+def delivery_fault(look: DeliveryLook) -> Fault | None:
+    """What is wrong with a delivery that has a record."""
+    if look.state is None:
+        return None
+    wrong = [
+        words
+        for is_wrong, words in (
+            (not look.is_due, "is not among what is due to its target"),
+            (not look.is_known, "has a target that nobody looks at"),
+            (not look.is_open_of_job, "is not among the open ones of its job"),
+            (look.expires, "has a record that goes"),
+        )
+        if is_wrong
+    ]
+    if look.state != DeliveryState.OPEN:
+        wrong = ["is still due"] if look.is_due else []
+    if not wrong:
+        return None
+    seen = f"delivery {look.id} is {look.state}, and {' and '.join(wrong)}"
+    return Fault(Kind.DELIVERY_MISPLACED, look.job, seen, delivery=look.id)
+
+
+def strange_delivery(target: str, look: DeliveryLook) -> Fault | None:
+    """What is wrong with what is due to a target, where that names the delivery."""
+    if not look.is_due:
+        return None  # it has left since
+    if look.state is None:
+        seen = f"delivery {look.id} is due to {target}, and has no record"
+        return Fault(Kind.DELIVERY_NO_RECORD, look.job, seen, delivery=look.id, target=target)
+    if look.target != target:
+        seen = f"delivery {look.id} is due to {target}, and its target is {look.target}"
+        return Fault(Kind.DELIVERY_MISPLACED, look.job, seen, delivery=look.id, target=target)
     return None
 
 

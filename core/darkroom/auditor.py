@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis.asyncio
 
@@ -24,9 +24,12 @@ from darkroom.audit import OTHER_SETS, PLACES, POOL_SETS, REPAIRABLE, Fault, Kin
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import Artifact
 from darkroom.ledger import AsyncLedger, translated
+from darkroom.transitions import Call
 
 if TYPE_CHECKING:
     from darkroom.history import History
+
+T = TypeVar("T")
 
 SECOND_LOOK_S = 2.0
 """What is wrong for longer than this is no move that was seen half done. A healthy courier needs one second."""
@@ -74,7 +77,7 @@ class _Suspects:
 
     def add(self, question: Question, found: Sequence[Fault]) -> None:
         for fault in found:
-            subject = fault.worker if fault.worker is not None else fault.job
+            subject = fault.worker or fault.delivery or fault.job
             self.faults.setdefault(question, {}).setdefault(subject, []).append(fault)
 
 
@@ -144,6 +147,13 @@ class Auditor:
         async for tenants in self._keys("tenant", kind="zset"):
             for tenant in tenants:
                 await self._ask(partial(self._of_index, tenant), self._members(f"tenant:{tenant}"), suspects)
+        async for tenants in self._keys("dead", kind="zset"):
+            for tenant in tenants:
+                await self._ask(partial(self._of_letters, tenant), self._members(f"dead:{tenant}"), suspects)
+        await self._ask(self._of_deliveries, self._keys("delivery", kind="hash"), suspects)
+        async for targets in self._keys("deliveries", kind="zset"):
+            for target in targets:
+                await self._ask(partial(self._of_targets, target), self._members(f"deliveries:{target}"), suspects)
         await self._ask(self._of_workers, self._fields("busy"), suspects)
         for pool in pools:
             await self._ask(partial(self._of_lists, pool), self._members(f"dispatched:{pool}"), suspects)
@@ -194,6 +204,22 @@ class Auditor:
             for job_id, exists, retired, indexed in each
             if not exists and retired is None and indexed is not None
         ]
+
+    async def _of_letters(self, tenant: str, ids: Sequence[str]) -> list[Fault]:
+        """Of a tenant's dead letters, those that are none."""
+        found = [audit.strange_letter(tenant, look) for look in await self._looks(ids, letter_of=tenant)]
+        return [fault for fault in found if fault is not None]
+
+    async def _of_deliveries(self, ids: Sequence[str]) -> list[Fault]:
+        looks = await self._answers([audit.inspect_delivery(each) for each in ids])
+        found = [audit.delivery_fault(look) for look in looks]
+        return [fault for fault in found if fault is not None]
+
+    async def _of_targets(self, target: str, ids: Sequence[str]) -> list[Fault]:
+        """Of what is due to a target, what should not be."""
+        looks = await self._answers([audit.inspect_delivery(each, target=target) for each in ids])
+        found = [audit.strange_delivery(target, look) for look in looks]
+        return [fault for fault in found if fault is not None]
 
     async def _of_workers(self, workers: Sequence[str]) -> list[Fault]:
         """Of the workers' entries, those that name a job which does not run there."""
@@ -271,7 +297,15 @@ class Auditor:
                 still = await self._of_lists(look.pool, [fault.job])
                 after.append(fault if still else fault.after("the pool was swept"))
             elif fault.kind in REPAIRABLE:
-                done = await self._ledger.run(transitions.repair(fault.job, pool=fault.pool, worker=fault.worker))
+                repair = transitions.repair(
+                    fault.job,
+                    pool=fault.pool,
+                    worker=fault.worker,
+                    letter_of=fault.letter_of,
+                    delivery=fault.delivery,
+                    target=fault.target,
+                )
+                done = await self._ledger.run(repair)
                 after.append(fault.after(", ".join(done)) if done else fault)
             else:
                 after.append(fault)
@@ -279,14 +313,17 @@ class Auditor:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    async def _looks(self, ids: Sequence[str], *, pool: str | None = None) -> list[Look]:
+    async def _looks(self, ids: Sequence[str], *, pool: str | None = None, letter_of: str | None = None) -> list[Look]:
         """Each at a moment of its own."""
-        looks: list[Look] = []
-        for answer in await self._ledger.run_each([audit.inspect(job_id, pool=pool) for job_id in ids]):
+        return await self._answers([audit.inspect(job_id, pool=pool, letter_of=letter_of) for job_id in ids])
+
+    async def _answers(self, calls: Sequence[Call[T]]) -> list[T]:
+        answers: list[T] = []
+        for answer in await self._ledger.run_each(calls):
             if isinstance(answer, DarkroomError):
                 raise answer
-            looks.append(answer)
-        return looks
+            answers.append(answer)
+        return answers
 
     async def _pools(self) -> list[str]:
         """Those that were announced, and those that have sets nevertheless."""

@@ -31,8 +31,10 @@ RECONNECT_S = 0.5
 MOST_NAMED = 1_000
 """Channels in one command, so that many thousands after an outage do not make one huge one."""
 
-MOST_HEARD = 16
-"""Messages heard before others in this process get their turn, so that a burst can be handed on as it comes."""
+MOST_HEARD = 32
+"""Messages heard before others in this process get their turn, so that a burst can be handed on as it comes. With more
+of them a socket's messages share a write; with fewer, nobody waits long, and small buffers do. To a thousand sockets 32
+take a tenth less time than 16."""
 
 _NOBODY = ""
 """In place of a channel in a command that names none."""

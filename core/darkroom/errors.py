@@ -155,6 +155,18 @@ class IdConflict(PermanentError):
     slug, title, status = "id-conflict", "The job id is taken", 409
 
 
+class NotEnabled(PermanentError):
+    """A subscription that was disabled, has ended or was deleted: nothing is delivered to it."""
+
+    slug, title, status = "not-enabled", "The subscription is not enabled", 409
+
+
+class TooManySubscriptions(PermanentError):
+    """A tenant has as many subscriptions as there may be."""
+
+    slug, title, status = "too-many-subscriptions", "There are as many subscriptions as there may be", 409
+
+
 class SettingError(PermanentError):
     """A setting that cannot be used: the message names the variable and the value."""
 
@@ -183,3 +195,9 @@ class HistoryUnavailable(TemporaryError):
     """The database of ended jobs is away: whether there was such a job is not known."""
 
     slug, title = "history-unavailable", "The database of ended jobs does not answer"
+
+
+class SinkUnavailable(TemporaryError):
+    """An event could not be posted again: nobody answers at the sink, or none is set."""
+
+    slug, title = "sink-unavailable", "The sink does not answer"

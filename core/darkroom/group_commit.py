@@ -1,4 +1,4 @@
-"""Submissions that arrive together share a round trip to Redis.
+"""Calls of one kind that come together share a round trip to Redis: submissions, and what came of deliveries.
 
 While one round trip is on its way, callers gather for the next; nobody waits for a timer, so a lone caller loses
 nothing. Each keeps its own answer and its own failure, and all are taken in the order in which they came.

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
@@ -30,7 +30,18 @@ from redis.retry import Retry
 
 from darkroom.errors import DarkroomError, LedgerUnavailable, MemoryHigh
 from darkroom.jobs import JobEvent, State
-from darkroom.transitions import Call
+from darkroom.transitions import DUE_SOON_MS, Call, Reading, observe
+from darkroom.webhooks import (
+    Delivery,
+    DeliveryState,
+    Subscription,
+    SubscriptionState,
+    Try,
+    Webhook,
+    WebhookEvent,
+    is_delivery_id,
+    target_of,
+)
 from darkroom.wire import Command, Line, ask_each
 
 T = TypeVar("T")
@@ -82,6 +93,11 @@ class JobRecord:
     place: int | None
 
     @property
+    def webhook(self) -> Webhook | None:
+        """The address that the job named to be told of it."""
+        return Webhook.of(self.fields)
+
+    @property
     def retrying(self) -> bool:
         """Whether it waits for another attempt after one that counted."""
         return self.state is State.PENDING and self.counted > 0
@@ -109,6 +125,22 @@ class LogEntry:
     def event_id(self) -> str:
         """Identifies the event for ever, on every transport; a terminal one keeps its id over a rollback of Redis."""
         return f"{self.job_id}:end" if self.state.is_terminal else f"{self.job_id}:{self.seq}"
+
+
+@dataclass(frozen=True)
+class NewsEntry:
+    """An entry of a tenant's news: the log entry, and its `place` there, by which a reader goes on.
+
+    `is_whole` is False where the entry lacks its data, because the job's record is no longer kept.
+    """
+
+    place: str
+    entry: LogEntry
+    is_whole: bool
+
+
+NEWS_START = "0-0"
+"""The place before all news."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +179,7 @@ class Page:
 
 @dataclass(frozen=True, order=True)
 class LetterPlace:
-    """Where a dead letter is in its tenant's list: when the job ended (ms), then its id."""
+    """Where a dead letter or undelivered event is in its tenant's list: when it ended or failed (ms), then its id."""
 
     ended: int
     id: str
@@ -318,11 +350,56 @@ class AsyncLedger:
             records.append(None if answer is None or tenant not in {None, answer.tenant} else answer)
         return records
 
-    async def log(self, job_id: str, *, after: int = 0) -> list[LogEntry]:
-        """The job's log above `after`, in order."""
+    async def log(self, job_id: str, *, after: int = 0, limit: int | None = None) -> list[LogEntry]:
+        """The job's log above `after`, in order; at most `limit` entries."""
         with translated():
-            entries = await self._redis.xrange(f"{self.namespace}:log:{job_id}", min=f"{after + 1}-0")
+            entries = await self._redis.xrange(f"{self.namespace}:log:{job_id}", min=f"{after + 1}-0", count=limit)
         return [_decode_entry(job_id, entry_id, fields) for entry_id, fields in entries]
+
+    async def entries(self, numbers: Mapping[str, int]) -> dict[str, LogEntry | None]:
+        """The entry of that number in each job's log, in one round trip; None where the log has none."""
+        replies = await self._pipeline(
+            [("XRANGE", f"{self.namespace}:log:{job_id}", f"{seq}-0", f"{seq}-0") for job_id, seq in numbers.items()]
+        )
+        found: dict[str, LogEntry | None] = {}
+        for job_id, reply in zip(numbers, replies, strict=True):
+            with translated():
+                if isinstance(reply, RedisError):
+                    raise reply
+            found[job_id] = _decode_entry(job_id, *reply[0]) if reply else None
+        return found
+
+    async def news(self, tenant: str, *, after: str, limit: int) -> list[NewsEntry]:
+        """What happened to the tenant's jobs since the place `after`, in order, but for progress.
+
+        How a job ended is taken from its record.
+        """
+        with translated():
+            raw = await self._redis.xrange(f"{self.namespace}:news:{tenant}", min=f"({after}", count=limit)
+        found = [(place.decode(), _decode_news(fields)) for place, fields in raw]
+        ended = dict.fromkeys(entry.job_id for _, entry in found if entry.state.is_terminal)
+        records = dict(zip(ended, await self.jobs(list(ended), tenant=tenant), strict=True))
+        news: list[NewsEntry] = []
+        for place, entry in found:
+            if not entry.state.is_terminal:
+                news.append(NewsEntry(place, entry, is_whole=True))
+                continue
+            record = records[entry.job_id]
+            end = None if record is None else record.end
+            whole = entry if end is None else replace(entry, data=end.data)
+            news.append(NewsEntry(place, whole, is_whole=end is not None))
+        return news
+
+    async def news_head(self, tenant: str) -> str:
+        """The place of the newest of the tenant's news; NEWS_START where there is none."""
+        with translated():
+            newest = await self._redis.xrevrange(f"{self.namespace}:news:{tenant}", count=1)
+        return newest[0][0].decode() if newest else NEWS_START
+
+    async def has_news(self, tenant: str, place: str) -> bool:
+        """Whether the tenant's news still have the entry of that place."""
+        with translated():
+            return bool(await self._redis.xrange(f"{self.namespace}:news:{tenant}", min=place, max=place))
 
     async def logs(self, job_ids: Sequence[str]) -> list[list[LogEntry]]:
         """The whole log of each job, in one round trip; empty where it is no longer kept."""
@@ -397,16 +474,39 @@ class AsyncLedger:
 
     async def dead_letters(self, tenant: str, *, limit: int, after: LetterPlace | None = None) -> list[LetterPlace]:
         """The tenant's dead letters, the last that ended first, behind `after` (keyset paging)."""
+        return await self._places(f"dead:{tenant}", limit=limit, after=after)
+
+    async def undelivered_places(
+        self, tenant: str, *, limit: int, after: LetterPlace | None = None
+    ) -> list[LetterPlace]:
+        """The tenant's undelivered events, the last that failed first, behind `after` (keyset paging)."""
+        return await self._places(f"undelivered-by-tenant:{tenant}", limit=limit, after=after)
+
+    async def undelivered(self, event_ids: Sequence[str], *, fields: Sequence[str]) -> list[list[str | None]]:
+        """These fields of each undelivered event, in one round trip; all None of one that is not there."""
+        replies = await self._pipeline(
+            [("HMGET", f"{self.namespace}:undelivered:{event_id}", *fields) for event_id in event_ids]
+        )
+        found: list[list[str | None]] = []
+        for reply in replies:
+            with translated():
+                if isinstance(reply, RedisError):
+                    raise reply
+            found.append([None if value is None else value.decode() for value in reply])
+        return found
+
+    async def _places(self, name: str, *, limit: int, after: LetterPlace | None) -> list[LetterPlace]:
+        """Those of the sorted set of that name, by time and then id, the newest first."""
         highest = f"{after.ended}" if after else "+inf"
         found: list[LetterPlace] = []
         start = 0
         while True:
             with translated():
                 raw = await self._redis.zrevrangebyscore(
-                    f"{self.namespace}:dead:{tenant}", highest, "-inf", start=start, num=limit, withscores=True
+                    f"{self.namespace}:{name}", highest, "-inf", start=start, num=limit, withscores=True
                 )
             places = [LetterPlace(int(score), member.decode()) for member, score in raw]
-            # Only those that ended in the same millisecond as `after` may stand before it.
+            # Only those of the same millisecond as `after` may stand before it.
             found += [place for place in places if after is None or place < after]
             if len(found) >= limit or len(raw) < limit:
                 return found[:limit]
@@ -416,10 +516,78 @@ class AsyncLedger:
         with translated():
             return await self._redis.zscore(f"{self.namespace}:dead:{tenant}", job_id) is not None
 
+    async def untold(self, job_ids: Sequence[str]) -> list[list[LogEntry]]:
+        """Of each job the starts that are still to be told, in order; its end is not among them."""
+        replies = await self._pipeline([("HGET", f"{self.namespace}:job:{job_id}", "untold") for job_id in job_ids])
+        starts: list[list[LogEntry]] = []
+        for job_id, reply in zip(job_ids, _sound(replies), strict=True):
+            wanted = {int(seq) for seq in reply.split()} if reply else set()
+            starts.append([entry for entry in await self.log(job_id) if entry.seq in wanted] if wanted else [])
+        return starts
+
+    async def subscription(self, subscription_id: str, *, tenant: str | None) -> Subscription | None:
+        """The subscription, or None if there is none, or none of this tenant (None: of any, for our own parts)."""
+        (found,) = await self._subscriptions([subscription_id])
+        return found if found is not None and tenant in {None, found.tenant} else None
+
+    async def subscriptions(self, tenant: str) -> list[Subscription]:
+        """All of the tenant's, the oldest first: there are at most `webhooks.MAX_SUBSCRIPTIONS`."""
+        with translated():
+            raw = await self._redis.zrange(f"{self.namespace}:subscriptions:{tenant}", 0, -1)
+        return [found for found in await self._subscriptions([item.decode() for item in raw]) if found is not None]
+
+    async def _subscriptions(self, ids: Sequence[str]) -> list[Subscription | None]:
+        keys = [f"{self.namespace}:subscription:{each}" for each in ids]
+        records = [_pairs(reply) for reply in _sound(await self._pipeline([("HGETALL", key) for key in keys]))]
+        targets = [target_of(raw["tenant"], raw["url"]) if raw else "" for raw in records]
+        about = _sound(await self._pipeline([("HGETALL", f"{self.namespace}:target:{target}") for target in targets]))
+        return [
+            _decode_subscription(raw, _pairs(target)) if raw else None
+            for raw, target in zip(records, about, strict=True)
+        ]
+
+    async def deliveries(self, job_id: str, *, tenant: str) -> list[Delivery]:
+        """What was to be told of the job, in the order of its events, while Redis keeps it."""
+        with translated():
+            raw = await self._redis.zrange(f"{self.namespace}:deliveries-of:{job_id}", 0, -1)
+        found = await self._deliveries([item.decode() for item in raw])
+        return sorted((each for each in found if each.tenant == tenant), key=lambda each: (each.seq, each.recipient))
+
+    async def delivery(self, delivery_id: str, *, job_id: str, tenant: str) -> Delivery | None:
+        """One delivery of the job's, or None if there is none, or none of this tenant."""
+        if not is_delivery_id(delivery_id, job_id=job_id):
+            return None
+        return next((each for each in await self._deliveries([delivery_id]) if each.tenant == tenant), None)
+
+    async def _deliveries(self, ids: Sequence[str]) -> list[Delivery]:
+        replies = _sound(await self._pipeline([("HGETALL", f"{self.namespace}:delivery:{each}") for each in ids]))
+        records = [(each, _pairs(reply)) for each, reply in zip(ids, replies, strict=True) if reply]
+        dues = await self._pipeline(
+            [("ZSCORE", f"{self.namespace}:deliveries:{raw['target']}", each) for each, raw in records]
+        )
+        return [
+            _decode_delivery(each, raw, None if due is None else int(float(due)))
+            for (each, raw), due in zip(records, _sound(dues), strict=True)
+        ]
+
     async def pools(self) -> list[str]:
         """The pools that were announced, in name order."""
         with translated():
             return sorted(name.decode() for name in await self._redis.smembers(f"{self.namespace}:pools"))
+
+    async def observe(self, pools: Sequence[str], *, soon_ms: int = DUE_SOON_MS) -> dict[str, Reading | DarkroomError]:
+        """What there is to do in each pool and who is there to do it, in one round trip.
+
+        Each reading is of one moment; in place of one that failed stands why. Raises LedgerUnavailable.
+        """
+        readings = await self.run_each([observe(pool, soon_ms=soon_ms) for pool in pools])
+        return dict(zip(pools, readings, strict=True))
+
+    async def decisions(self, pool: str, *, limit: int | None = None) -> list[str]:
+        """The pool's decision log, oldest entry first, each as `scaling.Entry.decode` takes it; the last `limit`."""
+        with translated():
+            entries = await self._redis.xrevrange(f"{self.namespace}:decisions:{pool}", count=limit)
+        return [_pairs(fields)["entry"] for _, fields in reversed(entries)]
 
     async def demand(self, pool: str) -> Demand:
         """What the pool has to do now."""
@@ -463,6 +631,10 @@ class AsyncLedger:
         """Where each new log entry of the job is published; the payload is for `decode_live`."""
         return f"{self.namespace}:live:{job_id}"
 
+    def news_channel(self, tenant: str) -> str:
+        """Where nothing but a wake is published when the tenant has news."""
+        return f"{self.namespace}:news:{tenant}"
+
     @property
     def wake_channel(self) -> str:
         """Where `outbox` and `backlog <pool>` are published when there is work for the courier or the operator."""
@@ -480,6 +652,15 @@ class AsyncLedger:
             return await ask_each(self._redis, commands)
 
 
+def _sound(replies: Sequence[Any]) -> Sequence[Any]:
+    """The replies of a pipeline, none of which is an error; raises the first that is."""
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            with translated():
+                raise reply
+    return replies
+
+
 def decode_live(job_id: str, payload: bytes) -> LogEntry:
     """A log entry as it was published."""
     seq, event, state, at, data = payload.decode().split("\n", 4)
@@ -490,6 +671,11 @@ def _decode_entry(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes] | 
     raw = _pairs(fields)
     seq = int(entry_id.split(b"-")[0])
     return LogEntry(job_id, seq, JobEvent(raw["event"]), State(raw["state"]), int(raw["at"]), json.loads(raw["data"]))
+
+
+def _decode_news(fields: Mapping[bytes, bytes]) -> LogEntry:
+    job_id, seq, event, state, at = fields[b"entry"].decode().split(" ")
+    return LogEntry(job_id, int(seq), JobEvent(event), State(state), int(at), {})
 
 
 def _pairs(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, str]:
@@ -535,3 +721,47 @@ def _decode_view(reply: list[Any]) -> JobRecord | None:
         traceparent=raw.get("traceparent"),
         place=reply[1] or None,
     )
+
+
+def _decode_subscription(raw: Mapping[str, str], target: Mapping[str, str]) -> Subscription:
+    return Subscription(
+        id=raw["id"],
+        tenant=raw["tenant"],
+        url=raw["url"],
+        events=frozenset(map(WebhookEvent, raw["events"].split())),
+        models=tuple(raw["models"].split()),
+        state=SubscriptionState(raw["state"]),
+        reason=raw.get("reason"),
+        created=int(raw["created"]),
+        changed=int(raw["changed"]),
+        generation=int(raw["generation"]),
+        rotated=int(raw["rotated"]) if "rotated" in raw else None,
+        failing_since=int(raw["failing_since"]) if "failing_since" in raw else None,
+        validated=int(target["validated"]) if "validated" in target else None,
+        allowed_rate=int(target["rate"]) if "rate" in target else None,
+    )
+
+
+def _decode_delivery(delivery_id: str, raw: Mapping[str, str], due: int | None) -> Delivery:
+    numbers = sorted(int(name.removeprefix("try:")) for name in raw if name.startswith("try:"))
+    return Delivery(
+        id=delivery_id,
+        job_id=raw["job"],
+        seq=int(raw["seq"]),
+        event=WebhookEvent(raw["event"]),
+        recipient=raw["recipient"],
+        tenant=raw["tenant"],
+        url=raw["url"],
+        state=DeliveryState(raw["state"]),
+        reason=raw.get("reason"),
+        created=int(raw["created"]),
+        ended=int(raw["ended"]) if "ended" in raw else None,
+        due=due,
+        tried=int(raw["tried"]),
+        tries=tuple(_decode_try(number, raw[f"try:{number}"]) for number in numbers),
+    )
+
+
+def _decode_try(number: int, text: str) -> Try:
+    at, took_ms, status, error = text.split("\n", 3)
+    return Try(number, int(at), int(took_ms), int(status) if status else None, error or None)

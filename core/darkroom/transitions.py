@@ -10,7 +10,7 @@ and answers alike. `now` (milliseconds since the epoch) is for tests; otherwise 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
@@ -27,6 +27,16 @@ from darkroom.errors import (
     TemporaryError,
 )
 from darkroom.jobs import RECORD_VERSION, State
+from darkroom.webhooks import (
+    FAILING_LIMIT_MS,
+    MAX_SUBSCRIPTIONS,
+    SubscriptionState,
+    TakenDelivery,
+    Webhook,
+    WebhookEvent,
+    in_order,
+    target_of,
+)
 
 T = TypeVar("T")
 
@@ -48,6 +58,24 @@ HISTORY_LEASE_MS = 30_000
 WORKER_TTL_MS = 15_000
 """A worker that said nothing for this long is no slot of its pool."""
 
+DELIVERY_LEASE_MS = 60_000
+"""A delivery that a courier took, and said nothing of for so long, is tried again: longer than a try may take."""
+
+NOTICE_LEASE_MS = 30_000
+"""A notice that a courier took, and the sink did not, is posted again after this."""
+
+DRAIN_TTL_MS = 30_000
+"""How long a mark of `drain` lasts unless it is made again: an operator that died leaves no worker idle for longer."""
+
+DUE_SOON_MS = 60_000
+"""Retries that are due within this belong to the demand: a replica that is started for them is up by then."""
+
+DECISIONS_KEPT = 1_000
+"""Entries of a pool's decision log, of about 1 KB each: hours of a busy pool, weeks of a quiet one."""
+
+DECISIONS_TTL_MS = 30 * 24 * 3600 * 1000
+"""How long the decision log of a pool is kept that nobody decides on any more."""
+
 CANARY_TTL_MS = 60_000
 """A canary that its sender forgot is forgotten by the ledger too; a worker that takes it later drops it."""
 
@@ -56,6 +84,12 @@ BACKLOG_LIMIT = 10_000
 
 MAX_ATTEMPTS = 3
 """Attempts that count, before a job fails."""
+
+MAX_UNDELIVERED = 10_000
+"""CloudEvents that Knative gave up on, of all tenants: beyond it the oldest go."""
+
+MAX_UNDELIVERED_BYTES = 64 * 1024 * 1024
+"""And so many bytes of them: 6 KB each, where there are as many as there may be. Memory is for jobs."""
 
 DEFAULT_PRIORITY = 5
 """The middle of 0 (first) to 9 (last)."""
@@ -96,7 +130,7 @@ class Reason(StrEnum):
 
 
 class Applied(StrEnum):
-    """What the ledger says to a terminal event that was taken in."""
+    """What the ledger says to an event that was taken in."""
 
     APPLIED = "applied"
     REPEATED = "repeated"
@@ -108,6 +142,48 @@ class Archived(StrEnum):
 
     ARCHIVED = "archived"
     REPEATED = "repeated"
+    UNKNOWN = "unknown"
+
+
+class Subscribed(StrEnum):
+    """What the ledger says to a subscription. `FULL`: the tenant has as many as there may be."""
+
+    CREATED = "created"
+    CHANGED = "changed"
+    UNKNOWN = "unknown"
+    FULL = "full"
+
+
+class Outcome(StrEnum):
+    """How a try to deliver ended. `GONE`: the receiver wants nothing more (410). `PUT_OFF`: there was no try."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    GONE = "gone"
+    PUT_OFF = "put_off"
+
+
+class Settled(StrEnum):
+    """What follows from a try. `DISABLED` and `ENDED` are said once, of the subscription. `LOST`: it was settled before
+    or is somebody else's by now, and nothing changed.
+    """
+
+    DELIVERED = "delivered"
+    AGAIN = "again"
+    GIVEN_UP = "given_up"
+    DISABLED = "disabled"
+    ENDED = "ended"
+    LOST = "lost"
+
+
+class Redelivered(StrEnum):
+    """What the ledger says to a delivery that is asked for anew. `OPEN`: it is being posted just now. `NOT_ENABLED`:
+    its subscription is none that takes anything.
+    """
+
+    DUE = "due"
+    OPEN = "open"
+    NOT_ENABLED = "not_enabled"
     UNKNOWN = "unknown"
 
 
@@ -124,6 +200,20 @@ class Forgotten(StrEnum):
 
     GONE = "gone"
     LIVING = "living"
+
+
+class Replayed(StrEnum):
+    """What the ledger says to an undelivered event that the sink took. `CHANGED`: it failed again, or is gone."""
+
+    REPLAYED = "replayed"
+    CHANGED = "changed"
+
+
+class Recorded(StrEnum):
+    """What the ledger says to an entry of a decision log. `REPEATED`: it has one of that time, or a later one."""
+
+    RECORDED = "recorded"
+    REPEATED = "repeated"
 
 
 class WorkerState(StrEnum):
@@ -145,7 +235,7 @@ class Submission:
     submitting event); `event` the structured CloudEvent that its message carries; `accepted` the data of the first log
     entry. `start_deadline` is in milliseconds since the epoch, `run_timeout` in seconds. `idempotency_key` is a hash
     (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of` is the dead letter that the job is
-    made of.
+    made of. `webhook` becomes fields of the job too (`Webhook.encode`); `fields` need not have them.
     """
 
     job_id: str
@@ -164,6 +254,7 @@ class Submission:
     traceparent: str | None = None
     accepted: Mapping[str, Any] = field(default_factory=dict)
     redrive_of: str | None = None
+    webhook: Webhook | None = None
 
     def __post_init__(self) -> None:
         if self.idempotency_key is not None and self.fingerprint is None:
@@ -201,6 +292,52 @@ class Cancelled:
     state: State | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What there is to do in a pool and who is there to do it, at one moment.
+
+    Jobs: `waiting`, `dispatched` (their message is in the queue), `running`, and `due_soon`: retries whose time comes
+    within what was asked for. `oldest_ms`: for how long the oldest job that waits has been with us; None when none
+    does. `arrivals`: how many jobs the pool has ever been given.
+
+    Workers that gave a sign of life lately: `starting`, `idle`, `busy` (with a job, by the ledger), `marked` (idle, and
+    marked by `drain`: they take no job), `draining` (on their way out), `faulty`. `service_ms`: how long a job takes
+    that is completed, smoothed; None until there was one.
+    """
+
+    waiting: int = 0
+    dispatched: int = 0
+    running: int = 0
+    due_soon: int = 0
+    oldest_ms: int | None = None
+    arrivals: int = 0
+    starting: int = 0
+    idle: int = 0
+    busy: int = 0
+    marked: int = 0
+    draining: int = 0
+    faulty: int = 0
+    service_ms: float | None = None
+
+    @property
+    def jobs(self) -> int:
+        """All that is to be done now or soon."""
+        return self.waiting + self.dispatched + self.running + self.due_soon
+
+    @property
+    def runs_nothing(self) -> int:
+        """Workers that `drain` can mark, or has marked."""
+        return self.starting + self.idle + self.marked + self.faulty
+
+
+@dataclass(frozen=True)
+class Drained:
+    """A worker that is marked to take no job, and its pod."""
+
+    worker: str
+    pod: str
+
+
 @dataclass(frozen=True)
 class Call(Generic[T]):
     """One call of one script: `args` are names and values in turn; `decode` makes the answer of Redis' reply."""
@@ -221,6 +358,7 @@ def accept(
     Redis' memory is nearly used up.
     """
     message = queues.build_message(job_id=job.job_id, pool=job.pool, event=dict(job.event), traceparent=job.traceparent)
+    webhook = job.webhook
 
     def decode(reply: bytes) -> Accepted | DarkroomError:
         answer, *about = reply.decode().split(" ")
@@ -237,7 +375,7 @@ def accept(
         model=job.model,
         pool=job.pool,
         input=_json(job.input),
-        fields=_json(job.fields),
+        fields=_json(job.fields if webhook is None else {**job.fields, **webhook.encode()}),
         accepted=_json(job.accepted),
         priority=job.priority,
         max_attempts=job.max_attempts,
@@ -246,6 +384,9 @@ def accept(
         idempotency_key=job.idempotency_key,
         fingerprint=job.fingerprint,
         redrive_of=job.redrive_of,
+        webhook=None if webhook is None else webhook.url,
+        webhook_events=None if webhook is None else " ".join(in_order(webhook.events)),
+        webhook_target=None if webhook is None else target_of(job.tenant, webhook.url),
         traceparent=job.traceparent,
         message_head=message.head,
         message_tail=message.tail,
@@ -355,7 +496,9 @@ def cancel(job_id: str, *, tenant: str | None, now: int | None = None) -> Call[C
 
 
 def applied(job_id: str, *, seq: int, now: int | None = None) -> Call[Applied]:
-    """The terminal event of the job, entry `seq` of its log, has been taken in."""
+    """The event of the job that is entry `seq` of its log has been taken in: its end or, where somebody asked for that,
+    its start.
+    """
     return _call("applied", _word(Applied), job=job_id, seq=seq, now=now)
 
 
@@ -374,10 +517,50 @@ def forget(job_id: str, *, tenant: str, now: int | None = None) -> Call[Forgotte
     return _call("forget", _word(Forgotten), job=job_id, tenant=tenant, now=now)
 
 
+def keep(
+    event_id: str,
+    *,
+    tenant: str,
+    attributes: str,
+    data: str | None,
+    failure: str,
+    most: int = MAX_UNDELIVERED,
+    most_bytes: int = MAX_UNDELIVERED_BYTES,
+    now: int | None = None,
+) -> Call[int]:
+    """Knative gave up on a CloudEvent, which `undelivered.py` names and takes apart. Answers how many older ones had to
+    go to make room.
+    """
+    size = sum(len(text.encode()) for text in (attributes, data or "", failure))
+    return _call(
+        "keep",
+        int,
+        event=event_id,
+        tenant=tenant,
+        attributes=attributes,
+        data=data,
+        failure=failure,
+        bytes=size,
+        most=most,
+        most_bytes=most_bytes,
+        now=now,
+    )
+
+
+def mark_replayed(event_id: str, *, last: int, now: int | None = None) -> Call[Replayed]:
+    """The sink took the undelivered event, as it was kept at `last` (ms)."""
+    return _call("mark_replayed", _word(Replayed), event=event_id, last=last, now=now)
+
+
+def discard(event_id: str, *, tenant: str, now: int | None = None) -> Call[str]:
+    """The undelivered event is kept no longer."""
+    return _call("discard", bytes.decode, event=event_id, tenant=tenant, now=now)
+
+
 def take_relays(
     *, taker: str, call: str, limit: int, lease_ms: int = RELAY_LEASE_MS, now: int | None = None
 ) -> Call[list[str]]:
-    """Up to `limit` jobs whose terminal event is to be posted, leased to `taker`. `call` names this call."""
+    """Up to `limit` jobs that have events to be posted, leased to `taker`. `call` names this call."""
     return _call("take", _ids, kind="relay", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now)
 
 
@@ -396,6 +579,164 @@ def take_history(
 def defer_history(job_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
     """The history did not take this job: it is due again in `delay_ms`."""
     return _call("defer", int, kind="history", job=job_id, delay_ms=delay_ms, now=now)
+
+
+def subscribe(
+    subscription_id: str,
+    *,
+    tenant: str,
+    url: str | None = None,
+    events: Collection[WebhookEvent] | None = None,
+    models: Sequence[str] | None = None,
+    enabled: bool | None = None,
+    create: bool = False,
+    now: int | None = None,
+) -> Call[Subscribed]:
+    """Register an address (`create`: its `url` and `events` are needed then), or change what is said here of the one
+    that is registered under this id.
+
+    To enable one that was disabled or has ended forgets why it was. Repeating a creation answers as the first did.
+    """
+    if create:
+        models, enabled = models or (), enabled is not False
+    state = None if enabled is None else SubscriptionState.ENABLED if enabled else SubscriptionState.DISABLED
+    return _call(
+        "subscribe",
+        _word(Subscribed),
+        subscription=subscription_id,
+        tenant=tenant,
+        url=url,
+        target=None if url is None else target_of(tenant, url),
+        events=None if events is None else " ".join(in_order(events)),
+        models=None if models is None else " ".join(models),
+        state=state,
+        create=1 if create else None,
+        most=MAX_SUBSCRIPTIONS,
+        now=now,
+    )
+
+
+def rotate_secret(subscription_id: str, *, tenant: str, generation: int, now: int | None = None) -> Call[int | None]:
+    """The subscription's secret `generation` is followed by the next. Answers the one that is valid then: `generation`
+    + 1, or what it was already where another rotation came first; None for a subscription that the tenant has not.
+    """
+    return _call(
+        "rotate",
+        lambda reply: int(reply) or None,
+        subscription=subscription_id,
+        tenant=tenant,
+        generation=generation,
+        now=now,
+    )
+
+
+def unsubscribe(subscription_id: str, *, tenant: str, now: int | None = None) -> Call[bool]:
+    """The subscription goes; what is still to be delivered to it is given up. False: there was none."""
+    return _call("unsubscribe", bool, subscription=subscription_id, tenant=tenant, now=now)
+
+
+def take_deliveries(
+    *,
+    taker: str,
+    call: str,
+    limit: int,
+    per_target: int,
+    lease_ms: int = DELIVERY_LEASE_MS,
+    now: int | None = None,
+) -> Call[list[TakenDelivery]]:
+    """Up to `limit` deliveries that are due, at most `per_target` at a time of one target, leased to `taker`. `call`
+    names this call, and is the token of what it takes.
+    """
+    return _call(
+        "deliver",
+        lambda reply: [_taken(row, call) for row in reply],
+        taker=taker,
+        call=call,
+        limit=limit,
+        per_target=per_target,
+        lease_ms=lease_ms,
+        now=now,
+    )
+
+
+def _taken(row: list[bytes], token: str) -> TakenDelivery:
+    delivery, job, seq, event, recipient, tenant, url, target, number, attempt, generation, rotated, permitted = (
+        value.decode() for value in row
+    )
+    return TakenDelivery(
+        id=delivery,
+        job_id=job,
+        seq=int(seq),
+        event=WebhookEvent(event),
+        recipient=recipient,
+        tenant=tenant,
+        url=url,
+        target=target,
+        number=int(number),
+        attempt=int(attempt),
+        generation=int(generation),
+        rotated=int(rotated) or None,
+        is_permitted=permitted == "1",
+        token=token,
+    )
+
+
+def settle(
+    delivery: TakenDelivery,
+    *,
+    outcome: Outcome,
+    took_ms: int = 0,
+    status: int | None = None,
+    error: str | None = None,
+    again_ms: int | None = None,
+    pause_ms: int = 0,
+    now: int | None = None,
+) -> Call[Settled]:
+    """A try ended. `again_ms`: after how long it is tried again, unless it was delivered; None: it is given up.
+    `pause_ms`: for so long nothing is posted to its target.
+    """
+    return _call(
+        "settle",
+        _word(Settled),
+        delivery=delivery.id,
+        token=delivery.token,
+        number=delivery.number,
+        outcome=outcome,
+        took_ms=took_ms,
+        status=status,
+        error=error,
+        again_ms=again_ms,
+        pause_ms=pause_ms,
+        failing_limit_ms=FAILING_LIMIT_MS,
+        now=now,
+    )
+
+
+def permit(target: str, *, rate: int | None, now: int | None = None) -> Call[str]:
+    """The target's receiver was asked for its consent, and granted `rate` requests a minute; None: it named none."""
+    return _call("permit", bytes.decode, target=target, rate=rate, now=now)
+
+
+def redeliver(delivery_id: str, *, job_id: str, tenant: str, now: int | None = None) -> Call[Redelivered]:
+    """The delivery is due at once, to the address that its subscription has now, and its schedule begins anew."""
+    return _call("redeliver", _word(Redelivered), delivery=delivery_id, job=job_id, tenant=tenant, now=now)
+
+
+def take_notices(
+    *, taker: str, call: str, limit: int, lease_ms: int = NOTICE_LEASE_MS, now: int | None = None
+) -> Call[list[str]]:
+    """Up to `limit` subscriptions that were disabled or ended, which the sink is to be told of. As `take_relays`."""
+    return _call("take", _ids, kind="notice", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now)
+
+
+def defer_notice(subscription_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
+    """The sink did not take the notice of this subscription: it is due again in `delay_ms`."""
+    return _call("defer", int, kind="notice", job=subscription_id, delay_ms=delay_ms, now=now)
+
+
+def noticed(subscription_id: str, *, changed: int, now: int | None = None) -> Call[bool]:
+    """The sink has taken the notice of the subscription's state as it was since `changed`. False: it is another now."""
+    return _call("noticed", bool, subscription=subscription_id, changed=changed, now=now)
 
 
 def announce(pool: str, *, models: Sequence[str], now: int | None = None) -> Call[str]:
@@ -428,13 +769,31 @@ def worker(
 
 
 def repair(
-    job_id: str, *, pool: str | None = None, worker: str | None = None, now: int | None = None
+    job_id: str,
+    *,
+    pool: str | None = None,
+    worker: str | None = None,
+    letter_of: str | None = None,
+    delivery: str | None = None,
+    target: str | None = None,
+    now: int | None = None,
 ) -> Call[list[str]]:
     """Put the job where its record says that it belongs; answers what was done, nothing where all is right.
 
-    `pool` names one whose sets, and `worker` one whose entry, name the job though its record does not say so.
+    `pool` names one whose sets, `worker` one whose entry, and `letter_of` the tenant whose dead letters name the job
+    though its record does not say so. `delivery`: one of its deliveries instead, perhaps in a `target` that is not its.
     """
-    return _call("repair", _ids, job=job_id, pool=pool, worker=worker, now=now)
+    return _call(
+        "repair",
+        _ids,
+        job=job_id,
+        pool=pool,
+        worker=worker,
+        letter_of=letter_of,
+        delivery=delivery,
+        target=target,
+        now=now,
+    )
 
 
 def canary(canary_id: str, *, pool: str, withdraw: bool = False, now: int | None = None) -> Call[str | None]:
@@ -453,6 +812,56 @@ def canary(canary_id: str, *, pool: str, withdraw: bool = False, now: int | None
         ttl_ms=CANARY_TTL_MS,
         withdraw=1 if withdraw else None,
         now=now,
+    )
+
+
+def observe(pool: str, *, soon_ms: int = DUE_SOON_MS, now: int | None = None) -> Call[Reading]:
+    """What there is to do in the pool and who is there to do it; changes nothing. An unknown pool has nothing."""
+
+    def decode(reply: list[Any]) -> Reading:
+        return Reading(
+            waiting=reply[0],
+            dispatched=reply[1],
+            running=reply[2],
+            due_soon=reply[3],
+            oldest_ms=reply[4],
+            arrivals=reply[5],
+            starting=reply[6],
+            idle=reply[7],
+            busy=reply[8],
+            marked=reply[9],
+            draining=reply[10],
+            faulty=reply[11],
+            service_ms=None if reply[12] is None else float(reply[12]),
+        )
+
+    return _call("observe", decode, pool=pool, soon_ms=soon_ms, now=now)
+
+
+def drain(
+    pool: str, *, count: int, pods: Sequence[str] | None = None, ttl_ms: int = DRAIN_TTL_MS, now: int | None = None
+) -> Call[list[Drained]]:
+    """Workers of the pool that run nothing are marked to take no job: `count` in all, or fewer where fewer are idle.
+
+    Answers those that are marked now. Called again it renews their marks, with a smaller count it undoes the others,
+    and with 0 all. `pods` are the pods that it is about: those that are there and are not being deleted, so that a
+    worker that is on its way out already is not counted for one that is to go.
+    """
+
+    def decode(reply: list[list[bytes]]) -> list[Drained]:
+        return [Drained(worker.decode(), pod.decode()) for worker, pod in reply]
+
+    listed = None if pods is None else " ".join(pods)
+    return _call("drain", decode, pool=pool, count=count, pods=listed, ttl_ms=ttl_ms, now=now)
+
+
+def record_decision(pool: str, *, at: int, entry: str, keep: int = DECISIONS_KEPT) -> Call[Recorded]:
+    """One more entry of the pool's decision log: `scaling.Entry.encode`, of the decision that was made at `at` (ms).
+
+    Idempotent under pool and time.
+    """
+    return _call(
+        "decided", _word(Recorded), pool=pool, at=at, entry=entry, keep=keep, ttl_ms=DECISIONS_TTL_MS, now=None
     )
 
 

@@ -45,10 +45,19 @@ def celery_status(record: JobRecord) -> str:
 
 
 def message(entry: LogEntry, links: Links, *, now_s: float) -> dict[str, Any]:
-    """A socket's message for one log entry: `job_id`, `status`, `timestamp`, `seq`, `event_id`, `state`, and as fits
-    `progress` (percent), `output_paths` (links), `content_id` (SHA-256 of the first picture), `error` (text).
+    """A socket's message for one log entry: what `bare` has, and as fits `progress` (percent), `output_paths` (links),
+    `content_id` (SHA-256 of the first picture), `error` (text).
     """
-    update: dict[str, Any] = {
+    update = bare(entry)
+    if "progress" in entry.data:
+        update["progress"] = entry.data["progress"]
+    update |= outcome(entry.state, entry.data, links, now_s=now_s)
+    return update
+
+
+def bare(entry: LogEntry) -> dict[str, Any]:
+    """What a message says without the entry's data: `job_id`, `status`, `timestamp`, `seq`, `event_id`, `state`."""
+    return {
         "job_id": entry.job_id,
         "status": STATUS[entry.event],
         "timestamp": iso(entry.at),
@@ -56,10 +65,6 @@ def message(entry: LogEntry, links: Links, *, now_s: float) -> dict[str, Any]:
         "event_id": entry.event_id,
         "state": entry.state.value,
     }
-    if "progress" in entry.data:
-        update["progress"] = entry.data["progress"]
-    update |= outcome(entry.state, entry.data, links, now_s=now_s)
-    return update
 
 
 def outcome(state: State, data: Mapping[str, Any] | None, links: Links, *, now_s: float) -> dict[str, Any]:

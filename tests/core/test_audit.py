@@ -19,7 +19,8 @@ from darkroom.auditor import Auditor, Report
 from darkroom.history import History, PastJob
 from darkroom.jobs import Artifact, State
 from darkroom.ledger import connect_async
-from darkroom.transitions import WorkerState
+from darkroom.transitions import Outcome, WorkerState
+from darkroom.webhooks import Webhook, WebhookEvent, target_of
 from kombu import Connection
 
 from tests.core.timed_jobs import POOL, TENANT, TOKEN, WORKER, TimedJobs
@@ -30,6 +31,9 @@ GHOST = "01900000-0000-7000-8000-000000000000"
 """The id of a job that never was."""
 
 LONG_AGO_MS = 120_000
+
+WEBHOOK = Webhook("https://receiver.test/hook", frozenset(WebhookEvent))
+TARGET = target_of(TENANT, WEBHOOK.url)
 
 
 @pytest.fixture
@@ -111,6 +115,25 @@ async def test_an_end_that_was_told_and_archived_is_right_too(jobs: TimedJobs, l
     jobs.redis.delete(jobs.key("log", job_id))  # it goes before the record does
     report = await look()
     assert (report.places["completed"], report.untold, report.findings) == (1, 0, ())
+
+
+async def test_what_is_still_to_be_told_and_delivered_is_right(jobs: TimedJobs, look: Audit) -> None:
+    _told(jobs)
+    _delivered(jobs)
+    _dead(jobs)
+    jobs.running(webhook=WEBHOOK)
+    report = await look()
+    assert (report.jobs, report.findings) == (4, ())
+
+
+async def test_a_target_that_nobody_looks_at_is_found_and_put_right(jobs: TimedJobs, look: Audit) -> None:
+    """With every delivery to it: `_told` leaves two."""
+    job_id = _told(jobs)
+    jobs.redis.zrem(jobs.key("targets"), TARGET)
+    assert {fault.job for fault in (await look()).findings} == {job_id}
+    await look(repair=True)
+    assert (await look()).findings == ()
+    assert jobs.redis.zscore(jobs.key("targets"), TARGET) is not None
 
 
 async def test_jobs_of_another_namespace_are_none_of_ours(jobs: TimedJobs, look: Audit, any_redis_url: str) -> None:
@@ -201,6 +224,34 @@ def _settled(jobs: TimedJobs) -> str:
     return job_id
 
 
+def _told(jobs: TimedJobs) -> str:
+    """Its end is applied, and is to be delivered."""
+    job_id = jobs.running(webhook=WEBHOOK)
+    jobs.run(transitions.applied(job_id, seq=2, now=jobs.now))
+    jobs.finish(job_id)
+    jobs.run(transitions.applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now))
+    return job_id
+
+
+def _delivered(jobs: TimedJobs) -> str:
+    job_id = _told(jobs)
+    for number in range(2):
+        call = transitions.take_deliveries(taker="c", call=str(number), limit=1, per_target=1, now=jobs.now)
+        (delivery,) = jobs.run(call)
+        jobs.run(transitions.settle(delivery, outcome=Outcome.DELIVERED, now=jobs.now))
+    return job_id
+
+
+def _dead(jobs: TimedJobs) -> str:
+    job_id = jobs.running(max_attempts=1)
+    jobs.retry(job_id)
+    return job_id
+
+
+def delivery_of(job_id: str) -> str:
+    return f"{job_id}.3.job"
+
+
 def out_of(name: str) -> Callable[[TimedJobs, str], Any]:
     return lambda jobs, job_id: jobs.redis.zrem(jobs.key(name, POOL), job_id)
 
@@ -279,6 +330,50 @@ DAMAGES = {
         _completed,
         lambda jobs, job_id: jobs.redis.hset(jobs.key("busy"), "worker-9", job_id),
         Kind.BUSY_DIFFERS,
+        "completed",
+    ),
+    "a start that nobody will tell": Damage(
+        lambda jobs: jobs.running(webhook=WEBHOOK),
+        lambda jobs, job_id: jobs.redis.zrem(jobs.key("outbox"), job_id),
+        Kind.NOT_IN_OUTBOX,
+        "running",
+    ),
+    "a dead letter of a job that completed": Damage(_completed, into("dead", TENANT), Kind.NO_DEAD_LETTER, "completed"),
+    "a dead letter of another tenant's": Damage(_dead, into("dead", "stranger"), Kind.NO_DEAD_LETTER, "failed"),
+    "a dead letter whose record will expire": Damage(
+        _dead,
+        lambda jobs, job_id: jobs.redis.pexpire(jobs.key("job", job_id), 3_600_000),
+        Kind.EXPIRES,
+        "failed",
+    ),
+    "an open delivery that is never due": Damage(
+        _told,
+        lambda jobs, job_id: jobs.redis.zrem(jobs.key("deliveries", TARGET), delivery_of(job_id)),
+        Kind.DELIVERY_MISPLACED,
+        "completed",
+    ),
+    "an open delivery that its job counts as ended": Damage(
+        _told,
+        lambda jobs, job_id: jobs.redis.zadd(jobs.key("deliveries-of", job_id), {delivery_of(job_id): 0}),
+        Kind.DELIVERY_MISPLACED,
+        "completed",
+    ),
+    "an open delivery whose record will expire": Damage(
+        _told,
+        lambda jobs, job_id: jobs.redis.pexpire(jobs.key("delivery", delivery_of(job_id)), 3_600_000),
+        Kind.DELIVERY_MISPLACED,
+        "completed",
+    ),
+    "a delivery that ended and is due": Damage(
+        _delivered,
+        lambda jobs, job_id: jobs.redis.zadd(jobs.key("deliveries", TARGET), {delivery_of(job_id): jobs.now}),
+        Kind.DELIVERY_MISPLACED,
+        "completed",
+    ),
+    "a delivery without a record": Damage(
+        _told,
+        lambda jobs, job_id: jobs.redis.delete(jobs.key("delivery", delivery_of(job_id))),
+        Kind.DELIVERY_NO_RECORD,
         "completed",
     ),
     "a message that was taken and never claimed": Damage(_lost, nothing, Kind.MESSAGE_LOST, "dispatched"),

@@ -1,8 +1,9 @@
 """The ledger under everything that may happen to it, in any order, against a real Redis.
 
-Hypothesis interleaves submitters, two workers, the courier, cancels, lapsed leases, lost and repeated messages.
-The clock is the test's own. After each move the invariants hold; every call is made twice; and in the end everything
-that was accepted reaches its one terminal state.
+Hypothesis interleaves submitters, two workers, the courier, cancels, lapsed leases, lost and repeated messages,
+subscriptions that come and go, and receivers that take, refuse or end what is delivered. The clock is the test's own.
+After each move the invariants hold; every call is made twice; and in the end everything that was accepted reaches its
+one terminal state, and everybody who asked for it is told.
 """
 
 from __future__ import annotations
@@ -24,12 +25,24 @@ from darkroom.transitions import (
     Archived,
     Call,
     Ended,
+    Outcome,
     Purged,
     Reason,
     Receipt,
+    Redelivered,
+    Settled,
     Standing,
     Submission,
     WorkerState,
+)
+from darkroom.webhooks import (
+    DEFAULT_EVENTS,
+    DeliveryState,
+    TakenDelivery,
+    Webhook,
+    WebhookEvent,
+    new_subscription_id,
+    target_of,
 )
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -55,6 +68,11 @@ ANSWER_LIMIT_S = 60
 
 EXPIRING = (b":worker:", b":taken:")
 """Keys that Redis forgets by its own clock, and not by the test's, while they are still looked at."""
+
+ALL = frozenset(WebhookEvent)
+URLS = ("https://one.test/hook", "https://two.test/hook")
+SUBSCRIPTIONS = tuple(new_subscription_id(number) for number in (1, 2))
+DELIVERY_LEASE_MS = 20_000
 
 LAST_STEPS = 400
 """Moves of a willing courier and worker after which everything must have ended; a few dozen do."""
@@ -90,6 +108,9 @@ class Believed:
     states: dict[str, State] = field(default_factory=dict)
     left_dead: set[str] = field(default_factory=set)
     redriven: dict[str, str] = field(default_factory=dict)
+    subscribed: dict[str, frozenset[WebhookEvent]] = field(default_factory=dict)
+    applied: set[tuple[str, int]] = field(default_factory=set)
+    deliveries: set[str] = field(default_factory=set)
 
 
 PICK = st.integers(0, 63)
@@ -133,6 +154,7 @@ class LedgerMachine(RuleBasedStateMachine):
         limit=st.sampled_from([1000, 1000, 3]),
         memory_high=st.sampled_from([False, False, False, True]),
         attempts=st.sampled_from([1, transitions.MAX_ATTEMPTS]),
+        webhook=st.none() | st.builds(Webhook, st.sampled_from(URLS), st.sampled_from([DEFAULT_EVENTS, ALL])),
     )
     def submit(
         self,
@@ -143,6 +165,7 @@ class LedgerMachine(RuleBasedStateMachine):
         limit: int,
         memory_high: bool,
         attempts: int,
+        webhook: Webhook | None,
     ) -> Any:
         job_id = new_job_id(self.now)
         job = Submission(
@@ -157,6 +180,7 @@ class LedgerMachine(RuleBasedStateMachine):
             priority=priority,
             start_deadline=None if deadline is None else self.now + deadline,
             max_attempts=attempts,
+            webhook=webhook,
             idempotency_key=key,
             fingerprint=body if key else None,
         )
@@ -317,6 +341,14 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         self.run(call, twice_alike=False)
 
+    @rule(count=st.integers(0, len(WORKERS)))
+    def the_operator_drains(self, count: int) -> None:
+        """Marks last for some moves, or until a smaller count; who runs a job is never marked."""
+        busy = {name.decode() for name in self.redis.hkeys(f"{self.namespace}:busy")}
+        marked = self.run(transitions.drain(POOL, count=count, now=self.now))
+        assert len(marked) <= count
+        assert busy.isdisjoint(each.worker for each in marked)
+
     # -- the courier, and time -----------------------------------------------------------------------------------------
 
     @rule(ms=st.sampled_from([1, 900, 4_000, 6_000, 16_000]))
@@ -344,16 +376,111 @@ class LedgerMachine(RuleBasedStateMachine):
     def courier_relays(self, apply: bool) -> None:
         call = transitions.take_relays(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
         for job_id in self.run(call):
-            assert self.state(job_id).is_terminal
-            if apply:
-                self._apply(job_id)
-            else:
+            assert self.state(job_id).is_terminal or self.untold(job_id)
+            if not apply:
                 self.run(transitions.defer_relay(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
+                continue
+            for seq in self.untold(job_id):
+                self._apply(job_id, seq)
+            if self.state(job_id).is_terminal:
+                self._apply(job_id)
 
-    def _apply(self, job_id: str) -> None:
-        seq = int(self.field(job_id, "end_seq"))
+    @rule(job_id=jobs)
+    def an_event_arrives_out_of_turn(self, job_id: str) -> None:
+        """A Broker keeps no order, and forgets what it has delivered."""
+        if self.state(job_id).is_terminal:
+            self._apply(job_id)
+
+    def _apply(self, job_id: str, seq: int | None = None) -> None:
+        """The event is taken in; everybody who asked for it gets a delivery, once."""
+        event = WebhookEvent.STARTED if seq else WebhookEvent(self.state(job_id))
+        seq = seq or int(self.field(job_id, "end_seq"))
         answer = self.run(transitions.applied(job_id, seq=seq, now=self.now), twice_alike=False)
-        assert answer in {"applied", "repeated"}
+        assert answer == ("repeated" if (job_id, seq) in self.believed.applied else "applied")
+        if answer == "applied":
+            webhook = self.believed.accepted[job_id].webhook
+            told = {name for name, events in self.believed.subscribed.items() if event in events}
+            told |= {"job"} if webhook is not None and event in webhook.events else set()
+            self.believed.deliveries |= {f"{job_id}.{seq}.{recipient}" for recipient in told}
+        self.believed.applied.add((job_id, seq))
+
+    # -- webhooks ------------------------------------------------------------------------------------------------------
+
+    @rule(
+        name=st.sampled_from(SUBSCRIPTIONS),
+        url=st.sampled_from(URLS),
+        events=st.sampled_from([DEFAULT_EVENTS, ALL, frozenset({WebhookEvent.FAILED})]),
+        enabled=st.sampled_from([True, True, False]),
+    )
+    def subscribe(self, name: str, url: str, events: frozenset[WebhookEvent], enabled: bool) -> None:
+        is_there = self.redis.exists(f"{self.namespace}:subscription:{name}")
+        call = transitions.subscribe(
+            name, tenant="default", url=url, events=events, enabled=enabled, create=not is_there, now=self.now
+        )
+        self.run(call)
+        self.believed.subscribed.pop(name, None)
+        if enabled:
+            self.believed.subscribed[name] = events
+
+    @rule(name=st.sampled_from(SUBSCRIPTIONS))
+    def unsubscribe(self, name: str) -> None:
+        self.run(transitions.unsubscribe(name, tenant="default", now=self.now), twice_alike=False)
+        self.believed.subscribed.pop(name, None)
+
+    @rule(url=st.sampled_from(URLS), rate=st.sampled_from([None, None, 60]))
+    def a_receiver_consents(self, url: str, rate: int | None) -> None:
+        self.run(transitions.permit(target_of("default", url), rate=rate, now=self.now))
+
+    @rule(
+        limit=st.integers(1, 4),
+        per_target=st.integers(1, 2),
+        outcomes=st.lists(st.none() | st.sampled_from(Outcome), min_size=4, max_size=4),
+        again=st.sampled_from([None, 0, 5_000]),
+    )
+    def courier_delivers(self, limit: int, per_target: int, outcomes: list[Outcome | None], again: int | None) -> None:
+        """None: it was killed before it could say what came of it."""
+        for delivery, outcome in zip(self._take_deliveries(limit, per_target), outcomes, strict=False):
+            if outcome is not None:
+                self._settle(delivery, outcome, again)
+
+    def _take_deliveries(self, limit: int, per_target: int) -> list[TakenDelivery]:
+        call = transitions.take_deliveries(
+            taker="courier",
+            call=secrets.token_hex(4),
+            limit=limit,
+            per_target=per_target,
+            lease_ms=DELIVERY_LEASE_MS,
+            now=self.now,
+        )
+        held = {url: self.leased(url) for url in URLS}
+        taken = self.run(call)
+        assert len(taken) <= limit
+        for delivery in taken:
+            assert delivery.id in self.believed.deliveries
+            assert delivery.recipient == "job" or delivery.recipient in self.believed.subscribed
+            assert delivery.id not in held[delivery.url], "what is leased is nobody else's"
+            assert len(self.leased(delivery.url)) <= max(per_target, len(held[delivery.url]))
+        return taken
+
+    def _settle(self, delivery: TakenDelivery, outcome: Outcome, again: int | None) -> None:
+        again = 1_000 if outcome is Outcome.PUT_OFF else again
+        settled = self.run(transitions.settle(delivery, outcome=outcome, again_ms=again, now=self.now))
+        assert settled is not Settled.LOST
+        assert (settled is Settled.DELIVERED) == (outcome is Outcome.DELIVERED)
+        if settled in {Settled.ENDED, Settled.DISABLED}:
+            del self.believed.subscribed[delivery.recipient]
+
+    @precondition(lambda self: bool(self.believed.deliveries))
+    @rule(pick=PICK)
+    def redeliver(self, pick: int) -> None:
+        delivery_id = sorted(self.believed.deliveries)[pick % len(self.believed.deliveries)]
+        job_id, _, recipient = delivery_id.split(".")
+        call = transitions.redeliver(delivery_id, job_id=job_id, tenant="default", now=self.now)
+        answer = self.run(call)
+        if recipient != "job" and recipient not in self.believed.subscribed:
+            assert answer in {Redelivered.NOT_ENABLED, Redelivered.OPEN}
+        else:
+            assert answer in {Redelivered.DUE, Redelivered.OPEN}
 
     @rule(commit=st.booleans())
     def courier_archives(self, commit: bool) -> None:
@@ -453,10 +580,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for job_id in self.believed.accepted:
             state = self.state(job_id)
             found = {kind for kind, members in places.items() if job_id in members}
+            told = not self.untold(job_id)
             if state in TERMINAL:
                 assert not found
-                applied = self.redis.hexists(f"{self.namespace}:job:{job_id}", "applied")
-                assert (job_id in relay) != applied, "told, or still to be told"
+                told = told and self.redis.hexists(f"{self.namespace}:job:{job_id}", "applied")
                 archived = self.redis.hexists(f"{self.namespace}:job:{job_id}", "archived")
                 assert (job_id in history) != archived, "written, or still to be written"
             elif state is State.RUNNING:
@@ -465,12 +592,42 @@ class LedgerMachine(RuleBasedStateMachine):
             else:
                 assert len(found) == 1
                 assert found <= {"waiting", "dispatched", "due"}
+            assert (job_id in relay) != told, "told, or still to be told"
             may_go = state in TERMINAL and job_id not in relay | history | letters
             for kind in ("job", "log"):
                 assert (self.redis.ttl(f"{self.namespace}:{kind}:{job_id}") > 0) == may_go
         assert sum(map(len, places.values())) <= len(self.believed.accepted)
         busy = {name.decode(): job.decode() for name, job in self.redis.hgetall(f"{self.namespace}:busy").items()}
         assert set(busy.values()) <= set(places["running"])
+
+    @invariant()
+    def every_delivery_is_due_or_has_ended(self) -> None:
+        due: dict[str, set[str]] = {}
+        for url in URLS:
+            target = target_of("default", url)
+            due[target] = {each.decode() for each in self.redis.zrange(f"{self.namespace}:deliveries:{target}", 0, -1)}
+            is_known = self.redis.zscore(f"{self.namespace}:targets", target) is not None
+            assert is_known == bool(due[target]), "a target is looked at while something is due to it"
+            assert self.leased(url) <= due[target]
+        of_jobs = {
+            each.decode(): score
+            for job_id in self.believed.accepted
+            for each, score in self.redis.zrange(f"{self.namespace}:deliveries-of:{job_id}", 0, -1, withscores=True)
+        }
+        assert set(of_jobs) == self.believed.deliveries, "each event is told to all who asked, and to nobody else"
+        for delivery_id, score in of_jobs.items():
+            key = f"{self.namespace}:delivery:{delivery_id}"
+            state, target = (value.decode() for value in self.redis.hmget(key, "state", "target"))
+            is_open = state == DeliveryState.OPEN
+            assert {name for name, members in due.items() if delivery_id in members} == ({target} if is_open else set())
+            assert score == is_open
+            is_leased = any(delivery_id in self.leased(url) for url in URLS)
+            assert not is_leased or self.redis.hexists(key, "token"), "a place is held by a courier"
+            assert (self.redis.ttl(key) > 0) == (not is_open)
+        for job_id in self.believed.accepted:
+            all_ended = all(not score for each, score in of_jobs.items() if each.startswith(job_id))
+            ttl = self.redis.ttl(f"{self.namespace}:deliveries-of:{job_id}")
+            assert ttl == -2 or (ttl > 0) == all_ended
 
     @invariant()
     def the_celery_list_is_short_and_holds_dispatched_jobs_only(self) -> None:
@@ -514,16 +671,31 @@ class LedgerMachine(RuleBasedStateMachine):
             self.every_accepted_job_is_in_exactly_one_place()
         assert not self._unfinished(), "nothing accepted is nowhere"
         for job_id in self.believed.accepted:
+            for seq in self.untold(job_id):
+                self._apply(job_id, seq)
             self._apply(job_id)
             self._archive(job_id)
             self.run(transitions.purge(job_id, tenant="default", now=self.now), twice_alike=False)
             assert self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0
-        for kind in ("outbox", "history"):
+        self._deliver_all()
+        for kind in ("outbox", "history", "targets"):
             assert self.redis.zcard(f"{self.namespace}:{kind}") == 0
         assert self.redis.llen(self.list_key) == 0
         for key in self.redis.scan_iter(f"{self.namespace}:*"):
             self.redis.delete(key)
         self.redis.close()
+
+    def _deliver_all(self) -> None:
+        """With receivers that take everything."""
+        for _ in range(LAST_STEPS):
+            if not self.redis.exists(f"{self.namespace}:targets"):
+                break
+            self.now += 5_000
+            for url in URLS:
+                self.a_receiver_consents(url, None)
+            for delivery in self._take_deliveries(100, 100):
+                self._settle(delivery, Outcome.DELIVERED, None)
+        self.every_delivery_is_due_or_has_ended()
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
@@ -564,6 +736,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def letters(self) -> set[str]:
         return {member.decode() for member in self.redis.zrange(f"{self.namespace}:dead:default", 0, -1)}
+
+    def untold(self, job_id: str) -> list[int]:
+        """The starts of the job that are still to be told."""
+        return [int(seq) for seq in self.field(job_id, "untold").split()]
+
+    def leased(self, url: str) -> set[str]:
+        """The deliveries to the receiver that a courier has now."""
+        key = f"{self.namespace}:leased:{target_of('default', url)}"
+        return {each.decode() for each in self.redis.zrangebyscore(key, f"({self.now}", "+inf")}
 
     def field(self, job_id: str, name: str) -> str:
         value = self.redis.hget(f"{self.namespace}:job:{job_id}", name)

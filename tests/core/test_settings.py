@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from darkroom.errors import SettingError
+from darkroom.guard import NOTHING, Allow
 from darkroom.settings import (
     LedgerSettings,
     LinkSettings,
     ModelSettings,
     StoreSettings,
+    WebhookSettings,
     load,
 )
 from pydantic import Field, ValidationError
@@ -188,3 +190,33 @@ def test_all_that_is_wrong_is_told_at_once(environment: pytest.MonkeyPatch) -> N
 def test_every_setting_says_what_it_means() -> None:
     silent = [name for name, field in PartSettings.model_fields.items() if not field.description and name != "sink"]
     assert silent == []
+
+
+# Webhooks
+
+
+def test_webhooks_are_signed_by_every_key_and_go_where_all_may_unless_told(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DARKROOM_WEBHOOK_KEYS", f" {KEY}, {KEY[::-1]},")
+    settings = load(WebhookSettings)
+    assert [key.get_secret_value() for key in settings.webhook_keys] == [KEY, KEY[::-1]]
+    assert settings.webhook_allow == NOTHING
+    environment.setenv("DARKROOM_WEBHOOK_ALLOW", "localhost:9000, 10.0.0.0/8 ,.example.internal")
+    assert load(WebhookSettings).webhook_allow == Allow.parse(["localhost:9000", "10.0.0.0/8", ".example.internal"])
+
+
+@pytest.mark.parametrize("keys", ["", ",", "hush", f"{KEY},hush", ",".join([KEY] * 5)])
+def test_bad_webhook_keys_are_told_by_name_and_never_shown(environment: pytest.MonkeyPatch, keys: str) -> None:
+    environment.setenv("DARKROOM_WEBHOOK_KEYS", keys)
+    with pytest.raises(SettingError) as refusal:
+        load(WebhookSettings)
+    assert refusal.value.detail.startswith("DARKROOM_WEBHOOK_KEYS=(hidden): ")
+    assert "hush" not in refusal.value.detail
+    assert KEY not in refusal.value.detail
+
+
+def test_a_bad_allowance_is_told_by_name_and_value(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DARKROOM_WEBHOOK_KEYS", KEY)
+    environment.setenv("DARKROOM_WEBHOOK_ALLOW", "localhost,http://receiver")
+    with pytest.raises(SettingError) as refusal:
+        load(WebhookSettings)
+    assert refusal.value.detail.startswith("DARKROOM_WEBHOOK_ALLOW='localhost,http://receiver': 'http://receiver' must")

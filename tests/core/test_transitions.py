@@ -16,11 +16,13 @@ from darkroom.transitions import (
     Cancelled,
     Claim,
     Ended,
+    Outcome,
     Reason,
     Receipt,
     Standing,
     WorkerState,
 )
+from darkroom.webhooks import PER_JOB, TakenDelivery, WebhookEvent, new_subscription_id, target_of
 
 from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, TOKEN, WORKER, TimedJobs
 
@@ -30,6 +32,8 @@ DEADLINE_MS = 600_000
 LATER_MS = 3_600_000
 """When the courier comes: all leases lapsed, all retries due, all start deadlines past."""
 
+SUBSCRIPTION = new_subscription_id(START_MS)
+URL = "https://receiver.test/hook"
 TAKE = "take-1"
 
 
@@ -108,6 +112,27 @@ SITUATIONS: Mapping[str, Callable[[TimedJobs], str]] = {
 PENDING = ("waiting", "dispatched", "missed", "due")
 ENDED = ("completed", "failed", "cancelled", "expired")
 
+
+def _held_delivery(job_id: str) -> TakenDelivery:
+    """The end of a job on its way to the job's own webhook."""
+    return TakenDelivery(
+        id=f"{job_id}.3.job",
+        job_id=job_id,
+        seq=3,
+        event=WebhookEvent.COMPLETED,
+        recipient=PER_JOB,
+        tenant=TENANT,
+        url=URL,
+        target=target_of(TENANT, URL),
+        number=1,
+        attempt=1,
+        generation=0,
+        rotated=None,
+        is_permitted=True,
+        token=TOKEN,
+    )
+
+
 Maker = Callable[[TimedJobs, str], Call[Any]]
 
 CALLS: Mapping[str, Maker] = {
@@ -157,6 +182,32 @@ CALLS: Mapping[str, Maker] = {
     ),
     "defer": lambda jobs, job_id: transitions.defer_relay(job_id, delay_ms=1_000, now=jobs.now),
     "defer for the history": lambda jobs, job_id: transitions.defer_history(job_id, delay_ms=1_000, now=jobs.now),
+    "keep": lambda jobs, job_id: transitions.keep(
+        "und_1", tenant=TENANT, attributes="{}", data="{}", failure="{}", now=jobs.now
+    ),
+    "mark replayed": lambda jobs, job_id: transitions.mark_replayed("und_1", last=jobs.now, now=jobs.now),
+    "discard": lambda jobs, job_id: transitions.discard("und_1", tenant=TENANT, now=jobs.now),
+    "subscribe": lambda jobs, job_id: transitions.subscribe(
+        SUBSCRIPTION, tenant=TENANT, url=URL, events=list(WebhookEvent), create=True, now=jobs.now
+    ),
+    "change a subscription": lambda jobs, job_id: transitions.subscribe(
+        SUBSCRIPTION, tenant=TENANT, url=URL, events=[], enabled=False, now=jobs.now
+    ),
+    "unsubscribe": lambda jobs, job_id: transitions.unsubscribe(SUBSCRIPTION, tenant=TENANT, now=jobs.now),
+    "rotate": lambda jobs, job_id: transitions.rotate_secret(SUBSCRIPTION, tenant=TENANT, generation=1, now=jobs.now),
+    "deliver": lambda jobs, job_id: transitions.take_deliveries(
+        taker="courier", call=TAKE, limit=10, per_target=10, now=jobs.now
+    ),
+    "settle": lambda jobs, job_id: transitions.settle(_held_delivery(job_id), outcome=Outcome.FAILED, now=jobs.now),
+    "permit": lambda jobs, job_id: transitions.permit(target_of(TENANT, URL), rate=60, now=jobs.now),
+    "redeliver": lambda jobs, job_id: transitions.redeliver(
+        f"{job_id}.3.job", job_id=job_id, tenant=TENANT, now=jobs.now
+    ),
+    "take for the notices": lambda jobs, job_id: transitions.take_notices(
+        taker="courier", call=TAKE, limit=10, now=jobs.now
+    ),
+    "noticed": lambda jobs, job_id: transitions.noticed(SUBSCRIPTION, changed=START_MS, now=jobs.now),
+    "inspect a delivery": lambda jobs, job_id: audit.inspect_delivery(f"{job_id}.3.job"),
     "announce": lambda jobs, job_id: transitions.announce(POOL, models=["sd"], now=jobs.now),
     "worker": lambda jobs, job_id: transitions.worker(
         WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"], now=jobs.now
@@ -164,6 +215,9 @@ CALLS: Mapping[str, Maker] = {
     "worker gone": lambda jobs, job_id: transitions.worker(
         WORKER, pool=POOL, state=WorkerState.GONE, pod="", models=["sd"], now=jobs.now
     ),
+    "observe": lambda jobs, job_id: transitions.observe(POOL, now=jobs.now),
+    "drain": lambda jobs, job_id: transitions.drain(POOL, count=1, now=jobs.now),
+    "decided": lambda jobs, job_id: transitions.record_decision(POOL, at=jobs.now, entry="{}"),
     "view": lambda jobs, job_id: Call("view", ("job", job_id), _decode_view),
     "inspect": lambda jobs, job_id: audit.inspect(job_id, now=jobs.now),
     "repair": lambda jobs, job_id: transitions.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
@@ -184,6 +238,7 @@ TELLS_WHAT_IT_CHANGED = {
     "purge",
     "defer",
     "defer for the history",
+    "decided",
 }
 """Calls whose answer is what they changed: a repeated one has nothing more to tell, and nobody needs it."""
 

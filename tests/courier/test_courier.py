@@ -17,7 +17,8 @@ from darkroom import transitions
 from darkroom.events import Event
 from darkroom.jobs import State
 from darkroom.transitions import Applied
-from darkroom_courier.relay import back_off, retry_after
+from darkroom_courier.relay import back_off
+from darkroom_courier.sink import retry_after
 
 from tests.courier.conftest import Start
 from tests.courier.sink import HANG, Answer, Sink
@@ -439,6 +440,8 @@ def test_how_long_a_refused_event_waits(age_s: float, asked_s: float | None, wai
         ("-1", None),
         ("1.5", None),
         ("", None),
+        ("Mon, 01 Jan 2026 99999999999999999999:00:00 GMT", None),
+        ("Mon, 01 Jan 2026 00:00:00 +99999999999999999999", None),
     ],
 )
 def test_retry_after_is_read_as_a_number_or_a_date(header: str, seconds: float | None) -> None:

@@ -1,9 +1,10 @@
-"""The courier: one asyncio process, four loops, and an ear for work. Any number of them may run side by side.
+"""The courier: one asyncio process, six loops, and an ear for work. Any number of them may run side by side.
 
-The relay (`relay.py`) posts terminal events until they are applied; the upkeep (`upkeep.py`) does what is due by the
-clock; the archive (`archive.py`) writes ended jobs to the history, and retention (`retention.py`) deletes them. Each
-loop is watched over: a failure is logged and the loop goes on, with a growing pause, so that neither a bad job nor an
-absent Redis or database ends the process. It ends when it is told to, after the posts in flight.
+The relay (`relay.py`) posts jobs' events until they are applied, and the deliveries (`deliveries.py`) those that were
+to webhooks; the notices (`notices.py`) tell of webhooks that were given up; the upkeep (`upkeep.py`) does what is due
+by the clock; the archive (`archive.py`) writes ended jobs to the history, and retention (`retention.py`) deletes them.
+Each loop is watched over: a failure is logged and the loop goes on, with a growing pause, so that neither a bad job nor
+an absent Redis or database ends the process. It ends when it is told to, after the posts in flight.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ from darkroom.artifacts import ArtifactStore
 from darkroom.channels import Channels
 from darkroom.deletion import Deletion
 from darkroom.errors import DarkroomError
+from darkroom.guarded_client import GuardedClient
 from darkroom.history import History
 from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.logs import logger
+from darkroom.lookup import Lookup
 
 from darkroom_courier.archive import Archive
+from darkroom_courier.deliveries import Deliveries
 from darkroom_courier.health import Health, served
+from darkroom_courier.notices import Notices
 from darkroom_courier.relay import Relay
 from darkroom_courier.retention import Retention
 from darkroom_courier.settings import CourierSettings
+from darkroom_courier.sink import Sink
 from darkroom_courier.upkeep import Upkeep
 
 ROUND_LIMIT_S = 20.0
@@ -52,7 +58,7 @@ class Courier:
     def __init__(self, settings: CourierSettings) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._health = Health(("relay", "upkeep", "archive", "retention"))
+        self._health = Health(("relay", "deliveries", "notices", "upkeep", "archive", "retention"))
 
     def stop(self) -> None:
         """Take nothing more; finish what is in flight."""
@@ -76,18 +82,30 @@ class Courier:
                     trust_env=False,
                     headers={"user-agent": "darkroom-courier"},
                 ) as client,
+                GuardedClient(settings.webhook_allow, timeout_s=settings.delivery_timeout_s) as guarded,
             ):
-                relay = Relay(ledger, client, settings, taker=taker)
+                sink = Sink(client, settings)
+                relay = Relay(ledger, sink, settings, taker=taker)
+                deliveries = Deliveries(ledger, Lookup(ledger, history), guarded, settings, taker=taker)
+                notices = Notices(ledger, sink, settings, taker=taker)
                 upkeep = Upkeep(ledger, settings)
                 archive = Archive(ledger, history, settings, taker=taker)
                 retention = Retention(Deletion(ledger, history, ArtifactStore(settings.store)), settings)
-                channels = Channels(
-                    redis,
-                    heard=lambda _channel, payload: relay.wake() if payload == b"outbox" else None,
-                    confirmed=lambda _channel: relay.wake(),
-                )
+                wakes = {b"outbox": relay.wake, b"deliveries": deliveries.wake}
+
+                def heard(_channel: str, payload: bytes) -> None:
+                    if payload in wakes:
+                        wakes[payload]()
+
+                def wake_all() -> None:
+                    for wake in wakes.values():
+                        wake()
+
+                channels = Channels(redis, heard=heard, confirmed=lambda _channel: wake_all())
                 loops = [
                     asyncio.create_task(self._loop("relay", relay.step), name="relay"),
+                    asyncio.create_task(self._loop("deliveries", deliveries.step), name="deliveries"),
+                    asyncio.create_task(self._loop("notices", notices.step), name="notices"),
                     asyncio.create_task(self._loop("upkeep", upkeep.step), name="upkeep"),
                     asyncio.create_task(self._loop("archive", archive.step), name="archive"),
                     asyncio.create_task(self._loop("retention", retention.step, needs_redis=False), name="retention"),
@@ -95,12 +113,14 @@ class Courier:
                 listening = asyncio.create_task(_listen(channels, ledger.wake_channel), name="listen")
                 _log.info("started", taker=taker, sink=settings.sink, namespace=settings.namespace)
                 await self._stopping.wait()
-                relay.wake()
+                wake_all()
                 await asyncio.wait(loops, timeout=ROUND_PATIENCE_S)
                 for task in (*loops, listening):
                     task.cancel()
                 await asyncio.wait([*loops, listening])
-                await relay.finish(patience_s=FINISH_PATIENCE_S)
+                await asyncio.gather(
+                    relay.finish(patience_s=FINISH_PATIENCE_S), deliveries.finish(patience_s=FINISH_PATIENCE_S)
+                )
         finally:
             await history.aclose()
             await redis.aclose()

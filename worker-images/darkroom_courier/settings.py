@@ -9,24 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from darkroom.errors import InvalidEvent
 from darkroom.events import Event
-from darkroom.settings import HistorySettings, LedgerSettings, LinkSettings, StoreSettings
-from darkroom.transitions import HISTORY_LEASE_MS, LEASE_MS, REAP_GAP_MS, RELAY_LEASE_MS, SWEEP_AGE_MS
-from pydantic import AfterValidator, BeforeValidator, Field
+from darkroom.settings import HistorySettings, LedgerSettings, LinkSettings, SinkUrl, StoreSettings, WebhookSettings
+from darkroom.transitions import (
+    DELIVERY_LEASE_MS,
+    HISTORY_LEASE_MS,
+    LEASE_MS,
+    REAP_GAP_MS,
+    RELAY_LEASE_MS,
+    SWEEP_AGE_MS,
+)
+from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 OWN_EXTENSIONS = frozenset({"sequence", "tenant", "traceparent"})
 """What result and the Triggers read: no override may put another value there."""
-
-
-def _sink(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("is not an address such as http://broker-ingress.knative-eventing/default/default")
-    return value
 
 
 def _extensions(value: object) -> object:
@@ -46,10 +45,18 @@ def _extensions(value: object) -> object:
     return extensions
 
 
-class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettings):
+SCHEDULE_S = (0, 5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600)
+"""Standard Webhooks' pauses before each attempt, in seconds ("Deliverability and reliability")."""
+
+
+def _pauses(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
+class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettings, WebhookSettings):
     """The courier's settings. Times are in seconds; the ledger's own defaults stand where a test sets none."""
 
-    sink: Annotated[str, AfterValidator(_sink)] = Field(validation_alias="K_SINK")
+    sink: SinkUrl = Field(validation_alias="K_SINK")
     """Where terminal events are posted: an http or https address, used as it is."""
 
     overrides: Annotated[Mapping[str, str], NoDecode, BeforeValidator(_extensions)] = Field(
@@ -65,6 +72,27 @@ class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettin
 
     relay_lease_s: float = Field(default=RELAY_LEASE_MS / 1000, gt=0)
     """An event that the sink took and nobody applied is posted again after this, then after twice that, and so on."""
+
+    deliveries: int = Field(default=256, ge=1, le=2000)
+    """Webhooks that are posted to at one time."""
+
+    deliveries_per_target: int = Field(default=16, ge=1, le=1000)
+    """Of these to one target, which is a tenant's receivers at one origin. Far fewer than `deliveries`: each receiver
+    that hangs holds so many, until it is found out.
+    """
+
+    delivery_timeout_s: float = Field(default=20, gt=0, le=50)
+    """How long a webhook may take to answer: Standard Webhooks has 15 to 30. With the question for consent before it, a
+    try must end within `delivery_lease_s`.
+    """
+
+    delivery_lease_s: float = Field(default=DELIVERY_LEASE_MS / 1000, gt=0)
+    """A delivery that a courier took and did not settle is tried again after this. More than a try may take."""
+
+    delivery_schedule_s: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=7 * 24 * 3600)], ...], NoDecode, BeforeValidator(_pauses)
+    ] = Field(default=SCHEDULE_S, min_length=1, max_length=50)
+    """Pauses before each attempt, in seconds, separated by commas, the first one included."""
 
     tick_s: float = Field(default=1, gt=0, le=10)
     """Pause between two looks for lapsed leases, lost messages, due retries, passed deadlines, and the outbox."""

@@ -52,6 +52,9 @@ local arrival = redis.call('HINCRBY', pool_key(pool), 'arrivals', 1)
 local order = tonumber(a.priority) * 562949953421312 + arrival
 redis.call('HSET', key, 'order', string.format('%.0f', order))
 if a.traceparent then redis.call('HSET', key, 'traceparent', a.traceparent) end
+if a.webhook then
+  redis.call('HSET', key, 'webhook', a.webhook, 'webhook_events', a.webhook_events, 'webhook_target', a.webhook_target)
+end
 if a.start_deadline then
   redis.call('HSET', key, 'start_deadline', a.start_deadline)
   redis.call('ZADD', deadlines_key, a.start_deadline, a.job)
@@ -62,7 +65,7 @@ if a.redrive_of then
   redis.call('HSET', job_key(a.redrive_of), 'redriven_as', a.job)
   leave_dead(a.redrive_of, a.tenant)
 end
-log(a.job, 'accepted', 'pending', a.accepted)
+log(a.job, 'accepted', 'pending', a.accepted, a.tenant)
 redis.call('ZADD', waiting_key(pool), string.format('%.0f', order), a.job)
 dispatch(pool)
 if queued == 0 then redis.call('PUBLISH', wake_channel, 'backlog ' .. pool) end

@@ -1,12 +1,52 @@
--- applied: the result function has taken in the job's terminal event: the outbox entry goes. Once the history has the job
--- too (`archived.lua`), its time to live starts; that of a dead letter when it is purged or redriven. Answers `applied`
--- the first time, `repeated` later, `unknown` for a job or event that never was.
+-- applied: the result function has taken in an event of the job: its end or, where somebody asked for that, a start. For
+-- each address that asked for such events a delivery is stored: the job's own, and the subscriptions of its tenant. When
+-- nothing is left to be told the outbox entry goes. Once the history has the job too (`archived.lua`), its time to live
+-- starts; that of a dead letter when it is purged or redriven. Answers `applied` the first time, `repeated` later,
+-- `unknown` for a job or event that never was.
 may_always_run()
 local key = job_key(a.job)
-local rec = redis.call('HMGET', key, 'end_seq', 'applied', 'tenant')
-if not rec[1] or rec[1] ~= a.seq then return 'unknown' end
-redis.call('ZREM', outbox_key, a.job)
-if rec[2] then return 'repeated' end
-redis.call('HSET', key, 'applied', now)
-retire(a.job, rec[3])
-return 'applied'
+local rec = redis.call('HMGET', key, 'tenant', 'state', 'end_seq', 'applied', 'untold', 'told', 'model', 'webhook',
+  'webhook_events', 'webhook_target')
+local tenant, state, is_applied, untold, told = rec[1], rec[2], rec[4], rec[5], rec[6]
+local is_end = rec[3] == a.seq
+
+local answer = 'unknown'
+if is_end and is_applied or has_word(told, a.seq) then
+  answer = 'repeated'
+elseif is_end then
+  redis.call('HSET', key, 'applied', now)
+  is_applied, answer = true, 'applied'
+elseif has_word(untold, a.seq) then
+  local left = {}
+  for seq in string.gmatch(untold, '%S+') do
+    if seq ~= a.seq then left[#left + 1] = seq end
+  end
+  untold = #left > 0 and table.concat(left, ' ')
+  if untold then redis.call('HSET', key, 'untold', untold) else redis.call('HDEL', key, 'untold') end
+  redis.call('HSET', key, 'told', (told and told .. ' ' or '') .. a.seq)
+  answer = 'applied'
+end
+if answer == 'unknown' then return answer end
+if not untold and (is_applied or not is_terminal(state)) then redis.call('ZREM', outbox_key, a.job) end
+if answer == 'repeated' then return answer end
+
+redis.call('HDEL', key, 'relay_takes', 'relay_refused') -- what is told next waits for no more than the first did
+local event = is_end and state or 'started'
+local stored = false
+local function store(recipient, url, target)
+  local id = a.job .. '.' .. a.seq .. '.' .. recipient
+  redis.call('HSET', delivery_key(id), 'job', a.job, 'seq', a.seq, 'event', event, 'recipient', recipient,
+    'tenant', tenant, 'url', url, 'created', now, 'tried', 0, 'base', 0)
+  open_delivery(id, a.job, target)
+  stored = true
+end
+if rec[8] and has_word(rec[9], event) then store('job', rec[8], rec[10]) end
+for _, id in ipairs(redis.call('ZRANGE', subscriptions_key(tenant), 0, -1)) do
+  local it = redis.call('HMGET', subscription_key(id), 'state', 'events', 'models', 'url', 'target')
+  if it[1] == 'enabled' and has_word(it[2], event) and (it[3] == '' or has_word(it[3], rec[7])) then
+    store(id, it[4], it[5])
+  end
+end
+if stored then redis.call('PUBLISH', wake_channel, 'deliveries') end
+retire(a.job, tenant)
+return answer

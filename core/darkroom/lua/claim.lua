@@ -1,9 +1,10 @@
 -- claim: pending → running, by a worker that took the job's message. A message is a hint, the record is the truth: all
--- but a job that may run now is dropped. The same token asking again gets the same answer. A canary is signed for.
+-- but a job that may run now is dropped. The same token asking again gets the same answer. A canary is signed for. Where
+-- somebody asked to be told of starts, this one goes to the outbox.
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'token', 'attempt', 'start_deadline', 'not_before', 'created',
-  'run_timeout', 'started', 'counted', 'tenant')
+  'run_timeout', 'started', 'counted', 'tenant', 'webhook_events', 'untold')
 local state, pool = rec[1], rec[2]
 if not state then
   if redis.call('EXISTS', canary_key(a.job)) == 0 then return {'drop', 'unknown'} end
@@ -25,6 +26,8 @@ if rec[6] and now < tonumber(rec[6]) then return {'drop', 'early'} end
 
 local draining = redis.call('HGET', worker_key(a.worker), 'draining_until')
 if draining and now < tonumber(draining) then
+  if redis.call('HGET', key, 'put_back_token') == a.token then return {'drop', 'draining'} end -- a repeated call
+  redis.call('HSET', key, 'put_back_token', a.token)
   remove_everywhere(a.job, pool)
   put_back(a.job, pool)
   if rec[5] and tonumber(rec[4]) == 0 then redis.call('ZADD', deadlines_key, rec[5], a.job) end
@@ -39,6 +42,11 @@ redis.call('HSET', key, 'state', 'running', 'token', a.token, 'worker', a.worker
   'started', rec[9] or now, 'progress', 0)
 redis.call('ZADD', running_key(pool), lease, a.job)
 redis.call('HSET', busy_key, a.worker, a.job)
-log(a.job, 'started', 'running', cjson.encode({attempt = attempt, worker = a.worker}))
+local seq = log(a.job, 'started', 'running', cjson.encode({attempt = attempt, worker = a.worker}))
+if has_word(rec[12], 'started') or redis.call('EXISTS', starters_key(rec[11])) == 1 then
+  redis.call('HSET', key, 'untold', (rec[13] and rec[13] .. ' ' or '') .. seq)
+  redis.call('ZADD', outbox_key, now, a.job)
+  redis.call('PUBLISH', wake_channel, 'outbox')
+end
 dispatch(pool)
 return {'run', tostring(attempt), rec[7], rec[8], rec[10], rec[11]}

@@ -21,6 +21,11 @@ if last then
   redis.call('HSET', pool_key(pool), 'end_interval', string.format('%.1f', (tonumber(interval or gap) * 9 + gap) / 10))
 end
 redis.call('HSET', pool_key(pool), 'last_end', now)
+-- How long a job takes that is completed, smoothed: what the operator computes waits from.
+if outcome == 'completed' then
+  local took, before = now - tonumber(rec[7]), redis.call('HGET', pool_key(pool), 'service_ms')
+  redis.call('HSET', pool_key(pool), 'service_ms', string.format('%.1f', (tonumber(before or took) * 9 + took) / 10))
+end
 unlease(a.job, pool)
 end_job(a.job, pool, outcome, data)
 if outcome == 'completed' then redis.call('HSET', key, 'progress', 100) end

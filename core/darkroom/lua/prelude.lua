@@ -17,8 +17,11 @@ end
 local MAX_PUSHES = 5         -- pushes in a row that were taken and never claimed: then a job is undeliverable
 local MAX_FAULTS = 10        -- a job given back uncounted for `worker_fault` so often is at fault itself
 local MAX_DISPATCH = 100     -- messages pushed by one call at most, so that no script is long
+local MAX_NEWS = 10000       -- entries of a tenant's news that are kept: minutes of a busy tenant, weeks of a quiet one
 local RECORD_TTL_MS = 24 * 3600 * 1000
 local LOG_TTL_MS = 3600 * 1000
+local TARGET_TTL_MS = 7 * 24 * 3600 * 1000 -- what is known of a target that is posted to no more
+local RATE_BURST_MS = 1000   -- deliveries of so long may be handed out at once to a receiver that granted a rate
 
 local function job_key(id) return P .. ':job:' .. id end
 local function log_key(id) return P .. ':log:' .. id end
@@ -29,24 +32,48 @@ local function running_key(pool) return P .. ':running:' .. pool end
 local function pool_key(pool) return P .. ':pool:' .. pool end
 local function slots_key(pool) return P .. ':slots:' .. pool end
 local function worker_key(name) return P .. ':worker:' .. name end
+local function workers_of_key(pool) return P .. ':workers-of:' .. pool end
+local function decisions_key(pool) return P .. ':decisions:' .. pool end
 local function list_key(pool) return P .. ':celery:pool.' .. pool end
 local function tenant_key(tenant) return P .. ':tenant:' .. tenant end
+local function news_key(tenant) return P .. ':news:' .. tenant end
 local function dead_key(tenant) return P .. ':dead:' .. tenant end
 local function canary_key(id) return P .. ':canary:' .. id end
+local function subscription_key(id) return P .. ':subscription:' .. id end
+local function subscriptions_key(tenant) return P .. ':subscriptions:' .. tenant end
+local function starters_key(tenant) return P .. ':starters:' .. tenant end -- subscriptions that ask for `started`
+local function delivery_key(id) return P .. ':delivery:' .. id end
+local function deliveries_of_key(job) return P .. ':deliveries-of:' .. job end -- of a job: 1 open, 0 ended
+local function deliveries_key(target) return P .. ':deliveries:' .. target end -- open ones by when they are due
+local function leased_key(target) return P .. ':leased:' .. target end -- those that are being posted
+local function target_key(target) return P .. ':target:' .. target end
+local targets_key = P .. ':targets' -- by when something is to be posted to them
+local notices_key = P .. ':notices'
+local function undelivered_key(id) return P .. ':undelivered:' .. id end
+local function undelivered_by_tenant_key(tenant) return P .. ':undelivered-by-tenant:' .. tenant end
 local outbox_key = P .. ':outbox'
 local history_key = P .. ':history'
 local retired_key = P .. ':retired'
 local deadlines_key = P .. ':deadlines'
 local counters_key = P .. ':counters'
 local busy_key = P .. ':busy'
+local undelivered_by_age_key = P .. ':undelivered-by-age'
 local wake_channel = P .. ':wake'
 
 -- Outward work by kind: what `take` hands out and `defer` puts off.
-local outward = {relay = outbox_key, history = history_key}
+local outward = {relay = outbox_key, history = history_key, notice = notices_key}
+
+-- The record of what such work is about: a notice is of a subscription, all else of a job.
+local function outward_record(kind, id) return kind == 'notice' and subscription_key(id) or job_key(id) end
 
 -- At `maxmemory` Redis refuses a script whose first write may grow; one that begins with a HDEL runs to its end.
 -- Every script but `accept` calls this first, so that jobs can end, and free memory, when memory is used up.
 local function may_always_run() redis.call('HDEL', P .. ':never', 'set') end
+
+-- Lists of words are kept as one string, blanks between.
+local function has_word(words, word)
+  return words and string.find(' ' .. words .. ' ', ' ' .. word .. ' ', 1, true) ~= nil
+end
 
 local function is_terminal(state)
   return state == 'completed' or state == 'failed' or state == 'cancelled' or state == 'expired'
@@ -61,11 +88,23 @@ local function has_record(id, set)
   return false
 end
 
--- One more entry of the job's log, and the same to whoever listens. `data` is JSON text, never decoded here.
-local function log(id, event, state, data)
+-- The same entry for who follows all of a tenant's jobs, and a wake. Without its data: what a job was is kept in its
+-- record alone, so that it goes with it. Progress is no news. One field, because submit writes thousands a second.
+local function tell_tenant(id, tenant, seq, event, state)
+  local news = news_key(tenant)
+  local entry = id .. ' ' .. seq .. ' ' .. event .. ' ' .. state .. ' ' .. now
+  redis.call('XADD', news, 'MAXLEN', '~', MAX_NEWS, '*', 'entry', entry)
+  redis.call('PUBLISH', news, '')
+end
+
+-- One more entry of the job's log, and the same to whoever listens. `data` is JSON text, never decoded here. `tenant` is
+-- the job's, where the script knows it.
+local function log(id, event, state, data, tenant)
   local seq = redis.call('HINCRBY', job_key(id), 'seq', 1)
   redis.call('XADD', log_key(id), seq .. '-0', 'event', event, 'state', state, 'at', now, 'data', data)
   redis.call('PUBLISH', P .. ':live:' .. id, seq .. '\n' .. event .. '\n' .. state .. '\n' .. now .. '\n' .. data)
+  local whose = event ~= 'progressed' and (tenant or redis.call('HGET', job_key(id), 'tenant'))
+  if whose then tell_tenant(id, whose, seq, event, state) end
   return seq
 end
 
@@ -150,6 +189,7 @@ local function end_job(id, pool, state, data)
   redis.call('HDEL', key, 'message_head', 'message_tail', 'not_before')
   redis.call('HSET', key, 'state', state, 'ended', now, 'end_data', data)
   redis.call('HSET', key, 'end_seq', log(id, state, state, data))
+  redis.call('HDEL', key, 'relay_takes', 'relay_refused') -- those were of its start
   redis.call('ZADD', outbox_key, now, id)
   redis.call('ZADD', history_key, now, id)
   redis.call('PUBLISH', wake_channel, 'outbox')
@@ -163,11 +203,12 @@ local function end_dead(id, pool, data)
   redis.call('ZADD', dead_key(redis.call('HGET', job_key(id), 'tenant')), now, id)
 end
 
--- Where everybody has been told of the end, the history has it and it is no dead letter, the time to live of what Redis
--- keeps starts. The tenant's index outlives no record for long: each job takes a few of the overdue ones with it.
+-- Where everybody has been told of all that is to be told, the history has it and it is no dead letter, the time to live
+-- of what Redis keeps starts. The tenant's index outlives no record for long: each job takes a few of the overdue ones
+-- with it.
 local function retire(id, tenant)
-  local told = redis.call('HMGET', job_key(id), 'applied', 'archived')
-  if not (told[1] and told[2]) or redis.call('ZSCORE', dead_key(tenant), id) then return end
+  local told = redis.call('HMGET', job_key(id), 'applied', 'archived', 'untold')
+  if not (told[1] and told[2]) or told[3] or redis.call('ZSCORE', dead_key(tenant), id) then return end
   redis.call('PEXPIRE', job_key(id), RECORD_TTL_MS)
   redis.call('PEXPIRE', log_key(id), LOG_TTL_MS)
   redis.call('ZADD', retired_key, now + RECORD_TTL_MS, id .. ' ' .. tenant)
@@ -182,6 +223,55 @@ end
 local function leave_dead(id, tenant)
   redis.call('ZREM', dead_key(tenant), id)
   retire(id, tenant)
+end
+
+-- An undelivered event is kept no longer. Answers how many bytes the others have.
+local function discard_undelivered(id)
+  local rec = redis.call('HMGET', undelivered_key(id), 'tenant', 'bytes')
+  redis.call('DEL', undelivered_key(id))
+  redis.call('ZREM', undelivered_by_age_key, id)
+  if rec[1] then redis.call('ZREM', undelivered_by_tenant_key(rec[1]), id) end
+  return redis.call('HINCRBY', counters_key, 'undelivered_bytes', -tonumber(rec[2] or 0))
+end
+
+-- When a target's next delivery may be handed out: once its first one is due, its pause over, and its rate allows. One
+-- that was served just now stands behind those that have waited for longer.
+local function schedule(target)
+  local first = redis.call('ZRANGE', deliveries_key(target), 0, 0, 'WITHSCORES')[2]
+  if not first then
+    redis.call('ZREM', targets_key, target)
+    return
+  end
+  local about = redis.call('HMGET', target_key(target), 'paused_until', 'next_at', 'served')
+  local at = math.max(first, about[1] or 0, (about[2] or 0) - RATE_BURST_MS, about[3] or 0)
+  redis.call('ZADD', targets_key, at, target)
+end
+
+-- A delivery comes to its end: `delivered` or `given_up`. Its time to live starts.
+local function close_delivery(id, state, reason)
+  local key = delivery_key(id)
+  local job, target = unpack(redis.call('HMGET', key, 'job', 'target'))
+  redis.call('ZREM', deliveries_key(target), id)
+  redis.call('ZREM', leased_key(target), id)
+  redis.call('HDEL', key, 'token', 'reason')
+  redis.call('HSET', key, 'state', state, 'ended', now)
+  if reason then redis.call('HSET', key, 'reason', reason) end
+  redis.call('PEXPIRE', key, RECORD_TTL_MS)
+  redis.call('ZADD', deliveries_of_key(job), 0, id)
+  if redis.call('ZCOUNT', deliveries_of_key(job), 1, 1) == 0 then
+    redis.call('PEXPIRE', deliveries_of_key(job), RECORD_TTL_MS)
+  end
+  schedule(target)
+end
+
+-- A delivery is due now, for the first time or anew.
+local function open_delivery(id, job, target)
+  redis.call('HSET', delivery_key(id), 'state', 'open', 'target', target)
+  redis.call('PERSIST', delivery_key(id))
+  redis.call('ZADD', deliveries_of_key(job), 1, id)
+  redis.call('PERSIST', deliveries_of_key(job))
+  redis.call('ZADD', deliveries_key(target), now, id)
+  schedule(target)
 end
 
 local function failure(kind, message)

@@ -1,10 +1,11 @@
 -- repair: one job is put where its record says that it belongs, by `darkroom audit --repair`, which found it elsewhere or
 -- nowhere; the record alone decides. `pool` and `worker`: a pool whose sets, or a worker whose entry, name the job
--- wrongly. Answers in words what was done: nothing, for a job that is in its place or has got there since.
+-- wrongly. `letter_of`: the tenant whose dead letters do. `delivery`: one of its deliveries instead, `target`: whose due
+-- deliveries name it. Answers in words what was done: nothing, for a job that is in its place or has got there since.
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'order', 'not_before', 'token', 'worker', 'lease', 'applied',
-  'archived', 'tenant')
+  'archived', 'tenant', 'untold', 'dead')
 local state, pool = rec[1], rec[2]
 local done = {}
 local function note(happened, words) if happened == 1 then done[#done + 1] = words end end
@@ -17,6 +18,27 @@ local function leave_pool(name)
   leave(running_key(name), 'running')
 end
 
+if a.delivery then
+  local it = redis.call('HMGET', delivery_key(a.delivery), 'state', 'job', 'target')
+  local target = a.target or it[3]
+  if it[1] == 'open' and it[3] == target then
+    note(redis.call('PERSIST', delivery_key(a.delivery)), 'its record kept')
+    note(redis.call('ZADD', deliveries_key(target), 'NX', now, a.delivery), 'due')
+    note(redis.call('ZADD', deliveries_of_key(it[2]), 'CH', 1, a.delivery), 'into the deliveries of its job')
+    redis.call('PERSIST', deliveries_of_key(it[2]))
+  else
+    note(redis.call('ZREM', deliveries_key(target), a.delivery), 'out of the due deliveries')
+    redis.call('ZREM', leased_key(target), a.delivery)
+  end
+  local was_known = redis.call('ZSCORE', targets_key, target)
+  schedule(target)
+  note(not was_known and redis.call('ZSCORE', targets_key, target) and 1 or 0, 'its target is looked at again')
+  return done
+end
+
+if a.letter_of and not (state == 'failed' and rec[12] and rec[10] == a.letter_of) then
+  leave(dead_key(a.letter_of), 'the dead letters')
+end
 if a.pool and a.pool ~= pool then leave_pool(a.pool) end
 if a.worker and redis.call('HGET', busy_key, a.worker) == a.job and (state ~= 'running' or rec[6] ~= a.worker) then
   note(redis.call('HDEL', busy_key, a.worker), 'worker ' .. a.worker .. ' forgotten')
@@ -28,7 +50,7 @@ if not state then
   leave(history_key, 'the history to be written')
   return done
 end
-if not (rec[8] and rec[9]) or redis.call('ZSCORE', dead_key(rec[10]), a.job) then
+if not (rec[8] and rec[9]) or rec[11] or redis.call('ZSCORE', dead_key(rec[10]), a.job) then
   note(redis.call('PERSIST', key), 'its record kept')
   redis.call('PERSIST', log_key(a.job))
 end
@@ -37,13 +59,13 @@ note(redis.call('ZADD', tenant_key(rec[10]), 0, a.job), 'into the index of its t
 if is_terminal(state) then
   leave_pool(pool)
   leave(deadlines_key, 'the deadlines')
-  if rec[8] then leave(outbox_key, 'the outbox') else join(outbox_key, 'the outbox') end
+  if rec[8] and not rec[11] then leave(outbox_key, 'the outbox') else join(outbox_key, 'the outbox') end
   if rec[9] then leave(history_key, 'the history to be written') else join(history_key, 'the history to be written') end
   redis.call('PUBLISH', wake_channel, 'outbox')
   return done
 end
 
-leave(outbox_key, 'the outbox')
+if rec[11] then join(outbox_key, 'the outbox') else leave(outbox_key, 'the outbox') end
 leave(history_key, 'the history to be written')
 if state == 'running' then
   leave(waiting_key(pool), 'waiting')

@@ -1,18 +1,24 @@
 -- worker: a worker says what it is: starting, ready, busy, draining, faulty or gone. Ready and busy ones are the pool's
--- slots while their heartbeat lasts (`ttl_ms`); how many there are bounds the Celery list.
+-- slots while their heartbeat lasts (`ttl_ms`), but for those that `drain` marked; how many there are bounds the Celery
+-- list.
 may_always_run()
 local key = worker_key(a.worker)
 if a.state == 'gone' then
   redis.call('DEL', key)
   redis.call('ZREM', slots_key(a.pool), a.worker)
   redis.call('ZREM', P .. ':workers', a.worker)
+  redis.call('ZREM', workers_of_key(a.pool), a.worker)
   return 'ok'
 end
 redis.call('HSET', key, 'name', a.worker, 'pool', a.pool, 'pod', a.pod, 'state', a.state, 'seen', now, 'models', a.models)
 redis.call('PEXPIRE', key, tonumber(a.ttl_ms) * 4)
 redis.call('ZADD', P .. ':workers', now + tonumber(a.ttl_ms), a.worker)
 redis.call('ZREMRANGEBYSCORE', P .. ':workers', '-inf', now - tonumber(a.ttl_ms) * 4)
-if a.state == 'ready' or a.state == 'busy' then
+redis.call('ZADD', workers_of_key(a.pool), now + tonumber(a.ttl_ms), a.worker)
+redis.call('ZREMRANGEBYSCORE', workers_of_key(a.pool), '-inf', now - tonumber(a.ttl_ms) * 4)
+local marked_until = redis.call('HGET', key, 'draining_until')
+local is_marked = marked_until and now < tonumber(marked_until)
+if (a.state == 'ready' or a.state == 'busy') and not is_marked then
   redis.call('ZADD', slots_key(a.pool), now + tonumber(a.ttl_ms), a.worker)
   dispatch(a.pool)
 else

@@ -1,0 +1,80 @@
+-- deliver: up to `limit` deliveries that are due, each leased to the courier that asks: nobody else gets it for `lease_ms`.
+-- Targets take turns, and each gets `per_target` at a time at most; only one while it failed lately, or was not asked for
+-- its consent. So a receiver that hangs holds few places. `call` names the call: a repeated one gets the same. What is
+-- due to a subscription that is not enabled any more is given up; one with a new address gets it there.
+may_always_run()
+local SUSPECT = 3                       -- failures in a row, after which a target gets one delivery at a time
+local PERMIT_TTL_MS = 24 * 3600 * 1000  -- how long a consent is relied on
+local taken = P .. ':taken:delivery:' .. a.taker
+local before = redis.call('HMGET', taken, 'call', 'rows')
+if before[1] == a.call then return cjson.decode(before[2]) end
+
+local function hand_out(id, target, is_permitted)
+  local key = delivery_key(id)
+  local it = redis.call('HMGET', key, 'job', 'seq', 'event', 'recipient', 'tenant', 'url', 'state', 'tried', 'base')
+  if it[7] ~= 'open' then
+    redis.call('ZREM', deliveries_key(target), id)
+    return nil
+  end
+  local url, generation, rotated = it[6], '0', '0'
+  if it[4] ~= 'job' then
+    local to = redis.call('HMGET', subscription_key(it[4]), 'state', 'url', 'target', 'generation', 'rotated')
+    if to[1] ~= 'enabled' then
+      close_delivery(id, 'given_up', to[1] and 'its subscription is ' .. to[1] or 'its subscription was deleted')
+      return nil
+    end
+    url, generation, rotated = to[2], to[4], to[5] or '0'
+    redis.call('HSET', key, 'url', url)
+    if to[3] ~= target then
+      redis.call('ZREM', deliveries_key(target), id)
+      open_delivery(id, it[1], to[3])
+      return nil
+    end
+  end
+  local lapses = now + tonumber(a.lease_ms)
+  redis.call('ZADD', deliveries_key(target), lapses, id)
+  redis.call('ZADD', leased_key(target), lapses, id)
+  redis.call('HSET', key, 'token', a.call)
+  local number = tonumber(it[8]) + 1
+  return {id, it[1], it[2], it[3], it[4], it[5], url, target, tostring(number), tostring(number - tonumber(it[9])),
+    generation, rotated, is_permitted and '1' or '0'}
+end
+
+local rows, limit = {}, tonumber(a.limit)
+for _, target in ipairs(redis.call('ZRANGEBYSCORE', targets_key, '-inf', now, 'LIMIT', 0, limit)) do
+  if #rows >= limit then break end
+  local about = redis.call('HMGET', target_key(target), 'failures', 'validated', 'rate', 'next_at')
+  local is_permitted = about[2] and now - about[2] < PERMIT_TTL_MS
+  local most = tonumber(a.per_target)
+  if not is_permitted or tonumber(about[1] or 0) >= SUSPECT then most = 1 end
+  redis.call('ZREMRANGEBYSCORE', leased_key(target), '-inf', now)
+  local room = most - redis.call('ZCARD', leased_key(target))
+  local interval, next_at = nil, math.max(now, tonumber(about[4] or 0))
+  local places = math.min(room, limit - #rows)
+  if about[3] then
+    interval = (60000 + RATE_BURST_MS) / tonumber(about[3]) -- so no minute, burst included, has more than was granted
+    places = math.min(places, math.floor((now + RATE_BURST_MS - next_at) / interval) + 1)
+  end
+  if places > 0 then
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', deliveries_key(target), '-inf', now, 'LIMIT', 0, places)) do
+      local row = hand_out(id, target, is_permitted)
+      if row then
+        rows[#rows + 1] = row
+        room = room - 1
+        if interval then next_at = next_at + interval end
+      end
+    end
+    redis.call('HSET', target_key(target), 'served', now)
+    if interval then redis.call('HSET', target_key(target), 'next_at', math.ceil(next_at)) end
+    redis.call('PEXPIRE', target_key(target), TARGET_TTL_MS)
+  end
+  schedule(target)
+  if room <= 0 then
+    -- Full: looked at again when a try is settled, or its lease is over.
+    local lapses = redis.call('ZRANGE', leased_key(target), 0, 0, 'WITHSCORES')[2]
+    if lapses then redis.call('ZADD', targets_key, 'XX', lapses, target) end
+  end
+end
+redis.call('HSET', taken, 'call', a.call, 'rows', cjson.encode(rows))
+redis.call('PEXPIRE', taken, a.lease_ms)
+return rows

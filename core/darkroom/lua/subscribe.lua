@@ -1,0 +1,34 @@
+-- subscribe: an address is registered (`create`), or something of a registered one is changed: what is not said stays. To
+-- be enabled forgets why it was not. Answers `created`, `changed`, `unknown` (none of the tenant's) or `full` (the tenant
+-- has `most`).
+may_always_run()
+local key = subscription_key(a.subscription)
+local rec = redis.call('HMGET', key, 'tenant', 'state')
+if not rec[1] then
+  if not a.create then return 'unknown' end
+  if redis.call('ZCARD', subscriptions_key(a.tenant)) >= tonumber(a.most) then return 'full' end
+  redis.call('HSET', key, 'v', 1, 'id', a.subscription, 'tenant', a.tenant, 'created', now, 'generation', 1)
+  redis.call('ZADD', subscriptions_key(a.tenant), 0, a.subscription)
+elseif rec[1] ~= a.tenant then
+  return 'unknown'
+elseif a.create then
+  return 'created'
+end
+
+for _, name in ipairs({'url', 'target', 'events', 'models'}) do
+  if a[name] then redis.call('HSET', key, name, a[name]) end
+end
+if a.state == 'enabled' and rec[2] ~= 'enabled' then
+  redis.call('HSET', key, 'state', 'enabled', 'changed', now)
+  redis.call('HDEL', key, 'reason', 'failing_since')
+  redis.call('ZREM', notices_key, a.subscription)
+elseif a.state == 'disabled' and (not rec[2] or rec[2] == 'enabled') then
+  redis.call('HSET', key, 'state', 'disabled', 'changed', now, 'reason', 'disabled by its owner')
+end
+local is = redis.call('HMGET', key, 'state', 'events')
+if is[1] == 'enabled' and has_word(is[2], 'started') then
+  redis.call('SADD', starters_key(a.tenant), a.subscription)
+else
+  redis.call('SREM', starters_key(a.tenant), a.subscription)
+end
+return rec[1] and 'changed' or 'created'

@@ -1,0 +1,669 @@
+"""Who is told of a job: subscriptions, the deliveries that an applied event leaves, their turns, tries and ends."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from darkroom import transitions
+from darkroom.jobs import State, new_job_id
+from darkroom.ledger import AsyncLedger
+from darkroom.transitions import (
+    Applied,
+    Forgotten,
+    Outcome,
+    Redelivered,
+    Settled,
+    Subscribed,
+)
+from darkroom.webhooks import (
+    DEFAULT_EVENTS,
+    FAILING_LIMIT_MS,
+    MAX_SUBSCRIPTIONS,
+    Delivery,
+    DeliveryState,
+    Subscription,
+    SubscriptionState,
+    TakenDelivery,
+    Webhook,
+    WebhookEvent,
+    new_subscription_id,
+    target_of,
+)
+
+from tests.core.timed_jobs import TENANT, TimedJobs
+
+URL = "https://receiver.test/hook"
+ALL = frozenset(WebhookEvent)
+LEASE_MS = transitions.DELIVERY_LEASE_MS
+DAY_MS = 24 * 3600 * 1000
+_calls = itertools.count()
+
+
+def subscribe(jobs: TimedJobs, url: str = URL, **more: Any) -> str:
+    """A subscription, at once asked for its consent, so that nothing waits for that."""
+    subscription_id = new_subscription_id(jobs.now)
+    said: dict[str, Any] = {"tenant": TENANT, "url": url, "events": DEFAULT_EVENTS, "create": True, **more}
+    assert jobs.run(transitions.subscribe(subscription_id, **said, now=jobs.now)) is Subscribed.CREATED
+    permit(jobs, url, tenant=said["tenant"])
+    return subscription_id
+
+
+def permit(jobs: TimedJobs, url: str = URL, *, rate: int | None = None, tenant: str = TENANT) -> None:
+    jobs.run(transitions.permit(target_of(tenant, url), rate=rate, now=jobs.now))
+
+
+def ended(jobs: TimedJobs, **more: Any) -> str:
+    """A completed job whose end is applied."""
+    job_id = jobs.running(**more)
+    jobs.finish(job_id)
+    return apply(jobs, job_id)
+
+
+def apply(jobs: TimedJobs, job_id: str, *, seq: int | None = None) -> str:
+    seq = seq or jobs.record(job_id).end_seq or 0
+    assert jobs.run(transitions.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
+    return job_id
+
+
+def take(jobs: TimedJobs, *, limit: int = 100, per_target: int = 100, taker: str = "courier") -> list[TakenDelivery]:
+    call = transitions.take_deliveries(
+        taker=taker, call=f"call-{next(_calls)}", limit=limit, per_target=per_target, now=jobs.now
+    )
+    taken = jobs.run(call)
+    before = jobs.everything()
+    assert jobs.run(call) == taken, "a repeated call gets the same"
+    assert jobs.everything() == before
+    return taken
+
+
+def settle(jobs: TimedJobs, delivery: TakenDelivery, outcome: Outcome, **more: Any) -> Settled:
+    call = transitions.settle(delivery, outcome=outcome, now=jobs.now, **more)
+    answer = jobs.run(call)
+    before = jobs.everything()
+    assert jobs.run(call) is answer
+    assert jobs.everything() == before
+    return answer
+
+
+async def seen(ledger: AsyncLedger, job_id: str) -> list[Delivery]:
+    return await ledger.deliveries(job_id, tenant=TENANT)
+
+
+async def subscription(ledger: AsyncLedger, subscription_id: str) -> Subscription:
+    found = await ledger.subscription(subscription_id, tenant=TENANT)
+    assert found is not None
+    return found
+
+
+class TestSubscriptions:
+    """What a tenant registers."""
+
+    async def test_one_is_kept_as_it_was_registered(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        subscription_id = subscribe(jobs, models=["sd", "flux"], events=[WebhookEvent.FAILED, WebhookEvent.STARTED])
+        permit(jobs, rate=30)
+        assert await subscription(ledger, subscription_id) == Subscription(
+            id=subscription_id,
+            tenant=TENANT,
+            url=URL,
+            events=frozenset({WebhookEvent.STARTED, WebhookEvent.FAILED}),
+            models=("sd", "flux"),
+            state=SubscriptionState.ENABLED,
+            reason=None,
+            created=jobs.now,
+            changed=jobs.now,
+            generation=1,
+            rotated=None,
+            failing_since=None,
+            validated=jobs.now,
+            allowed_rate=30,
+        )
+
+    async def test_all_of_a_tenant_are_listed_the_oldest_first_and_nobody_elses(
+        self, jobs: TimedJobs, ledger: AsyncLedger
+    ) -> None:
+        mine = []
+        for _ in range(3):
+            mine.append(subscribe(jobs))
+            jobs.now += 1
+        theirs = subscribe(jobs, tenant="stranger of note")
+        assert [each.id for each in await ledger.subscriptions(TENANT)] == mine
+        assert [each.id for each in await ledger.subscriptions("stranger of note")] == [theirs]
+        assert await ledger.subscription(theirs, tenant=TENANT) is None
+
+    def test_to_register_one_again_changes_nothing(self, jobs: TimedJobs) -> None:
+        subscription_id = subscribe(jobs)
+        before = jobs.everything()
+        again = transitions.subscribe(
+            subscription_id, tenant=TENANT, url="https://elsewhere.test/", events=ALL, create=True, now=jobs.now + 1
+        )
+        assert jobs.run(again) is Subscribed.CREATED
+        assert jobs.everything() == before
+
+    def test_what_is_not_there_or_a_strangers_is_unknown(self, jobs: TimedJobs) -> None:
+        subscription_id = subscribe(jobs)
+        before = jobs.everything()
+        for name, tenant in ((new_subscription_id(jobs.now), TENANT), (subscription_id, "stranger")):
+            change = transitions.subscribe(name, tenant=tenant, url=URL, events=ALL, now=jobs.now)
+            assert jobs.run(change) is Subscribed.UNKNOWN
+            assert jobs.run(transitions.rotate_secret(name, tenant=tenant, generation=1, now=jobs.now)) is None
+            assert not jobs.run(transitions.unsubscribe(name, tenant=tenant, now=jobs.now))
+        assert jobs.everything() == before
+
+    def test_a_tenant_has_so_many_and_no_more(self, jobs: TimedJobs) -> None:
+        ids = [subscribe(jobs) for _ in range(MAX_SUBSCRIPTIONS)]
+        one_more = transitions.subscribe(
+            new_subscription_id(jobs.now), tenant=TENANT, url=URL, events=ALL, create=True, now=jobs.now
+        )
+        assert jobs.run(one_more) is Subscribed.FULL
+        jobs.run(transitions.unsubscribe(ids[0], tenant=TENANT, now=jobs.now))
+        assert jobs.run(one_more) is Subscribed.CREATED
+
+    async def test_what_is_enabled_again_starts_with_a_clean_slate(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        subscription_id = subscribe(jobs)
+        ended(jobs)
+        (delivery,) = take(jobs)
+        settle(jobs, delivery, Outcome.GONE, status=410)
+        jobs.now += 1
+        change = transitions.subscribe(subscription_id, tenant=TENANT, enabled=True, now=jobs.now)
+        assert jobs.run(change) is Subscribed.CHANGED
+        found = await subscription(ledger, subscription_id)
+        assert (found.state, found.reason, found.changed) == (SubscriptionState.ENABLED, None, jobs.now)
+        assert jobs.run(transitions.take_notices(taker="c", call="1", limit=9, now=jobs.now)) == []
+
+    async def test_a_change_does_not_say_why_one_that_has_ended_did(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        subscription_id = subscribe(jobs)
+        ended(jobs)
+        (delivery,) = take(jobs)
+        settle(jobs, delivery, Outcome.GONE, status=410)
+        change = transitions.subscribe(
+            subscription_id, tenant=TENANT, url=URL, events=ALL, enabled=False, now=jobs.now + 1
+        )
+        jobs.run(change)
+        found = await subscription(ledger, subscription_id)
+        assert (found.state, found.reason) == (SubscriptionState.ENDED, "its receiver answered 410")
+        assert found.events == ALL
+
+    async def test_what_is_not_said_of_one_stays_as_it_is(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        subscription_id = subscribe(jobs, models=["sd"])
+        before = await subscription(ledger, subscription_id)
+        change = transitions.subscribe(subscription_id, tenant=TENANT, events=ALL, now=jobs.now + 1)
+        assert jobs.run(change) is Subscribed.CHANGED
+        assert await subscription(ledger, subscription_id) == replace(before, events=ALL)
+
+    async def test_a_secret_is_rotated_once_for_each_generation(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        subscription_id = subscribe(jobs)
+        jobs.now += 5
+        for _ in range(2):
+            call = transitions.rotate_secret(subscription_id, tenant=TENANT, generation=1, now=jobs.now)
+            assert jobs.run(call) == 2
+        found = await subscription(ledger, subscription_id)
+        assert (found.generation, found.rotated) == (2, jobs.now)
+
+
+class TestStored:
+    """Which deliveries an applied event leaves."""
+
+    async def test_a_jobs_own_webhook_is_told_of_its_end(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        job_id = ended(jobs, webhook=Webhook(URL))
+        end = jobs.record(job_id).end_seq
+        (delivery,) = await seen(ledger, job_id)
+        assert delivery == Delivery(
+            id=f"{job_id}.{end}.job",
+            job_id=job_id,
+            seq=end or 0,
+            event=WebhookEvent.COMPLETED,
+            recipient="job",
+            tenant=TENANT,
+            url=URL,
+            state=DeliveryState.OPEN,
+            reason=None,
+            created=jobs.now,
+            ended=None,
+            due=jobs.now,
+            tried=0,
+            tries=(),
+        )
+        assert await ledger.delivery(delivery.id, job_id=job_id, tenant=TENANT) == delivery
+        assert await ledger.delivery(delivery.id, job_id=job_id, tenant="stranger") is None
+        assert await ledger.delivery(delivery.id, job_id=new_job_id(jobs.now), tenant=TENANT) is None
+        assert await ledger.deliveries(job_id, tenant="stranger") == []
+        assert jobs.record(job_id).webhook == Webhook(URL)
+
+    async def test_each_subscription_is_told_what_it_asked_for(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        wanting = subscribe(jobs)
+        of_this_model = subscribe(jobs, models=["flux", "sd"])
+        subscribe(jobs, models=["flux"])
+        subscribe(jobs, events=[WebhookEvent.FAILED])
+        subscribe(jobs, tenant="stranger")
+        subscribe(jobs, enabled=False)
+        job_id = ended(jobs, webhook=Webhook(URL, frozenset({WebhookEvent.FAILED})))
+        assert {each.recipient for each in await seen(ledger, job_id)} == {wanting, of_this_model}
+
+    @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED])
+    async def test_every_end_can_be_asked_for(self, jobs: TimedJobs, ledger: AsyncLedger, state: State) -> None:
+        job_id = jobs.submit(start_deadline=jobs.now + 1, webhook=Webhook(URL, frozenset({WebhookEvent(state)})))
+        if state is State.EXPIRED:
+            jobs.now += 1
+            jobs.expire()
+        elif state is State.CANCELLED:
+            jobs.cancel(job_id)
+        else:
+            jobs.start(job_id)
+            jobs.finish(job_id, outcome=state)
+        apply(jobs, job_id)
+        assert [each.event.value for each in await seen(ledger, job_id)] == [state]
+
+    async def test_an_event_that_comes_again_leaves_nothing_more(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        job_id = ended(jobs, webhook=Webhook(URL))
+        before = jobs.everything()
+        again = transitions.applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now + 1)
+        assert jobs.run(again) is Applied.REPEATED
+        assert jobs.everything() == before
+
+    def test_the_courier_is_woken(self, jobs: TimedJobs) -> None:
+        job_id = jobs.running(webhook=Webhook(URL))
+        jobs.finish(job_id)
+        with jobs.redis.pubsub() as heard:
+            heard.subscribe(jobs.key("wake"))
+            assert heard.get_message(timeout=60)["type"] == "subscribe"
+            apply(jobs, job_id)
+            assert heard.get_message(timeout=60)["data"] == b"deliveries"
+
+
+class TestStarts:
+    """`started` is told to those who ask for it, and before the end."""
+
+    def test_nobody_is_told_of_a_start_who_did_not_ask(self, jobs: TimedJobs) -> None:
+        subscribe(jobs)
+        subscribe(jobs, events=ALL, enabled=False)
+        subscribe(jobs, events=ALL, tenant="stranger")
+        jobs.running(webhook=Webhook(URL))
+        assert jobs.outbox() == set()
+
+    async def test_a_start_that_was_asked_for_is_told_first(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        job_id = jobs.running(webhook=Webhook(URL, ALL))
+        (start,) = (await ledger.untold([job_id]))[0]
+        assert (start.event.value, start.event_id) == ("started", f"{job_id}:{start.seq}")
+        assert jobs.outbox() == {job_id}
+        assert jobs.run(transitions.applied(job_id, seq=start.seq, now=jobs.now)) is Applied.APPLIED
+        assert jobs.run(transitions.applied(job_id, seq=start.seq, now=jobs.now)) is Applied.REPEATED
+        assert jobs.outbox() == set()
+        jobs.finish(job_id)
+        assert jobs.outbox() == {job_id}
+        apply(jobs, job_id)
+        assert jobs.outbox() == set()
+        assert [each.event.value for each in await seen(ledger, job_id)] == ["started", "completed"]
+
+    async def test_a_subscription_may_ask_for_starts_too(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        subscription_id = subscribe(jobs, events=[WebhookEvent.STARTED])
+        job_id = jobs.running()
+        (start,) = (await ledger.untold([job_id]))[0]
+        apply(jobs, job_id, seq=start.seq)
+        assert [each.recipient for each in await seen(ledger, job_id)] == [subscription_id]
+        jobs.run(transitions.unsubscribe(subscription_id, tenant=TENANT, now=jobs.now))
+        assert await ledger.untold([jobs.running()]) == [[]]
+
+    async def test_each_attempt_is_a_start(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        job_id = jobs.running(webhook=Webhook(URL, ALL))
+        jobs.retry(job_id, delay_ms=0)
+        jobs.promote()
+        jobs.start(job_id, token="again")
+        first, second = (await ledger.untold([job_id]))[0]
+        apply(jobs, job_id, seq=second.seq)
+        assert (await ledger.untold([job_id]))[0] == [first]
+        assert jobs.outbox() == {job_id}
+
+    async def test_an_end_applied_before_its_start_waits_for_it(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        """As it comes from a Broker that keeps no order."""
+        job_id = jobs.running(webhook=Webhook(URL, ALL))
+        (start,) = (await ledger.untold([job_id]))[0]
+        jobs.finish(job_id)
+        end = apply(jobs, job_id)
+        jobs.run(transitions.archived(end, seq=jobs.record(end).end_seq or 0, now=jobs.now))
+        assert jobs.outbox() == {job_id}
+        assert jobs.redis.pttl(jobs.key("job", job_id)) == -1, "its log is still needed"
+        apply(jobs, job_id, seq=start.seq)
+        assert jobs.outbox() == set()
+        assert jobs.redis.pttl(jobs.key("job", job_id)) > 0
+
+    def test_the_leases_of_a_start_do_not_hold_up_the_end(self, jobs: TimedJobs) -> None:
+        job_id = jobs.running(webhook=Webhook(URL, ALL))
+        jobs.take(call="1")
+        jobs.finish(job_id)
+        assert jobs.take(call="2") == [job_id], "due at once"
+        assert jobs.redis.zscore(jobs.key("outbox"), job_id) == jobs.now + transitions.RELAY_LEASE_MS
+
+
+class TestTurns:
+    """Who gets what to post, and how much of it."""
+
+    def test_what_was_taken_is_nobody_elses_while_the_lease_lasts(self, jobs: TimedJobs) -> None:
+        permit(jobs)
+        ended(jobs, webhook=Webhook(URL))
+        (first,) = take(jobs, taker="one")
+        jobs.now += LEASE_MS - 1
+        assert take(jobs, taker="two") == []
+        jobs.now += 1
+        (second,) = take(jobs, taker="two")
+        assert (second.id, second.number) == (first.id, 1)
+        assert second.token != first.token
+        assert settle(jobs, first, Outcome.FAILED, again_ms=1) is Settled.LOST, "it is another's by now"
+        assert settle(jobs, first, Outcome.DELIVERED, status=204) is Settled.DELIVERED, "what was taken in was"
+        assert settle(jobs, second, Outcome.FAILED, again_ms=1) is Settled.LOST
+
+    def test_a_target_gets_so_many_at_a_time_and_the_others_theirs(self, jobs: TimedJobs) -> None:
+        slow, quick = "https://slow.test/", "https://quick.test/"
+        for url in (slow, quick):
+            permit(jobs, url)
+        for _ in range(5):
+            ended(jobs, webhook=Webhook(slow))
+        for _ in range(3):
+            ended(jobs, webhook=Webhook(quick))
+        taken = take(jobs, per_target=2)
+        assert sorted(each.url for each in taken) == [quick, quick, slow, slow]
+        assert take(jobs, per_target=2) == []
+        settle(jobs, next(each for each in taken if each.url == quick), Outcome.DELIVERED, status=200)
+        assert [each.url for each in take(jobs, per_target=2)] == [quick]
+
+    def test_targets_take_turns(self, jobs: TimedJobs) -> None:
+        """One with a long backlog from long ago does not come first each time."""
+        urls = [f"https://receiver-{number}.test/" for number in range(3)]
+        for url in urls:
+            permit(jobs, url)
+            for _ in range(4):
+                ended(jobs, webhook=Webhook(url))
+            jobs.now += 1
+        order = []
+        for _ in range(6):
+            (each,) = take(jobs, limit=1)
+            order.append(each.url)
+            jobs.now += 1
+        assert order == urls * 2
+
+    def test_one_origin_is_one_target_for_each_tenant(self, jobs: TimedJobs) -> None:
+        assert (
+            target_of("a", "https://Host.test/x?y")
+            == target_of("a", "https://host.test:443/z")
+            == ("a@https://host.test:443")
+        )
+        assert target_of("a", "http://[::1]:8080/") == "a@http://[::1]:8080"
+        assert target_of("a", "http://[0::0:1]:8080/") == "a@http://[::1]:8080"
+        assert target_of("a", URL) != target_of("b", URL)
+
+    def test_a_receiver_that_was_not_asked_yet_gets_one_at_a_time(self, jobs: TimedJobs) -> None:
+        for _ in range(3):
+            ended(jobs, webhook=Webhook(URL))
+        (first,) = take(jobs)
+        assert not first.is_permitted
+        assert take(jobs) == []
+        permit(jobs)
+        others = take(jobs)
+        assert [each.is_permitted for each in others] == [True, True]
+        jobs.now += DAY_MS
+        assert not any(each.is_permitted for each in take(jobs)), "a consent is not relied on for ever"
+
+    def test_the_rate_that_was_granted_is_kept(self, jobs: TimedJobs) -> None:
+        permit(jobs, rate=30)
+        for _ in range(100):
+            ended(jobs, webhook=Webhook(URL))
+        posted: list[int] = []
+        for number in range(180_000 // 500):
+            call = transitions.take_deliveries(
+                taker="courier", call=str(number), limit=100, per_target=100, now=jobs.now
+            )
+            for each in jobs.run(call):
+                posted.append(jobs.now)
+                jobs.run(transitions.settle(each, outcome=Outcome.DELIVERED, now=jobs.now))
+            jobs.now += 500
+        busiest = max(sum(begin <= at < begin + 60_000 for at in posted) for begin in posted)
+        assert busiest <= 30
+        assert len(posted) >= 85, "and it is used"
+
+    def test_a_target_that_fails_gets_one_at_a_time_until_it_takes_one(self, jobs: TimedJobs) -> None:
+        permit(jobs)
+        for _ in range(8):
+            ended(jobs, webhook=Webhook(URL))
+        for each in take(jobs, per_target=3):
+            settle(jobs, each, Outcome.FAILED, again_ms=DAY_MS)
+        (probe,) = take(jobs, per_target=3)
+        assert take(jobs, per_target=3) == []
+        settle(jobs, probe, Outcome.DELIVERED, status=200)
+        assert len(take(jobs, per_target=3)) == 3
+
+    def test_a_target_that_asks_for_a_pause_gets_it(self, jobs: TimedJobs) -> None:
+        permit(jobs)
+        for _ in range(2):
+            ended(jobs, webhook=Webhook(URL))
+        (first,) = take(jobs, limit=1)
+        settle(jobs, first, Outcome.FAILED, status=429, again_ms=90_000, pause_ms=90_000)
+        jobs.now += 89_999
+        assert take(jobs) == []
+        jobs.now += 1
+        assert len(take(jobs)) == 2
+
+    def test_a_new_address_gets_what_is_still_to_be_delivered(self, jobs: TimedJobs) -> None:
+        subscription_id = subscribe(jobs)
+        ended(jobs)
+        elsewhere = "https://elsewhere.test/hook"
+        permit(jobs, elsewhere)
+        change = transitions.subscribe(subscription_id, tenant=TENANT, url=elsewhere, events=ALL, now=jobs.now)
+        jobs.run(change)
+        assert take(jobs) == []
+        assert [each.url for each in take(jobs)] == [elsewhere]
+
+    async def test_what_was_to_be_told_to_one_that_is_gone_is_given_up(
+        self, jobs: TimedJobs, ledger: AsyncLedger
+    ) -> None:
+        deleted, disabled = subscribe(jobs), subscribe(jobs)
+        job_id = ended(jobs)
+        jobs.run(transitions.unsubscribe(deleted, tenant=TENANT, now=jobs.now))
+        jobs.run(transitions.subscribe(disabled, tenant=TENANT, url=URL, events=ALL, enabled=False, now=jobs.now))
+        assert take(jobs) == []
+        reasons = {each.recipient: (each.state, each.reason) for each in await seen(ledger, job_id)}
+        assert reasons == {
+            deleted: (DeliveryState.GIVEN_UP, "its subscription was deleted"),
+            disabled: (DeliveryState.GIVEN_UP, "its subscription is disabled"),
+        }
+        assert jobs.redis.zcard(jobs.key("targets")) == 0
+
+
+class TestTries:
+    """What follows from a try."""
+
+    async def test_what_was_taken_in_is_delivered(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        permit(jobs)
+        job_id = ended(jobs, webhook=Webhook(URL))
+        (delivery,) = take(jobs)
+        assert settle(jobs, delivery, Outcome.DELIVERED, status=202, took_ms=7) is Settled.DELIVERED
+        (found,) = await seen(ledger, job_id)
+        assert (found.state, found.ended, found.due, found.tried) == (DeliveryState.DELIVERED, jobs.now, None, 1)
+        ((number, status, took_ms, error),) = [(t.number, t.status, t.took_ms, t.error) for t in found.tries]
+        assert (number, status, took_ms, error) == (1, 202, 7, None)
+        assert 0 < jobs.redis.pttl(jobs.key("delivery", delivery.id)) <= DAY_MS
+        assert 0 < jobs.redis.pttl(jobs.key("deliveries-of", job_id)) <= DAY_MS
+        jobs.now += 100 * DAY_MS
+        assert take(jobs) == []
+
+    async def test_what_failed_is_due_again_and_then_given_up(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        permit(jobs)
+        job_id = ended(jobs, webhook=Webhook(URL))
+        for number in (1, 2):
+            (delivery,) = take(jobs)
+            assert (delivery.number, delivery.attempt) == (number, number)
+            failed = settle(jobs, delivery, Outcome.FAILED, status=500, error="status 500", again_ms=5_000)
+            assert failed is Settled.AGAIN
+            jobs.now += 4_999
+            assert take(jobs) == []
+            jobs.now += 1
+        (delivery,) = take(jobs)
+        assert settle(jobs, delivery, Outcome.FAILED, error="no answer\nat all") is Settled.GIVEN_UP
+        (found,) = await seen(ledger, job_id)
+        assert (found.state, found.reason, found.tried) == (DeliveryState.GIVEN_UP, "all tries failed", 3)
+        assert [(each.number, each.status, each.error) for each in found.tries] == [
+            (1, 500, "status 500"),
+            (2, 500, "status 500"),
+            (3, None, "no answer\nat all"),
+        ]
+
+    async def test_what_was_put_off_was_not_tried(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        permit(jobs)
+        job_id = ended(jobs, webhook=Webhook(URL))
+        (delivery,) = take(jobs)
+        assert settle(jobs, delivery, Outcome.PUT_OFF, again_ms=1_000) is Settled.AGAIN
+        (found,) = await seen(ledger, job_id)
+        assert (found.tried, found.due) == (0, jobs.now + 1_000)
+
+    async def test_the_last_tries_are_kept(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        permit(jobs)
+        job_id = ended(jobs, webhook=Webhook(URL))
+        for _ in range(25):
+            (delivery,) = take(jobs)
+            settle(jobs, delivery, Outcome.FAILED, again_ms=0)
+        (found,) = await seen(ledger, job_id)
+        assert found.tried == 25
+        assert [each.number for each in found.tries] == list(range(6, 26))
+
+    async def test_410_ends_a_subscription_and_the_sink_is_told(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        subscription_id = subscribe(jobs, events=ALL)
+        ended(jobs)
+        ended(jobs)
+        first, second = take(jobs)
+        assert settle(jobs, first, Outcome.GONE, status=410) is Settled.ENDED
+        assert settle(jobs, second, Outcome.GONE, status=410) is Settled.GIVEN_UP, "it is said once"
+        found = await subscription(ledger, subscription_id)
+        assert (found.state, found.reason) == (SubscriptionState.ENDED, "its receiver answered 410")
+        assert await seen(ledger, ended(jobs)) == []
+        assert await ledger.untold([jobs.running()]) == [[]], "nor does it ask for starts any more"
+        notices = transitions.take_notices(taker="courier", call="1", limit=10, now=jobs.now)
+        assert jobs.run(notices) == [subscription_id]
+        assert jobs.run(transitions.noticed(subscription_id, changed=found.changed, now=jobs.now))
+        jobs.now += DAY_MS
+        assert jobs.run(transitions.take_notices(taker="courier", call="2", limit=10, now=jobs.now)) == []
+
+    async def test_410_to_a_jobs_own_webhook_ends_that_delivery(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        permit(jobs)
+        job_id = ended(jobs, webhook=Webhook(URL))
+        (delivery,) = take(jobs)
+        assert settle(jobs, delivery, Outcome.GONE, status=410) is Settled.GIVEN_UP
+        (found,) = await seen(ledger, job_id)
+        assert found.reason == "the receiver wants nothing more: 410"
+
+    async def test_five_days_of_failures_disable_a_subscription(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        subscription_id = subscribe(jobs)
+        ended(jobs)
+        began = jobs.now
+        (delivery,) = take(jobs)
+        assert settle(jobs, delivery, Outcome.FAILED, again_ms=0) is Settled.AGAIN
+        jobs.now = began + FAILING_LIMIT_MS - 1
+        (delivery,) = take(jobs)
+        assert settle(jobs, delivery, Outcome.FAILED, again_ms=0) is Settled.AGAIN
+        assert (await subscription(ledger, subscription_id)).failing_since == began
+        jobs.now += 1
+        (delivery,) = take(jobs)
+        assert settle(jobs, delivery, Outcome.FAILED, again_ms=0) is Settled.DISABLED
+        found = await subscription(ledger, subscription_id)
+        assert (found.state, found.changed) == (SubscriptionState.DISABLED, jobs.now)
+        assert jobs.run(transitions.take_notices(taker="c", call="1", limit=9, now=jobs.now)) == [subscription_id]
+
+    async def test_one_success_ends_the_run_of_failures(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        subscription_id = subscribe(jobs)
+        ended(jobs)
+        (delivery,) = take(jobs)
+        settle(jobs, delivery, Outcome.FAILED, again_ms=DAY_MS)
+        ended(jobs)
+        (other,) = take(jobs)
+        settle(jobs, other, Outcome.DELIVERED, status=200)
+        assert (await subscription(ledger, subscription_id)).failing_since is None
+        jobs.now += FAILING_LIMIT_MS
+        permit(jobs)
+        (delivery,) = take(jobs)
+        assert settle(jobs, delivery, Outcome.FAILED, again_ms=0) is Settled.AGAIN
+
+    def test_a_notice_of_what_is_no_more_stays_until_the_new_one_is_told(self, jobs: TimedJobs) -> None:
+        subscription_id = subscribe(jobs)
+        ended(jobs)
+        (delivery,) = take(jobs)
+        settle(jobs, delivery, Outcome.GONE, status=410)
+        assert not jobs.run(transitions.noticed(subscription_id, changed=jobs.now - 1, now=jobs.now))
+        assert jobs.redis.zcard(jobs.key("notices")) == 1
+        jobs.run(transitions.unsubscribe(subscription_id, tenant=TENANT, now=jobs.now))
+        assert jobs.redis.zcard(jobs.key("notices")) == 0
+
+
+class TestRedelivery:
+    """A delivery is asked for anew."""
+
+    async def test_it_is_due_at_once_and_its_schedule_begins_anew(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        permit(jobs)
+        job_id = ended(jobs, webhook=Webhook(URL))
+        (delivery,) = take(jobs)
+        settle(jobs, delivery, Outcome.FAILED)
+        call = transitions.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
+        assert jobs.run(call) is Redelivered.DUE
+        before = jobs.everything()
+        assert jobs.run(call) is Redelivered.DUE
+        assert jobs.everything() == before
+        assert jobs.redis.pttl(jobs.key("delivery", delivery.id)) == -1
+        assert jobs.redis.pttl(jobs.key("deliveries-of", job_id)) == -1
+        (again,) = take(jobs)
+        assert (again.id, again.number, again.attempt) == (delivery.id, 2, 1)
+        assert jobs.run(call) is Redelivered.OPEN, "it is being posted"
+        settle(jobs, again, Outcome.DELIVERED, status=200)
+        (found,) = await seen(ledger, job_id)
+        assert (found.state, found.tried, found.reason) == (DeliveryState.DELIVERED, 2, None)
+
+    def test_one_that_waits_for_its_next_try_is_due_at_once(self, jobs: TimedJobs) -> None:
+        permit(jobs)
+        job_id = ended(jobs, webhook=Webhook(URL))
+        (delivery,) = take(jobs)
+        settle(jobs, delivery, Outcome.FAILED, again_ms=DAY_MS)
+        call = transitions.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
+        assert jobs.run(call) is Redelivered.DUE
+        assert [each.attempt for each in take(jobs)] == [1]
+
+    def test_what_the_caller_has_not_is_unknown(self, jobs: TimedJobs) -> None:
+        permit(jobs)
+        job_id, other = ended(jobs, webhook=Webhook(URL)), ended(jobs)
+        (delivery,) = take(jobs)
+        before = jobs.everything()
+        for delivery_id, job, tenant in (
+            (delivery.id, job_id, "stranger"),
+            (delivery.id, other, TENANT),
+            (f"{other}.1.job", other, TENANT),
+        ):
+            call = transitions.redeliver(delivery_id, job_id=job, tenant=tenant, now=jobs.now)
+            assert jobs.run(call) is Redelivered.UNKNOWN
+        assert jobs.everything() == before
+
+    def test_nothing_is_due_to_a_subscription_that_takes_nothing(self, jobs: TimedJobs) -> None:
+        subscribe(jobs)
+        job_id = ended(jobs)
+        (delivery,) = take(jobs)
+        settle(jobs, delivery, Outcome.GONE, status=410)
+        call = transitions.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
+        assert jobs.run(call) is Redelivered.NOT_ENABLED
+
+
+class TestForgotten:
+    """A deleted job takes its deliveries with it."""
+
+    @pytest.mark.parametrize("has_record", [True, False], ids=["in Redis", "in the history only"])
+    async def test_nothing_of_it_is_delivered_any_more(
+        self, jobs: TimedJobs, ledger: AsyncLedger, has_record: bool
+    ) -> None:
+        permit(jobs)
+        job_id = ended(jobs, webhook=Webhook(URL))
+        (delivery,) = take(jobs)
+        if not has_record:
+            jobs.redis.delete(jobs.key("job", job_id), jobs.key("log", job_id))
+        assert jobs.run(transitions.forget(job_id, tenant="stranger")) is Forgotten.GONE
+        assert len(await seen(ledger, job_id)) == 1, "a stranger deletes nothing"
+        for _ in range(2):
+            assert jobs.run(transitions.forget(job_id, tenant=TENANT)) is Forgotten.GONE
+        assert settle(jobs, delivery, Outcome.DELIVERED, status=200) is Settled.LOST
+        assert not [key for key in jobs.everything() if job_id in key]
+        for kind in ("targets", f"deliveries:{delivery.target}", f"leased:{delivery.target}"):
+            assert jobs.redis.zcard(jobs.key(kind)) == 0

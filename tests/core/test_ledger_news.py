@@ -1,0 +1,86 @@
+"""A tenant's news: what every job log says but for progress, in one order, for as long as it is kept."""
+
+from __future__ import annotations
+
+from darkroom import transitions
+from darkroom.jobs import JobEvent, State
+from darkroom.ledger import NEWS_START, AsyncLedger
+
+from tests.core.timed_jobs import TENANT, TimedJobs
+
+
+async def test_news_are_the_logs_but_for_progress(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    one = jobs.running()
+    other = jobs.submit()
+    jobs.progress(one, op=1, step=1, steps=4)
+    jobs.retry(one, delay_ms=0)
+    jobs.cancel(other)
+    jobs.claim(one, token="second")
+    jobs.finish(one, token="second")
+    news = await ledger.news(TENANT, after=NEWS_START, limit=100)
+    assert [(item.entry.job_id, item.entry.event) for item in news] == [
+        (one, JobEvent.ACCEPTED),
+        (one, JobEvent.STARTED),
+        (other, JobEvent.ACCEPTED),
+        (one, JobEvent.RETRIED),
+        (other, JobEvent.CANCELLED),
+        (one, JobEvent.STARTED),
+        (one, JobEvent.COMPLETED),
+    ]
+    logs = {job_id: await ledger.log(job_id) for job_id in (one, other)}
+    for item in news:
+        (logged,) = [entry for entry in logs[item.entry.job_id] if entry.seq == item.entry.seq]
+        assert (item.entry.event_id, item.entry.state, item.entry.at) == (logged.event_id, logged.state, logged.at)
+        assert item.is_whole
+        if logged.state.is_terminal:
+            assert item.entry == logged
+
+
+async def test_news_are_read_on_from_their_places(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    assert await ledger.news_head(TENANT) == NEWS_START
+    job_ids = [jobs.submit() for _ in range(5)]
+    first = await ledger.news(TENANT, after=NEWS_START, limit=2)
+    rest = await ledger.news(TENANT, after=first[-1].place, limit=10)
+    assert [item.entry.job_id for item in [*first, *rest]] == job_ids
+    assert await ledger.news_head(TENANT) == rest[-1].place
+    assert await ledger.has_news(TENANT, first[0].place)
+    assert not await ledger.has_news(TENANT, "1-0")
+    assert await ledger.news(TENANT, after=rest[-1].place, limit=10) == []
+
+
+async def test_each_tenant_has_news_of_its_own(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    own, anothers = jobs.submit(), jobs.submit(tenant="stranger")
+    for tenant, job_id in ((TENANT, own), ("stranger", anothers)):
+        assert [item.entry.job_id for item in await ledger.news(tenant, after=NEWS_START, limit=10)] == [job_id]
+
+
+async def test_a_refusal_and_a_repeat_are_no_news(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    job_id = jobs.running()
+    jobs.finish(job_id)
+    head = await ledger.news_head(TENANT)
+    jobs.finish(job_id)
+    jobs.cancel(job_id)
+    assert await ledger.news_head(TENANT) == head
+
+
+async def test_nothing_but_that_it_ended_is_left_of_a_deleted_job(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    job_id = jobs.running()
+    jobs.finish(job_id)
+    jobs.run(transitions.forget(job_id, tenant=TENANT))
+    *_, end = await ledger.news(TENANT, after=NEWS_START, limit=10)
+    assert (end.entry.job_id, end.entry.state, end.entry.data, end.is_whole) == (job_id, State.COMPLETED, {}, False)
+
+
+async def test_some_ten_thousand_are_kept(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    """Redis removes whole nodes of a hundred entries, so a few more are there at times."""
+    key = f"{jobs.namespace}:news:{TENANT}"
+    pipeline = jobs.redis.pipeline(transaction=False)
+    for number in range(12_000):
+        pipeline.xadd(key, {"entry": f"x {number} accepted pending 0"})
+    pipeline.execute()
+    job_id = jobs.submit()
+    assert 10_000 <= jobs.redis.xlen(key) <= 10_200
+    head = await ledger.news_head(TENANT)
+    assert await ledger.has_news(TENANT, head)
+    (newest,) = jobs.redis.xrevrange(key, count=1)
+    assert newest[1][b"entry"].decode().startswith(f"{job_id} 1 ")

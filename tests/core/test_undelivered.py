@@ -1,0 +1,179 @@
+"""Undelivered events in the ledger: one per source and id, the newest only, and never in the way of jobs."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from darkroom import transitions, undelivered
+from darkroom.events import Event
+from darkroom.ledger import AsyncLedger
+from darkroom.transitions import Replayed
+from darkroom.undelivered import Failure, UndeliveredEvents, taken_apart
+
+from tests.core.timed_jobs import TENANT, TimedJobs
+
+FAILURE = Failure("http://subscriber.test/", 500, "no")
+
+
+def event(number: int = 1, **more: Any) -> Event:
+    members = {"id": f"{number}", "source": "/tests", "type": "test.happened", "data": {"n": number}, **more}
+    return Event(**members)
+
+
+def keep(jobs: TimedJobs, sent: Event, *, failure: Failure = FAILURE, tenant: str = TENANT) -> str:
+    jobs.run(undelivered.keep(sent, failure, tenant=tenant, now=jobs.now))
+    return undelivered.id_of(sent, tenant=tenant)
+
+
+def keep_small(jobs: TimedJobs, number: int, *, most: int, most_bytes: int = 1_000_000) -> int:
+    """As `keep`, at a later time each; answers how many had to go."""
+    jobs.now += 1
+    return jobs.run(
+        transitions.keep(
+            f"und_{number:032x}",
+            tenant=TENANT,
+            attributes='{"specversion":"1.0","id":"1","source":"/","type":"t"}',
+            data=None,
+            failure='{"destination":null,"code":null,"answer":null}',
+            most=most,
+            most_bytes=most_bytes,
+            now=jobs.now,
+        )
+    )
+
+
+async def listed(ledger: AsyncLedger, tenant: str = TENANT) -> list[str]:
+    page = await UndeliveredEvents(ledger).page(tenant, limit=100)
+    return [each.id for each in page.events]
+
+
+async def test_an_event_is_kept_whole_with_why_it_failed(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    sent = event(subject="a", time="2026-11-20T15:00:00Z", extensions={"tenant": "t", "n": 3, "b": True})
+    event_id = keep(jobs, sent)
+    found = await UndeliveredEvents(ledger).find(event_id, tenant=TENANT)
+    assert found is not None
+    assert (found.event, found.failure, found.first, found.last) == (sent, FAILURE, jobs.now, jobs.now)
+    assert found.replayed is None
+    assert await UndeliveredEvents(ledger).find(event_id, tenant="stranger") is None
+
+
+async def test_the_list_leaves_the_data_out(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    keep(jobs, event(data={"picture": "x" * 100_000}))
+    (found,) = (await UndeliveredEvents(ledger).page(TENANT, limit=1)).events
+    assert found.event.data is None
+    assert found.size > 100_000
+
+
+async def test_the_same_event_is_kept_once_as_it_failed_last(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    first = keep(jobs, event(1))
+    jobs.now += 1
+    other = keep(jobs, event(2))
+    began, jobs.now = jobs.now - 1, jobs.now + 1
+    assert keep(jobs, event(1, data=None), failure=Failure(None, 404, None)) == first
+    assert await listed(ledger) == [first, other]
+    found = await UndeliveredEvents(ledger).find(first, tenant=TENANT)
+    assert found is not None
+    assert (found.first, found.last, found.failure.code, found.event.data) == (began, jobs.now, 404, None)
+
+
+async def test_the_same_event_of_two_tenants_is_two(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    mine, theirs = keep(jobs, event()), keep(jobs, event(), tenant="stranger")
+    assert mine != theirs
+    assert (await listed(ledger), await listed(ledger, "stranger")) == ([mine], [theirs])
+
+
+async def test_the_newest_stay(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    assert [keep_small(jobs, number, most=3) for number in range(5)] == [0, 0, 0, 1, 1]
+    assert await listed(ledger) == [f"und_{number:032x}" for number in (4, 3, 2)]
+    assert not jobs.redis.exists(jobs.key("undelivered", f"und_{0:032x}"))
+
+
+async def test_no_more_stay_than_the_bytes_hold(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    keep_small(jobs, 0, most=100)
+    (size,) = [each.size for each in (await UndeliveredEvents(ledger).page(TENANT, limit=1)).events]
+    for number in range(1, 6):
+        keep_small(jobs, number, most=100, most_bytes=2 * size + 1)
+    assert await listed(ledger) == [f"und_{number:032x}" for number in (5, 4)]
+    assert keep_small(jobs, 6, most=100, most_bytes=1) == 2
+    assert await listed(ledger) == [f"und_{6:032x}"], "one stays, however large it is"
+    jobs.run(transitions.discard(f"und_{6:032x}", tenant=TENANT, now=jobs.now))
+    assert int(jobs.redis.hget(jobs.key("counters"), "undelivered_bytes")) == 0
+
+
+async def test_an_event_that_fails_again_after_its_replay_is_undelivered_again(
+    jobs: TimedJobs, ledger: AsyncLedger
+) -> None:
+    event_id = keep(jobs, event())
+    seen = jobs.now
+    jobs.now += 1
+    assert jobs.run(transitions.mark_replayed(event_id, last=seen, now=jobs.now)) is Replayed.REPLAYED
+    found = await UndeliveredEvents(ledger).find(event_id, tenant=TENANT)
+    assert found is not None
+    assert found.replayed == jobs.now
+    jobs.now += 1
+    keep(jobs, event())
+    assert jobs.run(transitions.mark_replayed(event_id, last=seen, now=jobs.now)) is Replayed.CHANGED
+    found = await UndeliveredEvents(ledger).find(event_id, tenant=TENANT)
+    assert found is not None
+    assert found.replayed is None
+
+
+async def test_a_stranger_discards_nothing(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    event_id = keep(jobs, event())
+    jobs.run(transitions.discard(event_id, tenant="stranger", now=jobs.now))
+    assert await listed(ledger) == [event_id]
+    for _ in range(2):
+        assert jobs.run(transitions.discard(event_id, tenant=TENANT, now=jobs.now)) == "gone"
+    assert await listed(ledger) == []
+
+
+async def test_every_event_is_on_one_page(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    """Several of them within one millisecond."""
+    kept = []
+    for number in range(9):
+        jobs.now += number % 2
+        kept.append(keep(jobs, event(number)))
+    pages: list[str] = []
+    after = None
+    while True:
+        page = await UndeliveredEvents(ledger).page(TENANT, limit=2, after=after)
+        pages += [each.id for each in page.events]
+        after = page.after
+        if after is None:
+            break
+    assert sorted(pages) == sorted(kept)
+    assert len(pages) == 9
+
+
+@pytest.mark.parametrize("cursor", ["", "1", "x-und_0", f"1-und_{'g' * 32}", f"1-und_{1:033x}"])
+def test_a_cursor_that_is_none_is_refused(cursor: str) -> None:
+    with pytest.raises(ValueError, match="next"):
+        undelivered.place_of(cursor)
+
+
+@pytest.mark.parametrize(
+    ("marks", "failure"),
+    [
+        pytest.param({}, Failure(None, None, None), id="none"),
+        pytest.param(
+            {"knativeerrordest": "http://a/", "knativeerrorcode": "503", "knativeerrordata": "Unauthorized"},
+            Failure("http://a/", 503, "Unauthorized"),
+            id="as older versions write",
+        ),
+        pytest.param(
+            {"knativeerrorcode": 500, "knativeerrordata": base64.b64encode(b"it broke\n").decode()},
+            Failure(None, 500, "it broke\n"),
+            id="as newer versions write",
+        ),
+        pytest.param({"knativeerrorcode": "soon"}, Failure(None, None, None), id="a code that is none"),
+        pytest.param({"knativeerrordata": "é" * 2000}, Failure(None, None, "é" * 1024), id="long"),
+        pytest.param({"knativeerrordata": "AAAA"}, Failure(None, None, "AAAA"), id="no text in Base64"),
+        pytest.param({"knativebrokerttl": 255}, Failure(None, None, None), id="other marks"),
+    ],
+)
+def test_knatives_words_come_off_the_event(marks: Mapping[str, Any], failure: Failure) -> None:
+    extensions = {"tenant": "t", **marks}
+    assert taken_apart(event(extensions=extensions)) == (event(extensions={"tenant": "t"}), failure)

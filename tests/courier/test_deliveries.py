@@ -1,0 +1,458 @@
+"""Webhooks: the courier as a process posts to receivers over real HTTP, on a real Redis.
+
+A test drives the jobs through the ledger, and *applies* their events in place of result.
+"""
+
+from __future__ import annotations
+
+import datetime
+import signal
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from darkroom import transitions
+from darkroom.event_http import Mode, parse_http
+from darkroom.events import Event
+from darkroom.signatures import Signer, subscription_recipient, tenant_recipient
+from darkroom.transitions import Applied, Subscribed
+from darkroom.webhooks import (
+    DEFAULT_EVENTS,
+    FAILING_LIMIT_MS,
+    Webhook,
+    WebhookEvent,
+    new_subscription_id,
+)
+from darkroom_courier.deliveries import delay_after
+from darkroom_courier.settings import SCHEDULE_S
+from pydantic import SecretStr
+from standardwebhooks import Webhook as Verifier
+
+from tests.courier.conftest import Start
+from tests.courier.receiver import HANG, Post, Receiver, Reply
+from tests.courier.sink import Sink
+from tests.driven_jobs import TENANT, DrivenJobs
+from tests.parts import PUBLIC_URL, WEBHOOK_KEY, free_port
+from tests.waiting import eventually
+
+QUICK = {
+    "DARKROOM_WEBHOOK_ALLOW": "127.0.0.1",
+    "DARKROOM_TICK_S": "0.05",
+    "DARKROOM_DELIVERY_TIMEOUT_S": "1",
+    "DARKROOM_DELIVERY_LEASE_S": "3",
+    "DARKROOM_DELIVERY_SCHEDULE_S": ",".join(["0", *["0.2"] * 40]),
+}
+"""Tests' own receivers, and waits that are short."""
+
+ALL = frozenset(WebhookEvent)
+SIGNER = Signer([SecretStr(WEBHOOK_KEY)])
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver().running() as running:
+        yield running
+
+
+class Told:
+    """A job's deliveries as they stand, and jobs whose events are applied."""
+
+    def __init__(self, jobs: DrivenJobs) -> None:
+        self._jobs = jobs
+
+    def completed(self, url: str | None, events: frozenset[WebhookEvent] = DEFAULT_EVENTS) -> str:
+        """A job that names this webhook, if any, has completed, and whose events were taken in."""
+        job_id = self._jobs.submit(webhook=None if url is None else Webhook(url, events))
+        self._jobs.start(job_id)
+        if WebhookEvent.STARTED in events:
+            self._apply(job_id, 2)
+        self._jobs.complete(job_id)
+        self._apply(job_id, self._jobs.end_seq(job_id))
+        return job_id
+
+    def _apply(self, job_id: str, seq: int) -> None:
+        assert self._jobs.run(transitions.applied(job_id, seq=seq)) is Applied.APPLIED
+
+    def subscribe(self, url: str, **more: Any) -> str:
+        subscription_id = new_subscription_id(int(time.time() * 1000))
+        said: dict[str, Any] = {"tenant": TENANT, "url": url, "events": DEFAULT_EVENTS, "create": True, **more}
+        assert self._jobs.run(transitions.subscribe(subscription_id, **said)) is Subscribed.CREATED
+        return subscription_id
+
+    def of(self, job_id: str) -> dict[str, str]:
+        """The job's one delivery, as Redis has it."""
+        (delivery_id,) = self._jobs.redis.zrange(f"{self._jobs.namespace}:deliveries-of:{job_id}", 0, -1)
+        return self.hash(f"delivery:{delivery_id.decode()}")
+
+    def hash(self, name: str) -> dict[str, str]:
+        raw = self._jobs.redis.hgetall(f"{self._jobs.namespace}:{name}")
+        return {field.decode(): value.decode() for field, value in raw.items()}
+
+    def await_state(self, job_id: str, state: str) -> dict[str, str]:
+        eventually(lambda: self.of(job_id)["state"] == state, what=f"the delivery of {job_id} being {state}")
+        return self.of(job_id)
+
+    def await_try(self, job_id: str) -> str:
+        """What its first try that failed came to."""
+        eventually(lambda: "try:1" in self.of(job_id), what=f"a try of {job_id}")
+        return self.of(job_id)["try:1"].rpartition("\n")[2]
+
+
+@pytest.fixture
+def told(jobs: DrivenJobs) -> Told:
+    return Told(jobs)
+
+
+class TestPosts:
+    """What a receiver gets."""
+
+    def test_a_webhook_gets_the_event_that_the_sink_gets(
+        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs, told: Told
+    ) -> None:
+        start(**QUICK)
+        job_id = jobs.submit(webhook=Webhook(receiver.url))
+        jobs.start(job_id)
+        jobs.complete(job_id)
+        (of_sink, *_) = sink.await_post(job_id)
+        jobs.run(transitions.applied(job_id, seq=int(of_sink.extensions["sequence"])))
+        (post,) = receiver.await_posts(job_id)
+        parsed = parse_http({"content-type": post.headers["content-type"]}, post.body)
+        (event,) = parsed.events
+        assert parsed.mode is Mode.STRUCTURED
+        assert isinstance(event, Event)
+        assert (event.id, event.source, event.type) == (of_sink.id, of_sink.source, of_sink.type)
+        assert event.extensions == of_sink.extensions
+        for each in (event, of_sink):  # links are signed anew each time
+            each.data.pop("output_paths")
+        assert event.data == of_sink.data
+        assert post.path == "/hook?for=tests"
+        assert post.id == event.id
+        told.await_state(job_id, "delivered")
+
+    def test_each_is_signed_for_its_recipient(self, start: Start, receiver: Receiver, told: Told) -> None:
+        start(**QUICK)
+        subscription_id = told.subscribe(receiver.url)
+        posts = receiver.await_posts(told.completed(receiver.url), 2)
+        recipients = {tenant_recipient(TENANT), subscription_recipient(subscription_id, 1)}
+        verified = set()
+        for post in posts:
+            for recipient in recipients:
+                try:
+                    Verifier(SIGNER.secret(recipient)).verify(post.body, dict(post.headers))
+                except Exception:  # noqa: S112 - it is another's
+                    continue
+                verified.add(recipient)
+        assert verified == recipients
+        assert len({post.id for post in posts}) == 1, "one event is one event, whoever is told"
+
+    def test_a_start_that_was_asked_for_comes_before_the_end(
+        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs
+    ) -> None:
+        start(**QUICK)
+        sink.behave = apply_as_result_does(jobs, sink)
+        job_id = jobs.submit(webhook=Webhook(receiver.url, ALL))
+        jobs.start(job_id)
+        receiver.await_posts(job_id)
+        jobs.complete(job_id)
+        first, second = receiver.await_posts(job_id, 2)
+        assert (first.event["type"], first.id) == ("dev.darkroom.job.started", f"{job_id}:2")
+        assert (second.event["type"], second.id) == ("dev.darkroom.job.completed", f"{job_id}:end")
+
+    def test_a_job_that_ends_while_its_start_is_posted_is_told_at_once(
+        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs
+    ) -> None:
+        start(**QUICK, DARKROOM_RELAY_LEASE_S="300")
+        job_id = jobs.submit(webhook=Webhook(receiver.url, ALL))
+        apply = apply_as_result_does(jobs, sink)
+
+        def end_meanwhile(event: Event) -> Any:
+            if event.type.endswith("started"):
+                jobs.complete(job_id)
+            return apply(event)
+
+        sink.behave = end_meanwhile
+        jobs.start(job_id)
+        receiver.await_posts(job_id, 2)
+
+    def test_the_receiver_is_asked_for_its_consent_once(self, start: Start, receiver: Receiver, told: Told) -> None:
+        receiver.consent = lambda post: Reply(
+            200, {"WebHook-Allowed-Origin": post.headers["webhook-request-origin"], "WebHook-Allowed-Rate": "6000"}
+        )
+        start(**QUICK)
+        for _ in range(3):
+            (post,) = receiver.await_posts(told.completed(receiver.url))
+            assert post.headers["webhook-request-origin"] == PUBLIC_URL.removeprefix("http://")
+        assert len(receiver.asked) == 1
+        assert told.hash(f"target:{target(receiver)}")["rate"] == "6000"
+
+    def test_a_receiver_that_wants_posts_of_others_gets_none(
+        self, start: Start, receiver: Receiver, told: Told
+    ) -> None:
+        receiver.consent = lambda _post: Reply(200, {"WebHook-Allowed-Origin": "elsewhere.test"})
+        start(**QUICK)
+        job_id = told.completed(receiver.url)
+        assert told.await_try(job_id) == "the receiver takes posts from others only"
+        assert receiver.posts == []
+
+    def test_what_redis_has_no_more_is_told_from_the_history(
+        self, start: Start, receiver: Receiver, jobs: DrivenJobs, told: Told
+    ) -> None:
+        ready: list[bool] = []
+        receiver.behave = lambda _post: Reply(204 if ready else 500)
+        start(**QUICK)
+        job_id = told.completed(receiver.url, ALL)
+        receiver.await_posts(job_id, 2)
+        eventually(
+            lambda: jobs.redis.hexists(f"{jobs.namespace}:job:{job_id}", "archived"), what="the job being archived"
+        )
+        jobs.redis.delete(f"{jobs.namespace}:job:{job_id}", f"{jobs.namespace}:log:{job_id}")
+        before = len(receiver.of(job_id))
+        ready.append(True)
+        eventually(lambda: not jobs.redis.exists(f"{jobs.namespace}:targets"), what="all being delivered")
+        types = {post.event["type"] for post in receiver.of(job_id)[before:]}
+        assert types == {"dev.darkroom.job.started", "dev.darkroom.job.completed"}
+
+
+class TestFailures:
+    """Receivers as they are."""
+
+    def test_a_receiver_that_is_away_gets_it_when_it_is_back(self, start: Start, told: Told) -> None:
+        port = free_port()
+        start(**QUICK)
+        job_id = told.completed(f"http://127.0.0.1:{port}/hook")
+        assert told.await_try(job_id).startswith("no answer")
+        with Receiver(port=port).running() as receiver:
+            receiver.await_posts(job_id)
+            assert int(told.await_state(job_id, "delivered")["tried"]) >= 2
+
+    @pytest.mark.parametrize("status", [302, 400, 404, 500, 503])
+    def test_what_is_refused_is_posted_again_as_the_same_event(
+        self, start: Start, receiver: Receiver, told: Told, status: int
+    ) -> None:
+        replies = [Reply(status, {"Location": "http://169.254.169.254/"}), Reply(status)]
+        receiver.behave = lambda _post: replies.pop() if replies else Reply()
+        start(**QUICK)
+        job_id = told.completed(receiver.url)
+        posts = receiver.await_posts(job_id, 3)
+        assert len({post.id for post in posts}) == 1
+        for post in posts:
+            Verifier(SIGNER.secret(tenant_recipient(TENANT))).verify(post.body, dict(post.headers))
+        found = told.await_state(job_id, "delivered")
+        assert [found[f"try:{number}"].split("\n")[2] for number in (1, 2, 3)] == [str(status), str(status), "204"]
+
+    def test_retry_after_is_obeyed_by_all_posts_to_the_receiver(
+        self, start: Start, receiver: Receiver, told: Told
+    ) -> None:
+        times: list[float] = []
+
+        def busy_once(_post: Post) -> Reply:
+            times.append(time.monotonic())
+            return Reply(429, {"Retry-After": "3"}) if len(times) == 1 else Reply()
+
+        receiver.behave = busy_once
+        start(**QUICK)
+        first = told.completed(receiver.url)
+        receiver.await_posts(first)
+        eventually(lambda: "paused_until" in told.hash(f"target:{target(receiver)}"), what="the pause")
+        second = told.completed(receiver.url)
+        for job_id in (first, second):
+            told.await_state(job_id, "delivered")
+        assert times[1] - times[0] >= 3
+
+    def test_410_ends_a_subscription_and_the_sink_is_told(
+        self, start: Start, sink: Sink, receiver: Receiver, told: Told
+    ) -> None:
+        receiver.behave = lambda _post: Reply(410)
+        start(**QUICK)
+        subscription_id = told.subscribe(receiver.url)
+        job_id = told.completed(None)
+        told.await_state(job_id, "given_up")
+        assert told.hash(f"subscription:{subscription_id}")["state"] == "ended"
+        (event, *_) = sink.await_post(subscription_id)
+        assert event.type == "dev.darkroom.subscription.ended"
+        assert event.extensions == {"tenant": TENANT}
+        assert event.data["reason"] == "its receiver answered 410"
+        assert len(receiver.of(job_id)) == 1
+
+    def test_five_days_of_failures_disable_a_subscription_and_the_sink_is_told(
+        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs, told: Told
+    ) -> None:
+        receiver.behave = lambda _post: Reply(500)
+        subscription_id = told.subscribe(receiver.url)
+        long_ago = int(time.time() * 1000) - FAILING_LIMIT_MS
+        jobs.redis.hset(f"{jobs.namespace}:subscription:{subscription_id}", "failing_since", long_ago)
+        start(**QUICK)
+        job_id = told.completed(None)
+        told.await_state(job_id, "given_up")
+        (event, *_) = sink.await_post(subscription_id)
+        assert event.type == "dev.darkroom.subscription.disabled"
+        assert told.hash(f"subscription:{subscription_id}")["state"] == "disabled"
+
+    def test_a_notice_that_the_sink_refuses_is_posted_again(
+        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs, told: Told
+    ) -> None:
+        from tests.courier.sink import Answer
+
+        receiver.behave = lambda _post: Reply(410)
+        sink.behave = lambda event: Answer(503 if len(sink.of(str(event.subject))) < 2 else 202)
+        start(**QUICK)
+        subscription_id = told.subscribe(receiver.url)
+        told.completed(None)
+        eventually(lambda: len(sink.of(subscription_id)) >= 2, what="two posts of the notice")
+        assert len({event.id for event in sink.of(subscription_id)}) == 1
+        eventually(lambda: not jobs.redis.exists(f"{jobs.namespace}:notices"), what="the notice being taken")
+
+    def test_a_receiver_that_hangs_delays_nobody_else(self, start: Start, receiver: Receiver, told: Told) -> None:
+        with Receiver().running() as hanging:
+            hanging.behave = lambda _post: HANG
+            start(**QUICK | {"DARKROOM_DELIVERIES": "8", "DARKROOM_DELIVERIES_PER_TARGET": "4"})
+            stuck = [told.completed(hanging.url) for _ in range(20)]
+            for _ in range(20):
+                receiver.await_posts(told.completed(receiver.url))
+            assert told.await_try(stuck[0]) == "no answer within 1 s"
+
+    def test_a_huge_answer_is_not_read(self, start: Start, receiver: Receiver, told: Told) -> None:
+        receiver.behave = lambda _post: Reply(200, flood=4096)
+        start(**QUICK)
+        told.await_state(told.completed(receiver.url), "delivered")
+        assert receiver.flooded < 2048, "256 MiB were offered"
+
+    def test_a_certificate_that_nobody_vouches_for_is_refused(self, start: Start, told: Told, tmp_path: Path) -> None:
+        with Receiver(tls=self_signed(tmp_path)).running() as receiver:
+            start(**QUICK)
+            job_id = told.completed(receiver.url)
+            assert "certificate" in told.await_try(job_id).lower()
+            assert receiver.posts == []
+
+    def test_where_the_guard_says_no_nothing_is_posted(self, start: Start, receiver: Receiver, told: Told) -> None:
+        start(**{**QUICK, "DARKROOM_WEBHOOK_ALLOW": ""})
+        job_id = told.completed(receiver.url)
+        assert told.await_try(job_id)
+        assert receiver.posts == receiver.asked == []
+
+    def test_after_the_last_try_it_is_given_up(self, start: Start, receiver: Receiver, told: Told) -> None:
+        receiver.behave = lambda _post: Reply(500)
+        start(**{**QUICK, "DARKROOM_DELIVERY_SCHEDULE_S": "0,0.1,0.1"})
+        job_id = told.completed(receiver.url)
+        found = told.await_state(job_id, "given_up")
+        assert (found["tried"], found["reason"]) == ("3", "all tries failed")
+        assert len(receiver.of(job_id)) == 3
+
+
+class TestCouriers:
+    """Any number of them, which may die."""
+
+    def test_one_that_is_killed_in_the_middle_of_a_post_loses_nothing(
+        self, start: Start, receiver: Receiver, told: Told
+    ) -> None:
+        receiver.behave = lambda post: HANG if len(receiver.of(post.event["subject"])) == 1 else Reply()
+        told_quickly = QUICK | {"DARKROOM_DELIVERY_TIMEOUT_S": "50"}
+        doomed = start(**told_quickly)
+        job_id = told.completed(receiver.url)
+        receiver.await_posts(job_id)
+        doomed.signal(signal.SIGKILL)
+        doomed.wait()
+        start(**told_quickly)
+        first, second = receiver.await_posts(job_id, 2)
+        assert first.id == second.id, "by which the receiver tells the repeat"
+        told.await_state(job_id, "delivered")
+
+    def test_one_that_is_told_to_stop_ends_what_it_has_begun(
+        self, start: Start, receiver: Receiver, told: Told
+    ) -> None:
+        def slow(_post: Post) -> Reply:
+            time.sleep(1)
+            return Reply()
+
+        receiver.behave = slow
+        courier = start(**QUICK | {"DARKROOM_DELIVERY_TIMEOUT_S": "10"})
+        job_id = told.completed(receiver.url)
+        receiver.await_posts(job_id)
+        assert courier.stop() == 0
+        assert told.of(job_id)["state"] == "delivered"
+
+    def test_one_that_comes_too_late_to_its_post_leaves_it_to_the_other(
+        self, start: Start, receiver: Receiver, told: Told
+    ) -> None:
+        def slow_once(_post: Post) -> Reply:
+            if len(receiver.asked) == 1:
+                time.sleep(3)
+            return Reply(405)
+
+        receiver.consent = slow_once
+        couriers = [start(**QUICK | {"DARKROOM_DELIVERY_LEASE_S": "1"}) for _ in range(2)]
+        job_id = told.completed(receiver.url)
+        told.await_state(job_id, "delivered")
+        eventually(lambda: any(courier.said("lease_lapsed") for courier in couriers), what="the late courier")
+        assert len(receiver.of(job_id)) == 1
+
+    def test_two_never_deliver_the_same_side_by_side(self, start: Start, receiver: Receiver, told: Told) -> None:
+        for _ in range(2):
+            start(**QUICK)
+        ids = [told.completed(receiver.url) for _ in range(40)]
+        for job_id in ids:
+            told.await_state(job_id, "delivered")
+        assert sorted(post.event["subject"] for post in receiver.posts) == sorted(ids)
+
+
+class TestDelays:
+    """When what failed is tried again."""
+
+    def test_the_schedule_is_that_of_standard_webhooks(self) -> None:
+        delays = [delay_after(attempt, SCHEDULE_S, None, dice=0) for attempt in range(1, 11)]
+        hours = 3600.0
+        assert delays == [5, 300, 1800, 2 * hours, 5 * hours, 10 * hours, 14 * hours, 20 * hours, 24 * hours, None]
+
+    def test_jitter_only_adds(self) -> None:
+        assert delay_after(1, SCHEDULE_S, None, dice=1) == pytest.approx(6)
+
+    @pytest.mark.parametrize(("asked", "expected"), [(2, 5), (60, 60), (10**9, 24 * 3600), (-5, 5)])
+    def test_a_receiver_may_ask_for_more_within_reason(self, asked: float, expected: float) -> None:
+        assert delay_after(1, SCHEDULE_S, asked, dice=0) == expected
+
+
+def apply_as_result_does(jobs: DrivenJobs, sink: Sink) -> Any:
+    """A sink that applies what it takes."""
+    accept = sink.behave
+
+    def behave(event: Event) -> Any:
+        jobs.run(transitions.applied(str(event.subject), seq=int(event.extensions["sequence"])))
+        return accept(event)
+
+    return behave
+
+
+def target(receiver: Receiver) -> str:
+    return f"{TENANT}@{receiver.url.partition('/hook')[0]}"
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """For 127.0.0.1, by nobody that anybody knows."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ) + certificate.public_bytes(serialization.Encoding.PEM)
+    path = folder / "self-signed.pem"
+    path.write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
