@@ -7,10 +7,14 @@ application; what it has no hook for is added here. A function's file may hold, 
   function needs on `app.state`, among it `ledger`, an AsyncLedger. `request.app.state` is that of the function, also
   behind one port;
 - `routes`, a list of Starlette routes that come before the function, WebSockets mostly.
+
+`app.state.closing` is an asyncio.Event that is set when the process is about to end: a handler that holds its request
+open for long answers then.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom_functions import answers, health, paths
 
-FUNCTIONS = ("submit", "jobs", "result")
+FUNCTIONS = ("submit", "jobs", "result", "dead_letter")
 """The functions there are; each is the file of its name in this folder."""
 
 CLIENT_CLOSED = 499
@@ -50,7 +54,9 @@ def build(name: str) -> Starlette:
     # The framework's last route takes every path; those before it take some of them, to no other end.
     everything = app.router.routes[-1]
     app.router.routes[:] = [*health.routes_for(app), *getattr(module, "routes", []), everything]
+    app.router.redirect_slashes = False  # the last route takes all but a few odd paths, and those are nowhere
     app.router.lifespan_context = module.lifespan
+    app.state.closing = asyncio.Event()
     app.exception_handlers.update(_translations())
     # In place of the framework's own: a catch-all that answers plain text, and ids for the logs of Google's cloud.
     app.user_middleware = [Middleware(Unexpected)]
@@ -62,11 +68,17 @@ def together() -> Together:
     return Together({name: build(name) for name in FUNCTIONS})
 
 
+def begin_to_close(app: Together | Starlette) -> None:
+    """Let whoever holds a request open know that the process is about to end."""
+    for function in app.functions.values() if isinstance(app, Together) else (app,):
+        function.state.closing.set()
+
+
 class Together:
     """Hands each connection to the function that it is for (`paths.function_of`)."""
 
     def __init__(self, functions: Mapping[str, Starlette]) -> None:
-        self._functions = functions
+        self.functions = functions
         self._health = Starlette(
             routes=health.routes_for(*functions.values()),
             middleware=[Middleware(Unexpected)],
@@ -80,13 +92,13 @@ class Together:
             await self._health(scope, receive, send)
             return
         name = paths.function_of(scope["type"], scope.get("method", ""), scope["path"])
-        await self._functions[name](scope, receive, send)
+        await self.functions[name](scope, receive, send)
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         """Those of all functions, ended in reverse."""
         async with AsyncExitStack() as stack:
-            for app in self._functions.values():
+            for app in self.functions.values():
                 await stack.enter_async_context(app.router.lifespan_context(app))
             yield
 

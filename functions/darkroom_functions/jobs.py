@@ -33,13 +33,16 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from darkroom_functions import letters, listing, openapi, paths, views
+from darkroom_functions import deliveries, letters, listing, openapi, paths, subscriptions, views
 from darkroom_functions.answers import JSON_TYPE, answer
+from darkroom_functions.deliveries import Deliveries
 from darkroom_functions.health import patience
 from darkroom_functions.letters import Letters
 from darkroom_functions.paths import checked_id
 from darkroom_functions.settings import JobsSettings, catalogue_of
+from darkroom_functions.subscriptions import Subscriptions
 from darkroom_functions.tenants import tenant_of
+from darkroom_functions.waiting import Waiting
 
 MEDIA_TYPES = {"png": "image/png"}
 """What artifacts are, by the extension of their keys."""
@@ -62,11 +65,15 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     app.state.ledger = AsyncLedger(client, settings.namespace)
     schemas = {model.name: models.schema(model) for model in catalogue}
     store = ArtifactStore(settings.store)
+    lookup = Lookup(app.state.ledger, history)
     app.state.library = Library(
         ledger=app.state.ledger,
-        lookup=Lookup(app.state.ledger, history),
+        lookup=lookup,
         letters=Letters(app.state.ledger, catalogue, settings),
+        subscriptions=Subscriptions(app.state.ledger, catalogue, settings),
+        deliveries=Deliveries(app.state.ledger, lookup),
         deletion=Deletion(app.state.ledger, history, store),
+        waiting=Waiting(app.state.ledger, client, most_s=settings.max_wait_s, closing=app.state.closing),
         catalogue=catalogue,
         store=store,
         links=Links.of(settings),
@@ -76,7 +83,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         ),
     )
     try:
-        yield
+        async with app.state.library.waiting.running():
+            yield
     finally:
         await client.aclose()
         await history.aclose()
@@ -90,6 +98,10 @@ async def jobs(request: Request) -> Response:
     match found.operation.name:
         case name if name in letters.OPERATIONS:
             return await library.letters.answer(request, found)
+        case name if name in subscriptions.OPERATIONS:
+            return await library.subscriptions.answer(request, found)
+        case name if name in deliveries.OPERATIONS:
+            return await library.deliveries.answer(request, found)
         case "readTask":
             return await library.read_task(request, found.parts["id"])
         case "readJob":
@@ -116,7 +128,10 @@ class Library:
     ledger: AsyncLedger
     lookup: Lookup
     letters: Letters
+    subscriptions: Subscriptions
+    deliveries: Deliveries
     deletion: Deletion
+    waiting: Waiting
     catalogue: Catalogue
     store: ArtifactStore
     links: Links
@@ -129,12 +144,13 @@ class Library:
         return answer(views.task(record.id, celery_status(record)))
 
     async def read_job(self, request: Request, job_id: str) -> Response:
+        """At once, or after the wait that was asked for: the job as it is then."""
+        tenant, wait = tenant_of(request), self.waiting.asked(request)
+        await self.waiting.for_end(checked_id(job_id), tenant=tenant, wait=wait, request=request)
         async with patience():
-            record, log = await self.lookup.story(checked_id(job_id), tenant=tenant_of(request))
-        view = views.job(
-            record, head=log[-1] if log else None, catalogue=self.catalogue, links=self.links, now_s=time.time()
-        )
-        return answer({**view, "attempts": views.attempts(log) if log else None})
+            record, log = await self.lookup.story(job_id, tenant=tenant)
+        view = views.story(record, log, catalogue=self.catalogue, links=self.links, now_s=time.time())
+        return answer(view, headers=wait.headers)
 
     async def list_jobs(self, request: Request) -> Response:
         asked = listing.read(request.query_params.multi_items())

@@ -1,4 +1,4 @@
-"""The lists, of jobs and of dead letters: what their query parameters are, and how they are read."""
+"""The lists: what their query parameters are, and how they are read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from darkroom import undelivered
 from darkroom.dead_letters import place_of
 from darkroom.errors import FieldError, InvalidInput
 from darkroom.jobs import State, is_job_id
 from darkroom.parameters import shown
+from darkroom.webhooks import is_delivery_id
 
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Jobs on one page: a screenful, and what is still made in a few ms."""
@@ -32,7 +34,9 @@ class Listing:
 
 @dataclass(frozen=True)
 class LetterListing:
-    """What a list of dead letters is asked for; `after` is the cursor of the page before."""
+    """What a list of dead letters, undelivered events or deliveries is asked for; `after` is the cursor of the page
+    before.
+    """
 
     limit: int = DEFAULT_PAGE
     after: str | None = None
@@ -46,6 +50,16 @@ def read(query: Sequence[tuple[str, str]]) -> Listing:
 def read_letters(query: Sequence[tuple[str, str]]) -> LetterListing:
     """As `read`, for dead letters."""
     return LetterListing(**_values(query, LETTER_PARAMETERS))
+
+
+def read_undelivered(query: Sequence[tuple[str, str]]) -> LetterListing:
+    """As `read`, for undelivered events."""
+    return LetterListing(**_values(query, UNDELIVERED_PARAMETERS))
+
+
+def read_deliveries(query: Sequence[tuple[str, str]]) -> LetterListing:
+    """As `read`, for the deliveries of a job; `after` is the id of one of them."""
+    return LetterListing(**_values(query, DELIVERY_PARAMETERS))
 
 
 def _values(query: Sequence[tuple[str, str]], parameters: Parameters) -> dict[str, Any]:
@@ -85,6 +99,17 @@ def _after_letter(text: str) -> str:
     return text
 
 
+def _after_undelivered(text: str) -> str:
+    undelivered.place_of(text)
+    return text
+
+
+def _after_delivery(text: str) -> str:
+    if not is_delivery_id(text, job_id=text.partition(".")[0]):
+        raise ValueError("must be the `next` of an earlier page")
+    return text
+
+
 def _state(text: str) -> State:
     if text not in _STATES:
         raise ValueError(f"must be one of {', '.join(_STATES)}")
@@ -103,3 +128,9 @@ PARAMETERS: Parameters = {
 
 LETTER_PARAMETERS: Parameters = {"limit": ("limit", _limit), "after": ("after", _after_letter)}
 """As above, of `LetterListing`."""
+
+UNDELIVERED_PARAMETERS: Parameters = {"limit": ("limit", _limit), "after": ("after", _after_undelivered)}
+"""As above, of undelivered events."""
+
+DELIVERY_PARAMETERS: Parameters = {"limit": ("limit", _limit), "after": ("after", _after_delivery)}
+"""As above, of deliveries."""

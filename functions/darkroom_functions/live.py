@@ -2,24 +2,32 @@
 
 One process has one `Live`: one connection to Redis for all that it follows, and one look into a log for all who follow
 that job. A job's entries reach its followers only, in order, without gaps and without repeats: what a channel lost is
-read again from the log, which is the truth. Nobody waits here for anybody else; who takes too slowly is cut off.
+read again from the log, which is the truth. Nobody waits here for anybody else (`inbox.py`).
 
-    record (whose is it?) → channel open → newest entry of the log (the snapshot) → what the channel says above it
+    record (whose is it?) → channel open → the newest entry of the log → what the channel says above it
+
+Who has followed the job before says so with a cursor (`cursors.py`): then the log above it comes in place of the newest
+entry. Where the log does not have what the cursor stands for, a `gap` says so, and the newest entry follows it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
 
 import redis.asyncio
 from darkroom.channels import Channels
-from darkroom.errors import DarkroomError, NotFound, TemporaryError
+from darkroom.errors import DarkroomError, NotFound
 from darkroom.ledger import AsyncLedger, LogEntry, decode_live
 from darkroom.logs import logger
+
+from darkroom_functions.cursors import Cursor
+from darkroom_functions.inbox import MESSAGE, PAGE, Inbox, Note, Told, TooSlow, note
 
 LOOK_EVERY_S = 10.0
 """How often the newest entries of all followed jobs are read, in case a channel lost one: the longest that anybody
@@ -37,12 +45,6 @@ MOST_LOOKED_AT = 500
 _log = logger(__name__)
 
 
-class TooSlow(TemporaryError):
-    """A follower took its messages more slowly than they came."""
-
-    slug, title = "too-slow", "Messages were not taken as fast as they came"
-
-
 @dataclass(frozen=True)
 class Update:
     """An entry of a job's log, and the text that says it: encoded once for all followers."""
@@ -50,57 +52,95 @@ class Update:
     entry: LogEntry
     text: str
 
+    @property
+    def kind(self) -> str:
+        return MESSAGE
 
-class Following:
-    """What one follower is told of its jobs: a snapshot of each, then every later entry once, in order.
+    @property
+    def cursor(self) -> str:
+        return self.entry.event_id.rpartition(":")[2]
 
-    At most `limit` texts wait for it beside the snapshot.
+    @cached_property
+    def is_end(self) -> bool:
+        """Of its job: nothing comes behind it."""
+        return self.entry.state.is_terminal
+
+
+class Gap(StrEnum):
+    """Why a client is not told all that happened since its cursor."""
+
+    LOG_GONE = "log-gone"  # it is kept for an hour after the job's end
+    CURSOR_UNKNOWN = "cursor-unknown"  # the log has no such entry: Redis lost it, or it never was
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the following of a job begins: with `messages`; then it has been told the log up to entry `told` of the
+    `head` that there is, the rest of which is read as it takes it.
     """
 
-    def __init__(self, job_ids: Sequence[str], *, limit: int) -> None:
-        self.job_ids = tuple(dict.fromkeys(job_ids))
-        self._limit = limit + len(self.job_ids)
-        self._told: dict[str, int] = {}  # the number of the last entry told, by job
-        self._living = set(self.job_ids)
-        self._early: list[Update] = []  # what came before the snapshot
-        self._texts: deque[str] = deque()
-        self._more = asyncio.Event()
-        self._failed: asyncio.Future[DarkroomError] = asyncio.get_running_loop().create_future()
+    messages: tuple[Told, ...]
+    told: int
+    head: int
+    ended: bool
+
+
+class Following(Inbox):
+    """What one follower is told of each of its jobs: the newest entry, or those above a cursor, then all later ones."""
+
+    def __init__(
+        self,
+        *,
+        tenant: str,
+        limit: int,
+        read: Callable[[str, int], Awaitable[Sequence[Told]]],
+        left: Callable[[str, Following], None],
+    ) -> None:
+        super().__init__(limit=limit)
+        self.tenant = tenant
+        self._read = read
+        self._left = left
+        self._living: dict[str, None] = {}  # the jobs whose end was not told
+        self._told: dict[str, int] = {}  # the number of the last entry told, of those that have begun
+        self._heads: dict[str, int] = {}  # the newest entry there is, of those whose log is being read
+        self._early: list[Update] = []  # what came before the beginning
+
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        """The jobs whose end has not been told."""
+        return tuple(self._living)
 
     @property
     def ended(self) -> bool:
         """Whether the end of every job has been told, and been taken."""
-        return not self._living and not self._texts
+        return not (self._living or self._page or self._live)
 
-    async def next(self) -> str:
-        """The next text, as soon as there is one."""
-        while not self._texts:
-            self._more.clear()
-            await self._more.wait()
-        return self._texts.popleft()
+    def follows(self, job_id: str) -> bool:
+        """Whether the job's end has not been told."""
+        return job_id in self._living
 
-    async def failure(self) -> None:
-        """Returns never; raises TooSlow, or what else ends the following, as soon as it does."""
-        raise await self._failed
+    def expect(self, job_ids: Iterable[str]) -> None:
+        """`begin` will be called for these: what is offered before it waits for that."""
+        self._living |= dict.fromkeys(job_ids)
 
-    def say(self, text: str) -> None:
-        """Tell it something of another kind."""
-        if len(self._texts) >= self._limit:
-            self.fail(TooSlow(f"{self._limit} messages were waiting to be taken"))
-            return
-        self._texts.append(text)
-        self._more.set()
-
-    def fail(self, fault: DarkroomError) -> None:
-        """It ends here: `failure` raises this."""
-        if not self._failed.done():
-            self._failed.set_result(fault)
-
-    def begin(self, snapshot: Iterable[Update]) -> Collection[str]:
-        """The state of each job, told before all else. Answers the jobs of which an entry is missing already."""
-        for update in snapshot:
-            self._tell(update)
+    def begin(self, starts: Mapping[str, Start], *, greeting: Note | None = None) -> Collection[str]:
+        """Tell how each job begins, and before it the greeting. Answers the jobs of which an entry is missing."""
+        self._page += self._live  # one job's end may wait there, and the job begin again here
+        self._live.clear()
+        if len(self._page) > self._limit + 2 * PAGE:  # whoever goes on subscribing, and takes nothing
+            self.fail(TooSlow(f"{len(self._page)} messages were waiting to be taken"))
+        if greeting is not None:
+            self._page.append(greeting)
+        for job_id, start in starts.items():
+            self._page.extend(start.messages)
+            self._told[job_id] = start.told
+            if start.ended:
+                self._end(job_id)
+            elif start.head > start.told:
+                self._heads[job_id] = start.head
+                self._behind = True
         early, self._early = self._early, []
+        self._more.set()
         return {update.entry.job_id for update in early if not self.offer(update)}
 
     def offer(self, update: Update, *, of_log: bool = False) -> bool:
@@ -109,29 +149,67 @@ class Following:
         `of_log` says that the log has none in between. A terminal entry is told whatever its number: after a rollback
         of Redis it may bear one that another entry had.
         """
-        entry = update.entry
-        if entry.job_id not in self._living:
-            return True
-        told = self._told.get(entry.job_id)
+        job_id, seq = update.entry.job_id, update.entry.seq
+        told = self._told.get(job_id)
         if told is None:
-            self._early.append(update)
+            if job_id in self._living:
+                self._early.append(update)
             return True
-        if entry.seq > told + 1 and not of_log:
+        if self._behind and job_id in self._heads:
+            self._heads[job_id] = max(self._heads[job_id], seq)
+            return True
+        if seq > told + 1 and not of_log:
             return False
-        if entry.seq > told or entry.state.is_terminal:
-            self._tell(update)
+        if seq > told or update.is_end:
+            self._mark(update)
+            self.say(update)
         return True
 
-    def told(self, job_id: str) -> int | None:
-        """The number of the job's last entry that was told; None before the snapshot, and after the end."""
-        return self._told.get(job_id) if job_id in self._living else None
+    def leave(self, job_ids: Collection[str]) -> None:
+        """Follow these no longer, those of them that it does; what still waits of them is not told."""
+        gone = set(job_ids)
+        for job_id in gone:
+            self._end(job_id)
+        self._page = deque(told for told in self._page if not _is_of(told, gone))
+        self._live = deque(told for told in self._live if not _is_of(told, gone))
 
-    def _tell(self, update: Update) -> None:
-        entry = update.entry
-        self._told[entry.job_id] = entry.seq
-        if entry.state.is_terminal:
-            self._living.discard(entry.job_id)
-        self.say(update.text)
+    def has_begun(self, job_id: str) -> bool:
+        return job_id in self._told
+
+    def told(self, job_id: str) -> int | None:
+        """The number of the job's last entry that was told; None where nobody need read the log for it."""
+        return None if job_id in self._heads else self._told.get(job_id)
+
+    async def _read_on(self) -> None:
+        """A page of the first log that is being read."""
+        job_id = next(iter(self._heads))
+        told = self._told[job_id]
+        page = await self._read(job_id, told)
+        if self._told.get(job_id) != told or job_id not in self._heads:
+            return  # left meanwhile
+        self._page.extend(page)
+        for message in page:
+            if isinstance(message, Update):
+                self._mark(message)
+            else:
+                del self._heads[job_id]  # a gap, and what comes behind it is the newest
+        if job_id in self._heads and self._told[job_id] >= self._heads[job_id]:
+            del self._heads[job_id]
+        self._behind = bool(self._heads)
+
+    def _mark(self, update: Update) -> None:
+        job_id = update.entry.job_id
+        self._told[job_id] = update.entry.seq
+        if update.is_end:
+            self._end(job_id)
+
+    def _end(self, job_id: str) -> None:
+        if job_id in self._living:
+            del self._living[job_id]
+            self._told.pop(job_id, None)
+            self._heads.pop(job_id, None)
+            self._behind = bool(self._heads)
+            self._left(job_id, self)
 
 
 @dataclass(eq=False)
@@ -148,11 +226,18 @@ class Live:
     """All that this process follows. `run` must run beside it; `encode` makes an entry's text."""
 
     def __init__(
-        self, ledger: AsyncLedger, client: redis.asyncio.Redis, *, encode: Callable[[LogEntry], str], buffer: int
+        self,
+        ledger: AsyncLedger,
+        client: redis.asyncio.Redis,
+        *,
+        encode: Callable[[LogEntry], str],
+        buffer: int,
+        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
         self._ledger = ledger
         self._encode = encode
         self._buffer = buffer
+        self._look_every_s = look_every_s
         self._channels = Channels(client, heard=self._heard, confirmed=self._confirmed)
         self._jobs: dict[str, _Job] = {}
         self._prefix = ledger.live_channel("")
@@ -160,25 +245,47 @@ class Live:
         self._readers: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def follow(self, job_ids: Sequence[str], *, tenant: str) -> AsyncIterator[Following]:
-        """Follow these jobs of a tenant while the block runs.
+    async def follow(
+        self, job_ids: Sequence[str], *, tenant: str, since: Mapping[str, Cursor] | None = None
+    ) -> AsyncIterator[Following]:
+        """Follow these jobs of a tenant while the block runs, those that `since` has a cursor of from there on.
 
         Raises NotFound naming those that the tenant has not, and LedgerUnavailable.
         """
-        following = Following(job_ids, limit=self._buffer)
-        ends = await self._ends(following.job_ids, tenant)
-        living = [job_id for job_id, end in ends.items() if end is None]
-        for job_id in living:
-            self._jobs.setdefault(job_id, _Job(job_id)).followers[following] = None
+        following = Following(tenant=tenant, limit=self._buffer, read=self._page, left=self._leave)
         try:
-            await self._channels.open(self._ledger.live_channel(job_id) for job_id in living)
-            entries = ends | dict(zip(living, await self._ledger.heads(living), strict=True))
-            for job_id in following.begin([self._update(job_id, entry) for job_id, entry in entries.items()]):
-                self._read(self._jobs[job_id])
+            await self.subscribe(following, job_ids, since=since or {})
             yield following
         finally:
+            following.leave(following.job_ids)
+
+    async def subscribe(
+        self,
+        following: Following,
+        job_ids: Sequence[str],
+        *,
+        since: Mapping[str, Cursor],
+        greeting: Note | None = None,
+    ) -> None:
+        """More jobs for one who follows already; those among them that it follows go on as they are.
+
+        All of them, or none: raises what `follow` does. The greeting is told before the jobs.
+        """
+        fresh = [job_id for job_id in dict.fromkeys(job_ids) if not following.follows(job_id)]
+        ends = await self._ends(fresh, following.tenant)
+        following.expect(fresh)
+        try:
+            living = [job_id for job_id, end in ends.items() if end is None]
             for job_id in living:
-                self._leave(job_id, following)
+                self._jobs.setdefault(job_id, _Job(job_id)).followers[following] = None
+            await self._channels.open(self._ledger.live_channel(job_id) for job_id in living)
+            starts = await self._starts(ends, {job_id: since[job_id] for job_id in fresh if job_id in since})
+        except BaseException:
+            following.leave(fresh)
+            raise
+        for job_id in following.begin(starts, greeting=greeting):
+            if job_id in self._jobs:
+                self._read(self._jobs[job_id])
 
     async def run(self) -> None:
         """Listen, and look every now and then whether a channel lost something; until cancelled."""
@@ -198,9 +305,36 @@ class Live:
             raise NotFound(f"there is no job {', '.join(unknown)}")
         return ends
 
+    async def _starts(self, ends: Mapping[str, LogEntry | None], since: Mapping[str, Cursor]) -> dict[str, Start]:
+        """How each job begins, given the terminal entries that there are."""
+        living = [job_id for job_id, end in ends.items() if end is None]
+        heads = {**ends, **dict(zip(living, await self._ledger.heads(living), strict=True))}
+        numbers = {job_id: max(1, cursor.seq) for job_id, cursor in since.items() if cursor.seq is not None}
+        known = await self._ledger.entries(numbers)
+        starts: dict[str, Start] = {}
+        for job_id, head in heads.items():
+            newest = self._update(job_id, head)
+            cursor = since.get(job_id)
+            starts[job_id] = _snapshot(newest) if cursor is None else _resumed(newest, cursor, known.get(job_id))
+        return starts
+
+    async def _page(self, job_id: str, after: int) -> Sequence[Told]:
+        """More of the log; where it has gone meanwhile, a gap and the newest entry."""
+        entries = await self._ledger.log(job_id, after=after, limit=PAGE)
+        if entries:
+            return [self._update(job_id, entry) for entry in entries]
+        (head,) = await self._ledger.heads([job_id])
+        if head is None:
+            (record,) = await self._ledger.jobs([job_id], tenant=None)
+            head = None if record is None else record.end
+        return [_gap(job_id, Gap.LOG_GONE), self._update(job_id, head)]
+
     def _leave(self, job_id: str, following: Following) -> None:
-        job = self._jobs[job_id]
-        del job.followers[following]
+        """It follows the job no longer, if it did: one that has ended before is not among those here."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            return
+        job.followers.pop(following, None)
         if not job.followers:
             del self._jobs[job_id]
             self._channels.close([self._ledger.live_channel(job_id)])
@@ -218,7 +352,7 @@ class Live:
     def _confirmed(self, channel: str) -> None:
         """Mostly for the first time; after a lost connection, whatever was said in between is missing."""
         job = self._jobs.get(channel.removeprefix(self._prefix))
-        if job is not None and any(following.told(job.id) is not None for following in job.followers):
+        if job is not None and any(following.has_begun(job.id) for following in job.followers):
             self._look_now.set()
 
     def _offer(self, job: _Job, entry: LogEntry, *, of_log: bool = False) -> None:
@@ -253,7 +387,7 @@ class Live:
             job.reading = False
 
     async def _look(self) -> None:
-        pause_s = LOOK_EVERY_S
+        pause_s = self._look_every_s
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -262,10 +396,10 @@ class Live:
             self._look_now.clear()
             try:
                 await self._look_at(list(self._jobs))
-                pause_s = LOOK_EVERY_S
+                pause_s = self._look_every_s
             except DarkroomError as error:
                 _log.warning("not_looked", jobs=len(self._jobs), error=error.detail)
-                pause_s = LOOK_AGAIN_S
+                pause_s = min(LOOK_AGAIN_S, self._look_every_s)
 
     async def _look_at(self, job_ids: list[str]) -> None:
         """Offer the newest entry of each job: who misses one before it, or that one, gets them."""
@@ -287,3 +421,32 @@ class Live:
             _log.error("job_vanished", job=job.id)
             for following in tuple(job.followers):
                 following.fail(NotFound(f"there is no job {job.id} any more"))
+
+
+def _snapshot(newest: Update, *before: Told) -> Start:
+    entry = newest.entry
+    return Start((*before, newest), told=entry.seq, head=entry.seq, ended=entry.state.is_terminal)
+
+
+def _resumed(newest: Update, cursor: Cursor, known: LogEntry | None) -> Start:
+    """How a job goes on behind a cursor. `known` is the log's entry of that number, of number 1 for 0."""
+    head = newest.entry
+    if cursor.seq is None:
+        if head.state.is_terminal:
+            return Start((), told=head.seq, head=head.seq, ended=True)
+        return _snapshot(newest, _gap(head.job_id, Gap.CURSOR_UNKNOWN))
+    if known is not None:
+        told = cursor.seq - 1 if known.state.is_terminal else cursor.seq
+        return Start((), told=told, head=head.seq, ended=False)
+    if head.state.is_terminal and cursor.seq in (head.seq - 1, head.seq):
+        return _snapshot(newest)  # the log has gone, and nothing is missing
+    log_gone = head.state.is_terminal and cursor.seq < head.seq
+    return _snapshot(newest, _gap(head.job_id, Gap.LOG_GONE if log_gone else Gap.CURSOR_UNKNOWN))
+
+
+def _gap(job_id: str, reason: Gap) -> Note:
+    return note("gap", job_id=job_id, reason=reason.value)
+
+
+def _is_of(told: Told, job_ids: Collection[str]) -> bool:
+    return isinstance(told, Update) and told.entry.job_id in job_ids

@@ -11,17 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom import errors, models
+from darkroom import errors, guard, models, webhooks
 from darkroom.artifacts import StoreUnavailable
 from darkroom.errors import DarkroomError, TemporaryError
 from darkroom.event_http import BATCH_TYPE, MAX_BATCH_EVENTS, STRUCTURED_TYPE
-from darkroom.events import REQUESTED, SPEC_VERSION
+from darkroom.events import REQUESTED, SPEC_VERSION, TYPE_PREFIX
 from darkroom.jobs import State
 from darkroom.models import Catalogue, Model
+from darkroom.signatures import SECRET_PREFIX
 from darkroom.transitions import Receipt
 from darkroom.updates import CELERY_STATUS
+from darkroom.webhooks import DEFAULT_EVENTS, DeliveryState, SubscriptionState, WebhookEvent, in_order
 
-from darkroom_functions import listing, paths, submission, views
+from darkroom_functions import cursors, listing, paths, sse, submission, subscriptions, views, waiting
 from darkroom_functions.answers import JSON_TYPE, PROBLEM_TYPE, problem_members
 from darkroom_functions.bodies import MAX_BODY_BYTES
 from darkroom_functions.paths import Operation
@@ -62,11 +64,13 @@ def document(catalogue: Catalogue, *, public_url: str, max_body_bytes: int = MAX
             "description": (
                 "Image generation jobs: submit, follow, cancel, fetch. Every GET may be a HEAD. "
                 f"A body has at most {max_body_bytes} bytes. What happens to a job is told on the WebSockets "
-                "`/ws/jobs/{job_id}` and `/ws/jobs?job_ids=a,b`. This version delivers no webhooks."
+                "`/ws/jobs/{job_id}`, `/ws/jobs?job_ids=a,b` and `/ws/events`, and as server-sent events. "
+                "Webhooks are told of it too: see `webhooks` here."
             ),
         },
         "servers": [{"url": public_url}],
         "paths": described,
+        "webhooks": {"jobEvent": {"post": _JOB_EVENT}},
         "components": {"schemas": _components(catalogue)},
     }
 
@@ -154,7 +158,6 @@ def _forms(model: Model) -> list[Schema]:
 
 def _fields(model: Model) -> Schema:
     """The fields of `submission.FIELDS`."""
-    no_webhook = {"type": "null", "description": "This version delivers no webhooks, and takes none."}
     return {
         "user_id": {
             "type": ["string", "null"],
@@ -183,8 +186,8 @@ def _fields(model: Model) -> Schema:
             ],
             "description": "An RFC 3339 time, or seconds from now. A job that has not started by then expires.",
         },
-        "webhook": no_webhook,
-        "webhook_events_filter": no_webhook,
+        submission.WEBHOOK: {"anyOf": [_RECEIVER, {"type": "null"}]},
+        submission.WEBHOOK_EVENTS: {"anyOf": [_EVENT_NAMES, {"type": "null"}]},
     }
 
 
@@ -233,11 +236,42 @@ def _in_query(name: str, schema: Schema, *, required: bool = False, description:
     return {"name": name, "in": "query", "required": required, "schema": schema, "description": description}
 
 
+def _cursors(schema: Schema, description: str) -> list[Schema]:
+    """The two ways to say how far one has read."""
+    return [
+        _in_query(cursors.SINCE, schema, description=description),
+        _in_header("Last-Event-ID", schema, "The same, as EventSource sends it; it counts before the query."),
+    ]
+
+
 _ID: Schema = {"type": "string", "pattern": _JOB_ID}
 _TIME: Schema = {"type": "string", "format": "date-time", "pattern": _INSTANT}
 _TIME_OR_NULL = _or_null("string", format="date-time", pattern=_INSTANT)
 _STATE: Schema = {"enum": [state.value for state in State]}
 _SLIP: Schema = {"id": _ID, "job_id": _ID, "task_id": _ID}
+
+_SECRET = f"^{SECRET_PREFIX}[A-Za-z0-9+/]+=*$"
+_SUBSCRIPTION_ID: Schema = {"type": "string", "pattern": _JOB_ID.replace("^", f"^{webhooks.SUBSCRIPTION_PREFIX}")}
+_RECEIVER: Schema = {
+    "type": "string",
+    "format": "uri",
+    "minLength": 1,
+    "maxLength": guard.URL_MAX,
+    "description": "Where events are posted; it must be reachable from the public internet.",
+}
+_EVENT_NAMES: Schema = {
+    "type": "array",
+    "items": {"enum": [event.value for event in WebhookEvent]},
+    "minItems": 1,
+    "uniqueItems": True,
+    "description": f"Of what is told. When not said: {', '.join(event.value for event in in_order(DEFAULT_EVENTS))}.",
+}
+_MODEL_NAMES: Schema = {
+    "type": "array",
+    "items": {"type": "string"},
+    "uniqueItems": True,
+    "description": "Of which models' jobs; when empty or not said, of all.",
+}
 
 _ANSWERS: Schema = {
     "Problem": _record(
@@ -341,6 +375,8 @@ _ANSWERS: Schema = {
             "record": _or_null("object", description="What it takes to make the same picture again."),
             "traceparent": _or_null("string"),
             "redrive_of": _or_null("string", pattern=_JOB_ID, description="The dead letter that it was made of."),
+            submission.WEBHOOK: _or_null("string", format="uri", description="Who is told of it."),
+            submission.WEBHOOK_EVENTS: {"anyOf": [_EVENT_NAMES, {"type": "null"}]},
             "attempts": {
                 "anyOf": [{"type": "array", "items": _ref("Attempt")}, {"type": "null"}],
                 "description": "Of a single job only. Null where its log is not kept any more, or not within reach.",
@@ -390,6 +426,49 @@ _ANSWERS: Schema = {
         },
         title="A page of dead letters, the last that ended first",
     ),
+    "UndeliveredEvent": _record(
+        {
+            "id": {"type": "string"},
+            "state": {"enum": ["undelivered", "replayed"]},
+            "event": {
+                "type": "object",
+                "properties": {"specversion": {"const": SPEC_VERSION}},
+                "required": ["specversion", "id", "source", "type"],
+                "description": "The CloudEvent, secrets hidden; in a list without its data.",
+            },
+            "bytes": {"type": "integer", "minimum": 0},
+            "destination": _or_null("string", description="Whom Knative tried last."),
+            "code": _or_null("integer", description="The status of the last answer."),
+            "answer": _or_null("string", description="The beginning of its text."),
+            "first_failed_at": _TIME,
+            "failed_at": _TIME,
+            "replayed_at": _TIME_OR_NULL,
+        },
+        title="An event that Knative gave up on; the newest are kept until they are discarded",
+    ),
+    "UndeliveredEvents": _record(
+        {
+            "undelivered_events": {
+                "type": "array",
+                "items": _ref("UndeliveredEvent"),
+                "maxItems": listing.MAX_PAGE,
+            },
+            "next": _or_null("string", description="What `after` must say for the next page."),
+        },
+        title="A page of undelivered events, the last that failed first",
+    ),
+    "Replayed": _record(
+        {
+            "id": {"type": "string"},
+            "status": {"type": "integer", "description": "What the sink answered."},
+            "delivered": {
+                "type": "boolean",
+                "description": "Whether it took the event, and Knative has not given up on it again since.",
+            },
+            "answer": {"type": "string", "description": "The beginning of its text."},
+        },
+        title="What came back when an undelivered event was posted again",
+    ),
     "Redrive": {
         "title": "What the new job has otherwise than the dead letter",
         "type": "object",
@@ -398,6 +477,137 @@ _ANSWERS: Schema = {
     },
     "Purged": _record(
         {"purged": {"type": "integer", "minimum": 0}}, title="How many dead letters there were, and are no more"
+    ),
+    "SubscriptionRequest": {
+        "title": "Whom to tell of a tenant's jobs, and of what",
+        "type": "object",
+        "properties": {
+            "url": _RECEIVER,
+            "events": {"anyOf": [_EVENT_NAMES, {"type": "null"}]},
+            "models": {"anyOf": [_MODEL_NAMES, {"type": "null"}]},
+        },
+        "required": ["url"],
+        "additionalProperties": False,
+    },
+    "SubscriptionChange": {
+        "title": "What is to be otherwise; what is absent or null stays",
+        "type": "object",
+        "properties": {
+            "url": {"anyOf": [_RECEIVER, {"type": "null"}]},
+            "events": {"anyOf": [_EVENT_NAMES, {"type": "null"}]},
+            "models": {"anyOf": [_MODEL_NAMES, {"type": "null"}]},
+            "state": {"enum": [*(state.value for state in subscriptions.CHOSEN_STATES), None]},
+        },
+        "additionalProperties": False,
+    },
+    "Subscription": _record(
+        {
+            "id": _SUBSCRIPTION_ID,
+            "url": {"type": "string", "format": "uri"},
+            "events": _EVENT_NAMES,
+            "models": _MODEL_NAMES,
+            "state": {
+                "enum": [state.value for state in SubscriptionState],
+                "description": "Nothing is delivered unless it is enabled.",
+            },
+            "reason": _or_null("string", description="Why it is not enabled, where that was not asked for."),
+            "created_at": _TIME,
+            "changed_at": {**_TIME, "description": "When its state last did."},
+            "failing_since": {**_TIME_OR_NULL, "description": "Since when no delivery came through."},
+            "allowed_rate": _or_null("integer", description="Deliveries a minute, where the receiver set a limit."),
+        },
+        title="Who is told of a tenant's jobs",
+    ),
+    "Subscriptions": _record(
+        {"subscriptions": {"type": "array", "items": _ref("Subscription"), "maxItems": webhooks.MAX_SUBSCRIPTIONS}},
+        title="All subscriptions, in the order in which they were made",
+    ),
+    "Secret": _record(
+        {
+            "secret": {"type": "string", "pattern": _SECRET},
+            "generation": _or_null("integer", minimum=1, description="Which one it is, of a subscription's."),
+            "previous": _or_null("string", pattern=_SECRET, description="The one before it, while that signs as well."),
+            "previous_until": _TIME_OR_NULL,
+        },
+        title="What deliveries are signed with (Standard Webhooks, `v1`)",
+    ),
+    "WebhookKeys": _record(
+        {
+            "keys": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "kty": {"const": "OKP"},
+                        "crv": {"const": "Ed25519"},
+                        "x": {"type": "string"},
+                        "kid": {"type": "string"},
+                        "use": {"const": "sig"},
+                        "alg": {"const": "EdDSA"},
+                        "whpk": {
+                            "type": "string",
+                            "pattern": "^whpk_",
+                            "description": "The same, as libraries take it.",
+                        },
+                    },
+                    "required": ["kty", "crv", "x", "kid", "use", "alg", "whpk"],
+                    "additionalProperties": False,
+                },
+            }
+        },
+        title="The keys that verify `v1a` signatures (a JSON Web Key Set), the newest first",
+    ),
+    "Rotation": {
+        "title": "Which secret is to be replaced",
+        "type": "object",
+        "properties": {
+            "generation": _or_null(
+                "integer",
+                minimum=1,
+                description="Of the secret that is to be replaced: a repeat then replaces no other.",
+            )
+        },
+        "additionalProperties": False,
+    },
+    "Try": _record(
+        {
+            "number": {"type": "integer", "minimum": 1},
+            "at": _TIME,
+            "took_ms": {"type": "integer", "minimum": 0},
+            "status": _or_null("integer", description="The receiver's; null where there was no answer."),
+            "error": _or_null("string", description="Why it was not taken."),
+        },
+        title="One time that an event was posted",
+    ),
+    "Delivery": _record(
+        {
+            "id": {"type": "string"},
+            "job_id": _ID,
+            "event_id": {"type": "string", "description": "The event's, and the receiver's `webhook-id`."},
+            "event": {"enum": [event.value for event in WebhookEvent]},
+            "sequence": {"type": "integer", "minimum": 1},
+            "subscription": {
+                "anyOf": [_SUBSCRIPTION_ID, {"type": "null"}],
+                "description": "Null: the job's own webhook.",
+            },
+            "url": {"type": "string", "format": "uri"},
+            "state": {"enum": [state.value for state in DeliveryState]},
+            "reason": _or_null("string", description="Why it was given up."),
+            "created_at": _TIME,
+            "ended_at": _TIME_OR_NULL,
+            "due_at": {**_TIME_OR_NULL, "description": "When it is tried next, while it is open."},
+            "tried": {"type": "integer", "minimum": 0, "description": "How often it was tried."},
+            "tries": {"type": "array", "items": _ref("Try"), "description": "The last ones."},
+        },
+        title="One event on its way to one webhook",
+    ),
+    "Deliveries": _record(
+        {
+            "deliveries": {"type": "array", "items": _ref("Delivery"), "maxItems": listing.MAX_PAGE},
+            "next": _or_null("string", description="What `after` must say for the next page."),
+        },
+        title="A page of a job's deliveries, as they were made; they are kept for a day after they ended",
     ),
     "Cancelled": _record(
         {"job_id": _ID, "receipt": {"enum": [receipt.value for receipt in Receipt]}, "status": _STATE},
@@ -436,6 +646,26 @@ _TAKEN: Schema = {
     "200": {**_answered("Accepted", "It had been accepted before."), "headers": _SLIP_HEADERS},
 }
 _SLIP_OR_VERDICTS: Schema = {JSON_TYPE: {"schema": {"oneOf": [_ref("Accepted"), _ref("Verdicts")]}}}
+_PREFER = _in_header(
+    "Prefer", {"type": "string"}, "`wait=30`: answer when the job has ended, or after so many seconds (RFC 7240)."
+)
+_GRANTED: Schema = {
+    waiting.APPLIED: _header(
+        {"type": "string", "pattern": "^wait=[0-9]+$"},
+        "To a request that preferred to wait: the seconds that it was granted, at most.",
+    )
+}
+_TAKEN_OR_ENDED: Schema = {
+    "202": {
+        **_answered("Accepted", "Recorded and queued. To one that preferred to wait: it has not ended yet."),
+        "headers": _SLIP_HEADERS | _GRANTED,
+    },
+    "200": {
+        "description": "It had been accepted before. To one that preferred to wait: the job, which has ended.",
+        "headers": _SLIP_HEADERS | _GRANTED,
+        "content": {JSON_TYPE: {"schema": {"oneOf": [_ref("Accepted"), _ref("Job")]}}},
+    },
+}
 _EVENTS_TAKEN: Schema = {
     "202": {
         "description": "The event was taken, and the answer is an event too; or at least one of a batch was.",
@@ -481,6 +711,8 @@ _CACHED: Schema = {
     "Cache-Control": _header({"type": "string"}, "It never changes."),
 }
 _OF_JOB = _in_path("id", _ID, "The job's id.")
+_STREAM: Schema = {"content": {sse.MEDIA_TYPE: {}}}
+_OF_UNDELIVERED = _in_path("id", {"type": "string"}, "The undelivered event's id.")
 _AWAY: Errors = (errors.LedgerUnavailable, errors.HistoryUnavailable)
 _NO_JOB: Errors = (errors.NotFound, errors.Gone)
 _REFUSED_JOB: Errors = (
@@ -495,6 +727,54 @@ _REFUSED_JOB: Errors = (
     errors.MemoryHigh,
     errors.LedgerUnavailable,
 )
+_REFUSED_BODY: Errors = (
+    errors.MalformedRequest,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.InvalidInput,
+)
+_OF_SUBSCRIPTION = _in_path("id", _SUBSCRIPTION_ID, "The subscription's id.")
+_OF_DELIVERY = _in_path("delivery", {"type": "string"}, "The delivery's id.")
+_NOT_CACHED: Schema = {"Cache-Control": _header({"const": "no-store"}, "It is a secret.")}
+_DELIVERY_LIST_SCHEMAS: Mapping[str, Schema] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": listing.DEFAULT_PAGE},
+    "after": {"type": "string"},
+}
+_JOB_EVENT: Schema = {
+    "operationId": "jobEvent",
+    "summary": "What happened to a job, as a CloudEvent, signed as Standard Webhooks says",
+    "parameters": [
+        _in_header("webhook-id", {"type": "string"}, "The event's id: the same in every try, and on every transport."),
+        _in_header("webhook-timestamp", {"type": "string"}, "When this try was made, in seconds since 1970."),
+        _in_header("webhook-signature", {"type": "string"}, "Signatures `v1` and `v1a`, blanks between them."),
+    ],
+    "requestBody": {
+        "content": {
+            STRUCTURED_TYPE: {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "specversion": {"const": SPEC_VERSION},
+                        "id": {"type": "string"},
+                        "source": {"type": "string"},
+                        "type": {"enum": [TYPE_PREFIX + event.value for event in WebhookEvent]},
+                        "subject": _ID,
+                        "time": _TIME,
+                        "sequence": {"type": "string"},
+                        "tenant": {"type": "string"},
+                        "data": {"type": "object"},
+                    },
+                    "required": ["specversion", "id", "source", "type", "subject", "time", "sequence", "data"],
+                }
+            }
+        }
+    },
+    "responses": {
+        "2XX": {"description": "It was taken."},
+        "410": {"description": "Nothing more is to come: a subscription ends."},
+        "default": {"description": "It is posted again later, for about three days; `Retry-After` is obeyed."},
+    },
+}
 _NO_LETTER: Errors = (errors.NotFound,)
 _LETTER_LIST_SCHEMAS: Mapping[str, Schema] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": listing.DEFAULT_PAGE},
@@ -526,16 +806,16 @@ _DESCRIBED: Mapping[str, _Described] = {
     ),
     "submitJob": _Described(
         "Submit a job",
-        parameters=_REST_HEADERS,
+        parameters=[*_REST_HEADERS, _PREFER],
         body={"required": True, "content": {JSON_TYPE: {"schema": _ref("JobRequest")}}},
-        answers=_TAKEN,
+        answers=_TAKEN_OR_ENDED,
         refusals=_REFUSED_JOB,
     ),
     "submitToModel": _Described(
         "Submit a job to a model; without a body, with all its defaults",
-        parameters=[_in_path("model", {}, "The model."), *_REST_HEADERS],
+        parameters=[_in_path("model", {}, "The model."), *_REST_HEADERS, _PREFER],
         body={"content": {JSON_TYPE: {"schema": _ref("ModelRequest")}}},
-        answers=_TAKEN,
+        answers=_TAKEN_OR_ENDED,
         refusals=_REFUSED_JOB,
     ),
     "readTask": _Described(
@@ -545,10 +825,18 @@ _DESCRIBED: Mapping[str, _Described] = {
         refusals=(*_NO_JOB, *_AWAY),
     ),
     "readJob": _Described(
-        "Everything about a job",
-        parameters=[_OF_JOB],
-        answers={"200": _answered("Job", "The job.")},
-        refusals=(*_NO_JOB, *_AWAY),
+        "Everything about a job, at once or when it has ended",
+        parameters=[
+            _OF_JOB,
+            _in_query(
+                waiting.PARAMETER,
+                {"type": "integer", "minimum": 0},
+                description="As `Prefer: wait` does, and before that.",
+            ),
+            _PREFER,
+        ],
+        answers={"200": {**_answered("Job", "The job as it is then."), "headers": _GRANTED}},
+        refusals=(*_NO_JOB, errors.InvalidInput, *_AWAY),
     ),
     "listJobs": _Described(
         "The jobs, newest first",
@@ -567,6 +855,21 @@ _DESCRIBED: Mapping[str, _Described] = {
         parameters=[_OF_JOB],
         answers={"200": _answered("Cancelled", "Done, or too late.")},
         refusals=(*_NO_JOB, *_AWAY),
+    ),
+    "followJob": _Described(
+        "What happens to a job, until it has ended, as server-sent events: a socket's messages",
+        parameters=[_OF_JOB, *_cursors({"type": "string"}, "A message's `id`: the number of an entry, or `end`.")],
+        answers={
+            "200": {"description": "Its newest entry, or those behind the cursor, and what comes.", **_STREAM},
+            "204": {"description": "The cursor is its end: nothing comes."},
+        },
+        refusals=(errors.NotFound, errors.InvalidInput, errors.LedgerUnavailable),
+    ),
+    "followTenant": _Described(
+        "What happens to all jobs, but for their progress, as server-sent events",
+        parameters=_cursors({"type": "string"}, "A message's `id`; `0`: all that is kept."),
+        answers={"200": {"description": "What comes, from now on or behind the cursor.", **_STREAM}},
+        refusals=(errors.InvalidInput, errors.LedgerUnavailable),
     ),
     "listDeadLetters": _Described(
         "The dead letters, the last that ended first",
@@ -597,6 +900,104 @@ _DESCRIBED: Mapping[str, _Described] = {
         body={"content": {JSON_TYPE: {"schema": _ref("Redrive")}}},
         answers=_TAKEN,
         refusals=(*_NO_LETTER, *(kind for kind in _REFUSED_JOB if kind is not errors.KeyReused)),
+    ),
+    "listUndelivered": _Described(
+        "The events that Knative gave up on, the last that failed first",
+        parameters=[_in_query(name, schema) for name, schema in _LETTER_LIST_SCHEMAS.items()],
+        answers={"200": _answered("UndeliveredEvents", "A page of them.")},
+        refusals=(errors.InvalidInput, errors.LedgerUnavailable),
+    ),
+    "readUndelivered": _Described(
+        "An event that Knative gave up on",
+        parameters=[_OF_UNDELIVERED],
+        answers={"200": _answered("UndeliveredEvent", "It.")},
+        refusals=(errors.NotFound, errors.LedgerUnavailable),
+    ),
+    "discardUndelivered": _Described(
+        "Keep an undelivered event no longer; may be repeated",
+        parameters=[_OF_UNDELIVERED],
+        answers={"204": {"description": "It is kept no longer."}},
+        refusals=(errors.NotFound, errors.LedgerUnavailable),
+    ),
+    "replayUndelivered": _Described(
+        "Post an undelivered event to the sink again; it stays kept",
+        parameters=[_OF_UNDELIVERED],
+        answers={"200": _answered("Replayed", "What came back.")},
+        refusals=(errors.NotFound, errors.LedgerUnavailable, errors.SinkUnavailable),
+    ),
+    "listSubscriptions": _Described(
+        "The subscriptions",
+        answers={"200": _answered("Subscriptions", "All of them.")},
+        refusals=(errors.LedgerUnavailable,),
+    ),
+    "createSubscription": _Described(
+        "Have all jobs' events posted to a webhook",
+        body={"required": True, "content": {JSON_TYPE: {"schema": _ref("SubscriptionRequest")}}},
+        answers={
+            "201": {
+                **_answered("Subscription", "It is made."),
+                "headers": {"Location": _header({"type": "string"}, "The subscription.")},
+            }
+        },
+        refusals=(*_REFUSED_BODY, errors.TooManySubscriptions, errors.LedgerUnavailable),
+    ),
+    "readSubscription": _Described(
+        "A subscription",
+        parameters=[_OF_SUBSCRIPTION],
+        answers={"200": _answered("Subscription", "It.")},
+        refusals=(errors.NotFound, errors.LedgerUnavailable),
+    ),
+    "changeSubscription": _Described(
+        "Change a subscription; `enabled` also begins one again that was disabled or has ended",
+        parameters=[_OF_SUBSCRIPTION],
+        body={"required": True, "content": {JSON_TYPE: {"schema": _ref("SubscriptionChange")}}},
+        answers={"200": _answered("Subscription", "As it is now.")},
+        refusals=(*_REFUSED_BODY, errors.NotFound, errors.LedgerUnavailable),
+    ),
+    "deleteSubscription": _Described(
+        "Delete a subscription",
+        parameters=[_OF_SUBSCRIPTION],
+        answers={"204": {"description": "It is gone, and what was still to be delivered to it."}},
+        refusals=(errors.NotFound, errors.LedgerUnavailable),
+    ),
+    "readSubscriptionSecret": _Described(
+        "The secret that verifies the deliveries of a subscription",
+        parameters=[_OF_SUBSCRIPTION],
+        answers={"200": {**_answered("Secret", "It."), "headers": _NOT_CACHED}},
+        refusals=(errors.NotFound, errors.LedgerUnavailable),
+    ),
+    "rotateSubscriptionSecret": _Described(
+        "Replace the secret of a subscription; the one before it signs too for a day",
+        parameters=[_OF_SUBSCRIPTION],
+        body={"content": {JSON_TYPE: {"schema": _ref("Rotation")}}},
+        answers={"200": {**_answered("Secret", "The new one."), "headers": _NOT_CACHED}},
+        refusals=(*_REFUSED_BODY, errors.NotFound, errors.LedgerUnavailable),
+    ),
+    "readWebhookSecret": _Described(
+        "The secret that verifies the deliveries to the webhooks of single jobs",
+        answers={"200": {**_answered("Secret", "It."), "headers": _NOT_CACHED}},
+    ),
+    "readWebhookKeys": _Described(
+        "The keys that verify deliveries without a secret; they are the same for everybody",
+        answers={"200": _answered("WebhookKeys", "They.")},
+    ),
+    "listDeliveries": _Described(
+        "What became of a job's webhooks",
+        parameters=[_OF_JOB, *(_in_query(name, schema) for name, schema in _DELIVERY_LIST_SCHEMAS.items())],
+        answers={"200": _answered("Deliveries", "A page of them.")},
+        refusals=(*_NO_JOB, errors.InvalidInput, *_AWAY),
+    ),
+    "readDelivery": _Described(
+        "A delivery, and each try of it",
+        parameters=[_OF_JOB, _OF_DELIVERY],
+        answers={"200": _answered("Delivery", "It.")},
+        refusals=(*_NO_JOB, *_AWAY),
+    ),
+    "redeliver": _Described(
+        "Post the event again, now, and by the whole schedule",
+        parameters=[_OF_JOB, _OF_DELIVERY],
+        answers={"202": _answered("Delivery", "It is due, or being posted just now.")},
+        refusals=(*_NO_JOB, errors.NotEnabled, *_AWAY),
     ),
     "readArtifact": _Described(
         "A picture, by the link that its job shows",

@@ -1,8 +1,8 @@
 """Paths: which operation a method and a path are, and which function carries it out.
 
 One table for all functions: each function finds its operation here, `assembly.together` the function, `openapi.py`
-what to describe. The doors of `result` (sockets, and the courier's sink) are its own: `function_of` only knows where
-they begin.
+what to describe. The doors of `result` (sockets, and the courier's sink) and of `dead_letter` (the Broker's) are their
+own: `function_of` only knows where they begin.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from darkroom.parameters import shown
 
 JOBS = "/api/v1/generation-jobs/"
 DEAD_LETTERS = "/api/v1/dead-letters"
+SUBSCRIPTIONS = "/api/v1/subscriptions"
+WEBHOOK_KEYS = "/.well-known/webhook-keys"
+"""The public keys of our signatures, for receivers: they belong to no tenant."""
+UNDELIVERED = "/api/v1/undelivered-events"
 KEY = "key"
 """An artifact's key: the one part of a path that holds slashes."""
+NEWS = "/api/v1/events"
 SINK = "/events"
 """Where the courier posts on one machine; in a cluster a Trigger posts to the service `result` itself."""
+UNDELIVERED_SINK = "/events/undelivered"
+"""Where events that could not be delivered come; in a cluster a Broker posts to the service itself."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,29 @@ OPERATIONS = (
     Operation("readJob", "jobs", "GET", JOBS + "{id}"),
     Operation("deleteJob", "jobs", "DELETE", JOBS + "{id}"),
     Operation("cancelJob", "jobs", "POST", JOBS + "{id}/cancel"),
+    Operation("followJob", "result", "GET", JOBS + "{id}/events"),
+    Operation("followTenant", "result", "GET", NEWS),
     Operation("listDeadLetters", "jobs", "GET", DEAD_LETTERS),
     Operation("purgeDeadLetters", "jobs", "DELETE", DEAD_LETTERS),
     Operation("readDeadLetter", "jobs", "GET", DEAD_LETTERS + "/{id}"),
     Operation("purgeDeadLetter", "jobs", "DELETE", DEAD_LETTERS + "/{id}"),
     Operation("redriveDeadLetter", "jobs", "POST", DEAD_LETTERS + "/{id}/redrive"),
+    Operation("listUndelivered", "dead_letter", "GET", UNDELIVERED),
+    Operation("readUndelivered", "dead_letter", "GET", UNDELIVERED + "/{id}"),
+    Operation("discardUndelivered", "dead_letter", "DELETE", UNDELIVERED + "/{id}"),
+    Operation("replayUndelivered", "dead_letter", "POST", UNDELIVERED + "/{id}/replay"),
+    Operation("listSubscriptions", "jobs", "GET", SUBSCRIPTIONS),
+    Operation("createSubscription", "jobs", "POST", SUBSCRIPTIONS),
+    Operation("readSubscription", "jobs", "GET", SUBSCRIPTIONS + "/{id}"),
+    Operation("changeSubscription", "jobs", "PATCH", SUBSCRIPTIONS + "/{id}"),
+    Operation("deleteSubscription", "jobs", "DELETE", SUBSCRIPTIONS + "/{id}"),
+    Operation("readSubscriptionSecret", "jobs", "GET", SUBSCRIPTIONS + "/{id}/secret"),
+    Operation("rotateSubscriptionSecret", "jobs", "POST", SUBSCRIPTIONS + "/{id}/rotate-secret"),
+    Operation("readWebhookSecret", "jobs", "GET", "/api/v1/webhook-secret"),
+    Operation("readWebhookKeys", "jobs", "GET", WEBHOOK_KEYS),
+    Operation("listDeliveries", "jobs", "GET", JOBS + "{id}/deliveries"),
+    Operation("readDelivery", "jobs", "GET", JOBS + "{id}/deliveries/{delivery}"),
+    Operation("redeliver", "jobs", "POST", JOBS + "{id}/deliveries/{delivery}/redeliver"),
     Operation("readArtifact", "jobs", "GET", links.PATH + "{" + KEY + "}"),
     Operation("listModels", "jobs", "GET", "/api/v1/models"),
     Operation("describe", "jobs", "GET", "/openapi.json"),
@@ -87,6 +112,8 @@ def function_of(kind: str, method: str, path: str) -> str:
     """The name of the function that a connection of this kind (`http` or `websocket`) is for."""
     if kind == "websocket" or path == SINK or path.startswith("/ws/"):
         return "result"
+    if path == UNDELIVERED_SINK:
+        return "dead_letter"
     try:
         return find(method, path, models=()).operation.function
     except (NotFound, MethodNotAllowed):

@@ -1,11 +1,12 @@
 """result: takes in how jobs ended, and tells people, live.
 
-The courier posts each job's terminal CloudEvent until this function has *applied* it (`lua/applied.lua`): to a Knative
-Broker, whose Trigger delivers it to `POST /`, or on one machine straight to `POST /events`. It may come many times and
-is applied once; the idempotency key is the event's id, of which a job has one. A repeat is a success, and so is an
-event that nothing can be done about: only what may succeed later is answered so that it comes again.
+The courier posts each job's terminal CloudEvent, and those of its starts where a webhook asked for them, until this
+function has *applied* it (`lua/applied.lua`), which stores what is to be delivered to webhooks: to a Knative Broker,
+whose Trigger delivers it to `POST /`, or on one machine straight to `POST /events`. It may come many times and is
+applied once; the idempotency key is the job with the number of the entry in its log. A repeat is a success, and so is
+an event that nothing can be done about: only what may succeed later is answered so that it comes again.
 
-People do not wait for that: the sockets (`sockets.py`) follow the job logs themselves.
+People do not wait for that: sockets (`sockets.py`) and event streams (`sse.py`) follow the job logs themselves.
 """
 
 from __future__ import annotations
@@ -20,28 +21,33 @@ import orjson
 from darkroom import logs, transitions, updates
 from darkroom.errors import DarkroomError, FieldError, MethodNotAllowed, NotFound, UnsupportedMediaType
 from darkroom.event_http import STRUCTURED_TYPE, Mode, parse_http
-from darkroom.events import SEQUENCE_DIGITS, TYPE_PREFIX, Event, invalid, type_of
+from darkroom.events import SEQUENCE_DIGITS, Event, invalid, type_of
 from darkroom.jobs import TERMINAL, JobEvent, is_job_id
-from darkroom.ledger import AsyncLedger, LogEntry, connect_async
+from darkroom.ledger import AsyncLedger, LogEntry, NewsEntry, connect_async
 from darkroom.links import Links
 from darkroom.settings import load
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from darkroom_functions import paths, sockets
+from darkroom_functions import paths, sockets, sse
 from darkroom_functions.answers import problem
 from darkroom_functions.bodies import read_body
 from darkroom_functions.health import patience
 from darkroom_functions.live import Live
+from darkroom_functions.news import News
 from darkroom_functions.settings import ResultSettings
 
 DOORS = ("/", paths.SINK)
 """Where events come in: a Trigger's delivery, and the courier's post on one machine."""
 
-TERMINAL_TYPES = frozenset(type_of(JobEvent(state)) for state in TERMINAL)
+APPLIED_TYPES = frozenset({type_of(JobEvent.STARTED), *(type_of(JobEvent(state)) for state in TERMINAL)})
+"""The events that webhooks are told of."""
 
-routes = sockets.ROUTES
+OWN_TYPES = "dev.darkroom."
+"""All that darkroom itself tells the sink begins so. What is not applied is for other subscribers."""
+
+routes = [*sockets.ROUTES, *sse.ROUTES]
 
 _log = logs.logger(__name__)
 
@@ -57,16 +63,27 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     def encode(entry: LogEntry) -> str:
         return orjson.dumps(updates.message(entry, links, now_s=time.time())).decode()
 
-    live = Live(ledger, client, encode=encode, buffer=settings.socket_buffer)
+    def encode_news(news: NewsEntry) -> str:
+        known = updates.message(news.entry, links, now_s=time.time()) if news.is_whole else updates.bare(news.entry)
+        return orjson.dumps({**known, "cursor": news.place}).decode()
+
+    buffer, look_every_s = settings.socket_buffer, settings.look_every_s
+    live = Live(ledger, client, encode=encode, buffer=buffer, look_every_s=look_every_s)
+    news = News(ledger, client, encode=encode_news, buffer=buffer, look_every_s=look_every_s)
     app.state.settings = settings
     app.state.ledger = ledger
-    app.state.sockets = sockets.Sockets(live, grace_s=settings.socket_grace_s)
-    running = asyncio.create_task(live.run(), name="live")
+    app.state.sockets = sockets.Sockets(
+        live,
+        news,
+        grace_s=settings.socket_grace_s,
+        idle_s=settings.socket_idle_s,
+        life_s=settings.socket_life_s,
+    )
+    running = [asyncio.create_task(live.run(), name="live"), asyncio.create_task(news.run(), name="news")]
     try:
         yield
     finally:
-        running.cancel()
-        await asyncio.wait([running])
+        await sockets.end(running)
         await client.aclose()
 
 
@@ -78,7 +95,8 @@ async def result(request: Request) -> Response:
     """
     path = request.scope["path"]
     if path not in DOORS:
-        raise NotFound(f"there is nothing at {path}")
+        other = paths.find(request.method, path, models=()).operation.function
+        raise NotFound(f"{request.method} {path} is answered by the function {other}")
     if request.method != "POST":
         raise MethodNotAllowed(f"{path} does not take {request.method}", allow=["POST"])
     try:
@@ -100,23 +118,23 @@ async def _read(request: Request) -> Event:
 
 
 async def _apply(event: Event, ledger: AsyncLedger) -> None:
-    """Raises InvalidEvent for what is no terminal event of a job, LedgerUnavailable so that it comes again."""
-    if event.type.startswith(TYPE_PREFIX) and event.type not in TERMINAL_TYPES:
+    """Raises InvalidEvent for what tells nothing of a job, LedgerUnavailable so that it comes again."""
+    if event.type.startswith(OWN_TYPES) and event.type not in APPLIED_TYPES:
         _log.info("event_ignored", event_id=event.id, type=event.type, job=event.subject)
         return
-    job_id, seq = _end_told_by(event)
+    job_id, seq = _entry_told_by(event)
     async with patience():
         applied = await ledger.run(transitions.applied(job_id, seq=seq))
     log = _log.warning if applied is transitions.Applied.UNKNOWN else _log.info
     log("event_taken", job=job_id, event_id=event.id, type=event.type, seq=seq, outcome=applied.value)
 
 
-def _end_told_by(event: Event) -> tuple[str, int]:
-    """The job whose end the event tells, and the number of that entry in its log. Raises InvalidEvent."""
+def _entry_told_by(event: Event) -> tuple[str, int]:
+    """The job that the event tells of, and the number of that entry in its log. Raises InvalidEvent."""
     sequence = str(event.extensions.get("sequence", ""))
     faults: list[FieldError] = []
-    if event.type not in TERMINAL_TYPES:
-        faults.append(FieldError("type", f"must be one of {', '.join(sorted(TERMINAL_TYPES))}"))
+    if event.type not in APPLIED_TYPES:
+        faults.append(FieldError("type", f"must be one of {', '.join(sorted(APPLIED_TYPES))}"))
     if not is_job_id(event.subject or ""):
         faults.append(FieldError("subject", "must be the id of a job"))
     if not (sequence.isascii() and sequence.isdigit() and len(sequence) <= SEQUENCE_DIGITS):

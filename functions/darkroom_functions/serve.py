@@ -1,4 +1,4 @@
-"""The process of a function: `python -m darkroom_functions.serve submit|jobs|result|all`.
+"""The process of a function: `python -m darkroom_functions.serve submit|jobs|result|dead_letter|all`.
 
 In a cluster each function is a Knative Service of its own; on one machine `darkroom up` starts `all`, behind one
 port. SIGTERM and SIGINT end it after the requests that are under way, with status 0; a setting that cannot be used
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -19,7 +21,7 @@ from darkroom.errors import SettingError
 from darkroom.settings import load
 from starlette.applications import Starlette
 
-from darkroom_functions import assembly
+from darkroom_functions import assembly, connections
 from darkroom_functions.settings import ServeSettings
 
 ALL = "all"
@@ -59,13 +61,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvicorn.Config:
     """How uvicorn runs the functions, in production and in the tests."""
+    connections.take_long_requests()
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         lifespan="off",  # `_serve` does it: a setting at fault is one line there, and a stack trace here
         http="httptools",
-        ws="websockets-sansio",
+        ws=connections.Socket,
         ws_max_size=SOCKET_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # messages are short, and a compressor for each of a thousand sockets is not
         log_config=None,
@@ -87,7 +90,29 @@ async def _serve(app: assembly.Together | Starlette, settings: ServeSettings) ->
         signal.signal(number, lambda *_: None)
     async with app.router.lifespan_context(app):
         settle()
-        await uvicorn.Server(config(app, settings)).serve()
+        await Server(app, settings).serve()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, whose end is told to those who hold their requests open: they would hold it up.
+
+    Who does not take the rest of what it was told is cut off.
+    """
+
+    def __init__(self, app: assembly.Together | Starlette, settings: ServeSettings) -> None:
+        super().__init__(config(app, settings))
+        self._app = app
+        self._waiting: dict[Any, int] = {}
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % (10 * connections.LOOK_EVERY_S) == 0:
+            self._waiting = connections.cut_off(self.server_state.connections, self._waiting)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        assembly.begin_to_close(self._app)
+        await super().shutdown(sockets)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ from darkroom.errors import SettingError
 from darkroom.models import Catalogue
 from darkroom.settings import (
     PREFIX,
+    GuardSettings,
     HistorySettings,
     LedgerSettings,
     LinkSettings,
     ModelSettings,
     Settings,
+    SinkUrl,
     StoreSettings,
-    WebUrl,
+    WebhookSettings,
 )
 from darkroom.transitions import BACKLOG_LIMIT
 from pydantic import Field
@@ -34,15 +36,29 @@ class IntakeSettings(Settings):
     """Jobs that may wait in one pool; beyond it a submission is refused with 429."""
 
 
-class SubmitSettings(LedgerSettings, ModelSettings, IntakeSettings, BodySettings):
-    """What submit needs."""
+class WaitSettings(Settings):
+    """What functions need whose requests may wait for a job's end."""
 
-    public_url: WebUrl
-    """The address that callers use for us: the `source` of our events."""
+    max_wait_s: int = Field(default=55, ge=0, le=570)
+    """The longest that a request may wait, in seconds; 0: none does. nginx and most load balancers give up at 60 s."""
+
+
+class SubmitSettings(
+    LedgerSettings, ModelSettings, LinkSettings, GuardSettings, IntakeSettings, WaitSettings, BodySettings
+):
+    """What submit needs."""
 
 
 class JobsSettings(
-    LedgerSettings, HistorySettings, ModelSettings, StoreSettings, LinkSettings, IntakeSettings, BodySettings
+    LedgerSettings,
+    HistorySettings,
+    ModelSettings,
+    StoreSettings,
+    LinkSettings,
+    WebhookSettings,
+    IntakeSettings,
+    WaitSettings,
+    BodySettings,
 ):
     """What jobs needs."""
 
@@ -51,10 +67,33 @@ class ResultSettings(LedgerSettings, LinkSettings, BodySettings):
     """What result needs."""
 
     socket_buffer: int = Field(default=256, ge=1, le=100_000)
-    """Messages that may wait for one socket; a client that takes them more slowly than they come is cut off."""
+    """Messages that may wait for one socket or event stream; a client that takes them more slowly than they come is cut
+    off."""
 
     socket_grace_s: float = Field(default=5, ge=0, le=300)
     """How long a socket stays open after its last job has ended, in seconds."""
+
+    socket_idle_s: float = Field(default=60, ge=1, le=3600)
+    """How long a socket whose client subscribes as it goes stays open while it follows no job and its client says
+    nothing, in seconds."""
+
+    socket_life_s: float = Field(default=570, ge=1, le=86_400)
+    """How long a socket or an event stream lives at most, in seconds; clients connect again and go on. Knative ends a
+    request at the revision's timeout, 600 s at most, in mid-message."""
+
+    look_every_s: float = Field(default=10, ge=0.1, le=60)
+    """How often what is followed is compared with the log, in seconds: the longest that anybody waits for a message
+    that Redis' pub/sub lost."""
+
+
+class DeadLetterSettings(LedgerSettings, BodySettings):
+    """What dead_letter needs."""
+
+    sink: SinkUrl | None = Field(default=None, validation_alias="K_SINK")
+    """Where undelivered events are posted again: the Broker that gave up on them. Without it nothing is replayed."""
+
+    replay_timeout_s: float = Field(default=10, gt=0, le=60)
+    """How long the sink may take to answer, in seconds."""
 
 
 class ServeSettings(Settings):

@@ -14,17 +14,21 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from darkroom import models, times
 from darkroom.dead_letters import REDRIVE_OF
 from darkroom.errors import FieldError, InvalidEvent, InvalidInput, UnknownModel
 from darkroom.events import REQUESTED, Event, requested_event
+from darkroom.guard import NOTHING, Allow
 from darkroom.ledger import JobRecord
 from darkroom.models import Catalogue, Model
 from darkroom.parameters import MAX_FAULTS, SIDES, SIZE, shown
 from darkroom.transitions import DEFAULT_PRIORITY, MAX_ATTEMPTS, Submission
+from darkroom.webhooks import DEFAULT_EVENTS, Webhook, WebhookEvent
+
+from darkroom_functions import receivers
 
 JOB_TYPE = "image"
 """The one kind of job there is."""
@@ -52,6 +56,9 @@ EXPIRY = "expirytime"
 https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/expirytime.md
 """
 
+WEBHOOK, WEBHOOK_EVENTS = "webhook", "webhook_events_filter"
+"""The fields of a request, and of its job, that say who is told of it, and of what."""
+
 REPEATED = "Darkroom-Repeated"
 """The header that says: this had been accepted before, and nothing was done now."""
 
@@ -69,6 +76,17 @@ class Fresh:
     job_id: str
     seed: int
     traceparent: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the fields of a request are held against: its model, the time (milliseconds since 1970), and where webhooks
+    may go though the guard knows no such address.
+    """
+
+    model: Model
+    now_ms: int
+    allow: Allow
 
 
 @dataclass(frozen=True)
@@ -91,9 +109,10 @@ class Wish:
     run_timeout: float
     start_deadline: int | None
     user_id: str | None
+    webhook: Webhook | None
 
 
-def of_event(event: Event, *, catalogue: Catalogue, tenant: str, fresh: Fresh) -> Submission:
+def of_event(event: Event, *, catalogue: Catalogue, allow: Allow, tenant: str, fresh: Fresh) -> Submission:
     """The job that a CloudEvent asks for; its `source` and `id` make repeats of it one job.
 
     Raises InvalidEvent for its attributes, InvalidInput and UnknownModel for its data.
@@ -102,7 +121,7 @@ def of_event(event: Event, *, catalogue: Catalogue, tenant: str, fresh: Fresh) -
     data = {} if event.data is None else event.data
     if not isinstance(data, dict):
         raise _refusal([FieldError("data", "must be a JSON object")])
-    wish = read(data, catalogue=catalogue, now_ms=fresh.now_ms, where="data.")
+    wish = read(data, catalogue=catalogue, allow=allow, now_ms=fresh.now_ms, where="data.")
     deadlines = [deadline for deadline in (wish.start_deadline, expiry) if deadline is not None]
     return _submission(
         wish,
@@ -118,12 +137,14 @@ def of_event(event: Event, *, catalogue: Catalogue, tenant: str, fresh: Fresh) -
     )
 
 
-def of_rest(request: RestRequest, *, catalogue: Catalogue, tenant: str, fresh: Fresh, source: str) -> Submission:
+def of_rest(
+    request: RestRequest, *, catalogue: Catalogue, allow: Allow, tenant: str, fresh: Fresh, source: str
+) -> Submission:
     """The job that a REST request asks for, with a CloudEvent made for it whose `source` is ours.
 
     Raises InvalidInput and UnknownModel.
     """
-    wish = read(request.data, catalogue=catalogue, now_ms=fresh.now_ms, model_of_path=request.model)
+    wish = read(request.data, catalogue=catalogue, allow=allow, now_ms=fresh.now_ms, model_of_path=request.model)
     key = request.idempotency_key
     return _submission(
         wish,
@@ -159,8 +180,8 @@ def of_redrive(
     source: str,
     traceparent: str | None,
 ) -> Submission:
-    """The job that is made of a dead letter: as that was, with `edits` over its input. It has no start deadline, since
-    that of the letter bound its first attempt only.
+    """The job that is made of a dead letter: as that was, its webhook included, with `edits` over its input. It has no
+    start deadline, since that of the letter bound its first attempt only.
 
     Raises InvalidInput and UnknownModel: the letter's input is held against its model as that is now.
     """
@@ -175,8 +196,9 @@ def of_redrive(
         "run_timeout": min(letter.run_timeout, model.run_timeout_s),
         "user_id": letter.fields.get("user_id"),
     }
+    wish = read(data, catalogue=catalogue, allow=NOTHING, now_ms=fresh.now_ms)
     return _submission(
-        read(data, catalogue=catalogue, now_ms=fresh.now_ms),
+        replace(wish, webhook=letter.webhook),
         tenant=letter.tenant,
         fresh=fresh,
         start_deadline=None,
@@ -192,7 +214,13 @@ def of_redrive(
 
 
 def read(
-    data: Mapping[str, object], *, catalogue: Catalogue, now_ms: int, model_of_path: str | None = None, where: str = ""
+    data: Mapping[str, object],
+    *,
+    catalogue: Catalogue,
+    allow: Allow,
+    now_ms: int,
+    model_of_path: str | None = None,
+    where: str = "",
 ) -> Wish:
     """What `data` asks for. `where` stands before the names of fields in faults.
 
@@ -200,15 +228,18 @@ def read(
     check the rest against (UnknownModel).
     """
     model = _model(data, catalogue, model_of_path, where)
+    rules = Rules(model, now_ms, allow)
     faults: list[FieldError] = []
     values: dict[str, Any] = {}
     for name, reader in FIELDS.items():
         value = data.get(name)
         if value is not None:
             try:
-                values[name] = reader(value, model, now_ms)
+                values[name] = reader(value, rules)
             except ValueError as error:
                 faults.append(FieldError(where + name, str(error)))
+    if WEBHOOK_EVENTS in values and data.get(WEBHOOK) is None:
+        faults.append(FieldError(where + WEBHOOK_EVENTS, f"says of what the {WEBHOOK} is told, and there is none"))
     parameters, prefix = _parameters(data, where, faults)
     checked: Mapping[str, object] = {}
     try:
@@ -224,6 +255,7 @@ def read(
         run_timeout=values.get("run_timeout", model.run_timeout_s),
         start_deadline=values.get("start_deadline"),
         user_id=values.get("user_id"),
+        webhook=Webhook(values[WEBHOOK], values.get(WEBHOOK_EVENTS, DEFAULT_EVENTS)) if WEBHOOK in values else None,
     )
 
 
@@ -279,6 +311,7 @@ def _submission(
         traceparent=traceparent,
         accepted={"model": model.name},
         redrive_of=redrive_of,
+        webhook=wish.webhook,
     )
 
 
@@ -358,54 +391,59 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _read_user_id(value: object, _model: Model, _now_ms: int) -> str:
+def _read_user_id(value: object, _rules: Rules) -> str:
     if not isinstance(value, str) or len(value) > MAX_USER_ID or not _USER_ID.fullmatch(value):
         raise ValueError(f"must be a string of 1 to {MAX_USER_ID} characters, none of them a control character")
     return value
 
 
-def _read_job_type(value: object, _model: Model, _now_ms: int) -> str:
+def _read_job_type(value: object, _rules: Rules) -> str:
     if value != JOB_TYPE:
         raise ValueError(f'must be "{JOB_TYPE}"')
     return JOB_TYPE
 
 
-def _read_priority(value: object, _model: Model, _now_ms: int) -> int:
+def _read_priority(value: object, _rules: Rules) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not LEAST_PRIORITY <= value <= MOST_PRIORITY:
         raise ValueError(f"must be an integer from {LEAST_PRIORITY} (first) to {MOST_PRIORITY} (last)")
     return value
 
 
-def _read_run_timeout(value: object, model: Model, _now_ms: int) -> float:
-    if not _is_number(value) or not MIN_RUN_TIMEOUT_S <= value <= model.run_timeout_s:
-        raise ValueError(f"must be a number of seconds from {MIN_RUN_TIMEOUT_S} to {model.run_timeout_s}")
+def _read_run_timeout(value: object, rules: Rules) -> float:
+    longest = rules.model.run_timeout_s
+    if not _is_number(value) or not MIN_RUN_TIMEOUT_S <= value <= longest:
+        raise ValueError(f"must be a number of seconds from {MIN_RUN_TIMEOUT_S} to {longest}")
     return value
 
 
-def _read_start_deadline(value: object, _model: Model, now_ms: int) -> int:
+def _read_start_deadline(value: object, rules: Rules) -> int:
     if isinstance(value, str):
         return times.to_ms(value)
     if not _is_number(value) or not 0 < value <= MAX_START_DELAY_S:
         raise ValueError(f"must be an RFC 3339 time, or a number of seconds from now, at most {MAX_START_DELAY_S}")
-    return now_ms + math.ceil(value * 1000)
+    return rules.now_ms + math.ceil(value * 1000)
 
 
-def _refuse_webhook(_value: object, _model: Model, _now_ms: int) -> None:
-    raise ValueError("is not taken: this version delivers no webhooks. Follow the job on /ws/jobs/{job_id}")
+def _read_webhook(value: object, rules: Rules) -> str:
+    return receivers.read_url(value, allow=rules.allow)
+
+
+def _read_webhook_events(value: object, _rules: Rules) -> frozenset[WebhookEvent]:
+    return receivers.read_events(value)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-FIELDS: Mapping[str, Callable[[object, Model, int], object]] = {
+FIELDS: Mapping[str, Callable[[object, Rules], object]] = {
     "user_id": _read_user_id,
     "job_type": _read_job_type,
     "priority": _read_priority,
     "run_timeout": _read_run_timeout,
     "start_deadline": _read_start_deadline,
-    "webhook": _refuse_webhook,
-    "webhook_events_filter": _refuse_webhook,
+    WEBHOOK: _read_webhook,
+    WEBHOOK_EVENTS: _read_webhook_events,
 }
 """The fields that concern the job and not the model, beside `model` and `input`, each with what reads it. A reader
 raises ValueError with the reason, worded to follow the field's name."""

@@ -1,26 +1,41 @@
 """submit: takes requests for jobs, as CloudEvents or over REST, and answers at once with a slip.
 
 A request is read and checked (`submission.py`), then accepted by the ledger in one atomic step (`intake.py`): with the
-202, the job is recorded and queued. What cannot be taken is refused with every
-field at fault named, and nothing of it is stored.
+202, the job is recorded and queued. What cannot be taken is refused with every field at fault named, and nothing of it
+is stored.
+
+Over REST a caller may prefer to wait (`Prefer: wait=30`, RFC 7240): the answer is 200 with the job once that has ended,
+however it ended, or 202 with the slip when the time is over (`waiting.py`). The job goes on without its caller.
 
 A CloudEvent's answer is itself one, since a Knative Trigger's subscriber may answer nothing else; a batch, which no
-Trigger sends, is answered with a verdict for each event.
+Trigger sends, is answered with a verdict for each event. Nobody waits with a CloudEvent: its answer goes into a Broker,
+which hears of the job's end from the courier.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import functions_framework.aio
-from darkroom import events, traces
-from darkroom.errors import DarkroomError, FieldError, InvalidEvent, InvalidInput, NotFound, TemporaryError
+from darkroom import events, logs, traces
+from darkroom.errors import (
+    DarkroomError,
+    FieldError,
+    InvalidEvent,
+    InvalidInput,
+    LedgerUnavailable,
+    NotFound,
+    TemporaryError,
+)
 from darkroom.event_http import Mode, parse_http
 from darkroom.events import Event
 from darkroom.ledger import AsyncLedger, connect_async
+from darkroom.links import Links
 from darkroom.models import Catalogue
 from darkroom.settings import load
 from darkroom.transitions import Accepted, Submission
@@ -28,16 +43,20 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from darkroom_functions import paths, submission
+from darkroom_functions import paths, submission, views
 from darkroom_functions.answers import answer, problem, problem_members, problem_of
 from darkroom_functions.bodies import json_object, read_body
+from darkroom_functions.health import patience
 from darkroom_functions.intake import Intake, fresh, slip_headers, slip_status
 from darkroom_functions.settings import SubmitSettings, catalogue_of
 from darkroom_functions.submission import RestRequest
 from darkroom_functions.tenants import tenant_of
+from darkroom_functions.waiting import Wait, Waiting
 
 MAX_IDEMPOTENCY_KEY = 255
 """Characters of the header `Idempotency-Key`."""
+
+_log = logs.logger(__name__)
 
 
 @asynccontextmanager
@@ -47,9 +66,13 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     catalogue = catalogue_of(settings)
     client = connect_async(settings.redis_url.get_secret_value())
     app.state.ledger = AsyncLedger(client, settings.namespace)
-    app.state.desk = Desk(Intake(app.state.ledger, backlog_limit=settings.backlog_limit), catalogue, settings)
+    waiting = Waiting(app.state.ledger, client, most_s=settings.max_wait_s, closing=app.state.closing)
+    app.state.desk = Desk(
+        app.state.ledger, Intake(app.state.ledger, backlog_limit=settings.backlog_limit), waiting, catalogue, settings
+    )
     try:
-        yield
+        async with waiting.running():
+            yield
     finally:
         await client.aclose()
 
@@ -73,7 +96,9 @@ async def submit(request: Request) -> Response:
 class Desk:
     """What a request is held against, and where it goes from here."""
 
+    ledger: AsyncLedger
     intake: Intake
+    waiting: Waiting
     catalogue: Catalogue
     settings: SubmitSettings
 
@@ -133,7 +158,9 @@ async def _judged(
 def _job_of(event: Event | InvalidEvent, tenant: str, desk: Desk) -> Submission:
     if isinstance(event, InvalidEvent):
         raise event
-    return submission.of_event(event, catalogue=desk.catalogue, tenant=tenant, fresh=fresh())
+    return submission.of_event(
+        event, catalogue=desk.catalogue, allow=desk.settings.webhook_allow, tenant=tenant, fresh=fresh()
+    )
 
 
 def _verdict(outcome: Accepted | DarkroomError) -> dict[str, object]:
@@ -158,12 +185,40 @@ async def _rest(request: Request, desk: Desk, *, model: str | None) -> Response:
     job = submission.of_rest(
         rest,
         catalogue=desk.catalogue,
+        allow=desk.settings.webhook_allow,
         tenant=tenant_of(request),
         fresh=fresh(),
         source=desk.settings.public_url,
     )
     accepted = await desk.intake.take(job, memory_high=await desk.intake.is_memory_high())
-    return answer(events.accepted_answer(accepted.job_id), status=slip_status(accepted), headers=slip_headers(accepted))
+    wait = desk.waiting.preferred(request)
+    headers = slip_headers(accepted) | wait.headers
+    if not wait.is_preferred:
+        return answer(events.accepted_answer(accepted.job_id), status=slip_status(accepted), headers=headers)
+    view = await _view_of_end(accepted.job_id, request, wait, desk)
+    if view is None:
+        return answer(events.accepted_answer(accepted.job_id), status=202, headers=headers)
+    return answer(view, headers=headers)
+
+
+async def _view_of_end(job_id: str, request: Request, wait: Wait, desk: Desk) -> dict[str, Any] | None:
+    """The job once it has ended; None where the wait was over before, or nothing can be learnt of the job now.
+
+    It was accepted: a refusal for want of the ledger would have it submitted again.
+    """
+    tenant = tenant_of(request)
+    try:
+        await desk.waiting.for_end(job_id, tenant=tenant, wait=wait, request=request)
+        async with patience():
+            record = await desk.ledger.job(job_id, tenant=tenant)
+            if record is None or not record.state.is_terminal:
+                return None
+            log = await desk.ledger.log(job_id)
+    except LedgerUnavailable as error:
+        _log.warning("not_waited", job=job_id, error=error.detail)
+        return None
+    links = Links.of(desk.settings)
+    return views.story(record, log, catalogue=desk.catalogue, links=links, now_s=time.time())
 
 
 def _idempotency_key(request: Request) -> str | None:

@@ -1,4 +1,4 @@
-"""Views: a job or a dead letter as `jobs` shows it, made of its record, log and model. `openapi.py` describes them.
+"""Views: a job, a dead letter or an undelivered event as it is shown. `openapi.py` describes them.
 
 Older clients know a job's id as `job_id`, `task_id` or `celery_task_id`, its state as `status`, and its main
 parameters at the top: all of them are here, beside the names that darkroom uses itself.
@@ -15,10 +15,17 @@ from darkroom.ledger import JobRecord, LogEntry
 from darkroom.links import Links
 from darkroom.models import Catalogue
 from darkroom.times import iso
+from darkroom.undelivered import Undelivered
 from darkroom.updates import artifacts_of
+from darkroom.webhooks import PER_JOB, Delivery, Subscription, WebhookEvent, in_order
+
+from darkroom_functions.redaction import redacted
 
 TOP_PARAMETERS = ("prompt", "width", "height", "seed")
 """Parameters that also stand at the top of a view, null where the model has none of that name."""
+
+NO_WEBHOOK: Mapping[str, None] = {"webhook": None, "webhook_events_filter": None}
+"""In the view of a job that named none, in place of `Webhook.encode`."""
 
 ENDS_OF_ATTEMPT: Mapping[JobEvent, str] = {
     JobEvent.RELEASED: "released",
@@ -77,7 +84,16 @@ def job(
         "record": end.get("record"),
         "traceparent": record.traceparent,
         "redrive_of": record.fields.get(REDRIVE_OF),
+        **(record.webhook.encode() if record.webhook else NO_WEBHOOK),
     }
+
+
+def story(
+    record: JobRecord, log: Sequence[LogEntry], *, catalogue: Catalogue, links: Links, now_s: float
+) -> dict[str, Any]:
+    """A single job, with its attempts: `log` is as much of its log as is kept."""
+    view = job(record, head=log[-1] if log else None, catalogue=catalogue, links=links, now_s=now_s)
+    return {**view, "attempts": attempts(log) if log else None}
 
 
 def dead_letter(letter: DeadLetter) -> dict[str, Any]:
@@ -93,6 +109,75 @@ def dead_letter(letter: DeadLetter) -> dict[str, Any]:
         "attempts": attempts(letter.log),
         "event": letter.event,
     }
+
+
+def undelivered(kept: Undelivered) -> dict[str, Any]:
+    """An event that Knative gave up on, as it failed last. Its secrets are hidden; its data may be left out."""
+    failure = kept.failure
+    return {
+        "id": kept.id,
+        "state": "undelivered" if kept.replayed is None else "replayed",
+        "event": redacted(kept.event.encode_structured()),
+        "bytes": kept.size,
+        "destination": redacted(failure.destination),
+        "code": failure.code,
+        "answer": redacted(failure.answer),
+        "first_failed_at": iso(kept.first),
+        "failed_at": iso(kept.last),
+        "replayed_at": _time(kept.replayed),
+    }
+
+
+def subscription(subscription: Subscription) -> dict[str, Any]:
+    """What its owner said, and what became of it. Its secret is told by itself."""
+    return {
+        "id": subscription.id,
+        "url": subscription.url,
+        "events": [event.value for event in in_order(subscription.events)],
+        "models": list(subscription.models),
+        "state": subscription.state.value,
+        "reason": subscription.reason,
+        "created_at": iso(subscription.created),
+        "changed_at": iso(subscription.changed),
+        "failing_since": _time(subscription.failing_since),
+        "allowed_rate": subscription.allowed_rate,
+    }
+
+
+def delivery(delivery: Delivery) -> dict[str, Any]:
+    """One event on its way to one address, and each try that is still known."""
+    return {
+        "id": delivery.id,
+        "job_id": delivery.job_id,
+        "event": delivery.event.value,
+        "event_id": _event_id(delivery),
+        "sequence": delivery.seq,
+        "subscription": None if delivery.recipient == PER_JOB else delivery.recipient,
+        "url": delivery.url,
+        "state": delivery.state.value,
+        "reason": delivery.reason,
+        "created_at": iso(delivery.created),
+        "ended_at": _time(delivery.ended),
+        "due_at": _time(delivery.due),
+        "tried": delivery.tried,
+        "tries": [
+            {
+                "number": each.number,
+                "at": iso(each.at),
+                "took_ms": each.took_ms,
+                "status": each.status,
+                "error": each.error,
+            }
+            for each in delivery.tries
+        ],
+    }
+
+
+def secret(
+    value: str, *, generation: int | None = None, previous: str | None = None, until: int | None = None
+) -> dict[str, Any]:
+    """What signs. Of a subscription: which of its secrets it is, and what signs beside it until then (ms)."""
+    return {"secret": value, "generation": generation, "previous": previous, "previous_until": _time(until)}
 
 
 def attempts(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
@@ -138,6 +223,12 @@ def model_list(catalogue: Catalogue, schemas: Mapping[str, object]) -> dict[str,
             for model in catalogue
         ]
     }
+
+
+def _event_id(delivery: Delivery) -> str:
+    """As `LogEntry.event_id`, and so the `webhook-id` of each post."""
+    is_start = delivery.event is WebhookEvent.STARTED
+    return f"{delivery.job_id}:{delivery.seq if is_start else 'end'}"
 
 
 def _updated(record: JobRecord, head: LogEntry | None) -> int:

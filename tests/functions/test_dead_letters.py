@@ -157,14 +157,15 @@ def test_a_letter_of_another_tenant_is_not_there(api: Api) -> None:
 
 
 def test_a_redrive_makes_a_new_job_like_the_old_one(api: Api) -> None:
-    letter = dead(api, {"model": "sd", "prompt": "x", "priority": 2, "run_timeout": 33, "user_id": "anna"})
+    hook = {"webhook": "https://client.example/", "webhook_events_filter": ["started"]}
+    letter = dead(api, {"model": "sd", "prompt": "x", "priority": 2, "run_timeout": 33, "user_id": "anna", **hook})
     response = api.post(f"{LETTERS}/{letter}/redrive")
     assert response.status_code == 202, response.text
     new_id = response.json()["id"]
     assert response.headers["location"] == JOBS + new_id
     old, new = api.job(letter), api.job(new_id)
     assert (new["state"], new["redrive_of"], old["redrive_of"]) == ("pending", letter, None)
-    for name in ("model", "input", "priority", "run_timeout", "user_id", "max_attempts"):
+    for name in ("model", "input", "priority", "run_timeout", "user_id", "max_attempts", *hook):
         assert new[name] == old[name], name
     assert old["state"] == State.FAILED
     assert listed(api) == []

@@ -117,7 +117,7 @@ def without_links(view: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("state", ENDS)
 def test_a_job_is_shown_as_before_when_only_the_history_has_it(aged: Aged, state: State) -> None:
-    job_id = ended(aged.api, state, user_id="anna", priority=3)
+    job_id = ended(aged.api, state, user_id="anna", priority=3, webhook="https://client.example/")
     before, task = aged.api.job(job_id), aged.api.get(f"/tasks/{job_id}").json()
     assert before["state"] == state
     aged.age(job_id)

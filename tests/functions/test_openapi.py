@@ -14,16 +14,21 @@ from darkroom.jobs import State
 from darkroom.links import Links
 from darkroom.models import Catalogue
 from darkroom_functions import listing, openapi, paths, submission
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import SecretStr
 
+from tests.courier.sink import Sink
 from tests.functions.api import JOBS, Api, binary, serving, structured
 from tests.parts import LINK_KEY, PUBLIC_URL
 from tests.redis_server import RedisServer
 
 LETTERS = paths.DEAD_LETTERS
+SUBSCRIPTIONS = paths.SUBSCRIPTIONS
+RECEIVER = "https://client.example/"
+
+UNKNOWN = f"/und_{0:032x}"
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -51,6 +56,12 @@ def test_every_field_and_every_query_parameter_is_described(api: Api) -> None:
     assert described == list(listing.PARAMETERS)
     described = [parameter["name"] for parameter in document["paths"][LETTERS]["get"]["parameters"]]
     assert described == list(listing.LETTER_PARAMETERS)
+    of_job, *described = [
+        parameter["name"] for parameter in document["paths"][JOBS + "{id}/deliveries"]["get"]["parameters"]
+    ]
+    assert (of_job, described) == ("id", list(listing.DELIVERY_PARAMETERS))
+    described = [parameter["name"] for parameter in document["paths"][paths.UNDELIVERED]["get"]["parameters"]]
+    assert described == list(listing.UNDELIVERED_PARAMETERS)
 
 
 def test_every_schema_is_one_and_every_reference_leads_somewhere(api: Api) -> None:
@@ -72,7 +83,10 @@ def references(value: object) -> list[str]:
 
 def test_every_status_that_is_described_is_answered(own_redis: RedisServer, namespace: str, tmp_path: Path) -> None:
     """The client holds each answer against the description of its operation and status; here all of them come."""
-    with serving(own_redis.url, namespace, tmp_path, DARKROOM_BACKLOG_LIMIT="10") as api:
+    with (
+        Sink().running() as sink,
+        serving(own_redis.url, namespace, tmp_path, DARKROOM_BACKLOG_LIMIT="10", K_SINK=sink.url) as api,
+    ):
         provoke_submit(api)
         provoke_jobs(api)
         own_redis.stop()
@@ -115,6 +129,7 @@ def provoke_submit(api: Api) -> None:
 def provoke_jobs(api: Api) -> None:
     """Every answer of jobs but those of an outage."""
     living, *_, job_id = (job["id"] for job in api.get(JOBS).json()["jobs"])
+    api.get(JOBS + job_id, params={"wait": "soon"})
     api.request("DELETE", JOBS + living)
     for wanted in (job_id, "123", job_id):  # cancelled and deleted when it is asked for again
         api.get(f"/tasks/{wanted}")
@@ -122,13 +137,28 @@ def provoke_jobs(api: Api) -> None:
         api.post(f"{JOBS}{wanted}/cancel")
         api.request("DELETE", JOBS + wanted)
     api.get(JOBS, params={"state": "x"})
+    provoke_streams(api)
     provoke_dead_letters(api)
+    provoke_undelivered(api)
+    provoke_subscriptions(api)
+    provoke_deliveries(api)
     api.get("/api/v1/models")
     api.get("/openapi.json")
     broken = api.get(JOBS).json()["jobs"][0]["id"]
     api.jobs.redis.hset(f"{api.jobs.namespace}:job:{broken}", "state", "undeveloped")
     assert api.get(JOBS + broken).status_code == 500
     api.jobs.redis.hset(f"{api.jobs.namespace}:job:{broken}", "state", State.PENDING)
+
+
+def provoke_streams(api: Api) -> None:
+    """Every answer of event streams but those of an outage."""
+    stream = f"{JOBS}{api.jobs.completed()}/events"
+    api.get(stream)
+    for cursor in ("end", "soon"):
+        api.get(stream, headers={"last-event-id": cursor})
+    api.get(f"{JOBS}123/events")
+    api.request("HEAD", paths.NEWS)
+    api.get(paths.NEWS, params={"since": "soon"})
 
 
 def provoke_dead_letters(api: Api) -> None:
@@ -163,19 +193,88 @@ def provoke_dead_letters(api: Api) -> None:
     api.request("DELETE", LETTERS)
 
 
+def provoke_undelivered(api: Api) -> None:
+    """Every answer about undelivered events but those of an outage."""
+    api.client.post(paths.UNDELIVERED_SINK, headers=binary("undelivered"))
+    event_id = api.get(paths.UNDELIVERED).json()["undelivered_events"][0]["id"]
+    api.get(paths.UNDELIVERED, params={"limit": "0"})
+    for wanted in (event_id, "123"):
+        for method, path in (("GET", ""), ("POST", "/replay"), ("DELETE", "")):
+            api.request(method, f"{paths.UNDELIVERED}/{wanted}{path}")
+
+
+def provoke_subscriptions(api: Api) -> None:
+    """Every answer about subscriptions, and about what verifies, but those of an outage."""
+    while (made := api.post(SUBSCRIPTIONS, json={"url": RECEIVER})).is_success:
+        newest = made.headers["location"]
+    for path, method in ((SUBSCRIPTIONS, "POST"), (newest, "PATCH"), (newest + "/rotate-secret", "POST")):
+        for body in refused_bodies():
+            api.request(method, path, **body)
+    api.get(SUBSCRIPTIONS)
+    for path in (newest, newest, SUBSCRIPTIONS + "/123"):  # deleted when it is asked for again
+        for method, below in (
+            ("GET", ""),
+            ("PATCH", ""),
+            ("GET", "/secret"),
+            ("POST", "/rotate-secret"),
+            ("DELETE", ""),
+        ):
+            api.request(method, path + below, **({"json": {}} if method in ("PATCH", "POST") else {}))
+    api.get("/api/v1/webhook-secret")
+    api.get(paths.WEBHOOK_KEYS)
+
+
+def refused_bodies() -> list[dict[str, Any]]:
+    """What to send to be refused for each thing that can be wrong with a body."""
+    as_json = {"content-type": "application/json"}
+    return [
+        {"content": b"{", "headers": as_json},
+        {"content": b"{}", "headers": {"content-type": "text/plain"}},
+        {"content": b" " * (2 * 1024 * 1024 + 1), "headers": as_json},
+        {"json": {"colour": "red"}},
+    ]
+
+
+def provoke_deliveries(api: Api) -> None:
+    """Every answer about deliveries but those of an outage; there are subscriptions when they begin."""
+    job_id = api.jobs.completed()
+    api.jobs.run(transitions.applied(job_id, seq=api.jobs.end_seq(job_id)))
+    deliveries = f"{JOBS}{job_id}/deliveries"
+    (delivery, *_) = api.get(deliveries).json()["deliveries"]
+    api.get(deliveries, params={"limit": "0"})
+    api.post(f"{deliveries}/{delivery['id']}/redeliver")
+    api.request("DELETE", f"{SUBSCRIPTIONS}/{delivery['subscription']}")
+    for _ in range(2):  # the job is deleted when it is asked for again
+        for path in (f"/{delivery['id']}", "/123"):
+            api.get(deliveries + path)
+            api.post(f"{deliveries}{path}/redeliver")
+        api.get(deliveries)
+        api.request("DELETE", JOBS + job_id)
+    api.get(f"{JOBS}123/deliveries")
+
+
 def provoke_outage(api: Api) -> str:
     """Every answer of an outage, and of artifacts, which need no Redis. Answers an artifact's link."""
     api.post(JOBS, json={})
     api.post("/flux")
     api.post("/", headers=binary("five"), json={})
     job_id = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
-    for path in (f"/tasks/{job_id}", JOBS + job_id, JOBS):
+    for path in (f"/tasks/{job_id}", JOBS + job_id, JOBS, f"{JOBS}{job_id}/events", paths.NEWS):
         api.get(path)
     api.post(f"{JOBS}{job_id}/cancel")
     api.request("DELETE", JOBS + job_id)
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/" + job_id), ("DELETE", "/" + job_id)):
         api.request(method, LETTERS + path)
     api.post(f"{LETTERS}/{job_id}/redrive")
+    for method, path in (("GET", ""), ("GET", UNKNOWN), ("DELETE", UNKNOWN), ("POST", UNKNOWN + "/replay")):
+        api.request(method, paths.UNDELIVERED + path)
+    api.get(SUBSCRIPTIONS)
+    api.post(SUBSCRIPTIONS, json={"url": RECEIVER})
+    subscription = f"{SUBSCRIPTIONS}/sub_{job_id}"
+    for method, path in (("GET", ""), ("PATCH", ""), ("DELETE", ""), ("GET", "/secret"), ("POST", "/rotate-secret")):
+        api.request(method, subscription + path, **({"json": {}} if method in ("PATCH", "POST") else {}))
+    for method, path in (("GET", ""), ("GET", "/1"), ("POST", "/1/redeliver")):
+        api.request(method, f"{JOBS}{job_id}/deliveries{path}")
     sha256 = "0" * 64
     key = f"default/{job_id}/1/0-{sha256}.png"
     link = Links("", SecretStr(LINK_KEY), ttl_s=600).to(key, now_s=time.time())
@@ -212,7 +311,8 @@ LIKELY: Mapping[str, st.SearchStrategy[Any]] = {
     "priority": st.integers(-1, 10),
     "run_timeout": st.floats(0, 700) | st.integers(0, 700),
     "start_deadline": st.sampled_from(["2999-01-01T00:00:00Z", "soon"]) | st.integers(-1, 10**8),
-    "webhook": st.none() | st.just("https://client.example/"),
+    "webhook": st.sampled_from([None, RECEIVER, "https://10.0.0.1/", "client.example"]),
+    "webhook_events_filter": st.lists(st.sampled_from(["started", "failed", "accepted"]), max_size=3),
 }
 ASCII = st.text(st.characters(codec="ascii"), max_size=40)
 
@@ -262,6 +362,7 @@ def test_bytes_are_refused_as_described(api: Api, content: bytes, path: str, con
 
 
 @EXAMPLES
+@example("GET", ["\n", ""])
 @given(
     st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]),
     st.lists(st.text(max_size=12) | st.sampled_from(["api", "v1", "generation-jobs", "tasks", "artifacts", "flux"])),

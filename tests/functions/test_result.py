@@ -6,12 +6,11 @@ A test drives the jobs through the ledger itself, in place of submit, a worker a
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,17 @@ import websockets
 from darkroom import event_http, events
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import scripts
-from websockets.asyncio.client import ClientConnection, connect
+from darkroom.webhooks import Webhook, WebhookEvent
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.conftest import RedisServers
 from tests.driven_jobs import TENANT, DrivenJobs
+from tests.functions.listeners import DEADLINE_S, told, told_to_the_end, watching
 from tests.parts import PUBLIC_URL, Functions, environment
 from tests.redis_server import RedisKind, RedisServer
 from tests.waiting import eventually
 
-DEADLINE_S = 60.0
 GRACE_S = 0.3
 """How long the sockets of these tests stay after their last end: enough for a pong."""
 
@@ -107,31 +107,6 @@ def post(function: Functions, event: events.Event, *, path: str = "/", structure
     return httpx.post(function.url + path, headers=headers, content=body, trust_env=False, timeout=DEADLINE_S)
 
 
-@asynccontextmanager
-async def watching(function: Functions, *job_ids: str) -> AsyncIterator[ClientConnection]:
-    """A socket that follows one job by its path, or several by `job_ids`."""
-    path = f"/ws/jobs/{job_ids[0]}" if len(job_ids) == 1 else f"/ws/jobs?job_ids={','.join(job_ids)}"
-    async with connect(function.ws_url + path, proxy=None) as ws:
-        yield ws
-
-
-async def told(ws: ClientConnection) -> dict[str, Any]:
-    """The next message."""
-    async with asyncio.timeout(DEADLINE_S):
-        message: dict[str, Any] = json.loads(await ws.recv())
-    return message
-
-
-async def told_to_the_end(ws: ClientConnection) -> tuple[list[dict[str, Any]], int]:
-    """All messages until the server closes, and the code it closes with."""
-    messages: list[dict[str, Any]] = []
-    with suppress(ConnectionClosed):
-        while True:
-            messages.append(await told(ws))
-    assert ws.close_code is not None
-    return messages, ws.close_code
-
-
 class TestEvents:
     """What comes in over HTTP."""
 
@@ -174,10 +149,22 @@ class TestEvents:
         assert job_id in jobs.outbox()
         assert not jobs.is_applied(job_id)
 
-    @pytest.mark.parametrize("kind", ["requested", "accepted", "progressed", "anything"])
+    def test_a_start_is_applied_too_where_somebody_asked_for_it(self, result: Functions, jobs: DrivenJobs) -> None:
+        job_id = jobs.submit(webhook=Webhook("https://receiver.test/hook", frozenset({WebhookEvent.STARTED})))
+        jobs.start(job_id)
+        assert job_id in jobs.outbox()
+        event = terminal_event(job_id, 2, kind=JobEvent.STARTED, id=f"{job_id}:2")
+        for _ in range(2):
+            assert post(result, event).status_code == 204
+        assert job_id not in jobs.outbox()
+        assert jobs.redis.zcard(f"{jobs.namespace}:deliveries-of:{job_id}") == 1
+
+    @pytest.mark.parametrize(
+        "kind", ["job.requested", "job.accepted", "job.progressed", "job.anything", "subscription.disabled"]
+    )
     def test_other_events_of_ours_are_ignored(self, result: Functions, jobs: DrivenJobs, kind: str) -> None:
         job_id = jobs.completed()
-        event = terminal_event(job_id, jobs.end_seq(job_id), type=f"dev.darkroom.job.{kind}")
+        event = terminal_event(job_id, jobs.end_seq(job_id), type=f"dev.darkroom.{kind}")
         assert post(result, event).status_code == 204
         assert not jobs.is_applied(job_id)
 

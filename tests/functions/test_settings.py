@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from darkroom.guard import NOTHING
 from darkroom.settings import Settings
 from darkroom_functions.settings import JobsSettings, ServeSettings, SubmitSettings
 
@@ -37,7 +38,15 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
     [
         (
             SubmitSettings,
-            {"backlog_limit": 10_000, "max_body_bytes": 2_097_152, "models": (), "namespace": "darkroom"},
+            {
+                "backlog_limit": 10_000,
+                "link_ttl_s": 86_400,
+                "max_body_bytes": 2_097_152,
+                "max_wait_s": 55,
+                "models": (),
+                "namespace": "darkroom",
+                "webhook_allow": NOTHING,
+            },
         ),
         (
             JobsSettings,
@@ -45,8 +54,10 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
                 "backlog_limit": 10_000,
                 "link_ttl_s": 86_400,
                 "max_body_bytes": 2_097_152,
+                "max_wait_s": 55,
                 "models": (),
                 "namespace": "darkroom",
+                "webhook_allow": NOTHING,
             },
         ),
         (ServeSettings, {"host": "127.0.0.1", "port": 8080}),
@@ -68,10 +79,14 @@ def test_the_defaults_are_these(kind: type[Settings], defaults: Mapping[str, obj
         ("submit", "DARKROOM_PUBLIC_URL", "http://darkroom.example/a b"),
         ("submit", "DARKROOM_BACKLOG_LIMIT", "0"),
         ("submit", "DARKROOM_MAX_BODY_BYTES", "2 MB"),
+        ("submit", "DARKROOM_MAX_WAIT_S", "ten minutes"),
         ("submit", "DARKROOM_MODELS", "/nowhere/at/all"),
         ("jobs", "DARKROOM_STORE", "/just/a/path"),
         ("jobs", "DARKROOM_LINK_KEY", "too short"),
         ("jobs", "DARKROOM_LINK_TTL_S", "forever"),
+        ("jobs", "DARKROOM_WEBHOOK_KEYS", "too short"),
+        ("jobs", "DARKROOM_WEBHOOK_KEYS", " , ,"),
+        ("submit", "DARKROOM_WEBHOOK_ALLOW", "10.0.0.0/33"),
         ("submit", "PORT", "80800"),
         ("submit", "DARKROOM_HOST", ""),
     ],
@@ -84,7 +99,7 @@ def test_a_bad_setting_ends_the_process_with_one_line_that_names_it(
     (line,) = ended.stderr.splitlines()
     assert ended.returncode == 2
     assert ended.stdout == ""
-    secret = variable in ("DARKROOM_REDIS_URL", "DARKROOM_LINK_KEY")
+    secret = variable in ("DARKROOM_REDIS_URL", "DARKROOM_LINK_KEY", "DARKROOM_WEBHOOK_KEYS")
     assert (value in line) is not secret or value == ""
     assert variable in line
 
@@ -102,7 +117,7 @@ def test_every_missing_setting_is_named(tmp_path: Path) -> None:
 def test_the_process_says_what_it_can_be_asked_to_serve(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     ended = serve(*arguments, environment=told(tmp_path))
     assert ended.returncode == 2
-    assert "submit|jobs|result|all" in ended.stderr
+    assert "submit|jobs|result|dead_letter|all" in ended.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -131,7 +146,7 @@ def test_a_function_alone_answers_for_itself_only(redis_url: str, namespace: str
         assert slug(response) == "not-found"
 
 
-@pytest.mark.parametrize("name", ["submit", "jobs", "result", "all"])
+@pytest.mark.parametrize("name", ["submit", "jobs", "result", "dead_letter", "all"])
 def test_a_process_is_healthy_at_once_and_ready_once_redis_was_there(
     own_redis: RedisServer, namespace: str, tmp_path: Path, name: str
 ) -> None:

@@ -25,6 +25,7 @@ from tests.functions.api import EVENT_TYPE, JOBS, TIMEOUT_S, Api, binary, faults
 from tests.redis_server import RedisServer
 from tests.waiting import eventually
 
+HOOK = "https://client.example/hook"
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -97,6 +98,7 @@ def test_a_vector_is_taken_or_refused_by_name(api: Api, vector: Vector) -> None:
         ({"data": {"input": {"prompt": 7}}}, "data.input.prompt"),
         ({"data": {"model": "nope"}}, "data.model"),
         ({"data": {"colour": "red"}}, "data.colour"),
+        ({"data": {"webhook": "https://127.0.0.1/"}}, "data.webhook"),
     ],
     ids=lambda value: json.dumps(value)[:40],
 )
@@ -270,7 +272,17 @@ def test_parameters_mean_the_same_flat_and_under_input(api: Api) -> None:
 
 
 def test_null_is_as_good_as_absent(api: Api) -> None:
-    names = ("model", "input", "user_id", "job_type", "priority", "run_timeout", "start_deadline", "webhook")
+    names = (
+        "model",
+        "input",
+        "user_id",
+        "job_type",
+        "priority",
+        "run_timeout",
+        "start_deadline",
+        "webhook",
+        "webhook_events_filter",
+    )
     job = api.job(api.submit(dict.fromkeys(names) | {"prompt": "x"}))
     assert (job["model"], job["job_type"], job["user_id"], job["priority"]) == ("flux", "image", None, 5)
 
@@ -282,6 +294,27 @@ def test_the_job_keeps_what_was_asked_for(api: Api) -> None:
     assert (job["model"], job["job_type"], job["user_id"]) == ("sd", "image", "anna")
     assert (job["priority"], job["run_timeout"]) == (2, 12.5)
     assert api.job(api.submit())["run_timeout"] == 600
+
+
+def test_the_job_keeps_whom_to_tell_and_of_what(api: Api) -> None:
+    for sent, kept in (
+        ({}, (None, None)),
+        ({"webhook": HOOK}, (HOOK, ["completed", "failed", "cancelled", "expired"])),
+        ({"webhook": HOOK, "webhook_events_filter": ["failed", "started"]}, (HOOK, ["started", "failed"])),
+    ):
+        job = api.job(api.submit(sent))
+        assert (job["webhook"], job["webhook_events_filter"]) == kept
+        event = api.post("/", headers=binary(f"webhook {len(sent)}"), json=sent)
+        job = api.job(event.json()["id"])
+        assert (job["webhook"], job["webhook_events_filter"]) == kept
+
+
+def test_another_webhook_is_another_request(api: Api) -> None:
+    key = {"Idempotency-Key": "whom to tell"}
+    assert api.post(JOBS, json={"webhook": HOOK}, headers=key).status_code == 202
+    assert api.post(JOBS, json={"webhook": HOOK}, headers=key).status_code == 200
+    other = api.post(JOBS, json={"webhook": HOOK + "/other"}, headers=key)
+    assert (other.status_code, slug(other)) == (422, "idempotency-key-reused")
 
 
 def test_a_seed_that_nobody_gave_is_drawn_and_reported(api: Api) -> None:
@@ -406,8 +439,21 @@ def test_the_message_is_a_celery_task_of_the_jobs_id_with_the_event_that_asked(
         ({"start_deadline": "soon"}, ["start_deadline"]),
         ({"start_deadline": "2026-11-20T15:00:00"}, ["start_deadline"]),
         ({"start_deadline": False}, ["start_deadline"]),
-        ({"webhook": "https://client.example/hook"}, ["webhook"]),
+        ({"webhook": 7}, ["webhook"]),
+        ({"webhook": ""}, ["webhook"]),
+        ({"webhook": "client.example/hook"}, ["webhook"]),
+        ({"webhook": "http://client.example/hook"}, ["webhook"]),
+        ({"webhook": "https://client.example:22/hook"}, ["webhook"]),
+        ({"webhook": "https://me:secret@client.example/"}, ["webhook"]),
+        ({"webhook": "https://169.254.169.254/latest/meta-data"}, ["webhook"]),
+        ({"webhook": "https://client.example/" + "x" * 2048}, ["webhook"]),
+        ({"webhook": HOOK, "webhook_events_filter": []}, ["webhook_events_filter"]),
+        ({"webhook": HOOK, "webhook_events_filter": "completed"}, ["webhook_events_filter"]),
+        ({"webhook": HOOK, "webhook_events_filter": ["progressed"]}, ["webhook_events_filter"]),
+        ({"webhook": HOOK, "webhook_events_filter": [["failed"]]}, ["webhook_events_filter"]),
+        ({"webhook": HOOK, "webhook_events_filter": ["failed", "failed"]}, ["webhook_events_filter"]),
         ({"webhook_events_filter": ["completed"]}, ["webhook_events_filter"]),
+        ({"webhook_events_filter": "completed"}, ["webhook_events_filter"]),
         ({"input": "a prompt"}, ["input"]),
         ({"input": {"prompt": 7, "user_id": "x"}}, ["input.user_id", "input.prompt"]),
         ({"input": {}, "prompt": "x", "steps": 2}, ["prompt", "steps"]),

@@ -1,0 +1,74 @@
+// Follow a job over a WebSocket until it has ended, however often the connection breaks.
+//
+//   node follow_socket.mjs ws://localhost:8000 <job id>    (Node 22; Node 20 with --experimental-websocket)
+//
+// In a browser: import { follow } from "./follow_socket.mjs".
+
+const FINAL = new Set(["completed", "failed", "cancelled", "expired"]);
+const IN_VAIN = new Set([1008, 4400, 4404]); // what we ask for is wrong, or not there
+const FIRST_PAUSE_MS = 250;
+const LONGEST_PAUSE_MS = 10_000;
+const PING_MS = 15_000;
+const SILENCE_MS = 45_000; // without an answer to three pings the connection is dead
+
+// Each message of the job once, in order. The first says how it is now, the last how it ended.
+export async function* follow(server, jobId) {
+  let since = null;
+  let pause = FIRST_PAUSE_MS;
+  for (;;) {
+    const url = `${server}/ws/jobs/${jobId}` + (since === null ? "" : `?since=${since}`);
+    for await (const message of messages(url)) {
+      if (message.type === "gap") {
+        since = null; // the log goes no further back: a snapshot follows
+      } else if ("seq" in message) {
+        since = message.seq;
+        pause = FIRST_PAUSE_MS;
+        yield message;
+        if (FINAL.has(message.state)) return;
+      }
+    }
+    // Not all clients at once after an outage.
+    await new Promise((resolve) => setTimeout(resolve, pause * (0.5 + Math.random() / 2)));
+    pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
+  }
+}
+
+// The messages of one connection, until it breaks. Throws where another would be in vain.
+async function* messages(url) {
+  const socket = new WebSocket(url);
+  const queue = [];
+  let closed = null;
+  let heard = Date.now();
+  let wake = () => {};
+  const close = (code, reason) => {
+    closed ??= { code, reason };
+    wake();
+  };
+  socket.onmessage = (event) => {
+    heard = Date.now();
+    queue.push(JSON.parse(event.data));
+    wake();
+  };
+  socket.onclose = (event) => close(event.code, event.reason);
+  socket.onerror = () => close(1006, "the connection broke");
+  const pinging = setInterval(() => {
+    if (Date.now() - heard > SILENCE_MS) close(1006, "the connection is dead");
+    else if (socket.readyState === WebSocket.OPEN) socket.send('{"type":"ping"}');
+  }, PING_MS);
+  try {
+    for (;;) {
+      while (queue.length > 0) yield queue.shift();
+      if (closed !== null) break;
+      await new Promise((resolve) => (wake = resolve));
+    }
+  } finally {
+    clearInterval(pinging);
+    socket.close();
+  }
+  if (IN_VAIN.has(closed.code)) throw new Error(`closed with ${closed.code}: ${closed.reason}`);
+}
+
+if (globalThis.process?.argv[1]?.endsWith("follow_socket.mjs")) {
+  const [server, jobId] = process.argv.slice(2);
+  for await (const message of follow(server, jobId)) console.log(JSON.stringify(message));
+}

@@ -1,0 +1,536 @@
+"""Cursors, subscriptions, event streams and a tenant's news, as clients meet them; `test_resume.py` cuts them all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import signal
+import socket as sockets
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from darkroom import transitions
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.conftest import RedisServers
+from tests.driven_jobs import DrivenJobs
+from tests.functions.listeners import (
+    DEADLINE_S,
+    Message,
+    events,
+    got,
+    next_of,
+    socket,
+    stream,
+    told,
+    told_to_the_end,
+    watching,
+)
+from tests.parts import Functions, environment
+from tests.redis_server import RedisKind, RedisServer
+from tests.waiting import eventually
+
+GRACE_S = 1
+"""How long sockets stay after their last end: enough for what a test says then."""
+IDLE_S = 5
+"""Long enough for a busy machine to say the next thing."""
+NOBODYS_ID = "01980000-0000-7000-8000-000000000000"
+
+Own = Callable[..., tuple[Functions, DrivenJobs]]
+
+
+@pytest.fixture(scope="module")
+def shared(
+    redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Functions, DrivenJobs]]:
+    """One process of result for all tests of this file that do it no harm, and its jobs."""
+    url, namespace = redis_servers(RedisKind.EMBEDDED).url, f"t-{secrets.token_hex(8)}"
+    settings = environment(url, namespace, DARKROOM_SOCKET_GRACE_S=str(GRACE_S), DARKROOM_SOCKET_IDLE_S=str(IDLE_S))
+    function = Functions("result", environment=settings, log=tmp_path_factory.mktemp("result") / "result.log")
+    function.start()
+    jobs = DrivenJobs(url, namespace)
+    yield function, jobs
+    jobs.close()
+    assert function.stop() == 0
+
+
+@pytest.fixture
+def result(shared: tuple[Functions, DrivenJobs]) -> Functions:
+    return shared[0]
+
+
+@pytest.fixture
+def jobs(shared: tuple[Functions, DrivenJobs]) -> DrivenJobs:
+    return shared[1]
+
+
+@pytest.fixture
+def own(tmp_path: Path, own_redis: RedisServer) -> Iterator[Own]:
+    """Gives a process of result with a Redis of its own, for a test that ends it or sets it up otherwise."""
+    stops: list[Callable[[], object]] = []
+
+    def start(**settings: str) -> tuple[Functions, DrivenJobs]:
+        jobs = DrivenJobs(own_redis.url, "own")
+        told = environment(own_redis.url, "own", **settings)
+        function = Functions("result", environment=told, log=tmp_path / "result.log")
+        stops.extend([jobs.close, function.stop])
+        function.start()
+        return function, jobs
+
+    yield start
+    for stop in reversed(stops):
+        stop()
+
+
+def ran(jobs: DrivenJobs, *, steps: int = 3) -> str:
+    """A job with an entry for its acceptance, its start, each step, and its end."""
+    job_id = running(jobs, steps=steps)
+    jobs.complete(job_id)
+    return job_id
+
+
+def running(jobs: DrivenJobs, *, steps: int = 3) -> str:
+    job_id = jobs.submit()
+    jobs.start(job_id)
+    for step in range(1, steps + 1):
+        jobs.progress(job_id, step=step, steps=1000)
+    return job_id
+
+
+def seqs(messages: list[Message]) -> list[int]:
+    return [message["seq"] for message in messages]
+
+
+class TestCursors:
+    """`since=` of a single job's socket, and of several jobs'."""
+
+    @pytest.mark.parametrize(("since", "expected"), [("0", [1, 2, 3, 4, 5, 6]), ("2", [3, 4, 5, 6]), ("5", [6])])
+    async def test_all_above_the_cursor_is_told(
+        self, result: Functions, jobs: DrivenJobs, since: str, expected: list[int]
+    ) -> None:
+        job_id = ran(jobs)
+        for cursor in (since, f"{job_id}:{since}"):
+            async with watching(result, job_id, since=cursor) as ws:
+                messages, code = await told_to_the_end(ws)
+            assert (seqs(messages), code) == (expected, 1000)
+            assert messages[-1]["event_id"] == f"{job_id}:end"
+
+    async def test_a_log_of_many_pages_is_told_whole_and_then_goes_on(
+        self, result: Functions, jobs: DrivenJobs
+    ) -> None:
+        job_id = running(jobs, steps=450)
+        async with watching(result, job_id, since="0") as ws:
+            assert [(await told(ws))["seq"] for _ in range(452)] == list(range(1, 453))
+            jobs.progress(job_id, step=900, steps=1000)
+            jobs.complete(job_id)
+            messages, _ = await told_to_the_end(ws)
+        assert seqs(messages) == [453, 454]
+
+    async def test_at_the_head_nothing_is_told_until_something_happens(
+        self, result: Functions, jobs: DrivenJobs
+    ) -> None:
+        job_id = running(jobs)
+        async with watching(result, job_id, since="5") as ws:
+            await ws.send('{"type": "ping"}')
+            assert await told(ws) == {"type": "pong"}
+            jobs.complete(job_id)
+            assert (await told(ws))["seq"] == 6
+
+    async def test_whoever_has_seen_the_end_is_told_nothing(self, result: Functions, jobs: DrivenJobs) -> None:
+        job_id = ran(jobs)
+        for cursor in ("end", f"{job_id}:end"):
+            async with watching(result, job_id, since=cursor) as ws:
+                assert await told_to_the_end(ws) == ([], 1000)
+
+    async def test_a_number_never_stands_for_the_end(self, result: Functions, jobs: DrivenJobs) -> None:
+        """After a Redis that lost its last second the client may have that number from another entry."""
+        job_id = ran(jobs)
+        async with watching(result, job_id, since="6") as ws:
+            messages, code = await told_to_the_end(ws)
+        assert ([message["event_id"] for message in messages], code) == ([f"{job_id}:end"], 1000)
+
+    @pytest.mark.parametrize("since", ["99", "end"])
+    async def test_a_cursor_that_does_not_fit_is_a_gap_with_the_present_state_behind_it(
+        self, result: Functions, jobs: DrivenJobs, since: str
+    ) -> None:
+        job_id = running(jobs)
+        async with watching(result, job_id, since=since) as ws:
+            assert await told(ws) == {"type": "gap", "job_id": job_id, "reason": "cursor-unknown"}
+            assert (await told(ws))["seq"] == 5
+            jobs.complete(job_id)
+            assert (await told(ws))["seq"] == 6
+
+    async def test_a_log_that_is_no_longer_kept_is_a_gap_unless_only_the_end_is_missing(
+        self, result: Functions, jobs: DrivenJobs
+    ) -> None:
+        job_id = ran(jobs)
+        jobs.redis.delete(f"{jobs.namespace}:log:{job_id}")
+        for since, expected in (("2", ["gap", 6]), ("0", ["gap", 6]), ("5", [6]), ("end", [])):
+            async with watching(result, job_id, since=since) as ws:
+                messages, code = await told_to_the_end(ws)
+            assert [message.get("type", message.get("seq")) for message in messages] == expected
+            assert code == 1000
+            if expected[:1] == ["gap"]:
+                assert messages[0]["reason"] == "log-gone"
+
+    async def test_each_of_several_jobs_has_a_cursor_or_none(self, result: Functions, jobs: DrivenJobs) -> None:
+        one, other, third = ran(jobs), ran(jobs), ran(jobs)
+        async with watching(result, one, other, third, since=f"{one}:4,{third}:end") as ws:
+            messages, code = await told_to_the_end(ws)
+        assert code == 1000
+        assert {(message["job_id"], message["seq"]) for message in messages} == {(one, 5), (one, 6), (other, 6)}
+
+    @pytest.mark.parametrize(
+        "since", ["", "x", "-1", "1.5", "+1", "٣", "9" * 16, f"{NOBODYS_ID}:1", "1,2", "end:", "1&since=2"]
+    )
+    async def test_a_cursor_that_is_none_is_refused(self, result: Functions, jobs: DrivenJobs, since: str) -> None:
+        job_id = jobs.submit()
+        for job_ids in ([job_id], [job_id, jobs.submit()]):
+            async with watching(result, *job_ids, since=since) as ws:
+                (error,), code = await told_to_the_end(ws)
+            assert (error["type"], error["code"], code) == ("error", "invalid-input", 4400)
+            assert error["detail"].startswith("since ")
+        answer = await got(result, f"/api/v1/generation-jobs/{job_id}/events", headers={"last-event-id": "x"})
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["field"] == "since"
+
+
+class TestSubscriptions:
+    """Jobs that come and go on an open socket."""
+
+    async def test_jobs_are_subscribed_to_and_left_on_an_open_socket(self, result: Functions, jobs: DrivenJobs) -> None:
+        first, second, third = jobs.submit(), running(jobs), ran(jobs)
+        async with watching(result, first) as ws:
+            await told(ws)
+            frame = {"type": "subscribe", "job_ids": [second, third], "since": {second: 3, third: f"{third}:5"}}
+            await ws.send(json.dumps(frame))
+            assert await told(ws) == {"type": "subscribed", "job_ids": [second, third]}
+            resumed = [await told(ws) for _ in range(3)]
+            assert [(message["job_id"], message["seq"]) for message in resumed] == [
+                (second, 4),
+                (second, 5),
+                (third, 6),
+            ]
+            await ws.send(json.dumps({"type": "unsubscribe", "job_ids": [second]}))
+            assert await told(ws) == {"type": "unsubscribed", "job_ids": [second]}
+            jobs.progress(second, step=9, steps=1000)
+            jobs.cancel(first)
+            assert (await told(ws))["job_id"] == first
+            await ws.send(json.dumps({"type": "subscribe", "job_ids": [second], "since": {second: 5}}))
+            assert await told(ws) == {"type": "subscribed", "job_ids": [second]}
+            assert (await told(ws))["seq"] == 6
+            jobs.complete(second)
+            assert (await told(ws))["seq"] == 7
+
+    async def test_a_job_that_is_followed_already_goes_on_as_it_is(self, result: Functions, jobs: DrivenJobs) -> None:
+        job_id = jobs.submit()
+        async with watching(result, job_id) as ws:
+            await told(ws)
+            await ws.send(json.dumps({"type": "subscribe", "job_ids": [job_id], "since": {job_id: 0}}))
+            assert await told(ws) == {"type": "subscribed", "job_ids": [job_id]}
+            jobs.cancel(job_id)
+            assert (await told(ws))["seq"] == 2
+
+    async def test_a_socket_whose_client_subscribes_stays_without_jobs_until_it_is_idle(
+        self, result: Functions, jobs: DrivenJobs
+    ) -> None:
+        first = jobs.completed()
+        async with watching(result, first) as ws:
+            await told(ws)
+            await ws.send(json.dumps({"type": "unsubscribe", "job_ids": [first]}))
+            await told(ws)
+            await asyncio.sleep(1.5 * GRACE_S)
+            second = jobs.completed()
+            await ws.send(json.dumps({"type": "subscribe", "job_ids": [second]}))
+            assert [message.get("job_id") for message in (await told(ws), await told(ws))] == [None, second]
+            (error,), code = await told_to_the_end(ws)
+        assert (error["code"], code) == ("idle", 4409)
+
+    async def test_a_job_that_is_not_there_changes_nothing(self, result: Functions, jobs: DrivenJobs) -> None:
+        first, second, anothers = jobs.submit(), jobs.submit(), jobs.submit(tenant="somebody-else")
+        async with watching(result, first) as ws:
+            await told(ws)
+            for missing in (NOBODYS_ID, anothers):
+                await ws.send(json.dumps({"type": "subscribe", "job_ids": [second, missing]}))
+                error = await told(ws)
+                assert (error["type"], error["code"]) == ("error", "not-found")
+                assert missing in error["detail"]
+                assert second not in error["detail"]
+            jobs.cancel(second)
+            jobs.cancel(first)
+            messages, code = await told_to_the_end(ws)
+        assert ([message["job_id"] for message in messages], code) == ([first], 1000)
+
+    async def test_a_socket_follows_at_most_a_hundred_jobs_at_a_time(self, result: Functions, jobs: DrivenJobs) -> None:
+        job_ids = [jobs.submit() for _ in range(101)]
+        async with watching(result, job_ids[0]) as ws:
+            await told(ws)
+            await ws.send(json.dumps({"type": "subscribe", "job_ids": job_ids[1:]}))
+            assert (await told(ws))["code"] == "invalid-input"
+            await ws.send(json.dumps({"type": "unsubscribe", "job_ids": job_ids[:1]}))
+            await told(ws)
+            await ws.send(json.dumps({"type": "subscribe", "job_ids": job_ids[1:]}))
+            assert (await told(ws))["type"] == "subscribed"
+            assert [(await told(ws))["job_id"] for _ in range(100)] == job_ids[1:]
+
+    @pytest.mark.parametrize(
+        "frame",
+        [
+            pytest.param({"type": "subscribe"}, id="no job_ids"),
+            pytest.param({"type": "subscribe", "job_ids": []}, id="none"),
+            pytest.param({"type": "subscribe", "job_ids": NOBODYS_ID}, id="no list"),
+            pytest.param({"type": "subscribe", "job_ids": [1]}, id="a number"),
+            pytest.param({"type": "subscribe", "job_ids": ["x"]}, id="no id"),
+            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID] * 101}, id="too many"),
+            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "user": 1}, id="another member"),
+            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": 7}, id="since is no object"),
+            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {"x": 7}}, id="since of another"),
+            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {NOBODYS_ID: True}}, id="a bool"),
+            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {NOBODYS_ID: -1}}, id="below 0"),
+            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {NOBODYS_ID: 10**15}}, id="huge"),
+            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {NOBODYS_ID: 1.0}}, id="a fraction"),
+            pytest.param({"type": "unsubscribe", "job_ids": [NOBODYS_ID], "since": {}}, id="since of a farewell"),
+        ],
+    )
+    async def test_a_frame_that_means_nothing_is_answered_with_an_error(
+        self, result: Functions, jobs: DrivenJobs, frame: dict[str, Any]
+    ) -> None:
+        job_id = jobs.submit()
+        async with watching(result, job_id) as ws:
+            await told(ws)
+            await ws.send(json.dumps(frame))
+            error = await told(ws)
+            assert (error["type"], error["code"]) == ("error", "bad-frame")
+            jobs.cancel(job_id)
+            assert (await told_to_the_end(ws))[1] == 1000
+
+
+class TestEventStreams:
+    """`GET …/generation-jobs/{id}/events`."""
+
+    async def test_a_job_is_told_as_on_a_socket_and_the_stream_ends_with_it(
+        self, result: Functions, jobs: DrivenJobs
+    ) -> None:
+        job_id = running(jobs)
+        async with (
+            watching(result, job_id) as ws,
+            stream(result, f"/api/v1/generation-jobs/{job_id}/events") as response,
+        ):
+            assert response.status_code == 200
+            assert response.headers["content-type"] == "text/event-stream"
+            assert response.headers["cache-control"] == "no-store"
+            assert response.headers["x-accel-buffering"] == "no"
+            async with aclosing(events(response)) as told_here:
+                first = await next_of(told_here)
+                assert (first.kind, first.id, first.message) == ("message", "5", await told(ws))
+                jobs.complete(job_id)
+                last = await next_of(told_here)
+                assert (last.id, last.message) == ("end", await told(ws))
+                with pytest.raises(StopAsyncIteration):
+                    await next_of(told_here)
+
+    async def test_it_goes_on_behind_the_last_event_and_is_204_behind_the_end(
+        self, result: Functions, jobs: DrivenJobs
+    ) -> None:
+        path = f"/api/v1/generation-jobs/{ran(jobs)}/events"
+        for more in ({"headers": {"last-event-id": "4"}, "params": {"since": "1"}}, {"params": {"since": "4"}}):
+            async with stream(result, path, **more) as response:
+                assert [event.id async for event in events(response)] == ["5", "end"]
+        async with stream(result, path, headers={"last-event-id": "end"}) as response:
+            assert response.status_code == 204
+
+    async def test_a_gap_is_an_event_of_its_own(self, result: Functions, jobs: DrivenJobs) -> None:
+        job_id = ran(jobs)
+        async with stream(result, f"/api/v1/generation-jobs/{job_id}/events?since=77") as response:
+            gap, last = [event async for event in events(response)]
+        assert (gap.kind, gap.id, gap.message["reason"]) == ("gap", None, "cursor-unknown")
+        assert last.id == "end"
+
+    async def test_a_job_that_is_not_there_is_404(self, result: Functions, jobs: DrivenJobs) -> None:
+        for job_id in (NOBODYS_ID, "123", jobs.submit(tenant="somebody-else")):
+            answer = await got(result, f"/api/v1/generation-jobs/{job_id}/events")
+            assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+    async def test_other_methods_are_refused_and_head_answers_at_once(
+        self, result: Functions, jobs: DrivenJobs
+    ) -> None:
+        path = f"/api/v1/generation-jobs/{jobs.submit()}/events"
+        refused = await got(result, path, method="POST")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
+        head = await got(result, path, method="HEAD")
+        assert (head.status_code, head.headers["content-type"], head.content) == (200, "text/event-stream", b"")
+
+    async def test_one_who_does_not_read_is_cut_off(self, own: Own) -> None:
+        result, jobs = own(DARKROOM_SOCKET_BUFFER="64")
+        job_id = jobs.submit()
+        jobs.start(job_id)
+        async with stream(result, f"/api/v1/generation-jobs/{job_id}/events"):
+
+            def run() -> None:
+                step = 0
+                while step % 500 or not result.said("stream_cut"):
+                    step += 1
+                    jobs.progress(job_id, step=step, steps=10_000_000)
+
+            async with asyncio.timeout(2 * DEADLINE_S):
+                await asyncio.to_thread(run)
+        (cut,) = result.said("stream_cut")
+        assert cut["problem"] == "too-slow"
+
+
+class TestEndOfConnections:
+    async def test_one_who_subscribes_on_and_on_and_reads_nothing_is_cut_off(self, own: Own) -> None:
+        result, jobs = own(DARKROOM_SOCKET_BUFFER="16")
+        job_ids = [jobs.completed() for _ in range(100)]
+        frame = json.dumps({"type": "subscribe", "job_ids": job_ids})
+        narrow = sockets.socket()
+        narrow.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+        narrow.connect(("127.0.0.1", result.port))
+        narrow.setblocking(False)
+        ws = await connect(f"{result.ws_url}/ws/jobs/{job_ids[0]}", proxy=None, sock=narrow)
+
+        async def go_on() -> None:
+            with suppress(ConnectionClosed):
+                while True:
+                    await ws.send(frame)
+                    await asyncio.sleep(0)
+
+        going_on = asyncio.create_task(go_on())
+        (refused,) = await asyncio.to_thread(eventually, lambda: result.said("socket_refused"), what="its end")
+        assert refused["problem"] == "too-slow"
+        going_on.cancel()
+        ws.transport.abort()
+
+    async def test_after_its_life_a_connection_is_closed_and_the_client_goes_on(self, own: Own) -> None:
+        result, jobs = own(DARKROOM_SOCKET_LIFE_S="1")
+        job_id = running(jobs)
+        async with watching(result, job_id) as ws:
+            messages, code = await told_to_the_end(ws)
+        assert (seqs(messages), code) == ([5], 1012)
+        async with stream(result, f"/api/v1/generation-jobs/{job_id}/events?since=4") as response:
+            assert [event.id async for event in events(response)] == ["5"]
+        async with socket(result, "/ws/events?since=0") as ws:
+            messages, code = await told_to_the_end(ws)
+        assert (seqs(messages), code) == ([1, 2], 1012)
+
+    async def test_the_end_of_the_process_ends_event_streams_at_once(self, own: Own) -> None:
+        """Well before the patience that requests under way have, which they would use up."""
+        result, jobs = own()
+        job_id = jobs.submit()
+        paths = (f"/api/v1/generation-jobs/{job_id}/events", "/api/v1/events")
+        async with (
+            stream(result, paths[0]) as one,
+            stream(result, paths[1]) as other,
+            aclosing(events(one)) as of_one,
+            aclosing(events(other)) as of_other,
+        ):
+            await next_of(of_one)
+            await next_of(of_other)
+            result.signal(signal.SIGTERM)
+            for messages in (of_one, of_other):
+                with pytest.raises(StopAsyncIteration):
+                    await next_of(messages)
+        assert result.wait() == 0
+        assert not [line for line in result.log.read_text().splitlines() if '"level": "error"' in line]
+
+
+class TestNews:
+    """`/ws/events` and `GET /api/v1/events`. The jobs of the shared process are all of one tenant: tests begin now."""
+
+    async def test_everything_but_progress_is_told_of_all_jobs(self, result: Functions, jobs: DrivenJobs) -> None:
+        async with (
+            socket(result, "/ws/events") as ws,
+            stream(result, "/api/v1/events") as response,
+            aclosing(events(response)) as told_here,
+        ):
+            assert (await told(ws))["type"] == "begin"
+            assert (await next_of(told_here)).kind == "begin"
+            one, other = running(jobs), jobs.submit()
+            jobs.submit(tenant="somebody-else")
+            pictures = jobs.complete(one)
+            jobs.cancel(other)
+            messages = [await told(ws) for _ in range(5)]
+            assert [(message["job_id"], message["seq"], message["status"]) for message in messages] == [
+                (one, 1, "pending"),
+                (one, 2, "started"),
+                (other, 1, "pending"),
+                (one, 6, "completed"),
+                (other, 2, "cancelled"),
+            ]
+            assert messages[3]["content_id"] == pictures[0].sha256
+            assert messages[3]["event_id"] == f"{one}:end"
+            for message in messages:
+                event = await next_of(told_here)
+                assert event.id == message["cursor"]
+                assert event.message.keys() == message.keys()
+                assert event.message["event_id"] == message["event_id"]
+
+    async def test_it_goes_on_behind_its_cursor(self, result: Functions, jobs: DrivenJobs) -> None:
+        async with socket(result, "/ws/events") as ws:
+            begin = (await told(ws))["cursor"]
+        job_id = ran(jobs)
+        async with socket(result, f"/ws/events?since={begin}") as ws:
+            messages = [await told(ws) for _ in range(3)]
+            assert [(message["job_id"], message["seq"]) for message in messages] == [(job_id, n) for n in (1, 2, 6)]
+            later = jobs.submit()
+            assert (await told(ws))["job_id"] == later
+        headers = {"last-event-id": messages[1]["cursor"]}
+        async with (
+            stream(result, "/api/v1/events", headers=headers) as response,
+            aclosing(events(response)) as told_here,
+        ):
+            assert [(await next_of(told_here)).message["job_id"] for _ in range(2)] == [job_id, later]
+
+    async def test_a_place_that_is_not_kept_is_a_gap_with_all_that_is_kept_behind_it(self, own: Own) -> None:
+        result, jobs = own()
+        job_id = jobs.submit()
+        jobs.cancel(job_id)
+        for since, reason in (("1-0", "log-gone"), ("99999999999999-0", "cursor-unknown")):
+            async with socket(result, f"/ws/events?since={since}") as ws:
+                assert await told(ws) == {"type": "gap", "reason": reason}
+                assert [(await told(ws))["seq"] for _ in range(2)] == [1, 2]
+                await ws.send('{"type": "subscribe", "job_ids": []}')
+                assert (await told(ws))["code"] == "bad-frame"
+
+    async def test_a_job_that_was_deleted_is_told_without_what_it_made(self, own: Own) -> None:
+        result, jobs = own()
+        deleted, kept = jobs.completed(), jobs.completed()
+        jobs.run(transitions.forget(deleted, tenant="default"))
+        async with socket(result, "/ws/events?since=0") as ws:
+            messages = [await told(ws) for _ in range(6)]
+        ends = {message["job_id"]: message for message in messages if message["state"] == "completed"}
+        assert "output_paths" in ends[kept]
+        assert ends[deleted].keys() == {"job_id", "status", "timestamp", "seq", "event_id", "state", "cursor"}
+
+    async def test_many_pages_are_told_whole(self, own: Own) -> None:
+        result, jobs = own(DARKROOM_SOCKET_BUFFER="16")
+        job_ids = [jobs.submit() for _ in range(350)]
+        async with socket(result, "/ws/events?since=0") as ws:
+            assert [(await told(ws))["job_id"] for _ in job_ids] == job_ids
+
+    @pytest.mark.parametrize("since", ["x", "1", "end", "-", "1-", "1-0-0", "1" * 16 + "-0"])
+    async def test_a_cursor_that_is_none_is_refused(self, result: Functions, since: str) -> None:
+        async with socket(result, f"/ws/events?since={since}") as ws:
+            (error,), code = await told_to_the_end(ws)
+        assert (error["code"], code) == ("invalid-input", 4400)
+        assert (await got(result, "/api/v1/events", params={"since": since})).status_code == 422
+
+    async def test_the_channel_is_open_while_somebody_listens_and_once_for_all(self, own: Own) -> None:
+        result, jobs = own()
+        async with socket(result, "/ws/events") as one, socket(result, "/ws/events") as other:
+            await told(one)
+            await told(other)
+            assert jobs.redis.pubsub_numsub("own:news:default")[0][1] == 1
+
+    async def test_a_lost_connection_to_redis_loses_no_news(self, own: Own) -> None:
+        result, jobs = own()
+        async with socket(result, "/ws/events") as ws:
+            await told(ws)
+            jobs.redis.client_kill_filter(_type="pubsub")
+            job_id = jobs.submit()
+            assert (await told(ws))["job_id"] == job_id
