@@ -4,11 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 CLIENTS := tests/clients
 
-.PHONY: help setup up test lint format lock bench-submit bench-latency bench-worker chaos ci clean
+.PHONY: help setup up test lint format lock bench-submit bench-latency bench-courier bench-worker bench-broadcast bench-operator bench-policy chaos ci clean
 
 help: ## Show this list
 	@echo "make TARGET [ARGS='...']"
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
 
 setup: $(CLIENTS)/node_modules/.package-lock.json ## Make .venv from the locked versions
 	@$(PYTHON) cli/darkroom_cli/bootstrap.py
@@ -50,8 +50,20 @@ bench-submit: setup ## Measure how many submissions one function process takes
 bench-latency: setup ## Measure how soon a job starts and how soon its end is told
 	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_latency $(ARGS)
 
+bench-courier: setup ## Measure how many webhooks one courier delivers, and what one that hangs does to others
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_courier $(ARGS)
+
 bench-worker: setup ## Measure what a worker adds to the engine's own time
 	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_worker $(ARGS)
+
+bench-broadcast: setup ## Measure how fast a thousand sockets are told, and what one costs
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_broadcast $(ARGS)
+
+bench-operator: setup ## Measure how soon the operator acts, and what a thousand pools cost (needs KUBEBUILDER_ASSETS)
+	@PYTHONPATH=loadtest:. $(BIN)/python -m darkroom_loadtest.bench_operator $(ARGS)
+
+bench-policy: setup ## Compare what scaling costs, and the waits it gives, with KEDA and others on simulated days
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_policy $(ARGS)
 
 chaos: setup ## Kill everything while jobs run: none is lost or doubled; WITHOUT=reaper, say, must fail
 	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.chaos $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)

@@ -24,6 +24,7 @@ ROOTS = ("core", "functions", "operator", "worker-images", "cli")
 STOP_DEADLINE_S = 60
 
 LINK_KEY = "the tests' own key, of 32 characters or more"
+WEBHOOK_KEY = "the tests' own key for webhooks with 32 characters or more"
 PUBLIC_URL = "http://darkroom.test"
 
 
@@ -37,6 +38,7 @@ def environment(redis_url: str, namespace: str, **more: str) -> dict[str, str]:
         "DARKROOM_NAMESPACE": namespace,
         "DARKROOM_PUBLIC_URL": PUBLIC_URL,
         "DARKROOM_LINK_KEY": LINK_KEY,
+        "DARKROOM_WEBHOOK_KEYS": WEBHOOK_KEY,
         "DARKROOM_STORE": (scratch() / f"{namespace}-store").as_uri(),
         "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{scratch() / namespace}.sqlite",
         **more,
@@ -104,8 +106,9 @@ class Part:
             raise
 
     def said(self, event: str) -> list[dict[str, Any]]:
-        """Its log lines of this event so far."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        """Its log lines of this event so far; not one that is being written."""
+        whole, _, _ = self.log.read_text().rpartition("\n")
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("event") == event]
 
 

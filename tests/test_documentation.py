@@ -21,6 +21,7 @@ def test_every_file_that_the_architecture_names_is_there(repository: Path) -> No
     assert len(named) > 40
     folders = [repository / root for root in ROOTS]
     folders += [repository / "worker-images/darkroom_courier", repository / "cli/darkroom_cli"]
+    folders += [repository / "operator/darkroom_operator"]
     missing = {name for name in named if not any((folder / name).is_file() for folder in folders)}
     assert not missing
 

@@ -2,8 +2,8 @@
 
 Every command but `up` comes here. What the server refuses and what keeps it from being reached are errors of the two
 kinds; `main.py` makes sentences and exit statuses of them. A job is followed until its end, however often the
-connection breaks: messages carry numbers (`seq`), so each is seen once, and where no socket can be had the job is asked
-for instead.
+connection breaks: messages carry numbers (`seq`), each connection goes on behind the last one (`since`), and where no
+socket can be had the job is asked for instead.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 
 PATIENCE_S = 60.0
 """So long a server that was reached before may be away while its job is followed: a restart takes less."""
+
+GAP = "gap"
+"""The `type` of the message that says: what you missed cannot be told any more."""
 
 OLDER_WORDS = {State.RUNNING: "processing", State.EXPIRED: "failed"}
 """What messages call a state where they do not call it by its name (`darkroom.updates`)."""
@@ -176,38 +179,47 @@ class Client:
         """
         seen, told, reached, pause = 0, None, time.monotonic(), FIRST_PAUSE_S
         while True:
+            goes_on = False
             with suppress(OSError, WebSocketException):
-                for message in self._socket(job_id):
+                for message in self._socket(job_id, since=seen):
                     reached, pause = time.monotonic(), FIRST_PAUSE_S
                     if message is None:
                         yield None
+                    elif message.get("type") == GAP:
+                        seen = 0  # the log is another than it was: what comes next is how the job is now
                     elif message["seq"] > seen:
-                        seen, told = message["seq"], _standing(message)
+                        seen, told, goes_on = message["seq"], _standing(message), True
                         yield message
                         if is_last(message):
                             return
-            try:
-                message = as_message(self.job(job_id))
-            except TemporaryError:
-                if time.monotonic() - reached > PATIENCE_S:
-                    raise
-                yield None
-            else:
-                reached = time.monotonic()
-                if _standing(message) != told:
-                    told = _standing(message)
+            if not goes_on:
+                message = self._asked(job_id, reached=reached)
+                if message is None or _standing(message) != told:
                     yield message
-                if is_last(message):
-                    return
+                if message is not None:
+                    reached, told = time.monotonic(), _standing(message)
+                    if is_last(message):
+                        return
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def _socket(self, job_id: str) -> Iterator[Message | None]:
+    def _asked(self, job_id: str, *, reached: float) -> Message | None:
+        """The job as it is now; None while the server, `reached` last at that time, may still come back."""
+        try:
+            return as_message(self.job(job_id))
+        except TemporaryError:
+            if time.monotonic() - reached > PATIENCE_S:
+                raise
+            return None
+
+    def _socket(self, job_id: str, *, since: int) -> Iterator[Message | None]:
         """Messages of one connection, None after each quiet second; ends, or raises, with the connection.
 
-        It begins with how the job is then, so a message that was missed while there was no connection is made up for.
+        It begins behind number `since`, with what was missed while there was no connection; with 0, and after a gap,
+        with how the job is then.
         """
-        url = f"ws{self.url.removeprefix('http')}/ws/jobs/{quote(job_id, safe='')}"
+        cursor = f"?since={since}" if since else ""
+        url = f"ws{self.url.removeprefix('http')}/ws/jobs/{quote(job_id, safe='')}{cursor}"
         limits: dict[str, Any] = {"open_timeout": CONNECT_LIMIT_S, "close_timeout": CLOSE_LIMIT_S}
         with connect(url, proxy=None if self._direct else True, **limits) as socket:
             heard = time.monotonic()
@@ -218,7 +230,7 @@ class Client:
                     yield None
                     continue
                 message = json.loads(text)
-                if "seq" in message:  # all else is the server's word on the connection
+                if "seq" in message or message.get("type") == GAP:  # all else is the server's word on the connection
                     heard = time.monotonic()
                     yield message
 

@@ -9,10 +9,11 @@
 | `models/` | model files of `--model`, written at each start |
 | `logs/` | one file per process; `*.previous.log` is the run before |
 | `link-key` | signs the links to pictures |
+| `webhook-key` | what webhooks are signed with is made of it |
 | `run.json` | who runs (`run_record.py`) |
 | `lock` | held by the `up` that has the folder |
 
-Only the two secrets and the lock matter to other processes of the same user; the folder is closed to everybody else.
+Only the three secrets and the lock matter to other processes of the same user; the folder is closed to everybody else.
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ class DataFolder:
     def link_key(self) -> str:
         """The key that signs links, made at the first call."""
         return secret(self.path / "link-key")
+
+    @property
+    def webhook_key(self) -> str:
+        """The key that signatures of webhooks come from, made at the first call."""
+        return secret(self.path / "webhook-key")
 
     @contextmanager
     def held(self) -> Iterator[None]:

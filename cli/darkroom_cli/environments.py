@@ -22,6 +22,7 @@ NOT_HANDED_ON = frozenset(
         *("DARKROOM_HOME", "DARKROOM_URL"),
         *("DARKROOM_DATABASE_URL", "DARKROOM_HOST", "DARKROOM_LINK_KEY", "DARKROOM_MODELS", "DARKROOM_NAMESPACE"),
         *("DARKROOM_POOL", "DARKROOM_PUBLIC_URL", "DARKROOM_REDIS_URL", "DARKROOM_STORE"),
+        *("DARKROOM_WEBHOOK_ALLOW", "DARKROOM_WEBHOOK_KEYS"),
     }
 )
 """Settings of the command line itself, and those that `up` gives to each part that needs them. All others of ours are

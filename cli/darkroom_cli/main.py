@@ -79,6 +79,16 @@ Redis is that of DARKROOM_REDIS_URL; without it, that of the `darkroom up` that 
 """
 
 
+REPLAY = """\
+For operators. The operator writes down how many replicas a pool was to have, with all that the decision was made of.
+Decide all of it again and say what comes out differently: nothing, unless the rules have changed since. With --policy
+also say what another policy would have done with the same jobs, in simulated time: waits, replica-seconds, and jobs
+that were interrupted.
+
+Redis is that of DARKROOM_REDIS_URL; without it, that of the `darkroom up` that runs here. The exit status is 1 when
+something comes out differently.
+"""
+
 DEAD_LETTERS = """\
 A job whose attempts are used up is a dead letter: it is kept, with what asked for it and how each attempt ended, until
 it is purged, or redriven, which makes a new job of it.
@@ -141,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_dead_letters(commands)
     _add_audit(commands)
     _add_doctor(commands)
+    _add_replay(commands)
     return parser
 
 
@@ -252,6 +263,18 @@ def _add_audit(commands: Any) -> None:
 
 def _add_doctor(commands: Any) -> None:
     parser = _command(commands, "doctor", "find what is wrong, and say what to do about it", DOCTOR, _run_doctor)
+    _add_data(parser)
+
+
+def _add_replay(commands: Any) -> None:
+    parser = _command(commands, "replay", "decide a pool's scaling again, or by another policy", REPLAY, _run_replay)
+    parser.add_argument("pool", metavar="POOL", help="the worker pool")
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="a WorkerPool, or the spec of one, in YAML or JSON: what would it do?",
+    )
     _add_data(parser)
 
 
@@ -409,6 +432,12 @@ def _run_doctor(options: argparse.Namespace, output: Output) -> int:
     from darkroom_cli.doctor import doctor
 
     return doctor(options.data, output)
+
+
+def _run_replay(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.replay import Options, replay
+
+    return replay(Options(options.pool, options.policy, options.data), output)
 
 
 def _client(options: argparse.Namespace) -> Client:

@@ -41,6 +41,10 @@ from darkroom_cli.run_record import RunRecord
 HOST = "127.0.0.1"
 POOL = "local"
 
+THIS_MACHINE = "localhost,127.0.0.0/8,::1"
+"""Receivers of webhooks that callers may name while they are on this machine too, as who reaches loopback is. With an
+address of its own (DARKROOM_PUBLIC_URL) `up` has callers from elsewhere, who must not reach what listens here."""
+
 FUNCTIONS, COURIER, WORKER, STAND_INS, REDIS = "functions", "courier", "worker", "stand-ins", "redis"
 ORDER = (FUNCTIONS, COURIER, WORKER, STAND_INS, REDIS)
 """In which all end: no new work, no more news, the worker gives back what it runs, and Redis keeps it."""
@@ -78,6 +82,9 @@ class UpSettings(ModelSettings):
 
     public_url: WebUrl | None = None
     """The address that callers use, where it is not that of this machine."""
+
+    webhook_allow: str = ""
+    """Receivers of webhooks that may be inside; the functions know how it is written."""
 
 
 @dataclass(frozen=True)
@@ -243,10 +250,13 @@ class Machine:
         for_front = for_all | {
             "DARKROOM_PUBLIC_URL": self._settings.public_url or self._url,
             "DARKROOM_LINK_KEY": self._folder.link_key,
+            "DARKROOM_WEBHOOK_KEYS": self._folder.webhook_key,
+            "DARKROOM_WEBHOOK_ALLOW": self._webhook_allow,
             "DARKROOM_DATABASE_URL": self._database_url,
         }
+        for_front["K_SINK"] = f"{self._url}/events"
         self._start(FUNCTIONS, _module("darkroom_functions.serve", "all"), environment(for_front, PORT=str(self._port)))
-        self._start(COURIER, _module("darkroom_courier"), environment(for_front, K_SINK=f"{self._url}/events"))
+        self._start(COURIER, _module("darkroom_courier"), environment(for_front))
         worker = environment(for_all, DARKROOM_POOL=POOL, DARKROOM_DRAIN_GRACE_S=str(DRAIN_GRACE_S), for_worker=True)
         self._start(WORKER, _module("darkroom_worker"), worker)
         self._wait(FUNCTIONS, "loading", lambda: _answers(f"{self._url}/readyz"))
@@ -302,6 +312,11 @@ class Machine:
         make = _module("darkroom_worker.standins", str(self._folder.stand_ins))
         self._start(STAND_INS, make, environment({}), once=True)
         self._wait(STAND_INS, "making untrained models", lambda: not self._crew.is_running(STAND_INS))
+
+    @property
+    def _webhook_allow(self) -> str:
+        own = "" if self._settings.public_url else THIS_MACHINE
+        return ",".join(filter(None, (own, self._settings.webhook_allow)))
 
     def _announce(self, redis_url: str, models: Sequence[str]) -> None:
         with connect(redis_url) as client:

@@ -28,7 +28,9 @@ Scene = Callable[[WebSocket], Awaitable[None]]
 
 
 class Stage:
-    """One job, and what is said of it. Tests set the fields; `asked` holds the requests that came."""
+    """One job, and what is said of it. Tests set the fields; `asked` holds the requests that came, `since` the cursor
+    that each socket brought.
+    """
 
     def __init__(self) -> None:
         self.url = ""
@@ -37,6 +39,7 @@ class Stage:
         self.views: list[dict[str, Any]] = []
         self.scenes: list[Scene] = []
         self.asked: list[tuple[str, str, bytes]] = []
+        self.since: list[str | None] = []
         self._connections = 0
 
     def app(self) -> Starlette:
@@ -74,6 +77,7 @@ class Stage:
             await websocket.close()
             return
         self._connections += 1
+        self.since.append(websocket.query_params.get("since"))
         await websocket.accept()
         await self.scenes[self._connections - 1](websocket)
 

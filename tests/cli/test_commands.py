@@ -133,17 +133,34 @@ def test_with_json_every_line_on_stdout_is_an_object_and_the_last_is_the_job(sta
     assert f"{JOB}.png" in done.stderr
 
 
-def test_a_socket_that_breaks_is_opened_again_and_each_message_is_seen_once(stage: Stage, tmp_path: Path) -> None:
+def test_a_socket_that_breaks_is_opened_again_behind_the_last_message(stage: Stage, tmp_path: Path) -> None:
+    """Each message is seen once, also where a server begins before it."""
     running = view(stage.url, state="running")
-    stage.views = [running, running, view(stage.url, state="completed", pictures=1)]
+    stage.views = [running, view(stage.url, state="completed", pictures=1)]
     stage.scenes = [
         says([message(1, "running"), message(2, "running", progress=10)]),
-        says([message(2, "running", progress=10), DONE]),
+        says([message(3, "running", progress=20)]),
+        says([message(3, "running", progress=20), {**DONE, "seq": 4}]),
     ]
     done = darkroom(["watch", JOB, "--json", "--url", stage.url], folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    numbers = [each["seq"] for each in lines_of(done.stdout)[:-1] if "seq" in each]
-    assert numbers == [1, 2, 3]
+    assert [each["seq"] for each in lines_of(done.stdout)[:-1]] == [1, 2, 3, 4]
+    assert stage.since == [None, "2", "3"]
+
+
+def test_after_a_gap_numbers_begin_anew(stage: Stage, tmp_path: Path) -> None:
+    running = view(stage.url, state="running")
+    stage.views = [running, view(stage.url, state="completed", pictures=1)]
+    gap = {"type": "gap", "job_id": JOB, "reason": "the log ends before that"}
+    stage.scenes = [
+        says([message(7, "running", progress=50)]),
+        says([gap, message(2, "running", progress=10)]),
+        says([DONE]),
+    ]
+    done = darkroom(["watch", JOB, "--json", "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [each["seq"] for each in lines_of(done.stdout)[:-1]] == [7, 2, 3]
+    assert stage.since == [None, "7", "2"]
 
 
 def test_where_no_socket_can_be_had_the_job_is_asked_for(stage: Stage, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_the_curl_lines_of_the_readme_are_accepted_and_give_pictures(system: Sys
         for line in re.split(r"\n(?=curl)", block.strip())
         if line.startswith("curl")
     ]
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         done = system.shell(line.replace("http://localhost:8000", system.url))
         head, _, body = done.stdout.replace("\r\n", "\n").partition("\n\n")
