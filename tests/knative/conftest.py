@@ -1,0 +1,87 @@
+"""What the tests of the manifests ask for: every overlay rendered, and an API server with Knative's real CRDs.
+
+A machine may lack kubectl, Knative's CRDs or the programs of a control plane, but the gate (`.ci/run`) may not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from tests.knative import bootstrap_program
+from tests.knative.rendering import KNATIVE, OVERLAYS, Object, kubectl, render
+from tests.operator.control_plane import ControlPlane, assets
+from tests.operator.down_conversion import older
+from tests.waiting import eventually
+
+
+def _lacks(what: str) -> None:
+    if "CI" in os.environ:
+        raise LookupError(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def rendered() -> dict[str, list[Object]]:
+    """The objects of every overlay, by its name."""
+    program = kubectl()
+    if program is None:
+        _lacks("no kubectl of 1.21 or newer on the PATH or among KUBEBUILDER_ASSETS: older ones know no components")
+    assert program is not None
+    return {name: render(program, KNATIVE / "overlays" / name) for name in OVERLAYS}
+
+
+@pytest.fixture(scope="session")
+def knative_crds(repository: Path) -> list[Object]:
+    """Knative's own, as it ships them: DARKROOM_KNATIVE_CRDS names their folder where it is not `../shared`'s."""
+    folder = Path(os.environ.get("DARKROOM_KNATIVE_CRDS", repository.parent / "shared" / "knative" / "crds"))
+    crds = [each for path in sorted(folder.glob("*.yaml")) for each in yaml.safe_load_all(path.read_text()) if each]
+    if not crds:
+        _lacks("DARKROOM_KNATIVE_CRDS names no folder with Knative's CRDs")
+    return crds
+
+
+@pytest.fixture(scope="session")
+def own_crd() -> Object:
+    crd: Object = yaml.safe_load((KNATIVE / "base" / "operator" / "workerpools.yaml").read_text())
+    return crd
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, knative_crds: list[Object], own_crd: Object
+) -> Iterator[ControlPlane]:
+    """An API server that knows Knative's kinds and ours."""
+    programs = assets()
+    if programs is None:
+        _lacks("KUBEBUILDER_ASSETS names no folder with etcd, kube-apiserver and the others")
+    assert programs is not None
+    plane = ControlPlane(programs, tmp_path_factory.mktemp("knative-plane"))
+    crds = [*knative_crds, own_crd]
+    try:
+        plane.start()
+        kinds = {"apiVersion": "v1", "kind": "List", "items": [older(crd) for crd in crds]}
+        plane.kubectl("apply", "--server-side", "-f", "-", given=json.dumps(kinds))
+        names = [f"crd/{crd['metadata']['name']}" for crd in crds]
+        plane.kubectl("wait", "--for=condition=Established", *names, "--timeout=60s")
+        eventually(lambda: all(_is_served(plane, crd) for crd in crds), what="every kind is served")
+        yield plane
+    finally:
+        plane.stop()
+
+
+def _is_served(plane: ControlPlane, crd: Object) -> bool:
+    spec = crd["spec"]
+    return plane.find(f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}") is not None
+
+
+@pytest.fixture(scope="session")
+def bootstrap() -> ModuleType:
+    """The program of the bootstrap Job."""
+    return bootstrap_program.load()

@@ -1,0 +1,101 @@
+"""The manifests in knative/ as kustomize renders them, and ways to look into them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.operator.control_plane import assets
+
+Object = dict[str, Any]
+
+KNATIVE = Path(__file__).resolve().parent.parent.parent / "knative"
+OVERLAYS = ("k3d", "dev", "demo", "test", "gpu", "prod")
+SAMPLES = ("pools", "job", "subscription")
+
+COMPONENTS_SINCE = 21
+"""The minor version of the first kubectl whose kustomize knows components."""
+
+DEADLINE_S = 60
+
+SERVING = "serving.knative.dev/v1"
+
+
+def kubectl() -> Path | None:
+    """A kubectl whose kustomize knows components, or None. That of a control plane of 1.20 is older."""
+    beside = assets()
+    for candidate in (shutil.which("kubectl"), beside and beside / "kubectl"):
+        if candidate is not None:
+            said = json.loads(_output(Path(candidate), "version", "--client", "--output=json"))
+            if int(said["clientVersion"]["minor"].rstrip("+")) >= COMPONENTS_SINCE:
+                return Path(candidate)
+    return None
+
+
+def render(program: Path, folder: Path) -> list[Object]:
+    """The objects of a kustomization. Fails with what kustomize says, deprecations included."""
+    return [each for each in yaml.safe_load_all(_output(program, "kustomize", str(folder))) if each]
+
+
+def sample(name: str) -> list[Object]:
+    return list(yaml.safe_load_all((KNATIVE / "samples" / f"{name}.yaml").read_text()))
+
+
+def find(objects: Sequence[Object], kind: str, name: str, *, version: str | None = None) -> Object:
+    """The one object of this kind and name, and of the API version where kinds of two are called alike."""
+    (found,) = [each for each in of_kind(objects, kind, version=version) if each["metadata"]["name"] == name]
+    return found
+
+
+def of_kind(objects: Sequence[Object], kind: str, *, version: str | None = None) -> list[Object]:
+    return [each for each in objects if each["kind"] == kind and version in (None, each["apiVersion"])]
+
+
+def pods(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
+    """Every specification of a pod, by what has it."""
+    for each in objects:
+        template = each.get("spec", {}).get("template")
+        if isinstance(template, dict) and "containers" in template.get("spec", {}):
+            yield f"{each['kind']} {each['metadata'].get('name', 'sample')}", template["spec"]
+
+
+def containers(pod: Object) -> list[Object]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def main_container(workload: Object) -> Object:
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    found: Object = container
+    return found
+
+
+def told(objects: Sequence[Object], container: Object, secrets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The container's environment, as a kubelet makes it. Fails where it names what is not there."""
+    settings = {each["metadata"]["name"]: each["data"] for each in of_kind(objects, "ConfigMap")}
+    environment: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        ((kind, reference),) = source.items()
+        environment |= (settings if kind == "configMapRef" else secrets)[reference["name"]]
+    for variable in container.get("env", []):
+        if "value" in variable:
+            environment[variable["name"]] = variable["value"]
+            continue
+        ((kind, reference),) = variable["valueFrom"].items()
+        values = settings if kind == "configMapKeyRef" else secrets
+        environment[variable["name"]] = values[reference["name"]][reference["key"]]
+    return environment
+
+
+def _output(program: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, timeout=DEADLINE_S, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr, done.stderr
+    return done.stdout

@@ -1,0 +1,77 @@
+"""What Knative Serving's webhook refuses with its default flags, of what the CRDs alone let pass.
+
+Read in Serving's sources (pkg/apis/serving: fieldmask.go, k8s_validation.go, and the flags in pkg/apis/config). The
+webhook needs Serving's own controllers, which do not run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.knative.rendering import Object
+
+MAX_TIMEOUT_S = 600
+"""`max-revision-timeout-seconds` of the ConfigMap config-defaults, where nobody raised it."""
+
+POD_FIELDS = frozenset(
+    {
+        *("automountServiceAccountToken", "containerConcurrency", "containers", "enableServiceLinks"),
+        *("idleTimeoutSeconds", "imagePullSecrets", "responseStartTimeoutSeconds", "serviceAccountName"),
+        *("timeoutSeconds", "volumes"),
+    }
+)
+"""Of a pod. All others stand behind a feature flag that is off: initContainers, nodeSelector, securityContext."""
+
+CONTAINER_FIELDS = frozenset(
+    {
+        *("args", "command", "env", "envFrom", "image", "imagePullPolicy", "livenessProbe", "name", "ports"),
+        *("readinessProbe", "resources", "securityContext", "startupProbe", "terminationMessagePath"),
+        *("terminationMessagePolicy", "volumeMounts", "workingDir"),
+    }
+)
+
+SECURITY_FIELDS = frozenset(
+    {
+        *("allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem", "runAsGroup", "runAsNonRoot"),
+        *("runAsUser", "seccompProfile"),
+    }
+)
+
+VOLUMES = frozenset({"name", "configMap", "secret", "projected", "emptyDir"})
+
+RESERVED = frozenset({"PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"})
+"""Variables that Knative itself sets."""
+
+
+def refusals(service: Object) -> list[str]:
+    """What the webhook would refuse, as paths within the pod; empty where it takes the Service."""
+    pod = service["spec"]["template"]["spec"]
+    return sorted(_of_pod(pod))
+
+
+def _of_pod(pod: Object) -> Iterator[str]:
+    yield from pod.keys() - POD_FIELDS
+    if pod.get("timeoutSeconds", 0) > MAX_TIMEOUT_S:
+        yield "timeoutSeconds"
+    for volume in pod.get("volumes", []):
+        for kind in volume.keys() - VOLUMES:
+            yield f"volumes.{kind}"
+    if len(pod["containers"]) != 1:
+        yield "containers"
+    for container in pod["containers"]:
+        yield from _of_container(container)
+
+
+def _of_container(container: Object) -> Iterator[str]:
+    yield from container.keys() - CONTAINER_FIELDS
+    if len(container.get("ports", [])) > 1:
+        yield "ports"
+    for name in container.get("securityContext", {}).keys() - SECURITY_FIELDS:
+        yield f"securityContext.{name}"
+    if set(container.get("securityContext", {}).get("capabilities", {})) - {"drop"}:
+        yield "securityContext.capabilities"
+    for variable in container.get("env", []):
+        if variable["name"] in RESERVED:
+            yield f"env.{variable['name']}"
+        for source in variable.get("valueFrom", {}).keys() - {"configMapKeyRef", "secretKeyRef"}:
+            yield f"env.{source}"

@@ -1,0 +1,303 @@
+"""Manifests and code say the same: settings, variables, event types, pools and queues, prefixes, users of Redis."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from darkroom import events, queues
+from darkroom.jobs import TERMINAL, JobEvent
+from darkroom.models import Catalogue
+from darkroom.settings import PREFIX, Settings
+from darkroom_courier.settings import CourierSettings
+from darkroom_functions import assembly
+from darkroom_functions.settings import (
+    DeadLetterSettings,
+    JobsSettings,
+    ResultSettings,
+    ServeSettings,
+    SubmitSettings,
+)
+from darkroom_operator import pools
+from darkroom_operator.settings import OperatorSettings
+from darkroom_worker.settings import WorkerSettings
+from pydantic.fields import FieldInfo
+
+from tests.knative.rendering import (
+    KNATIVE,
+    OVERLAYS,
+    SERVING,
+    Object,
+    find,
+    main_container,
+    of_kind,
+    sample,
+    told,
+)
+
+Rendered = dict[str, list[Object]]
+
+FUNCTIONS: dict[str, tuple[type[Settings], ...]] = {
+    "submit": (SubmitSettings, ServeSettings),
+    "jobs": (JobsSettings, ServeSettings),
+    "result": (ResultSettings, ServeSettings),
+    "dead-letter": (DeadLetterSettings, ServeSettings),
+}
+
+GIVEN = {"PORT", "K_SINK", "K_CE_OVERRIDES", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S"}
+"""By Knative, by a SinkBinding and by the operator."""
+
+IN_MANIFESTS = GIVEN | {
+    *("DARKROOM_REDIS_URL", "DARKROOM_DATABASE_URL", "DARKROOM_LINK_KEY", "DARKROOM_WEBHOOK_KEYS"),
+    *("DARKROOM_HOST", "DARKROOM_HEALTH_PORT", "DARKROOM_MODELS"),
+}
+"""Settings that stand beside the part that they are for, or in a Secret, and not in the ConfigMap."""
+
+OBJECT_STORE = {"AWS_ENDPOINT", "AWS_REGION", "AWS_ALLOW_HTTP"}
+"""What the object store's own library reads."""
+
+ENVIRONMENTS = {"dev": "4", "demo": "2", "test": "3"}
+"""The databases of the three."""
+
+
+def settings_of(kinds: Iterable[type[Settings]]) -> dict[str, FieldInfo]:
+    """Every variable that these read."""
+    return {
+        str(field.validation_alias or f"{PREFIX}{name.upper()}"): field
+        for kind in kinds
+        for name, field in kind.model_fields.items()
+    }
+
+
+def required(kinds: Iterable[type[Settings]]) -> set[str]:
+    return {name for name, field in settings_of(kinds).items() if field.is_required()}
+
+
+EVERY = settings_of((*(kind for kinds in FUNCTIONS.values() for kind in kinds), CourierSettings, WorkerSettings))
+
+
+def example(objects: list[Object]) -> dict[str, str]:
+    described: dict[str, str] = yaml.safe_load(find(objects, "ConfigMap", "darkroom-settings")["data"]["_example"])
+    return described
+
+
+def written(value: Any) -> str:
+    """A default as a variable says it."""
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_the_example_describes_each_setting_and_no_other(rendered: Rendered) -> None:
+    assert set(example(rendered["k3d"])) == (EVERY.keys() - IN_MANIFESTS) | OBJECT_STORE
+
+
+def test_the_example_says_the_defaults(rendered: Rendered) -> None:
+    without = {"DARKROOM_PUBLIC_URL", "DARKROOM_STORE", "DARKROOM_RETENTION_DAYS", "DARKROOM_WEBHOOK_ALLOW"}
+    described = {name: value for name, value in example(rendered["k3d"]).items() if name not in without | OBJECT_STORE}
+    assert described == {name: written(EVERY[name].default) for name in described}
+
+
+def test_each_key_of_the_example_has_a_comment(rendered: Rendered) -> None:
+    text = find(rendered["k3d"], "ConfigMap", "darkroom-settings")["data"]["_example"]
+    for block in text.strip().split("\n\n"):
+        lines = block.splitlines()
+        assert len(lines) > 1
+        assert all(line.startswith("# ") for line in lines[:-1]), block
+        assert not lines[-1].startswith("#"), block
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_key_of_the_settings_is_described(overlay: str, rendered: Rendered) -> None:
+    data = find(rendered[overlay], "ConfigMap", "darkroom-settings")["data"]
+    assert data.keys() - {"_example"} <= example(rendered[overlay]).keys()
+
+
+def test_no_setting_means_one_thing_to_one_part_and_another_to_another() -> None:
+    """The ConfigMap tells all of them: where two read the same variable, they read it alike."""
+    parts: tuple[tuple[type[Settings], ...], ...] = (*FUNCTIONS.values(), (CourierSettings,), (WorkerSettings,))
+    by_part = [settings_of(kinds) for kinds in parts]
+    for one in by_part:
+        for other in by_part:
+            for name in (one.keys() & other.keys()) - IN_MANIFESTS:
+                assert one[name].description == other[name].description, name
+
+
+def _secrets(bootstrap: ModuleType) -> dict[str, dict[str, str]]:
+    told_it = {"DARKROOM_NAMESPACE": "any", "REDIS_DATABASE": "0"}
+    return {name: make(told_it) for name, make in bootstrap.SECRETS.items()}
+
+
+def _names(container: Object) -> set[str]:
+    return {variable["name"] for variable in container.get("env", [])}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_is_told_what_it_needs_and_nothing_unknown(
+    name: str, rendered: Rendered, bootstrap: ModuleType
+) -> None:
+    for overlay in OVERLAYS:
+        container = main_container(find(rendered[overlay], "Service", name, version=SERVING))
+        assert _names(container) <= settings_of(FUNCTIONS[name]).keys(), overlay
+        environment = told(rendered[overlay], container, _secrets(bootstrap))
+        assert required(FUNCTIONS[name]) <= environment.keys(), overlay
+        assert container["command"] == ["python", "-m", "darkroom_functions.serve", name.replace("-", "_")]
+
+
+def test_there_is_a_knative_service_for_each_function(rendered: Rendered) -> None:
+    services = of_kind(rendered["k3d"], "Service", version=SERVING)
+    assert {each["metadata"]["name"].replace("-", "_") for each in services} == set(assembly.FUNCTIONS)
+
+
+def test_the_courier_is_told_what_it_needs_and_nothing_unknown(rendered: Rendered, bootstrap: ModuleType) -> None:
+    for overlay in OVERLAYS:
+        container = main_container(find(rendered[overlay], "Deployment", "courier"))
+        assert _names(container) <= settings_of((CourierSettings,)).keys(), overlay
+        environment = told(rendered[overlay], container, _secrets(bootstrap)) | {"K_SINK": "from the SinkBinding"}
+        assert required((CourierSettings,)) <= environment.keys(), overlay
+
+
+def test_the_operator_is_told_of_this_environment(rendered: Rendered) -> None:
+    for overlay in OVERLAYS:
+        container = main_container(find(rendered[overlay], "Deployment", "darkroom-operator"))
+        assert _names(container) <= settings_of((OperatorSettings,)).keys(), overlay
+        assert required((OperatorSettings,)) | {"DARKROOM_NAMESPACE"} <= _names(container), overlay
+
+
+def test_the_pools_are_told_what_a_worker_needs(rendered: Rendered, bootstrap: ModuleType) -> None:
+    for pool in of_kind(sample("pools"), "WorkerPool"):
+        container = main_container(pool)
+        environment = told(rendered["k3d"], container, _secrets(bootstrap))
+        assert required((WorkerSettings,)) <= environment.keys() | GIVEN
+        assert _names(container) <= settings_of((WorkerSettings,)).keys() | {"HF_HOME"}
+
+
+def test_a_pool_of_the_samples_is_that_of_its_models() -> None:
+    """Its name is that of the queue where the models' jobs wait."""
+    catalogue = Catalogue.load()
+    samples = of_kind(sample("pools"), "WorkerPool")
+    assert {name for pool in samples for name in pool["spec"]["models"]} == {model.name for model in catalogue}
+    for pool in samples:
+        queues_of = {queues.queue_name(catalogue.get(name).pool) for name in pool["spec"]["models"]}
+        assert queues_of == {queues.queue_name(pool["metadata"]["name"])}
+
+
+def test_the_operator_understands_the_pools_of_the_samples() -> None:
+    for pool in of_kind(sample("pools"), "WorkerPool"):
+        made = pools.read({**pool, "metadata": {**pool["metadata"], "uid": "any"}})
+        assert made.gpus == 1
+
+
+def test_the_triggers_ask_for_what_the_functions_take(rendered: Rendered) -> None:
+    def types(trigger: str) -> set[str]:
+        filters = find(rendered["k3d"], "Trigger", trigger)["spec"]["filters"]
+        return {each["exact"]["type"] for one in filters for each in one.get("any", [one])}
+
+    told_of = {JobEvent.STARTED, *(JobEvent(state) for state in TERMINAL)}
+    assert types("applied") == {events.type_of(event) for event in told_of}
+    assert types("requested") == {events.REQUESTED}
+
+
+def test_each_trigger_and_the_broker_have_a_dead_letter_sink(rendered: Rendered) -> None:
+    for each in [*of_kind(rendered["k3d"], "Trigger"), *of_kind(rendered["k3d"], "Broker")]:
+        sink = each["spec"]["delivery"]["deadLetterSink"]["ref"]
+        assert find(rendered["k3d"], sink["kind"], sink["name"], version=sink["apiVersion"])
+
+
+def test_references_lead_somewhere(rendered: Rendered) -> None:
+    """Of Triggers and SinkBindings, from whom and to whom; nothing else checks them before they are needed."""
+    objects = rendered["k3d"]
+    for trigger in of_kind(objects, "Trigger"):
+        assert find(objects, "Broker", trigger["spec"]["broker"])
+        subscriber = trigger["spec"]["subscriber"]["ref"]
+        assert find(objects, subscriber["kind"], subscriber["name"], version=subscriber["apiVersion"])
+    for binding in of_kind(objects, "SinkBinding"):
+        for end in (binding["spec"]["subject"], binding["spec"]["sink"]["ref"]):
+            assert find(objects, end["kind"], end["name"], version=end["apiVersion"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_secret_that_a_pod_waits_for_is_made_or_said_to_be_needed(
+    overlay: str, rendered: Rendered, bootstrap: ModuleType
+) -> None:
+    """By the bootstrap Job, or by hand as the overlay's first lines say."""
+    job = main_container(find(rendered[overlay], "Job", "darkroom-bootstrap"))
+    made = set(job["args"])
+    assert made <= set(bootstrap.SECRETS)
+    by_hand = (KNATIVE / "overlays" / overlay / "kustomization.yaml").read_text().partition("apiVersion")[0]
+    for name in set(bootstrap.SECRETS) - made:
+        assert f"`{name}`" in by_hand
+    for name in made:
+        assert f"`{name}`" not in by_hand
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_an_environment_is_a_database_and_a_prefix(environment: str, rendered: Rendered, bootstrap: ModuleType) -> None:
+    container = main_container(find(rendered[environment], "Job", "darkroom-bootstrap"))
+    values = told(rendered[environment], container, {})
+    assert values == {"DARKROOM_NAMESPACE": f"darkroom-{environment}", "REDIS_DATABASE": ENVIRONMENTS[environment]}
+    secret = bootstrap.redis_secret(values)
+    assert {url.rpartition("/")[2] for name, url in secret.items() if name != "users.acl"} == {
+        ENVIRONMENTS[environment]
+    }
+
+
+def test_flower_looks_where_the_workers_are(rendered: Rendered, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = KNATIVE / "base" / "flower" / "darkroom_flower.py"
+    assert find(rendered["k3d"], "ConfigMap", "flower")["data"][program.name] == program.read_text()
+    for name, value in {
+        "FLOWER_BASIC_AUTH": "a:b",
+        "DARKROOM_REDIS_URL": "redis://h/0",
+        PREFIX + "NAMESPACE": "n",
+    }.items():
+        monkeypatch.setitem(os.environ, name, value)
+    app = runpy.run_path(str(program))["app"]
+    options = queues.transport_options("n", "any")
+    assert app.conf.broker_transport_options["global_keyprefix"] == options["global_keyprefix"]
+
+
+def test_the_bootstrap_job_runs_the_program_that_is_tested(rendered: Rendered) -> None:
+    job = find(rendered["k3d"], "Job", "darkroom-bootstrap")
+    (volume,) = job["spec"]["template"]["spec"]["volumes"]
+    program = KNATIVE / "base" / "bootstrap" / "bootstrap.py"
+    assert find(rendered["k3d"], "ConfigMap", volume["configMap"]["name"])["data"][program.name] == program.read_text()
+
+
+def test_the_example_of_a_model_is_one(rendered: Rendered, tmp_path: Path) -> None:
+    text = find(rendered["k3d"], "ConfigMap", "darkroom-models")["data"]["_example"]
+    (tmp_path / "example.toml").write_text(text)
+    assert Catalogue.load([tmp_path]).get(tomllib.loads(text)["name"]).pool == "flux"
+
+
+def test_functions_and_workers_read_the_same_models(rendered: Rendered) -> None:
+    parts = [find(rendered["k3d"], "Service", name, version=SERVING) for name in ("submit", "jobs")]
+    for each in [*parts, *of_kind(sample("pools"), "WorkerPool")]:
+        container = main_container(each)
+        folder = {variable["name"]: variable.get("value") for variable in container["env"]}["DARKROOM_MODELS"]
+        (mount,) = [mount for mount in container["volumeMounts"] if mount["mountPath"] == folder]
+        volumes = each["spec"]["template"]["spec"]["volumes"]
+        (volume,) = [volume for volume in volumes if volume["name"] == mount["name"]]
+        assert volume["configMap"]["name"] == "darkroom-models"
+
+
+def test_redis_is_open_to_the_pods_that_need_it_by_their_labels(rendered: Rendered) -> None:
+    """The operator labels the workers; the policy names that label."""
+    (pool, *_) = of_kind(sample("pools"), "WorkerPool")
+    made = pools.deployment(pools.read({**pool, "metadata": {**pool["metadata"], "uid": "any"}}))
+    label = made["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+    policy = find(rendered["gpu"], "NetworkPolicy", "redis")
+    named = {
+        value
+        for peer in policy["spec"]["ingress"][0]["from"]
+        for expression in peer["podSelector"]["matchExpressions"]
+        for value in expression["values"]
+    }
+    assert label in named
+    assert {"courier", "darkroom-operator", "flower", "submit", "jobs", "result", "dead-letter"} <= named

@@ -1,0 +1,371 @@
+"""What the manifests start does start: with exactly their command, variables and port, and it passes their probes."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from darkroom import queues, transitions
+from darkroom.jobs import Artifact, State
+from darkroom.ledger import Ledger, connect
+from darkroom.models import Catalogue
+from darkroom.transitions import Ended, WorkerState
+from kombu import Connection, Exchange, Queue
+
+from tests.knative import manifest_redis
+from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, told
+from tests.parts import Functions, Part, environment, free_port
+from tests.redis_server import RedisKind, binary_of
+from tests.waiting import eventually
+
+Rendered = dict[str, list[Object]]
+Users = dict[str, str]
+
+STOP_DEADLINE_S = 60
+PREFIX = "darkroom"
+
+PLACES = ("submit", "jobs", "result", "dead-letter", "courier", "flower")
+
+
+@pytest.fixture(params=list(RedisKind))
+def users(request: pytest.FixtureRequest, rendered: Rendered, bootstrap: ModuleType, tmp_path: Path) -> Iterator[Users]:
+    """The addresses of Redis, by its users: Redis as its manifest has it, of either kind."""
+    binary = binary_of(request.param)
+    if binary is None:
+        if request.param is RedisKind.CURRENT and "CI" not in os.environ:
+            pytest.skip("no redis-server on the PATH, to run beside the embedded one")
+        raise LookupError(f"no {request.param} redis-server on this machine")
+    secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with manifest_redis.running(binary, rendered["k3d"], secret, folder) as found:
+        yield found
+
+
+class Started:
+    """The one container of a workload as a process. What a kubelet would mount is in a folder of the test."""
+
+    def __init__(
+        self, workload: Object, objects: list[Object], secrets: dict[str, dict[str, str]], folder: Path
+    ) -> None:
+        self.container = main_container(workload)
+        self.log = folder / "log"
+        values = told(objects, self.container, secrets)
+        for volume in workload["spec"]["template"]["spec"].get("volumes", []):
+            (mount,) = [m for m in self.container["volumeMounts"] if m["name"] == volume["name"]]
+            place = folder / volume["name"]
+            place.mkdir()
+            for name, text in find(objects, "ConfigMap", volume["configMap"]["name"])["data"].items():
+                (place / name).write_text(text)
+            values = {name: str(place) if value == mount["mountPath"] else value for name, value in values.items()}
+        (port,) = self.container["ports"]
+        self.port: int = port["containerPort"]
+        if workload["apiVersion"] == SERVING:
+            values["PORT"] = str(self.port)
+        for binding in of_kind(objects, "SinkBinding"):
+            subject = binding["spec"]["subject"]
+            if (subject["kind"], subject["name"]) == (workload["kind"], workload["metadata"]["name"]):
+                values |= {"K_SINK": "http://broker.invalid/darkroom/default", "K_CE_OVERRIDES": ""}
+        own = environment("", "")
+        self.environment = {
+            **values,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}",
+            "PYTHONPATH": os.pathsep.join(filter(None, (values.get("PYTHONPATH"), own["PYTHONPATH"]))),
+        }
+
+    def start(self) -> None:
+        eventually(self._port_is_free, what=f"nobody else has port {self.port}")
+        program, *arguments = self.container["command"]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable if program == "python" else program, *arguments],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.log.parent,
+            )
+
+    def passes(self, probe: str) -> bool:
+        """Whether the probe of this name, of its manifest, says yes."""
+        asked = self.container[probe]["httpGet"]
+        assert asked.get("port", self.port) in {self.port, self.container["ports"][0].get("name")}
+        if self._process.poll() is not None:
+            raise AssertionError(f"it ended:\n{self.log.read_text()}")
+        try:
+            url = f"http://127.0.0.1:{self.port}{asked['path']}"
+            return httpx.get(url, trust_env=False, timeout=10).is_success
+        except httpx.TransportError:
+            return False
+
+    def stop(self) -> int:
+        """The exit status after SIGTERM."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        return self._process.wait(STOP_DEADLINE_S)
+
+    def _port_is_free(self) -> bool:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", self.port))
+            except OSError:
+                time.sleep(0.2)
+                return False
+            return True
+
+
+@pytest.mark.parametrize("users", [RedisKind.EMBEDDED], indirect=True)
+@pytest.mark.parametrize("name", PLACES)
+def test_each_part_starts_as_its_manifest_says_and_passes_its_probes(
+    name: str, users: Users, rendered: Rendered, bootstrap: ModuleType, tmp_path: Path
+) -> None:
+    objects = rendered["k3d"]
+    kind, version = ("Deployment", "apps/v1") if name in ("courier", "flower") else ("Service", SERVING)
+    secrets = {
+        "darkroom-redis": users,
+        "darkroom-database": {"url": f"sqlite+aiosqlite:///{tmp_path}/history.sqlite"},
+        **{each: bootstrap.SECRETS[each]({}) for each in ("darkroom-keys", "darkroom-flower", "darkroom-s3")},
+    }
+    part = Started(find(objects, kind, name, version=version), objects, secrets, tmp_path)
+    part.start()
+    try:
+        for probe in ("readinessProbe", "livenessProbe"):
+            eventually(lambda probe=probe: part.passes(probe), what=f"{name}: {probe}")  # type: ignore[misc]
+    finally:
+        status = part.stop()
+    assert status == 0, part.log.read_text()
+
+
+def test_flower_starts_for_nobody_without_credentials(
+    rendered: Rendered, bootstrap: ModuleType, tmp_path: Path
+) -> None:
+    redis_secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
+    secrets = {"darkroom-redis": redis_secret, "darkroom-flower": {"basic-auth": ""}}
+    objects = rendered["k3d"]
+    flower = Started(find(objects, "Deployment", "flower"), objects, secrets, tmp_path)
+    flower.start()
+    assert flower._process.wait(STOP_DEADLINE_S) != 0
+    assert "FLOWER_BASIC_AUTH is not set" in flower.log.read_text()
+
+
+@pytest.mark.parametrize("users", [RedisKind.EMBEDDED], indirect=True)
+def test_flower_asks_for_its_password(users: Users, rendered: Rendered, bootstrap: ModuleType, tmp_path: Path) -> None:
+    secrets = {"darkroom-redis": users, "darkroom-flower": bootstrap.flower_secret({})}
+    objects = rendered["k3d"]
+    flower = Started(find(objects, "Deployment", "flower"), objects, secrets, tmp_path)
+    flower.start()
+    try:
+        eventually(lambda: flower.passes("readinessProbe"), what="Flower is ready")
+        url = f"http://127.0.0.1:{flower.port}/api/tasks"
+        login = secrets["darkroom-flower"]["basic-auth"]
+        header = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+        assert httpx.get(url, trust_env=False).status_code == 401
+        assert httpx.get(url, headers=header, trust_env=False).status_code == 200
+    finally:
+        flower.stop()
+
+
+def test_a_job_goes_its_way_with_each_part_under_its_own_user(users: Users, tmp_path: Path) -> None:
+    """submit, jobs and result as `functions`, the courier as `courier`; the operator and a worker are the test."""
+    with ExitStack() as stack:
+        operator, worker = (
+            Ledger(stack.enter_context(connect(users[name])), PREFIX) for name in ("operator", "worker")
+        )
+        operator.run(transitions.announce("flux", models=["flux"]))
+        worker.run(transitions.worker("w-1", pool="flux", state=WorkerState.READY, pod="", models=["flux"]))
+        more = {
+            "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/history.sqlite",
+            "DARKROOM_STORE": (tmp_path / "store").as_uri(),
+        }
+        functions = Functions("all", environment=environment(users["functions"], PREFIX, **more), log=tmp_path / "f")
+        functions.start()
+        stack.callback(functions.stop)
+        sink = f"{functions.url}/events"
+        courier = Part(
+            "darkroom_courier",
+            environment=environment(users["courier"], PREFIX, K_SINK=sink, **more),
+            log=tmp_path / "c",
+        )
+        courier.start()
+        stack.callback(courier.stop)
+
+        with httpx.Client(base_url=functions.url, trust_env=False, timeout=60) as client:
+            answer = client.post("/flux", json={"prompt": "a lighthouse"})
+            assert answer.status_code == 202, answer.text
+            job_id = answer.json()["id"]
+            assert _message(users["worker"])["headers"]["id"] == job_id
+            claim = worker.run(transitions.claim(job_id, token="token", worker="w-1", lease_ms=transitions.LEASE_MS))
+            assert claim.attempt is not None
+            artifacts: list[Artifact] = []
+            data = {"artifacts": artifacts, "record": {"seed": 1}, "model_served": "flux", "attempt": 1, "run_ms": 1}
+            ended = worker.run(transitions.finish(job_id, token="token", outcome=State.COMPLETED, data=data))
+            assert ended is Ended.COMPLETED
+            path = f"/api/v1/generation-jobs/{job_id}"
+            assert client.get(path, params={"wait": 30}).json()["status"] == "completed"
+        with connect(users["operator"]) as client:
+            eventually(
+                lambda: (
+                    client.hexists(f"{PREFIX}:job:{job_id}", "applied")
+                    and client.hexists(f"{PREFIX}:job:{job_id}", "archived")
+                ),
+                what="the courier had its end applied, and archived it",
+            )
+        denied = [*functions.said("unexpected"), *courier.said("unexpected")]
+        assert denied == []
+        assert "NOPERM" not in functions.log.read_text() + courier.log.read_text()
+
+
+def _message(url: str) -> dict[str, Any]:
+    """What a worker is handed from the queue of flux, by Celery's own means."""
+    options = {**queues.transport_options(PREFIX, "flux"), "ack_emulation": False}
+    with Connection(url, transport_options=options) as connection:
+        queue = connection.SimpleQueue(queues.queue_name("flux"))
+        message = queue.get(timeout=30)
+        message.ack()
+        queue.close()
+        return {"headers": message.headers}
+
+
+def test_flower_and_workers_hear_one_another_under_their_users(users: Users) -> None:
+    """By kombu's fan-out, which is how Flower asks workers and revokes: Redis has rules of its own for patterns."""
+    options = queues.transport_options(PREFIX, "flux")
+    exchange = Exchange("celery.pidbox", type="fanout")
+    heard: list[object] = []
+    with (
+        Connection(users["worker"], transport_options=options) as worker,
+        Connection(users["flower"], transport_options=options) as flower,
+        worker.Consumer(Queue("w-1.pidbox", exchange, auto_delete=True), no_ack=True) as consumer,
+    ):
+        consumer.register_callback(lambda body, _message: heard.append(body))
+
+        def is_heard() -> bool:
+            flower.Producer().publish({"method": "ping"}, exchange=exchange, declare=[exchange])
+            with suppress(TimeoutError):
+                worker.drain_events(timeout=1)
+            return bool(heard)
+
+        eventually(is_heard, what="the worker hears Flower")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("FLUSHALL",), ("FLUSHDB",), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("SHUTDOWN",), ("GET", "other:key")],
+    ids=" ".join,
+)
+def test_no_part_may_do_what_is_not_its_own(command: tuple[str, ...], users: Users, bootstrap: ModuleType) -> None:
+    for user in bootstrap.REDIS_USERS:
+        with redis.Redis.from_url(users[user]) as client, pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*command)
+
+
+def test_without_a_password_a_connection_may_only_ping(users: Users) -> None:
+    with redis.Redis(port=int(users["port"])) as client:
+        assert client.ping()
+        for command in (("GET", f"{PREFIX}:never"), ("INFO",), ("PUBLISH", f"{PREFIX}:wake", "1"), ("KEYS", "*")):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*command)
+
+
+def _is_empty_or_an_event(answer: httpx.Response) -> bool:
+    """Knative's rule for a subscriber's answer, in binary and in structured mode."""
+    assert answer.is_success, answer.text
+    names = ("ce-id", "ce-source", "ce-type", "ce-specversion")
+    is_event = all(name in answer.headers for name in names)
+    return not answer.content or is_event or answer.headers["content-type"] == "application/cloudevents+json"
+
+
+def _event(kind: str, **more: Any) -> dict[str, Any]:
+    return {"specversion": "1.0", "type": kind, "source": "/tests", "id": "1", "data": {"model": "flux"}, **more}
+
+
+@pytest.mark.parametrize("users", [RedisKind.EMBEDDED], indirect=True)
+def test_what_subscribers_answer_is_empty_or_an_event(users: Users, tmp_path: Path) -> None:
+    """Of each address that a Trigger or a dead-letter sink names; a repeat too. Anything else Knative would retry."""
+    with connect(users["operator"]) as client:
+        Ledger(client, PREFIX).run(transitions.announce("flux", models=[model.name for model in Catalogue.load()]))
+    sent = {
+        "submit": _event("dev.darkroom.job.requested"),
+        "result": _event("dev.darkroom.job.completed", subject="nobody's"),
+        "dead_letter": _event("dev.somebody.else", knativeerrorcode="500"),
+    }
+    for name, event in sent.items():
+        part = Functions(name, environment=environment(users["functions"], PREFIX), log=tmp_path / name)
+        part.start()
+        try:
+            for _ in range(2):
+                answer = httpx.post(
+                    part.url, json=event, headers={"Content-Type": "application/cloudevents+json"}, trust_env=False
+                )
+                if name == "result" and answer.status_code == 422:
+                    continue  # an event that cannot be one of ours: a refusal for good, which Knative dead-letters
+                assert _is_empty_or_an_event(answer), name
+        finally:
+            part.stop()
+
+
+def test_the_subscriber_of_the_samples_answers_nothing(tmp_path: Path) -> None:
+    printer = find(sample("subscription"), "Service", "printer", version=SERVING)
+    program, *arguments = main_container(printer)["command"]
+    assert program == "python"
+    port = free_port()
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], env={"PORT": str(port)}, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        send: Callable[[], httpx.Response | None] = lambda: _posted(port)  # noqa: E731 - tried until it listens
+        answer = eventually(send, what="the printer listens")
+        assert answer is not None
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert "dev.darkroom.job.completed" in log.read_text()
+    finally:
+        process.terminate()
+        process.wait(STOP_DEADLINE_S)
+
+
+def _posted(port: int) -> httpx.Response | None:
+    try:
+        return httpx.post(f"http://127.0.0.1:{port}/", json=_event("dev.darkroom.job.completed"), trust_env=False)
+    except httpx.TransportError:
+        return None
+
+
+def test_the_job_of_the_samples_posts_an_event_that_submit_takes(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    """Its Broker is submit here, to which a Trigger would hand the event."""
+    with connect(redis_url) as client:
+        Ledger(client, namespace).run(transitions.announce("flux", models=["flux"]))
+    submit = Functions("submit", environment=environment(redis_url, namespace), log=tmp_path / "submit")
+    submit.start()
+    try:
+        (job,) = sample("job")
+        program, *arguments = main_container(job)["command"]
+        assert program == "python"
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={"BROKER": submit.url, "EVENT_ID": "a-lighthouse-1"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        with connect(redis_url) as client:
+            assert len(list(client.scan_iter(f"{namespace}:job:*"))) == 1
+    finally:
+        submit.stop()
