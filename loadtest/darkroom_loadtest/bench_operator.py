@@ -47,7 +47,13 @@ LIMIT_S = 60.0
 SETTLE_LIMIT_S = 600.0
 """How long the operator may take to make the objects of all pools."""
 
+CALM_S = 3.0
+"""The controllers behind the API server have come to rest when nothing was told of Deployments for so long."""
+
 TICK_S = 1.0
+
+PING = b"*1\r\n$4\r\nPING\r\n"
+"""How the connection that listens asks every ten seconds whether it is still one: no part of a tick."""
 
 QUIET_S = 0.05
 """Requests after so long without an answer on the same connection are another round trip; shorter gaps are those of one
@@ -114,10 +120,13 @@ def _measure(
         _until(
             lambda: rig.redis.scard(f"{NAMESPACE}:pools") >= pools, what="all pools announced", limit_s=SETTLE_LIMIT_S
         )
-        _until_calm(pid)
         cpu_ms, turns, p50, p99, recovery = [], [], [], [], []
         untouched = iter(names)
         for run in range(1, runs + 1):
+            _until(
+                lambda: replicas.silent_s > CALM_S, what="the end of the news of Deployments", limit_s=SETTLE_LIMIT_S
+            )
+            _until_calm(pid)
             cpu_ms.append(_tick_cost_ms(pid, ticks))
             turns.append(counter.turns_per(TICK_S, ticks))
             took_ms = [_reaction_ms(rig, replicas, next(untouched)) for _ in range(jobs)]
@@ -289,10 +298,16 @@ class ReplicaWatch:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self.known: dict[str, tuple[int, float]] = {}
+        self._heard_at = 0.0
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def silent_s(self) -> float:
+        """Since the last news of any."""
+        return time.perf_counter() - self._heard_at
 
     def _run(self) -> None:
         request = urllib.request.Request(  # noqa: S310 - our own address
@@ -303,7 +318,7 @@ class ReplicaWatch:
         try:
             with urllib.request.urlopen(request, context=context) as reply:  # noqa: S310 - as above
                 for line in reply:
-                    at = time.perf_counter()
+                    at = self._heard_at = time.perf_counter()
                     told = json.loads(line)["object"]
                     name, replicas = told["metadata"]["name"], told["spec"]["replicas"]
                     if self.known.get(name, (None, 0.0))[0] != replicas:
@@ -378,7 +393,7 @@ class TurnCounter:
             now = time.monotonic()
             if not asks:
                 line.answered_at = now
-            elif now - line.answered_at > QUIET_S:
+            elif now - line.answered_at > QUIET_S and piece != PING:
                 self._turns += 1
                 line.answered_at = now
             writer.write(piece)

@@ -87,7 +87,8 @@ def _remove_outbox() -> None:
     """The first 2xx of the sink counts as if the event had been applied."""
     from darkroom import transitions
     from darkroom.events import Event
-    from darkroom_courier.relay import Refusal, Relay
+    from darkroom_courier.relay import Relay
+    from darkroom_courier.sink import Refusal
 
     offer = Relay._offer
 

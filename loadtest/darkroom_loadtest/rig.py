@@ -32,6 +32,7 @@ ROOTS = ("core", "functions", "worker-images", "cli", "loadtest")
 
 NAMESPACE = "bench"
 LINK_KEY = "the benchmarks' own key, of 32 characters or more"
+WEBHOOK_KEY = "the benchmarks' own key for webhooks with 32 characters or more"
 
 READY_LIMIT_S = 60.0
 """For anything to be ready; on an idle machine each takes a second or two."""
@@ -123,6 +124,7 @@ class Rig:
             "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{self.folder / 'history.sqlite'}",
             "DARKROOM_PUBLIC_URL": "http://bench.invalid",
             "DARKROOM_LINK_KEY": LINK_KEY,
+            "DARKROOM_WEBHOOK_KEYS": WEBHOOK_KEY,
             "DARKROOM_BACKLOG_LIMIT": "10000000",
         }
         command = [sys.executable, "-m", module, *arguments]
@@ -149,6 +151,10 @@ class Rig:
                 said = what.program.log.read_text(errors="replace")[-SHOWN_CHARS:]
                 raise BenchmarkFailed(f"{what.program.name} is not ready:\n{said}")
             time.sleep(POLL_S)
+
+    def stop(self, process: Process) -> None:
+        """End it before all else ends."""
+        processes.end_in_order([process], hurry=lambda: False)
 
     def start_worker(self, pool: str, *, own: Mapping[str, str] | None = None) -> Process:
         """Start a worker of ours and wait until the ledger knows that it is ready."""

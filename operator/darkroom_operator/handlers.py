@@ -17,7 +17,7 @@ from darkroom_operator.control import INVALID_SPEC, Control
 from darkroom_operator.election import Leadership
 from darkroom_operator.pools import DEFAULT_DRAIN_S, DEFAULT_GRACE_S, GROUP, POOL_LABEL
 from darkroom_operator.reconciliation import has_drifted
-from darkroom_operator.world import DEPLOYMENTS, PODS, POOLS, World
+from darkroom_operator.world import DEPLOYMENTS, PODS, POOLS, World, pool_of
 
 RETRY_S = 2.0
 """Pause before a handler that failed is called again."""
@@ -124,6 +124,7 @@ class Handlers:
         """A version of a Deployment was seen. What somebody else changed is put back."""
         if not _is_of_its_pool(resource) or not self._world.is_news(DEPLOYMENTS, resource):
             return
+        before = self._world.standing(pool_of(resource)).deployment
         standing = self._world.take_deployment(resource)
         if standing.applied is not None and has_drifted(resource, standing.applied) and self._leadership.held:
             _log.info("drift", pool=standing.name)
@@ -131,7 +132,9 @@ class Handlers:
                 await self._control.reconcile(standing)
             except DarkroomError as error:  # the resync comes by again
                 _log.warning("drift_not_put_back", pool=standing.name, error=error.detail)
-        self._control.wake(standing.name)
+        after = standing.deployment
+        if before is None or after is None or before.replicas != after.replicas:
+            self._control.wake(standing.name)  # other news of it can wait for the next tick
 
     def lose_deployment(self, name: str) -> None:
         self._world.forget(DEPLOYMENTS, name)

@@ -34,12 +34,21 @@ SHORT: Mapping[str, tuple[str, ...]] = {
     "submit": ("--runs=1", "--requests=64", "--rate-seconds=0.1"),
     "latency": ("--runs=1", "--jobs=3"),
     "worker": ("--runs=1", "--jobs=10", "--engine-seconds=0.2"),
+    "courier": ("--runs=1", "--deliveries=40"),
+    "policy": ("--runs=1", "--coarse", "--hours=3"),
+    "broadcast": ("--runs=1", "--subscribers=60", "--large=70"),
 }
 
 FIGURES: Mapping[str, set[str]] = {
     "submit": {"submit_vs_seed", "submit_vs_limit", "submit_p95_ms_at_200rps"},
     "latency": {"latency_start_p50_ms", "latency_ws_p50_ms", "latency_ws_p99_ms", "latency_vs_celery"},
     "worker": {"worker_overhead_vs_celery_task", "engine_overhead_percent"},
+    "courier": {"courier_deliveries_per_s", "courier_p99_ms", "courier_p99_shift_percent"},
+    "policy": {"policy_replica_hours_vs_keda", "policy_replica_hours_vs_keda_tuned", "policy_busy_kills"},
+    "broadcast": {
+        *("broadcast_vs_starlette", "broadcast_vs_websockets", "broadcast_p99_ms", "broadcast_vs_starlette_at_70"),
+        *("socket_kib", "late_subscriber_p99_ms"),
+    },
 }
 """Those of each benchmark that have a name to keep; there may be more."""
 
