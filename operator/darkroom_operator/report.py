@@ -74,8 +74,15 @@ class Report:
             _log.warning("event_not_recorded", pool=standing.name, reason=reason, error=error.detail)
 
     def has_news(self, standing: Standing, *, now_ms: int) -> bool:
-        """Whether the pool's status is to be written now."""
-        return standing.uid is not None and bool(self._changed(standing, status_of(standing, now_ms=now_ms)))
+        """Whether the pool's status is to be written now. Of a pool where nothing moves that is seen at a glance."""
+        if standing.uid is None:
+            return False
+        seen = _all_that_counts(standing)
+        if seen == standing.settled:
+            return False
+        status = status_of(standing, now_ms=now_ms)
+        standing.settled = seen if status == standing.said else None
+        return bool(self._changed(standing, status))
 
     def _changed(self, standing: Standing, status: dict[str, Any]) -> dict[str, Any]:
         said = standing.said
@@ -101,6 +108,14 @@ class Report:
 
 
 _NOTHING = object()
+
+
+def _all_that_counts(standing: Standing) -> tuple[Any, ...]:
+    """What a status is made of, but for the time: without waiting jobs it says nothing of that."""
+    return (
+        *(standing.generation, standing.in_force, standing.fault, standing.ending, standing.unknown),
+        *(standing.pool, standing.reading, standing.decision, standing.deployment, *standing.pods.values()),
+    )
 
 
 def status_of(standing: Standing, *, now_ms: int) -> dict[str, Any]:

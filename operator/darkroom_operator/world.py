@@ -112,7 +112,8 @@ class Standing:
     `pool` is the last specification that was understood, `fault` what is wrong with the newest one: reason and message.
     `in_force` is the generation whose objects were made last.
     `victims`: pods that are chosen to go, and since when (monotonic). `gone`: pods that are gone, and when (monotonic).
-    `changing`: held by whoever makes the pool's objects.
+    `changing`: held by whoever makes the pool's objects. `settled`: what the status that was written last was made of,
+    once that is all that there is to say.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Standing:
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
     said: dict[str, Any] = field(default_factory=dict)
     said_at: float = 0.0
+    settled: tuple[Any, ...] | None = None
     counted_at: float | None = None
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     replica_seconds: dict[str, float] = field(default_factory=dict)
