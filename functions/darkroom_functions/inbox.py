@@ -7,6 +7,7 @@ slowly is cut off. What a follower has missed is read for it page by page, as it
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,7 +57,7 @@ def note(kind: str, **members: object) -> Note:
     return Note(kind, text, cursor if isinstance(cursor, str) else None)
 
 
-class Inbox:
+class Inbox(ABC):
     """The messages of one follower, in order. At most `limit` that came live wait in it."""
 
     def __init__(self, *, limit: int) -> None:
@@ -106,6 +107,6 @@ class Inbox:
         if not self._failed.done():
             self._failed.set_result(fault)
 
+    @abstractmethod
     async def _read_on(self) -> None:
         """Put a page of what it misses into the page, and say whether it still misses something (`_behind`)."""
-        raise NotImplementedError
