@@ -42,7 +42,7 @@ from darkroom.webhooks import (
     is_delivery_id,
     target_of,
 )
-from darkroom.wire import Command, Line, ask_each
+from darkroom.wire import Command, Line, ask_each, heed_cancellations
 
 T = TypeVar("T")
 
@@ -234,6 +234,7 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url, max_connections=CONNECTIONS, **_connection_options(AsyncRetry)
     )
+    heed_cancellations(pool)
     return redis.asyncio.Redis.from_pool(pool)
 
 

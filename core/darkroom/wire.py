@@ -7,14 +7,17 @@ connections are used as they are: they know of pools, TLS, passwords, timeouts, 
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import redis
 import redis.asyncio
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Command = Sequence[str | int | bytes]
 
@@ -53,6 +56,43 @@ class Line:
                 return connection.read_response()
 
             return connection.retry.call_with_retry(attempt, lambda _error: connection.disconnect())
+
+
+def heed_cancellations(pool: redis.asyncio.ConnectionPool) -> None:
+    """Let the connections of `pool` hear every cancellation, also one that comes while they write.
+
+    redis-py bounds a write by `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that comes together with
+    its result (https://github.com/python/cpython/issues/86296). A task that is told to end then goes on for ever, and a
+    timeout around it never comes.
+    """
+    kind: Any = pool.connection_class  # by the address: TCP, TLS or a Unix socket
+    pool.connection_class = type(kind.__name__, (_Heedful, kind), {})
+
+
+class _Heedful:
+    """Mixed into a connection of redis-py: its write, bounded by `asyncio.timeout`."""
+
+    async def send_packed_command(
+        self: Any, command: bytes | str | Iterable[bytes], *, check_health: bool = True
+    ) -> None:
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if check_health:
+            await self.check_health()
+        if isinstance(command, str):
+            command = command.encode()
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                await self._send_packed_command([command] if isinstance(command, bytes) else command)
+        except TimeoutError:
+            await self.disconnect(nowait=True)
+            raise RedisTimeoutError("Timeout writing to socket") from None
+        except OSError as error:
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError(f"Error while writing to socket: {error}") from error
+        except BaseException:  # a command may have been sent in part
+            await self.disconnect(nowait=True)
+            raise
 
 
 async def ask_each(client: redis.asyncio.Redis, commands: Sequence[Command]) -> list[Any]:

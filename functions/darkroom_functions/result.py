@@ -83,7 +83,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await sockets.end(running)
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
         await client.aclose()
 
 

@@ -12,7 +12,7 @@ closes, a client may come again at any time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -41,10 +41,6 @@ MAX_BAD_FRAMES = 16
 
 CLOSE_PATIENCE_S = 2.0
 """How long the last words of a socket may take to be taken; a client that does not read gets none."""
-
-CANCEL_AGAIN_S = 0.1
-"""A cancellation may get lost: in Python 3.11 `asyncio.wait_for`, by which redis-py waits, swallows one that comes
-together with its result (https://github.com/python/cpython/issues/86296)."""
 
 PONG = Note("pong", '{"type":"pong"}')
 
@@ -281,19 +277,12 @@ async def first_of(*ways: Coroutine[Any, Any, object]) -> None:
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        await end(tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
     for task in tasks:
         if not task.cancelled() and (failure := task.exception()) is not None:
             raise failure
-
-
-async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancels them, and returns when all are over."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 class _BadFrame(Exception):

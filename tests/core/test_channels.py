@@ -173,3 +173,19 @@ async def test_a_listener_that_fails_makes_nobody_deaf(redis_url: str, name: str
         running.cancel()
         await asyncio.wait([running])
         await client.aclose()
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_who_is_told_to_end_while_it_speaks_ends(redis_url: str, name: str, steps: int) -> None:
+    """The last socket of a process leaves its channel just as the process is told to end."""
+    client = connect_async(redis_url)
+    ear = Ear(client)
+    running = asyncio.create_task(ear.channels.run())
+    await ear.channels.open([name])
+    ear.channels.close([name])
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    _, late = await asyncio.wait([running], timeout=DEADLINE_S)
+    await client.aclose()
+    assert not late
