@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from tests.ports import free_port
 from tests.waiting import eventually
 
 ROOTS = ("core", "functions", "operator", "worker-images", "cli")
@@ -51,14 +51,6 @@ def scratch() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="darkroom-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Part:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.parts import free_port
+from tests.ports import free_port
 
 START_DEADLINE_S = 60
 STOP_DEADLINE_S = 60

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -19,6 +18,8 @@ from pathlib import Path
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from tests.ports import free_port
 
 START_DEADLINE_S = 30
 """A server is there in 0.12 s; a busy machine may need much longer."""
@@ -53,7 +54,7 @@ class RedisServer:
         self.binary = binary
         self.folder = folder
         self.options = options or {}
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -115,11 +116,3 @@ def _serves(client: redis.Redis, pid: int) -> bool:
         return bool(client.ping()) and client.info("server")["process_id"] == pid
     except (redis.ConnectionError, redis.TimeoutError):
         return False
-
-
-def _free_port() -> int:
-    """A port that nobody has now. Another process may take it before the server does; then `start` says so."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

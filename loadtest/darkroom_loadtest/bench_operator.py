@@ -31,7 +31,7 @@ from tests.operator.control_plane import ControlPlane, assets
 from tests.operator.down_conversion import Conversion, older
 from tests.operator.kubelet import Kubelet
 from tests.operator.worker_standins import StandIns
-from tests.parts import free_port
+from tests.ports import free_port
 
 BENCH = "operator"
 

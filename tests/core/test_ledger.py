@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.core.timed_jobs import POOL, START_MS, TENANT, TimedJobs
-from tests.parts import free_port
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.waiting import eventually
 

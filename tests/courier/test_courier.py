@@ -23,7 +23,8 @@ from darkroom_courier.sink import retry_after
 from tests.courier.conftest import Start
 from tests.courier.sink import HANG, Answer, Sink
 from tests.driven_jobs import POOL, TENANT, DrivenJobs
-from tests.parts import PUBLIC_URL, Part, environment, free_port
+from tests.parts import PUBLIC_URL, Part, environment
+from tests.ports import free_port
 from tests.redis_server import RedisKind, RedisServer, binary_of
 from tests.waiting import eventually
 

@@ -39,7 +39,8 @@ from tests.courier.conftest import Start
 from tests.courier.receiver import HANG, Post, Receiver, Reply
 from tests.courier.sink import Sink
 from tests.driven_jobs import TENANT, DrivenJobs
-from tests.parts import PUBLIC_URL, WEBHOOK_KEY, free_port
+from tests.parts import PUBLIC_URL, WEBHOOK_KEY
+from tests.ports import free_port
 from tests.waiting import eventually
 
 QUICK = {

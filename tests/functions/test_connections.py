@@ -21,7 +21,8 @@ from websockets.exceptions import InvalidStatus
 
 from tests.functions.listeners import socket as socket_of
 from tests.functions.listeners import told_to_the_end
-from tests.parts import Functions, environment, free_port
+from tests.parts import Functions, environment
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 
 DEADLINE_S = 60

@@ -10,7 +10,7 @@ from pathlib import Path
 import redis
 
 from tests.knative.rendering import Object, find, main_container
-from tests.parts import free_port
+from tests.ports import free_port
 from tests.waiting import eventually
 
 STOP_DEADLINE_S = 30

@@ -26,7 +26,8 @@ from kombu import Connection, Exchange, Queue
 
 from tests.knative import manifest_redis
 from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, told
-from tests.parts import Functions, Part, environment, free_port
+from tests.parts import Functions, Part, environment
+from tests.ports import free_port
 from tests.redis_server import RedisKind, binary_of
 from tests.waiting import eventually
 

@@ -25,7 +25,7 @@ from darkroom_loadtest.generator import Load, Plan
 from darkroom_worker.celery_app import configuration
 from darkroom_worker.settings import WorkerSettings
 
-from tests.parts import free_port
+from tests.ports import free_port
 from tests.waiting import eventually
 
 DEADLINE_S = 300

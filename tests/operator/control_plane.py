@@ -23,7 +23,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.parts import free_port
+from tests.ports import free_port
 from tests.waiting import eventually
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")

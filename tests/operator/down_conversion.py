@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from tests.parts import free_port
+from tests.ports import free_port
 
 CEL = "x-kubernetes-validations"
 NEW, OLD = "policy/v1", "policy/v1beta1"

@@ -11,7 +11,8 @@ import urllib.request
 from pathlib import Path
 
 from tests.operator.control_plane import ControlPlane
-from tests.parts import environment, free_port
+from tests.parts import environment
+from tests.ports import free_port
 from tests.waiting import eventually
 
 STOP_DEADLINE_S = 60

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.parts import free_port
+from tests.ports import free_port
 from tests.system.running import System
 from tests.waiting import eventually
 

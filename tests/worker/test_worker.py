@@ -27,7 +27,8 @@ from darkroom.ledger import AsyncLedger, JobRecord, connect, connect_async
 from darkroom.transitions import Reason, Receipt, WorkerState
 
 from tests.conftest import RedisServers
-from tests.parts import Part, environment, free_port
+from tests.parts import Part, environment
+from tests.ports import free_port
 from tests.redis_server import RedisKind, RedisServer, binary_of
 from tests.worker.running_worker import MODEL, MODEL_FILE, POOL, TENANT, House, Place, WorkerProcess
 

@@ -1,0 +1,36 @@
+"""Ports for the servers that tests start."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+
+PORTS = range(12_000, 32_000)
+"""Below those that Linux and macOS give to connections of their own accord: nobody takes one by chance before the
+server that it is for has started, or while it is away."""
+
+LANES = 8
+"""Processes of one run of the tests that pick ports at once, each from its own lane (gw0, gw1, … of pytest-xdist)."""
+
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that nobody has now, and that this process has not given to anybody before."""
+    lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % LANES
+    while True:
+        port = random.choice(PORTS[lane::LANES])
+        if port not in _given and _is_free(port):
+            _given.add(port)
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
