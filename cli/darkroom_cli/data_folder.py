@@ -91,20 +91,24 @@ class DataFolder:
 
         The lock is the system's: it ends with the process, however that ends.
         """
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("a")
-        except OSError as error:
-            raise SettingError(f"{self.path}: cannot hold the data: {error.strerror}") from error
-        with lock:
+        self.make()
+        with (self.path / "lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise FolderTaken(str(self.path)) from None
+            yield
+
+    def make(self) -> None:
+        """Make it with its folders, where it is not there yet. Raises SettingError where it cannot be made."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.path / "lock").touch()
             (self.path / ".gitignore").write_text("# Made by `darkroom up`.\n*\n")
             for folder in (self.store, self.history, self.models, self.logs):
                 folder.mkdir(exist_ok=True)
-            yield
+        except OSError as error:
+            raise SettingError(f"{self.path}: cannot hold the data: {error.strerror}") from error
 
     def new_log(self, name: str) -> Path:
         """A log that begins now; the one of the run before is kept beside it."""

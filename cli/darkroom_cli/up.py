@@ -1,8 +1,9 @@
 """`darkroom up`: everything on this machine, until it is told to stop.
 
 In order: have the data folder alone, end what a killed `up` left in it, see that the port is free; then Redis, the
-stand-ins, the functions behind one port, the courier and a worker, each a process of its own (`processes.py`). The pool
-`local` is announced, and when all are ready the address is said. After that it watches: what dies is started again.
+stand-ins, the functions behind one port, the gateway before them where it can run (`gateway.py`), the courier and a
+worker, each a process of its own (`processes.py`). The pool `local` is announced, and when all are ready the address is
+said. After that it watches: what dies is started again.
 
 The same code as in a cluster runs here; only who starts it differs. The other parts are started, never imported.
 """
@@ -14,9 +15,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +29,7 @@ from darkroom.models import Catalogue
 from darkroom.settings import DatabaseUrl, ModelSettings, Namespace, RedisUrl, WebUrl, load
 from darkroom.transitions import WorkerState
 
-from darkroom_cli import local_redis, processes, welcome
+from darkroom_cli import gateway, local_redis, processes, welcome
 from darkroom_cli.data_folder import DataFolder, FolderTaken
 from darkroom_cli.environments import environment
 from darkroom_cli.exits import DONE, FAILED, INTERRUPTED
@@ -45,12 +46,14 @@ THIS_MACHINE = "localhost,127.0.0.0/8,::1"
 """Receivers of webhooks that callers may name while they are on this machine too, as who reaches loopback is. With an
 address of its own (DARKROOM_PUBLIC_URL) `up` has callers from elsewhere, who must not reach what listens here."""
 
-FUNCTIONS, COURIER, WORKER, STAND_INS, REDIS = "functions", "courier", "worker", "stand-ins", "redis"
-ORDER = (FUNCTIONS, COURIER, WORKER, STAND_INS, REDIS)
-"""In which all end: no new work, no more news, the worker gives back what it runs, and Redis keeps it."""
+FUNCTIONS, GATEWAY, COURIER = "functions", "gateway", "courier"
+WORKER, STAND_INS, REDIS = "worker", "stand-ins", "redis"
+ORDER = (FUNCTIONS, GATEWAY, COURIER, WORKER, STAND_INS, REDIS)
+"""In which all end: no new work, no more news, the worker gives back what it runs, and Redis keeps it. The gateway is
+second, so that those who follow jobs get the functions' last words."""
 
-GRACE_S = {FUNCTIONS: 4.0, COURIER: 2.0, WORKER: 6.0, STAND_INS: 1.0, REDIS: 3.0}
-"""Between SIGTERM and SIGKILL, 15 seconds in all. A worker needs one denoising step and a few words with Redis."""
+GRACE_S = {FUNCTIONS: 4.0, GATEWAY: 1.0, COURIER: 2.0, WORKER: 6.0, STAND_INS: 1.0, REDIS: 3.0}
+"""Between SIGTERM and SIGKILL, 16 seconds in all. A worker needs one denoising step and a few words with Redis."""
 
 DRAIN_GRACE_S = 2
 """How long a running job may go on when all ends; then it is given back, and the next `up` runs it."""
@@ -94,6 +97,10 @@ class Options:
     port: int
     data: Path | None
     replacements: Sequence[Replacement]
+    redis_urls: Mapping[str, str] = field(default_factory=dict)
+    """By process: its own address of a Redis that has a user for each."""
+    worker: bool = True
+    """Whether a worker runs here too, or is started elsewhere."""
 
 
 class StartFailed(Exception):
@@ -165,7 +172,7 @@ def _up(options: Options, settings: UpSettings, folder: DataFolder, signals: Sto
     machine = Machine(settings, folder, port=port, signals=signals, output=output)
     try:
         try:
-            machine.start(options.replacements)
+            machine.start(options)
             machine.watch()
         finally:
             machine.end()
@@ -226,11 +233,11 @@ class Machine:
         self._crew = Crew(order=ORDER, write_down=self._write_down)
         self.is_ready = False
 
-    def start(self, replacements: Sequence[Replacement]) -> None:
+    def start(self, options: Options) -> None:
         """Start all and return when all are ready. Raises StartFailed, SettingError, and Asked."""
         began = time.monotonic()
         self._output.say(f"darkroom: data in {welcome.short(self._folder.path)}, a log for each process in its logs/")
-        replaced = own_files(self._folder.models, replacements, known=Catalogue.load(self._settings.models))
+        replaced = own_files(self._folder.models, options.replacements, known=Catalogue.load(self._settings.models))
         redis_url = self._start_redis()
         self._make_stand_ins()
         folders = [self._folder.stand_ins / "models", *(path.absolute() for path in self._settings.models), replaced]
@@ -254,14 +261,27 @@ class Machine:
             "DARKROOM_WEBHOOK_ALLOW": self._webhook_allow,
             "DARKROOM_DATABASE_URL": self._database_url,
         }
-        for_front["K_SINK"] = f"{self._url}/events"
-        self._start(FUNCTIONS, _module("darkroom_functions.serve", "all"), environment(for_front, PORT=str(self._port)))
-        self._start(COURIER, _module("darkroom_courier"), environment(for_front))
-        worker = environment(for_all, DARKROOM_POOL=POOL, DARKROOM_DRAIN_GRACE_S=str(DRAIN_GRACE_S), for_worker=True)
-        self._start(WORKER, _module("darkroom_worker"), worker)
-        self._wait(FUNCTIONS, "loading", lambda: _answers(f"{self._url}/readyz"))
-        names = ", ".join(model.name for model in models)
-        self._wait(WORKER, f"loading {names}", lambda: self._has_worker(redis_url, beside=earlier))
+        before_them = self._gateway()
+        functions_port = self._port if before_them is None else before_them.functions_port
+        functions_url = f"http://{HOST}:{functions_port}"
+        for_front["K_SINK"] = f"{functions_url}/events"
+        own_redis = {name: {"DARKROOM_REDIS_URL": url} for name, url in options.redis_urls.items()}
+        functions = environment(for_front | own_redis.get(FUNCTIONS, {}), PORT=str(functions_port))
+        self._start(FUNCTIONS, _module("darkroom_functions.serve", "all"), functions)
+        self._start(COURIER, _module("darkroom_courier"), environment(for_front | own_redis.get(COURIER, {})))
+        if options.worker:
+            grace = str(DRAIN_GRACE_S)
+            worker = environment(for_all, DARKROOM_POOL=POOL, DARKROOM_DRAIN_GRACE_S=grace, for_worker=True)
+            self._start(WORKER, _module("darkroom_worker"), worker)
+        self._wait(FUNCTIONS, "loading", lambda: _answers(f"{functions_url}/readyz"))
+        if before_them is not None:
+            self._start(GATEWAY, [str(gateway.START)], before_them.environment)
+            self._wait(GATEWAY, "starting", lambda: _answers(f"{self._url}/readyz"))
+        if options.worker:
+            names = ", ".join(model.name for model in models)
+            self._wait(WORKER, f"loading {names}", lambda: self._has_worker(redis_url, beside=earlier))
+        else:
+            self._output.say(f"  {WORKER}: none here; jobs wait until one is started")
         self.is_ready = True
         self._output.say(f"darkroom: ready after {time.monotonic() - began:.0f} s")
         welcome.welcome(self._output, url=self._url, data=self._folder.path, models=models)
@@ -306,6 +326,15 @@ class Machine:
         self._start(REDIS, server.command, environment({}), folder=server.folder)
         self._wait(REDIS, "reading its data", lambda: local_redis.answers(server.url))
         return server.url
+
+    def _gateway(self) -> gateway.Gateway | None:
+        """What is to be put before the functions; None, which is said, where it cannot run."""
+        made = gateway.Gateway(HOST, self._port, local_redis.free_port(), self._folder.path / GATEWAY)
+        fault = made.fault()
+        if fault is None:
+            return made
+        self._output.say(f"  {GATEWAY}: none, so the functions take the port ({fault}; docs/gateway.md)")
+        return None
 
     def _make_stand_ins(self) -> None:
         """Run the worker's own command for it, to its end."""

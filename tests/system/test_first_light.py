@@ -16,10 +16,11 @@ import redis
 from PIL import Image
 
 from tests.darkroom_command import darkroom
+from tests.gateway.running import fault as gateway_fault
 from tests.system.running import START_LIMIT_S, System, nothing_is_left_of
 from tests.waiting import eventually
 
-PARTS = {"functions", "courier", "worker", "redis"}
+PARTS = {"functions", "courier", "worker", "redis"} | (set() if gateway_fault() else {"gateway"})
 
 SMALL = {"model": "sd", "width": 64, "height": 64, "steps": 1}
 """A job that is done at once."""
@@ -150,7 +151,7 @@ def test_every_process_has_only_the_environment_that_it_needs(system: System) ->
         assert "PYTEST_CURRENT_TEST" not in variables, name
         for secret in ("DARKROOM_LINK_KEY", "DARKROOM_WEBHOOK_KEYS"):
             assert (secret in variables) == (name in {"functions", "courier"}), name
-        assert ("DARKROOM_REDIS_URL" in variables) == (name != "redis"), name
+        assert ("DARKROOM_REDIS_URL" in variables) == (name not in {"redis", "gateway"}), name
 
 
 def test_no_secret_is_in_a_log_or_on_a_command_line(system: System) -> None:
@@ -194,7 +195,7 @@ def test_jobs_and_pictures_survive_a_ctrl_c_in_the_middle_of_the_work(own_system
 
 def test_a_process_that_dies_is_started_again_and_no_job_is_lost(own_system: System) -> None:
     own_system.start()
-    for name in ("worker", "redis", "courier", "functions"):
+    for name in sorted(PARTS, reverse=True):
         dead = own_system.processes[name]
         os.kill(dead.pid, signal.SIGKILL)
         eventually(partial(own_system.is_back, dead), what=f"{name} to be started again")
@@ -257,6 +258,6 @@ def test_what_a_killed_up_left_is_ended_by_the_next(own_system: System) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", trust_env=False).is_success
+        return httpx.get(f"{url}/api/v1/models", trust_env=False).is_success
     except httpx.TransportError:
         return False

@@ -1,0 +1,341 @@
+-- The synchronous facade: a submission is forwarded, and answered when its job has ended.
+--
+-- `POST /sync/{model}`, and `Prefer: wait=N` where jobs are submitted over REST, come here. The job is read by the
+-- functions' own long-poll, again and again until the time is over: nothing behind the gateway knows of it. The answers
+-- are those that submit gives to `Prefer: wait` itself (waiting.py, submit.py), or the picture for who accepts image/png.
+--
+-- Functions are asked over sockets of our own and not by ngx.location.capture, which holds a request until its answer is
+-- there: nobody would notice that the client has left.
+
+local cjson = require "cjson.safe"
+
+local JOBS = "/api/v1/generation-jobs/"
+local PROBLEMS = "https://darkroom.dev/problems/"
+local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
+
+local CONNECT_S = 5
+local PATIENCE_S = 20 -- beyond a wait: the functions give Redis 10 s before it and 10 s after it
+local PAUSE_S = 1 -- between two looks at a job, where a function does not wait: it is about to end, or away
+local CLIENT_CLOSED = 499
+
+-- What is said of one connection, of a body that is not this one, or of an answer that is not the one we ask for.
+local NOT_HANDED_ON = {
+    host = true, connection = true, ["keep-alive"] = true, ["proxy-connection"] = true, te = true, trailer = true,
+    upgrade = true, expect = true, ["content-length"] = true, ["transfer-encoding"] = true,
+    prefer = true, accept = true, ["accept-encoding"] = true, range = true, ["if-range"] = true,
+    ["if-match"] = true, ["if-none-match"] = true, ["if-modified-since"] = true, ["if-unmodified-since"] = true,
+    ["x-request-id"] = true, ["x-forwarded-for"] = true,
+}
+local NOT_HANDED_BACK = {
+    connection = true, ["keep-alive"] = true, ["transfer-encoding"] = true, ["content-length"] = true,
+    server = true, date = true,
+}
+
+-- What a picture's request is told of a job that ended otherwise: status, name and title of the problem.
+local NO_PICTURE = {
+    failed = { 500, "job-failed", "The job has failed" },
+    expired = { 504, "job-expired", "The job was not started in time" },
+    cancelled = { 409, "job-cancelled", "The job was cancelled" },
+    completed = { 500, "no-picture", "The job has no such picture" },
+}
+
+local facade = {}
+local settings
+
+function facade.configure(given)
+    settings = given
+end
+
+local function answer(status, headers, body)
+    ngx.status = status
+    for name, value in pairs(headers) do
+        ngx.header[name] = value
+    end
+    ngx.header["Content-Length"] = #body
+    ngx.print(body)
+end
+
+local function problem(status, slug, title, detail, members, headers)
+    members = members or {}
+    members.type, members.title, members.status, members.detail = PROBLEMS .. slug, title, status, detail
+    headers = headers or {}
+    headers["content-type"] = "application/problem+json"
+    answer(status, headers, cjson.encode(members))
+end
+
+-- The client's headers as lines of a request to a function.
+local function handed_on()
+    local lines = {}
+    for name, values in pairs(ngx.req.get_headers(0, true)) do
+        if not NOT_HANDED_ON[name:lower()] then
+            for _, value in ipairs(type(values) == "table" and values or { values }) do
+                lines[#lines + 1] = name .. ": " .. (value == true and "" or value) .. "\r\n"
+            end
+        end
+    end
+    lines[#lines + 1] = "X-Request-Id: " .. ngx.var.known_id .. "\r\n"
+    local before = ngx.var.http_x_forwarded_for
+    lines[#lines + 1] = "X-Forwarded-For: " .. (before and before .. ", " or "") .. ngx.var.remote_addr .. "\r\n"
+    return table.concat(lines)
+end
+
+local function read_chunks(socket)
+    local chunks = {}
+    while true do
+        local line, fault = socket:receive()
+        local size = line and tonumber(line:match("^%x+") or "", 16)
+        if not size then
+            return nil, fault or "no chunk"
+        end
+        if size == 0 then
+            return table.concat(chunks) -- trailers go with the connection
+        end
+        chunks[#chunks + 1], fault = socket:receive(size)
+        if fault or not socket:receive() then
+            return nil, fault or "half a chunk"
+        end
+    end
+end
+
+-- The answer of a function to one request: its status, headers (with small letters) and body; or nil, and why.
+local function ask(name, method, target, headers, body, patience_s)
+    local to = settings.functions[name]
+    local socket = ngx.socket.tcp()
+    socket:settimeouts(CONNECT_S * 1000, PATIENCE_S * 1000, patience_s * 1000)
+    local done, fault = socket:connect(to.address, to.port)
+    if not done then
+        return nil, fault
+    end
+    local length = body and "Content-Length: " .. #body .. "\r\n" or ""
+    done, fault = socket:send {
+        method, " ", target, " HTTP/1.1\r\nHost: ", to.host, "\r\nConnection: close\r\n", length, headers, "\r\n",
+        body or "",
+    }
+    if not done then
+        return nil, fault
+    end
+    local got = { headers = {} }
+    local line
+    line, fault = socket:receive()
+    got.status = line and tonumber(line:match("^HTTP/1%.%d (%d%d%d)"))
+    if not got.status then
+        return nil, fault or "no HTTP"
+    end
+    while true do
+        line, fault = socket:receive()
+        if not line then
+            return nil, fault
+        end
+        local header, value = line:match("^([^:]+):%s*(.-)%s*$")
+        if not header then
+            break
+        end
+        got.headers[header:lower()] = value
+    end
+    if got.headers["transfer-encoding"] then
+        got.body, fault = read_chunks(socket)
+    else
+        got.body, fault = socket:receive(tonumber(got.headers["content-length"]) or "*a")
+    end
+    socket:close()
+    return got.body and got, fault
+end
+
+local function away(fault)
+    ngx.log(ngx.ERR, "submit does not answer: ", fault)
+    local is_late = fault == "timeout"
+    ngx.exit(is_late and 504 or 502)
+end
+
+local function body_of_request()
+    ngx.req.read_body()
+    local body = ngx.req.get_body_data()
+    local path = not body and ngx.req.get_body_file()
+    if path then
+        local file = assert(io.open(path, "rb"))
+        body = file:read("*a")
+        file:close()
+    end
+    return body or ""
+end
+
+-- The elements of header values that are lists, without spaces around them; a comma in quotes does not part them.
+local function elements(values)
+    local found, current, in_quotes, is_escaped = {}, {}, false, false
+    for letter in (table.concat(values, ",") .. ","):gmatch(".") do
+        if letter == "," and not in_quotes then
+            found[#found + 1] = table.concat(current):match("^%s*(.-)%s*$")
+            current = {}
+        else
+            current[#current + 1] = letter
+            if is_escaped then
+                is_escaped = false
+            elseif in_quotes and letter == "\\" then
+                is_escaped = true
+            elseif letter == '"' then
+                in_quotes = not in_quotes
+            end
+        end
+    end
+    return found
+end
+
+local function header_values(name)
+    local values = ngx.req.get_headers(0)[name]
+    return type(values) == "table" and values or { values }
+end
+
+-- The seconds that `Prefer` asks for, or nil: the first `wait` counts, and one that cannot be read is none (RFC 7240).
+local function preferred_s()
+    for _, element in ipairs(elements(header_values("prefer"))) do
+        local name, rest = element:match("^%s*([^=;]-)%s*=[ \t]*(.*)$")
+        if (name or element:match("^[^;]*"):match("^%s*(.-)%s*$")):lower() == "wait" then
+            local seconds, after = (rest or ""):match('^"(%d+)"[ \t]*(.*)$')
+            if not seconds then
+                seconds, after = (rest or ""):match("^(%d+)[ \t]*(.*)$")
+            end
+            local is_whole = seconds and (after == "" or after:sub(1, 1) == ";")
+            return is_whole and tonumber(seconds) or nil
+        end
+    end
+end
+
+-- Whether the client would rather have the picture than JSON: `Accept` names it, and JSON not with a higher weight.
+local function wants_picture()
+    local weights = { picture = 0, json = 0 }
+    for _, element in ipairs(elements(header_values("accept"))) do
+        local range = element:lower():match("^[^;]*"):match("^%s*(.-)%s*$")
+        local weight = tonumber(element:lower():match(";%s*q%s*=%s*([%d.]+)")) or 1
+        if range == "image/png" or range == "image/*" then
+            weights.picture = math.max(weights.picture, weight)
+        elseif range == "application/json" or range == "application/*" then
+            weights.json = math.max(weights.json, weight)
+        end
+    end
+    return weights.picture > 0 and weights.picture >= weights.json
+end
+
+-- The job's view, decoded and as it came, once it has ended; nil when the time is over, or nothing is gained by waiting.
+local function wait_for_end(job, wait_s, headers)
+    local deadline = ngx.now() + wait_s
+    while true do
+        local began = ngx.now()
+        local asked_s = math.max(0, math.min(settings.poll_s, math.ceil(deadline - began)))
+        local target = JOBS .. job .. "?wait=" .. asked_s
+        local got, fault = ask("jobs", "GET", target, headers, nil, asked_s + PATIENCE_S)
+        if not got then
+            ngx.log(ngx.ERR, "jobs does not answer: ", fault)
+        elseif got.status == 200 then
+            local view = cjson.decode(got.body)
+            if view and TERMINAL[view.state] then
+                return view, got.body
+            end
+        elseif got.status < 500 and got.status ~= 429 then
+            return nil
+        end
+        local left_s = deadline - ngx.now()
+        if left_s <= 0 or ngx.worker.exiting() then
+            return nil
+        end
+        local rest_s = PAUSE_S - (ngx.now() - began)
+        if rest_s > 0 then
+            ngx.sleep(math.min(rest_s, left_s))
+        end
+    end
+end
+
+local function answer_with_picture(view, headers)
+    local artifact = view.artifacts[1]
+    local picture = artifact and artifact.media_type == "image/png" and artifact.url:match("^%a+://[^/]+.-(/artifacts/.*)$")
+    headers["content-type"] = nil
+    if view.state == "completed" and picture then
+        for name, value in pairs(headers) do
+            ngx.header[name] = value
+        end
+        -- The link is its own permission. Only its path is followed, and to jobs.
+        ngx.var.picture = picture
+        return ngx.exec("@picture")
+    end
+    local status, slug, title = unpack(NO_PICTURE[view.state])
+    local why = type(view.error) == "table" and view.error.message
+    local members = { job_id = view.id, state = view.state, error = view.error }
+    problem(status, slug, title, why or title, members, headers)
+end
+
+-- Forward the request to submit as one for `target`, and answer it when the job has ended.
+local function hold(target, preference_s)
+    local wait_s = math.min(preference_s or settings.wait_s, settings.wait_s)
+    local body = body_of_request()
+    local headers = handed_on()
+    local job, has_left
+
+    local function leave()
+        if job and settings.cancel then
+            ask("jobs", "POST", JOBS .. job .. "/cancel", headers, nil, PATIENCE_S)
+        end
+        ngx.exit(CLIENT_CLOSED)
+    end
+    ngx.on_abort(function()
+        has_left = true
+        if job then -- before that, submit decides first whether there is one
+            leave()
+        end
+    end)
+
+    local taken, fault = ask("submit", "POST", target, headers, body, PATIENCE_S)
+    if not taken then
+        return away(fault)
+    end
+    local slip = taken.status < 300 and cjson.decode(taken.body)
+    local told = {}
+    for name, value in pairs(taken.headers) do
+        if not NOT_HANDED_BACK[name] then
+            told[name] = value
+        end
+    end
+    if not slip then
+        return answer(taken.status, told, taken.body)
+    end
+    job = slip.id
+    ngx.var.job = job
+    if has_left then
+        return leave()
+    end
+    if preference_s then
+        told["preference-applied"] = string.format("wait=%d", wait_s)
+    end
+    local view, text = wait_for_end(job, wait_s, headers)
+    if not view then
+        answer(202, told, taken.body)
+    elseif wants_picture() then
+        answer_with_picture(view, told)
+    else
+        answer(200, told, text)
+    end
+end
+
+-- In front of every request: one that prefers to wait for the job that it submits is held here.
+function facade.divert()
+    local is_rest = ngx.var["function"] == "submit" and ngx.var.uri ~= "/"
+    if is_rest and ngx.var.http_prefer and preferred_s() then
+        ngx.exec("@facade")
+    end
+end
+
+function facade.prefer()
+    hold(ngx.var.request_uri, preferred_s())
+end
+
+function facade.sync()
+    if ngx.req.get_method() ~= "POST" then
+        local detail = ngx.var.uri .. " does not take " .. ngx.req.get_method()
+        local title = "The resource does not take this method"
+        return problem(405, "method-not-allowed", title, detail, nil, { allow = "POST" })
+    end
+    if not ngx.var.uri:match("^/sync/[^/]+$") then
+        return ngx.exit(404)
+    end
+    hold(ngx.var.request_uri:sub(#"/sync" + 1), preferred_s())
+end
+
+return facade

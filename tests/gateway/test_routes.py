@@ -1,0 +1,322 @@
+"""One address for all functions: each request reaches the function that `darkroom_functions.paths` names, unchanged."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from darkroom.jobs import new_job_id
+from darkroom_functions import answers, bodies, paths
+
+from tests.functions.api import slug
+from tests.gateway.conftest import Front, Staged
+from tests.gateway.running import Gateway, running, spoken
+from tests.ports import free_port
+from tests.waiting import eventually
+
+PARTS = {"id": "019aa000-0000-7000-8000-000000000000", "model": "flux", "delivery": "1.2.3", "key": "a/b/1/0-c.png"}
+
+ODD = [
+    ("GET", "/flux"),
+    ("POST", "/nobody"),
+    ("PUT", "/flux"),
+    ("POST", "/a/b"),
+    ("GET", "/"),
+    ("GET", "/api/v1/generation-jobs"),
+    ("POST", "/api/v1/generation-jobs"),
+    ("GET", "/api/v1/undelivered-events/x/y"),
+    ("GET", "/api/v1/undelivered-eventsx"),
+    ("DELETE", "/api/v1/events/x"),
+    ("GET", "/a//b"),
+    ("GET", "/artifacts/a%2Fb/..%2f/c?expires=1&signature=%41"),
+]
+"""Paths at the edges of the table, and some that are nowhere."""
+
+ONLY_ON_THE_INSIDE = ("/events", "/events/undelivered", "/metrics")
+
+
+def filled(template: str) -> str:
+    return re.sub(r"\{(\w+)\}", lambda name: PARTS[name[1]], template)
+
+
+@pytest.fixture(scope="module")
+def client(staged: Staged) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=staged.gateway.url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+def problem(response: httpx.Response) -> dict[str, Any]:
+    """The members of the problem that it is: in the functions' form, with the gateway's id."""
+    assert response.headers["content-type"] == answers.PROBLEM_TYPE
+    assert response.headers["x-request-id"]
+    members: dict[str, Any] = response.json()
+    assert members["status"] == response.status_code
+    assert {"type", "title", "status", "detail"} <= members.keys()
+    return members
+
+
+@pytest.mark.parametrize("operation", paths.OPERATIONS, ids=lambda operation: operation.name)
+def test_each_operation_reaches_its_function(operation: paths.Operation, client: httpx.Client) -> None:
+    path = filled(operation.template)
+    said = client.request(operation.method, path).json()
+    assert (said["function"], said["method"], said["path"]) == (operation.function, operation.method, path)
+
+
+@pytest.mark.parametrize(("method", "path"), ODD)
+def test_what_is_no_operation_is_refused_by_the_function_that_one_port_would_ask(
+    method: str, path: str, client: httpx.Client
+) -> None:
+    said = client.request(method, path).json()
+    decoded = httpx.URL(f"http://x{path}").path
+    assert said["function"] == paths.function_of("http", method, decoded)
+    assert said["path"] == path
+
+
+def test_a_head_is_asked_as_one(client: httpx.Client) -> None:
+    response = client.head("/api/v1/models")
+    assert response.status_code == 200
+    assert int(response.headers["content-length"]) > 0
+
+
+def test_a_function_is_asked_by_its_own_name_and_told_who_asks(staged: Staged, client: httpx.Client) -> None:
+    """Knative tells its services apart by it."""
+    for path, name in (("/flux", "SUBMIT"), ("/", "SUBMIT"), ("/x/y", "JOBS")):
+        sent = {"X-Forwarded-For": "192.0.2.1", "X-Tenant": "anna", "traceparent": "00-x", "Idempotency-Key": "k"}
+        said = client.post(path, headers=sent, content=b'{"prompt": "x"}').json()
+        headers = said["headers"]
+        assert headers["host"] == staged.functions[name].place
+        assert headers["x-forwarded-for"] == "192.0.2.1, 127.0.0.1"
+        assert (headers["x-tenant"], headers["traceparent"], headers["idempotency-key"]) == ("anna", "00-x", "k")
+        assert said["body"] == '{"prompt": "x"}'
+
+
+def test_a_refusal_that_comes_in_chunks_is_handed_back_whole(client: httpx.Client) -> None:
+    """As from behind a proxy; the functions themselves say how long an answer is."""
+    response = client.post("/sync/chunked", content=b"{}", headers={"X-Request-Id": "mine-2", "Prefer": "wait=1"})
+    assert (response.status_code, response.headers["content-type"]) == (422, answers.PROBLEM_TYPE)
+    assert (response.json()["path"], response.json()["body"]) == ("/chunked", "{}")
+    headers = response.json()["headers"]
+    assert (headers["x-request-id"], headers["x-forwarded-for"]) == ("mine-2", "127.0.0.1")
+    assert "prefer" not in headers
+
+
+def test_an_id_is_made_or_kept_told_and_logged(staged: Staged, client: httpx.Client) -> None:
+    kept = client.get("/api/v1/models", headers={"X-Request-Id": "mine-1"})
+    assert kept.json()["headers"]["x-request-id"] == kept.headers["x-request-id"] == "mine-1"
+    made = client.get("/api/v1/models?signature=hidden")
+    assert made.json()["headers"]["x-request-id"] == made.headers["x-request-id"]
+    strange = client.get("/api/v1/models", headers={"X-Request-Id": "x" * 129})
+    for response in (made, strange):
+        assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
+    line = staged.gateway.request_logged(made.headers["x-request-id"])
+    assert (line["method"], line["path"], line["status"]) == ("GET", "/api/v1/models", 200)
+    assert (line["function"], line["address"], line["part"]) == ("jobs", "127.0.0.1", "gateway")
+    assert "hidden" not in staged.gateway.log.read_text()
+
+
+@pytest.mark.parametrize("path", ONLY_ON_THE_INSIDE)
+def test_a_door_for_the_inside_is_not_there(path: str, client: httpx.Client) -> None:
+    for method in ("GET", "POST"):
+        assert problem(client.request(method, path))["type"].endswith("/not-found")
+
+
+def test_without_an_address_of_dead_letter_nothing_shows_undelivered_events(staged: Staged, tmp_path: Path) -> None:
+    places = {name: each.place for name, each in staged.functions.items() if name != "DEAD_LETTER"}
+    with running(tmp_path / "gateway", places) as gateway:
+        for path in (paths.UNDELIVERED, f"{paths.UNDELIVERED}/1/replay"):
+            assert problem(httpx.get(gateway.url + path, trust_env=False))["status"] == 404
+
+
+def test_a_body_may_be_as_large_as_the_functions_take(client: httpx.Client) -> None:
+    def chunks(size: int) -> Iterator[bytes]:
+        for _ in range(size // 1024):
+            yield b"x" * 1024
+
+    limit = bodies.MAX_BODY_BYTES
+    assert len(client.post("/flux", content=b"x" * limit).json()["body"]) == limit
+    refused = [
+        client.post(path, content=content)
+        for path in ("/flux", "/sync/flux")
+        for content in (b"x" * (limit + 1), chunks(limit + 1024))
+    ]
+    for response in refused:
+        assert response.status_code == 413
+        assert problem(response)["type"].endswith("/body-too-large")
+        assert str(limit) in problem(response)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status", "name"),
+    [
+        ("TRACE / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405, "method-not-allowed"),
+        ("GET /\x01 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed-request"),
+        ("GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400, "malformed-request"),
+        ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", 400, "malformed-request"),
+        (f"GET / HTTP/1.1\r\nHost: x\r\nX: {'x' * 40_000}\r\n\r\n", 400, "malformed-request"),
+        (f"GET /{'x' * 40_000} HTTP/1.1\r\nHost: x\r\n\r\n", 414, "request-line-too-long"),
+        ("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "malformed-request"),
+    ],
+    ids=["TRACE", "control character", "version", "no host", "large header", "long line", "encoding"],
+)
+def test_what_nginx_refuses_is_a_problem_too(request_text: str, status: int, name: str, staged: Staged) -> None:
+    head, _, body = spoken(staged.gateway.port, request_text.encode()).decode().partition("\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ")
+    assert f"\r\nContent-Type: {answers.PROBLEM_TYPE}\r\n" in head
+    members = json.loads(body)
+    assert members["status"] == status
+    assert members["type"].endswith(f"/{name}")
+
+
+def test_a_function_that_is_away_or_silent_is_a_problem_with_a_time_to_come_again(tmp_path: Path) -> None:
+    with socket.socket() as full, socket.socket() as queued:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        silent = full.getsockname()
+        queued.connect(silent)  # nobody accepts: the next connection is answered by nothing
+        away = f"127.0.0.1:{free_port()}"
+        places = {"SUBMIT": f"127.0.0.1:{silent[1]}", "JOBS": away, "RESULT": away}
+        with running(tmp_path / "gateway", places) as gateway, httpx.Client(trust_env=False, timeout=60) as client:
+            for path in ("/api/v1/models", "/ws/jobs/x", "/api/v1/events"):
+                response = client.get(gateway.url + path)
+                assert response.headers["retry-after"] == "1"
+                assert (problem(response)["status"], problem(response)["type"][-14:]) == (502, "/function-away")
+            with ThreadPoolExecutor() as both:  # each takes the 5 s that a connection may
+                late = list(both.map(lambda path: client.post(gateway.url + path), ("/flux", "/sync/flux")))
+            for response in late:
+                assert response.headers["retry-after"] == "1"
+                assert (problem(response)["status"], problem(response)["type"][-14:]) == (504, "/function-late")
+
+
+def test_so_many_requests_are_open_and_no_more(staged: Staged, tmp_path: Path) -> None:
+    submit = staged.functions["SUBMIT"]
+    submit.released.clear()
+    places = {name: each.place for name, each in staged.functions.items()}
+    limits = {"DARKROOM_GATEWAY_CONNECTIONS": "3", "DARKROOM_GATEWAY_CONNECTIONS_PER_ADDRESS": "2"}
+    trusted = {"DARKROOM_GATEWAY_PROXIES": "127.0.0.0/8"}
+    answered: list[int] = []
+
+    def hold(gateway: Gateway, address: str) -> threading.Thread:
+        def ask() -> None:
+            headers = {"X-Forwarded-For": address}
+            with httpx.Client(trust_env=False, timeout=60) as client:
+                answered.append(client.post(f"{gateway.url}/hold", headers=headers).status_code)
+
+        before = submit.held
+        thread = threading.Thread(target=ask)
+        thread.start()
+        eventually(lambda: submit.held > before, what="the function to hold one more request")
+        return thread
+
+    def refused(gateway: Gateway, address: str) -> bool:
+        response = httpx.get(f"{gateway.url}/api/v1/models", headers={"X-Forwarded-For": address}, trust_env=False)
+        if response.status_code == 200:
+            return False
+        assert (problem(response)["status"], response.headers["retry-after"]) == (503, "1")
+        return slug(response) == "too-many-connections"
+
+    with running(tmp_path / "gateway", places, **limits, **trusted) as gateway:
+        held = [hold(gateway, "192.0.2.1"), hold(gateway, "192.0.2.1")]
+        assert refused(gateway, "192.0.2.1")  # as many as one address may have
+        assert not refused(gateway, "192.0.2.2")
+        held.append(hold(gateway, "192.0.2.2"))
+        assert refused(gateway, "192.0.2.3")  # as many as there may be in all
+        submit.released.set()
+        for thread in held:
+            thread.join(60)
+        assert answered == [200, 200, 200]
+        assert not refused(gateway, "192.0.2.1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=lambda number: number.name)
+def test_a_request_under_way_is_answered_before_the_end(number: signal.Signals, tmp_path: Path, staged: Staged) -> None:
+    submit = staged.functions["SUBMIT"]
+    submit.released.clear()
+    places = {name: each.place for name, each in staged.functions.items()}
+    answered: list[int] = []
+    with running(tmp_path / "gateway", places) as gateway:
+
+        def ask() -> None:
+            answered.append(httpx.post(f"{gateway.url}/hold", trust_env=False, timeout=60).status_code)
+
+        before = submit.held
+        thread = threading.Thread(target=ask)
+        thread.start()
+        eventually(lambda: submit.held > before, what="the function to hold the request")
+        gateway.signal(number)
+        eventually(lambda: _refuses(gateway), what="no more connections to be taken")
+        assert gateway.process.poll() is None
+        submit.released.set()
+        thread.join(60)
+        assert answered == [200]
+        assert gateway.wait() == 0
+        assert gateway.request_logged(gateway.lines("request")[-1]["request_id"])["status"] == 200
+
+
+def _refuses(gateway: Gateway) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10):
+            return False
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DARKROOM_GATEWAY_SUBMIT", ""),
+        ("DARKROOM_GATEWAY_JOBS", "http://jobs"),
+        ("DARKROOM_GATEWAY_WAIT_S", "5 minutes"),
+        ("DARKROOM_GATEWAY_CANCEL", "perhaps"),
+        ("DARKROOM_GATEWAY_PROXIES", "10.0.0.0/8,all"),
+    ],
+)
+def test_a_setting_of_no_use_is_one_line_and_status_2(name: str, value: str, tmp_path: Path) -> None:
+    places = {f"DARKROOM_GATEWAY_{each}": "127.0.0.1:1" for each in ("SUBMIT", "JOBS", "RESULT")}
+    gateway = Gateway(tmp_path, {**places, name: value})
+    gateway.launch()
+    assert gateway.wait() == 2
+    (line,) = gateway.lines("bad_setting")
+    assert name in line["message"]
+
+
+def test_a_port_that_is_taken_is_said_and_ends_it(staged: Staged, tmp_path: Path) -> None:
+    places = {f"DARKROOM_GATEWAY_{name}": each.place for name, each in staged.functions.items()}
+    gateway = Gateway(tmp_path, {**places, "DARKROOM_GATEWAY_PORT": str(staged.gateway.port)})
+    gateway.launch()
+    assert gateway.wait() == 1
+    assert any("Address already in use" in line["message"] for line in gateway.lines("nginx"))
+
+
+def test_a_socket_and_an_event_stream_tell_as_it_happens(front: Front) -> None:
+    from websockets.sync.client import connect
+
+    job_id = front.api.jobs.submit()
+    events = front.client.stream("GET", f"{paths.JOBS}{job_id}/events")
+    with connect(f"{front.gateway.ws_url}/ws/jobs/{job_id}", proxy=None) as follower, events as stream:
+        assert json.loads(follower.recv(timeout=60))["status"] == "pending"
+        lines = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
+        assert next(lines)["status"] == "pending"
+        follower.send('{"type": "ping"}')
+        assert json.loads(follower.recv(timeout=60)) == {"type": "pong"}
+        front.api.jobs.start(job_id)
+        assert json.loads(follower.recv(timeout=60))["status"] == next(lines)["status"] == "started"
+        front.api.jobs.complete(job_id)
+        assert json.loads(follower.recv(timeout=60))["status"] == next(lines)["status"] == "completed"
+
+
+def test_a_socket_that_the_function_refuses_is_refused(front: Front) -> None:
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    with pytest.raises(InvalidStatus) as refused:
+        connect(f"{front.gateway.ws_url}/ws/nothing/{new_job_id(0)}", proxy=None)
+    assert refused.value.response.status_code == 403
