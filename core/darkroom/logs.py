@@ -11,8 +11,9 @@ import sys
 import structlog
 
 
-def configure(part: str, *, level: int = logging.INFO) -> None:
-    """All logs of this process, ours and the libraries', as JSON lines that name the part."""
+def configure(part: str, *, level: int = logging.INFO, pool: str | None = None) -> None:
+    """All logs of this process, ours and the libraries', as JSON lines that name the part and a worker's pool."""
+    whose = {"part": part} if pool is None else {"part": part, "pool": pool}
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -21,7 +22,7 @@ def configure(part: str, *, level: int = logging.INFO) -> None:
     ]
 
     def name_part(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        event["part"] = part
+        event.update(whose)
         return event
 
     formatter = structlog.stdlib.ProcessorFormatter(

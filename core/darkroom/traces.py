@@ -14,6 +14,8 @@ RANDOM_BYTES = 24
 MAX_CHARS = 256
 """Versions to come may be longer than today's 55; what is longer than this is not kept with every job."""
 
+_TRACE_ID = slice(3, 35)  # after version, before parent id and flags
+
 # No version ff, no id of zeros only; after version 00 nothing follows the flags, after a later one more may.
 _TRACEPARENT = re.compile("(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
@@ -24,6 +26,11 @@ def traceparent_of(value: object) -> str | None:
         return None
     match = _TRACEPARENT.fullmatch(value)
     return None if match is None or (match[1] == "00" and match[2]) else value
+
+
+def in_logs(traceparent: str | None) -> dict[str, str]:
+    """What a log line says of the trace: the id that all its parts share, where there is one."""
+    return {"trace_id": traceparent[_TRACE_ID]} if traceparent else {}
 
 
 def new_traceparent(fresh: bytes) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom_functions import answers, health, paths
+from darkroom_functions.metrics import FunctionMetrics, Metrics
 
 FUNCTIONS = ("submit", "jobs", "result", "dead_letter")
 """The functions there are; each is the file of its name in this folder."""
@@ -43,8 +45,9 @@ CLIENT_CLOSED = 499
 _log = logs.logger(__name__)
 
 
-def build(name: str) -> Starlette:
-    """The application of one function."""
+def build(name: str, figures: Metrics | None = None) -> Starlette:
+    """The application of one function; `figures` are the process' own, where it has others too."""
+    figures = figures or Metrics()
     source = Path(__file__).with_name(f"{name}.py")
     app: Starlette = functions_framework.aio.create_asgi_app(target=name, source=str(source))
     module = sys.modules[name]
@@ -53,19 +56,20 @@ def build(name: str) -> Starlette:
             route.methods = None  # the framework's list names all that it knows, and not what the function takes
     # The framework's last route takes every path; those before it take some of them, to no other end.
     everything = app.router.routes[-1]
-    app.router.routes[:] = [*health.routes_for(app), *getattr(module, "routes", []), everything]
+    app.router.routes[:] = [*health.routes_for(app, figures=figures), *getattr(module, "routes", []), everything]
     app.router.redirect_slashes = False  # the last route takes all but a few odd paths, and those are nowhere
     app.router.lifespan_context = module.lifespan
     app.state.closing = asyncio.Event()
     app.exception_handlers.update(_translations())
     # In place of the framework's own: a catch-all that answers plain text, and ids for the logs of Google's cloud.
-    app.user_middleware = [Middleware(Unexpected)]
+    app.user_middleware = [Middleware(Watched, figures.of(name))]
     return app
 
 
 def together() -> Together:
     """All functions behind one port, as on one machine."""
-    return Together({name: build(name) for name in FUNCTIONS})
+    figures = Metrics()
+    return Together({name: build(name, figures) for name in FUNCTIONS}, figures)
 
 
 def begin_to_close(app: Together | Starlette) -> None:
@@ -77,11 +81,11 @@ def begin_to_close(app: Together | Starlette) -> None:
 class Together:
     """Hands each connection to the function that it is for (`paths.function_of`)."""
 
-    def __init__(self, functions: Mapping[str, Starlette]) -> None:
+    def __init__(self, functions: Mapping[str, Starlette], figures: Metrics) -> None:
         self.functions = functions
         self._health = Starlette(
-            routes=health.routes_for(*functions.values()),
-            middleware=[Middleware(Unexpected)],
+            routes=health.routes_for(*functions.values(), figures=figures),
+            middleware=[Middleware(Watched, FunctionMetrics("health", figures))],
             exception_handlers=_translations(),
             lifespan=self.lifespan,
         )
@@ -103,30 +107,45 @@ class Together:
             yield
 
 
-class Unexpected:
-    """Answers what nobody foresaw with a problem that tells nothing, and logs all of it."""
+class Watched:
+    """Counts and times what a function answers, but for its health. What nobody foresaw is answered with a problem that
+    tells nothing, and all of it is logged.
+    """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, figures: FunctionMetrics) -> None:
         self._app = app
+        self._figures = figures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            self._figures.sockets += 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._figures.sockets -= 1
             return
-        started = False
+        status = 0
 
         async def noting(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
             await send(message)
 
+        began = time.perf_counter()
+        self._figures.requests += 1
         try:
             await self._app(scope, receive, noting)
         except Exception:
             _log.exception("unexpected", method=scope["method"], path=scope["path"])
-            if started:
+            if status:
                 raise  # the server closes the connection: the caller must not take a part for the whole
-            await answers.unexpected()(scope, receive, send)
+            await answers.unexpected()(scope, receive, noting)
+        finally:
+            self._figures.requests -= 1
+            if scope["path"] not in health.PATHS:
+                seconds = time.perf_counter() - began
+                self._figures.answered(scope["method"], scope["path"], status or CLIENT_CLOSED, seconds=seconds)
 
 
 def _translations() -> dict[Any, Any]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import functions_framework.aio
 import httpx
-from darkroom import logs, transitions, undelivered
+from darkroom import logs, traces, transitions, undelivered
 from darkroom.errors import DarkroomError, FieldError, NotFound, SinkUnavailable, UnsupportedMediaType
 from darkroom.event_http import STRUCTURED_TYPE, Mode, parse_http
 from darkroom.events import Event
@@ -117,6 +117,7 @@ class Shelf:
             destination=redacted(failure.destination),
             code=failure.code,
             displaced=displaced,
+            **traces.in_logs(sent.traceparent),
         )
         return Response(status_code=204)
 
@@ -138,7 +139,8 @@ class Shelf:
             async with patience():
                 done = await self.ledger.run(transitions.mark_replayed(kept.id, last=kept.last))
             delivered = done is Replayed.REPLAYED
-        _log.info("replayed", id=kept.id, event_id=kept.event.id, status=status, delivered=delivered)
+        trace = traces.in_logs(kept.event.traceparent)
+        _log.info("replayed", id=kept.id, event_id=kept.event.id, status=status, delivered=delivered, **trace)
         return answer({"id": kept.id, "status": status, "delivered": delivered, "answer": redacted(text)})
 
     async def discard(self, request: Request, event_id: str) -> Response:

@@ -1,4 +1,4 @@
-"""Health of a function: `/healthz`, `/readyz`, and how long it waits for the ledger.
+"""Health of a function: `/healthz`, `/readyz`, `/metrics`, and how long it waits for the ledger.
 
 Readiness is a latch at the first contact with Redis: while Redis is away later on, a function stays in service and
 says so itself (503 with `Retry-After`), which tells callers more than a connection that is refused.
@@ -16,7 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from darkroom_functions import metrics
 from darkroom_functions.answers import answer
+from darkroom_functions.metrics import Metrics
 
 LEDGER_PATIENCE_S = 10.0
 """A handler answers 503 when the ledger has said nothing for this long: a Redis that hangs is as good as away."""
@@ -24,7 +26,7 @@ LEDGER_PATIENCE_S = 10.0
 PROBE_PATIENCE_S = 2.0
 """A probe asks again soon, so it waits for less."""
 
-PATHS = ("/healthz", "/readyz")
+PATHS = ("/healthz", "/readyz", metrics.PATH)
 
 
 @asynccontextmanager
@@ -49,8 +51,8 @@ async def make_sure_of_ledger(*apps: Starlette) -> None:
             app.state.ledger_reached = True
 
 
-def routes_for(*apps: Starlette) -> list[BaseRoute]:
-    """The health routes of a process that runs these functions."""
+def routes_for(*apps: Starlette, figures: Metrics) -> list[BaseRoute]:
+    """What a process that runs these functions tells of itself."""
 
     async def healthz(_request: Request) -> Response:
         return answer({"status": "ok"})
@@ -59,5 +61,5 @@ def routes_for(*apps: Starlette) -> list[BaseRoute]:
         await make_sure_of_ledger(*apps)
         return answer({"status": "ready"})
 
-    healthz_path, readyz_path = PATHS
-    return [Route(healthz_path, healthz), Route(readyz_path, readyz)]
+    healthz_path, readyz_path, metrics_path = PATHS
+    return [Route(healthz_path, healthz), Route(readyz_path, readyz), Route(metrics_path, figures.page)]

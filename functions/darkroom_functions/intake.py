@@ -47,9 +47,10 @@ class Intake:
             job=accepted.job_id,
             tenant=job.tenant,
             model=job.model,
+            pool=job.pool,
             repeated=accepted.repeated,
             redrive_of=job.redrive_of,
-            traceparent=job.traceparent,
+            **traces.in_logs(job.traceparent),
         )
         return accepted
 

@@ -192,9 +192,10 @@ class Library:
             raise NotFound(f"there is no job {job_id}")
         if isinstance(found, Tombstone):
             await self.deletion.finish([found], now=now)
+            _log.info("deleted", job=job_id, tenant=tenant)
         else:
             await self.deletion.delete(found, now=now)
-        _log.info("deleted", job=job_id, tenant=tenant)
+            _log.info("deleted", tenant=tenant, **found.about)
         return Response(status_code=204)
 
     async def read_artifact(self, request: Request, key: str) -> Response:

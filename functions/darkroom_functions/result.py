@@ -18,8 +18,15 @@ from contextlib import asynccontextmanager
 
 import functions_framework.aio
 import orjson
-from darkroom import logs, transitions, updates
-from darkroom.errors import DarkroomError, FieldError, MethodNotAllowed, NotFound, UnsupportedMediaType
+from darkroom import logs, traces, transitions, updates
+from darkroom.errors import (
+    DarkroomError,
+    FieldError,
+    MethodNotAllowed,
+    NewerRecord,
+    NotFound,
+    UnsupportedMediaType,
+)
 from darkroom.event_http import STRUCTURED_TYPE, Mode, parse_http
 from darkroom.events import SEQUENCE_DIGITS, Event, invalid, type_of
 from darkroom.jobs import TERMINAL, JobEvent, is_job_id
@@ -120,15 +127,18 @@ async def _read(request: Request) -> Event:
 
 
 async def _apply(event: Event, ledger: AsyncLedger) -> None:
-    """Raises InvalidEvent for what tells nothing of a job, LedgerUnavailable so that it comes again."""
+    """Raises InvalidEvent for what tells nothing of a job, LedgerUnavailable and NewerRecord so that it comes again."""
     if event.type.startswith(OWN_TYPES) and event.type not in APPLIED_TYPES:
         _log.info("event_ignored", event_id=event.id, type=event.type, job=event.subject)
         return
     job_id, seq = _entry_told_by(event)
     async with patience():
         applied = await ledger.run(transitions.applied(job_id, seq=seq))
+    if applied is transitions.Applied.NEWER:
+        raise NewerRecord(f"the record of job {job_id} is of a later version than this function knows", retry_after=5)
     log = _log.warning if applied is transitions.Applied.UNKNOWN else _log.info
-    log("event_taken", job=job_id, event_id=event.id, type=event.type, seq=seq, outcome=applied.value)
+    trace = traces.in_logs(event.traceparent)
+    log("event_taken", job=job_id, event_id=event.id, type=event.type, seq=seq, outcome=applied.value, **trace)
 
 
 def _entry_told_by(event: Event) -> tuple[str, int]:

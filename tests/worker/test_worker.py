@@ -549,7 +549,7 @@ async def test_what_a_worker_logs_of_a_job_names_the_job_and_its_trace(staffed: 
     await staffed.ended(job_id)
 
     (line,) = await staffed.said(worker, "attempt_ended", job=job_id)
-    assert line["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert (line["trace_id"], line["pool"]) == ("0af7651916cd43dd8448eb211c80319c", POOL)
 
 
 async def test_a_worker_without_redis_waits_for_it_and_can_be_ended(tmp_path: Path) -> None:

@@ -12,15 +12,19 @@ one writes the job again, in vain, and says that it is archived.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from uuid import uuid4
 
 from darkroom import transitions
 from darkroom.errors import DarkroomError, HistoryUnavailable
 from darkroom.history import History, PastJob
-from darkroom.ledger import AsyncLedger
+from darkroom.ledger import AsyncLedger, JobRecord
 from darkroom.logs import logger
 from darkroom.migrations import migrate
+from darkroom.transitions import Archived
 
+from darkroom_courier.metrics import Metrics
 from darkroom_courier.settings import CourierSettings
 
 BATCH = 200
@@ -28,6 +32,9 @@ BATCH = 200
 
 AGAIN_MS = 1_000
 """When entries are due again that a database did not take which has just gone away: it is asked for before they are."""
+
+MOST_UNTOLD = 10_000
+"""Jobs that were archived and not told yet, as while the sink is away, of which the metrics keep the record."""
 
 FAULTY_AGAIN_MS = 10 * 60 * 1000
 """When a job is tried again that the database does not take although it takes others. It stays in Redis until then."""
@@ -38,9 +45,13 @@ _log = logger(__name__)
 class Archive:
     """`step` is called over and over; the first one brings the database to the table of this version."""
 
-    def __init__(self, ledger: AsyncLedger, history: History, settings: CourierSettings, *, taker: str) -> None:
+    def __init__(
+        self, ledger: AsyncLedger, history: History, metrics: Metrics, settings: CourierSettings, *, taker: str
+    ) -> None:
         self._ledger = ledger
         self._history = history
+        self._metrics = metrics
+        self._untold: dict[str, JobRecord] = {}
         self._lease_ms = round(settings.history_lease_s * 1000)
         self._taker = taker
         self._call = uuid4().hex
@@ -69,6 +80,7 @@ class Archive:
             self._call = uuid4().hex
             raise
         self._call = uuid4().hex
+        await self._look_for_told()
         return len(taken) == BATCH
 
     async def _write(self, job_ids: Sequence[str]) -> None:
@@ -96,9 +108,36 @@ class Archive:
         logs = await self._ledger.logs([record.id for record in records])
         past = [PastJob.of(record, log) for record, log in zip(records, logs, strict=True)]
         await self._history.write(past)
-        written = [transitions.archived(job.record.id, seq=job.log[-1].seq) for job in past]
-        for answer in await self._ledger.run_each(written):
+        marks = await self._ledger.marks([record.id for record in records])
+        answers = await self._ledger.run_each(
+            [transitions.archived(job.record.id, seq=job.log[-1].seq) for job in past]
+        )
+        for job, its, answer in zip(past, marks, answers, strict=True):
+            if answer is Archived.ARCHIVED and its is not None:
+                self._metrics.job_ended(job, is_dead=its.is_dead)
+                self._note(job.record, its.applied)
+        for answer in answers:
             if isinstance(answer, DarkroomError):
                 raise answer
         if past:
-            _log.info("archived", jobs=[job.record.id for job in past])
+            about = [job.record.about for job in past]
+            _log.info(
+                "archived", jobs=[job.record.id for job in past], trace_ids=[each.get("trace_id") for each in about]
+            )
+
+    def _note(self, record: JobRecord, applied: int | None) -> None:
+        """When the job's end was applied; None: to be looked for again, after the others."""
+        self._untold.pop(record.id, None)
+        if applied is not None:
+            self._metrics.job_told(record, applied=applied)
+        elif len(self._untold) < MOST_UNTOLD:
+            self._untold[record.id] = replace(record, input={}, fields={}, end_data=None)  # which may be large
+
+    async def _look_for_told(self) -> None:
+        """Whether some of the jobs that were archived before their end was applied are told by now."""
+        records = list(islice(self._untold.values(), BATCH))
+        for record, its in zip(records, await self._ledger.marks([each.id for each in records]), strict=True):
+            if its is None:  # deleted meanwhile: nobody was told
+                del self._untold[record.id]
+            else:
+                self._note(record, its.applied)

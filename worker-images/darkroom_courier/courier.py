@@ -30,6 +30,7 @@ from darkroom.lookup import Lookup
 from darkroom_courier.archive import Archive
 from darkroom_courier.deliveries import Deliveries
 from darkroom_courier.health import Health, served
+from darkroom_courier.metrics import Metrics
 from darkroom_courier.notices import Notices
 from darkroom_courier.relay import Relay
 from darkroom_courier.retention import Retention
@@ -70,11 +71,12 @@ class Courier:
         history = History(settings.database_url)
         redis = connect_async(settings.redis_url.get_secret_value())
         ledger = AsyncLedger(redis, settings.namespace)
+        metrics = Metrics(ledger)
         taker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         limits = httpx.Limits(max_connections=settings.posts, max_keepalive_connections=settings.posts)
         try:
             async with (
-                served(self._health, host=settings.host, port=settings.health_port),
+                served(self._health, metrics, host=settings.host, port=settings.health_port),
                 httpx.AsyncClient(
                     limits=limits,
                     timeout=settings.post_timeout_s,
@@ -86,10 +88,10 @@ class Courier:
             ):
                 sink = Sink(client, settings)
                 relay = Relay(ledger, sink, settings, taker=taker)
-                deliveries = Deliveries(ledger, Lookup(ledger, history), guarded, settings, taker=taker)
+                deliveries = Deliveries(ledger, Lookup(ledger, history), guarded, metrics, settings, taker=taker)
                 notices = Notices(ledger, sink, settings, taker=taker)
                 upkeep = Upkeep(ledger, settings)
-                archive = Archive(ledger, history, settings, taker=taker)
+                archive = Archive(ledger, history, metrics, settings, taker=taker)
                 retention = Retention(Deletion(ledger, history, ArtifactStore(settings.store)), settings)
                 wakes = {b"outbox": relay.wake, b"deliveries": deliveries.wake}
 

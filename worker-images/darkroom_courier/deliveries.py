@@ -35,6 +35,7 @@ from darkroom.transitions import Outcome, Settled
 from darkroom.webhooks import PER_JOB, TakenDelivery, WebhookEvent
 
 from darkroom_courier.in_flight import InFlight
+from darkroom_courier.metrics import Metrics
 from darkroom_courier.permission import ORIGIN_HEADER, ask_permission
 from darkroom_courier.settings import CourierSettings
 from darkroom_courier.sink import retry_after
@@ -87,6 +88,7 @@ class Deliveries:
         ledger: AsyncLedger,
         lookup: Lookup,
         client: GuardedClient,
+        metrics: Metrics,
         settings: CourierSettings,
         *,
         taker: str,
@@ -94,6 +96,7 @@ class Deliveries:
         self._ledger = ledger
         self._lookup = lookup
         self._client = client
+        self._metrics = metrics
         self._settings = settings
         self._signer = Signer.of(settings)
         self._links = Links.of(settings)
@@ -145,24 +148,27 @@ class Deliveries:
     async def _deliver(self, delivery: TakenDelivery, record: JobRecord | None, *, lapses: float) -> None:
         """One try, and what follows from it. `lapses`: when the lease does, by the monotonic clock."""
         about: dict[str, Any] = {"job": delivery.job_id, "delivery": delivery.id, "try": delivery.number}
+        about |= {} if record is None else record.about
         try:
             began = time.monotonic()
             ending = await self._try(delivery, record, lapses=lapses)
             if ending is None:
                 _log.warning("lease_lapsed", **about)
                 return
-            took_ms = round(1000 * (time.monotonic() - began))
+            took_s = time.monotonic() - began
             settled = await self._settlements.run(
                 transitions.settle(
                     delivery,
                     outcome=ending.outcome,
-                    took_ms=took_ms,
+                    took_ms=round(1000 * took_s),
                     status=ending.status,
                     error=ending.error,
                     again_ms=ending.again_ms,
                     pause_ms=ending.pause_ms,
                 )
             )
+            if ending.outcome is not Outcome.PUT_OFF:
+                self._metrics.tried(settled, seconds=took_s)
             log = _log.info if settled is Settled.DELIVERED else _log.warning
             log(settled.value, **about, target=delivery.target, status=ending.status, error=ending.error)
         except DarkroomError as error:
@@ -191,7 +197,7 @@ class Deliveries:
         except LedgerUnavailable:
             raise
         except Exception:  # what nobody foresaw counts as a try too, or it would be made again and again for ever
-            _log.exception("post_failed", job=delivery.job_id, delivery=delivery.id)
+            _log.exception("post_failed", delivery=delivery.id, **record.about)
             return self._failed(delivery, error="darkroom could not make this post")
         if answer.is_success:
             return Ending(Outcome.DELIVERED, status=answer.status)

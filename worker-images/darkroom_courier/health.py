@@ -1,7 +1,7 @@
 """What the cluster's probes are told of a process that serves nothing else over HTTP.
 
 `/healthz`: 200 while every loop has gone round lately, even if only to find that Redis is away; else 503, and the pod
-is started anew. `/readyz`: 503 until the first contact with Redis, 200 ever after.
+is started anew. `/readyz`: 503 until the first contact with Redis, 200 ever after. `/metrics` is there too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from darkroom_courier.metrics import Metrics
+
+METRICS = "/metrics"
 
 STALL_S = 30.0
 """A loop that has not gone round for so long hangs: a round ends within 20 s, whatever Redis does."""
@@ -42,8 +48,8 @@ class Health:
 
 
 @asynccontextmanager
-async def served(health: Health, *, host: str, port: int | None) -> AsyncIterator[None]:
-    """Answers probes on `port` while the block runs; without one it answers none."""
+async def served(health: Health, metrics: Metrics, *, host: str, port: int | None) -> AsyncIterator[None]:
+    """Answers probes and Prometheus on `port` while the block runs; without one it answers nobody."""
     if port is None:
         yield
         return
@@ -54,7 +60,11 @@ async def served(health: Health, *, host: str, port: int | None) -> AsyncIterato
                 head = await reader.readuntil(b"\r\n\r\n")
                 words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
                 asked = words[1].partition("?")[0] if len(words) > 1 else ""
-                writer.write(_response(*health.answer(asked)))
+                if asked == METRICS:
+                    writer.write(_response(200, await metrics.page(), media_type=CONTENT_TYPE_LATEST))
+                else:
+                    status, body = health.answer(asked)
+                    writer.write(_response(status, json.dumps(body).encode(), media_type="application/json"))
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # a prober that went away, or speaks no HTTP: there is nobody to tell
@@ -66,11 +76,10 @@ async def served(health: Health, *, host: str, port: int | None) -> AsyncIterato
         yield
 
 
-def _response(status: int, body: dict[str, object]) -> bytes:
-    content = json.dumps(body).encode()
+def _response(status: int, content: bytes, *, media_type: str) -> bytes:
     reason = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}[status]
     head = (
-        f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+        f"HTTP/1.1 {status} {reason}\r\nContent-Type: {media_type}\r\nContent-Length: {len(content)}\r\n"
         "Connection: close\r\n\r\n"
     )
     return head.encode() + content

@@ -103,9 +103,9 @@ class Relay:
             try:
                 await self._tell(*told)
             except DarkroomError as error:
-                _log.warning("relay_failed", job=record.id, error=error.detail)
+                _log.warning("relay_failed", error=error.detail, **record.about)
             except Exception:  # one job's fault must not stop the others; the lease brings it back
-                _log.exception("relay_failed", job=record.id)
+                _log.exception("relay_failed", **record.about)
             told = self._next.pop(record.id, None)
 
     async def _tell(self, record: JobRecord, entries: list[LogEntry]) -> None:
@@ -116,14 +116,14 @@ class Relay:
             if refusal is not None:
                 await self._put_off(record, refusal, age_s=now_s - entry.at / 1000)
                 return
-            _log.info("relayed", job=record.id, state=entry.state.value)
+            _log.info("relayed", state=entry.state.value, **record.about)
 
     async def _offer(self, event: Event) -> Refusal | None:
         return await self._sink.offer(event)
 
     async def _put_off(self, record: JobRecord, refusal: Refusal, *, age_s: float) -> None:
         delay_s = back_off(age_s, refusal.retry_after_s, dice=random.random())  # noqa: S311 - no secret
-        _log.warning("sink_refused", job=record.id, reason=refusal.reason, again_in_s=round(delay_s, 1))
+        _log.warning("sink_refused", reason=refusal.reason, again_in_s=round(delay_s, 1), **record.about)
         await self._ledger.run(transitions.defer_relay(record.id, delay_ms=round(delay_s * 1000)))
 
 

@@ -119,4 +119,4 @@ class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettin
     """Where the probes are answered; in a pod `0.0.0.0`."""
 
     health_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port of `/healthz` and `/readyz`; without one there are none."""
+    """Port of `/healthz`, `/readyz` and `/metrics`; without one there are none."""

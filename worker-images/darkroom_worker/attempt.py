@@ -15,9 +15,10 @@ from typing import Any
 
 from celery.exceptions import TimeLimitExceeded
 from celery.worker.request import Request
-from darkroom import transitions
+from darkroom import traces, transitions
 from darkroom.jobs import ErrorKind, State
 from darkroom.transitions import Call, Ended, Reason
+from structlog.contextvars import bound_contextvars
 
 TOKEN_BYTES = 16
 
@@ -44,6 +45,11 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         self._celerys_on_success = self.on_success
         self.on_success = self._on_success
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What a log line about the attempt says of it."""
+        return {"job": self.id, **traces.in_logs(self.request_dict.get("traceparent"))}
+
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The child has the message."""
         super().on_accepted(pid, time_accepted)
@@ -59,7 +65,8 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         self._celerys_on_success(outcome, **kwargs)
         has_raised, answer, _ = outcome
         if not has_raised:
-            self.app.gate.on_answer(self.id, answer.strip("'"))
+            with bound_contextvars(**self.about):
+                self.app.gate.on_answer(self.id, answer.strip("'"))
 
     # The signature is Celery's, whose pool calls it.
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -71,11 +78,12 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         ending = self._ending(error)
         if self.sentence is None and not isinstance(error, TimeLimitExceeded):
-            self.app.gate.on_failed_run(self.id)
+            with bound_contextvars(**self.about):
+                self.app.gate.on_failed_run(self.id)
         try:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         finally:
-            self.app.watch.book(self.id, ending)
+            self.app.watch.book(self, ending)
 
     def _ending(self, error: BaseException) -> Call[Ended]:
         if self.sentence is Sentence.OVERDUE or isinstance(error, TimeLimitExceeded):

@@ -81,7 +81,7 @@ def make_app(settings: WorkerSettings, models: tuple[Model, ...], worker_name: s
     app.settings, app.models, app.worker_name = settings, models, worker_name
     app.conf.update(configuration(settings, models))
     app.register_task(RunJob())
-    signals.setup_logging.connect(_configure_logs, weak=False, dispatch_uid="darkroom-logs")
+    signals.setup_logging.connect(lambda **_: _configure_logs(settings.pool), weak=False, dispatch_uid="darkroom-logs")
     signals.worker_ready.connect(_settle, weak=False, dispatch_uid="darkroom-ready")
     signals.worker_process_init.connect(lambda **_: _open(app), weak=False, dispatch_uid="darkroom-open")
     signals.worker_process_shutdown.connect(lambda **_: app.runner.close(), weak=False, dispatch_uid="darkroom-close")
@@ -144,8 +144,8 @@ def broker_url(redis_url: str) -> str:
     return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
 
 
-def _configure_logs(**_: object) -> None:
-    logs.configure("worker")
+def _configure_logs(pool: str) -> None:
+    logs.configure("worker", pool=pool)
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     of_processes = billiard.util.get_logger()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -58,6 +59,10 @@ class Identity:
     models: tuple[str, ...]
 
 
+Booking = tuple[Mapping[str, str], Call[Ended]]
+"""The end of an attempt that its child cannot make, and what a log line says of the attempt."""
+
+
 @dataclass
 class _Run:
     """The attempt that the child runs, and what is known of it. Times are the monotonic clock's.
@@ -84,8 +89,8 @@ class Watch(threading.Thread):
         self._drain_grace_s, self._interrupt_grace_s = drain_grace_s, interrupt_grace_s
         self._log = logs.logger(__name__)
         self._program: Worker | None = None
-        self._mail: SimpleQueue[tuple[str, Call[Ended]] | None] = SimpleQueue()
-        self._bookings: list[tuple[str, Call[Ended]]] = []
+        self._mail: SimpleQueue[Booking | None] = SimpleQueue()
+        self._bookings: list[Booking] = []
         self._current: _Run | None = None
         self._changing = threading.Lock()
         self._told: WorkerState | None = None
@@ -112,9 +117,9 @@ class Watch(threading.Thread):
             if self._current is not None and self._current.attempt is attempt:
                 self._current = None
 
-    def book(self, job_id: str, ending: Call[Ended]) -> None:
+    def book(self, attempt: Attempt, ending: Call[Ended]) -> None:
         """End an attempt in place of the child that cannot: now, or when Redis is back."""
-        self._mail.put((job_id, ending))
+        self._mail.put((attempt.about, ending))
 
     def drain(self) -> None:
         """Stop taking jobs, let the running one go on for the grace, then stop. Asked again, the grace is over.
@@ -170,13 +175,13 @@ class Watch(threading.Thread):
 
     def _book(self) -> None:
         while self._bookings:
-            job_id, ending = self._bookings.pop(0)
+            about, ending = self._bookings.pop(0)
             try:
                 ended = self._ledger.run(ending)
             except TemporaryError:
-                self._bookings.insert(0, (job_id, ending))
+                self._bookings.insert(0, (about, ending))
                 raise
-            self._log.warning("attempt_ended_for_child", job=job_id, transition=ending.script, ended=ended)
+            self._log.warning("attempt_ended_for_child", transition=ending.script, ended=ended, **about)
 
     def _renew(self, now: float) -> None:
         run = self._current
@@ -228,7 +233,7 @@ class Watch(threading.Thread):
                 return
             run.attempt.sentence = sentence
             kill_child(run.attempt.worker_pid)
-        self._log.warning("child_ended", job=run.attempt.id, reason=sentence)
+        self._log.warning("child_ended", reason=sentence, **run.attempt.about)
 
     def _begin_drain(self, now: float) -> None:
         if self._drains_asked == self._drains_seen:

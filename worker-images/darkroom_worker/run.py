@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from darkroom import errors, logs, models, transitions
+from darkroom import errors, logs, models, traces, transitions
 from darkroom.artifacts import ArtifactStore, StoreUnavailable, artifact_key, sha256_of
 from darkroom.errors import TemporaryError
 from darkroom.jobs import Artifact, ErrorKind, State
@@ -52,14 +52,13 @@ RETRY_JITTER = 0.25
 UNKNOWN_MODEL_PAUSE_S = 5.0
 """Before a job is given back whose model this worker does not know, as in a rollout: time for another to be there."""
 
-DRAINING = "draining"
-DRAINING_PAUSE_S = 1.0
-"""After the operator's mark had the job put back, for another to take it: this worker would take it again at once."""
+PUT_BACK = frozenset({"draining", "newer"})
+PUT_BACK_PAUSE_S = 1.0
+"""After a job was put back, because the operator marked this worker or because the job's record is of a later version
+than it knows: time for another to take it. This worker would take it again at once.
+"""
 
 PNG = "image/png"
-
-TRACE_ID = slice(3, 35)
-"""Where it is in a `traceparent` (W3C Trace Context, section 3.2): version, trace id, parent id, flags."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,13 +174,12 @@ class Runner:
         """One message from its arrival to its end. Answers what became of the attempt, in a word or two: for Flower to
         show, and for the parent (`Gate.on_answer`).
         """
-        trace = {"trace_id": traceparent[TRACE_ID]} if traceparent else {}
-        with bound_contextvars(job=job_id, **trace):
+        with bound_contextvars(job=job_id, **traces.in_logs(traceparent)):
             claim = self._insist(transitions.claim(job_id, token=token, worker=self._worker))
             if claim.attempt is None:
                 self._log.info("dropped", reason=claim.dropped)
-                if claim.dropped == DRAINING:
-                    time.sleep(DRAINING_PAUSE_S)
+                if claim.dropped in PUT_BACK:
+                    time.sleep(PUT_BACK_PAUSE_S)
                 return f"dropped: {claim.dropped}"
             job = Job(
                 id=job_id,
