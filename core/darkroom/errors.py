@@ -174,7 +174,7 @@ class SettingError(PermanentError):
 
 
 class NoPool(TemporaryError):
-    """The model's pool was never announced, by the operator or by `darkroom up`: nobody would ever take the job."""
+    """The operator or `darkroom up` never announced the model's pool, or it was deleted: nobody would take the job."""
 
     slug, title = "no-pool", "No worker pool serves this model"
 
@@ -189,6 +189,12 @@ class MemoryHigh(TemporaryError):
 
 class LedgerUnavailable(TemporaryError):
     slug, title = "ledger-unavailable", "The queue broker does not answer"
+
+
+class NewerRecord(TemporaryError):
+    """A later version of darkroom wrote the job's record, as in an upgrade: a process of that version must answer."""
+
+    slug, title = "newer-record", "The job is of a later version of darkroom"
 
 
 class HistoryUnavailable(TemporaryError):

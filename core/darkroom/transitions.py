@@ -135,6 +135,7 @@ class Applied(StrEnum):
     APPLIED = "applied"
     REPEATED = "repeated"
     UNKNOWN = "unknown"
+    NEWER = "newer"
 
 
 class Archived(StrEnum):
@@ -399,7 +400,7 @@ def accept(
 def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
     match answer:
         case "no_pool":
-            return NoPool(f"no worker pool {job.pool!r} has been announced for model {job.model!r}", retry_after=30)
+            return NoPool(f"there is no worker pool {job.pool!r}, which model {job.model!r} needs", retry_after=30)
         case "backlog_full":
             wait = min(max(int(about[1]), 1), 600)
             return BacklogFull(f"{about[0]} jobs wait in pool {job.pool!r}", retry_after=wait)
@@ -422,7 +423,7 @@ def claim(job_id: str, *, token: str, worker: str, lease_ms: int = LEASE_MS, now
             return Claim(None, reply[1].decode(), 0.0, 0, "")
         return Claim(int(reply[1]), None, float(reply[3]), int(reply[4]), reply[5].decode())
 
-    return _call("claim", decode, job=job_id, token=token, worker=worker, lease_ms=lease_ms, now=now)
+    return _call("claim", decode, job=job_id, token=token, worker=worker, lease_ms=lease_ms, v=RECORD_VERSION, now=now)
 
 
 def renew(job_id: str, *, token: str, lease_ms: int = LEASE_MS, now: int | None = None) -> Call[Standing]:
@@ -499,7 +500,7 @@ def applied(job_id: str, *, seq: int, now: int | None = None) -> Call[Applied]:
     """The event of the job that is entry `seq` of its log has been taken in: its end or, where somebody asked for that,
     its start.
     """
-    return _call("applied", _word(Applied), job=job_id, seq=seq, now=now)
+    return _call("applied", _word(Applied), job=job_id, seq=seq, v=RECORD_VERSION, now=now)
 
 
 def archived(job_id: str, *, seq: int, now: int | None = None) -> Call[Archived]:
@@ -740,7 +741,7 @@ def noticed(subscription_id: str, *, changed: int, now: int | None = None) -> Ca
 
 
 def announce(pool: str, *, models: Sequence[str], now: int | None = None) -> Call[str]:
-    """The pool exists and serves `models`."""
+    """The pool exists and serves `models`; none, where it is no more."""
     return _call("announce", bytes.decode, pool=pool, models=",".join(models), now=now)
 
 

@@ -129,6 +129,14 @@ class Control:
         """Tell the ledger of the pool again, with the next look."""
         self._unsaid.append(transitions.announce(pool.name, models=pool.models))
 
+    async def withdraw(self, name: str) -> None:
+        """The pool is no more: no more jobs are accepted for it. Where the ledger is away, they are, and wait."""
+        self._unsaid = [call for call in self._unsaid if call.script != "announce" or name not in call.args]
+        try:
+            await self._ledger.run(transitions.announce(name, models=[]))
+        except DarkroomError as error:
+            _log.warning("not_withdrawn", pool=name, error=error.detail)
+
     async def _find_fault(self, standing: Standing, reason: str, message: str) -> None:
         if standing.fault == (reason, message):
             return

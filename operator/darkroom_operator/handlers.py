@@ -111,6 +111,7 @@ class Handlers:
         if waited_s < allowed_s and deployment is not None and (deployment.replicas > 0 or standing.pods):
             self._control.wake(name)
             raise kopf.TemporaryError(f"{len(standing.pods)} pods are left", delay=CHECK_EVERY_S)
+        await self._control.withdraw(name)
         _log.info("pool_gone", pool=name)
 
     async def deployment_seen(self, *, type: str | None, body: kopf.Body, **_: Any) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +18,7 @@ import redis
 from darkroom import transitions
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import AsyncLedger, Ledger, LogEntry, WorkerRecord, connect, connect_async, decode_live
+from darkroom.ledger import AsyncLedger, Ledger, LogEntry, WorkerRecord, connect, connect_async, decode_live, scripts
 from darkroom.transitions import Accepted, Ended, Receipt, WorkerState
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -560,3 +562,15 @@ async def test_a_redis_that_will_not_write_is_away_for_changes(own_redis: RedisS
     assert await ledger.job(job_id, tenant=TENANT) is not None, "it reads all the same"
     await client.aclose()
     jobs.close()
+
+
+def test_a_script_has_all_that_it_names_of_the_prelude_and_little_else() -> None:
+    prelude = (resources.files("darkroom") / "lua" / "prelude.lua").read_text()
+    defined = set(re.findall(r"^local (?:function )?(\w+)", prelude, re.MULTILINE))
+    assert {"P", "a", "now", "dispatch", "end_job"} <= defined
+    for name, text in scripts().items():
+        code = re.sub(rb"--.*$|'[^'\n]*'", b"", text, flags=re.MULTILINE).decode()
+        has = set(re.findall(r"^local (?:function )?(\w+)", code, re.MULTILINE))
+        assert defined & set(re.findall(r"\w+", code)) <= has, name
+    assert b"end_job" in scripts()["finish"]
+    assert b"end_job" not in scripts()["renew"]

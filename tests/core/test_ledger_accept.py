@@ -153,6 +153,14 @@ def test_a_pool_that_was_never_announced_takes_nothing(jobs: TimedJobs) -> None:
     assert jobs.everything() == before
 
 
+def test_a_pool_that_is_no_more_takes_nothing_until_it_is_announced_again(jobs: TimedJobs) -> None:
+    job = jobs.submission()
+    jobs.run(transitions.announce(job.pool, models=[]))
+    assert isinstance(refused(offer(jobs, job)), NoPool)
+    jobs.run(transitions.announce(job.pool, models=[job.model]))
+    assert isinstance(offer(jobs, job), Accepted)
+
+
 def test_a_full_backlog_takes_nothing(jobs: TimedJobs) -> None:
     for _ in range(3):
         jobs.submit()

@@ -34,6 +34,14 @@ STOP_DEADLINE_S = 30.0
 CONTROLLERS = ("deployment", "replicaset", "disruption", "garbagecollector", "namespace", "serviceaccount")
 """Those that pools need: pods come and go, and what belongs to something goes with it."""
 
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
+}
+"""What service accounts ask for is written down: who, what, and the answer's status."""
+
 JSON = "application/json"
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -80,6 +88,7 @@ class ControlPlane:
         )
         (self._folder / "accounts.key").write_bytes(pem)
         self.admin_config.write_text(self.kubeconfig(self._token))
+        (self._folder / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
         self._launch(
             "etcd",
             f"--data-dir={self._folder / 'etcd'}",
@@ -127,6 +136,8 @@ class ControlPlane:
             f"--service-account-signing-key-file={accounts}",
             "--service-cluster-ip-range=10.96.0.0/16",
             "--allow-privileged=true",
+            f"--audit-policy-file={self._folder / 'audit-policy.json'}",
+            f"--audit-log-path={self._audit_log}",
         )
         eventually(self._is_up, what="the API server serves", deadline_s=START_DEADLINE_S)
 
@@ -210,6 +221,16 @@ class ControlPlane:
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}}
         token: str = self.ask("POST", path, body)["status"]["token"]
         return token
+
+    @property
+    def _audit_log(self) -> Path:
+        return self._folder / "audit.log"
+
+    def asked_by(self, namespace: str, account: str) -> list[dict[str, Any]]:
+        """What this ServiceAccount has asked for, and was answered. a watch twice."""
+        whole, _, _ = self._audit_log.read_text().rpartition("\n")
+        found = map(json.loads, whole.splitlines())
+        return [each for each in found if each["user"]["username"] == f"system:serviceaccount:{namespace}:{account}"]
 
     def log(self, program: str) -> str:
         return (self._folder / f"{program}.log").read_text(errors="replace")

@@ -205,6 +205,11 @@ def test_a_deleted_pool_drains_and_takes_all_of_its_own_with_it(
     eventually(lambda: stage.find_pool("flux") is None, what="the pool is gone")
     eventually(lambda: stage.deployment("flux") is None, what="its Deployment is gone")
     assert jobs.state(job_id) is State.COMPLETED
+    with pytest.raises(AssertionError, match="there is no worker pool"):
+        jobs.submit(pool="flux", model="flux")
+    stage.apply("flux")
+    eventually(lambda: jobs.redis.hget(f"{stage.prefix}:pool:flux", "models"), what="the pool is announced again")
+    jobs.submit(pool="flux", model="flux")
 
 
 def test_a_killed_operator_is_followed_by_the_next(stage: Stage, jobs: DrivenJobs) -> None:

@@ -31,7 +31,7 @@ if a.idempotency_key then
 end
 
 local pool = a.pool
-if redis.call('EXISTS', pool_key(pool)) == 0 then return 'no_pool' end
+if (redis.call('HGET', pool_key(pool), 'models') or '') == '' then return 'no_pool' end
 
 local queued = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool))
 local backlog = queued + redis.call('ZCARD', due_key(pool))

@@ -2,11 +2,13 @@
 -- each address that asked for such events a delivery is stored: the job's own, and the subscriptions of its tenant. When
 -- nothing is left to be told the outbox entry goes. Once the history has the job too (`archived.lua`), its time to live
 -- starts; that of a dead letter when it is purged or redriven. Answers `applied` the first time, `repeated` later,
--- `unknown` for a job or event that never was.
+-- `unknown` for a job or event that never was, and `newer` where the record is of a later version than `v`, which is the
+-- latest that the caller knows: it could pass over somebody who is to be told.
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'tenant', 'state', 'end_seq', 'applied', 'untold', 'told', 'model', 'webhook',
-  'webhook_events', 'webhook_target')
+  'webhook_events', 'webhook_target', 'v')
+if tonumber(rec[11] or 0) > tonumber(a.v) then return 'newer' end
 local tenant, state, is_applied, untold, told = rec[1], rec[2], rec[4], rec[5], rec[6]
 local is_end = rec[3] == a.seq
 

@@ -1,10 +1,11 @@
 -- claim: pending → running, by a worker that took the job's message. A message is a hint, the record is the truth: all
 -- but a job that may run now is dropped. The same token asking again gets the same answer. A canary is signed for. Where
--- somebody asked to be told of starts, this one goes to the outbox.
+-- somebody asked to be told of starts, this one goes to the outbox. `v`: the latest version of records that the worker
+-- knows; a job of a later one, as in an upgrade, is put back for another worker.
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'token', 'attempt', 'start_deadline', 'not_before', 'created',
-  'run_timeout', 'started', 'counted', 'tenant', 'webhook_events', 'untold')
+  'run_timeout', 'started', 'counted', 'tenant', 'webhook_events', 'untold', 'v')
 local state, pool = rec[1], rec[2]
 if not state then
   if redis.call('EXISTS', canary_key(a.job)) == 0 then return {'drop', 'unknown'} end
@@ -25,13 +26,14 @@ end
 if rec[6] and now < tonumber(rec[6]) then return {'drop', 'early'} end
 
 local draining = redis.call('HGET', worker_key(a.worker), 'draining_until')
-if draining and now < tonumber(draining) then
-  if redis.call('HGET', key, 'put_back_token') == a.token then return {'drop', 'draining'} end -- a repeated call
+local why = draining and now < tonumber(draining) and 'draining' or tonumber(rec[14] or 0) > tonumber(a.v) and 'newer'
+if why then
+  if redis.call('HGET', key, 'put_back_token') == a.token then return {'drop', why} end -- a repeated call
   redis.call('HSET', key, 'put_back_token', a.token)
   remove_everywhere(a.job, pool)
   put_back(a.job, pool)
   if rec[5] and tonumber(rec[4]) == 0 then redis.call('ZADD', deadlines_key, rec[5], a.job) end
-  return {'drop', 'draining'}
+  return {'drop', why}
 end
 
 remove_everywhere(a.job, pool)

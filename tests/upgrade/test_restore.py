@@ -1,0 +1,99 @@
+"""Redis restored from a backup, as docs/operations.md has it: each job that was accepted before comes to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+
+import httpx
+from darkroom.audit import Kind
+from darkroom.jobs import State
+from darkroom.ledger import AsyncLedger, connect_async
+
+from tests.darkroom_command import darkroom
+from tests.parts import Functions, Part
+from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.worker.running_worker import House
+
+BEFORE, AFTER = 20, 3
+SLOW = 10
+"""It runs while the backup is made, and the ones behind it wait."""
+
+
+def typed(repository: Path, start: str, server: RedisServer) -> str:
+    """The line of the document that begins so, as it is typed in a pod; the data of this Redis are elsewhere."""
+    text = (repository / "docs" / "operations.md").read_text()
+    (line,) = re.findall(rf"exec (?:-i )?[a-z0-9-]+ -- sh -c '({start}.*)'", text)
+    return str(line).replace("/data", str(server.folder))
+
+
+async def shell(line: str, *, given: bytes = b"") -> bytes:
+    done = await asyncio.to_thread(
+        subprocess.run, ["/bin/sh", "-c", line], input=given, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_after_a_restore_and_a_repair_all_jobs_of_the_backup_end(
+    repository: Path, namespace: str, tmp_path: Path
+) -> None:
+    """The backup is made while jobs run. Those that were accepted later have ended by then, and are in the history."""
+    binary = binary_of(RedisKind.CURRENT) or binary_of(RedisKind.EMBEDDED)
+    assert binary is not None
+    (tmp_path / "redis").mkdir()  # its path has no blanks, or the lines would need quotes
+    server = RedisServer(binary, tmp_path / "redis")
+    server.start()
+    client = connect_async(server.url)
+    house = House(AsyncLedger(client, namespace), redis_url=server.url, namespace=namespace, folder=tmp_path)
+    told = house.environment()
+    functions = Functions("all", environment=told, log=tmp_path / "functions.log")
+    soon = {"DARKROOM_LEASE_S": "1", "K_SINK": f"{functions.url}/events"}
+    courier = Part("darkroom_courier", environment=told | soon, log=tmp_path / "courier.log")
+
+    async def is_settled(but: Collection[Kind] = ()) -> bool | None:
+        """Whether all ends are applied and archived, and the audit finds nothing, `but` what it may find."""
+        done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **told)
+        counts = json.loads(done.stdout.splitlines()[-1])
+        is_told = (counts["untold"], counts["history"]) == (0, counts["jobs"])
+        return (is_told and counts["findings"].keys() <= {*but}) or None
+
+    try:
+        await asyncio.to_thread(functions.start)
+        courier.start()
+        await house.ready_worker()
+        jobs = [await house.submit(seconds=5 if number == SLOW else 0) for number in range(BEFORE)]
+        await house.in_state(jobs[SLOW], lambda record: record.state is not State.PENDING, "the slow job runs")
+        backup = await shell(typed(repository, "mkdir", server))
+        later = [await house.submit() for _ in range(AFTER)]
+        for job_id in (*jobs, *later):
+            await house.ended(job_id)
+        await house.until(is_settled, "all are archived")
+
+        server.stop()
+        await shell(typed(repository, "rm", server), given=backup)
+        server.start()
+        records = await house.ledger.jobs([*jobs, *later], tenant=None)
+        assert [record is not None for record in records] == [True] * BEFORE + [False] * AFTER
+
+        repaired = await asyncio.to_thread(darkroom, ["audit", "--repair"], folder=tmp_path, **told)
+        assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+        for job_id in jobs:
+            assert (await house.ended(job_id)).state is State.COMPLETED
+        # The history keeps the end that it had: what ran again ended at another time.
+        await house.until(partial(is_settled, {Kind.HISTORY_DIFFERS}), "all are archived again")
+        async with httpx.AsyncClient(base_url=functions.url, trust_env=False, timeout=60) as caller:
+            for job_id in (*jobs, *later):
+                view = (await caller.get(f"/api/v1/generation-jobs/{job_id}")).json()
+                assert view["state"] == State.COMPLETED
+    finally:
+        courier.stop()
+        functions.stop()
+        house.stop()
+        await client.aclose()
+        server.stop()
