@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ Object = dict[str, Any]
 
 KNATIVE = Path(__file__).resolve().parent.parent.parent / "knative"
 OVERLAYS = ("k3d", "dev", "demo", "test", "gpu", "prod")
-SAMPLES = ("pools", "job", "subscription")
+SAMPLES = ("pools", "pools-cpu", "job", "subscription")
 
 COMPONENTS_SINCE = 21
 """The minor version of the first kubectl whose kustomize knows components."""
@@ -84,9 +85,15 @@ def told(objects: Sequence[Object], container: Object, secrets: Mapping[str, Map
         environment |= (settings if kind == "configMapRef" else secrets)[reference["name"]]
     for variable in container.get("env", []):
         if "value" in variable:
-            environment[variable["name"]] = variable["value"]
+            value = re.sub(r"\$\((\w+)\)", lambda name: environment[name[1]], variable["value"])
+            environment[variable["name"]] = value
             continue
         ((kind, reference),) = variable["valueFrom"].items()
+        if kind == "fieldRef":
+            assert reference["fieldPath"] == "metadata.namespace"
+            (namespace,) = of_kind(objects, "Namespace")
+            environment[variable["name"]] = namespace["metadata"]["name"]
+            continue
         values = settings if kind == "configMapKeyRef" else secrets
         environment[variable["name"]] = values[reference["name"]][reference["key"]]
     return environment

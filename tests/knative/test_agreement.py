@@ -16,6 +16,7 @@ from darkroom import events, queues
 from darkroom.jobs import TERMINAL, JobEvent
 from darkroom.models import Catalogue
 from darkroom.settings import PREFIX, Settings
+from darkroom_cli import named_environment
 from darkroom_courier.settings import CourierSettings
 from darkroom_functions import assembly
 from darkroom_functions.settings import (
@@ -189,6 +190,15 @@ def test_a_pool_of_the_samples_is_that_of_its_models() -> None:
         assert queues_of == {queues.queue_name(pool["metadata"]["name"])}
 
 
+@pytest.mark.parametrize("overlay", ["gpu", "prod"])
+def test_the_pools_of_the_samples_may_grow_as_far_as_they_say(overlay: str, rendered: Rendered) -> None:
+    """A quota bounds all of them together."""
+    samples = of_kind(sample("pools"), "WorkerPool")
+    wanted = sum(pool["spec"]["maxReplicas"] * pool["spec"]["gpu"]["count"] for pool in samples)
+    quota = find(rendered[overlay], "ResourceQuota", "darkroom-gpus")
+    assert quota["spec"]["hard"] == {"requests.nvidia.com/gpu": str(wanted)}
+
+
 def test_the_operator_understands_the_pools_of_the_samples() -> None:
     for pool in of_kind(sample("pools"), "WorkerPool"):
         made = pools.read({**pool, "metadata": {**pool["metadata"], "uid": "any"}})
@@ -247,6 +257,27 @@ def test_an_environment_is_a_database_and_a_prefix(environment: str, rendered: R
     assert {url.rpartition("/")[2] for name, url in secret.items() if name != "users.acl"} == {
         ENVIRONMENTS[environment]
     }
+
+
+def test_an_environment_is_the_same_on_one_machine() -> None:
+    own = named_environment.ENVIRONMENTS
+    assert {name: str(each.database) for name, each in own.items()} == ENVIRONMENTS
+    assert {name: each.namespace for name, each in own.items()} == {name: f"darkroom-{name}" for name in ENVIRONMENTS}
+
+
+def test_a_step_of_make_brings_what_is_its_own(rendered: Rendered) -> None:
+    """`knative/cluster.sh` takes its objects by this label."""
+
+    def labelled(name: str) -> set[tuple[str, str]]:
+        of_all = [(each, each["metadata"].get("labels", {})) for each in rendered["k3d"]]
+        chosen = [each for each, labels in of_all if labels.get("app.kubernetes.io/component") == name]
+        return {(each["kind"], each["metadata"]["name"]) for each in chosen}
+
+    stores = {(kind, name) for kind in ("Service", "StatefulSet") for name in ("redis", "postgresql", "s3")}
+    secrets = {(kind, "darkroom-bootstrap") for kind in ("Job", "Role", "RoleBinding", "ServiceAccount")}
+    settings = {("Namespace", "darkroom"), ("ConfigMap", "darkroom-settings"), ("ConfigMap", "redis")}
+    assert labelled("services") == stores | secrets | settings | {("ConfigMap", "bootstrap")}
+    assert labelled("gateway") >= {("Deployment", "gateway"), ("Service", "gateway")}
 
 
 def test_flower_looks_where_the_workers_are(rendered: Rendered, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from tests.knative.rendering import OVERLAYS, SAMPLES, SERVING, Object, containers, find, main_container, pods, sample
+from tests.knative.rendering import (
+    OVERLAYS,
+    SAMPLES,
+    SERVING,
+    Object,
+    containers,
+    find,
+    main_container,
+    of_kind,
+    pods,
+    sample,
+)
 from tests.operator.control_plane import ControlPlane
 from tests.operator.down_conversion import older
 
@@ -104,6 +115,8 @@ def test_the_api_server_takes_every_sample(name: str, cluster: ControlPlane) -> 
     given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     cluster.kubectl("create", "--dry-run=server", "-f", "-", given=given)
     cluster.kubectl("create", "-f", "-", given=given)
+    for each in of_kind(objects, "WorkerPool"):  # two samples are the same pool, for different machines
+        cluster.kubectl("delete", "workerpool", each["metadata"]["name"], "--namespace=darkroom")
 
 
 Spoil = Callable[[list[Object]], Object]

