@@ -32,6 +32,7 @@ requirepass {password}
 appendonly yes
 save ""
 maxmemory-policy noeviction
+stream-node-max-bytes 1024
 """
 
 PORTS = range(20_000, 32_000)

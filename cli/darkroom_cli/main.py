@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from darkroom.errors import DarkroomError
 
     from darkroom_cli.client import Client
+    from darkroom_cli.named_environment import Entered
 
 DEFAULT_PORT = 8000
 
@@ -89,6 +90,13 @@ Redis is that of DARKROOM_REDIS_URL; without it, that of the `darkroom up` that 
 something comes out differently.
 """
 
+ENV = """\
+For those who develop darkroom, in a checkout. The environments dev, demo and test are databases 4, 2 and 3 of one
+Redis, each with a prefix of its own; `make api-dev`, `make celery-dev` and so on run these commands.
+
+Settings come from the environment, then env/.env.NAME, then env/.env (env/.env.example lists them), then the defaults.
+"""
+
 DEAD_LETTERS = """\
 A job whose attempts are used up is a dead letter: it is kept, with what asked for it and how each attempt ended, until
 it is purged, or redriven, which makes a new job of it.
@@ -152,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_audit(commands)
     _add_doctor(commands)
     _add_replay(commands)
+    _add_env(commands)
     return parser
 
 
@@ -276,6 +285,35 @@ def _add_replay(commands: Any) -> None:
         help="a WorkerPool, or the spec of one, in YAML or JSON: what would it do?",
     )
     _add_data(parser)
+
+
+def _add_env(commands: Any) -> None:
+    parser = commands.add_parser(
+        "env",
+        help="run the parts of the environment dev, demo or test, or look at its Redis",
+        description=ENV,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("environment", metavar="NAME", help="dev, demo or test")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    text = "Run the functions behind one port, and the courier, until Ctrl-C."
+    _add_port(_command(actions, "api", "run functions and courier", text, _run_env_api), "8001, 8002, 8003")
+    text = "Run a worker that takes the jobs, until Ctrl-C."
+    _command(actions, "worker", "run a worker", text, _run_env_worker)
+    text = "Run Flower, Celery's dashboard. It asks for the name and password in FLOWER_BASIC_AUTH."
+    _add_port(_command(actions, "flower", "run Flower", text, _run_env_flower), "5555, 5556, 5557")
+    _command(actions, "keys", "list its keys in Redis", "List its keys in Redis.", _run_env_keys)
+    text = "Say how many keys it has, and how much memory Redis takes."
+    _command(actions, "info", "say how much is in Redis", text, _run_env_info)
+    text = "Delete its keys in Redis: jobs, queues, deliveries. Pictures and the history stay. It asks first."
+    flushed = _command(actions, "flush", "delete its keys in Redis", text, _run_env_flush)
+    flushed.add_argument("--yes", action="store_true", help="do not ask")
+    for action in actions.choices.values():
+        action.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+
+
+def _add_port(parser: argparse.ArgumentParser, defaults: str) -> None:
+    parser.add_argument("--port", type=_port, help=f"the port to serve ({defaults} by the environment)")
 
 
 def _command(
@@ -438,6 +476,48 @@ def _run_replay(options: argparse.Namespace, output: Output) -> int:
     from darkroom_cli.replay import Options, replay
 
     return replay(Options(options.pool, options.policy, options.data), output)
+
+
+def _run_env_api(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.environment_parts import api
+
+    return api(_entered(options), output, port=options.port, dry_run=options.dry_run)
+
+
+def _run_env_worker(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.environment_parts import worker
+
+    return worker(_entered(options), output, dry_run=options.dry_run)
+
+
+def _run_env_flower(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.environment_parts import flower
+
+    return flower(_entered(options), output, port=options.port, dry_run=options.dry_run)
+
+
+def _run_env_keys(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.environment_keys import keys
+
+    return keys(_entered(options), output, dry_run=options.dry_run)
+
+
+def _run_env_info(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.environment_keys import info
+
+    return info(_entered(options), output, dry_run=options.dry_run)
+
+
+def _run_env_flush(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.environment_keys import flush
+
+    return flush(_entered(options), output, yes=options.yes, dry_run=options.dry_run)
+
+
+def _entered(options: argparse.Namespace) -> Entered:
+    from darkroom_cli.named_environment import enter
+
+    return enter(options.environment)
 
 
 def _client(options: argparse.Namespace) -> Client:

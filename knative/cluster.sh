@@ -1,0 +1,196 @@
+#!/bin/sh
+# darkroom on a laptop's Kubernetes (k3d), step by step; `make setup-cluster` and its like run it. Each step can be
+# repeated, and looks at no cluster but its own. With DRY_RUN=1 it says what it would do, and does nothing.
+#
+#   cluster.sh setup-cluster|deploy-services|deploy-app|deploy-balancer|start-workshop|api-ui|flower-ui|show-ui|clean-all
+set -eu
+cd "$(dirname "$0")/.."
+
+CLUSTER=darkroom
+CONTEXT=k3d-$CLUSTER
+NAMESPACE=darkroom
+OVERLAY=knative/overlays/k3d
+POOLS=knative/samples/pools-cpu.yaml
+DRY_RUN=${DRY_RUN:-}
+PATIENCE=600s # images are loaded over the laptop's line
+
+say() { printf '== %s\n' "$*"; }
+
+run() { # COMMAND...
+  if [ -z "$DRY_RUN" ]; then
+    "$@"
+    return
+  fi
+  for word; do
+    case $word in
+      *[!A-Za-z0-9_./:=@,%+-]*) printf " '%s'" "$word" ;;
+      *) printf ' %s' "$word" ;;
+    esac
+  done
+  printf '\n'
+}
+
+kube() { run kubectl --context "$CONTEXT" "$@"; }
+
+needs() { # PROGRAM...
+  lacking=
+  for program; do
+    command -v "$program" >/dev/null && continue
+    lacking=$program
+    case $program in
+      docker) how='k3d runs its nodes in Docker: https://docs.docker.com/engine/install' ;;
+      k3d) how='https://k3d.io/#installation, or: brew install k3d' ;;
+      kubectl) how='1.21 or newer: https://kubernetes.io/docs/tasks/tools, or: brew install kubectl' ;;
+      podman) how='builds the images: apt-get install podman, or: brew install podman' ;;
+      *) how='' ;;
+    esac
+    printf '%s is not here; %s\n' "$program" "$how" >&2
+  done
+  [ -z "$lacking" ] || [ -n "$DRY_RUN" ] || exit 1
+}
+
+needs_cluster() {
+  needs docker k3d kubectl
+  [ -z "$DRY_RUN" ] || return 0
+  k3d cluster list "$CLUSTER" >/dev/null 2>&1 || {
+    echo "there is no cluster $CLUSTER: \`make setup-cluster\` makes it" >&2
+    exit 1
+  }
+}
+
+setup_cluster() {
+  needs docker k3d kubectl
+  say "The cluster $CLUSTER, which answers on port 80 of this machine"
+  if [ -z "$DRY_RUN" ] && k3d cluster list "$CLUSTER" >/dev/null 2>&1; then
+    run k3d cluster start "$CLUSTER"
+  else
+    run k3d cluster create "$CLUSTER" --port 80:80@loadbalancer --k3s-arg --disable=traefik@server:0 --wait
+  fi
+  say 'Knative Serving with Kourier, and Knative Eventing with its in-memory Broker'
+  serving=https://github.com/knative/serving/releases/latest/download
+  eventing=https://github.com/knative/eventing/releases/latest/download
+  kourier=https://github.com/knative-extensions/net-kourier/releases/latest/download
+  kube apply --filename $serving/serving-crds.yaml --filename $eventing/eventing-crds.yaml
+  kube wait --for=condition=Established crd --all --timeout=60s
+  kube apply --filename $serving/serving-core.yaml --filename $kourier/kourier.yaml
+  kube apply --filename $eventing/eventing-core.yaml \
+    --filename $eventing/in-memory-channel.yaml --filename $eventing/mt-channel-broker.yaml
+  kube --namespace knative-serving patch configmap config-network --type merge \
+    --patch '{"data":{"ingress-class":"kourier.ingress.networking.knative.dev"}}'
+  # A name that leads to 127.0.0.1, where k3d hands port 80 on to Kourier.
+  kube --namespace knative-serving patch configmap config-domain --type merge \
+    --patch '{"data":{"127.0.0.1.sslip.io":""}}'
+  for namespace in knative-serving kourier-system knative-eventing; do
+    kube --namespace "$namespace" wait --for=condition=Available deployment --all --timeout="$PATIENCE"
+  done
+}
+
+load_images() { # those of ours that the overlay and the pools name; built first where one is missing
+  [ -z "${loaded:-}" ] || return 0
+  loaded=yes
+  needs podman
+  say "darkroom's images, into the cluster"
+  if [ -n "$DRY_RUN" ]; then
+    images=dev.local/darkroom-...
+    folder=.
+  else
+    rendered=$(kubectl kustomize "$OVERLAY")
+    images=$({ printf '%s\n' "$rendered" && cat "$POOLS"; } | sed -n 's|^ *image: \(dev\.local/.*\)$|\1|p' | sort -u)
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+  fi
+  for image in $images; do
+    if [ -n "$DRY_RUN" ] || ! podman image exists "$image"; then
+      run make images
+      break
+    fi
+  done
+  # shellcheck disable=SC2086 # a list of names without blanks
+  run podman save --quiet --format docker-archive --multi-image-archive --output "$folder/images.tar" $images
+  run k3d image import --cluster "$CLUSTER" "$folder/images.tar"
+}
+
+deploy_services() {
+  needs_cluster
+  load_images
+  say 'What darkroom stands on: namespace, settings, Secrets, Redis, PostgreSQL, an S3 server'
+  kube apply --kustomize "$OVERLAY" --selector app.kubernetes.io/component=services
+  for name in redis postgresql s3; do
+    kube --namespace "$NAMESPACE" rollout status "statefulset/$name" --timeout="$PATIENCE"
+  done
+}
+
+deploy_app() {
+  needs_cluster
+  load_images
+  say 'darkroom: the functions, Broker and Triggers, the courier, Flower, the operator'
+  kube apply --kustomize "$OVERLAY"
+  kube wait --for=condition=Established crd/workerpools.darkroom.dev --timeout=60s
+  for name in courier flower darkroom-operator; do
+    kube --namespace "$NAMESPACE" rollout status "deployment/$name" --timeout="$PATIENCE"
+  done
+  kube --namespace "$NAMESPACE" wait --for=condition=Ready services.serving.knative.dev --all --timeout="$PATIENCE"
+  say 'A pool of workers without a GPU, for the model sd; they come when there is a job'
+  kube apply --filename "$POOLS"
+}
+
+deploy_balancer() {
+  needs_cluster
+  load_images
+  say 'What stands before the functions today: the gateway, one address for all of them, which can wait for results.'
+  say 'It does not spread jobs over pools: each model has one pool, and the operator scales that.'
+  kube apply --kustomize "$OVERLAY" --selector app.kubernetes.io/component=gateway
+  kube --namespace "$NAMESPACE" rollout status deployment/gateway --timeout="$PATIENCE"
+}
+
+api_ui() {
+  needs_cluster
+  say 'The API at http://localhost:8000, until Ctrl-C'
+  kube --namespace "$NAMESPACE" port-forward service/gateway 8000:80
+}
+
+flower_ui() {
+  needs_cluster
+  say 'Flower at http://localhost:5555, until Ctrl-C. Its name and password:'
+  say "kubectl --context $CONTEXT -n $NAMESPACE get secret darkroom-flower -o jsonpath='{.data.basic-auth}' | base64 -d"
+  kube --namespace "$NAMESPACE" port-forward service/flower 5555:5555
+}
+
+show_ui() {
+  cat <<END
+API                   make api-ui, then http://localhost:8000; a picture: curl -X POST http://localhost:8000/sd
+Flower                make flower-ui, then http://localhost:5555
+jobs alone            http://jobs.$NAMESPACE.127.0.0.1.sslip.io
+pods                  kubectl --context $CONTEXT -n $NAMESPACE get pods
+logs of a pod         kubectl --context $CONTEXT -n $NAMESPACE logs POD
+worker pools          kubectl --context $CONTEXT -n $NAMESPACE get wp
+END
+}
+
+clean_all() {
+  needs docker k3d
+  say "Deleting the cluster $CLUSTER with all that is in it"
+  run k3d cluster delete "$CLUSTER"
+}
+
+case ${1:-} in
+  setup-cluster) setup_cluster ;;
+  deploy-services) deploy_services ;;
+  deploy-app) deploy_app ;;
+  deploy-balancer) deploy_balancer ;;
+  start-workshop)
+    setup_cluster
+    deploy_services
+    deploy_app
+    deploy_balancer
+    show_ui
+    ;;
+  api-ui) api_ui ;;
+  flower-ui) flower_ui ;;
+  show-ui) show_ui ;;
+  clean-all) clean_all ;;
+  *)
+    sed -n '2,5p' "$0" >&2
+    exit 2
+    ;;
+esac

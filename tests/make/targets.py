@@ -1,0 +1,53 @@
+"""`make` as tests call it: from this checkout, without installing anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.darkroom_command import environment
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+PATIENCE_S = 300
+"""Far longer than anything here takes on a busy machine; a test that waits so long has failed."""
+
+ENVIRONMENTS = ("dev", "demo", "test")
+
+
+def make(*arguments: str, folder: Path = ROOT, given: str = "", **own: str) -> subprocess.CompletedProcess[str]:
+    """`make ARGUMENTS` in `folder`, with this Python's packages."""
+    command = [program("make"), f"--makefile={ROOT / 'Makefile'}", "--no-print-directory"]
+    return subprocess.run(
+        [*command, f"BIN={Path(sys.executable).parent}", *arguments],
+        cwd=folder,
+        env=environment(**own),
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def targets() -> list[str]:
+    """Every target that `make help` lists."""
+    listed = re.findall(r"^  ([a-z-]+(?: [a-z-]+)*)", make("help").stdout, re.MULTILINE)
+    return " ".join(listed).split()
+
+
+def program(name: str) -> str:
+    """Where a program is that tests need beside Python; in the gate none may be missing."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        if "CI" in os.environ:
+            raise LookupError(f"there is no {name} on this machine")
+        pytest.skip(f"there is no {name} on this machine")
+    return found

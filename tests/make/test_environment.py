@@ -1,0 +1,263 @@
+"""The environment dev as docs/environments.md has it: Redis with a user for each part, the parts, Flower, `redis-*`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from darkroom.jobs import JobEvent
+from darkroom.ledger import AsyncLedger, LogEntry, connect_async
+
+from tests.darkroom_command import command, environment
+from tests.make.targets import ROOT, make
+from tests.ports import free_port
+from tests.redis_server import RedisKind, binary_of
+from tests.waiting import eventually
+from tests.worker.running_worker import MODEL_FILE
+
+NAMESPACE = "darkroom-dev"
+DATABASE = 4
+
+START_LIMIT_S = 300
+"""Making the stand-ins and importing torch take 15 s on two free cores, and others run here too."""
+
+STOP_LIMIT_S = 60
+
+MAX_TASKS = 2
+"""That Flower is told to keep."""
+
+LONG = {"steps": 3000, "seconds": 300}
+"""A job that does not end before it is made to."""
+
+ENDS = {JobEvent.COMPLETED, JobEvent.FAILED, JobEvent.CANCELLED, JobEvent.EXPIRED}
+
+
+class Dev:
+    """The environment in a folder of its own; the examples are copied as the document says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.redis_port, self.api_port, self.flower_port = free_port(), free_port(), free_port()
+        (folder / "env").mkdir()
+        for name in (".env.example", "redis.conf.example"):
+            (folder / "env" / name).write_text((ROOT / "env" / name).read_text())
+        text = (ROOT / "docs" / "environments.md").read_text()
+        (lines,) = re.findall(r"^```sh\n(random.*?)^```", text, re.DOTALL | re.MULTILINE)
+        subprocess.run(["sh", "-e", "-c", lines], cwd=folder, check=True)
+        (folder / "models").mkdir()
+        model = MODEL_FILE.replace('pool = "quick"', 'pool = "local"').replace("timeout_s = 60", "timeout_s = 600")
+        (folder / "models" / "quick.toml").write_text(model)
+        (folder / "env" / ".env.dev").write_text(
+            f"DARKROOM_REDIS_URL=redis://127.0.0.1:{self.redis_port}\nDARKROOM_MODELS=models\nFLOWER_MAX_TASKS={MAX_TASKS}\n"
+        )
+        (folder / "knative").symlink_to(ROOT / "knative")
+        name, _, password = self.setting("FLOWER_BASIC_AUTH").partition(":")
+        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.api_port}", trust_env=False, timeout=60)
+        self.flower = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.flower_port}", auth=(name, password), trust_env=False, timeout=60
+        )
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.logs: list[Path] = []
+
+    def setting(self, name: str) -> str:
+        (value,) = re.findall(rf"^{name}=(.+)$", (self.folder / "env" / ".env").read_text(), re.MULTILINE)
+        return str(value)
+
+    def redis_url(self, user: str) -> str:
+        password = self.setting("DARKROOM_REDIS_PASSWORD")
+        return f"redis://{user}:{password}@127.0.0.1:{self.redis_port}/{DATABASE}"
+
+    def start(self) -> None:
+        """All of it, in any order: each waits for what it needs, or is needed later."""
+        binary = binary_of(RedisKind.EMBEDDED)
+        assert binary is not None
+        self._start("redis", [str(binary), "env/redis.conf", "--port", str(self.redis_port)])
+        eventually(self._redis_answers, what="Redis answers")
+        self._start("api", command("env", "dev", "api", "--port", str(self.api_port)))
+        self._start("worker", command("env", "dev", "worker"))
+        self._start("flower", command("env", "dev", "flower", "--port", str(self.flower_port)))
+        eventually(lambda: self._is_up(self.api, "/readyz"), what="the API is ready", deadline_s=START_LIMIT_S)
+        eventually(lambda: self._is_up(self.flower, "/healthcheck"), what="Flower is up", deadline_s=START_LIMIT_S)
+        eventually(lambda: self.workers, what="Flower knows the worker", deadline_s=START_LIMIT_S)
+
+    def stop(self) -> None:
+        """In the opposite order, since Redis is needed to the end."""
+        self.api.close()
+        self.flower.close()
+        for process in reversed(self._processes):
+            process.terminate()
+            process.wait(STOP_LIMIT_S)
+
+    @property
+    def workers(self) -> dict[str, Any]:
+        """The workers whose queue Flower knows."""
+        answer = self.flower.get("/api/workers", params={"refresh": 1})
+        known: dict[str, Any] = answer.json() if answer.is_success else {}
+        return {name: worker for name, worker in known.items() if worker.get("active_queues")}
+
+    def make(self, target: str, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        """`make TARGET` in its folder; `setup`, which would install all of it, counts as made."""
+        return make("--old-file=setup", target, *arguments, folder=self.folder, given=given)
+
+    def submit(self, **parameters: Any) -> str:
+        answer = self.api.post("/quick", json={"input": {"prompt": "a lighthouse", **parameters}})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["task_id"])
+
+    def runs(self, job_id: str) -> bool:
+        view = self.api.get(f"/api/v1/generation-jobs/{job_id}").raise_for_status().json()
+        return bool(view["state"] == "running")
+
+    def ended(self, job_id: str) -> str:
+        """The state that it ended in."""
+
+        def state() -> str | None:
+            view = self.api.get(f"/api/v1/generation-jobs/{job_id}", params={"wait": 20}).raise_for_status().json()
+            return str(view["state"]) if view["state"] not in {"pending", "running"} else None
+
+        return eventually(state, what=f"the end of {job_id}") or ""
+
+    def log_of(self, job_id: str) -> list[LogEntry]:
+        async def read() -> list[LogEntry]:
+            async with connect_async(self.redis_url("operator")) as client:
+                return await AsyncLedger(client, NAMESPACE).log(job_id)
+
+        return asyncio.run(read())
+
+    def _start(self, name: str, arguments: list[str]) -> None:
+        self.logs.append(self.folder / f"{name}.log")
+        with self.logs[-1].open("wb") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    arguments,
+                    cwd=self.folder,
+                    env=environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+
+    def _redis_answers(self) -> bool:
+        try:
+            with redis.Redis(port=self.redis_port) as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def _is_up(self, client: httpx.Client, path: str) -> bool:
+        for process, log in zip(self._processes, self.logs, strict=True):
+            assert process.poll() is None, log.read_text()
+        try:
+            return client.get(path).is_success
+        except httpx.TransportError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
+    running = Dev(tmp_path_factory.mktemp("dev"))
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+def test_a_job_goes_its_way_with_each_part_under_its_own_user(dev: Dev) -> None:
+    job_id = dev.submit()
+    assert dev.ended(job_id) == "completed"
+    with redis.Redis.from_url(dev.redis_url("operator")) as client:
+        record = f"{NAMESPACE}:job:{job_id}"
+        eventually(
+            lambda: client.hexists(record, "applied") and client.hexists(record, "archived"),
+            what="the courier had its end applied, and archived it",
+        )
+    logs = [*dev.logs, *(dev.folder / ".darkroom" / "dev" / "logs").iterdir()]
+    assert [log.name for log in logs if "NOPERM" in log.read_text()] == []
+
+
+def test_everything_in_redis_begins_with_the_prefix(dev: Dev) -> None:
+    """Databases keep no channels apart: this is what does."""
+    with redis.Redis.from_url(dev.redis_url("operator")) as client:
+        assert client.dbsize() > 0
+        names = [*client.scan_iter(), *client.pubsub_channels()]
+    assert [name for name in names if not name.startswith(f"{NAMESPACE}:".encode())] == []
+
+
+def test_flower_asks_for_its_password(dev: Dev) -> None:
+    url = f"http://127.0.0.1:{dev.flower_port}/api/workers"
+    assert httpx.get(url, trust_env=False).status_code == 401
+    assert httpx.get(url, auth=("admin", "admin"), trust_env=False).status_code == 401
+
+
+def test_flower_shows_workers_and_finished_and_queued_tasks_and_revokes_one(dev: Dev) -> None:
+    def is_shown() -> bool:
+        """Events are switched on by Flower, a moment after a worker has come; so there may have to be another job."""
+        job_id = dev.submit()
+        dev.ended(job_id)
+        answer = dev.flower.get(f"/api/task/info/{job_id}")
+        return answer.is_success and answer.json()["state"] == "SUCCESS"
+
+    eventually(is_shown, what="Flower shows a finished task")
+    (worker,) = dev.workers
+    assert worker.startswith("local@")
+
+    running = dev.submit(**LONG)
+    waiting = dev.submit()
+    eventually(lambda: _queued(dev) == {"pool.local": 1}, what="Flower shows the task that is queued")
+    assert dev.flower.post(f"/api/task/revoke/{running}", params={"terminate": "true"}).is_success
+
+    assert dev.ended(running) == "cancelled"
+    assert dev.ended(waiting) == "completed"
+    assert [entry.event for entry in dev.log_of(running) if entry.event in ENDS] == [JobEvent.CANCELLED]
+    tasks = dev.flower.get("/api/tasks").raise_for_status().json()
+    assert 0 < len(tasks) <= MAX_TASKS
+
+
+def _queued(dev: Dev) -> dict[str, int]:
+    answer = dev.flower.get("/api/queues/length").raise_for_status().json()
+    return {queue["name"]: queue["messages"] for queue in answer["active_queues"]}
+
+
+def test_keys_and_info_say_what_is_there(dev: Dev) -> None:
+    job_id = dev.submit()
+    dev.ended(job_id)
+    keys = dev.make("redis-keys-dev")
+    assert keys.returncode == 0, keys.stderr
+    assert f"{NAMESPACE}:job:{job_id}" in keys.stdout.splitlines()
+    assert len(keys.stdout.splitlines()) == len(set(keys.stdout.splitlines()))
+    info = dev.make("redis-info-dev")
+    assert info.returncode == 0, info.stderr
+    assert re.search(rf"^keys of {NAMESPACE}: [1-9]\d*$", info.stdout, re.MULTILINE)
+    assert re.search(r"^memory of the server: \S+ MiB of 512 MiB$", info.stdout, re.MULTILINE)
+
+
+def test_a_flush_asks_and_takes_this_environments_keys_alone_and_what_runs_goes_on(dev: Dev) -> None:
+    job_id = dev.submit()
+    dev.ended(job_id)
+    with redis.Redis.from_url(dev.redis_url("operator")) as client:
+        own, foreign = f"{NAMESPACE}:job:{job_id}", "darkroom-demo:job:another"
+        client.set(foreign, "any")
+        for answer in ("", "demo\n", "yes\n"):
+            refused = dev.make("redis-flush-dev", given=answer)
+            assert refused.returncode == 2
+            assert "nothing was deleted" in refused.stderr
+            assert client.exists(own) == 1
+
+        done = dev.make("redis-flush-dev", given="dev\n")
+        assert done.returncode == 0, done.stderr
+        assert (client.exists(own), client.exists(foreign)) == (0, 1)
+
+    assert dev.ended(dev.submit()) == "completed"
+    running = dev.submit(**LONG)
+    eventually(lambda: dev.runs(running), what="a job runs")
+    assert dev.make("redis-flush-dev", "ARGS=--yes").returncode == 0
+    assert dev.ended(dev.submit()) == "completed"

@@ -1,0 +1,219 @@
+"""env/: the examples say what may be set, hold no password, and agree with the code; which setting counts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from darkroom.settings import PREFIX, Settings
+from darkroom_cli.named_environment import ENVIRONMENTS, LEDGER_USERS, EnvironmentSettings
+from darkroom_courier.settings import CourierSettings
+from darkroom_functions.settings import DeadLetterSettings, JobsSettings, ResultSettings, SubmitSettings
+from darkroom_worker.settings import WorkerSettings
+from pydantic import SecretStr
+
+from tests.darkroom_command import darkroom
+from tests.knative import bootstrap_program
+from tests.knative.rendering import KNATIVE
+from tests.redis_server import RedisKind, binary_of
+
+KINDS: tuple[type[Settings], ...] = (
+    *(EnvironmentSettings, SubmitSettings, JobsSettings, ResultSettings, DeadLetterSettings),
+    *(CourierSettings, WorkerSettings),
+)
+
+DECIDED = {
+    f"{PREFIX}{name}" for name in ("NAMESPACE", "POOL", "STORE", "LINK_KEY", "WEBHOOK_KEYS", "HOST", "HEALTH_PORT")
+}
+"""What the environment is made of: nobody sets it."""
+
+OF_FLOWER = {"FLOWER_BASIC_AUTH", "FLOWER_MAX_TASKS"}
+
+
+def example(repository: Path) -> str:
+    return (repository / "env" / ".env.example").read_text()
+
+
+def described(text: str) -> dict[str, tuple[str, str]]:
+    """By its name: what a variable's lines say of it, and its value."""
+    found = {}
+    for block in text.split("\n\n"):
+        *words, last = block.strip().splitlines()
+        if variable := re.fullmatch(r"#?(\w+)=(.*)", last):
+            found[variable[1]] = (" ".join(line.removeprefix("# ") for line in words), variable[2])
+    return found
+
+
+def settings() -> dict[str, object]:
+    """The default of each variable that the commands and the parts read; Knative's own names are left out."""
+    return {
+        f"{PREFIX}{name.upper()}": None if field.is_required() else field.default
+        for kind in reversed(KINDS)
+        for name, field in kind.model_fields.items()
+        if field.validation_alias is None
+    }
+
+
+def written(value: object) -> str:
+    """A default as a line says it; nothing where there is none."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if isinstance(value, (int, str, Path)) else ""
+
+
+def test_the_example_describes_each_variable_that_may_be_set_and_no_other(repository: Path) -> None:
+    assert described(example(repository)).keys() == (settings().keys() - DECIDED) | OF_FLOWER
+
+
+def test_the_example_says_of_each_what_the_code_says_with_its_default(repository: Path) -> None:
+    said = described(example(repository))
+    texts = {
+        f"{PREFIX}{name.upper()}": " ".join((field.description or "").split())
+        for kind in reversed(KINDS)
+        for name, field in kind.model_fields.items()
+    }
+    for name, default in settings().items():
+        if name in said:
+            words, value = said[name]
+            assert value == written(default), name
+            assert words.startswith(texts[name]), name
+
+
+def test_the_example_sets_nothing(repository: Path, tmp_path: Path) -> None:
+    """Least of all a password: what is to be set is empty, the rest is a comment."""
+    assert re.findall(r"^\w+=.+$", example(repository), re.MULTILINE) == []
+    to_be_set = re.findall(r"^(\w+)=$", example(repository), re.MULTILINE)
+    assert to_be_set == ["DARKROOM_REDIS_PASSWORD", "FLOWER_BASIC_AUTH"]
+    assert "database 4 of 127.0.0.1:6379" in told(tmp_path, {"env/.env": example(repository)})
+
+
+def redis_example(repository: Path) -> str:
+    return (repository / "env" / "redis.conf.example").read_text()
+
+
+@pytest.mark.parametrize("kind", list(RedisKind))
+def test_redis_refuses_to_start_with_the_example_as_it_is(kind: RedisKind, repository: Path, tmp_path: Path) -> None:
+    binary = binary_of(kind)
+    if binary is None:
+        assert "CI" not in os.environ
+        pytest.skip(f"no {kind} redis-server on this machine")
+    (tmp_path / "env").mkdir()
+    done = subprocess.run(
+        [binary, repository / "env" / "redis.conf.example"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Error in user declaration" in done.stdout + done.stderr
+
+
+def test_the_example_has_the_users_and_the_rights_of_a_cluster(repository: Path) -> None:
+    bootstrap = bootstrap_program.load()
+    places = [environment.namespace for environment in ENVIRONMENTS.values()]
+    keys = " ".join(f"~{place} ~{place}:*" for place in places)
+    channels = " ".join(f"&{place}:*" for place in places)
+    lines = re.findall(r"^user (.*)$", redis_example(repository), re.MULTILINE)
+    (default,) = re.findall(r"^user (default .*)$", bootstrap.redis_secret(ANY)["users.acl"], re.MULTILINE)
+    assert set(LEDGER_USERS) == set(bootstrap.REDIS_USERS)
+    assert lines == [
+        default,
+        *(
+            f"{user} on #set-a-password resetkeys {keys} "
+            f"{'allchannels' if user in bootstrap.OF_CELERY else f'resetchannels {channels}'} "
+            f"-@all {bootstrap.REDIS_RIGHTS}"
+            for user in bootstrap.REDIS_USERS
+        ),
+    ]
+
+
+def test_the_example_keeps_jobs_as_a_cluster_does(repository: Path) -> None:
+    def directives(text: str) -> set[str]:
+        return {line for line in text.splitlines() if line and not line.startswith(("#", "user ", "aclfile ", "dir "))}
+
+    in_cluster = directives((KNATIVE / "base" / "redis" / "redis.conf").read_text())
+    assert directives(redis_example(repository)) == in_cluster | {"bind 127.0.0.1", "port 6379"}
+    assert {"appendonly yes", "maxmemory-policy noeviction"} <= in_cluster
+
+
+ANY = {"DARKROOM_NAMESPACE": "any", "REDIS_DATABASE": "0"}
+
+URL = "DARKROOM_REDIS_URL=redis://{}:7000"
+
+
+def told(folder: Path, files: Mapping[str, str], **own: str) -> str:
+    """What `darkroom env dev keys --dry-run` says with these files."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    done = darkroom(["env", "dev", "keys", "--dry-run"], folder=folder, **own)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "host"),
+    [
+        ({}, {}, "127.0.0.1:6379"),
+        ({"env/.env": URL.format("all")}, {}, "all:7000"),
+        ({"env/.env": URL.format("all"), "env/.env.dev": URL.format("own")}, {}, "own:7000"),
+        ({"env/.env": URL.format("all"), "env/.env.dev": "DARKROOM_REDIS_URL="}, {}, "all:7000"),
+        ({"env/.env": URL.format("all"), "env/.env.demo": URL.format("another")}, {}, "all:7000"),
+        ({"env/.env.dev": URL.format("own")}, {"DARKROOM_REDIS_URL": "redis://process"}, "process:6379"),
+    ],
+    ids=["default", "file", "own-file", "empty", "another's-file", "process"],
+)
+def test_the_process_counts_before_the_environments_file_before_the_file_before_the_default(
+    files: Mapping[str, str], own: Mapping[str, str], host: str, tmp_path: Path
+) -> None:
+    assert f"database 4 of {host}," in told(tmp_path, files, **own)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("DARKROOM_NAMESPACE=darkroom", "dev is the prefix 'darkroom-dev'"),
+        ("DARKROOM_REDIS_URL=redis://h/2", "dev is database 4, and another is named"),
+        ("DARKROOM_REDIS_URL=unix:///redis", "by redis:// or rediss:// only"),
+        ("DARKROOM_HOME", "DARKROOM_HOME has no value"),
+    ],
+)
+def test_what_would_be_another_environment_is_refused(line: str, words: str, tmp_path: Path) -> None:
+    assert words in told(tmp_path, {"env/.env": line})
+
+
+@pytest.mark.parametrize(("name", "action"), [("prod", "flush"), ("production", "info"), ("staging", "flush")])
+def test_production_is_refused_as_is_what_nobody_knows(name: str, action: str, tmp_path: Path) -> None:
+    done = darkroom(["env", name, action], folder=tmp_path)
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert "dev, demo, test" in done.stderr
+
+
+def test_flower_starts_for_nobody_without_credentials(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "knative").symlink_to(repository / "knative")
+    done = darkroom(["env", "demo", "flower"], folder=tmp_path)
+    assert done.returncode == 2
+    assert "FLOWER_BASIC_AUTH is not set" in done.stderr
+
+
+@pytest.mark.parametrize("action", ["api", "worker", "flower", "keys", "info", "flush"])
+def test_without_redis_each_says_how_to_get_one(action: str, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "knative").symlink_to(repository / "knative")
+    done = darkroom(
+        ["env", "dev", action],
+        folder=tmp_path,
+        DARKROOM_REDIS_URL="redis://127.0.0.1:1",
+        FLOWER_BASIC_AUTH="any:password",
+    )
+    assert done.returncode == 3
+    assert "no Redis answers at database 4 of 127.0.0.1:1; start one: `redis-server env/redis.conf`" in done.stderr
