@@ -66,7 +66,10 @@ def measure(rig: Rig, *, runs: int, jobs: int, engine_s: float) -> None:
     began = time.monotonic()
     with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else rig.folder, prefix="darkroom-bench-") as store:
         ours = rig.start_worker(POOL, own={"DARKROOM_STORE": Path(store).as_uri()})
-        figures = _figures(rig, ours, runs=runs, jobs=jobs, engine_s=engine_s)
+        try:
+            figures = _figures(rig, ours, runs=runs, jobs=jobs, engine_s=engine_s)
+        finally:
+            rig.stop(ours)  # however this ends, it writes into the folder no more
     notes = [
         "worker_overhead_vs_celery_task: our jobs a second as a share of Celery's tasks.",
         f"{time.monotonic() - began:.0f} s in all",
@@ -82,7 +85,7 @@ def _figures(rig: Rig, ours: Process, *, runs: int, jobs: int, engine_s: float) 
     for run in range(1, runs + 1):
         with standing_still(ours):
             for number in range(jobs):
-                _submit(rig, seed=number)
+                submit(rig, seed=number)
         per_s.append(_rate(lambda: _left(rig), jobs))
         with standing_still(celery):
             for number in range(jobs):
@@ -141,7 +144,7 @@ def _left_of_celery(rig: Rig) -> int:
 def _cycles_s(rig: Rig, jobs: int, engine_s: float) -> list[float]:
     """Seconds from each job's end to the next one's, by Redis' clock; the first begins a queue and is not counted."""
     parameters = {"seconds": engine_s, "steps": ENGINE_STEPS}
-    job_ids = [_submit(rig, seed=number, **parameters) for number in range(jobs)]
+    job_ids = [submit(rig, seed=number, **parameters) for number in range(jobs)]
     deadline = time.monotonic() + LIMIT_S + jobs * engine_s
     while _left(rig):
         if time.monotonic() > deadline:
@@ -156,7 +159,7 @@ def _cycles_s(rig: Rig, jobs: int, engine_s: float) -> list[float]:
     return [(later - earlier) / 1000 for earlier, later in pairwise(sorted(ends))]
 
 
-def _submit(rig: Rig, **parameters: object) -> str:
+def submit(rig: Rig, **parameters: object) -> str:
     """Accept a job as submit does. Answers its id."""
     job_id = new_job_id(_now_ms())
     job_input = {"prompt": "a lighthouse at dusk", **parameters}

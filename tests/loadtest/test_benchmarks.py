@@ -20,6 +20,7 @@ import pytest
 from baselines import task
 from darkroom.models import Catalogue
 from darkroom.settings import load
+from darkroom_loadtest.capacity import Costs
 from darkroom_loadtest.figures import Figure, Goal, percentile, table
 from darkroom_loadtest.generator import Load, Plan
 from darkroom_worker.celery_app import configuration
@@ -36,6 +37,7 @@ SHORT: Mapping[str, tuple[str, ...]] = {
     "worker": ("--runs=1", "--jobs=10", "--engine-seconds=0.2"),
     "courier": ("--runs=1", "--deliveries=40"),
     "policy": ("--runs=1", "--coarse", "--hours=3"),
+    "job": ("--runs=1", "--jobs=20"),
     "broadcast": ("--runs=1", "--subscribers=60", "--large=70"),
 }
 
@@ -45,12 +47,16 @@ FIGURES: Mapping[str, set[str]] = {
     "worker": {"worker_overhead_vs_celery_task", "engine_overhead_percent"},
     "courier": {"courier_deliveries_per_s", "courier_p99_ms", "courier_p99_shift_percent"},
     "policy": {"policy_replica_hours_vs_keda", "policy_replica_hours_vs_keda_tuned", "policy_busy_kills"},
+    "job": {"job_record_bytes", "job_log_bytes", "job_calls", "step_calls", "run_redis_us", "observe_worker_us"},
     "broadcast": {
         *("broadcast_vs_starlette", "broadcast_vs_websockets", "broadcast_p99_ms", "broadcast_vs_starlette_at_70"),
         *("socket_kib", "late_subscriber_p99_ms"),
     },
 }
 """Those of each benchmark that have a name to keep; there may be more."""
+
+EVERYTHING = ("name", "value", "unit", "runs", "goal", "ours", "baseline")
+"""What may be told of a figure; the last three of those that have them."""
 
 
 class Benchmark:
@@ -118,11 +124,24 @@ def test_a_benchmark_prints_its_figures_writes_them_and_leaves_nothing(
     figures: list[dict[str, Any]] = written["figures"]
     assert {figure["name"] for figure in figures} >= FIGURES[name]
     for figure in figures:
-        assert set(figure) == {"name", "value", "unit", "runs"}
+        assert {"name", "value", "unit", "runs"} <= set(figure) <= set(EVERYTHING)
         assert isinstance(figure["value"], float)
         assert figure["runs"]
         assert figure["name"] in said
+    if name == "job":
+        check_costs({figure["name"]: figure["value"] for figure in figures})
     assert benchmark.left() == []
+
+
+def check_costs(seen: Mapping[str, float]) -> None:
+    """What is the same on every machine is what the capacity model reckons with."""
+    costs = Costs()
+    assert 6 <= seen["job_calls"] < 6.5  # a call whose reply was late is made again
+    assert seen["step_calls"] == pytest.approx(1, rel=0.1)
+    assert seen["job_log_bytes"] == pytest.approx(costs.log_bytes, rel=0.1)
+    assert seen["worker_connections"] == pytest.approx(costs.worker_connections, abs=2)
+    places = costs.ended_bytes - seen["job_record_bytes"] - seen["job_log_bytes"]
+    assert 0 < places < 1500, "in the index of its tenant, the news, the set of those to be forgotten, the queue"
 
 
 def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path, repository: Path) -> None:

@@ -1,0 +1,93 @@
+"""Hostile input: requests that nobody may take. Each must be refused with a 4xx and a problem+json, soon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+JSON = "application/json"
+JOBS = "/api/v1/generation-jobs/"
+NOBODY = "01890000-0000-7000-8000-000000000000"
+"""The id of no job."""
+
+TOO_LARGE = 2 * 1024 * 1024 + 1
+"""A byte more than the functions read, unless they were told otherwise."""
+
+EVENT = {
+    "specversion": "1.0",
+    "id": "hostile",
+    "source": "/loadtest/hostile",
+    "type": "dev.darkroom.job.requested",
+    "datacontenttype": JSON,
+    "data": {"prompt": "x"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request. `body` is called when it is sent: some are large."""
+
+    name: str
+    method: str
+    path: str
+    body: Callable[[], bytes] = bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def cases(model: str) -> list[Case]:
+    """All of them, against this model."""
+    structured = {"content-type": "application/cloudevents+json"}
+    batch = {"content-type": "application/cloudevents-batch+json"}
+    rest = {"content-type": JSON}
+
+    def event(name: str, **changes: object) -> Case:
+        return Case(f"event: {name}", "POST", "/", _json({**EVENT, **changes}), structured)
+
+    def to_model(name: str, value: object) -> Case:
+        return Case(f"REST: {name}", "POST", f"/{model}", _json(value), rest)
+
+    def binary(name: str, **changes: str) -> Case:
+        attributes = {key: str(value) for key, value in EVENT.items() if key not in ("data", "datacontenttype")}
+        headers = {f"ce-{key}": value for key, value in {**attributes, **changes}.items() if value}
+        return Case(f"event: {name}", "POST", "/", _json({"prompt": "x"}), {**headers, **rest})
+
+    return [
+        Case("event: no JSON", "POST", "/", lambda: b'{"specversion": "1.0", ', structured),
+        Case("event: not UTF-8", "POST", "/", lambda: b'{"id": "\xff\xfe"}', structured),
+        Case("event: nested too deep", "POST", "/", lambda: b"[" * 100_000, structured),
+        Case("event: no attributes", "POST", "/", _json({"prompt": "x"}), rest),
+        event("another version", specversion="0.3"),
+        event("an empty id", id=""),
+        event("a source of the wrong type", source=7),
+        event("an unknown type", type="dev.darkroom.job.completed"),
+        event("a time that is none", time="yesterday"),
+        event("data of the wrong type", data=[1, 2, 3]),
+        event("an unknown field", data={"prompt": "x", "steps_": 4}),
+        binary("binary without an id", id=""),
+        Case("batch: no array", "POST", "/", _json(EVENT), batch),
+        Case("batch: of nothing that is an event", "POST", "/", _json([1, None, {}]), batch),
+        Case("REST: too large", "POST", JOBS, lambda: b'{"prompt": "' + b"x" * TOO_LARGE + b'"}', rest),
+        Case("event: too large", "POST", "/", lambda: b'{"data": "' + b"x" * TOO_LARGE + b'"}', structured),
+        Case("REST: not JSON by its type", "POST", JOBS, lambda: b"prompt=x", {"content-type": "text/plain"}),
+        Case("REST: no such model", "POST", "/no-such-model", _json({"prompt": "x"}), rest),
+        Case("REST: a method that is none", "PUT", JOBS, _json({"prompt": "x"}), rest),
+        Case("REST: no such job", "GET", JOBS + NOBODY),
+        Case("REST: an id that is none", "GET", JOBS + "..%2f..%2fetc"),
+        Case("REST: cancel nobody's job", "POST", f"{JOBS}{NOBODY}/cancel"),
+        to_model("an array", ["x"]),
+        to_model("a prompt of the wrong type", {"prompt": {"a": 1}}),
+        to_model("a seed of the wrong type", {"prompt": "x", "seed": "7; DROP TABLE jobs"}),
+        to_model("steps below the limit", {"prompt": "x", "steps": -1}),
+        to_model("an unknown parameter", {"prompt": "x", "__class__": "x"}),
+        to_model("a webhook inside", {"prompt": "x", "webhook": "http://169.254.169.254/"}),
+    ]
+
+
+def is_refused(status: int, content_type: str) -> bool:
+    """Whether that is how it must be answered."""
+    return 400 <= status < 500 and content_type.partition(";")[0].strip() == "application/problem+json"
+
+
+def _json(value: object) -> Callable[[], bytes]:
+    return lambda: json.dumps(value).encode()

@@ -1,0 +1,281 @@
+"""A run under load: it passes on a system that holds, fails by its thresholds, and leaves a page that a browser shows.
+
+The system is real, with an engine that takes no time. gevent stays in locust's own processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from darkroom import transitions
+from darkroom.ledger import Ledger, connect
+from darkroom_loadtest.profiles import Plan
+
+from tests.conftest import RedisServers
+from tests.knative.rendering import kubectl
+from tests.parts import ROOTS, Functions, Part, environment
+from tests.ports import free_port
+from tests.redis_server import RedisKind
+from tests.waiting import eventually
+
+POOL = "instant"
+LIMIT_S = 240
+"""A short run takes ten seconds."""
+
+HOWEVER_SLOW = [f"--threshold={name}=none" for name in ("submit_p95_ms", "end_to_end_p95_s", "settle_s")]
+"""How fast anything is is no matter of tests."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What a run needs to know of it."""
+
+    url: str
+    variables: dict[str, str]
+    folder: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        common = ["--host", self.url, "--model", POOL, "--parameters", "{}"]
+        return [sys.executable, "-m", "darkroom_loadtest.run_load", *common, *arguments]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """To its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def system(redis_servers: RedisServers, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """All parts, as `darkroom up` runs them."""
+    folder = tmp_path_factory.mktemp("load")
+    namespace = f"load-{secrets.token_hex(4)}"
+    redis_url = redis_servers(RedisKind.EMBEDDED).url
+    variables = environment(redis_url, namespace, DARKROOM_MODELS=str(repository / "loadtest" / "models"))
+    with ExitStack() as stack:
+        client = stack.enter_context(connect(redis_url))
+        ledger = Ledger(client, namespace)
+        ledger.run(transitions.announce(POOL, models=[POOL]))
+        functions = Functions("all", environment=variables, log=folder / "functions.log")
+        stack.callback(functions.stop)
+        functions.start()
+        courier = Part(
+            "darkroom_courier",
+            environment={**variables, "K_SINK": f"{functions.url}/events"},
+            log=folder / "courier.log",
+        )
+        worker = Part("darkroom_worker", environment={**variables, "DARKROOM_POOL": POOL}, log=folder / "worker.log")
+        for part in (courier, worker):
+            stack.callback(part.stop)
+            part.start()
+        eventually(lambda: ledger.run(transitions.observe(POOL)).idle, what="a worker that is ready")
+        roots = os.pathsep.join(str(repository / root) for root in (*ROOTS, "loadtest"))
+        yield System(functions.url, {**variables, "PYTHONPATH": roots, "HOME": str(folder)}, folder)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run left."""
+
+    ended: subprocess.CompletedProcess[str]
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
+        return found
+
+
+@pytest.fixture(scope="module")
+def smoke(system: System) -> Report:
+    """The smoke profile, shortened."""
+    report = system.folder / "smoke"
+    return Report(system.run("--duration=8", "--rate=3", "--report", str(report), *HOWEVER_SLOW), report)
+
+
+def test_the_smoke_profile_passes_on_a_system_that_holds(smoke: Report) -> None:
+    assert smoke.ended.returncode == 0, smoke.ended.stdout + smoke.ended.stderr
+    outcome = smoke.figures["outcome"]
+    assert smoke.figures["passed"]
+    assert outcome["accepted"] > 5
+    assert outcome["accepted"] == outcome["offered"] == sum(outcome["ends"].values())
+    assert (outcome["lost"], outcome["doubled"], outcome["untold"], outcome["errors"]) == ([], [], [], {})
+    assert set(outcome["by_way"]) == set(smoke.figures["plan"]["kinds"]) - {"hostile"}
+    assert smoke.figures["audit"]["jobs"] >= outcome["accepted"]
+    assert smoke.figures["audit"]["findings"] == {}
+    assert len(smoke.figures["gauges"]) > 3
+
+
+def test_all_hostile_input_was_refused(smoke: Report) -> None:
+    answers = [answer for counts in smoke.figures["outcome"]["hostile"].values() for answer in counts]
+    assert len(smoke.figures["outcome"]["hostile"]) > 20
+    assert all(re.fullmatch(r"4\d\d", answer) for answer in answers)
+
+
+def test_a_browser_shows_the_report_without_an_error(smoke: Report, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None and os.environ.get("CI") != "true":
+        pytest.skip("chromium is not installed")
+    assert chromium, "chromium is not installed"
+    shown = subprocess.run(
+        [
+            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom"),
+            smoke.page.as_uri(),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "CONSOLE" not in shown.stderr
+    assert "Passed: every threshold is met." in shown.stdout
+    assert shown.stdout.count("<svg") == 6
+
+
+def test_the_page_needs_nothing_else(smoke: Report) -> None:
+    page = smoke.page.read_text()
+    assert "<script" not in page
+    assert set(re.findall(r'(?:src|href)="(?!#)([^"]*)"', page)) == {"data:,"}
+    # matplotlib's own mark-up points into itself.
+    assert all(target.startswith("#") for target in re.findall(r'xlink:href="([^"]*)"', page))
+
+
+def test_a_run_that_passes_a_threshold_fails(system: System, tmp_path: Path) -> None:
+    """Here with a master of locust and two workers, whose notes come together."""
+    ended = system.run(
+        "--profile=jobs",
+        "--duration=4",
+        "--rate=4",
+        "--workers=2",
+        "--threshold=submit_p95_ms=0",
+        f"--report={tmp_path}",
+    )
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 1, said
+    assert "MISS submit_p95_ms" in said
+    figures = Report(ended, tmp_path).figures
+    assert not figures["passed"]
+    assert figures["outcome"]["accepted"] == figures["outcome"]["offered"] > 0, said
+    assert (figures["outcome"]["lost"], figures["outcome"]["untold"]) == ([], []), said
+
+
+def test_the_web_ui_is_served_until_ctrl_c_and_then_there_is_a_report(system: System, tmp_path: Path) -> None:
+    port = free_port()
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(
+            system.command("--ui", f"--web-port={port}", f"--report={tmp_path}"),
+            cwd=system.folder,
+            env=system.variables,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        eventually(
+            lambda: _answers(f"http://127.0.0.1:{port}/") or process.poll() is not None, what="the web UI to answer"
+        )
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        process.send_signal(signal.SIGINT)
+        # Nobody was promised anything, so the latencies are not known: a run without load has not passed.
+        assert process.wait(LIMIT_S) == 1, (tmp_path / "said").read_text()
+        assert (tmp_path / "report.html").exists()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_a_run_against_nobody_says_so(system: System, tmp_path: Path) -> None:
+    ended = system.run(f"--host=http://127.0.0.1:{free_port()}", f"--report={tmp_path}")
+    assert ended.returncode == 1
+    assert "Is `darkroom up` running?" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_plan_of_a_cluster_can_be_written(system: System, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    ended = system.run(f"--write-plan={plan}", "--profile=jobs", "--rate=20")
+    assert ended.returncode == 0, ended.stderr
+    assert Plan.decode(plan.read_text()).peak_per_s == 20
+
+
+def test_a_dry_run_says_what_it_would_do(system: System) -> None:
+    ended = system.run("--dry-run", "--profile=ten-users")
+    assert ended.returncode == 0
+    assert "profile ten-users" in ended.stdout
+    assert "locustfile.py" in ended.stdout
+
+
+def test_a_list_that_a_cluster_made_is_judged_alone(smoke: Report, system: System, tmp_path: Path) -> None:
+    clients = smoke.folder / "client.jsonl"
+    ended = system.run(f"--judge={clients}", f"--report={tmp_path}", *HOWEVER_SLOW)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert Report(ended, tmp_path).figures["outcome"]["accepted"] == smoke.figures["outcome"]["accepted"]
+
+
+def test_the_cluster_has_all_that_its_locust_imports(repository: Path, tmp_path: Path) -> None:
+    """The files of the ConfigMap alone, with the plan that is beside them: darkroom itself is not in that image."""
+    program = kubectl()
+    if program is None and os.environ.get("CI") != "true":
+        pytest.skip("no kubectl of 1.21 or newer on the PATH")
+    assert program, "no kubectl of 1.21 or newer on the PATH"
+    rendered = subprocess.run(
+        [program, "kustomize", repository / "loadtest"], capture_output=True, text=True, check=True, timeout=LIMIT_S
+    ).stdout
+    objects = [each for each in yaml.safe_load_all(rendered) if each]
+    (files,) = (each["data"] for each in objects if each["kind"] == "ConfigMap")
+    folder = tmp_path / "darkroom_loadtest"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    listed = subprocess.run(
+        [sys.executable, "-P", "-m", "locust", "--locustfile", folder / "locustfile.py", "--list"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "DARKROOM_LOAD_PLAN": files["plan.json"]},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert listed.returncode == 0, listed.stdout + listed.stderr
+    assert "BatchUser" in listed.stdout + listed.stderr
+    jobs = {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "Job"}
+    (locust,) = jobs["load-master"]["template"]["spec"]["containers"]
+    assert f"--expect-workers {jobs['load-worker']['parallelism']}" in locust["command"][-1]
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
