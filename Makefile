@@ -4,11 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 CLIENTS := tests/clients
 
-.PHONY: help setup up test lint format lock bench-submit bench-latency bench-courier bench-worker bench-broadcast bench-operator bench-policy chaos ci clean
+.PHONY: help setup up test lint format lock bench-submit bench-latency bench-courier bench-worker bench-broadcast bench-operator bench-policy bench-job bench bench-compare profile-submit profile-worker capacity run-loadtest soak chaos images ci clean
 
 help: ## Show this list
-	@echo "make TARGET [ARGS='...']"
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
+	@echo "make TARGET [ARGS='...']; with DRY_RUN=1, those for the environments and the cluster only say what they would do"
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z][a-z -]*:.*## / {if (length($$1) > 16) {printf "  %s\n", $$1; $$1 = ""} printf "  %-16s %s\n", $$1, $$2}' Makefile
+
+##@ Work on darkroom
 
 setup: $(CLIENTS)/node_modules/.package-lock.json ## Make .venv from the locked versions
 	@$(PYTHON) cli/darkroom_cli/bootstrap.py
@@ -24,8 +27,8 @@ $(CLIENTS)/node_modules/.package-lock.json: $(CLIENTS)/package.json $(CLIENTS)/p
 up: ## Run darkroom on this machine (sets it up first); Ctrl-C ends all of it
 	@$(PYTHON) cli/darkroom_cli/bootstrap.py up $(ARGS)
 
-test: setup ## Run the tests; ARGS takes files and options of pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## Run the tests, two files at a time; ARGS takes files and options of pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## Check style, format, types and who imports whom
 	@$(BIN)/ruff check .
@@ -43,6 +46,96 @@ lock: ## Write requirements.lock from pyproject.toml; ARGS=--upgrade takes newer
 	@$(BIN)/uv pip compile pyproject.toml --quiet --all-extras --group torch-needs --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  --output-file requirements.lock $(ARGS)
+
+ci: ## Run the gate, as CI does
+	@.ci/run
+
+clean: ## Remove .venv, caches and figures; the data of `make up` stays
+	@rm -rf .venv $(CLIENTS)/node_modules .bench build dist
+	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+##@ Environments on this machine: docs/environments.md
+
+# A dry run installs nothing.
+READY := $(if $(DRY_RUN),$(BIN)/python,setup)
+ENVIRONMENT := $(BIN)/python -m darkroom_cli env
+DRY := $(if $(DRY_RUN),--dry-run)
+PARTS := api celery flower redis-keys redis-info redis-flush
+.PHONY: $(foreach part,$(PARTS),$(part)-dev $(part)-demo $(part)-test)
+
+$(BIN)/python:
+	@echo "$@ is not there: make setup comes first" >&2; exit 2
+
+api-dev api-demo api-test: api-%: $(READY) ## Run the functions and the courier, until Ctrl-C
+	@$(ENVIRONMENT) $* api $(DRY) $(ARGS)
+
+celery-dev celery-demo celery-test: celery-%: $(READY) ## Run a worker that takes the jobs, until Ctrl-C
+	@$(ENVIRONMENT) $* worker $(DRY) $(ARGS)
+
+flower-dev flower-demo flower-test: flower-%: $(READY) ## Run Flower, Celery's dashboard, until Ctrl-C
+	@$(ENVIRONMENT) $* flower $(DRY) $(ARGS)
+
+redis-keys-dev redis-keys-demo redis-keys-test: redis-keys-%: $(READY) ## List the keys in Redis
+	@$(ENVIRONMENT) $* keys $(DRY) $(ARGS)
+
+redis-info-dev redis-info-demo redis-info-test: redis-info-%: $(READY) ## Say how much is in Redis
+	@$(ENVIRONMENT) $* info $(DRY) $(ARGS)
+
+redis-flush-dev redis-flush-demo redis-flush-test: redis-flush-%: $(READY) ## Delete the keys in Redis, after asking
+	@$(ENVIRONMENT) $* flush $(DRY) $(ARGS)
+
+##@ A cluster on this machine, with k3d: knative/README.md
+
+CLUSTER_STEPS := setup-cluster deploy-services deploy-app deploy-balancer start-workshop api-ui flower-ui show-ui clean-all
+.PHONY: $(CLUSTER_STEPS)
+
+setup-cluster: ## Make the cluster, with Knative Serving, Eventing and Kourier
+	@sh knative/cluster.sh $@
+
+deploy-services: ## Bring Redis, PostgreSQL and an S3 server into it
+	@sh knative/cluster.sh $@
+
+deploy-app: ## Bring darkroom into it, with a pool of workers; builds images that are missing
+	@sh knative/cluster.sh $@
+
+deploy-balancer: ## Bring the gateway into it, and say what it does
+	@sh knative/cluster.sh $@
+
+start-workshop: ## All of the above, in order
+	@sh knative/cluster.sh $@
+
+api-ui: ## Make the API answer at http://localhost:8000, until Ctrl-C
+	@sh knative/cluster.sh $@
+
+flower-ui: ## Make Flower answer at http://localhost:5555, until Ctrl-C
+	@sh knative/cluster.sh $@
+
+show-ui: ## Say where everything answers
+	@sh knative/cluster.sh $@
+
+clean-all: ## Delete the cluster with all that is in it
+	@sh knative/cluster.sh $@
+
+# The names that knative/ has: Knative asks no registry for those of dev.local. worker-diffusers is left out, for its gigabytes.
+IMAGES := functions operator courier worker-cpu flower gateway
+BUILDER := podman
+TAG := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+images: ## Build the container images; BUILDER=buildah, BASE=, TAG=, IMAGES=worker-diffusers, TORCH_INDEX=
+	@set -e; for image in $(IMAGES); do \
+	  case $$image in \
+	    functions | operator) folder=$$image ;; \
+	    gateway) folder=functions/gateway ;; \
+	    *) folder=worker-images/$${image#worker-} ;; \
+	  esac; \
+	  echo "== dev.local/darkroom-$$image:$(TAG), of $$folder/Dockerfile"; \
+	  $(BUILDER) build --layers --file "$$folder/Dockerfile" --tag dev.local/darkroom-$$image:$(TAG) \
+	    $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(ARGS) .; \
+	done
+	@$(BUILDER) images --filter reference='dev.local/darkroom-*:$(TAG)'
+
+##@ Measure
 
 bench-submit: setup ## Measure how many submissions one function process takes
 	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_submit $(ARGS)
@@ -65,13 +158,28 @@ bench-operator: setup ## Measure how soon the operator acts, and what a thousand
 bench-policy: setup ## Compare what scaling costs, and the waits it gives, with KEDA and others on simulated days
 	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_policy $(ARGS)
 
+bench-job: setup ## Measure what one job costs: Redis' memory and calls, and each process' time
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_job $(ARGS)
+
+bench: setup ## Run all benchmarks and print one table; ARGS takes names, --repeat 3, --into FOLDER
+	@PYTHONPATH=loadtest:. $(BIN)/python -m darkroom_loadtest.bench $(ARGS)
+
+bench-compare: setup ## Say what moved between two folders of benchmarks beyond the noise: A=before B=after
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.compare $(A) $(B)
+
+profile-submit profile-worker: profile-%: setup ## Draw where the time of a submission, or of a job, goes (as root)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.flames $* $(ARGS)
+
+capacity: setup ## Say what a load takes and what fills up first: ARGS="--jobs-per-s 5 --engine-s 8"
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.capacity $(ARGS)
+
+# PROFILE, SHAPE and HOST as in loadtest/README.md; ARGS for all else.
+run-loadtest: $(READY) ## Put load on a running darkroom and write a report; PROFILE= SHAPE= HOST= UI=1 DRY_RUN=1
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.run_load $(if $(PROFILE),--profile $(PROFILE)) \
+	  $(if $(SHAPE),--shape $(SHAPE)) $(if $(HOST),--host $(HOST)) $(if $(UI),--ui) $(if $(DRY_RUN),--dry-run) $(ARGS)
+
+soak: ## Load a running darkroom for 20 minutes; the report has the slope of each process' memory
+	@$(MAKE) --no-print-directory run-loadtest PROFILE=mixed SHAPE=soak ARGS='$(ARGS)'
+
 chaos: setup ## Kill everything while jobs run: none is lost or doubled; WITHOUT=reaper, say, must fail
 	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.chaos $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
-
-ci: ## Run the gate, as CI does
-	@.ci/run
-
-clean: ## Remove .venv, caches and figures; the data of `make up` stays
-	@rm -rf .venv $(CLIENTS)/node_modules .bench build dist
-	@rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -84,9 +84,9 @@ print(json.dumps(seen + [name for name in {HEAVY} if name in sys.modules]))
 
 
 def test_make_help_lists_every_target() -> None:
-    rules = re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    listed = re.findall(r"^  ([a-z][\w-]*) ", run("make", "--no-print-directory", "help"), re.MULTILINE)
-    assert sorted(listed) == sorted(set(rules))
+    rules = re.findall(r"^([a-z][a-z -]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    listed = re.findall(r"^  ([a-z-]+(?: [a-z-]+)*)", run("make", "--no-print-directory", "help"), re.MULTILINE)
+    assert sorted(" ".join(listed).split()) == sorted(" ".join(rules).split())
 
 
 def test_no_committed_file_names_a_machine_or_a_registry() -> None:
