@@ -92,6 +92,12 @@ def test_a_dry_run_of_an_environment_says_where_it_would_work() -> None:
         assert all(word in line for word in words), line
 
 
+def test_a_dry_run_of_a_load_says_what_it_would_offer() -> None:
+    done = make("run-loadtest", f"SHELL={program('dash')}", "DRY_RUN=1", "PROFILE=ten-users", "SHAPE=burst-from-zero")
+    assert done.returncode == 0, done.stderr
+    assert "profile ten-users, shape burst-from-zero" in done.stdout
+
+
 def test_a_dry_run_installs_nothing() -> None:
     done = make("celery-dev", "DRY_RUN=1", "BIN=nowhere")
     assert done.returncode == 2
