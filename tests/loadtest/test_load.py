@@ -24,7 +24,7 @@ import pytest
 import yaml
 from darkroom import transitions
 from darkroom.ledger import Ledger, connect
-from darkroom_loadtest.profiles import Plan
+from darkroom_loadtest.profiles import SHAPES, Plan
 
 from tests.conftest import RedisServers
 from tests.knative.rendering import kubectl
@@ -139,6 +139,21 @@ def test_all_hostile_input_was_refused(smoke: Report) -> None:
 
 
 def test_a_browser_shows_the_report_without_an_error(smoke: Report, tmp_path: Path) -> None:
+    assert "Passed: every threshold is met." in in_a_browser(smoke.page, tmp_path)
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES.keys() - {"smoke"}))
+def test_a_browser_shows_the_report_of_every_shape(system: System, shape: str, tmp_path: Path) -> None:
+    report = Report(
+        system.run("--profile=jobs", f"--shape={shape}", "--duration=4", "--rate=4", "--report", str(tmp_path / "run")),
+        tmp_path / "run",
+    )
+    assert report.figures["outcome"]["lost"] == [], report.ended.stdout + report.ended.stderr
+    assert f"jobs, {shape}" in in_a_browser(report.page, tmp_path)
+
+
+def in_a_browser(page: Path, folder: Path) -> str:
+    """The page as a browser has it in the end, with all its plots and no error."""
     chromium = shutil.which("chromium")
     if chromium is None and os.environ.get("CI") != "true":
         pytest.skip("chromium is not installed")
@@ -146,8 +161,8 @@ def test_a_browser_shows_the_report_without_an_error(smoke: Report, tmp_path: Pa
     shown = subprocess.run(
         [
             *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom"),
-            smoke.page.as_uri(),
+            *(f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--dump-dom"),
+            page.as_uri(),
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -157,8 +172,8 @@ def test_a_browser_shows_the_report_without_an_error(smoke: Report, tmp_path: Pa
     )
     assert shown.returncode == 0, shown.stderr
     assert "CONSOLE" not in shown.stderr
-    assert "Passed: every threshold is met." in shown.stdout
     assert shown.stdout.count("<svg") == 6
+    return shown.stdout
 
 
 def test_the_page_needs_nothing_else(smoke: Report) -> None:
