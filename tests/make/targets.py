@@ -20,6 +20,9 @@ PATIENCE_S = 300
 
 ENVIRONMENTS = ("dev", "demo", "test")
 
+OF_OUTER_MAKE = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS"}
+"""What `make test ARGS=...` hands to every make that it starts."""
+
 
 def make(*arguments: str, folder: Path = ROOT, given: str = "", **own: str) -> subprocess.CompletedProcess[str]:
     """`make ARGUMENTS` in `folder`, with this Python's packages."""
@@ -27,7 +30,7 @@ def make(*arguments: str, folder: Path = ROOT, given: str = "", **own: str) -> s
     return subprocess.run(
         [*command, f"BIN={Path(sys.executable).parent}", *arguments],
         cwd=folder,
-        env=environment(**own),
+        env={name: value for name, value in environment(**own).items() if name not in OF_OUTER_MAKE},
         input=given,
         capture_output=True,
         text=True,
