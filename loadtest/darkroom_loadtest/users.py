@@ -122,6 +122,7 @@ class Caller(FastHttpUser):
             self.session.asking -= 1
 
     def act(self) -> None:
+        """One turn; each kind of caller has its own. locust's metaclass leaves no room for that of abstract classes."""
         raise NotImplementedError
 
     def input(self) -> dict[str, Any]:
