@@ -195,7 +195,7 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
         running = Deployment(house, services, told, tmp_path)
         stack.push_async_callback(running.stop)
         await house.ledger.run(transitions.announce(POOL, models=[MODEL]))
-        parts = (*FUNCTIONS, "courier")
+        parts = (*FUNCTIONS, "dead_letter", "courier")
         await asyncio.gather(*map(running.replace, parts), *(running.add_worker() for _ in range(WORKERS)))
 
         submit, jobs, result = (services[name].address for name in FUNCTIONS)
