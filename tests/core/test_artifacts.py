@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from darkroom.artifacts import (
@@ -101,6 +103,27 @@ async def test_a_job_is_removed_whole_and_no_other(store: ArtifactStore) -> None
     assert await store.keys("") == ["default/job-2/1/0.png"]
 
 
+async def test_no_thread_but_pythons_own_ever_answers(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of Rust's that is in Python as the interpreter ends takes the process down, its work done."""
+    loop = asyncio.get_running_loop()
+    answering: set[str] = set()
+    wake = loop.call_soon_threadsafe
+
+    def noted(*args: Any, **kwargs: Any) -> asyncio.Handle:
+        answering.add(threading.current_thread().name)
+        return wake(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", noted)
+    store.put(KEY, b"picture")
+    assert await content_of(store, KEY) == b"picture"
+    assert await store.keys("") == [KEY]
+    await store.remove("default/")
+    with pytest.raises(NotFound):
+        await store.open(KEY)
+    assert answering
+    assert all(name.startswith("darkroom-store") for name in answering)
+
+
 async def test_a_store_that_takes_nothing_is_unavailable(store: ArtifactStore, tmp_path: Path) -> None:
     (tmp_path / "store").rmdir()
     (tmp_path / "store").write_text("a file in its place")
@@ -111,6 +134,10 @@ async def test_a_store_that_takes_nothing_is_unavailable(store: ArtifactStore, t
 
 
 # -- S3 ----------------------------------------------------------------------------------------------------------------
+
+
+BROKEN = b"half of a picture"
+"""An object that is announced twice as long as it is and then breaks off."""
 
 
 class Bucket(BaseHTTPRequestHandler):
@@ -135,12 +162,14 @@ class Bucket(BaseHTTPRequestHandler):
             self.answer(200, found)
 
     def answer(self, status: int, content: bytes) -> None:
+        broken = content == BROKEN
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content) * 2 if broken else len(content)))
         self.send_header("ETag", '"etag"')
         self.send_header("Last-Modified", "Fri, 20 Nov 2026 15:00:00 GMT")
         self.end_headers()
         self.wfile.write(content)
+        self.close_connection = broken
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""
@@ -181,3 +210,26 @@ async def test_a_bucket_is_used_as_a_folder_is(bucket: dict[str, bytes]) -> None
 async def test_a_bucket_needs_no_prefix(bucket: dict[str, bytes]) -> None:
     await asyncio.to_thread(ArtifactStore("s3://pictures").put, KEY, b"picture")
     assert list(bucket) == [f"/pictures/{KEY}"]
+
+
+async def test_an_object_that_breaks_off_is_unavailable(
+    bucket: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darkroom.artifacts.READ_PATIENCE", timedelta(seconds=1))
+    bucket[f"/pictures/{KEY}"] = BROKEN
+    size, chunks = await ArtifactStore("s3://pictures").open(KEY)
+    assert size == 2 * len(BROKEN)
+    with pytest.raises(StoreUnavailable):
+        [chunk async for chunk in chunks]
+
+
+async def test_a_bucket_that_is_away_is_unavailable_soon(
+    bucket: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darkroom.artifacts.READ_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    store = ArtifactStore("s3://pictures")
+    with pytest.raises(StoreUnavailable):
+        await store.open(KEY)
+    with pytest.raises(StoreUnavailable):
+        await store.remove("default/")
