@@ -6,22 +6,25 @@ import os
 import random
 import socket
 
-PORTS = range(12_000, 32_000)
+PORTS = range(10_000, 20_000)
 """Below those that Linux and macOS give to connections of their own accord: nobody takes one by chance before the
-server that it is for has started, or while it is away."""
+server that it is for has started, or while it is away. Those that `darkroom up` picks are above these."""
 
-LANES = 8
+LANES = 4
 """Processes of one run of the tests that pick ports at once, each from its own lane (gw0, gw1, … of pytest-xdist)."""
 
 _given: set[int] = set()
 
 
-def free_port() -> int:
-    """A port that nobody has now, and that this process has not given to anybody before."""
+def free_port(*, beside: int = 0) -> int:
+    """A port that nobody has now, and that this process has not given to anybody before.
+
+    Where a server takes a second one, `beside` says how far above.
+    """
     lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % LANES
     while True:
         port = random.choice(PORTS[lane::LANES])
-        if port not in _given and _is_free(port):
+        if port not in _given and _is_free(port) and _is_free(port + beside):
             _given.add(port)
             return port
 

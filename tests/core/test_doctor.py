@@ -18,11 +18,11 @@ from darkroom.examination import examine
 from darkroom.jobs import State
 from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.transitions import Ended, WorkerState
-from darkroom_cli.local_redis import free_port
 
 from tests.core.timed_jobs import POOL, WORKER, TimedJobs
 from tests.courier.sink import Answer, Sink
 from tests.parts import Part, environment
+from tests.ports import free_port
 from tests.redis_server import RedisKind, RedisServer, binary_of
 from tests.waiting import eventually
 from tests.worker.running_worker import POOL as WORKER_POOL
@@ -48,6 +48,10 @@ def found(diagnosis: Diagnosis) -> dict[str, str]:
 # -- Redis -------------------------------------------------------------------------------------------------------------
 
 
+CLUSTER_PORT = 10_000
+"""So much above its port is another one that Redis takes in cluster mode."""
+
+
 @contextmanager
 def own_server(kind: RedisKind, folder: Path, **options: str) -> Iterator[tuple[RedisServer, Any]]:
     """A server of the test's own, with a client; `options` are of its configuration, with _ for -."""
@@ -55,7 +59,7 @@ def own_server(kind: RedisKind, folder: Path, **options: str) -> Iterator[tuple[
     if binary is None:
         pytest.skip("no redis-server on the PATH, to run beside the embedded one")
     server = RedisServer(binary, folder, {name.replace("_", "-"): value for name, value in options.items()})
-    server.port = free_port()  # in cluster mode ten thousand more must be a port too
+    server.port = free_port(beside=CLUSTER_PORT)
     server.start()
     try:
         with redis.Redis.from_url(server.url) as client:
