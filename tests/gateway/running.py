@@ -101,8 +101,12 @@ class Gateway:
         """The exit status, once it has ended."""
         return self.process.wait(STOP_DEADLINE_S)
 
-    def stop(self) -> None:
-        """At once: whoever tests an end in order signals."""
+    def stop(self) -> int:
+        """SIGTERM, then the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -132,7 +136,7 @@ def running(folder: Path, functions: Mapping[str, str], **more: str) -> Iterator
         found.start()
         yield found
     finally:
-        found.stop()
+        found.kill()
 
 
 class StandIn:

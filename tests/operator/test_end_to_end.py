@@ -17,6 +17,7 @@ from tests.driven_jobs import DrivenJobs
 from tests.operator.conftest import Stage
 from tests.operator.kubelet import Kubelet
 from tests.operator.real_workers import RealWorkers
+from tests.operator.running_operator import RunningOperator
 from tests.operator.test_operator import template
 from tests.parts import environment
 from tests.waiting import eventually
@@ -70,19 +71,32 @@ def interruptions(jobs: DrivenJobs, job_id: str) -> list[Object]:
     return [json.loads(fields[b"data"]) for _, fields in entries if fields[b"event"] == b"released"]
 
 
+def replaced(stage: Stage, old: RunningOperator) -> RunningOperator:
+    """As a Deployment replaces its pod: the new one waits for the Lease, then the old one is told to end."""
+    new = stage.operator()
+    new.start()
+    eventually(lambda: new.status_of("/readyz") == 503, what="the new operator waits")
+    assert old.end() == 0, old.said()
+    eventually(new.is_leading, what="the new operator leads")
+    return new
+
+
 def test_bursts_of_jobs_are_done_from_zero_and_back_to_zero_and_none_is_interrupted(
     stage: Stage, jobs: DrivenJobs, workers: RealWorkers, tmp_path: Path
 ) -> None:
-    """What the operator decided meanwhile is decided again from its log, bit for bit."""
-    stage.operator().lead()
+    """The operator is replaced under every other burst; what it decided is decided again from its log, bit for bit."""
+    leader = stage.operator()
+    leader.lead()
     scale_down = {"idleSeconds": 1}
     stage.apply(POOL, maxReplicas=MOST_WORKERS, scaleDown=scale_down, target={"jobsPerReplica": 10}, gpu={"count": 0})
     eventually(lambda: jobs.redis.sismember(f"{stage.prefix}:pools", POOL), what="the pool is announced")
     ids: list[str] = []
-    for _ in range(BURSTS):
+    for number in range(BURSTS):
         assert stage.replicas(POOL) in {0, None}
         burst = [submit(jobs, seconds=0.02) for _ in range(JOBS_IN_A_BURST)]
         ids += burst
+        if number % 2:
+            leader = replaced(stage, leader)
         eventually(
             lambda burst=burst: all(jobs.state(job_id).is_terminal for job_id in burst),  # type: ignore[misc]
             what="the burst is done",

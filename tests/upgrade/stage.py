@@ -14,6 +14,7 @@ from typing import Self
 
 import httpx
 
+from tests.gateway.running import Gateway
 from tests.parts import Functions, Part
 from tests.ports import free_port
 from tests.waiting import eventually
@@ -97,4 +98,4 @@ class Courier(Part):
             return False
 
 
-Replaceable = Functions | Courier
+Replaceable = Functions | Courier | Gateway
