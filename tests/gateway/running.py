@@ -145,7 +145,7 @@ class StandIn:
     `POST /hold` is answered when `released` is set, `POST /chunked` is refused, in chunks.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, address: str = "127.0.0.1", port: int = 0) -> None:
         self.name = name
         self.held = 0
         self.released = threading.Event()
@@ -190,7 +190,7 @@ class StandIn:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer((address, port), Handler)
         self.server.daemon_threads = True
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
 
@@ -200,19 +200,26 @@ class StandIn:
 
 
 @contextmanager
-def stand_ins() -> Iterator[dict[str, StandIn]]:
-    """Four of them, by the names that the gateway has for them."""
-    found = {name: StandIn(name.lower()) for name in FUNCTIONS}
-    for each in found.values():
+def serving(*stand_ins: StandIn) -> Iterator[None]:
+    """They answer, until the end."""
+    for each in stand_ins:
         each.thread.start()
     try:
-        yield found
+        yield
     finally:
-        for each in found.values():
+        for each in stand_ins:
             each.released.set()
             each.server.shutdown()
             each.server.server_close()
             each.thread.join()
+
+
+@contextmanager
+def stand_ins() -> Iterator[dict[str, StandIn]]:
+    """Four of them, by the names that the gateway has for them."""
+    found = {name: StandIn(name.lower()) for name in FUNCTIONS}
+    with serving(*found.values()):
+        yield found
 
 
 def spoken(port: int, text: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -19,7 +20,7 @@ from darkroom_functions import answers, bodies, paths
 
 from tests.functions.api import slug
 from tests.gateway.conftest import Front, Staged
-from tests.gateway.running import Gateway, running, spoken
+from tests.gateway.running import FUNCTIONS, Gateway, StandIn, running, serving, spoken
 from tests.ports import free_port
 from tests.waiting import eventually
 
@@ -275,6 +276,7 @@ def _refuses(gateway: Gateway) -> bool:
         ("DARKROOM_GATEWAY_SUBMIT", ""),
         ("DARKROOM_GATEWAY_JOBS", "http://jobs"),
         ("DARKROOM_GATEWAY_WAIT_S", "5 minutes"),
+        ("DARKROOM_GATEWAY_LOOK_UP_S", "0"),
         ("DARKROOM_GATEWAY_CANCEL", "perhaps"),
         ("DARKROOM_GATEWAY_PROXIES", "10.0.0.0/8,all"),
     ],
@@ -286,6 +288,48 @@ def test_a_setting_of_no_use_is_one_line_and_status_2(name: str, value: str, tmp
     assert gateway.wait() == 2
     (line,) = gateway.lines("bad_setting")
     assert name in line["message"]
+
+
+def test_names_are_followed_to_new_addresses_and_requests_under_way_are_answered(tmp_path: Path) -> None:
+    """A resolver of the test's own answers for them; without an answer they stay where they were."""
+    known, asked, resolver = (tmp_path / name for name in ("known", "asked", "getent"))
+    resolver.write_text(f'#!/bin/sh\necho "$2" >>{asked}\ncat {known}\n')
+    resolver.chmod(0o755)
+    known.write_text("127.0.0.1 STREAM\n")
+
+    def look_ups() -> int:
+        return asked.read_text().count("dead")
+
+    old = StandIn("old")
+    new = StandIn("new", address="127.0.0.2", port=old.server.server_port)
+    names = {name: f"{name.lower().replace('_', '-')}.test:{old.server.server_port}" for name in FUNCTIONS}
+    more = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "DARKROOM_GATEWAY_LOOK_UP_S": "1"}
+    with (
+        serving(old, new),
+        running(tmp_path / "gateway", names, **more) as gateway,
+        ThreadPoolExecutor() as pool,
+        httpx.Client(base_url=gateway.url, trust_env=False, timeout=60) as client,
+    ):
+
+        def function() -> str:
+            found: str = client.get("/api/v1/models").json()["function"]
+            return found
+
+        assert function() == "old"
+        held = pool.submit(httpx.post, f"{gateway.url}/hold", trust_env=False, timeout=60)
+        eventually(lambda: old.held, what="the function to hold the request")
+        known.write_text("127.0.0.2 STREAM\n127.0.0.3 STREAM\n")
+        eventually(lambda: function() == "new", what="the new address to be asked")
+        old.released.set()
+        assert (held.result().status_code, held.result().json()["function"]) == (200, "old")
+
+        for answer in ("127.0.0.3 STREAM\n127.0.0.2 STREAM\n", ""):
+            known.write_text(answer)
+            before = look_ups()
+            eventually(lambda before=before: look_ups() >= before + 2, what="the names to be looked up")  # type: ignore[misc]
+            assert function() == "new"
+        assert len(gateway.lines("new_addresses")) == 1
+        assert gateway.stop() == 0
 
 
 def test_a_port_that_is_taken_is_said_and_ends_it(staged: Staged, tmp_path: Path) -> None:

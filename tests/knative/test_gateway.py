@@ -104,7 +104,7 @@ def test_it_waits_for_functions_that_have_no_address_yet(tmp_path: Path) -> None
         gateway.signal(signal.SIGTERM)
         assert gateway.wait() == 0
     finally:
-        gateway.stop()
+        gateway.kill()
 
 
 def _deployment(rendered: Rendered) -> Object:
