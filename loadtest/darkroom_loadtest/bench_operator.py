@@ -60,9 +60,6 @@ QUIET_S = 0.05
 """Requests after so long without an answer on the same connection are another round trip; shorter gaps are those of one
 long pipeline, which Redis begins to answer while it is still being sent."""
 
-RECOVERED = 20
-"""Pods that are taken away under a running job, in one run."""
-
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-operator", description=__doc__)
@@ -72,15 +69,26 @@ def main(arguments: Sequence[str]) -> int:
         "--jobs", type=int, default=100, help="submissions in one run, each to another pool (default 100)"
     )
     parser.add_argument("--ticks", type=int, default=15, help="ticks in one run of what they cost (default 15)")
+    parser.add_argument("--lost", type=int, default=20, help="pods taken away under a job in one run (default 20)")
     options = parser.parse_args(arguments)
     if options.jobs * options.runs > options.pools:
         parser.error("each submission needs a pool of its own: --pools must be --runs times --jobs or more")
-    return run_benchmark(
-        lambda rig: measure(rig, runs=options.runs, pools=options.pools, jobs=options.jobs, ticks=options.ticks)
-    )
+    sizes = Sizes(**vars(options))
+    return run_benchmark(lambda rig: measure(rig, sizes))
 
 
-def measure(rig: Rig, *, runs: int, pools: int, jobs: int, ticks: int) -> None:
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured: see the arguments of `main`."""
+
+    runs: int
+    pools: int
+    jobs: int
+    ticks: int
+    lost: int
+
+
+def measure(rig: Rig, sizes: Sizes) -> None:
     """Everything, and the report of it."""
     programs = assets()
     if programs is None:
@@ -89,18 +97,18 @@ def measure(rig: Rig, *, runs: int, pools: int, jobs: int, ticks: int) -> None:
     plane = ControlPlane(programs, rig.folder / "control-plane")
     try:
         plane.start()
-        figures = _measure(rig, plane, runs=runs, pools=pools, jobs=jobs, ticks=ticks)
+        figures = _measure(rig, plane, sizes)
     finally:
         plane.stop()
     notes = [
-        f"all with {pools} pools, on a Kubernetes that shares the machine with everything else",
+        f"all with {sizes.pools} pools, on a Kubernetes that shares the machine with everything else",
         "operator_patch: from before the submission to the API server's word, on its own watch, of changed replicas",
         f"{time.monotonic() - began:.0f} s in all",
     ]
     report(BENCH, figures, redis=rig.redis_version, notes=notes)
 
 
-def _measure(rig: Rig, plane: ControlPlane, *, runs: int, pools: int, jobs: int, ticks: int) -> list[Figure]:
+def _measure(rig: Rig, plane: ControlPlane, sizes: Sizes) -> list[Figure]:
     conversion = Conversion(plane.port, str(plane.authority))
     conversion.start()
     counter = TurnCounter(_port_of(rig.redis_url))
@@ -109,25 +117,27 @@ def _measure(rig: Rig, plane: ControlPlane, *, runs: int, pools: int, jobs: int,
         operator = _start_operator(rig, plane, conversion, redis_port=counter.port_behind)
         pid = operator.pid
         began = time.monotonic()
-        names = [f"pool-{number}" for number in range(pools)]
+        names = [f"pool-{number}" for number in range(sizes.pools)]
         for name in names:
             _make(plane, _pool(name))
         replicas = ReplicaWatch(plane)
         replicas.start()
-        _until(lambda: len(replicas.known) >= pools, what="all Deployments", limit_s=SETTLE_LIMIT_S)
-        print(f"{pools} pools after {time.monotonic() - began:.0f} s", flush=True)
+        _until(lambda: len(replicas.known) >= sizes.pools, what="all Deployments", limit_s=SETTLE_LIMIT_S)
+        print(f"{sizes.pools} pools after {time.monotonic() - began:.0f} s", flush=True)
         _until(
-            lambda: rig.redis.scard(f"{NAMESPACE}:pools") >= pools, what="all pools announced", limit_s=SETTLE_LIMIT_S
+            lambda: rig.redis.scard(f"{NAMESPACE}:pools") >= sizes.pools,
+            what="all pools announced",
+            limit_s=SETTLE_LIMIT_S,
         )
         cpu_ms, p50, p99 = [], [], []
         untouched = iter(names)
-        for run in range(1, runs + 1):
+        for run in range(1, sizes.runs + 1):
             _until(
                 lambda: replicas.silent_s > CALM_S, what="the end of the news of Deployments", limit_s=SETTLE_LIMIT_S
             )
             _until_calm(pid)
-            cpu_ms.append(_tick_cost_ms(pid, ticks))
-            took_ms = [_reaction_ms(rig, replicas, next(untouched)) for _ in range(jobs)]
+            cpu_ms.append(_tick_cost_ms(pid, sizes.ticks))
+            took_ms = [_reaction_ms(rig, replicas, next(untouched)) for _ in range(sizes.jobs)]
             p50.append(percentile(took_ms, 50))
             p99.append(percentile(took_ms, 99))
             print(
@@ -135,12 +145,12 @@ def _measure(rig: Rig, plane: ControlPlane, *, runs: int, pools: int, jobs: int,
                 flush=True,
             )
         rss_mb = _resident_mb(pid)
-        recovery = [_recovery_p99_s(rig, plane, f"lost-{run}") for run in range(runs)]
+        recovery = [_recovery_p99_s(rig, plane, f"lost-{run}", sizes.lost) for run in range(sizes.runs)]
         # Another operator, since what counts its round trips stands in their way: none of the times above are its.
         rig.stop(operator)
         counter.start()
         _until_calm(_start_operator(rig, plane, conversion, redis_port=counter.port).pid)
-        turns = [counter.turns_per(TICK_S, ticks) for _ in range(runs)]
+        turns = [counter.turns_per(TICK_S, sizes.ticks) for _ in range(sizes.runs)]
     finally:
         counter.stop()
         conversion.stop()
@@ -239,17 +249,17 @@ def _reaction_ms(rig: Rig, replicas: ReplicaWatch, pool: str) -> float:
     return 1000 * (replicas.known[f"darkroom-{pool}"][1] - began)
 
 
-def _recovery_p99_s(rig: Rig, plane: ControlPlane, pool: str) -> float:
+def _recovery_p99_s(rig: Rig, plane: ControlPlane, pool: str, lost: int) -> float:
     """From the deletion of a pod whose worker runs a job until that job waits again."""
     kubelet = Kubelet(plane, WORKED_FOR, of_pool=pool)
     standins = StandIns(rig.redis_url, NAMESPACE)
     kubelet.workers = standins
     kubelet.start()
     try:
-        _make(plane, _pool(pool, minReplicas=RECOVERED, scaleDown={"idleSeconds": 3600}))
-        _until(lambda: len(standins.pods) >= RECOVERED, what=f"workers of {pool}", limit_s=LIMIT_S)
+        _make(plane, _pool(pool, minReplicas=lost, scaleDown={"idleSeconds": 3600}))
+        _until(lambda: len(standins.pods) >= lost, what=f"workers of {pool}", limit_s=LIMIT_S)
         took: list[float] = []
-        for pod in list(standins.pods)[:RECOVERED]:
+        for pod in list(standins.pods)[:lost]:
             job_id = _submit(rig, pool)
             if (dropped := standins.claim(pod, job_id)) is not None:
                 raise BenchmarkFailed(f"a claim was dropped: {dropped}")

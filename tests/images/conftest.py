@@ -21,7 +21,7 @@ import pytest
 from tests.images.containers import NAMESPACE, Pod, Podman
 from tests.knative import manifest_redis
 from tests.knative.rendering import KNATIVE, OVERLAYS, Object, find, kubectl, of_kind, render
-from tests.operator.control_plane import ControlPlane, assets
+from tests.operator.control_plane import ControlPlane, needed_assets
 from tests.operator.down_conversion import older
 from tests.postgres_server import PostgresServer, programs
 from tests.redis_server import RedisKind, binary_of
@@ -130,11 +130,7 @@ def objects(rendered: dict[str, list[Object]]) -> list[Object]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory, objects: list[Object]) -> Iterator[ControlPlane]:
     """An API server that knows worker pools, and the accounts of the operator and of the bootstrap Job."""
-    found = assets()
-    if found is None:
-        _lacks("KUBEBUILDER_ASSETS names no folder with etcd, kube-apiserver and the others")
-    assert found is not None
-    plane = ControlPlane(found, tmp_path_factory.mktemp("images-plane"))
+    plane = ControlPlane(needed_assets(), tmp_path_factory.mktemp("images-plane"))
     try:
         plane.start()
         for kind in ("Namespace", "CustomResourceDefinition", "ServiceAccount", "Role", "RoleBinding"):

@@ -26,6 +26,7 @@ from darkroom_loadtest.generator import Load, Plan
 from darkroom_worker.celery_app import configuration
 from darkroom_worker.settings import WorkerSettings
 
+from tests.operator.control_plane import needed_assets
 from tests.ports import free_port
 from tests.waiting import eventually
 
@@ -39,6 +40,7 @@ SHORT: Mapping[str, tuple[str, ...]] = {
     "policy": ("--runs=1", "--coarse", "--hours=3"),
     "job": ("--runs=1", "--jobs=20"),
     "broadcast": ("--runs=1", "--subscribers=60", "--large=70"),
+    "operator": ("--runs=1", "--pools=4", "--jobs=3", "--ticks=2", "--lost=2"),
 }
 
 FIGURES: Mapping[str, set[str]] = {
@@ -51,6 +53,10 @@ FIGURES: Mapping[str, set[str]] = {
     "broadcast": {
         *("broadcast_vs_starlette", "broadcast_vs_websockets", "broadcast_p99_ms", "broadcast_vs_starlette_at_70"),
         *("socket_kib", "late_subscriber_p99_ms"),
+    },
+    "operator": {
+        *("operator_patch_p50_ms", "operator_patch_p99_ms", "operator_tick_cpu_ms_1000", "operator_rss_mb_1000"),
+        *("operator_redis_roundtrips_1000", "recovery_pod_deleted_p99_s"),
     },
 }
 """Those of each benchmark that have a name to keep; there may be more."""
@@ -67,7 +73,7 @@ class Benchmark:
         self.folder = folder
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
-        roots = ("core", "functions", "worker-images", "cli", "loadtest")
+        roots = ("core", "functions", "operator", "worker-images", "cli", "loadtest", ".")
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"darkroom_loadtest.bench_{name}", *SHORT[name]],
             cwd=folder,
@@ -75,6 +81,7 @@ class Benchmark:
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": os.pathsep.join(str(repository / root) for root in roots),
                 "TMPDIR": str(self.temporary),
+                "KUBEBUILDER_ASSETS": os.environ.get("KUBEBUILDER_ASSETS", ""),
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -112,6 +119,8 @@ class Benchmark:
 def test_a_benchmark_prints_its_figures_writes_them_and_leaves_nothing(
     name: str, tmp_path: Path, repository: Path
 ) -> None:
+    if name == "operator":
+        needed_assets()
     benchmark = Benchmark(name, tmp_path, repository)
 
     status, said = benchmark.wait()

@@ -6,7 +6,6 @@ A machine may lack the programs of a control plane, but the gate (`.ci/run`) may
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.operator.control_plane import ControlPlane, assets
+from tests.operator.control_plane import ControlPlane, needed_assets
 from tests.operator.down_conversion import Conversion, older
 from tests.operator.kubelet import Kubelet
 from tests.operator.running_operator import RunningOperator, operator_config
@@ -36,12 +35,7 @@ def manifests(repository: Path) -> dict[str, list[Object]]:
 def control_plane(
     tmp_path_factory: pytest.TempPathFactory, manifests: dict[str, list[Object]]
 ) -> Iterator[ControlPlane]:
-    programs = assets()
-    if programs is None:
-        if "CI" in os.environ:
-            raise LookupError("KUBEBUILDER_ASSETS names no folder with the programs of a control plane")
-        pytest.skip("KUBEBUILDER_ASSETS names no folder with etcd, kube-apiserver and the others")
-    plane = ControlPlane(programs, tmp_path_factory.mktemp("control-plane"))
+    plane = ControlPlane(needed_assets(), tmp_path_factory.mktemp("control-plane"))
     try:
         plane.start()
         crd = manifests["workerpools"][0]
