@@ -6,6 +6,7 @@ what the machine has on its PATH. `conftest.py` hands out their addresses.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -41,6 +43,16 @@ def binary_of(kind: RedisKind) -> Path | None:
     if package is None or package.origin is None:
         return None
     return Path(package.origin).parent / "bin" / "redis-server"
+
+
+def needed_binary(kind: RedisKind) -> Path:
+    """The server's executable. A machine may lack a current one: the test is skipped then, but not in the gate."""
+    binary = binary_of(kind)
+    if binary is not None:
+        return binary
+    if kind is RedisKind.CURRENT and "CI" not in os.environ:
+        pytest.skip("no redis-server on the PATH, to run beside the embedded one")
+    raise LookupError(f"no {kind} redis-server on this machine")
 
 
 class RedisServer:

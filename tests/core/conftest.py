@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,18 +9,13 @@ import pytest
 from darkroom.ledger import AsyncLedger, connect_async
 
 from tests.core.timed_jobs import TimedJobs
-from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.redis_server import RedisKind, RedisServer, needed_binary
 
 
 @pytest.fixture(params=list(RedisKind), scope="module")
 def redis_binary(request: pytest.FixtureRequest) -> Path:
     """The server of each kind in turn, for tests that start one of their own. As for `any_redis_url`, one may lack."""
-    kind: RedisKind = request.param
-    binary = binary_of(kind)
-    if binary is None and kind is RedisKind.CURRENT and "CI" not in os.environ:
-        pytest.skip("no redis-server on the PATH, to run beside the embedded one")
-    assert binary is not None
-    return binary
+    return needed_binary(request.param)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from darkroom.channels import Channels
 from darkroom.errors import LedgerUnavailable
 from darkroom.ledger import connect_async
 
-from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.redis_server import RedisKind, RedisServer, needed_binary
 
 DEADLINE_S = 60.0
 
@@ -117,8 +117,7 @@ async def test_a_channel_that_is_opened_while_redis_is_away_is_heard_when_it_is_
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("darkroom.channels.OPEN_PATIENCE_S", 0.2)
-    binary = binary_of(RedisKind.EMBEDDED)
-    assert binary is not None
+    binary = needed_binary(RedisKind.EMBEDDED)
     server = RedisServer(binary, tmp_path)
     async with listening(server.url) as (ear, client):
         with pytest.raises(LedgerUnavailable):
@@ -137,8 +136,7 @@ async def test_a_redis_that_hangs_is_left_for_a_new_connection(
 ) -> None:
     """A connection over which nothing comes, not even the answer to a ping, is closed."""
     monkeypatch.setattr("darkroom.channels.SILENCE_S", 0.2)
-    binary = binary_of(RedisKind.EMBEDDED)
-    assert binary is not None
+    binary = needed_binary(RedisKind.EMBEDDED)
     server = RedisServer(binary, tmp_path)
     server.start()
     try:

@@ -23,7 +23,7 @@ from tests.core.timed_jobs import POOL, WORKER, TimedJobs
 from tests.courier.sink import Answer, Sink
 from tests.parts import Part, environment
 from tests.ports import free_port
-from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.waiting import eventually
 from tests.worker.running_worker import POOL as WORKER_POOL
 from tests.worker.running_worker import House
@@ -55,10 +55,9 @@ CLUSTER_PORT = 10_000
 @contextmanager
 def own_server(kind: RedisKind, folder: Path, **options: str) -> Iterator[tuple[RedisServer, Any]]:
     """A server of the test's own, with a client; `options` are of its configuration, with _ for -."""
-    binary = binary_of(kind)
-    if binary is None:
-        pytest.skip("no redis-server on the PATH, to run beside the embedded one")
-    server = RedisServer(binary, folder, {name.replace("_", "-"): value for name, value in options.items()})
+    server = RedisServer(
+        needed_binary(kind), folder, {name.replace("_", "-"): value for name, value in options.items()}
+    )
     server.port = free_port(beside=CLUSTER_PORT)
     server.start()
     try:

@@ -25,7 +25,7 @@ from tests.courier.sink import HANG, Answer, Sink
 from tests.driven_jobs import POOL, TENANT, DrivenJobs
 from tests.parts import PUBLIC_URL, Part, environment
 from tests.ports import free_port
-from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.waiting import eventually
 
 QUICK = {
@@ -336,8 +336,7 @@ class TestProcess:
     def test_an_absent_redis_ends_nothing_and_work_goes_on_when_it_is_back(
         self, start: Start, sink: Sink, tmp_path: Path, namespace: str
     ) -> None:
-        binary = binary_of(RedisKind.EMBEDDED)
-        assert binary is not None
+        binary = needed_binary(RedisKind.EMBEDDED)
         redis = RedisServer(binary, tmp_path)
         port = free_port()
         courier = start(redis.url, DARKROOM_HEALTH_PORT=str(port), **QUICK)

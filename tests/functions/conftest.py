@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import RedisServers
 from tests.functions.api import Api, serving
-from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.redis_server import RedisKind, RedisServer, needed_binary
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,9 @@ def api(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A server that the test may stop or fill."""
-    executable = binary_of(RedisKind.EMBEDDED)
-    assert executable is not None
     folder = tmp_path / "redis"
     folder.mkdir()
-    server = RedisServer(executable, folder)
+    server = RedisServer(needed_binary(RedisKind.EMBEDDED), folder)
     server.start()
     yield server
     server.stop()

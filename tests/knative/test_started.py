@@ -29,7 +29,7 @@ from tests.knative import manifest_redis
 from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, told
 from tests.parts import Functions, Part, environment
 from tests.ports import free_port
-from tests.redis_server import RedisKind, binary_of
+from tests.redis_server import RedisKind, needed_binary
 from tests.waiting import eventually
 
 Rendered = dict[str, list[Object]]
@@ -44,11 +44,7 @@ PLACES = ("submit", "jobs", "result", "dead-letter", "courier", "flower")
 @pytest.fixture(params=list(RedisKind))
 def users(request: pytest.FixtureRequest, rendered: Rendered, bootstrap: ModuleType, tmp_path: Path) -> Iterator[Users]:
     """The addresses of Redis, by its users: Redis as its manifest has it, of either kind."""
-    binary = binary_of(request.param)
-    if binary is None:
-        if request.param is RedisKind.CURRENT and "CI" not in os.environ:
-            pytest.skip("no redis-server on the PATH, to run beside the embedded one")
-        raise LookupError(f"no {request.param} redis-server on this machine")
+    binary = needed_binary(request.param)
     secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
     folder = tmp_path / "redis"
     folder.mkdir()

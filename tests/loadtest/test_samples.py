@@ -13,7 +13,7 @@ from darkroom_loadtest.samples import Sample, Sampler, of_processes, trends
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.waiting import eventually
 
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
@@ -39,7 +39,7 @@ def test_memory_and_descriptors_are_those_of_a_process_and_of_what_it_started(
 
 
 def test_a_sampler_samples_until_its_end_and_outlives_redis(tmp_path: Path) -> None:
-    server = RedisServer(binary_of(RedisKind.EMBEDDED) or Path(), tmp_path)
+    server = RedisServer(needed_binary(RedisKind.EMBEDDED), tmp_path)
     server.start()
     with redis.Redis.from_url(server.url, retry=Retry(NoBackoff(), 0)) as client:
         client.set("stays", 1)

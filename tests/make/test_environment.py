@@ -18,7 +18,7 @@ from darkroom.ledger import AsyncLedger, LogEntry, connect_async
 from tests.darkroom_command import command, environment
 from tests.make.targets import ROOT, make
 from tests.ports import free_port
-from tests.redis_server import RedisKind, binary_of
+from tests.redis_server import RedisKind, needed_binary
 from tests.waiting import eventually
 from tests.worker.running_worker import MODEL_FILE
 
@@ -76,8 +76,7 @@ class Dev:
 
     def start(self) -> None:
         """All of it, in any order: each waits for what it needs, or is needed later."""
-        binary = binary_of(RedisKind.EMBEDDED)
-        assert binary is not None
+        binary = needed_binary(RedisKind.EMBEDDED)
         self._start("redis", [str(binary), "env/redis.conf", "--port", str(self.redis_port)])
         eventually(self._redis_answers, what="Redis answers")
         self._start("api", command("env", "dev", "api", "--port", str(self.api_port)))

@@ -16,7 +16,7 @@ from tests.operator.conftest import Stage, pool_manifest
 from tests.operator.control_plane import STRATEGIC
 from tests.operator.kubelet import Kubelet
 from tests.operator.worker_standins import StandIns
-from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.waiting import eventually
 
 Object = dict[str, Any]
@@ -269,8 +269,7 @@ def test_work_goes_on_when_the_api_server_is_back(stage: Stage, jobs: DrivenJobs
 
 
 def test_without_redis_the_replicas_stay_and_a_condition_says_why(stage: Stage, tmp_path: Path) -> None:
-    binary = binary_of(RedisKind.EMBEDDED)
-    assert binary is not None
+    binary = needed_binary(RedisKind.EMBEDDED)
     (tmp_path / "redis").mkdir()
     server = RedisServer(binary, tmp_path / "redis")
     server.start()

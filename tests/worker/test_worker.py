@@ -29,7 +29,7 @@ from darkroom.transitions import Reason, Receipt, WorkerState
 from tests.conftest import RedisServers
 from tests.parts import Part, environment
 from tests.ports import free_port
-from tests.redis_server import RedisKind, RedisServer, binary_of
+from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.worker.running_worker import MODEL, MODEL_FILE, POOL, TENANT, House, Place, WorkerProcess
 
 
@@ -439,8 +439,7 @@ async def test_a_revoke_cancels_a_waiting_job_at_once_and_a_running_one_at_its_n
 
 
 async def test_a_running_job_outlives_an_outage_of_redis(namespace: str, tmp_path: Path) -> None:
-    binary = binary_of(RedisKind.EMBEDDED)
-    assert binary is not None
+    binary = needed_binary(RedisKind.EMBEDDED)
     (tmp_path / "redis").mkdir()
     server = RedisServer(binary, tmp_path / "redis")
     server.start()
@@ -464,8 +463,7 @@ async def test_a_running_job_outlives_an_outage_of_redis(namespace: str, tmp_pat
 
 
 async def test_a_job_that_ends_while_redis_is_away_is_told_when_it_is_back(namespace: str, tmp_path: Path) -> None:
-    binary = binary_of(RedisKind.EMBEDDED)
-    assert binary is not None
+    binary = needed_binary(RedisKind.EMBEDDED)
     (tmp_path / "redis").mkdir()
     server = RedisServer(binary, tmp_path / "redis")
     server.start()
