@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import redis
-
 from tests.knative.rendering import Object, find, main_container
 from tests.ports import free_port
+from tests.redis_server import RedisKind, needed_binary
 from tests.waiting import eventually
 
 STOP_DEADLINE_S = 30
+PROBE_DEADLINE_S = 30
 
 HOST = "@redis:6379/"
 """What addresses in the Secret say of where it is."""
@@ -45,7 +46,7 @@ def running(
             stderr=subprocess.STDOUT,
         )
     try:
-        eventually(lambda: _answers(port, process, log), what="Redis answers PING, as its probe asks")
+        eventually(lambda: _is_ready(container, port, process, log), what="Redis passes its readiness probe")
         yield {
             "port": str(port),
             **{name: value.replace(HOST, f"@127.0.0.1:{port}/") for name, value in secret.items()},
@@ -55,11 +56,13 @@ def running(
         process.wait(STOP_DEADLINE_S)
 
 
-def _answers(port: int, process: subprocess.Popen[bytes], log: Path) -> bool:
+def _is_ready(container: Object, port: int, process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Whether the readiness probe's own command passes, with a real redis-cli."""
     if process.poll() is not None:
         raise AssertionError(log.read_text())
-    try:
-        with redis.Redis(port=port) as client:
-            return bool(client.ping())
-    except redis.ConnectionError:
-        return False
+    cli = needed_binary(RedisKind.EMBEDDED).parent
+    command = [
+        part.replace("redis-cli", f"redis-cli -p {port}") for part in container["readinessProbe"]["exec"]["command"]
+    ]
+    path = f"{cli}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(command, env={"PATH": path}, check=False, timeout=PROBE_DEADLINE_S).returncode == 0

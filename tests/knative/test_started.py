@@ -269,12 +269,32 @@ def test_no_part_may_do_what_is_not_its_own(command: tuple[str, ...], users: Use
             client.execute_command(*command)
 
 
-def test_without_a_password_a_connection_may_only_ping(users: Users) -> None:
-    with redis.Redis(port=int(users["port"])) as client:
+def test_without_a_password_a_connection_may_only_ping_as_the_probe(users: Users) -> None:
+    address = ("127.0.0.1", int(users["port"]))
+    commands = (("GET", f"{PREFIX}:never"), ("INFO",), ("PUBLISH", f"{PREFIX}:wake", "1"), ("KEYS", "*"))
+    with redis.Redis(*address, username="probe", password="any") as client:
         assert client.ping()
-        for command in (("GET", f"{PREFIX}:never"), ("INFO",), ("PUBLISH", f"{PREFIX}:wake", "1"), ("KEYS", "*")):
+        for command in commands:
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*command)
+    with redis.Redis(*address) as client:
+        for command in (("PING",), *commands):
+            with pytest.raises(redis.exceptions.AuthenticationError):
+                client.execute_command(*command)
+    for password in ("", "any"):
+        with (
+            redis.Redis(*address, username="default", password=password) as client,
+            pytest.raises(redis.exceptions.AuthenticationError),
+        ):
+            client.ping()
+
+
+def test_parts_on_other_hosts_reach_redis_with_any_build_of_it(users: Users) -> None:
+    """Protected mode refuses every address but 127.0.0.1, whose neighbours are of this host all the same."""
+    with socket.create_connection(("127.0.0.1", int(users["port"])), source_address=("127.0.0.2", 0)) as remote:
+        remote.sendall(b"AUTH probe any\r\nPING\r\n")
+        answers = remote.makefile("rb")
+        assert [answers.readline(), answers.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
 
 
 def _is_empty_or_an_event(answer: httpx.Response) -> bool:

@@ -120,10 +120,9 @@ def test_the_example_has_the_users_and_the_rights_of_a_cluster(repository: Path)
     keys = " ".join(f"~{place} ~{place}:*" for place in places)
     channels = " ".join(f"&{place}:*" for place in places)
     lines = re.findall(r"^user (.*)$", redis_example(repository), re.MULTILINE)
-    (default,) = re.findall(r"^user (default .*)$", bootstrap.redis_secret(ANY)["users.acl"], re.MULTILINE)
     assert set(LEDGER_USERS) == set(bootstrap.REDIS_USERS)
     assert lines == [
-        default,
+        *(line.removeprefix("user ") for line in bootstrap.REDIS_OWN_USERS),
         *(
             f"{user} on #set-a-password resetkeys {keys} "
             f"{'allchannels' if user in bootstrap.OF_CELERY else f'resetchannels {channels}'} "

@@ -28,6 +28,15 @@ OF_CELERY = frozenset({"worker", "flower"})
 """Celery subscribes by patterns, and Redis allows a pattern only where the user names it as Celery writes it: so these
 two hear every channel. What they may read and write is held as for the others."""
 
+REDIS_OWN_USERS = (
+    "user default off resetpass ~* &* +@all",
+    "user probe on nopass resetkeys resetchannels -@all +ping",
+)
+"""Redis loads its append-only file as `default`. From 7.0 on it refuses each transaction and script in the file that
+this user may not run, and starts without them (redis#14541): so `default` may run everything, and no client can log in
+as it. `probe` is the user of the pod's probes, which thus need no password.
+"""
+
 REDIS_RIGHTS = "+@all -@admin -@dangerous +info"
 """No part configures Redis, empties it or looks at other connections. INFO is for `accept`, which asks for memory."""
 
@@ -36,7 +45,7 @@ def redis_secret(environment: Mapping[str, str]) -> dict[str, str]:
     """The file of Redis' users, and for each of them the address with its password."""
     prefix, database = environment["DARKROOM_NAMESPACE"], environment["REDIS_DATABASE"]
     passwords = {user: secrets.token_hex(32) for user in REDIS_USERS}
-    lines = ["user default on nopass resetkeys resetchannels -@all +ping"]
+    lines = list(REDIS_OWN_USERS)
     for user, password in passwords.items():
         digest = hashlib.sha256(password.encode()).hexdigest()
         # Every script is told the bare prefix as its key.
