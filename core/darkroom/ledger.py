@@ -53,6 +53,8 @@ CONNECTIONS = 32
 SOCKET_TIMEOUT_S = 10.0
 """Longer than any script takes, shorter than a caller's patience."""
 
+CONNECT_TIMEOUT_S = 3.0
+
 RETRIES = 3
 """redis-py's own default of 10 would hold a caller for half a minute while Redis is away."""
 
@@ -269,9 +271,18 @@ def _sha(script: str) -> str:
     return hashlib.sha1(scripts()[script], usedforsecurity=False).hexdigest()
 
 
-def connect(url: str) -> redis.Redis:
+@dataclass(frozen=True)
+class Patience:
+    """How long a call waits for Redis: for each reply (`timeout_s`), and how often it is then sent again."""
+
+    timeout_s: float = SOCKET_TIMEOUT_S
+    retries: int = RETRIES
+
+
+def connect(url: str, patience: Patience = Patience()) -> redis.Redis:
     """A client for workers and tools. It waits for a connection rather than failing when many ask at once."""
-    pool = redis.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, **_connection_options(Retry))
+    options = _connection_options(Retry, patience)
+    pool = redis.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, **options)
     return redis.Redis.from_pool(pool)
 
 
@@ -280,18 +291,18 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     from redis.asyncio.retry import Retry as AsyncRetry
 
     pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url, max_connections=CONNECTIONS, **_connection_options(AsyncRetry)
+        url, max_connections=CONNECTIONS, **_connection_options(AsyncRetry, Patience())
     )
     heed_cancellations(pool)
     return redis.asyncio.Redis.from_pool(pool)
 
 
-def _connection_options(retry: type[Any]) -> dict[str, Any]:
+def _connection_options(retry: type[Any], patience: Patience) -> dict[str, Any]:
     return {
-        "socket_timeout": SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": 3.0,
+        "socket_timeout": patience.timeout_s,
+        "socket_connect_timeout": min(CONNECT_TIMEOUT_S, patience.timeout_s),
         "health_check_interval": 30,
-        "retry": retry(ExponentialBackoff(cap=0.5, base=0.05), RETRIES),
+        "retry": retry(ExponentialBackoff(cap=0.5, base=0.05), patience.retries),
         "retry_on_error": [RedisConnectionError, RedisTimeoutError],
     }
 

@@ -145,6 +145,20 @@ def test_a_run_stops_when_its_time_is_up(stage: Stage) -> None:
     assert stage.steps.stopped_by is None
 
 
+def test_the_time_that_a_progress_call_waits_is_no_run_time(stage: Stage) -> None:
+    def run_slowly(call: Call[transitions.T]) -> transitions.T:
+        stage.clock.now += 60
+        raise LedgerUnavailable("frozen")
+
+    stage.ledger.run = run_slowly  # type: ignore[method-assign]
+    stage.step(1, at=50)
+    stage.step(2, at=111)
+    assert stage.steps.waited_s == 60
+
+    with pytest.raises(Interrupted):
+        stage.step(3, at=161)
+
+
 def test_a_run_goes_on_while_redis_is_away_and_does_not_ask_at_every_step(stage: Stage) -> None:
     stage.ledger.away = True
     for number in range(1, 11):
@@ -194,7 +208,8 @@ class Narrow:
         model = replace(Catalogue.load().get("sd"), engine="instant")
         self.engine = NarrowEngine(model, lean_fails=lean_fails)
         ledger = Ledger(connect(redis_url), namespace)
-        runner = Runner({"sd": (model, self.engine)}, ledger, ArtifactStore(store.as_uri()), "narrow")
+        engines = {"sd": (model, self.engine)}
+        runner = Runner(engines, ledger, ArtifactStore(store.as_uri()), "narrow", of_steps=ledger)
         event = {"data": {"model": "sd", "input": {"prompt": "x", "seed": 7}}}
         job_id = jobs.submit()
         self.answer = runner.run_job(job_id, token="token", event=event, traceparent=None)

@@ -18,6 +18,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
@@ -30,6 +31,7 @@ from tests.conftest import RedisServers
 from tests.parts import Part, environment
 from tests.ports import free_port
 from tests.redis_server import RedisKind, RedisServer, needed_binary
+from tests.silent_proxy import SilentProxy
 from tests.worker.running_worker import MODEL, MODEL_FILE, POOL, TENANT, House, Place, WorkerProcess
 
 
@@ -482,6 +484,57 @@ async def test_a_job_that_ends_while_redis_is_away_is_told_when_it_is_back(names
         server.stop()
 
 
+async def test_a_run_does_not_wait_for_a_frozen_redis_and_its_time_limit_does_not_count_the_wait(
+    namespace: str, tmp_path: Path
+) -> None:
+    """The engine finishes while Redis is frozen, though it needs longer than `run_timeout` with the waits."""
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(needed_binary(RedisKind.EMBEDDED), tmp_path / "redis")
+    server.start()
+    try:
+        async with opened_house(server.url, namespace, tmp_path) as house:
+            await house.ready_worker()
+            job_id = await house.submit(steps=30, seconds=3, run_timeout=3.8)
+            await house.running(job_id)
+
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                await house.until(lambda: _has_pictures(house, job_id), "the engine finishes while Redis is frozen")
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            record = await house.ended(job_id)
+
+            assert (record.state, record.attempt) == (State.COMPLETED, 1)
+            assert record.end_data is not None
+            assert record.end_data["run_ms"] < 3800
+    finally:
+        server.stop()
+
+
+async def test_a_worker_whose_connections_went_dead_keeps_the_lease_of_its_job(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    """No FIN arrives: only a time-out shows that a connection is dead, and the lease must outlast it."""
+    proxy = SilentProxy(urlsplit(redis_url).port or 6379)
+    with proxy.running():
+        async with opened_house(redis_url, namespace, tmp_path) as house:
+            worker = house.worker(None, redis_url=proxy.url)
+            await house.registered(worker, WorkerState.READY)
+            job_id = await house.submit(steps=1, seconds=600)
+            await house.in_state(job_id, lambda record: record.state is State.RUNNING, "the job runs")
+            first = await _lease(house, job_id)
+
+            assert proxy.silence(next_too=1) > 0
+
+            async def renewed() -> bool | None:
+                assert await house.ledger.run(transitions.reap(POOL)) == []
+                return await _lease(house, job_id) > first or None
+
+            await house.until(renewed, "the lease is renewed over another connection")
+            record = await house.job(job_id)
+            assert (record.state, record.attempt) == (State.RUNNING, 1)
+
+
 async def test_draining_one_of_two_workers_loses_no_job_and_runs_none_twice(house: House) -> None:
     first, second = await house.ready_worker(), await house.ready_worker()
     jobs = [await house.submit(steps=2, seconds=0.1) for _ in range(40)]
@@ -664,6 +717,17 @@ def _shut_down(house: House) -> None:
 def _revoke(house: House, job_id: str, **options: bool) -> None:
     with _celery(house) as app:
         app.control.revoke(job_id, **options)
+
+
+async def _has_pictures(house: House, job_id: str) -> bool | None:
+    return bool(await house.store.keys(f"{TENANT}/{job_id}")) or None
+
+
+async def _lease(house: House, job_id: str) -> float:
+    """Until when the ledger believes the attempt: milliseconds since the epoch."""
+    with connect(house.redis_url) as client:
+        score: Any = client.zscore(f"{house.namespace}:running:{POOL}", job_id)
+    return float(score or 0)
 
 
 async def _insists(worker: WorkerProcess) -> bool | None:

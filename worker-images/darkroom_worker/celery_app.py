@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import billiard.util
 from celery import Celery, Task, signals
 from darkroom import collector, logs, queues
-from darkroom.ledger import Ledger, connect
+from darkroom.ledger import Ledger, Patience, connect
 from darkroom.models import Model
 from kombu import Exchange, Queue
 
@@ -67,9 +67,9 @@ class WorkerApp(Celery):  # type: ignore[misc]  # as above
     watch: Watch
     runner: Runner
 
-    def ledger(self) -> Ledger:
+    def ledger(self, patience: Patience = Patience()) -> Ledger:  # noqa: B008 - frozen
         """A ledger on connections of its own, opened when they are first used."""
-        return Ledger(connect(self.settings.redis_url.get_secret_value()), self.settings.namespace)
+        return Ledger(connect(self.settings.redis_url.get_secret_value(), patience), self.settings.namespace)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return make_app, (self.settings, self.models, self.worker_name)

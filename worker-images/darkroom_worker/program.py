@@ -19,7 +19,7 @@ from darkroom.models import Model
 
 from darkroom_worker.celery_app import WorkerApp, make_app
 from darkroom_worker.readiness import Gate
-from darkroom_worker.registration import Identity, Watch
+from darkroom_worker.registration import WATCH_PATIENCE, Identity, Watch
 from darkroom_worker.remote_control import replace_commands
 from darkroom_worker.settings import WorkerSettings
 
@@ -52,7 +52,7 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
     app.gate = Gate(queue)
     app.watch = Watch(
         identity,
-        app.ledger(),
+        app.ledger(WATCH_PATIENCE),
         app.gate,
         drain_grace_s=settings.drain_grace_s,
         interrupt_grace_s=settings.interrupt_grace_s,

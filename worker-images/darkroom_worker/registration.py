@@ -21,7 +21,7 @@ from celery.platforms import EX_OK
 from celery.worker import state as celery_state
 from darkroom import logs, transitions
 from darkroom.errors import TemporaryError
-from darkroom.ledger import Ledger
+from darkroom.ledger import Ledger, Patience
 from darkroom.transitions import Call, Ended, Standing, WorkerState
 
 from darkroom_worker.attempt import Attempt, Sentence
@@ -37,6 +37,12 @@ DRAIN_TICK_S = 0.05
 """How often it looks while it drains, so that the process ends as soon as its job has."""
 
 RENEW_EVERY_S = transitions.LEASE_MS / 3000
+
+WATCH_PATIENCE = Patience(timeout_s=2.5, retries=1)
+"""A connection may be dead without a sign of it, so that only the time-out shows it. A renewal is due after a third of
+the lease: with this time-out it can be sent three times more before the lease lapses.
+"""
+
 TELL_EVERY_S = transitions.WORKER_TTL_MS / 3000
 
 RETRY_EVERY_S = 1.0
@@ -95,6 +101,7 @@ class Watch(threading.Thread):
         self._changing = threading.Lock()
         self._told: WorkerState | None = None
         self._tell_at = 0.0
+        self._away_since: float | None = None
         self._away_until: float | None = None
         self._drains_asked = 0
         self._drains_seen = 0
@@ -161,17 +168,25 @@ class Watch(threading.Thread):
         if self._away_until is not None and now < self._away_until:
             return
         try:
-            self._book()
             self._renew(now)
+            self._book()
             self._tell(now)
         except TemporaryError as error:
-            if self._away_until is None:
+            if self._away_since is None:
                 self._log.warning("ledger_away", detail=error.detail)
+                self._away_since = now
             self._away_until = now + RETRY_EVERY_S
         else:
-            if self._away_until is not None:
+            if self._away_since is not None:
                 self._log.info("ledger_back")
-            self._away_until = None
+                self._postpone_overdue(time.monotonic() - self._away_since)
+            self._away_since = self._away_until = None
+
+    def _postpone_overdue(self, away_s: float) -> None:
+        """The child may have waited for the ledger as long as this thread did: that is no run time (`Steps`)."""
+        run = self._current
+        if run is not None and run.overdue_at is not None:
+            run.overdue_at += away_s
 
     def _book(self) -> None:
         while self._bookings:
@@ -219,7 +234,7 @@ class Watch(threading.Thread):
         run = self._current
         if run is None:
             return
-        if run.overdue_at is not None and now > run.overdue_at:
+        if run.overdue_at is not None and now > run.overdue_at and self._away_since is None:
             self._end_child(run, Sentence.OVERDUE)
         elif run.disturbed_at is not None and now > run.disturbed_at + self._interrupt_grace_s:
             self._end_child(run, Sentence.INTERRUPTED)

@@ -20,7 +20,7 @@ from darkroom import errors, logs, models, traces, transitions
 from darkroom.artifacts import ArtifactStore, StoreUnavailable, artifact_key, sha256_of
 from darkroom.errors import TemporaryError
 from darkroom.jobs import Artifact, ErrorKind, State
-from darkroom.ledger import Ledger
+from darkroom.ledger import Ledger, Patience
 from darkroom.models import Model
 from darkroom.transitions import Call, Ended, Reason, Standing
 from structlog.contextvars import bound_contextvars
@@ -35,6 +35,9 @@ T = TypeVar("T")
 
 TELL_EVERY_S = 0.25
 """Progress is written to the log of a job at most four times a second: people see no more."""
+
+STEP_PATIENCE = Patience(timeout_s=1.0, retries=0)
+"""A progress call holds the engine up: it waits for one short time-out, and is not repeated."""
 
 SILENCE_S = 2.0
 """After Redis did not answer, steps go on for so long without asking: each call would hold the engine up."""
@@ -104,7 +107,8 @@ def open_runner(app: WorkerApp) -> Runner:
     log = logs.logger(__name__)
     try:
         engines = {model.name: (model, _loaded(model)) for model in app.models}
-        return Runner(engines, app.ledger(), ArtifactStore(app.settings.store), app.worker_name)
+        store = ArtifactStore(app.settings.store)
+        return Runner(engines, app.ledger(), store, app.worker_name, of_steps=app.ledger(STEP_PATIENCE))
     except Exception:  # Celery would log it and take the child for ready
         log.exception("not_loaded")
         end_process()
@@ -128,7 +132,8 @@ def end_process() -> NoReturn:
 class Steps:
     """What an engine calls after each denoising step: tells the ledger, and stops the run when it should not go on.
 
-    `stopped_by` then says why: the job was cancelled, it is another's, or (None) its time is up.
+    `stopped_by` then gives the reason: the job was cancelled, it is another's, or (None) its time is up. The time that
+    the calls take, `waited_s` in all, is not run time.
     """
 
     def __init__(self, ledger: Ledger, job: Job, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -137,11 +142,12 @@ class Steps:
         self._op = 0
         self._told_at = -math.inf
         self._silent_until = -math.inf
+        self.waited_s = 0.0
         self.stopped_by: Standing | None = None
 
     def __call__(self, step: int, steps: int) -> None:
         now = self._clock()
-        if now > self._overdue_at:
+        if now > self._overdue_at + self.waited_s:
             raise Interrupted("its time is up")
         last = step >= steps
         if now < self._silent_until and not last:
@@ -152,8 +158,10 @@ class Steps:
         try:
             standing = self._ledger.run(call)
         except TemporaryError:
-            self._silent_until = now + SILENCE_S
+            self._silent_until = self._clock() + SILENCE_S
             return
+        finally:
+            self.waited_s += self._clock() - now
         if tell:
             self._told_at = now
         if standing is not Standing.OK:
@@ -162,12 +170,22 @@ class Steps:
 
 
 class Runner:
-    """The child's side of the worker: engines by the name of their model, the ledger, the object store."""
+    """The child's side of the worker: engines by the name of their model, the ledger, the object store.
+
+    `of_steps` is the ledger for progress calls, with a patience of its own.
+    """
 
     def __init__(
-        self, engines: Mapping[str, tuple[Model, Engine]], ledger: Ledger, store: ArtifactStore, worker: str
+        self,
+        engines: Mapping[str, tuple[Model, Engine]],
+        ledger: Ledger,
+        store: ArtifactStore,
+        worker: str,
+        *,
+        of_steps: Ledger,
     ) -> None:
         self._engines, self._ledger, self._store, self._worker = engines, ledger, store, worker
+        self._of_steps = of_steps
         self._log = logs.logger(__name__)
 
     def run_job(self, job_id: str, *, token: str, event: object, traceparent: str | None) -> str:
@@ -206,12 +224,12 @@ class Runner:
 
     def _attempt(self, job: Job) -> Ending:
         """Run the job and decide how the attempt ends. Nothing but that end is left to do then."""
-        steps = Steps(self._ledger, job)
+        steps = Steps(self._of_steps, job)
         began = time.monotonic()
         try:
             model, engine, parameters = self._prepare(job)
             run = self._run(engine, parameters, job_id=job.id, on_step=steps)
-            run_ms = round(1000 * (time.monotonic() - began))
+            run_ms = round(1000 * (time.monotonic() - began - steps.waited_s))
             return self._completed(job, model=model, run=run, run_ms=run_ms)
         except Interrupted:
             return _interrupted(job, steps.stopped_by)
