@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -97,6 +98,44 @@ def test_no_committed_file_names_a_machine_or_a_registry() -> None:
         if PLACES.search(line)
     ]
     assert found == []
+
+
+def test_no_pattern_has_a_possessive_quantifier() -> None:
+    """CPython before 3.11.5 matches them wrongly (https://github.com/python/cpython/issues/106052); 3.11.2 is supported."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {text}"
+        for path in committed_files()
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests"
+        for node in _literals(ast.parse(path.read_text()))
+        for text in [_as_text(node)]
+        if _has_possessive_quantifier(text)
+    ]
+    assert found == []
+
+
+def _literals(tree: ast.Module) -> list[ast.Constant | ast.JoinedStr]:
+    """All literals but docstrings."""
+    nodes = list(ast.walk(tree))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    return [node for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in docstrings]
+
+
+def _as_text(node: ast.Constant | ast.JoinedStr) -> str:
+    """The literal's text, with a letter in the place of each value of an f-string."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in node.values)
+
+
+def _has_possessive_quantifier(text: str) -> bool:
+    """Whether `text`, read as a regular expression, has one; a text that is no regular expression has none."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError):
+        return False
+    # Outside a class of characters, and not escaped: what quantifies, followed by a plus sign.
+    bare = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", text)
+    return re.search(r"[*+?}]\+", bare) is not None
 
 
 def test_torch_is_named_in_its_own_file_and_not_locked() -> None:

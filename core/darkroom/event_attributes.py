@@ -39,11 +39,15 @@ class MediaType:
         return self.essence.endswith(("/json", "+json")) and self.charset in (None, "utf-8")
 
 
-# Runs of characters are possessive, here and below: there is one way to read each, so no text is slow to refuse.
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_QUOTED = r'"(?:[^"\\]|\\.)*+"'
-_MEDIA_TYPE = re.compile(rf"({_TOKEN}/{_TOKEN})((?:[ \t]*+;[ \t]*+(?:{_TOKEN}=(?:{_TOKEN}|{_QUOTED}))?+)*+)[ \t]*+")
-_PARAMETER = re.compile(rf";[ \t]*+({_TOKEN})=({_TOKEN}|{_QUOTED})")
+# Runs of characters are atomic groups, here and below: there is one way to read each, so no text is slow to refuse
+# (`guard.py` has the reason for not writing them as possessive quantifiers).
+_TOKEN = r"(?>[!#$%&'*+\-.^_`|~0-9A-Za-z]+)"
+_QUOTED = r'"(?>(?:[^"\\]|\\.)*)"'
+_SPACE = r"(?>[ \t]*)"
+_MEDIA_TYPE = re.compile(
+    rf"({_TOKEN}/{_TOKEN})((?>(?:{_SPACE};{_SPACE}(?>(?:{_TOKEN}=(?:{_TOKEN}|{_QUOTED}))?))*)){_SPACE}"
+)
+_PARAMETER = re.compile(rf";{_SPACE}({_TOKEN})=({_TOKEN}|{_QUOTED})")
 
 
 def media_type(text: str) -> MediaType | None:
@@ -59,18 +63,18 @@ def media_type(text: str) -> MediaType | None:
 
 # RFC 3986, appendix A.
 def _run(extra: str) -> str:
-    allowed = rf"[A-Za-z0-9\-._~!$&'()*+,;={extra}]*+"
-    return rf"{allowed}(?:%[0-9A-Fa-f]{{2}}{allowed})*+"
+    allowed = rf"(?>[A-Za-z0-9\-._~!$&'()*+,;={extra}]*)"
+    return rf"{allowed}(?>(?:%[0-9A-Fa-f]{{2}}{allowed})*)"
 
 
-_SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]*+:"
-_IP_LITERAL = r"\[(?:(?P<ipv6>[0-9A-Fa-f:.]++)|[vV][0-9A-Fa-f]++\.[A-Za-z0-9\-._~!$&'()*+,;=:]++)\]"
-_AUTHORITY = rf"(?:{_run(':')}@)?(?:{_IP_LITERAL}|{_run('')})(?::[0-9]*+)?"
+_SCHEME = r"[A-Za-z](?>[A-Za-z0-9+.\-]*):"
+_IP_LITERAL = r"\[(?:(?P<ipv6>(?>[0-9A-Fa-f:.]+))|[vV](?>[0-9A-Fa-f]+)\.(?>[A-Za-z0-9\-._~!$&'()*+,;=:]+))\]"
+_AUTHORITY = rf"(?:{_run(':')}@)?(?:{_IP_LITERAL}|{_run('')})(?::(?>[0-9]*))?"
 _HIERARCHY = rf"(?://{_AUTHORITY}(?:/{_run(':@/')})?|(?!//){_run(':@/')})"
 _QUERY = rf"(?:\?{_run(':@/?')})?"
 _ABSOLUTE_URI = re.compile(rf"{_SCHEME}{_HIERARCHY}{_QUERY}")
 # Without a scheme the first segment has no colon (`path-noscheme`).
-_URI_REFERENCE = re.compile(rf"(?:{_SCHEME}|(?![^:/?#]*+:)){_HIERARCHY}{_QUERY}(?:#{_run(':@/?')})?")
+_URI_REFERENCE = re.compile(rf"(?:{_SCHEME}|(?!(?>[^:/?#]*):)){_HIERARCHY}{_QUERY}(?:#{_run(':@/?')})?")
 
 # Type String: no control characters, no surrogates, none of the noncharacters of each plane.
 _FORBIDDEN = re.compile(

@@ -28,7 +28,7 @@ MAX_BATCH_EVENTS = 100
 
 _FAMILY = "application/cloudevents"
 _ATTRIBUTE_PREFIX = "ce-"
-_QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)"')
+_QUOTED_STRING = re.compile(r'"((?>(?:[^"\\]|\\.)*))"')
 _ESCAPED_PAIR = re.compile(r"\\(.)")
 _STRAY_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 

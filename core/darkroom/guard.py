@@ -74,14 +74,15 @@ NEVER: tuple[IpNetwork, ...] = tuple(
 # IPv4 addresses; the table of special addresses looks at those.
 _GLOBAL_IPV6 = (ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9b::/96"))
 
-# Possessive: there is one way to read each, so no text is slow to refuse.
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?+"
-_NAME = re.compile(rf"(?:{_LABEL}\.)*+{_LABEL}", re.ASCII)
+# Atomic groups: there is one way to read each, so no text is slow to refuse. Possessive quantifiers would be shorter, but
+# CPython before 3.11.5 matches them wrongly (https://github.com/python/cpython/issues/106052).
+_LABEL = r"[a-z0-9](?>(?:[a-z0-9-]{0,61}[a-z0-9])?)"
+_NAME = re.compile(rf"(?>(?:{_LABEL}\.)*){_LABEL}", re.ASCII)
 _NAME_MAX = 253
 _BELOW_INSIDE = tuple(f".{name}" for name in INSIDE_NAMES)
 # A name whose last label is a number, in any of the notations that programs take for an address (WHATWG URL, "ends in a
 # number checker"): 127.1, 2130706433, 0x7f000001, 0177.0.0.1.
-_NUMBER_AT_END = re.compile(r"(?:.*\.)?(?:[0-9]++|0x[0-9a-f]*+)", re.ASCII)
+_NUMBER_AT_END = re.compile(r"(?:.*\.)?(?:(?>[0-9]+)|0x(?>[0-9a-f]*))", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 

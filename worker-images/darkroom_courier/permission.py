@@ -16,7 +16,7 @@ from darkroom.guarded_client import GuardedClient
 ORIGIN_HEADER = "webhook-request-origin"
 """Says who we are: in the request for permission and then, with the same value, in every post (section 4.1.2)."""
 
-_RATE = re.compile(r"0*+[1-9][0-9]{0,8}", re.ASCII)
+_RATE = re.compile(r"(?>0*)[1-9][0-9]{0,8}", re.ASCII)
 
 
 @dataclass(frozen=True)
