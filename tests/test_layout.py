@@ -101,7 +101,7 @@ def test_no_committed_file_names_a_machine_or_a_registry() -> None:
 
 
 def test_no_pattern_has_a_possessive_quantifier() -> None:
-    """CPython before 3.11.5 matches them wrongly (https://github.com/python/cpython/issues/106052); 3.11.2 is supported."""
+    """CPython 3.11.2 matches them wrongly (https://github.com/python/cpython/issues/106052)."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {text}"
         for path in committed_files()

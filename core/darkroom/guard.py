@@ -74,8 +74,8 @@ NEVER: tuple[IpNetwork, ...] = tuple(
 # IPv4 addresses; the table of special addresses looks at those.
 _GLOBAL_IPV6 = (ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9b::/96"))
 
-# Atomic groups: there is one way to read each, so no text is slow to refuse. Possessive quantifiers would be shorter, but
-# CPython before 3.11.5 matches them wrongly (https://github.com/python/cpython/issues/106052).
+# Atomic groups: there is one way to read each, so no text is slow to refuse. Possessive quantifiers would be shorter,
+# but CPython before 3.11.5 matches them wrongly (https://github.com/python/cpython/issues/106052).
 _LABEL = r"[a-z0-9](?>(?:[a-z0-9-]{0,61}[a-z0-9])?)"
 _NAME = re.compile(rf"(?>(?:{_LABEL}\.)*){_LABEL}", re.ASCII)
 _NAME_MAX = 253

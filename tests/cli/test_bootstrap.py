@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from darkroom_cli import bootstrap
 
 from tests.darkroom_command import environment
 from tests.waiting import eventually
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -58,17 +62,54 @@ def test_an_old_python_reaches_the_sentence_that_refuses_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "implementation"), [((3, 10), "CPython"), ((3, 13), "CPython"), ((2, 7), "CPython"), ((3, 11), "PyPy")]
+    ("version", "implementation"),
+    [
+        ((3, 10, 9), "CPython"),
+        ((3, 11, 1), "CPython"),
+        ((3, 13, 0), "CPython"),
+        ((2, 7, 18), "CPython"),
+        ((3, 11, 9), "PyPy"),
+    ],
 )
 def test_another_python_is_refused_in_one_sentence(version: tuple[int, ...], implementation: str) -> None:
-    with pytest.raises(bootstrap.SetupError, match=r"needs CPython 3\.11 or 3\.12") as refusal:
+    with pytest.raises(bootstrap.SetupError, match=r"needs CPython 3\.11\.2 to 3\.12") as refusal:
         bootstrap.refuse_python(version, implementation)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("version", [(3, 11), (3, 12)])
+@pytest.mark.parametrize("version", [(3, 11, 2), (3, 11, 15), (3, 12, 0), (3, 12, 14)])
 def test_the_pythons_of_the_lock_are_taken(version: tuple[int, ...]) -> None:
     bootstrap.refuse_python(version, "CPython")
+
+
+def test_the_package_refuses_the_pythons_that_the_bootstrap_refuses() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    oldest, newest = (".".join(map(str, version)) for version in (bootstrap.OLDEST, bootstrap.NEWEST))
+    assert project["requires-python"] == f">={oldest},<3.{int(newest.split('.')[1]) + 1}"
+
+
+def test_uv_reads_from_where_pip_reads() -> None:
+    settings = """
+:env:.find-links='/wheels'
+global.cert='/etc/ca.pem'
+global.index-url='https://packages.example/simple'
+install.extra-index-url='https://a.example/simple https://b.example/simple'
+"""
+    assert bootstrap.uv_variables(settings, {"SSL_CERT_FILE": "/set/before.pem"}) == {
+        "UV_DEFAULT_INDEX": "https://packages.example/simple",
+        "UV_INDEX": "https://a.example/simple https://b.example/simple",
+    }
+
+
+def test_uv_is_installed_by_its_own_entry_of_the_lock(root: Path) -> None:
+    lock = (REPOSITORY / bootstrap.LOCKS[0]).read_text()
+    (root / bootstrap.LOCKS[0]).write_text(lock)
+    (root / ".venv").mkdir()
+    entry = bootstrap.uv_lock(root).read_text()
+    assert entry in lock
+    assert entry.startswith("uv==")
+    assert len(re.findall(r"^\S", entry, re.MULTILINE)) == 1
+    assert "--hash=sha256:" in entry
 
 
 def test_without_any_redis_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
