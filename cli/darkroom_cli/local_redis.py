@@ -112,20 +112,37 @@ def find_server() -> Path:
     return Path(found)
 
 
-def answers(url: str) -> bool:
-    """Whether Redis serves at this address: neither absent nor still loading its data.
+@dataclass(frozen=True)
+class Found:
+    """A Redis that answers. `loaded` is the share of its data that it has read; None once it serves."""
+
+    loaded: float | None
+
+    @property
+    def serves(self) -> bool:
+        return self.loaded is None
+
+    @property
+    def progress(self) -> str:
+        return "" if self.loaded is None else f"{self.loaded:.0%} read"
+
+
+def find(url: str) -> Found | None:
+    """The Redis at this address; None where none answers. It answers INFO while it loads its data, and little else.
 
     Raises SettingError where it never will: a wrong password, or a version that is too old.
     """
     with redis.Redis.from_url(url, socket_timeout=PING_LIMIT_S, retry=Retry(NoBackoff(), 0)) as client:
         try:
             version = str(client.info("server")["redis_version"])
+            persistence = client.info("persistence")
         except redis.AuthenticationError as error:
             raise SettingError(f"DARKROOM_REDIS_URL=(hidden): Redis refuses it: {error}") from error
         except (redis.ConnectionError, redis.TimeoutError):
-            return False
+            return None
     major, minor = version.split(".")[:2]
     if (int(major), int(minor)) < OLDEST_REDIS:
         oldest = ".".join(map(str, OLDEST_REDIS))
         raise SettingError(f"DARKROOM_REDIS_URL=(hidden): Redis there is {version}, and {oldest} or newer is needed")
-    return True
+    loading = bool(persistence["loading"])
+    return Found(loaded=float(persistence.get("loading_loaded_perc", 0)) / 100 if loading else None)

@@ -135,14 +135,16 @@ def check_redis(entered: Entered) -> None:
 
     url = entered.redis_url("operator")
     try:
-        if local_redis.answers(url):
-            return
+        found = local_redis.find(url)
     except SettingError as error:
         raise SettingError(
             f"{entered.where}: {error.detail.removeprefix('DARKROOM_REDIS_URL=(hidden): ')}. The password in env/.env "
             "(DARKROOM_REDIS_PASSWORD) and that in env/redis.conf must be the same"
         ) from error
-    raise Unreachable(f"no Redis answers at {entered.where}; {_how_to_get_one()}")
+    if found is None:
+        raise Unreachable(f"no Redis answers at {entered.where}; {_how_to_get_one()}")
+    if not found.serves:
+        raise Unreachable(f"Redis at {entered.where} is still reading its data ({found.progress}): try again soon")
 
 
 def _refuse_another(entered: Entered) -> None:

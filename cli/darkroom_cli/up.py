@@ -316,16 +316,17 @@ class Machine:
         return self._folder.database_url
 
     def _start_redis(self) -> str:
-        """Redis' address, once it answers there."""
-        if self._settings.redis_url is not None:
+        """Redis' address, once it serves there."""
+        if self._settings.redis_url is None:
+            server = local_redis.prepare(self._folder.redis, port=local_redis.free_port())
+            self._start(REDIS, server.command, environment({}), folder=server.folder)
+            url = server.url
+        else:
             url = self._settings.redis_url.get_secret_value()
-            if not local_redis.answers(url):
+            if local_redis.find(url) is None:
                 raise StartFailed("DARKROOM_REDIS_URL=(hidden): no Redis answers there")
-            return url
-        server = local_redis.prepare(self._folder.redis, port=local_redis.free_port())
-        self._start(REDIS, server.command, environment({}), folder=server.folder)
-        self._wait(REDIS, "reading its data", lambda: local_redis.answers(server.url))
-        return server.url
+        self._wait(REDIS, "reading its data", lambda: _serves(url))
+        return url
 
     def _gateway(self) -> gateway.Gateway | None:
         """What is to be put before the functions; None, which is said, where it cannot run."""
@@ -379,19 +380,25 @@ class Machine:
             )
         )
 
-    def _wait(self, name: str, doing: str, is_ready: Callable[[], bool]) -> None:
-        """Wait for it, and say so. What ends before everything was ready once would only end again: StartFailed."""
-        began = said = time.monotonic()
+    def _wait(self, name: str, doing: str, is_ready: Callable[[], bool | str]) -> None:
+        """Wait until `is_ready` returns True, and report it; a text that it returns is the progress so far.
+
+        Raises StartFailed for what ends before everything was ready once, since it would only end again.
+        """
+        began = time.monotonic()
+        due, progressed = began + WORD_EVERY_S, False
         while True:
             self._signals.check()
             for notice in self._crew.look():
                 if notice.status != 0 or not notice.program.once:
                     raise StartFailed(_did_not_start(notice.program.name, notice.status, notice.program.log))
-            if is_ready():
+            answer = is_ready()
+            if answer is True:
                 break
-            if time.monotonic() - said >= WORD_EVERY_S:
-                said = time.monotonic()
-                self._output.say(f"  {name}: {doing}, {said - began:.0f} s")
+            now = time.monotonic()
+            if now >= due or (answer and not progressed):
+                due, progressed = now + WORD_EVERY_S, bool(answer)
+                self._output.say(f"  {name}: {doing}, {now - began:.0f} s{f', {answer}' if answer else ''}")
             time.sleep(PROBE_EVERY_S)
         self._output.say(f"  {name}: ready after {time.monotonic() - began:.1f} s")
 
@@ -407,6 +414,12 @@ async def _workers(redis_url: str, namespace: str) -> list[WorkerRecord]:
 def _module(name: str, *arguments: str) -> list[str]:
     """The command line that runs a part."""
     return [sys.executable, "-m", name, *arguments]
+
+
+def _serves(url: str) -> bool | str:
+    """Whether Redis serves, or how much of its data it has read."""
+    found = local_redis.find(url)
+    return found is not None and (found.serves or found.progress)
 
 
 def _answers(url: str) -> bool:

@@ -19,12 +19,14 @@ from pathlib import Path
 import pytest
 from darkroom_cli.data_folder import DataFolder, secret
 from darkroom_cli.environments import environment
+from darkroom_cli.exits import INTERRUPTED
 from darkroom_cli.log_tail import log_tail
 from darkroom_cli.processes import Identity, Recorded
 from darkroom_cli.run_record import RunRecord
 from darkroom_cli.up import Asked, StopSignals
 
-from tests.darkroom_command import darkroom
+from tests.darkroom_command import command, darkroom
+from tests.darkroom_command import environment as darkroom_environment
 from tests.waiting import eventually
 
 SLEEP = [sys.executable, "-c", "import signal; signal.pause()"]
@@ -180,6 +182,33 @@ def test_only_another_ctrl_c_asks_for_an_end_at_once(
         with pytest.raises(Asked):
             stop.check()
         assert stop.hurry() == hurries
+
+
+def test_up_waits_with_progress_until_redis_has_read_its_data(tmp_path: Path) -> None:
+    """The file asks for much processor time rather than for room on the disk: some seconds of Lua."""
+    data = tmp_path / ".darkroom" / "redis"
+    data.mkdir(parents=True)
+    slow = b"local n = 0 for i = 1, 30000 do n = n + i % 7 end"
+    parts = [b"EVAL", slow, b"0"]
+    call = b"*3\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+    (data / "appendonly.aof").write_bytes(call * 12 * 1024)  # Redis answers others after each 1024
+    words: list[str] = []
+    with subprocess.Popen(
+        command("up", "--port", "0"),
+        cwd=tmp_path,
+        env=darkroom_environment(),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            words.append(line)
+            if "redis: ready" in line:
+                process.send_signal(signal.SIGTERM)
+    assert any("redis: reading its data" in line and "% read" in line for line in words), words
+    assert any("redis: ready" in line for line in words), words
+    assert process.returncode == INTERRUPTED, words
 
 
 def test_secrets_are_drawn_once_and_are_their_owners_alone(tmp_path: Path) -> None:
