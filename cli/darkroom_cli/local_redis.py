@@ -146,3 +146,9 @@ def find(url: str) -> Found | None:
         raise SettingError(f"DARKROOM_REDIS_URL=(hidden): Redis there is {version}, and {oldest} or newer is needed")
     loading = bool(persistence["loading"])
     return Found(loaded=float(persistence.get("loading_loaded_perc", 0)) / 100 if loading else None)
+
+
+def serves(url: str) -> bool:
+    """Whether Redis serves at this address. Raises SettingError as `find` does."""
+    found = find(url)
+    return found is not None and found.serves

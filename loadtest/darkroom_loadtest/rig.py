@@ -172,7 +172,7 @@ class Rig:
         # A rewrite of the append-only file would come in the middle of some run.
         command = [*server.command, "--auto-aof-rewrite-percentage", "0"]
         process = self._start("redis", command, environment({}), folder=server.folder)
-        self.wait(lambda: local_redis.answers(server.url), what=process)
+        self.wait(lambda: local_redis.serves(server.url), what=process)
         self.redis_url = server.url
         self._redis = connect(server.url)
 

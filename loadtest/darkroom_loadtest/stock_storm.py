@@ -106,7 +106,7 @@ class _StockStorm:
         os.killpg(process.pid, signal.SIGKILL)
         time.sleep(REDIS_AWAY_S)
         again = self._rig.again(process)
-        self._rig.wait(lambda: local_redis.answers(self._rig.redis_url), what=again)
+        self._rig.wait(lambda: local_redis.serves(self._rig.redis_url), what=again)
 
     def _settle(self, give_up_at: float) -> None:
         """Until nothing more comes: the queue is empty, or nobody takes from it any more."""

@@ -194,7 +194,7 @@ def running_up(tmp_path: Path) -> Iterator[DrivenJobs]:
         server = local_redis.prepare(folder.redis, port=local_redis.free_port())
         process = subprocess.Popen(server.command, cwd=server.folder, stdout=subprocess.DEVNULL)
         try:
-            eventually(lambda: local_redis.find(server.url), what="Redis answers")
+            eventually(lambda: local_redis.serves(server.url), what="Redis answers")
             identity = Identity.of(process.pid)
             assert identity is not None
             recorded = Recorded("redis", identity.pid, identity.started, grace_s=3)
