@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import socket
+import ssl
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from urllib.parse import quote
 
 import redis
 from darkroom.errors import SettingError
+from darkroom.redis_address import RedisAddress
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -130,15 +132,19 @@ class Found:
 def find(url: str) -> Found | None:
     """The Redis at this address; None where none answers. It answers INFO while it loads its data, and little else.
 
-    Raises SettingError where it never will: a wrong password, or a version that is too old.
+    Raises SettingError where it never will: a wrong password, TLS that fails, or a version that is too old.
     """
-    with redis.Redis.from_url(url, socket_timeout=PING_LIMIT_S, retry=Retry(NoBackoff(), 0)) as client:
+    options = RedisAddress.parse(url).connection_options(redis)
+    pool = redis.ConnectionPool(**options, socket_timeout=PING_LIMIT_S, retry=Retry(NoBackoff(), 0))
+    with redis.Redis.from_pool(pool) as client:
         try:
             version = str(client.info("server")["redis_version"])
             persistence = client.info("persistence")
         except redis.AuthenticationError as error:
             raise SettingError(f"DARKROOM_REDIS_URL=(hidden): Redis refuses it: {error}") from error
-        except (redis.ConnectionError, redis.TimeoutError):
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if isinstance(error.__context__, ssl.SSLError):
+                raise SettingError(f"DARKROOM_REDIS_URL=(hidden): TLS fails: {error.__context__}") from error
             return None
     major, minor = version.split(".")[:2]
     if (int(major), int(minor)) < OLDEST_REDIS:

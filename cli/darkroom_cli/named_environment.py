@@ -11,9 +11,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
 from darkroom.errors import SettingError
+from darkroom.redis_address import RedisAddress
 from darkroom.settings import ModelSettings, Namespace, RedisUrl, load
 from dotenv import dotenv_values
 from pydantic import SecretStr
@@ -85,17 +85,21 @@ class Entered:
 
     def redis_url(self, user: str) -> str:
         """Redis' address with the environment's database, for one of LEDGER_USERS."""
-        parts = urlsplit(self.settings.redis_url.get_secret_value())
         password = self.settings.redis_password
-        login = f"{user}:{quote(password.get_secret_value(), safe='')}@" if password else ""
-        netloc = parts.netloc if parts.username or parts.password else f"{login}{parts.netloc}"
-        return parts._replace(netloc=netloc, path=f"/{self.environment.database}").geturl()
+        return self._address.at(
+            database=self.environment.database,
+            username=user if password else None,
+            password=password.get_secret_value() if password else None,
+        ).url
 
     @property
     def where(self) -> str:
         """Its place in Redis, for people."""
-        parts = urlsplit(self.settings.redis_url.get_secret_value())
-        return f"database {self.environment.database} of {parts.hostname}:{parts.port or 6379}"
+        return f"database {self.environment.database} of {self._address.host}:{self._address.port}"
+
+    @property
+    def _address(self) -> RedisAddress:
+        return RedisAddress.parse(self.settings.redis_url.get_secret_value())
 
 
 def enter(name: str) -> Entered:
@@ -150,10 +154,10 @@ def check_redis(entered: Entered) -> None:
 def _refuse_another(entered: Entered) -> None:
     """What is said of the place in Redis is the environment's, or it would be another environment's data."""
     environment, settings = entered.environment, entered.settings
-    parts = urlsplit(settings.redis_url.get_secret_value())
-    if parts.scheme == "unix":
+    address = RedisAddress.parse(settings.redis_url.get_secret_value())
+    if address.socket is not None:
         raise SettingError("DARKROOM_REDIS_URL=(hidden): these commands reach Redis by redis:// or rediss:// only")
-    if parts.path.strip("/") not in {"", str(environment.database)}:
+    if address.database not in {None, environment.database}:
         raise SettingError(
             f"DARKROOM_REDIS_URL=(hidden): {environment.name} is database {environment.database}, and another is named"
         )

@@ -31,6 +31,7 @@ from redis.retry import Retry
 from darkroom import traces
 from darkroom.errors import DarkroomError, LedgerUnavailable, MemoryHigh
 from darkroom.jobs import JobEvent, State
+from darkroom.redis_address import RedisAddress
 from darkroom.transitions import DUE_SOON_MS, Call, Reading, observe
 from darkroom.webhooks import (
     Delivery,
@@ -281,8 +282,8 @@ class Patience:
 
 def connect(url: str, patience: Patience = Patience()) -> redis.Redis:
     """A client for workers and tools. It waits for a connection rather than failing when many ask at once."""
-    options = _connection_options(Retry, patience)
-    pool = redis.BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, **options)
+    address = RedisAddress.parse(url).connection_options(redis)
+    pool = redis.BlockingConnectionPool(max_connections=CONNECTIONS, **address, **_connection_options(Retry, patience))
     return redis.Redis.from_pool(pool)
 
 
@@ -290,8 +291,9 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     """A client for the functions and the courier."""
     from redis.asyncio.retry import Retry as AsyncRetry
 
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url, max_connections=CONNECTIONS, **_connection_options(AsyncRetry, Patience())
+    address = RedisAddress.parse(url).connection_options(redis.asyncio)
+    pool = redis.asyncio.BlockingConnectionPool(
+        max_connections=CONNECTIONS, **address, **_connection_options(AsyncRetry, Patience())
     )
     heed_cancellations(pool)
     return redis.asyncio.Redis.from_pool(pool)

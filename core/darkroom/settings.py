@@ -7,7 +7,6 @@ the part with one line that names the variable and the value.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -19,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from darkroom.errors import SettingError
 from darkroom.event_attributes import uri_reference_fault
 from darkroom.guard import NOTHING, Allow
+from darkroom.redis_address import RedisAddress
 
 S = TypeVar("S", bound="Settings")
 
@@ -33,23 +33,22 @@ DRIVERS = {
 """How the databases that we know are reached. Who hands out an address often names no driver, as CloudNativePG does."""
 
 
-_DATABASE = re.compile(r"/?[0-9]*")
-"""The path of a Redis address."""
-
-
 def _redis_url(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    is_socket = parts.scheme == "unix"
-    # redis-py takes a database that is no number for the first, and so would drive another than was meant.
-    good = bool(parts.path) if is_socket else bool(parts.hostname) and _DATABASE.fullmatch(parts.path) is not None
-    if parts.scheme not in {"redis", "rediss", "unix"} or not good or not _has_good_port(parts):
-        raise ValueError("is not a Redis address such as redis://host:6379/0")
+    try:
+        address = RedisAddress.parse(value.get_secret_value())
+    except ValueError as error:
+        raise ValueError(f"is not a Redis address such as redis://host:6379/0: {error}") from None
+    if missing := address.missing_files():
+        raise ValueError(f"the option {missing[0]} names a file or folder that is not there")
     return value
 
 
 def _database_url(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # its text may show the password
+        parts = urlsplit("")
     is_file = parts.scheme.startswith("sqlite")
     if parts.scheme not in DRIVERS or not parts.path.strip("/") or (is_file and (parts.netloc or ":memory:" in text)):
         raise ValueError("is not a database such as sqlite+aiosqlite:////folder/file or postgresql+asyncpg://host/name")

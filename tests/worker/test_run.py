@@ -15,7 +15,6 @@ from darkroom.jobs import ErrorKind, JobEvent, State
 from darkroom.ledger import JobRecord, Ledger, connect
 from darkroom.models import Catalogue, Model
 from darkroom.transitions import Call, Standing, WorkerState
-from darkroom_worker.celery_app import broker_url
 from darkroom_worker.engine import Interrupted, OnStep, OutOfMemory, Run
 from darkroom_worker.engines.instant import InstantEngine
 from darkroom_worker.readiness import EXIT_FAULT, Gate
@@ -38,19 +37,6 @@ from tests.driven_jobs import DrivenJobs
 )
 def test_a_retry_waits_longer_each_time(counted: int, chance: float, delay_ms: int) -> None:
     assert retry_delay_ms(counted, chance=chance) == delay_ms
-
-
-@pytest.mark.parametrize(
-    ("address", "kombus"),
-    [
-        pytest.param("redis://:secret@host:6380/4", "redis://:secret@host:6380/4", id="over TCP"),
-        pytest.param("rediss://host/0", "rediss://host/0", id="over TLS"),
-        pytest.param("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0", id="a socket"),
-        pytest.param("unix://:x@/r.sock?db=3", "redis+socket://:x@/r.sock?virtual_host=3", id="a database of a socket"),
-    ],
-)
-def test_the_brokers_address_is_the_ledgers(address: str, kombus: str) -> None:
-    assert broker_url(address) == kombus
 
 
 class AwayLedger(Ledger):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
 
 import billiard.util
 from celery import Celery, Task, signals
 from darkroom import collector, logs, queues
 from darkroom.ledger import Ledger, Patience, connect
 from darkroom.models import Model
+from darkroom.redis_address import RedisAddress
 from kombu import Exchange, Queue
 
 from darkroom_worker.settings import WorkerSettings
@@ -92,7 +92,7 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
     """Celery's configuration. ARCHITECTURE.md tells what was seen without each of these."""
     queue = queues.queue_name(settings.pool)
     return {
-        "broker_url": broker_url(settings.redis_url.get_secret_value()),
+        **RedisAddress.parse(settings.redis_url.get_secret_value()).broker_settings,
         "broker_transport_options": {
             **queues.transport_options(settings.namespace, settings.pool),
             **CONNECTION_OPTIONS,
@@ -133,15 +133,6 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
         # Never reached by SIGTERM: `program.py` says why.
         "worker_soft_shutdown_timeout": settings.drain_grace_s,
     }
-
-
-def broker_url(redis_url: str) -> str:
-    """The address as kombu writes it: it has a scheme of its own for Unix sockets."""
-    parts = urlsplit(redis_url)
-    if parts.scheme != "unix":
-        return redis_url
-    database = parse_qs(parts.query).get("db", ["0"])[0]
-    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
 
 
 def _configure_logs(pool: str) -> None:

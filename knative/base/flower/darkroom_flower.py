@@ -1,7 +1,8 @@
 """The Celery app that Flower looks through: the workers' broker, with the prefix of this environment.
 
-Flower's image holds nothing of darkroom, so what `darkroom.queues.transport_options` says stands here once more; a test
-compares the two. Without credentials it does not start.
+Flower's image holds `darkroom.redis_address` and nothing else of darkroom, so the prefix of
+`darkroom.queues.transport_options` stands here once more; a test compares the two. Without credentials it does not
+start.
 """
 
 from __future__ import annotations
@@ -9,12 +10,23 @@ from __future__ import annotations
 import os
 
 from celery import Celery
+from darkroom.redis_address import RedisAddress
 
 if ":" not in os.environ.get("FLOWER_BASIC_AUTH", ""):
     raise SystemExit("FLOWER_BASIC_AUTH is not set: Flower can end jobs, so it opens for nobody without a password")
 
-app = Celery("darkroom.flower", broker=os.environ["DARKROOM_REDIS_URL"])
+try:
+    address = RedisAddress.parse(os.environ["DARKROOM_REDIS_URL"])
+except ValueError as error:
+    raise SystemExit(f"DARKROOM_REDIS_URL=(hidden): is not a Redis address: {error}") from None
+if address.socket is not None:
+    raise SystemExit("DARKROOM_REDIS_URL=(hidden): Flower connects to Redis by redis:// or rediss:// only")
+if missing := address.missing_files():
+    raise SystemExit(f"DARKROOM_REDIS_URL=(hidden): the option {missing[0]} names a file or folder that is not there")
+
+app = Celery("darkroom.flower")
 app.conf.update(
+    **address.broker_settings,
     broker_transport_options={"global_keyprefix": f"{os.environ['DARKROOM_NAMESPACE']}:celery:"},
     accept_content=["json"],
     task_serializer="json",
