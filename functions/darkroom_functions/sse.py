@@ -31,17 +31,23 @@ MEDIA_TYPE = "text/event-stream"
 
 HEADERS = {
     "Content-Type": MEDIA_TYPE,
-    "Cache-Control": "no-store",
+    # A proxy that compresses would keep messages until its own buffer is full; it must not transform the stream.
+    "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",  # nginx would keep messages until its buffer is full
 }
 
-RETRY_MS = 1_000
-"""How long an EventSource waits before it comes again."""
+RETRY = b"retry: 1000\n"
+"""The milliseconds that an EventSource waits before it connects again. No empty line follows: some clients would take
+the block for an event without data."""
 
 HEARTBEAT_S = 15.0
 """The longest silence: proxies cut a connection after 60 s or so without a byte."""
 
-_HEARTBEAT = b": \n\n"
+HEARTBEAT = b":\n"
+"""A comment. No empty line follows, for the same reason."""
+
+# Line terminators of Unicode, at which some clients split lines; the format itself has CR and LF alone.
+_LINE_TERMINATORS = str.maketrans({character: f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"})
 
 _log = logger(__name__)
 
@@ -113,13 +119,13 @@ class EventStream(Response):
 
     async def _speak(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send(_part(b"retry: %d\n\n" % RETRY_MS))
+        await send(_part(RETRY))
         while not self._inbox.ended:
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
                     told = await self._inbox.take()
             except TimeoutError:
-                await send(_part(_HEARTBEAT))
+                await send(_part(HEARTBEAT))
             else:
                 await send(_part(encoded(told)))
 
@@ -128,7 +134,7 @@ def encoded(told: Told) -> bytes:
     """A message as an event of the stream. Its text is JSON, in one line."""
     id_line = "" if told.cursor is None else f"id: {told.cursor}\n"
     event_line = "" if told.kind == MESSAGE else f"event: {told.kind}\n"
-    return f"{id_line}{event_line}data: {told.text}\n\n".encode()
+    return f"{id_line}{event_line}data: {told.text.translate(_LINE_TERMINATORS)}\n\n".encode()
 
 
 def _part(body: bytes) -> dict[str, object]:

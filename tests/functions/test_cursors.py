@@ -12,8 +12,12 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from darkroom import transitions
+from darkroom_functions import sse
+from darkroom_functions.inbox import Note
+from httpx_sse import EventSource, aconnect_sse
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -323,7 +327,7 @@ class TestEventStreams:
         ):
             assert response.status_code == 200
             assert response.headers["content-type"] == "text/event-stream"
-            assert response.headers["cache-control"] == "no-store"
+            assert response.headers["cache-control"] == "no-store, no-transform"
             assert response.headers["x-accel-buffering"] == "no"
             async with aclosing(events(response)) as told_here:
                 first = await next_of(told_here)
@@ -343,6 +347,29 @@ class TestEventStreams:
                 assert [event.id async for event in events(response)] == ["5", "end"]
         async with stream(result, path, headers={"last-event-id": "end"}) as response:
             assert response.status_code == 204
+
+    async def test_httpx_sse_reads_the_messages_of_a_stream_and_nothing_else(
+        self, result: Functions, jobs: DrivenJobs
+    ) -> None:
+        """httpx-sse yields an event for each empty line behind a `retry:` or an `id:`, also where there is no data."""
+        job_id = running(jobs)
+        async with (
+            httpx.AsyncClient(base_url=result.url, timeout=DEADLINE_S, trust_env=False) as http,
+            aconnect_sse(http, "GET", f"/api/v1/generation-jobs/{job_id}/events") as source,
+        ):
+            told_here = source.aiter_sse()
+            first = await anext(told_here)
+            assert (first.event, first.id, first.json()["seq"], first.retry) == ("message", "5", 5, 1000)
+            jobs.fail(job_id, message="no\u2028such\u0085engine")
+            (last,) = [event async for event in told_here]
+            assert (last.id, last.json()["status"], last.retry) == ("end", "failed", None)
+            assert last.data.isascii(), "some clients end lines at U+2028 and U+0085, too"
+
+    def test_a_heartbeat_is_no_event_for_httpx_sse(self) -> None:
+        told_one = Note("pong", "{}", cursor="1")
+        sent = sse.RETRY + sse.encoded(told_one) + sse.HEARTBEAT + sse.encoded(told_one) + sse.HEARTBEAT
+        read = httpx.Response(200, headers=sse.HEADERS, content=sent)
+        assert [event.data for event in EventSource(read).iter_sse()] == ["{}", "{}"]
 
     async def test_a_gap_is_an_event_of_its_own(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = ran(jobs)
