@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import redis
+import trustme
 from darkroom import queues, transitions
 from darkroom.jobs import Artifact, State, new_job_id
 from darkroom.ledger import Ledger, connect
@@ -26,6 +28,7 @@ from kombu import Connection, Exchange, Queue
 
 from tests.driven_jobs import DrivenJobs
 from tests.knative import manifest_redis
+from tests.knative.bootstrap_program import PROGRAM
 from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, told
 from tests.parts import Functions, Part, environment
 from tests.ports import free_port
@@ -373,7 +376,7 @@ def test_the_subscriber_of_the_samples_answers_nothing(tmp_path: Path) -> None:
         assert "dev.darkroom.job.completed" in log.read_text()
     finally:
         process.terminate()
-        process.wait(STOP_DEADLINE_S)
+    assert process.wait(STOP_DEADLINE_S) == 0
 
 
 def _posted(port: int) -> httpx.Response | None:
@@ -381,6 +384,35 @@ def _posted(port: int) -> httpx.Response | None:
         return httpx.post(f"http://127.0.0.1:{port}/", json=_event("dev.darkroom.job.completed"), trust_env=False)
     except httpx.TransportError:
         return None
+
+
+@pytest.mark.parametrize("program", ["the job of the samples", "bootstrap"])
+def test_a_program_that_runs_as_process_1_handles_sigterm(program: str, tmp_path: Path, rendered: Rendered) -> None:
+    """For process 1 of a container the kernel drops SIGTERM unless the process handles it; its default action, which
+    any other process ends by, shows as a negative status. Here each program waits for an answer that does not come.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": f"{server.getsockname()[1]}"}
+        if program == "bootstrap":
+            job = main_container(find(rendered["k3d"], "Job", "darkroom-bootstrap"))
+            command = [str(PROGRAM), *job["args"]]
+            settings = {**address, **told(rendered["k3d"], job, {}), "SERVICE_ACCOUNT": str(tmp_path)}
+            for name in ("token", "namespace"):
+                (tmp_path / name).write_text("x")
+            trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+        else:
+            (job,) = sample("job")
+            command = main_container(job)["command"][1:]
+            settings = {"BROKER": f"http://127.0.0.1:{server.getsockname()[1]}", "EVENT_ID": "one"}
+        process = subprocess.Popen([sys.executable, *command], env=settings)
+        try:
+            server.settimeout(STOP_DEADLINE_S)
+            connection, _ = server.accept()
+            with connection:
+                process.terminate()
+                assert process.wait(STOP_DEADLINE_S) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
 
 
 def test_the_job_of_the_samples_posts_an_event_that_submit_takes(

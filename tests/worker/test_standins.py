@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +15,8 @@ import pytest
 from darkroom.models import Catalogue
 from darkroom_worker.standins import STAND_INS, StandIn, main, make_stand_ins
 from darkroom_worker.weights import fingerprint
+
+from tests.waiting import eventually
 
 SIZE_LIMIT = 10_000_000
 """A few megabytes: what anyone keeps without asking."""
@@ -106,6 +112,25 @@ def test_the_command_says_where_they_are(stand_ins: Path, capsys: pytest.Capture
         f"flux stand-in, untrained weights: there already, {stand_ins / 'flux-standin'}",
         f"sd stand-in, untrained weights: there already, {stand_ins / 'sd-standin'}",
     ]
+
+
+def test_the_command_handles_sigterm_as_an_init_container_must(tmp_path: Path) -> None:
+    """For process 1 the kernel drops SIGTERM unless the process handles it. Here another maker holds the folder."""
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        maker = subprocess.Popen([sys.executable, "-m", "darkroom_worker.standins", str(tmp_path)])
+        try:
+            eventually(lambda: _handles_sigterm(maker.pid), what="the command handles SIGTERM")
+            maker.terminate()
+            assert maker.wait(60) == 128 + signal.SIGTERM
+        finally:
+            maker.kill()
+
+
+def _handles_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_two_makers_at_once_agree(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -365,4 +366,6 @@ def _byte_letters() -> list[str]:
 
 
 if __name__ == "__main__":
+    # An init container runs it as process 1, for which the kernel drops SIGTERM unless the process handles it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     raise SystemExit(main())

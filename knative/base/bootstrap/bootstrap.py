@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import signal
 import ssl
 import sys
 import urllib.error
@@ -124,4 +125,6 @@ def create(name: str, data: Mapping[str, str], *, account: Path) -> bool:
 
 
 if __name__ == "__main__":
+    # The kernel drops SIGTERM for process 1 unless the process handles it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main(sys.argv[1:]))
