@@ -149,6 +149,12 @@ class KeyReused(PermanentError):
     slug, title = "idempotency-key-reused", "The idempotency key was used with another request"
 
 
+class EventReused(PermanentError):
+    """A CloudEvent whose `source` and `id` came before with other data."""
+
+    slug, title = "event-id-reused", "The source and id of the event were used with other data"
+
+
 class IdConflict(PermanentError):
     """A job id, chosen by the caller's retry, that names a job of somebody else."""
 

@@ -261,9 +261,11 @@ def requested_event(
     return {**event, "data": {"model": model, "input": job_input, "run_timeout": run_timeout, **about}}
 
 
-def accepted_answer(job_id: str) -> dict[str, str]:
-    """The body that says a job was taken, to REST and to CloudEvents: one id, under each name that clients know."""
-    return {"id": job_id, "job_id": job_id, "task_id": job_id, "status": State.PENDING.value}
+def accepted_answer(job_id: str, state: State | None) -> dict[str, str | None]:
+    """The body that reports an accepted job, over REST and in a CloudEvent: one id, under each name that clients know,
+    and the job's state now; None where a repeated submission names a job that Redis no longer has.
+    """
+    return {"id": job_id, "job_id": job_id, "task_id": job_id, "status": None if state is None else state.value}
 
 
 def accepted_event(
@@ -273,6 +275,7 @@ def accepted_event(
     event_id: str,
     time_ms: int,
     source: str,
+    state: State | None = State.PENDING,
     seq: int = 1,
     traceparent: str | None = None,
 ) -> Event:
@@ -287,7 +290,7 @@ def accepted_event(
         seq=seq,
         time_ms=time_ms,
         source=source,
-        data=accepted_answer(job_id),
+        data=accepted_answer(job_id, state),
         traceparent=traceparent,
         tenant=tenant,
     )

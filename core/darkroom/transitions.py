@@ -19,6 +19,7 @@ from darkroom import queues
 from darkroom.errors import (
     BacklogFull,
     DarkroomError,
+    EventReused,
     IdConflict,
     KeyReused,
     MemoryHigh,
@@ -236,7 +237,8 @@ class Submission:
     submitting event); `event` the structured CloudEvent that its message carries; `accepted` the data of the first log
     entry. `start_deadline` is in milliseconds since the epoch, `run_timeout` in seconds. `idempotency_key` is a hash
     (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of` is the dead letter that the job is
-    made of. `webhook` becomes fields of the job too (`Webhook.encode`); `fields` need not have them.
+    made of. `webhook` becomes fields of the job too (`Webhook.encode`); `fields` need not have them. `is_event`: the
+    caller sent a CloudEvent, whose `source` and `id` are the idempotency key.
     """
 
     job_id: str
@@ -256,6 +258,7 @@ class Submission:
     accepted: Mapping[str, Any] = field(default_factory=dict)
     redrive_of: str | None = None
     webhook: Webhook | None = None
+    is_event: bool = False
 
     def __post_init__(self) -> None:
         if self.idempotency_key is not None and self.fingerprint is None:
@@ -264,11 +267,15 @@ class Submission:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The slip: the job's id and when it was accepted (ms). `repeated`: it had been accepted before."""
+    """The receipt: the job's id and when it was accepted (ms). `repeated`: it had been accepted before.
+
+    `state` is the job's state now; None for a repeat whose record Redis no longer has.
+    """
 
     job_id: str
     created_ms: int
     repeated: bool
+    state: State | None = State.PENDING
 
 
 @dataclass(frozen=True)
@@ -363,8 +370,11 @@ def accept(
 
     def decode(reply: bytes) -> Accepted | DarkroomError:
         answer, *about = reply.decode().split(" ")
-        if answer in {"accepted", "repeated"}:
-            return Accepted(about[0], int(about[1]), repeated=answer == "repeated")
+        if answer == "accepted":
+            return Accepted(about[0], int(about[1]), repeated=False)
+        if answer == "repeated":
+            state = State(about[2]) if about[2:] else None
+            return Accepted(about[0], int(about[1]), repeated=True, state=state)
         return _refusal(answer, about, job)
 
     return _call(
@@ -406,6 +416,8 @@ def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
             return BacklogFull(f"{about[0]} jobs wait in pool {job.pool!r}", retry_after=wait)
         case "memory_high":
             return MemoryHigh("the queue broker's memory is nearly used up; nothing was stored", retry_after=10)
+        case "key_reused" if job.is_event:
+            return EventReused(f"an event of this source and id came before, with other data, for job {about[0]}")
         case "key_reused":
             return KeyReused(f"this idempotency key came before, with another body, for job {about[0]}")
         case "no_dead_letter":

@@ -90,9 +90,8 @@ class Letters:
             traceparent=traces.traceparent_of(request.headers.get("traceparent")),
         )
         accepted = await self._intake.take(job, memory_high=await self._intake.is_memory_high())
-        return answer(
-            events.accepted_answer(accepted.job_id), status=slip_status(accepted), headers=slip_headers(accepted)
-        )
+        content = events.accepted_answer(accepted.job_id, accepted.state)
+        return answer(content, status=slip_status(accepted), headers=slip_headers(accepted))
 
     async def _purge(self, request: Request, job_id: str) -> Response:
         """Repeatable, and the same for one that was redriven: it is a dead letter no more."""

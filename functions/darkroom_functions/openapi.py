@@ -248,6 +248,8 @@ _ID: Schema = {"type": "string", "pattern": _JOB_ID}
 _TIME: Schema = {"type": "string", "format": "date-time", "pattern": _INSTANT}
 _TIME_OR_NULL = _or_null("string", format="date-time", pattern=_INSTANT)
 _STATE: Schema = {"enum": [state.value for state in State]}
+_STATE_NOW: Schema = {"enum": [*(state.value for state in State), None]}
+_STATE_NOW_MEANS = "The job's state. Null for a repeat whose job Redis no longer has: read the job."
 _SLIP: Schema = {"id": _ID, "job_id": _ID, "task_id": _ID}
 
 _SECRET = f"^{SECRET_PREFIX}[A-Za-z0-9+/]+=*$"
@@ -295,11 +297,21 @@ _ANSWERS: Schema = {
         title="Why a request was refused (RFC 9457)",
         optional=("errors", "verdicts", "state", "ended_at", "deleted_at"),
     ),
-    "Accepted": _record({**_SLIP, "status": {"const": State.PENDING.value}}, title="The slip of a job that was taken"),
+    "Accepted": _record(
+        {**_SLIP, "status": {**_STATE_NOW, "description": _STATE_NOW_MEANS}}, title="The receipt of an accepted job"
+    ),
     "Verdict": {
         "title": "What became of one event of a batch",
         "oneOf": [
-            _record({**_SLIP, "status": {"enum": [200, 202]}, "location": {"type": "string"}}, title="It was taken"),
+            _record(
+                {
+                    **_SLIP,
+                    "status": {"enum": [200, 202]},
+                    "state": {**_STATE_NOW, "description": _STATE_NOW_MEANS},
+                    "location": {"type": "string"},
+                },
+                title="The event was accepted",
+            ),
             _record({"status": {"type": "integer", "minimum": 400}, "problem": _ref("Problem")}, title="It was not"),
         ],
     },
@@ -802,7 +814,11 @@ _DESCRIBED: Mapping[str, _Described] = {
             },
         },
         answers=_EVENTS_TAKEN,
-        refusals=(errors.InvalidEvent, *_REFUSED_JOB),
+        refusals=(
+            errors.InvalidEvent,
+            errors.EventReused,
+            *(kind for kind in _REFUSED_JOB if kind is not errors.KeyReused),
+        ),
     ),
     "submitJob": _Described(
         "Submit a job",

@@ -134,6 +134,7 @@ def of_event(event: Event, *, catalogue: Catalogue, allow: Allow, tenant: str, f
         idempotency_key=_hash(f"ce\n{event.source}\n{event.id}"),
         fingerprint=_fingerprint(data),
         traceparent=event.traceparent or fresh.traceparent,
+        is_event=True,
     )
 
 
@@ -273,6 +274,7 @@ def _submission(
     traceparent: str,
     max_attempts: int = MAX_ATTEMPTS,
     redrive_of: str | None = None,
+    is_event: bool = False,
 ) -> Submission:
     model, job_input = wish.model, _with_seed(wish, fresh.seed)
     time = event_time or times.iso(fresh.now_ms)
@@ -312,6 +314,7 @@ def _submission(
         accepted={"model": model.name},
         redrive_of=redrive_of,
         webhook=wish.webhook,
+        is_event=is_event,
     )
 
 

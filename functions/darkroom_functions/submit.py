@@ -34,7 +34,7 @@ from darkroom.errors import (
 )
 from darkroom.event_http import Mode, parse_http
 from darkroom.events import Event
-from darkroom.ledger import AsyncLedger, connect_async
+from darkroom.ledger import AsyncLedger, JobRecord, connect_async
 from darkroom.links import Links
 from darkroom.models import Catalogue
 from darkroom.settings import load
@@ -121,6 +121,7 @@ async def _events(request: Request, desk: Desk) -> Response:
         event_id=f"{accepted.job_id}:1",
         time_ms=accepted.created_ms,
         source=desk.settings.public_url,
+        state=accepted.state,
         traceparent=job.traceparent,
     )
     headers, content = fact.encode_binary()
@@ -167,8 +168,10 @@ def _verdict(outcome: Accepted | DarkroomError) -> dict[str, object]:
     if isinstance(outcome, DarkroomError):
         members = problem_members(outcome, of_event=True)
         return {"status": members["status"], "problem": members}
+    about = events.accepted_answer(outcome.job_id, outcome.state)
     return {
-        **events.accepted_answer(outcome.job_id),
+        **about,
+        "state": about["status"],
         "status": slip_status(outcome),
         "location": slip_headers(outcome)["Location"],
     }
@@ -194,28 +197,40 @@ async def _rest(request: Request, desk: Desk, *, model: str | None) -> Response:
     wait = desk.waiting.preferred(request)
     headers = slip_headers(accepted) | wait.headers
     if not wait.is_preferred:
-        return answer(events.accepted_answer(accepted.job_id), status=slip_status(accepted), headers=headers)
-    view = await _view_of_end(accepted.job_id, request, wait, desk)
-    if view is None:
-        return answer(events.accepted_answer(accepted.job_id), status=202, headers=headers)
-    return answer(view, headers=headers)
+        content = events.accepted_answer(accepted.job_id, accepted.state)
+        return answer(content, status=slip_status(accepted), headers=headers)
+    record = await _job_after(accepted.job_id, request, wait, desk)
+    view = await _view_of_end(record, desk)
+    if view is not None:
+        return answer(view, headers=headers)
+    state = accepted.state if record is None else record.state
+    return answer(events.accepted_answer(accepted.job_id, state), status=202, headers=headers)
 
 
-async def _view_of_end(job_id: str, request: Request, wait: Wait, desk: Desk) -> dict[str, Any] | None:
-    """The job once it has ended; None where the wait was over before, or nothing can be learnt of the job now.
+async def _job_after(job_id: str, request: Request, wait: Wait, desk: Desk) -> JobRecord | None:
+    """The job when the wait is over; None where that is not known now.
 
-    It was accepted: a refusal for want of the ledger would have it submitted again.
+    It was accepted: a refusal because the ledger is unavailable would have the caller submit it again.
     """
     tenant = tenant_of(request)
     try:
         await desk.waiting.for_end(job_id, tenant=tenant, wait=wait, request=request)
         async with patience():
-            record = await desk.ledger.job(job_id, tenant=tenant)
-            if record is None or not record.state.is_terminal:
-                return None
-            log = await desk.ledger.log(job_id)
+            return await desk.ledger.job(job_id, tenant=tenant)
     except LedgerUnavailable as error:
         _log.warning("not_waited", job=job_id, error=error.detail)
+        return None
+
+
+async def _view_of_end(record: JobRecord | None, desk: Desk) -> dict[str, Any] | None:
+    """The view of a job that has ended; None for any other, and while the ledger is unavailable."""
+    if record is None or not record.state.is_terminal:
+        return None
+    try:
+        async with patience():
+            log = await desk.ledger.log(record.id)
+    except LedgerUnavailable as error:
+        _log.warning("not_viewed", job=record.id, error=error.detail)
         return None
     links = Links.of(desk.settings)
     return views.story(record, log, catalogue=desk.catalogue, links=links, now_s=time.time())

@@ -99,7 +99,7 @@ def test_the_same_id_gets_the_first_answer_after_the_end_too(jobs: TimedJobs) ->
     job = jobs.submission()
     offer(jobs, job)
     jobs.cancel(job.job_id)
-    assert offer(jobs, job) == Accepted(job.job_id, START_MS, repeated=True)
+    assert offer(jobs, job) == Accepted(job.job_id, START_MS, repeated=True, state=State.CANCELLED)
     assert jobs.state(job.job_id) is State.CANCELLED
 
 

@@ -186,6 +186,8 @@ def test_a_redrive_that_is_repeated_answers_with_the_first_new_job(api: Api) -> 
     again = api.post(f"{LETTERS}/{letter}/redrive", json={"input": {"prompt": "another"}})
     assert (again.status_code, again.headers["darkroom-repeated"]) == (200, "true")
     assert (again.json(), again.headers["location"]) == (first.json(), first.headers["location"])
+    api.jobs.cancel(first.json()["id"])
+    assert api.post(f"{LETTERS}/{letter}/redrive").json()["status"] == "cancelled"
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,33 @@ def test_an_event_that_comes_again_with_other_data_is_refused(api: Api) -> None:
     api.post("/", headers=binary("changed"), json={"prompt": "one"})
     response = api.post("/", headers=binary("changed"), json={"prompt": "two"})
     assert response.status_code == 422
-    assert slug(response) == "idempotency-key-reused"
+    assert slug(response) == "event-id-reused"
+    (verdict,) = post_batch(api, [structured("changed", data={"prompt": "two"})]).json()["verdicts"]
+    for problem in (response.json(), verdict["problem"]):
+        assert "idempotency" not in f"{problem}".lower(), "the sender sent no such key"
+
+
+def test_a_repeated_submission_is_answered_with_the_state_of_its_job(api: Api) -> None:
+    """Over REST, as an event, in a batch and as a redrive; null where the job was deleted since."""
+    event, key = structured("repeated state", data={"prompt": "x"}), {"Idempotency-Key": "repeated state"}
+    posts: list[Callable[[], httpx.Response]] = [
+        lambda: api.post(JOBS, json={"prompt": "x"}, headers=key),
+        lambda: api.post("/", headers=binary("repeated binary"), json={"prompt": "x"}),
+        lambda: post_event(api, event),
+    ]
+    ids = [post().json()["id"] for post in posts]
+    for job_id in ids:
+        api.jobs.start(job_id)
+    assert [post().json()["status"] for post in posts] == ["running"] * 3
+    waited = api.post(JOBS, json={"prompt": "x"}, headers={**key, "Prefer": "wait=0"})
+    assert waited.json()["status"] == "running", "the wait was over before the job"
+    for job_id in ids:
+        api.jobs.complete(job_id)
+    assert [post().json()["status"] for post in posts] == ["completed"] * 3
+    (verdict,) = post_batch(api, [event]).json()["verdicts"]
+    assert (verdict["status"], verdict["state"]) == (200, "completed")
+    api.request("DELETE", JOBS + ids[0])
+    assert (posts[0]().status_code, posts[0]().json()["status"]) == (200, None)
 
 
 def test_an_idempotency_key_makes_repeats_one_job(api: Api) -> None:

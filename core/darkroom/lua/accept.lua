@@ -4,18 +4,20 @@
 -- word and what belongs to it, blanks between: one string, since submit reads thousands a second.
 local key = job_key(a.job)
 
-local first = redis.call('HMGET', key, 'tenant', 'created')
-if first[1] then
-  if first[1] ~= a.tenant then return 'conflict' end
-  return 'repeated ' .. a.job .. ' ' .. first[2]
+-- The answer for a job that was accepted before: its id, when that was, and its state, where the record is still here.
+local function repeated(id)
+  local job = redis.call('HMGET', job_key(id), 'created', 'state')
+  return 'repeated ' .. id .. ' ' .. (job[1] or now) .. (job[2] and ' ' .. job[2] or '')
 end
+
+local owner = redis.call('HGET', key, 'tenant')
+if owner and owner ~= a.tenant then return 'conflict' end
+if owner then return repeated(a.job) end
 
 if a.redrive_of then
   local letter = redis.call('HMGET', job_key(a.redrive_of), 'tenant', 'redriven_as')
   if letter[1] ~= a.tenant then return 'no_dead_letter' end
-  if letter[2] then
-    return 'repeated ' .. letter[2] .. ' ' .. (redis.call('HGET', job_key(letter[2]), 'created') or now)
-  end
+  if letter[2] then return repeated(letter[2]) end
   if not redis.call('ZSCORE', dead_key(a.tenant), a.redrive_of) then return 'no_dead_letter' end
 end
 
@@ -26,7 +28,7 @@ if a.idempotency_key then
   if earlier then
     local id, fingerprint = string.match(earlier, '^(%S+) (%S+)$')
     if fingerprint ~= a.fingerprint then return 'key_reused ' .. id end
-    return 'repeated ' .. id .. ' ' .. (redis.call('HGET', job_key(id), 'created') or now)
+    return repeated(id)
   end
 end
 
