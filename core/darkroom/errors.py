@@ -137,6 +137,18 @@ class MethodNotAllowed(PermanentError):
         self.allow = tuple(allow)
 
 
+class MisdirectedRequest(PermanentError):
+    """A request for a host that this process does not serve (RFC 9110, section 15.5.20)."""
+
+    slug, title, status = "misdirected-request", "No such host is served here", 421
+
+
+class ForeignOrigin(PermanentError):
+    """A request by a web page whose origin is not allowed."""
+
+    slug, title, status = "foreign-origin", "Pages of this origin are not allowed", 403
+
+
 class LinkRefused(PermanentError):
     """A signed link whose signature is wrong or whose time is over."""
 

@@ -78,13 +78,14 @@ def _has_good_port(parts: SplitResult) -> bool:
         return False
 
 
-def _listed(value: object) -> object:
+def listed(value: object) -> object:
+    """The parts of a text that separates them by commas."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _allowed(value: object) -> object:
-    listed = _listed(value)
-    return Allow.parse(listed) if isinstance(listed, list) else listed
+    parts = listed(value)
+    return Allow.parse(parts) if isinstance(parts, list) else parts
 
 
 def _folders(value: object) -> object:
@@ -174,7 +175,7 @@ class WebhookSettings(GuardSettings):
     webhook_keys: Annotated[
         tuple[Annotated[SecretStr, Field(min_length=32)], ...],
         NoDecode,
-        BeforeValidator(_listed),
+        BeforeValidator(listed),
         Field(min_length=1, max_length=4),
     ]
     """Secrets of at least 32 characters, separated by commas, the newest first; all of them sign, so that a new one can

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
 from darkroom.errors import SettingError
 from darkroom.models import Catalogue
 from darkroom.settings import (
@@ -15,11 +19,38 @@ from darkroom.settings import (
     SinkUrl,
     StoreSettings,
     WebhookSettings,
+    WebUrl,
+    listed,
 )
 from darkroom.transitions import BACKLOG_LIMIT
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
 
 from darkroom_functions.bodies import MAX_BODY_BYTES
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_HOST = re.compile(r"[.]?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@,\s]+")
+
+
+def _host(value: str) -> str:
+    name = value.lower().removeprefix("[").removesuffix("]").removesuffix(".")
+    if _HOST.fullmatch(name) is None:
+        raise ValueError(f"{value!r} is not a host such as images.example.org, .example.org or 192.0.2.7")
+    return name
+
+
+def _origin(value: str) -> str:
+    if _ORIGIN.fullmatch(value.lower()) is None:
+        raise ValueError(f"{value!r} is not an origin such as https://app.example.org, without a path")
+    return origin_of(value)
+
+
+def origin_of(url: str) -> str:
+    """The origin of a URL as browsers write it: in lower case, without a default port (RFC 6454, section 6.2)."""
+    parts = urlsplit(url.lower())
+    return f"{parts.scheme}://{parts.netloc.removesuffix(f':{DEFAULT_PORTS.get(parts.scheme)}')}"
 
 
 class BodySettings(Settings):
@@ -97,7 +128,21 @@ class DeadLetterSettings(LedgerSettings, BodySettings):
 
 
 class ServeSettings(Settings):
-    """Where a process listens."""
+    """Where a process listens, and for whom."""
+
+    public_url: WebUrl | None = None
+    """The address that callers use for us; links to artifacts begin with it."""
+
+    allowed_hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(listed)] = ()
+    """Hosts that requests may name beside loopback's and that of the public address, separated by commas: names, all
+    names below one (`.example.org`), addresses. A request for another host is refused (421) where the functions listen
+    on loopback, and anywhere once this is set."""
+
+    allowed_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(listed)
+    ] = ()
+    """Origins of web pages that may submit, cancel and read (CORS), separated by commas: `https://app.example.org`.
+    Pages of other origins are refused (403) where they change something or open a socket."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """The address to listen on. In a container: 0.0.0.0."""

@@ -24,7 +24,7 @@ local NOT_HANDED_ON = {
     upgrade = true, expect = true, ["content-length"] = true, ["transfer-encoding"] = true,
     prefer = true, accept = true, ["accept-encoding"] = true, range = true, ["if-range"] = true,
     ["if-match"] = true, ["if-none-match"] = true, ["if-modified-since"] = true, ["if-unmodified-since"] = true,
-    ["x-request-id"] = true, ["x-forwarded-for"] = true,
+    ["x-request-id"] = true, ["x-forwarded-for"] = true, ["x-forwarded-host"] = true,
 }
 local NOT_HANDED_BACK = {
     connection = true, ["keep-alive"] = true, ["transfer-encoding"] = true, ["content-length"] = true,
@@ -76,6 +76,7 @@ local function handed_on()
     lines[#lines + 1] = "X-Request-Id: " .. ngx.var.known_id .. "\r\n"
     local before = ngx.var.http_x_forwarded_for
     lines[#lines + 1] = "X-Forwarded-For: " .. (before and before .. ", " or "") .. ngx.var.remote_addr .. "\r\n"
+    lines[#lines + 1] = "X-Forwarded-Host: " .. (ngx.var.asked_host or "") .. "\r\n"
     return table.concat(lines)
 end
 
@@ -250,7 +251,9 @@ local function answer_with_picture(view, headers)
     headers["content-type"] = nil
     if view.state == "completed" and picture then
         for name, value in pairs(headers) do
-            ngx.header[name] = value
+            if name ~= "vary" and not name:match("^access%-control%-") then -- the picture's answer has its own
+                ngx.header[name] = value
+            end
         end
         -- The link is its own permission. Only its path is followed, and to jobs.
         ngx.var.picture = picture
@@ -327,6 +330,9 @@ function facade.prefer()
 end
 
 function facade.sync()
+    if ngx.req.get_method() == "OPTIONS" and ngx.var.http_access_control_request_method then
+        return ngx.exec("@preflight")
+    end
     if ngx.req.get_method() ~= "POST" then
         local detail = ngx.var.uri .. " does not take " .. ngx.req.get_method()
         local title = "The resource does not take this method"

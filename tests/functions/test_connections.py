@@ -71,7 +71,7 @@ def connected(port: int) -> socket.socket:
 def on_a_socket(function: Functions) -> socket.socket:
     client = connected(function.port)
     client.sendall(
-        b"GET /ws/events HTTP/1.1\r\nHost: darkroom\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"GET /ws/events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
     assert b"101" in client.recv(64)
@@ -82,7 +82,7 @@ async def test_a_connection_that_closes_is_cut_where_its_client_takes_nothing(mo
     monkeypatch.setattr(connections, "LOOK_EVERY_S", 1)
     async with served(bytes(MUCH)) as port:
         with closing(connected(port)) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: darkroom\r\n\r\n")
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             async with asyncio.timeout(DEADLINE_S):
                 while _is_alive(port, client):
                     await asyncio.sleep(0.1)
@@ -94,7 +94,7 @@ async def test_a_connection_that_closes_is_not_cut_while_its_client_takes_someth
     monkeypatch.setattr(connections, "LOOK_EVERY_S", 1)
     async with served(bytes(MUCH)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET / HTTP/1.1\r\nHost: darkroom\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         taken = 0
         while chunk := await reader.read(1024 * 1024):
             taken += len(chunk)

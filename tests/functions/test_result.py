@@ -640,7 +640,7 @@ def _stuck_client(function: Functions, job_id: str) -> socket.socket:
     stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     stuck.connect(("127.0.0.1", function.port))
     stuck.sendall(
-        f"GET /ws/jobs/{job_id} HTTP/1.1\r\nHost: darkroom\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET /ws/jobs/{job_id} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     assert b"101" in stuck.recv(64)

@@ -60,7 +60,10 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
                 "webhook_allow": NOTHING,
             },
         ),
-        (ServeSettings, {"host": "127.0.0.1", "port": 8080}),
+        (
+            ServeSettings,
+            {"host": "127.0.0.1", "port": 8080, "public_url": None, "allowed_hosts": (), "allowed_origins": ()},
+        ),
     ],
 )
 def test_the_defaults_are_these(kind: type[Settings], defaults: Mapping[str, object]) -> None:

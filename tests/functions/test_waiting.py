@@ -311,7 +311,7 @@ class TestWhoGoes:
     def test_so_is_one_who_submitted(self, api: Api) -> None:
         known = waited_for(api.functions)
         with socket.create_connection(("127.0.0.1", api.functions.port)) as connection:
-            request = f"POST /sd HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nPrefer: wait={LONG}\r\n\r\n"
+            request = f"POST /sd HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nPrefer: wait={LONG}\r\n\r\n"
             connection.sendall(request.encode())
             job_id = one_more(api.functions, known)
         is_waited_for_no_more(api, job_id)
@@ -391,7 +391,7 @@ def listeners(api: Api, job_id: str) -> int:
 def hang_up(api: Api, request_line: str, job_id: str) -> None:
     """Ask for something that waits for the job, and go; returns when that is noticed."""
     with socket.create_connection(("127.0.0.1", api.functions.port)) as connection:
-        connection.sendall(f"{request_line}\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"{request_line}\r\nHost: localhost\r\n\r\n".encode())
         is_waited_for(api.functions, job_id)
     is_waited_for_no_more(api, job_id)
 

@@ -16,6 +16,9 @@ from tests.functions.api import TIMEOUT_S, Api, serving
 from tests.gateway.running import FUNCTIONS, Gateway, StandIn, running, stand_ins
 from tests.redis_server import RedisKind
 
+ALLOWED_ORIGIN = "https://app.example"
+"""Of pages that the real functions allow."""
+
 
 @dataclass(frozen=True)
 class Staged:
@@ -55,7 +58,7 @@ def front(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory)
     """All functions behind one port, and a gateway that looks at a job every two seconds and cancels none."""
     redis_url, folder = redis_servers(RedisKind.EMBEDDED).url, tmp_path_factory.mktemp("front")
     with (
-        serving(redis_url, f"t-{secrets.token_hex(8)}", folder) as api,
+        serving(redis_url, f"t-{secrets.token_hex(8)}", folder, DARKROOM_ALLOWED_ORIGINS=ALLOWED_ORIGIN) as api,
         in_front_of(
             api,
             folder / "front",

@@ -294,7 +294,7 @@ def leave(desk: Desk, gateway: Gateway) -> str:
     """A client that submits to /sync/flux and hangs up when somebody waits. Answers its job."""
     known = desk.waited_for()
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as client:
-        client.sendall(b"POST /sync/flux HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        client.sendall(b"POST /sync/flux HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
         (job_id,) = eventually(lambda: desk.waited_for() - known, what="the submission to wait for its job")
     return job_id
 
@@ -372,7 +372,7 @@ def waits(front: Front) -> int:
 async def submitted(port: int, prompt: str) -> dict[str, Any]:
     """The job that /sync/flux answers with."""
     body = json.dumps({"prompt": prompt}).encode()
-    head = f"POST /sync/flux HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /sync/flux HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
     said = await reader.read()

@@ -17,9 +17,12 @@ import httpx
 import pytest
 from darkroom.jobs import new_job_id
 from darkroom_functions import answers, bodies, paths
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from tests.functions.api import slug
-from tests.gateway.conftest import Front, Staged
+from tests.gateway.conftest import ALLOWED_ORIGIN, Front, Staged
 from tests.gateway.running import FUNCTIONS, Gateway, StandIn, running, serving, spoken
 from tests.ports import free_port
 from tests.waiting import eventually
@@ -158,13 +161,13 @@ def test_a_body_may_be_as_large_as_the_functions_take(client: httpx.Client) -> N
 @pytest.mark.parametrize(
     ("request_text", "status", "name"),
     [
-        ("TRACE / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405, "method-not-allowed"),
-        ("GET /\x01 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed-request"),
-        ("GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400, "malformed-request"),
+        ("TRACE / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 405, "method-not-allowed"),
+        ("GET /\x01 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "malformed-request"),
+        ("GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", 400, "malformed-request"),
         ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", 400, "malformed-request"),
-        (f"GET / HTTP/1.1\r\nHost: x\r\nX: {'x' * 40_000}\r\n\r\n", 400, "malformed-request"),
-        (f"GET /{'x' * 40_000} HTTP/1.1\r\nHost: x\r\n\r\n", 414, "request-line-too-long"),
-        ("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "malformed-request"),
+        (f"GET / HTTP/1.1\r\nHost: localhost\r\nX: {'x' * 40_000}\r\n\r\n", 400, "malformed-request"),
+        (f"GET /{'x' * 40_000} HTTP/1.1\r\nHost: localhost\r\n\r\n", 414, "request-line-too-long"),
+        ("POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "malformed-request"),
     ],
     ids=["TRACE", "control character", "version", "no host", "large header", "long line", "encoding"],
 )
@@ -364,3 +367,44 @@ def test_a_socket_that_the_function_refuses_is_refused(front: Front) -> None:
     with pytest.raises(InvalidStatus) as refused:
         connect(f"{front.gateway.ws_url}/ws/nothing/{new_job_id(0)}", proxy=None)
     assert refused.value.response.status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/flux", "/sync/flux", "/api/v1/generation-jobs/"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null", "Prefer": "wait=1"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+    ids=["host", "origin", "null", "site"],
+)
+def test_a_foreign_host_and_a_foreign_page_are_refused(
+    path: str, headers: dict[str, str], status: int, front: Front
+) -> None:
+    """By the functions, which learn from the gateway what host the client asked for."""
+    assert front.client.post(path, headers=headers, json={}).status_code == status
+
+
+async def test_a_socket_of_a_foreign_page_is_refused(front: Front) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(f"{front.gateway.ws_url}/ws/events", proxy=None, origin=Origin("https://evil.example")):
+            pass
+    assert refused.value.response.status_code == 403
+    async with connect(f"{front.gateway.ws_url}/ws/events", proxy=None, origin=Origin(front.gateway.url)) as ws:
+        assert json.loads(await ws.recv())["type"] == "begin"
+
+
+@pytest.mark.parametrize("path", ["/flux", "/sync/flux", "/api/v1/generation-jobs/"])
+def test_a_page_of_an_allowed_origin_may_submit(path: str, front: Front) -> None:
+    page = {"Origin": ALLOWED_ORIGIN}
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    preflight = front.client.options(path, headers=page | asked)
+    assert preflight.status_code == 200, preflight.text
+    assert preflight.headers["access-control-allow-origin"] == ALLOWED_ORIGIN
+    answered = front.client.post(
+        path, headers=page | {"Prefer": "wait=0"}, json={"model": "flux"} if "api" in path else {}
+    )
+    assert answered.status_code == 202
+    assert answered.headers.get_list("access-control-allow-origin") == [ALLOWED_ORIGIN]

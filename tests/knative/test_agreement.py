@@ -102,6 +102,7 @@ def test_the_example_describes_each_setting_and_no_other(rendered: Rendered) -> 
 
 def test_the_example_says_the_defaults(rendered: Rendered) -> None:
     without = {"DARKROOM_PUBLIC_URL", "DARKROOM_STORE", "DARKROOM_RETENTION_DAYS", "DARKROOM_WEBHOOK_ALLOW"}
+    without |= {"DARKROOM_ALLOWED_HOSTS", "DARKROOM_ALLOWED_ORIGINS"}
     described = {name: value for name, value in example(rendered["k3d"]).items() if name not in without | OBJECT_STORE}
     assert described == {name: written(EVERY[name].default) for name in described}
 
