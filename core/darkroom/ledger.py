@@ -24,7 +24,15 @@ import redis
 import redis.asyncio
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError, NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    InvalidResponse,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -325,8 +333,10 @@ def translated() -> Iterator[None]:
             raise MemoryHigh("the queue broker's memory is used up; nothing was stored", retry_after=10) from error
         if isinstance(error, MasterDownError | ReadOnlyError) or _UNABLE.search(str(error)):
             raise LedgerUnavailable("the queue broker cannot write now", retry_after=2) from error
+        if isinstance(error, NoScriptError):  # it was loaded just now: Redis has restarted since
+            raise LedgerUnavailable("the queue broker has restarted", retry_after=1) from error
         raise
-    except (RedisConnectionError, RedisTimeoutError) as error:
+    except (RedisConnectionError, RedisTimeoutError, InvalidResponse) as error:
         raise LedgerUnavailable("the queue broker does not answer", retry_after=2) from error
 
 

@@ -87,7 +87,7 @@ class _Heedful:
         except TimeoutError:
             await self.disconnect(nowait=True)
             raise RedisTimeoutError("Timeout writing to socket") from None
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # of uvloop: "… <TCPTransport closed=True …>; the handler is closed"
             await self.disconnect(nowait=True)
             raise RedisConnectionError(f"Error while writing to socket: {error}") from error
         except BaseException:  # a command may have been sent in part
