@@ -435,7 +435,7 @@ def stale(messages: Iterable[Message], looks: Mapping[str, Look]) -> list[Stale]
             continue
         look = looks.get(job_id)
         needed = None if look is None else _needed(of_job, look)
-        found += [Stale(message, _reason(look)) for message in of_job if message is not needed]
+        found += [Stale(message, _reason(message, look)) for message in of_job if message is not needed]
     return found
 
 
@@ -449,7 +449,9 @@ def _needed(messages: Iterable[Message], look: Look) -> Message | None:
     return None
 
 
-def _reason(look: Look | None) -> str:
+def _reason(message: Message, look: Look | None) -> str:
+    if not message.job:
+        return "it is no job's message"
     if look is None or look.state is None:
         return "there is no such job"
     if look.state.is_terminal:

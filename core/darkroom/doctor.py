@@ -85,6 +85,9 @@ class Limits:
     scaling_s: float = 120
     """Jobs may wait this long for a first worker: a pod with a GPU takes its time."""
 
+    foreign_s: float = 24 * HOUR_S
+    """For so long a foreign message that was dropped is reported."""
+
     canary_s: float = 10
     """A worker that consumes answers a canary in milliseconds; one that was just disconnected needs some seconds."""
 
@@ -137,6 +140,17 @@ class Pool:
     waiting: Waiting | None
     overdue: Waiting | None
     lapsed: Waiting | None
+    foreign: Dropped
+    foreign_listed: int
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The foreign messages that a pool's workers dropped, ever; how long ago (s) and why the last of them."""
+
+    count: int
+    seconds: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -347,6 +361,26 @@ def stuck_jobs(house: House, limits: Limits) -> Iterator[Symptom]:
             )
 
 
+def foreign_messages(house: House, limits: Limits) -> Iterator[Symptom]:
+    """Messages that are no job's: those that were dropped lately, and those that still stand in a pool's list."""
+    remedy = "find what else writes to this Redis under the prefix DARKROOM_NAMESPACE, and give it another database"
+    for pool in house.pools:
+        dropped = pool.foreign
+        if dropped.count and dropped.seconds < limits.foreign_s:
+            yield Symptom(
+                Severity.WARNING,
+                f"workers of pool {pool.name} dropped {dropped.count} messages that are no job's, the last "
+                f"{_ago(dropped.seconds)} ago ({dropped.reason})",
+                remedy,
+            )
+        if pool.foreign_listed:
+            yield Symptom(
+                Severity.WARNING,
+                f"{pool.foreign_listed} messages in the list of pool {pool.name} are no job's; a worker will drop them",
+                remedy,
+            )
+
+
 def backlog(house: House, limits: Limits) -> Iterator[Symptom]:
     remedy = "add workers to the pool, or cancel what nobody waits for; DARKROOM_BACKLOG_LIMIT of submit is the limit"
     for pool in house.pools:
@@ -417,6 +451,7 @@ HOUSE_CHECKS: Mapping[str, Callable[[House, Limits], Iterator[Symptom]]] = {
     "silent-workers": silent_workers,
     "deaf-workers": deaf_workers,
     "stuck-jobs": stuck_jobs,
+    "foreign-messages": foreign_messages,
     "backlog": backlog,
     "courier": courier,
     "sink": sink,

@@ -19,8 +19,8 @@ from uuid import uuid4
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from darkroom import transitions
-from darkroom.doctor import Cost, House, Limits, Observation, Overdue, Pool, Server, Waiting, Worker
+from darkroom import queues, transitions
+from darkroom.doctor import Cost, Dropped, House, Limits, Observation, Overdue, Pool, Server, Waiting, Worker
 from darkroom.errors import DarkroomError
 from darkroom.ledger import AsyncLedger, WorkerRecord, translated
 from darkroom.queues import CANARY
@@ -38,6 +38,9 @@ TURN_S = 1.0
 POLL_S = 0.02
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
 """Between two flocks, while some worker is still waited for: others answer for it each time, so the pause doubles."""
+
+LISTED = 100
+"""Messages of a pool's list that are looked at, the next first; it is short by design."""
 
 SLICE = 100
 """Ended jobs that one round trip reads."""
@@ -188,16 +191,18 @@ class Examination:
         with translated():
             pipeline = self._redis.pipeline(transaction=True)
             pipeline.time()
-            pipeline.hmget(key("pool"), "announced", "reaped", "quiet_until")
+            pipeline.hmget(key("pool"), "announced", "reaped", "quiet_until", "foreign", "foreign_at")
+            pipeline.hget(key("pool"), "foreign_reason")
+            pipeline.lrange(f"{self._namespace}:celery:{queues.queue_name(pool)}", -LISTED, -1)
             for name in ("waiting", "dispatched", "due"):
                 pipeline.zcard(key(name))
             for name in ("waiting", "dispatched"):
                 pipeline.zrange(key(name), 0, 0)
             for name in ("due", "running"):
                 pipeline.zrange(key(name), 0, 0, withscores=True)
-            (seconds, micros), about, *rest = await pipeline.execute()
+            (seconds, micros), about, reason, listed, *rest = await pipeline.execute()
         now = seconds * 1000 + micros // 1000
-        announced, reaped, quiet_until = (int(value or 0) for value in about)
+        announced, reaped, quiet_until, dropped, dropped_at = (int(value or 0) for value in about)
         waiting, dispatched, due, first, next_taken, overdue, leased = rest
         return Pool(
             name=pool,
@@ -208,6 +213,8 @@ class Examination:
             waiting=await self._waiting(first, "created", now),
             overdue=_since(overdue, now),
             lapsed=_since(leased, now) if quiet_until <= now else None,
+            foreign=Dropped(dropped, (now - dropped_at) / 1000, (reason or b"").decode()),
+            foreign_listed=sum(queues.foreign(message) is not None for message in listed),
         )
 
     async def _waiting(self, first: Sequence[bytes], since: str, now: int) -> Waiting | None:

@@ -216,6 +216,15 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class ForeignMessages:
+    """How many messages that are no job's the workers of a pool dropped, ever; when (ms) and why the last of them."""
+
+    count: int
+    last: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Outbox:
     """How many jobs something is still to be told of, and for how long (ms) the oldest of that has waited."""
 
@@ -654,6 +663,19 @@ class AsyncLedger:
         """
         readings = await self.run_each([observe(pool, soon_ms=soon_ms) for pool in pools])
         return dict(zip(pools, readings, strict=True))
+
+    async def foreign_messages(self, pools: Sequence[str]) -> dict[str, ForeignMessages]:
+        """What was dropped in each pool."""
+        fields = ("foreign", "foreign_at", "foreign_reason")
+        replies = await self._pipeline([("HMGET", f"{self.namespace}:pool:{pool}", *fields) for pool in pools])
+        found: dict[str, ForeignMessages] = {}
+        for pool, reply in zip(pools, replies, strict=True):
+            with translated():
+                if isinstance(reply, RedisError):
+                    raise reply
+            count, last, reason = reply
+            found[pool] = ForeignMessages(int(count or 0), int(last or 0), (reason or b"").decode())
+        return found
 
     async def decisions(self, pool: str, *, limit: int | None = None) -> list[str]:
         """The pool's decision log, oldest entry first, each as `scaling.Entry.decode` takes it; the last `limit`."""

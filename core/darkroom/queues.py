@@ -8,8 +8,11 @@ them.
 from __future__ import annotations
 
 import base64
+import binascii
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from typing import Any
 
@@ -36,6 +39,18 @@ _JOB, _EVENT, _BODY, _TRACEPARENT = "darkroom-job", "darkroom-event", "darkroom-
 """Stand in a form where a message has its own. None of them is in Base64 or in a job's id."""
 
 
+class Foreign(StrEnum):
+    """Why a message is not one that `submit` writes. Workers drop such messages, and report how many they dropped."""
+
+    NOT_JSON = "not JSON"
+    NOT_A_MESSAGE = "not a Celery message"
+    OTHER_TASK = "another task"
+    OTHER_ENCODING = "another content type or encoding"
+    BODY = "a body that is not a call of the task"
+    HEADERS = "a time, an expiry or a time limit that Celery would act on"
+    REFUSED = "refused by Celery"
+
+
 @dataclass(frozen=True)
 class MessageTemplate:
     """A message cut in two around its delivery tag."""
@@ -47,6 +62,11 @@ class MessageTemplate:
 def queue_name(pool: str) -> str:
     """The Celery queue of a pool."""
     return f"pool.{pool}"
+
+
+def is_queue(name: str) -> bool:
+    """Whether that is the queue of a pool, and not one of Celery's own."""
+    return name.startswith("pool.")
 
 
 def transport_options(namespace: str, pool: str) -> dict[str, Any]:
@@ -78,6 +98,63 @@ def build_message(*, job_id: str, pool: str, event: dict[str, Any], traceparent:
     for mark, value in marks.items():
         head, tail = head.replace(mark, value), tail.replace(mark, value)
     return MessageTemplate(head, tail)
+
+
+def foreign(raw: bytes) -> Foreign | None:
+    """Why what stands in a pool's list is not a job's message, or None if it is one."""
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):
+        return Foreign.NOT_JSON
+    return foreign_message(message)
+
+
+def foreign_message(message: object) -> Foreign | None:
+    """The same of a message that was read as JSON."""
+    if not isinstance(message, Mapping):
+        return Foreign.NOT_A_MESSAGE
+    headers, properties = message.get("headers"), message.get("properties")
+    if not isinstance(headers, Mapping) or not isinstance(properties, Mapping):
+        return Foreign.NOT_A_MESSAGE
+    if not isinstance(properties.get("delivery_tag"), str) or not isinstance(properties.get("delivery_info"), Mapping):
+        return Foreign.NOT_A_MESSAGE
+    if headers.get("task") != TASK_NAME or not isinstance(headers.get("id"), str):
+        return Foreign.OTHER_TASK
+    encodings = message.get("content-type"), message.get("content-encoding"), properties.get("body_encoding")
+    if encodings != _ENCODINGS or headers.get("compression") is not None:
+        return Foreign.OTHER_ENCODING
+    if (
+        headers.get("eta") is not None
+        or headers.get("expires") is not None
+        or not _are_limits(headers.get("timelimit"))
+    ):
+        return Foreign.HEADERS
+    return None if _is_call(message.get("body")) else Foreign.BODY
+
+
+def _are_limits(given: object) -> bool:
+    """Whether that is a hard and a soft time limit, or none."""
+    match given:
+        case None | [int() | float() | None, int() | float() | None]:
+            return True
+        case _:
+            return False
+
+
+def _is_call(body: object) -> bool:
+    """Whether it is the body of a task call, in Base64: one argument, no keyword arguments, no calls that follow."""
+    try:
+        call = json.loads(base64.b64decode(body, validate=True)) if isinstance(body, str) else None
+    except (binascii.Error, ValueError, RecursionError):
+        return False
+    match call:
+        case [[_], dict(keywords), dict(following)]:
+            return not keywords and not any(following.values())
+        case _:
+            return False
+
+
+_ENCODINGS = ("application/json", "utf-8", "base64")
 
 
 @dataclass(frozen=True)

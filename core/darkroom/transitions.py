@@ -339,6 +339,17 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class DroppedMessages:
+    """Messages on a pool's list that are no job's (`queues.Foreign`) and that a worker dropped: how many since its last
+    report, and why the last of them. `op` numbers the reports of one worker; a repeated one is counted once.
+    """
+
+    op: int
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Drained:
     """A worker that is marked to take no job, and its pod."""
 
@@ -764,10 +775,11 @@ def worker(
     state: WorkerState,
     pod: str,
     models: Sequence[str],
+    dropped: DroppedMessages | None = None,
     ttl_ms: int = WORKER_TTL_MS,
     now: int | None = None,
 ) -> Call[str]:
-    """A worker's heartbeat: what it is now."""
+    """A worker's heartbeat: what it is now, and the foreign messages that it dropped since its last report of them."""
     return _call(
         "worker",
         bytes.decode,
@@ -776,6 +788,9 @@ def worker(
         state=state,
         pod=pod,
         models=",".join(models),
+        foreign=None if dropped is None else dropped.count,
+        foreign_op=None if dropped is None else dropped.op,
+        foreign_reason=None if dropped is None else dropped.reason,
         ttl_ms=ttl_ms,
         now=now,
     )

@@ -136,7 +136,7 @@ def test_the_dashboard_asks_for_what_there_is(kinds: dict[str, str]) -> None:
     assert named <= series_of(kinds)
     # And shows all that there is: but for what only alerts are made of.
     unseen = {name for name in kinds if not any(each.startswith(name) for each in named)}
-    assert unseen <= {"darkroom_pool_demand_known"}
+    assert unseen <= {"darkroom_pool_demand_known", "darkroom_pool_foreign_messages_total"}
 
 
 def test_the_alerts_ask_for_what_there_is(kinds: dict[str, str]) -> None:

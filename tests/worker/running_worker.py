@@ -106,6 +106,8 @@ class Place:
         self.models.mkdir(exist_ok=True)
         (self.models / "quick.toml").write_text(MODEL_FILE)
         self.store_folder = folder / "store"
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir(exist_ok=True)
         self._workers: list[WorkerProcess] = []
 
     def environment(self) -> dict[str, str]:
@@ -116,6 +118,7 @@ class Place:
             DARKROOM_MODELS=str(self.models),
             DARKROOM_STORE=self.store_folder.as_uri(),
             DARKROOM_POOL=POOL,
+            TMPDIR=str(self.temporary),
         )
 
     def worker(self, hold_load: Path | None = None, **settings: str) -> WorkerProcess:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import base64
+import json
+import signal
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from darkroom import queues
+from darkroom.doctor import Limits, diagnose
+from darkroom.examination import examine
 from darkroom.jobs import State
 from darkroom.ledger import AsyncLedger, connect, connect_async
 
@@ -68,6 +73,122 @@ async def test_who_asks_for_the_events_of_tasks_is_told_all_of_them_though_the_w
         await hearing
 
     assert [kind for kind, about in told if about == job_id] == ["task-received", "task-started", "task-succeeded"]
+
+
+SECRET = "a prompt that nobody else may read"
+
+JOBLESS = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
+
+
+def message(**changes: Any) -> bytes:
+    """A job's message with other values at some paths: `headers__task="other"`. A value of None removes the field."""
+    template = queues.build_message(job_id=JOBLESS, pool=POOL, event={"data": {"prompt": SECRET}}, traceparent=None)
+    whole = json.loads(f"{template.head}{JOBLESS}:1{template.tail}")
+    for path, value in changes.items():
+        *parents, name = path.split("__")
+        field = whole
+        for parent in parents:
+            field = field[parent]
+        if value is None:
+            del field[name]
+        else:
+            field[name] = value
+    return json.dumps(whole).encode()
+
+
+def body(call: object) -> str:
+    return base64.b64encode(json.dumps(call).encode()).decode()
+
+
+FOREIGN: Mapping[str, bytes] = {
+    "no text": b"\xff\xfe\x00 " + SECRET.encode(),
+    "nothing": b"",
+    "no JSON": b"{" + SECRET.encode(),
+    "a string": b'"x"',
+    "a number": b"7",
+    "null": b"null",
+    "a list": b"[]",
+    "an object": b"{}",
+    "too deep": b"[" * 100_000,
+    "a value that kombu's reader refuses": b'{"__type__": "datetime", "__value__": 5}',
+    "no properties": message(properties=None),
+    "properties that are none": message(properties="x"),
+    "no headers": message(headers=None),
+    "headers that are none": message(headers=["x"]),
+    "no delivery tag": message(properties__delivery_tag=None),
+    "a delivery tag that is none": message(properties__delivery_tag={"x": 1}),
+    "no delivery info": message(properties__delivery_info=None),
+    "another task": message(headers__task="tasks.add"),
+    "a task that is no name": message(headers__task={"x": 1}),
+    "no id": message(headers__id=None),
+    "an id that is none": message(headers__id=["x"]),
+    "another content type": message(**{"content-type": "application/x-python-serialize"}),
+    "no content type": message(**{"content-type": None}),
+    "another encoding": message(**{"content-encoding": "binary"}),
+    "another encoding of the body": message(properties__body_encoding="rot13"),
+    "a compressed body": message(headers__compression="application/x-gzip"),
+    "no body": message(body=None),
+    "a body that is no Base64": message(body="%%%"),
+    "a body that is no JSON": message(body=base64.b64encode(b"\x80junk").decode()),
+    "a body that is no call": message(body=body("x")),
+    "a body without its argument": message(body=body([[], {}, {}])),
+    "a body with keywords": message(body=body([[{}], {"x": 1}, {}])),
+    "a time limit that is none": message(headers__timelimit="x"),
+    "a time that is none": message(headers__eta="x"),
+    "an expiry that is none": message(headers__expires="x"),
+    "a time that is far": message(headers__eta="2999-01-01T00:00:00+00:00"),
+    "a call that follows": message(body=body([[{}], {}, {"callbacks": [{"task": "x"}]}])),
+    "a trace that is none": message(headers__traceparent=["x"]),
+    "stamped headers that are none": message(headers__stamped_headers=7),
+    "the first protocol": json.dumps({"task": queues.TASK_NAME, "id": JOBLESS, "args": [], "kwargs": {}}).encode(),
+    "8 MB": b'"' + b"x" * 8_000_000 + b'"',
+}
+
+
+async def test_foreign_messages_end_no_worker_and_are_dropped_counted_and_reported(house: House) -> None:
+    worker = await house.ready_worker()
+    with connect(house.redis_url) as client:
+        prefix = f"{house.namespace}:celery:"
+        for raw in FOREIGN.values():
+            client.lpush(prefix + queues.queue_name(POOL), raw)
+            client.publish(f"{prefix}/{_database(house.redis_url)}.celery.pidbox", raw.replace(SECRET.encode(), b"x"))
+        job_id = await house.submit()
+        record = await house.ended(job_id)
+
+        async def counted() -> bool | None:
+            dropped = (await house.ledger.foreign_messages([POOL]))[POOL]
+            return dropped.count >= len(FOREIGN) or None
+
+        await house.until(counted, "all of them are counted")
+        assert (record.state, record.attempt) == (State.COMPLETED, 1)
+        assert worker.is_running
+
+        async with connect_async(house.redis_url) as async_client:
+            diagnosis = diagnose(await examine(async_client, house.namespace, Limits()), Limits())
+        seen = {finding.check: finding.symptom.seen for finding in diagnosis.findings}
+        assert f"workers of pool {POOL} dropped" in seen["foreign-messages"]
+
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert client.llen(prefix + queues.queue_name(POOL)) == 0, "nothing was put back"
+    assert SECRET not in worker.log.read_text()
+    assert worker.said("foreign_messages_dropped")
+
+
+def _database(url: str) -> str:
+    return url.rsplit("/", 1)[1]
+
+
+REFUSED_LATER = {"a trace that is none", "stamped headers that are none"}
+
+
+@pytest.mark.parametrize("name", [name for name in FOREIGN if name not in REFUSED_LATER])
+def test_a_foreign_message_is_recognised(name: str) -> None:
+    assert queues.foreign(FOREIGN[name]) is not None
+
+
+def test_a_jobs_message_is_not_foreign() -> None:
+    assert queues.foreign(message()) is None
 
 
 async def _any(told: list[tuple[str, str | None]]) -> bool | None:

@@ -460,6 +460,8 @@ async def test_a_running_job_outlives_an_outage_of_redis(namespace: str, tmp_pat
             assert (record.state, record.attempt) == (State.COMPLETED, 1)
             assert worker.children() == child
             assert (await house.ended(await house.submit())).state is State.COMPLETED
+            left = [path for path in house.temporary.rglob("*") if path.is_file()]
+            assert left == [], "no message is left in a file"
     finally:
         server.stop()
 

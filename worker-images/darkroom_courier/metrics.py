@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from darkroom.errors import DarkroomError
 from darkroom.history import PastJob
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import AsyncLedger, JobRecord, Memory, Outbox
+from darkroom.ledger import AsyncLedger, ForeignMessages, JobRecord, Memory, Outbox
 from darkroom.transitions import Reading, Settled
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 READ_LIMIT_S = 3.0
@@ -47,6 +47,7 @@ class LedgerReading:
     """What the ledger had when somebody asked."""
 
     pools: dict[str, Reading]
+    foreign: dict[str, ForeignMessages]
     outbox: Outbox
     memory: Memory
 
@@ -132,11 +133,13 @@ class Metrics:
         return generate_latest(self._registry)
 
     async def _read(self) -> LedgerReading:
-        observed = await self._ledger.observe(await self._ledger.pools())
+        names = await self._ledger.pools()
+        observed = await self._ledger.observe(names)
         pools = {pool: reading for pool, reading in observed.items() if isinstance(reading, Reading)}
         for pool in pools:
             self._dead.labels(pool)  # a series that begins with 1 has not risen, by Prometheus' count
-        return LedgerReading(pools, await self._ledger.outbox(), await self._ledger.memory())
+        foreign = await self._ledger.foreign_messages(names)
+        return LedgerReading(pools, foreign, await self._ledger.outbox(), await self._ledger.memory())
 
     def _tenant(self, tenant: str) -> str:
         if tenant not in self._tenants:
@@ -190,6 +193,14 @@ class _Standing(Collector):
         for pool, found in reading.pools.items() if reading else ():
             age.add_metric([pool], (found.oldest_ms or 0) / 1000)
         yield age
+        foreign = CounterMetricFamily(
+            "darkroom_pool_foreign_messages",
+            "Messages on the pool's list that are no job's, which its workers dropped.",
+            labels=["pool"],
+        )
+        for pool, dropped in reading.foreign.items() if reading else ():
+            foreign.add_metric([pool], dropped.count)
+        yield foreign
         outbox, memory = (reading.outbox, reading.memory) if reading else (None, None)
         yield _gauge(
             "darkroom_outbox_jobs", "Jobs of which something is still to be told.", outbox.jobs if outbox else None

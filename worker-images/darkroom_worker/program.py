@@ -18,6 +18,7 @@ from darkroom import queues
 from darkroom.models import Model
 
 from darkroom_worker.celery_app import WorkerApp, make_app
+from darkroom_worker.consumer import message_dropped
 from darkroom_worker.readiness import Gate
 from darkroom_worker.registration import WATCH_PATIENCE, Identity, Watch
 from darkroom_worker.remote_control import replace_commands
@@ -56,6 +57,9 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
         app.gate,
         drain_grace_s=settings.drain_grace_s,
         interrupt_grace_s=settings.interrupt_grace_s,
+    )
+    message_dropped.connect(
+        lambda reason, **_: app.watch.message_dropped(reason), weak=False, dispatch_uid="darkroom-dropped"
     )
     replace_commands(app.ledger(), app.watch.drain)
     program = Program(

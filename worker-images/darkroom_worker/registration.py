@@ -10,6 +10,7 @@ loop hands over, as mail, what may block.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ from celery.worker import state as celery_state
 from darkroom import logs, transitions
 from darkroom.errors import TemporaryError
 from darkroom.ledger import Ledger, Patience
-from darkroom.transitions import Call, Ended, Standing, WorkerState
+from darkroom.queues import Foreign
+from darkroom.transitions import Call, DroppedMessages, Ended, Standing, WorkerState
 
 from darkroom_worker.attempt import Attempt, Sentence
 from darkroom_worker.readiness import Gate, kill_child
@@ -99,6 +101,11 @@ class Watch(threading.Thread):
         self._bookings: list[Booking] = []
         self._current: _Run | None = None
         self._changing = threading.Lock()
+        self._dropped = 0
+        self._dropped_reason = Foreign.NOT_A_MESSAGE
+        self._dropped_op = 0
+        self._report_at = 0.0
+        self._report: DroppedMessages | None = None
         self._told: WorkerState | None = None
         self._tell_at = 0.0
         self._away_since: float | None = None
@@ -127,6 +134,12 @@ class Watch(threading.Thread):
     def book(self, attempt: Attempt, ending: Call[Ended]) -> None:
         """End an attempt in place of the child that cannot: now, or when Redis is back."""
         self._mail.put((attempt.about, ending))
+
+    def message_dropped(self, reason: Foreign) -> None:
+        """A message on the pool's list was no job's: that is reported with the next heartbeat."""
+        with self._changing:
+            self._dropped += 1
+            self._dropped_reason = reason
 
     def drain(self) -> None:
         """Stop taking jobs, let the running one go on for the grace, then stop. Asked again, the grace is over.
@@ -218,16 +231,29 @@ class Watch(threading.Thread):
         state = self._gate.state
         if state is WorkerState.READY and self._current is not None:
             state = WorkerState.BUSY
-        if state is self._told and now < self._tell_at:
+        self._report_dropped(now)
+        if state is self._told and now < self._tell_at and self._report is None:
             return
-        self._ledger.run(self._registration(state))
+        self._ledger.run(self._registration(state, self._report))
+        self._report = None
         if state is not self._told:
             self._log.info("state", worker=self._identity.name, state=state)
         self._told, self._tell_at = state, now + TELL_EVERY_S
 
-    def _registration(self, state: WorkerState) -> Call[str]:
+    def _report_dropped(self, now: float) -> None:
+        """Make a report of dropped messages, if one is due. One that the ledger did not confirm is repeated."""
+        if self._report is not None or not self._dropped or now < self._report_at:
+            return
+        with self._changing:
+            count, reason, self._dropped = self._dropped, self._dropped_reason, 0
+        self._dropped_op += 1
+        self._report_at = now + TELL_EVERY_S
+        self._report = DroppedMessages(self._dropped_op, count, reason)
+        self._log.warning("foreign_messages_dropped", count=count, reason=reason)
+
+    def _registration(self, state: WorkerState, dropped: DroppedMessages | None = None) -> Call[str]:
         who = self._identity
-        return transitions.worker(who.name, pool=who.pool, state=state, pod=who.pod, models=who.models)
+        return transitions.worker(who.name, pool=who.pool, state=state, pod=who.pod, models=who.models, dropped=dropped)
 
     def _judge(self, now: float) -> None:
         """End the child where the job may not go on and the engine did not stop by itself."""
@@ -285,8 +311,9 @@ class Watch(threading.Thread):
                 self._wait(0)
             try:
                 self._book()
+                self._report_dropped(math.inf)
                 if self._told is not None:
-                    self._ledger.run(self._registration(WorkerState.GONE))
+                    self._ledger.run(self._registration(WorkerState.GONE, self._report))
             except TemporaryError as error:
                 if time.monotonic() > until:
                     self._log.warning("left_unsaid", bookings=len(self._bookings), detail=error.detail)

@@ -1,8 +1,13 @@
 -- worker: a worker says what it is: starting, ready, busy, draining, faulty or gone. Ready and busy ones are the pool's
 -- slots while their heartbeat lasts (`ttl_ms`), but for those that `drain` marked; how many there are bounds the Celery
--- list.
+-- list. `foreign`: so many messages that are no job's it dropped since its last report, which `foreign_op` numbers.
 may_always_run()
 local key = worker_key(a.worker)
+if a.foreign and redis.call('HGET', key, 'foreign_op') ~= a.foreign_op then
+  redis.call('HSET', key, 'foreign_op', a.foreign_op)
+  redis.call('HINCRBY', pool_key(a.pool), 'foreign', a.foreign)
+  redis.call('HSET', pool_key(a.pool), 'foreign_at', now, 'foreign_reason', a.foreign_reason)
+end
 if a.state == 'gone' then
   redis.call('DEL', key)
   redis.call('ZREM', slots_key(a.pool), a.worker)
