@@ -13,9 +13,9 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from tests.operator.cel_rules import CEL
 from tests.ports import free_port
 
-CEL = "x-kubernetes-validations"
 NEW, OLD = "policy/v1", "policy/v1beta1"
 NEW_PATH, OLD_PATH = b"/apis/policy/v1/", b"/apis/policy/v1beta1/"
 

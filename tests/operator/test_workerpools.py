@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
-import celpy
 import pytest
-from celpy.adapter import json_to_cel
 
+from tests.knative.rendering import SAMPLES, of_kind, sample
+from tests.operator import cel_rules
+from tests.operator.cel_rules import CEL
 from tests.operator.conftest import Stage, pool_manifest
 from tests.operator.control_plane import ControlPlane
-from tests.operator.down_conversion import CEL, older
+from tests.operator.down_conversion import older
 
 SIZE_LIMIT = 200_000
 """Bytes; beyond 256 KiB a client-side apply would fail."""
@@ -113,29 +115,50 @@ def test_a_bad_field_is_refused_by_its_name(stage: Stage, change: Object, named:
     assert named in stage.control_plane.kubectl(*arguments, given=body, fails=True)
 
 
-def _filled(schema: Object, value: Any) -> Any:
-    """The value as the API server has it when it asks the rules: with every default."""
-    if isinstance(value, list):
-        return [_filled(schema.get("items", {}), item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    fields = schema.get("properties", {})
-    defaults = {name: member["default"] for name, member in fields.items() if "default" in member}
-    return {name: _filled(fields.get(name, {}), member) for name, member in {**defaults, **value}.items()}
+def test_a_missing_key_breaks_a_rule(manifests: dict[str, list[Object]]) -> None:
+    """The test of the tests below: a rule without `has()` is found on the default that lacks its key."""
+    schema = deepcopy(_schema(manifests))
+    rollout = schema["properties"]["spec"]["properties"]["rollout"]
+    rollout[CEL] = [{"rule": "self.maxSurge > 0 || self.maxUnavailable > 0", "message": "not both 0"}]
+    assert any("self.spec.rollout" in each for each in cel_rules.broken_by_defaults(schema, "self"))
+    rollout[CEL] = [{"rule": "self.maxSurge >= oldSelf.maxSurge", "message": "maxSurge must not fall"}]
+    pool = cel_rules.with_defaults(schema, pool_manifest("flux"))
+    assert cel_rules.broken(schema, pool) == []
+    fallen = cel_rules.with_defaults(schema, pool_manifest("flux", rollout={"maxSurge": 1}))
+    assert cel_rules.broken(schema, pool, before=fallen) == ["self.spec.rollout: maxSurge must not fall"]
 
 
-def _broken_rules(schema: Object, value: Any) -> list[str]:
-    """The messages of the rules that the value breaks, evaluated by an implementation of CEL."""
-    language = celpy.Environment()
-    broken = [
-        rule["message"]
-        for rule in schema.get(CEL, [])
-        if not language.program(language.compile(rule["rule"])).evaluate({"self": json_to_cel(value)})
-    ]
-    for name, member in schema.get("properties", {}).items():
-        if isinstance(value, dict) and name in value:
-            broken += _broken_rules(member, value[name])
-    return broken
+def test_the_defaults_of_the_schema_break_none_of_its_rules(manifests: dict[str, list[Object]]) -> None:
+    """The API server evaluates the rules on each default as it is written, and refuses the CRD where one fails."""
+    assert cel_rules.broken_by_defaults(_schema(manifests)) == []
+
+
+def _partial(schema: Object) -> Iterator[Object]:
+    """Specifications with one field, and with all but one."""
+    fields = schema["properties"]["spec"]["properties"]
+    whole = cel_rules.with_defaults(schema, pool_manifest("flux"))["spec"]
+    for name in fields:
+        if name in whole:
+            yield {name: whole[name]}
+            yield {other: member for other, member in whole.items() if other != name}
+
+
+def test_no_rule_asks_for_a_key_that_may_be_missing(manifests: dict[str, list[Object]]) -> None:
+    """With defaults and without them, however little a specification has."""
+    schema = _schema(manifests)
+    for spec in ({}, {"schedule": [{}]}, *_partial(schema)):
+        pool = {**pool_manifest("flux"), "spec": spec}
+        assert cel_rules.broken(schema, pool) == []
+        assert cel_rules.broken(schema, cel_rules.with_defaults(schema, pool)) == []
+
+
+def test_the_samples_break_no_rule(manifests: dict[str, list[Object]]) -> None:
+    schema = _schema(manifests)
+    pools = [each for name in SAMPLES for each in of_kind(sample(name), "WorkerPool")]
+    assert pools
+    for pool in pools:
+        whole = cel_rules.with_defaults(schema, pool)
+        assert (cel_rules.broken(schema, whole), cel_rules.broken(schema, whole, before=whole)) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -165,16 +188,17 @@ def _broken_rules(schema: Object, value: Any) -> list[str]:
 def test_the_rules_between_fields_refuse_what_they_say(
     manifests: dict[str, list[Object]], change: Object, broken: list[str]
 ) -> None:
-    """The API server of 1.20 knows no CEL; what the operator says where a rule is broken, `test_operator.py` shows."""
+    """The API server of 1.20 knows no CEL; `test_operator.py` has what the operator reports where a rule is broken."""
     schema = _schema(manifests)
-    assert _broken_rules(schema, _filled(schema, pool_manifest("flux", **change))) == broken
+    found = cel_rules.broken(schema, cel_rules.with_defaults(schema, pool_manifest("flux", **change)))
+    assert [message.partition(": ")[2] for message in found] == broken
 
 
 @pytest.mark.parametrize("name", ["1flux", "a" * 42, "flux.one"])
 def test_a_pool_that_no_queue_can_be_named_after_breaks_a_rule(manifests: dict[str, list[Object]], name: str) -> None:
     schema = _schema(manifests)
-    (message,) = _broken_rules(schema, _filled(schema, pool_manifest(name)))
-    assert message.startswith("a pool's name")
+    (message,) = cel_rules.broken(schema, cel_rules.with_defaults(schema, pool_manifest(name)))
+    assert message.startswith("self: a pool's name")
 
 
 def test_kubectl_shows_the_columns(stage: Stage) -> None:
