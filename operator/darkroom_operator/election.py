@@ -28,7 +28,7 @@ class Leadership:
 
     def __init__(self, cluster: Cluster, *, identity: str, lease_s: float) -> None:
         self._cluster = cluster
-        self._identity = identity
+        self.identity = identity
         self._lease_s = lease_s
         self._held_until = 0.0
         self._seen: tuple[Any, float] | None = None  # the Lease as another holds it, and since when it is so
@@ -56,7 +56,7 @@ class Leadership:
         self._held_until = 0.0
         try:
             lease = await self._cluster.get(LEASE, LEASE_NAME)
-            if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+            if lease is not None and lease["spec"].get("holderIdentity") == self.identity:
                 await self._cluster.replace(self._body(lease, holder=""))
         except DarkroomError as error:
             _log.warning("lease_not_released", error=error.detail)
@@ -66,22 +66,22 @@ class Leadership:
         lease = await self._cluster.get(LEASE, LEASE_NAME)
         try:
             if lease is None:
-                await self._cluster.create(self._body(None, holder=self._identity))
+                await self._cluster.create(self._body(None, holder=self.identity))
             elif self._may_take(lease, asked):
-                await self._cluster.replace(self._body(lease, holder=self._identity))
+                await self._cluster.replace(self._body(lease, holder=self.identity))
             else:
                 return
         except Conflict:  # somebody was faster: look again
             return
         self._held_until = asked + self._lease_s
         if not self.acquired.is_set():
-            _log.info("lease_acquired", identity=self._identity)
+            _log.info("lease_acquired", identity=self.identity)
             self.acquired.set()
 
     def _may_take(self, lease: Object, now: float) -> bool:
         spec = lease.get("spec") or {}
         holder = spec.get("holderIdentity")
-        if holder in {self._identity, "", None}:
+        if holder in {self.identity, "", None}:
             return True
         if self.acquired.is_set():
             _log.error("lease_lost", to=holder)

@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Coroutine, Iterable
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import kopf
@@ -122,6 +122,8 @@ class Program:
             kopf.operator(
                 registry=handlers.registry(),
                 settings=kopf_settings(),
+                # Without one kopf asks for the name of the process' user, and a numeric user in a container has none.
+                identity=cast("Any", leadership.identity),  # kopf does not export the type, a `NewType` of `str`
                 standalone=True,
                 namespaces=[self._settings.watch_namespace],
                 ready_flag=kopf_is_up,

@@ -22,7 +22,6 @@ from tests.images.containers import NAMESPACE, Pod, Podman
 from tests.knative import manifest_redis
 from tests.knative.rendering import KNATIVE, OVERLAYS, Object, find, kubectl, of_kind, render
 from tests.operator.control_plane import ControlPlane, needed_assets
-from tests.operator.down_conversion import older
 from tests.postgres_server import PostgresServer, programs
 from tests.redis_server import RedisKind, binary_of
 
@@ -134,7 +133,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, objects: list[Object]) -> 
     try:
         plane.start()
         for kind in ("Namespace", "CustomResourceDefinition", "ServiceAccount", "Role", "RoleBinding"):
-            given = {"apiVersion": "v1", "kind": "List", "items": [older(each) for each in of_kind(objects, kind)]}
+            given = {"apiVersion": "v1", "kind": "List", "items": plane.fitted(of_kind(objects, kind))}
             plane.kubectl("apply", "--server-side", "-f", "-", given=json.dumps(given))
         plane.kubectl("wait", "--for=condition=Established", "crd/workerpools.darkroom.dev", "--timeout=60s")
         yield plane

@@ -33,6 +33,12 @@ SERVICES = ("redis", "postgresql", *(f"{name}.{NAMESPACE}.svc.cluster.local" for
 
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
+NAMELESS = ("env", "--unset=HOME", "--unset=LOGNAME", "--unset=USER")
+"""Before each command: podman sets HOME by itself, and containerd sets nothing that a program could rely on."""
+
+PASSWD = "root:x:0:0:root:/root:/bin/bash\n"
+"""The container's users: podman adds the one of `--user` to a file that is not mounted, and containerd does not."""
+
 Secrets = Mapping[str, Mapping[str, str]]
 
 
@@ -99,8 +105,9 @@ class Pod:
             arguments += ["--volume", f"{self._volumes[mount['name']]}:{mount['mountPath']}:{mode}"]
         if (self._folder / "account").is_dir():
             arguments += ["--volume", f"{self._folder / 'account'}:{ACCOUNT}:ro"]
-        if "command" in container:
-            arguments += ["--entrypoint", json.dumps(container["command"])]
+        (self._folder / "passwd").write_text(PASSWD)
+        arguments += ["--volume", f"{self._folder / 'passwd'}:/etc/passwd:ro"]
+        arguments += ["--entrypoint", json.dumps([*NAMELESS, *self._command_of(container, tag)])]
         context = {**self.spec.get("securityContext", {}), **container["securityContext"]}
         assert context["runAsNonRoot"]
         assert context["readOnlyRootFilesystem"]
@@ -109,8 +116,15 @@ class Pod:
         user = ":".join(str(context[name]) for name in ("runAsUser", "runAsGroup") if name in context)
         arguments += ["--user", user, "--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL"]
         arguments += ["--security-opt=no-new-privileges", "--network=none", "--hostname", self._name]
-        image = f"{container['image'].rpartition(':')[0]}:{tag}"
-        self._podman("create", "--name", self._name, *arguments, image, *container.get("args", []), more=environment)
+        self._podman(
+            "create",
+            "--name",
+            self._name,
+            *arguments,
+            _image(container, tag),
+            *container.get("args", []),
+            more=environment,
+        )
         self._podman("init", self._name)  # its network is there, and nothing runs in it yet
         self._pid = int(self._podman("inspect", "--format", "{{.State.Pid}}", self._name))
         give_address(self._pid)
@@ -140,7 +154,7 @@ class Pod:
 
     def _is_content(self, probe: Object) -> bool:
         if "exec" in probe:
-            return self._podman.tried("exec", self._name, *probe["exec"]["command"]).returncode == 0
+            return self._podman.tried("exec", self._name, *NAMELESS, *probe["exec"]["command"]).returncode == 0
         asked = probe["httpGet"]
         (port,) = self._container["ports"]
         assert asked.get("port", port.get("name")) == port.get("name")
@@ -148,8 +162,18 @@ class Pod:
             with inside(self._pid):
                 url = f"http://127.0.0.1:{port['containerPort']}{asked['path']}"
                 return httpx.get(url, trust_env=False, timeout=10).is_success
-        except httpx.TransportError:
+        except (httpx.TransportError, FileNotFoundError):  # a container that has ended has no network
             return False
+
+    def _command_of(self, container: Object, tag: str) -> list[str]:
+        """The manifest's command, or else that of the image, as Kubernetes composes the two."""
+        if "command" in container:
+            command: list[str] = container["command"]
+            return command
+        shown = self._podman("image", "inspect", "--format", "{{json .Config}}", _image(container, tag))
+        config = json.loads(shown)
+        default = [] if "args" in container else config.get("Cmd") or []
+        return [*(config.get("Entrypoint") or []), *default]
 
     def folder_of(self, volume: str) -> Path:
         """What is in one of its volumes."""
@@ -174,6 +198,10 @@ class Pod:
             assert volume["emptyDir"] == {}
             place.chmod(0o777)
         return place
+
+
+def _image(container: Object, tag: str) -> str:
+    return f"{container['image'].rpartition(':')[0]}:{tag}"
 
 
 def _without_fields(container: Object) -> Object:
