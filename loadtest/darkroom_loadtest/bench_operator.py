@@ -29,7 +29,7 @@ from darkroom_cli.processes import Process
 from darkroom_loadtest.figures import Figure, Goal, percentile, report
 from darkroom_loadtest.rig import NAMESPACE, REPOSITORY, ROOTS, BenchmarkFailed, Rig, processor_s, run_benchmark
 from tests.operator.control_plane import ControlPlane, assets
-from tests.operator.down_conversion import Conversion, older
+from tests.operator.down_conversion import Conversion
 from tests.operator.kubelet import Kubelet
 from tests.operator.worker_standins import StandIns
 from tests.ports import free_port
@@ -168,7 +168,7 @@ def _teach(plane: ControlPlane) -> None:
     """The control plane learns of worker pools, and of the operator's rights."""
     shipped = REPOSITORY / "knative" / "base" / "operator"
     for body in yaml.safe_load_all((shipped / "workerpools.yaml").read_text()):
-        plane.kubectl("apply", "--server-side", "-f", "-", given=json.dumps(older(body)))
+        plane.kubectl("apply", "--server-side", "-f", "-", given=json.dumps(plane.fitted(body)))
     plane.kubectl("wait", "--for=condition=Established", "crd/workerpools.darkroom.dev", "--timeout=60s")
     plane.kubectl("create", "namespace", WORKED_FOR)
     plane.kubectl("-n", WORKED_FOR, "apply", "-f", str(shipped / "rbac.yaml"))

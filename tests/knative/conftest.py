@@ -17,7 +17,6 @@ import yaml
 from tests.knative import bootstrap_program
 from tests.knative.rendering import KNATIVE, OVERLAYS, Object, kubectl, render
 from tests.operator.control_plane import ControlPlane, assets
-from tests.operator.down_conversion import older
 from tests.waiting import eventually
 
 
@@ -66,7 +65,7 @@ def cluster(
     crds = [*knative_crds, own_crd]
     try:
         plane.start()
-        kinds = {"apiVersion": "v1", "kind": "List", "items": [older(crd) for crd in crds]}
+        kinds = {"apiVersion": "v1", "kind": "List", "items": plane.fitted(crds)}
         plane.kubectl("apply", "--server-side", "-f", "-", given=json.dumps(kinds))
         names = [f"crd/{crd['metadata']['name']}" for crd in crds]
         plane.kubectl("wait", "--for=condition=Established", *names, "--timeout=60s")

@@ -22,14 +22,13 @@ from tests.knative.rendering import (
     sample,
 )
 from tests.operator.control_plane import ControlPlane
-from tests.operator.down_conversion import older
 
 OFF_IN_1_20 = frozenset({"ttlSecondsAfterFinished"})
 """Behind a feature gate that is off in 1.20: it takes them, and does not keep them."""
 
 
 def apply(cluster: ControlPlane, objects: Sequence[Object], *options: str, fails: bool = False) -> str:
-    given = json.dumps({"apiVersion": "v1", "kind": "List", "items": [older(each) for each in objects]})
+    given = json.dumps({"apiVersion": "v1", "kind": "List", "items": cluster.fitted(objects)})
     return cluster.kubectl("apply", "--server-side", "-f", "-", "--output=json", *options, given=given, fails=fails)
 
 
@@ -44,7 +43,7 @@ def accept(cluster: ControlPlane, objects: Sequence[Object]) -> list[str]:
     for each in objects:
         name = (each["kind"], each["metadata"]["name"])
         if each["kind"] != "CustomResourceDefinition":
-            dropped += [f"{name}{path}" for path in lost(older(each), kept[name])]
+            dropped += [f"{name}{path}" for path in lost(cluster.fitted(each), kept[name])]
     return dropped
 
 

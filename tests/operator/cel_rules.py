@@ -16,6 +16,7 @@ from typing import Any
 
 import celpy
 from celpy.adapter import json_to_cel
+from celpy.evaluation import CELEvalError
 
 Object = dict[str, Any]
 
@@ -74,7 +75,7 @@ def _broken(schema: Object, value: Any, before: Any, path: str) -> Iterator[tupl
         language = celpy.Environment()
         try:
             holds = language.program(language.compile(rule["rule"])).evaluate(context)
-        except celpy.CELEvalError as error:
+        except CELEvalError as error:
             yield path, f"{error} evaluating rule: {rule['message']}"
         else:
             if not holds:

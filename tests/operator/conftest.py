@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.operator.control_plane import ControlPlane, needed_assets
-from tests.operator.down_conversion import Conversion, older
+from tests.operator.down_conversion import Conversion
 from tests.operator.kubelet import Kubelet
 from tests.operator.running_operator import RunningOperator, operator_config
 from tests.waiting import eventually
@@ -38,8 +38,7 @@ def control_plane(
     plane = ControlPlane(needed_assets(), tmp_path_factory.mktemp("control-plane"))
     try:
         plane.start()
-        crd = manifests["workerpools"][0]
-        given = json.dumps(older(crd) if plane.is_old else crd)
+        given = json.dumps(plane.fitted(manifests["workerpools"][0]))
         plane.kubectl("apply", "--server-side", "-f", "-", given=given)
         plane.kubectl("wait", "--for=condition=Established", "crd/workerpools.darkroom.dev", "--timeout=60s")
         eventually(lambda: plane.explains("workerpools"), what="kubectl explain knows of worker pools")

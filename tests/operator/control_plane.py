@@ -24,6 +24,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from tests.operator.down_conversion import older
 from tests.ports import free_port
 from tests.waiting import eventually
 
@@ -128,6 +129,10 @@ class ControlPlane:
     def is_old(self) -> bool:
         """Whether it lacks policy/v1, and with it rules in CEL: then what is shipped must be converted for it."""
         return self.find("/apis/policy/v1") is None
+
+    def fitted(self, manifest: Any) -> Any:
+        """The manifest as this server takes it: as it is shipped, unless the server is an old one."""
+        return older(manifest) if self.is_old else manifest
 
     def start_api_server(self) -> None:
         """Start the API server, also again after `stop_api_server`."""
