@@ -87,7 +87,7 @@ redis-flush-dev redis-flush-demo redis-flush-test: redis-flush-%: $(READY) ## De
 
 ##@ A cluster on this machine, with k3d: knative/README.md
 
-CLUSTER_STEPS := setup-cluster deploy-services deploy-app deploy-balancer start-workshop api-ui flower-ui show-ui clean-all
+CLUSTER_STEPS := setup-cluster deploy-services deploy-app deploy-balancer start-workshop api-ui flower-ui show-ui remove-app clean-all
 .PHONY: $(CLUSTER_STEPS)
 
 setup-cluster: ## Make the cluster, with Knative Serving, Eventing and Kourier
@@ -112,6 +112,9 @@ flower-ui: ## Make Flower answer at http://localhost:5555, until Ctrl-C
 	@sh knative/cluster.sh $@
 
 show-ui: ## Say where everything answers
+	@sh knative/cluster.sh $@
+
+remove-app: ## Delete darkroom and its data from the cluster; the cluster stays
 	@sh knative/cluster.sh $@
 
 clean-all: ## Delete the cluster with all that is in it

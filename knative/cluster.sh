@@ -2,7 +2,7 @@
 # darkroom on a laptop's Kubernetes (k3d), step by step; `make setup-cluster` and its like run it. Each step can be
 # repeated, and looks at no cluster but its own. With DRY_RUN=1 it says what it would do, and does nothing.
 #
-#   cluster.sh setup-cluster|deploy-services|deploy-app|deploy-balancer|start-workshop|api-ui|flower-ui|show-ui|clean-all
+#   cluster.sh setup-cluster|deploy-services|deploy-app|deploy-balancer|start-workshop|api-ui|flower-ui|show-ui|remove-app|clean-all
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -167,6 +167,16 @@ worker pools          kubectl --context $CONTEXT -n $NAMESPACE get wp
 END
 }
 
+remove_app() {
+  needs_cluster
+  if [ -n "$DRY_RUN" ] || kubectl --context "$CONTEXT" get crd workerpools.darkroom.dev >/dev/null 2>&1; then
+    say 'Deleting the pools; busy workers finish their job, for as long as drainSeconds allows'
+    kube --namespace "$NAMESPACE" delete workerpools --all --cascade=foreground --timeout="$PATIENCE"
+  fi
+  say 'Deleting darkroom with all its data; the cluster and Knative stay'
+  kube delete --kustomize "$OVERLAY" --ignore-not-found
+}
+
 clean_all() {
   needs docker k3d
   say "Deleting the cluster $CLUSTER with all that is in it"
@@ -188,6 +198,7 @@ case ${1:-} in
   api-ui) api_ui ;;
   flower-ui) flower_ui ;;
   show-ui) show_ui ;;
+  remove-app) remove_app ;;
   clean-all) clean_all ;;
   *)
     sed -n '2,5p' "$0" >&2

@@ -656,6 +656,18 @@ class AsyncLedger:
         with translated():
             return sorted(name.decode() for name in await self._redis.smembers(f"{self.namespace}:pools"))
 
+    async def pools_of(self, owner: str) -> list[str]:
+        """The pools that this owner announced and that accept jobs, in name order."""
+        names = await self.pools()
+        replies = await self._pipeline(
+            [("HMGET", f"{self.namespace}:pool:{name}", "owner", "models") for name in names]
+        )
+        return [
+            name
+            for name, (found, models) in zip(names, _sound(replies), strict=True)
+            if found is not None and found.decode() == owner and models
+        ]
+
     async def observe(self, pools: Sequence[str], *, soon_ms: int = DUE_SOON_MS) -> dict[str, Reading | DarkroomError]:
         """What there is to do in each pool and who is there to do it, in one round trip.
 

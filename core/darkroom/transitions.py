@@ -763,9 +763,9 @@ def noticed(subscription_id: str, *, changed: int, now: int | None = None) -> Ca
     return _call("noticed", bool, subscription=subscription_id, changed=changed, now=now)
 
 
-def announce(pool: str, *, models: Sequence[str], now: int | None = None) -> Call[str]:
-    """The pool exists and serves `models`; none, where it is no more."""
-    return _call("announce", bytes.decode, pool=pool, models=",".join(models), now=now)
+def announce(pool: str, *, models: Sequence[str], owner: str | None = None, now: int | None = None) -> Call[str]:
+    """The pool exists and serves `models`; none, where it is no more. `owner`: the operator that withdraws it again."""
+    return _call("announce", bytes.decode, pool=pool, models=",".join(models), owner=owner, now=now)
 
 
 def worker(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ from darkroom.transitions import Call, Reading, WorkerState
 
 from darkroom_operator.cluster import Cluster, Conflict
 from darkroom_operator.election import Leadership
-from darkroom_operator.pools import DEFAULT_DRAIN_S, Pool
+from darkroom_operator.pools import Pool
 from darkroom_operator.reconciliation import InvalidTemplate, Reconciliation
 from darkroom_operator.report import NORMAL, WARNING, Report
 from darkroom_operator.scale_in import SEEN_S, ScaleIn
@@ -34,6 +34,9 @@ ROUND_LIMIT_S = 20.0
 
 POOLS_AT_ONCE = 16
 """Pools that are acted on at one time."""
+
+RETRY_S = 2.0
+"""Pause before a specification that could not be put in force is tried again."""
 
 MOST_UNSAID = 10_000
 """Entries of decision logs that wait for Redis; beyond it the oldest are dropped."""
@@ -57,14 +60,18 @@ class Control:
         self._report = Report(cluster)
         self._woken: set[str] = set()
         self._to_do = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._owner = f"operator of {cluster.namespace}"
         self._unsaid: list[Call[Any]] = []
         self._gate = asyncio.Semaphore(POOLS_AT_ONCE)
+        self._reconciling = asyncio.Semaphore(POOLS_AT_ONCE)
         self.went_round = time.monotonic()
 
     def wake(self, pool: str) -> None:
         """Look at this pool at once."""
         self._woken.add(pool)
         self._to_do.set()
+        self._changed.set()
 
     async def run(self) -> None:
         """Look, until cancelled. No failure ends it."""
@@ -77,6 +84,7 @@ class Control:
             self._to_do.clear()
             if is_full:
                 full_at = now + self._tick_s
+                self._world.prune()
             try:
                 async with asyncio.timeout(ROUND_LIMIT_S):
                     await self.look(names, reap=is_full)
@@ -91,10 +99,33 @@ class Control:
                 async with asyncio.timeout(max(full_at - time.monotonic(), 0)):
                     await self._to_do.wait()
 
+    async def keep_in_force(self) -> None:
+        """Put the newest specification of each pool in force, until cancelled. No failure ends it."""
+        while True:
+            self._changed.clear()
+            if self._leadership.held:
+                await asyncio.gather(*(self._try(each) for each in self._world.standings.values() if _is_new(each)))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_S):
+                    await self._changed.wait()
+
+    async def _try(self, standing: Standing) -> None:
+        if time.monotonic() < standing.try_again_at:
+            return
+        try:
+            async with self._reconciling:
+                await self.reconcile(standing)
+        except DarkroomError as error:
+            standing.try_again_at = time.monotonic() + RETRY_S
+            _log.warning("not_reconciled", pool=standing.name, error=error.detail)
+        except Exception:  # one pool must not stop the others
+            standing.try_again_at = time.monotonic() + RETRY_S
+            _log.exception("not_reconciled", pool=standing.name)
+
     async def look(self, names: Iterable[str], *, reap: bool) -> None:
         """One look at these pools."""
         standings = [standing for name in names if (standing := self._world.standings.get(name)) is not None]
-        if not standings or not self._leadership.held:
+        if not self._leadership.held or not (standings or self._unsaid):
             return
         await self._observe(standings, reap=reap)
         now_ms = round(time.time() * 1000)
@@ -113,29 +144,46 @@ class Control:
             async with standing.changing:
                 deployment = await self._reconciliation.apply(pool)
         except InvalidTemplate as error:
+            standing.tried = pool.generation
             await self._find_fault(standing, INVALID_TEMPLATE, error.detail)
             return
-        standing.in_force = pool.generation
+        standing.in_force = standing.tried = pool.generation
         if standing.generation == pool.generation:
             standing.fault = None
         if deployment is not None:
             standing.applied = essence(deployment)
             if self._world.is_news(DEPLOYMENTS, deployment):
                 self._world.take_deployment(deployment)
-        await self._ledger.run(transitions.announce(pool.name, models=pool.models))
+        if self._world.standings.get(pool.name) is standing and not standing.ending:
+            self.announce(pool)
         self.wake(standing.name)
 
     def announce(self, pool: Pool) -> None:
-        """Tell the ledger of the pool again, with the next look."""
-        self._unsaid.append(transitions.announce(pool.name, models=pool.models))
+        """Announce the pool to the ledger, with the next look."""
+        self._announce(pool.name, pool.models)
 
-    async def withdraw(self, name: str) -> None:
-        """The pool is no more: no more jobs are accepted for it. Where the ledger is away, they are, and wait."""
-        self._unsaid = [call for call in self._unsaid if call.script != "announce" or name not in call.args]
+    def withdraw(self, name: str) -> None:
+        """The pool is deleted: with the next look that reaches the ledger, it accepts no more jobs."""
+        self._announce(name, ())
+
+    def _announce(self, name: str, models: Sequence[str]) -> None:
+        before = ("pool", name)
+        self._unsaid = [call for call in self._unsaid if call.script != "announce" or call.args[:2] != before]
+        self._unsaid.append(transitions.announce(name, models=models, owner=self._owner))
+        self.wake(name)
+
+    async def withdraw_orphans(self) -> None:
+        """Withdraw the pools that were deleted while no operator watched."""
         try:
-            await self._ledger.run(transitions.announce(name, models=[]))
+            announced = await self._ledger.pools_of(self._owner)
         except DarkroomError as error:
-            _log.warning("not_withdrawn", pool=name, error=error.detail)
+            _log.warning("orphans_unknown", error=error.detail)
+            return
+        for name in announced:
+            standing = self._world.standings.get(name)
+            if standing is None or standing.uid is None:
+                _log.info("orphan_withdrawn", pool=name)
+                self.withdraw(name)
 
     async def _find_fault(self, standing: Standing, reason: str, message: str) -> None:
         if standing.fault == (reason, message):
@@ -201,7 +249,7 @@ class Control:
 
     def _is_restless(self, standing: Standing) -> bool:
         deployment, decision = standing.deployment, standing.decision
-        if standing.gone or standing.ending or standing.victims:
+        if standing.gone or standing.victims:
             return True
         if decision is not None and (deployment is None or decision.replicas != deployment.replicas):
             return True
@@ -213,11 +261,9 @@ class Control:
             try:
                 if standing.unknown is None:
                     await self._free_jobs(standing)
-                if standing.ending:
-                    await self._wind_down(standing)
-                elif standing.unknown is None and standing.pool is not None and standing.decision is not None:
-                    await self._act(standing, standing.pool, standing.decision, now_ms)
-                if standing.unknown is None:
+                if standing.unknown is None and not standing.ending:
+                    if standing.pool is not None and standing.decision is not None:
+                        await self._act(standing, standing.pool, standing.decision, now_ms)
                     await self._scale.settle(standing)
             except Conflict as error:
                 _log.info("changed_by_another", pool=standing.name, detail=error.detail)
@@ -273,20 +319,6 @@ class Control:
         message = f"from {before} to {after} replicas: {decision.reason.value}, {inputs.get('jobs', 0)} jobs"
         await self._report.event(standing, NORMAL, reason, message)
 
-    async def _wind_down(self, standing: Standing) -> None:
-        """The pool is being deleted: idle workers go at once, busy ones when their job is done or the drain time over;
-        those drain themselves then, as on any SIGTERM.
-        """
-        deployment = standing.deployment
-        if deployment is None or deployment.replicas == 0 or standing.ending_since is None:
-            return
-        drain_s = standing.pool.drain_s if standing.pool is not None else DEFAULT_DRAIN_S
-        may_be_busy = standing.reading is None or standing.reading.busy > 0
-        if may_be_busy and time.monotonic() - standing.ending_since < drain_s:
-            await self._scale.lower(standing, to=0)
-        else:
-            await self._scale.scale(standing, to=0)
-
     async def _free_jobs(self, standing: Standing) -> None:
         """Jobs of workers whose pod is gone are given back at once, and wait for no lease."""
         if not standing.gone:
@@ -317,6 +349,11 @@ class Control:
         for state, number in replicas_by_state(standing).items():
             if number:
                 standing.replica_seconds[state] = standing.replica_seconds.get(state, 0.0) + number * (now - since)
+
+
+def _is_new(standing: Standing) -> bool:
+    """Whether the pool has a specification that was not tried yet."""
+    return standing.pool is not None and not standing.ending and standing.pool.generation != standing.tried
 
 
 def replicas_by_state(standing: Standing) -> dict[str, int]:

@@ -1,11 +1,13 @@
-"""kopf's side of the operator: what its watches tell goes into the world, and a pool's changes are reconciled.
+"""kopf's side of the operator: its watches, whose events update the world. kopf makes the watches anew when they end.
 
-Nothing is decided here. kopf retries what failed, keeps the finalizer, and makes its watches anew when they end.
+Nothing is decided here, and the control loop does the rest: kopf's own handlers of changes would keep their progress in
+annotations and log each wait as an error. There is no finalizer either. A pool's objects belong to it and are deleted
+with it, its workers drain themselves when their pods are deleted, and an operator that is deleted first, or that has
+lost its rights, could not remove a finalizer any more.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import kopf
@@ -15,15 +17,9 @@ from darkroom.logs import logger
 from darkroom_operator import pools
 from darkroom_operator.control import INVALID_SPEC, Control
 from darkroom_operator.election import Leadership
-from darkroom_operator.pools import DEFAULT_DRAIN_S, DEFAULT_GRACE_S, GROUP, POOL_LABEL
+from darkroom_operator.pools import GROUP, POOL_LABEL
 from darkroom_operator.reconciliation import has_drifted
 from darkroom_operator.world import DEPLOYMENTS, PODS, POOLS, World, pool_of
-
-RETRY_S = 2.0
-"""Pause before a handler that failed is called again."""
-
-CHECK_EVERY_S = 1.0
-"""How often a deletion looks whether the pool's pods are gone."""
 
 WORKERPOOLS = (GROUP, "v1alpha1", "workerpools")
 
@@ -40,12 +36,6 @@ class Handlers:
         registry = kopf.OperatorRegistry()
         kopf.on.login(registry=registry, retries=3)(_log_in)
         kopf.on.event(*WORKERPOOLS, registry=registry)(self.pool_seen)
-        for on in (kopf.on.create, kopf.on.resume):
-            on(*WORKERPOOLS, registry=registry, id="reconcile", backoff=RETRY_S)(self.pool_changed)
-        kopf.on.update(*WORKERPOOLS, field="spec", registry=registry, id="reconcile", backoff=RETRY_S)(
-            self.pool_changed
-        )
-        kopf.on.delete(*WORKERPOOLS, registry=registry, id="drain", backoff=RETRY_S)(self.pool_deleted)
         of_a_pool: dict[str, Any] = {"labels": {POOL_LABEL: kopf.PRESENT}, "registry": registry}
         kopf.on.event("apps", "v1", "deployments", **of_a_pool)(self.deployment_seen)
         kopf.on.event("", "v1", "pods", **of_a_pool)(self.pod_seen)
@@ -54,10 +44,18 @@ class Handlers:
     async def pool_seen(self, *, type: str | None, body: kopf.Body, **_: Any) -> None:
         self._world.hear(POOLS)
         if type == "DELETED":
-            self._world.forget(POOLS, body["metadata"]["name"])
-            self._world.drop(body["metadata"]["name"])
+            name, uid = body["metadata"]["name"], body["metadata"]["uid"]
+            if self._world.standing(name).uid in {None, uid}:  # else it is there again, and the resync saw it first
+                self.lose_pool(name)
         else:
             await self.take_pool(dict(body))
+
+    def lose_pool(self, name: str) -> None:
+        """The pool was deleted: it accepts no more jobs. Its pods are watched until they are gone."""
+        self._world.forget(POOLS, name)
+        self._world.lose_pool(name)
+        self._control.withdraw(name)
+        _log.info("pool_deleted", pool=name)
 
     async def take_pool(self, resource: dict[str, Any]) -> None:
         """A version of a pool was seen, by the watch or by the resync."""
@@ -66,12 +64,13 @@ class Handlers:
         metadata = resource["metadata"]
         standing = self._world.standing(metadata["name"])
         if standing.uid not in {None, metadata["uid"]}:  # made anew under the same name
-            self._world.drop(metadata["name"])
+            self._world.lose_pool(metadata["name"])
             standing = self._world.standing(metadata["name"])
         fresh = standing.uid is None
         standing.uid = metadata["uid"]
-        if metadata.get("deletionTimestamp") is not None and standing.ending_since is None:
-            standing.ending_since = time.monotonic()
+        if metadata.get("deletionTimestamp") is not None and not standing.ending:
+            standing.ending = True  # a deletion in the foreground, or a finalizer that is not ours
+            self._control.withdraw(standing.name)
         if not fresh and standing.generation == metadata.get("generation", 1):
             return
         standing.generation = metadata.get("generation", 1)
@@ -86,33 +85,6 @@ class Handlers:
             if not standing.ending:
                 await self._control.refuse(standing, error.detail)
         self._control.wake(standing.name)
-
-    async def pool_changed(self, *, name: str, body: kopf.Body, **_: Any) -> None:
-        await self.take_pool(dict(body))
-        self._require_lease()
-        standing = self._world.standing(name)
-        if standing.fault is not None and standing.fault[0] == INVALID_SPEC:
-            return
-        try:
-            await self._control.reconcile(standing)
-        except DarkroomError as error:
-            raise kopf.TemporaryError(error.detail, delay=RETRY_S) from error
-
-    async def pool_deleted(self, *, name: str, body: kopf.Body, **_: Any) -> None:
-        """Holds the finalizer until no pod of the pool is left; the control loop winds it down. A pod that ends later
-        than it may, as on a node that is lost, holds it no longer.
-        """
-        await self.take_pool(dict(body))
-        self._require_lease()
-        standing = self._world.standing(name)
-        deployment, pool = standing.deployment, standing.pool
-        allowed_s = DEFAULT_DRAIN_S + DEFAULT_GRACE_S if pool is None else pool.drain_s + pool.grace_s
-        waited_s = time.monotonic() - (standing.ending_since or time.monotonic())
-        if waited_s < allowed_s and deployment is not None and (deployment.replicas > 0 or standing.pods):
-            self._control.wake(name)
-            raise kopf.TemporaryError(f"{len(standing.pods)} pods are left", delay=CHECK_EVERY_S)
-        await self._control.withdraw(name)
-        _log.info("pool_gone", pool=name)
 
     async def deployment_seen(self, *, type: str | None, body: kopf.Body, **_: Any) -> None:
         self._world.hear(DEPLOYMENTS)
@@ -163,10 +135,6 @@ class Handlers:
         if standing.gone or any(pod.counts and pod.serving is None for pod in standing.pods.values()):
             self._control.wake(pool)
 
-    def _require_lease(self) -> None:
-        if not self._leadership.held:
-            raise kopf.TemporaryError("another operator may hold the Lease", delay=RETRY_S)
-
 
 def _is_of_its_pool(deployment: dict[str, Any]) -> bool:
     metadata = deployment["metadata"]
@@ -174,13 +142,11 @@ def _is_of_its_pool(deployment: dict[str, Any]) -> bool:
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """kopf alone in its namespace, with annotations and a finalizer of our own."""
+    """kopf alone in its namespace. Where no handler needs the finalizer, kopf removes it: earlier versions set one."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # our own Events say more
     settings.scanning.disabled = True  # it needs to list no CRDs and no namespaces
     settings.persistence.finalizer = f"{GROUP}/drain"
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"operator.{GROUP}")
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"operator.{GROUP}")
     settings.networking.request_timeout = 30
     return settings
 

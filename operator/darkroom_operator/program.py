@@ -112,6 +112,7 @@ class Program:
             asyncio.create_task(work, name=name)
             for name, work in {
                 "control": control.run(),
+                "reconciliation": control.keep_in_force(),
                 "resync": self._resync_for_ever(resync),
                 "channels": channels.run(),
                 "listen": _listen(channels, ledger.wake_channel),

@@ -53,6 +53,7 @@ class Resync:
             DEPLOYMENTS: await self._news(DEPLOYMENTS, DEPLOYMENT, POOL_LABEL),
             PODS: await self._news(PODS, POD, POOL_LABEL),
         }
+        await self._control.withdraw_orphans()
         if not first:
             self._judge([kind for kind, news in found.items() if news])
             await self._complete()
@@ -90,8 +91,7 @@ class Resync:
 
     def _lose(self, kind: str, name: str) -> None:
         if kind == POOLS:
-            self._world.forget(POOLS, name)
-            self._world.drop(name)
+            self._handlers.lose_pool(name)
         elif kind == DEPLOYMENTS:
             self._handlers.lose_deployment(name)
         else:

@@ -122,7 +122,7 @@ class ScaleIn:
         chosen = [pod for pod in present.values() if pod.chosen or pod.name in standing.victims]
         if chosen:
             replicas = deployment.replicas if deployment is not None else 0
-            wants_fewer = standing.ending or (standing.decision is not None and standing.decision.replicas < replicas)
+            wants_fewer = standing.decision is not None and standing.decision.replicas < replicas
             newest = max(standing.victims.values(), default=-math.inf)
             is_choosing = wants_fewer and time.monotonic() - newest < SETTLE_S
             if len(present) > replicas or _age(self._scaled_at, standing) < SETTLE_S or is_choosing:

@@ -110,7 +110,9 @@ class Standing:
     """What is known of one pool, and what was last decided, said and measured. Only the operator's loop changes it.
 
     `pool` is the last specification that was understood, `fault` what is wrong with the newest one: reason and message.
-    `in_force` is the generation whose objects were made last.
+    `in_force` is the generation whose objects were made last, `tried` the one that was tried last: they differ where
+    the API server refused the template. `try_again_at`: not before, after another failure (monotonic). `ending`: the
+    pool is being deleted.
     `victims`: pods that are chosen to go, and since when (monotonic). `gone`: pods that are gone, and when (monotonic).
     `changing`: held by whoever makes the pool's objects. `settled`: what the status that was written last was made of,
     once that is all that there is to say.
@@ -120,9 +122,10 @@ class Standing:
     uid: str | None = None
     generation: int = 0
     in_force: int = 0
+    tried: int = 0
     pool: Pool | None = None
     fault: tuple[str, str] | None = None
-    ending_since: float | None = None
+    ending: bool = False
     deployment: Deployment | None = None
     applied: str | None = None
     pods: dict[str, Pod] = field(default_factory=dict)
@@ -139,15 +142,11 @@ class Standing:
     said: dict[str, Any] = field(default_factory=dict)
     said_at: float = 0.0
     settled: tuple[Any, ...] | None = None
+    try_again_at: float = 0.0
     counted_at: float | None = None
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     replica_seconds: dict[str, float] = field(default_factory=dict)
     decisions: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def ending(self) -> bool:
-        """Whether the pool is being deleted."""
-        return self.ending_since is not None
 
     def broken(self) -> dict[str, int]:
         """Pods that cannot start, by reason."""
@@ -236,9 +235,17 @@ class World:
                 return standing
         return None
 
-    def drop(self, name: str) -> None:
-        """The pool is gone, with all that was its own."""
-        self.standings.pop(name, None)
+    def lose_pool(self, name: str) -> None:
+        """The pool is gone. Its Deployment and its pods follow, and are known until then."""
+        before = self.standings.pop(name, None)
+        if before is not None:
+            self.standings[name] = Standing(name, deployment=before.deployment, pods=before.pods, gone=before.gone)
+
+    def prune(self) -> None:
+        """Drop what is left of pools that are gone, once nothing of them is there."""
+        for name, standing in list(self.standings.items()):
+            if standing.uid is None and standing.deployment is None and not standing.pods and not standing.gone:
+                del self.standings[name]
 
 
 def pool_of(resource: Object) -> str:

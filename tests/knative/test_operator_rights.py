@@ -172,6 +172,9 @@ def test_the_operator_starts_as_its_manifest_says_and_needs_its_rights_and_no_ot
             if LOOK_AGAIN in used(asked()):
                 break
         eventually(lambda: len(standins.pods) == stage.replicas(POOL), what="workers are there")
+        pool = f"/apis/darkroom.dev/v1alpha1/namespaces/{stage.namespace}/workerpools/{POOL}"
+        stage.control_plane.ask("PATCH", pool, {"metadata": {"finalizers": ["darkroom.dev/drain"]}}, kind=MERGE)
+        eventually(lambda: not stage.pool(POOL)["metadata"].get("finalizers"), what="the old finalizer is removed")
         stage.apply(POOL, minReplicas=0, scaleDown={"idleSeconds": 1})
         eventually(lambda: not stage.pods(POOL), what="the idle workers are gone")
         eventually(lambda: stage.events(POOL), what="an Event tells of it")

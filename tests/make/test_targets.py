@@ -15,7 +15,7 @@ from tests.test_layout import committed_files
 OF_ENVIRONMENTS = ("api", "celery", "flower", "redis-keys", "redis-info", "redis-flush")
 OF_CLUSTER = (
     *("setup-cluster", "deploy-services", "deploy-app", "deploy-balancer", "start-workshop"),
-    *("api-ui", "flower-ui", "show-ui", "clean-all"),
+    *("api-ui", "flower-ui", "show-ui", "remove-app", "clean-all"),
 )
 
 PLACES = {"dev": "database 4", "demo": "database 2", "test": "database 3"}

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from darkroom import transitions
 from darkroom.jobs import State
 
 from tests.driven_jobs import DrivenJobs
 from tests.operator.conftest import Stage, pool_manifest
 from tests.operator.control_plane import STRATEGIC
 from tests.operator.kubelet import Kubelet
+from tests.operator.running_operator import RunningOperator
 from tests.operator.worker_standins import StandIns
 from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.waiting import eventually
@@ -199,17 +201,66 @@ def test_a_deleted_pool_drains_and_takes_all_of_its_own_with_it(
     busy = sorted(standins.pods)[0]
     assert standins.claim(busy, job_id) is None
     stage.control_plane.kubectl("-n", stage.namespace, "delete", "wp/flux", "--wait=false")
-    eventually(lambda: len(stage.pods("flux")) == 1, what="the idle worker is gone")
-    assert stage.find_pool("flux") is not None
-    standins.complete(busy)
+    eventually(lambda: names_of(stage) == [busy], what="the idle worker is gone")
     eventually(lambda: stage.find_pool("flux") is None, what="the pool is gone")
+    assert names_of(stage) == [busy]
+    standins.complete(busy)
+    eventually(lambda: not stage.pods("flux"), what="the worker is gone, its job done")
     eventually(lambda: stage.deployment("flux") is None, what="its Deployment is gone")
     assert jobs.state(job_id) is State.COMPLETED
-    with pytest.raises(AssertionError, match="there is no worker pool"):
-        jobs.submit(pool="flux", model="flux")
+    is_withdrawn(jobs)
     stage.apply("flux")
     eventually(lambda: jobs.redis.hget(f"{stage.prefix}:pool:flux", "models"), what="the pool is announced again")
     jobs.submit(pool="flux", model="flux")
+
+
+def errors_of(operator: RunningOperator) -> list[str]:
+    """The lines of its log that are errors."""
+    return [line for line in operator.said().splitlines() if json.loads(line)["level"] == "error"]
+
+
+def is_withdrawn(jobs: DrivenJobs) -> None:
+    eventually(lambda: not jobs.redis.hget(f"{jobs.namespace}:pool:flux", "models"), what="the pool is withdrawn")
+    with pytest.raises(AssertionError, match="there is no worker pool"):
+        jobs.submit(pool="flux", model="flux")
+
+
+def test_a_pool_that_is_deleted_while_no_operator_runs_is_withdrawn_by_the_next(stage: Stage, jobs: DrivenJobs) -> None:
+    """What another than this operator announced stays."""
+    first = stage.operator()
+    first.lead()
+    stage.apply("flux")
+    submitted(jobs, 1)
+    jobs.run(transitions.announce("sd", models=["sd"]))
+    first.end(signal.SIGKILL)
+    stage.control_plane.kubectl("-n", stage.namespace, "delete", "wp/flux", "--timeout=30s")
+    stage.operator(**SHORT_LEASE).lead()
+    is_withdrawn(jobs)
+    jobs.submit(pool="sd", model="sd")
+
+
+def test_a_deletion_in_the_foreground_waits_for_busy_workers(
+    stage: Stage, jobs: DrivenJobs, standins: StandIns
+) -> None:
+    """As `make remove-app` deletes pools. Meanwhile the operator creates nothing that was deleted."""
+    operator = stage.operator(resync_s="1")
+    operator.lead()
+    stage.apply("flux", minReplicas=1)
+    has_workers(standins, 1)
+    (job_id,) = submitted(jobs, 1)
+    (busy,) = standins.pods
+    assert standins.claim(busy, job_id) is None
+    path = f"/apis/darkroom.dev/v1alpha1/namespaces/{stage.namespace}/workerpools/flux"
+    stage.control_plane.ask("DELETE", path, {"propagationPolicy": "Foreground"})
+    is_withdrawn(jobs)
+    assert stage.pool("flux")["status"]["reason"] == "Deleting" or eventually(
+        lambda: stage.pool("flux")["status"]["reason"] == "Deleting", what="the status reports the deletion"
+    )
+    standins.complete(busy)
+    eventually(lambda: stage.find_pool("flux") is None, what="the pool is gone")
+    assert stage.deployment("flux") is None
+    assert stage.pods("flux") == []
+    assert errors_of(operator) == []
 
 
 def test_a_killed_operator_is_followed_by_the_next(stage: Stage, jobs: DrivenJobs) -> None:

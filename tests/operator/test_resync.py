@@ -29,6 +29,9 @@ class NobodyToWake:
     def wake(self, pool: str) -> None:
         pass
 
+    async def withdraw_orphans(self) -> None:
+        pass
+
 
 def resync_of(listed: ListedPods, world: World) -> Resync:
     cluster, control = cast("Cluster", listed), cast("Control", NobodyToWake())

@@ -1,0 +1,76 @@
+"""Everything is deleted while a pool runs jobs, in whatever order: nothing waits for an operator that is gone."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.operator.conftest import Stage, pool_manifest
+from tests.operator.control_plane import ControlPlane
+from tests.waiting import eventually
+
+Object = dict[str, Any]
+
+FINALIZER = "darkroom.dev/drain"
+"""That of earlier versions."""
+
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/workerpools.darkroom.dev"
+
+ORDERS = {
+    "as kubectl delete -k does": ("namespace", "crd", "rights", "operator"),
+    "the operator first": ("operator", "rights", "crd", "namespace"),
+    "the kind first": ("crd", "operator", "namespace", "rights"),
+    "the rights first": ("rights", "namespace", "operator", "crd"),
+}
+
+
+@pytest.fixture
+def crd(control_plane: ControlPlane, manifests: dict[str, list[Object]]) -> Iterator[None]:
+    """The tests delete it, and others need it."""
+    yield
+    given = json.dumps(control_plane.fitted(manifests["workerpools"][0]))
+    eventually(lambda: control_plane.find(CRD) is None, what="the CRD is gone")
+    control_plane.kubectl("apply", "--server-side", "-f", "-", given=given)
+    control_plane.kubectl("wait", "--for=condition=Established", "crd/workerpools.darkroom.dev", "--timeout=60s")
+    eventually(lambda: control_plane.explains("workerpools"), what="kubectl explain knows of worker pools")
+
+
+@pytest.mark.usefixtures("crd")
+@pytest.mark.parametrize("order", ORDERS)
+def test_deleting_everything_ends_in_any_order(order: str, stage: Stage) -> None:
+    plane = stage.control_plane
+    operator = stage.operator()
+    operator.lead()
+    stage.apply("flux", minReplicas=1)
+    eventually(lambda: stage.pods("flux"), what="the pool has a pod")
+    for step in ORDERS[order]:
+        if step == "operator":
+            assert operator.end() == 0, operator.said()
+        elif step == "rights":
+            plane.kubectl("-n", stage.namespace, "delete", "role,rolebinding", "--all", "--wait=false")
+        else:
+            name = {"namespace": stage.namespace, "crd": "workerpools.darkroom.dev"}[step]
+            plane.kubectl("delete", step, name, "--wait=false")
+    eventually(lambda: plane.find(CRD) is None, what="the CRD is gone")
+    eventually(lambda: plane.find(f"/api/v1/namespaces/{stage.namespace}") is None, what="the namespace is gone")
+
+
+def test_the_finalizer_of_earlier_versions_is_removed(stage: Stage) -> None:
+    """From a pool that is there, and from one whose deletion waits for it."""
+    plane = stage.control_plane
+    for name in ("flux", "sd"):
+        body = pool_manifest(name)
+        body["metadata"]["finalizers"] = [FINALIZER]
+        plane.kubectl("-n", stage.namespace, "create", "-f", "-", given=json.dumps(body))
+    plane.kubectl("-n", stage.namespace, "delete", "wp/sd", "--wait=false")
+    assert stage.find_pool("sd") is not None
+    operator = stage.operator()
+    operator.lead()
+    eventually(lambda: stage.find_pool("sd") is None, what="the deleted pool is gone")
+    eventually(lambda: not stage.pool("flux")["metadata"].get("finalizers"), what="the other has no finalizer")
+    operator.end(signal.SIGKILL)
+    plane.kubectl("-n", stage.namespace, "delete", "wp/flux", "--timeout=30s")
