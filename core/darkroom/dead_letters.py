@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from darkroom.events import requested_event
-from darkroom.jobs import is_job_id
+from darkroom.jobs import JOB_ID_PATTERN, is_job_id
 from darkroom.ledger import AsyncLedger, JobRecord, LetterPlace, LogEntry
 
 REDRIVE_OF = "redrive_of"
 """The field of a job that was made of a dead letter; its value is the id of that."""
 
 _CURSOR = re.compile(r"([0-9]{1,15})-(.+)")
+
+CURSOR_PATTERN = f"[0-9]{{1,15}}-{JOB_ID_PATTERN}"
+"""What `place_of` accepts, for the description."""
 
 
 @dataclass(frozen=True)

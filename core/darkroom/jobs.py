@@ -76,7 +76,9 @@ class JobEvent(StrEnum):
     EXPIRED = "expired"
 
 
-_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
+JOB_ID_PATTERN = "[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+
+_UUID7 = re.compile(JOB_ID_PATTERN + r"\Z")
 
 
 def new_job_id(now_ms: int, random_bytes: bytes | None = None) -> str:

@@ -62,7 +62,9 @@ RESERVED_FIELDS = frozenset(
 )
 """Fields of a request that mean the job, not the model (`size`: two parameters): parameters stand flat beside them."""
 
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+"""Of a model, an engine, a pool."""
+
 _PARAMETER_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
@@ -208,18 +210,18 @@ def _extended(file: str, own: dict[str, object], read: Mapping[str, dict[str, ob
 
 
 def _model(table: Table) -> Model:
-    name = table.text("name", pattern=_NAME)
+    name = table.text("name", pattern=NAME)
     if name in RESERVED_NAMES:
         raise table.fault("name", f'"{name}" is a route')
     model = Model(
         name=name,
         title=table.text("title"),
         description=table.text("description"),
-        engine=table.text("engine", pattern=_NAME),
+        engine=table.text("engine", pattern=NAME),
         pipeline=table.text("pipeline", pattern=_IDENTIFIER),
         source=table.text("source"),
         dtype=table.text("dtype", pattern=re.compile("|".join(DTYPES))),
-        pool=table.text("pool", pattern=_NAME),
+        pool=table.text("pool", pattern=NAME),
         parameters={key: _parameter(table, key, raw) for key, raw in table.tables("parameters").items()},
         revision=table.optional_text("revision"),
         default=table.flag("default"),

@@ -139,15 +139,16 @@ def read_input(
 def json_schema(parameters: Mapping[str, Parameter], *, max_pixels: int | None = None) -> dict[str, object]:
     """JSON Schema (draft 2020-12) of what `read_input` takes.
 
-    It never refuses what `read_input` takes. It cannot say four things that `read_input` also checks: that an integer
-    is not written 20.0, the limits within `size` and its agreement with width and height, the pixels of an image, and
-    surrogates that stand alone.
+    It never refuses what `read_input` accepts. It cannot express three things that `read_input` also checks: the limits
+    within `size` and its agreement with width and height, the pixels of an image, and unpaired surrogates.
     """
     properties = {name: _property(parameter) for name, parameter in parameters.items()}
     if _has_size(parameters):
         properties[SIZE] = {
             "type": "string",
             "description": "Width and height in one: `832x1216`.",
+            "minLength": len("1x1"),
+            "maxLength": len("99999x99999"),
             "pattern": f"^{_SIZE.pattern}$",
         }
     document: dict[str, object] = {
@@ -196,7 +197,12 @@ def _read_text(value: object) -> str:
     return value
 
 
-def _read_integer(value: object) -> int:
+def read_integer(value: object) -> int:
+    """The integer that a number of JSON is: `42.0` and `1e3` are integers too (JSON Schema 2020-12, section 6.3 of the
+    core and 6.1.1 of the validation vocabulary). Raises ValueError.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("must be an integer")
     return value
@@ -222,7 +228,7 @@ def _read_boolean(value: object) -> bool:
 
 _READERS: Mapping[ParameterType, Callable[[object], Value]] = {
     ParameterType.STRING: _read_text,
-    ParameterType.INTEGER: _read_integer,
+    ParameterType.INTEGER: read_integer,
     ParameterType.NUMBER: _read_number,
     ParameterType.BOOLEAN: _read_boolean,
 }

@@ -31,6 +31,10 @@ MAX_ANSWER_CHARS = 1024
 
 _ID = re.compile("und_[0-9a-f]{32}")
 _CURSOR = re.compile("([0-9]{1,15})-(.+)")
+
+ID_PATTERN = _ID.pattern
+CURSOR_PATTERN = f"[0-9]{{1,15}}-{ID_PATTERN}"
+"""What `place_of` accepts, for the description."""
 _HEAD = ("tenant", "attributes", "failure", "bytes", "first", "last", "replayed")
 
 

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from darkroom.jobs import JobEvent, is_job_id, new_job_id
+from darkroom.jobs import JOB_ID_PATTERN, JobEvent, is_job_id, new_job_id
 
 SUBSCRIPTION_PREFIX = "sub_"
 
@@ -31,6 +31,9 @@ PER_JOB = "job"
 """The recipient of deliveries to the address that the job itself named."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+DELIVERY_ID_PATTERN = rf"{JOB_ID_PATTERN}\.[1-9][0-9]{{0,15}}\.(job|sub_{JOB_ID_PATTERN})"
+"""Of a delivery's id, for the description."""
 
 _DELIVERY_ID = re.compile(r"(?P<job>[0-9a-f-]{36})\.(?P<seq>[1-9][0-9]{0,15})\.(?P<recipient>job|sub_[0-9a-f-]{36})\Z")
 

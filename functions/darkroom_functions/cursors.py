@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from darkroom.errors import FieldError, InvalidInput
-from darkroom.parameters import shown
+from darkroom.jobs import JOB_ID_PATTERN
+from darkroom.parameters import read_integer, shown
 
 SINCE = "since"
 """The parameter of a query, and the member of a frame."""
@@ -27,6 +28,10 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 """Exact as a double, which is what numbers are in JavaScript."""
 
 _PLACE = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
+
+OF_JOB_PATTERN = f"({JOB_ID_PATTERN}:)?({_NUMBER.pattern}|{END})"
+OF_NEWS_PATTERN = f"(0|{_PLACE.pattern})"
+"""What `of_job` and `of_news` accept, for the description."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,10 @@ def of_frame(value: Any, job_ids: Collection[str]) -> dict[str, Cursor]:
     for job_id, item in value.items():
         if job_id not in job_ids:
             _refuse(f'names "{shown(job_id)}", which is none of job_ids')
-        is_number = isinstance(item, int) and not isinstance(item, bool)
-        if not is_number and not isinstance(item, str):
-            _refuse(f"of {job_id} must be a number or a text")
-        cursors[job_id] = of_job(str(item), job_id)
+        try:
+            cursors[job_id] = of_job(item if isinstance(item, str) else str(read_integer(item)), job_id)
+        except ValueError:
+            _refuse(f"of {job_id} must be an integer or a string")
     return cursors
 
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom import undelivered
+from darkroom import models, undelivered
 from darkroom.dead_letters import place_of
 from darkroom.errors import FieldError, InvalidInput
 from darkroom.jobs import State, is_job_id
 from darkroom.parameters import shown
 from darkroom.webhooks import is_delivery_id
+
+from darkroom_functions.submission import read_user_id
 
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Jobs on one page: a screenful, and what is still made in a few ms."""
@@ -116,11 +118,17 @@ def _state(text: str) -> State:
     return State(text)
 
 
+def _model(text: str) -> str:
+    if not models.NAME.fullmatch(text):
+        raise ValueError("must be the name of a model")
+    return text
+
+
 PARAMETERS: Parameters = {
     "state": ("state", _state),
     "status": ("state", _state),
-    "model": ("model", str),
-    "user_id": ("user_id", str),
+    "model": ("model", _model),
+    "user_id": ("user_id", read_user_id),
     "limit": ("limit", _limit),
     "after": ("after", _after),
 }

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom import errors, guard, models, webhooks
+from darkroom import dead_letters, errors, guard, models, undelivered, webhooks
 from darkroom.artifacts import StoreUnavailable
 from darkroom.errors import DarkroomError, TemporaryError
 from darkroom.event_http import BATCH_TYPE, MAX_BATCH_EVENTS, STRUCTURED_TYPE
 from darkroom.events import REQUESTED, SPEC_VERSION, TYPE_PREFIX
-from darkroom.jobs import State
+from darkroom.jobs import JOB_ID_PATTERN, State
 from darkroom.models import Catalogue, Model
 from darkroom.signatures import SECRET_PREFIX
 from darkroom.transitions import Receipt
@@ -37,7 +37,7 @@ VERSION = "1"
 
 _SHA256 = "^[0-9a-f]{64}$"
 _INSTANT = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"
-_JOB_ID = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+_JOB_ID = f"^{JOB_ID_PATTERN}$"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _operation(operation: Operation, catalogue: Catalogue) -> Schema:
         "operationId": operation.name,
         "summary": told.summary,
         "parameters": [_named(parameter, catalogue) for parameter in told.parameters],
-        "responses": {**told.answers, **_refusals(operation, told.refusals), "default": _problem([DarkroomError])},
+        "responses": {**told.answers, **_refusals(operation, told.refusals), "default": _ANY_PROBLEM},
     }
     if told.body is not None:
         described["requestBody"] = told.body
@@ -161,8 +161,7 @@ def _fields(model: Model) -> Schema:
     return {
         "user_id": {
             "type": ["string", "null"],
-            "minLength": 1,
-            "maxLength": submission.MAX_USER_ID,
+            **_USER_ID,
             "description": "Kept with the job, and a filter of the list.",
         },
         "job_type": {"enum": [submission.JOB_TYPE, None]},
@@ -236,14 +235,22 @@ def _in_query(name: str, schema: Schema, *, required: bool = False, description:
     return {"name": name, "in": "query", "required": required, "schema": schema, "description": description}
 
 
-def _cursors(schema: Schema, description: str) -> list[Schema]:
-    """The two ways to say how far one has read."""
+def _cursors(pattern: str, description: str) -> list[Schema]:
+    """The two ways in which a client states how far it has read. An empty header counts as none."""
+    in_header: Schema = {"type": "string", "pattern": f"^({pattern})?$"}
     return [
-        _in_query(cursors.SINCE, schema, description=description),
-        _in_header("Last-Event-ID", schema, "The same, as EventSource sends it; it counts before the query."),
+        _in_query(cursors.SINCE, {"type": "string", "pattern": f"^{pattern}$"}, description=description),
+        _in_header(
+            "Last-Event-ID", in_header, "The same, as EventSource sends it; it takes precedence over the query."
+        ),
     ]
 
 
+_USER_ID: Schema = {"minLength": 1, "maxLength": submission.MAX_USER_ID, "pattern": submission.USER_ID_PATTERN}
+_ANY_PROBLEM: Schema = {
+    "description": "Any other refusal: a method that the path does not take (405) or an internal error (500), say.",
+    "content": {PROBLEM_TYPE: {"schema": _ref("Problem")}},
+}
 _ID: Schema = {"type": "string", "pattern": _JOB_ID}
 _TIME: Schema = {"type": "string", "format": "date-time", "pattern": _INSTANT}
 _TIME_OR_NULL = _or_null("string", format="date-time", pattern=_INSTANT)
@@ -714,17 +721,26 @@ _EVENT_HEADERS = [
         ("traceparent", "W3C Trace Context"),
     )
 ]
+_IDEMPOTENCY_KEY: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": submission.MAX_IDEMPOTENCY_KEY,
+    "pattern": submission.IDEMPOTENCY_KEY_PATTERN,
+}
 _REST_HEADERS = [
-    _in_header("Idempotency-Key", {"type": "string"}, "For a day, the same key with the same body is the same job."),
+    _in_header("Idempotency-Key", _IDEMPOTENCY_KEY, "For a day, the same key with the same body is the same job."),
     _in_header("traceparent", {"type": "string"}, "W3C Trace Context"),
 ]
+_SIGNATURE: Schema = {"type": "string", "pattern": _SHA256}
 _CACHED: Schema = {
     "ETag": _header({"type": "string"}, "Its SHA-256, in quotes."),
     "Cache-Control": _header({"type": "string"}, "It never changes."),
 }
 _OF_JOB = _in_path("id", _ID, "The job's id.")
 _STREAM: Schema = {"content": {sse.MEDIA_TYPE: {}}}
-_OF_UNDELIVERED = _in_path("id", {"type": "string"}, "The undelivered event's id.")
+_OF_UNDELIVERED = _in_path(
+    "id", {"type": "string", "pattern": f"^{undelivered.ID_PATTERN}$"}, "The undelivered event's id."
+)
 _AWAY: Errors = (errors.LedgerUnavailable, errors.HistoryUnavailable)
 _NO_JOB: Errors = (errors.NotFound, errors.Gone)
 _REFUSED_JOB: Errors = (
@@ -745,13 +761,17 @@ _REFUSED_BODY: Errors = (
     errors.UnsupportedMediaType,
     errors.InvalidInput,
 )
+_DELIVERY_ID: Schema = {"type": "string", "pattern": f"^{webhooks.DELIVERY_ID_PATTERN}$"}
 _OF_SUBSCRIPTION = _in_path("id", _SUBSCRIPTION_ID, "The subscription's id.")
-_OF_DELIVERY = _in_path("delivery", {"type": "string"}, "The delivery's id.")
+_OF_DELIVERY = _in_path("delivery", _DELIVERY_ID, "The delivery's id.")
 _NOT_CACHED: Schema = {"Cache-Control": _header({"const": "no-store"}, "It is a secret.")}
-_DELIVERY_LIST_SCHEMAS: Mapping[str, Schema] = {
-    "limit": {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": listing.DEFAULT_PAGE},
-    "after": {"type": "string"},
+_LIMIT: Schema = {
+    "type": "integer",
+    "minimum": 1,
+    "maximum": listing.MAX_PAGE,
+    "default": listing.DEFAULT_PAGE,
 }
+_DELIVERY_LIST_SCHEMAS: Mapping[str, Schema] = {"limit": _LIMIT, "after": _DELIVERY_ID}
 _JOB_EVENT: Schema = {
     "operationId": "jobEvent",
     "summary": "What happened to a job, as a CloudEvent, signed as Standard Webhooks says",
@@ -789,15 +809,19 @@ _JOB_EVENT: Schema = {
 }
 _NO_LETTER: Errors = (errors.NotFound,)
 _LETTER_LIST_SCHEMAS: Mapping[str, Schema] = {
-    "limit": {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": listing.DEFAULT_PAGE},
-    "after": {"type": "string"},
+    "limit": _LIMIT,
+    "after": {"type": "string", "pattern": f"^{dead_letters.CURSOR_PATTERN}$"},
+}
+_UNDELIVERED_LIST_SCHEMAS: Mapping[str, Schema] = {
+    "limit": _LIMIT,
+    "after": {"type": "string", "pattern": f"^{undelivered.CURSOR_PATTERN}$"},
 }
 _LIST_SCHEMAS: Mapping[str, Schema] = {
     "state": _STATE,
     "status": _STATE,
-    "model": {"type": "string"},
-    "user_id": {"type": "string"},
-    "limit": {"type": "integer", "minimum": 1, "maximum": listing.MAX_PAGE, "default": listing.DEFAULT_PAGE},
+    "model": {"type": "string", "pattern": f"^{models.NAME.pattern}$"},
+    "user_id": {"type": "string", **_USER_ID},
+    "limit": _LIMIT,
     "after": _ID,
 }
 
@@ -874,7 +898,7 @@ _DESCRIBED: Mapping[str, _Described] = {
     ),
     "followJob": _Described(
         "What happens to a job, until it has ended, as server-sent events: a socket's messages",
-        parameters=[_OF_JOB, *_cursors({"type": "string"}, "A message's `id`: the number of an entry, or `end`.")],
+        parameters=[_OF_JOB, *_cursors(cursors.OF_JOB_PATTERN, "A message's `id`: the number of an entry, or `end`.")],
         answers={
             "200": {"description": "Its newest entry, or those behind the cursor, and what comes.", **_STREAM},
             "204": {"description": "The cursor is its end: nothing comes."},
@@ -883,7 +907,7 @@ _DESCRIBED: Mapping[str, _Described] = {
     ),
     "followTenant": _Described(
         "What happens to all jobs, but for their progress, as server-sent events",
-        parameters=_cursors({"type": "string"}, "A message's `id`; `0`: all that is kept."),
+        parameters=_cursors(cursors.OF_NEWS_PATTERN, "A message's `id`; `0`: all that is kept."),
         answers={"200": {"description": "What comes, from now on or behind the cursor.", **_STREAM}},
         refusals=(errors.InvalidInput, errors.LedgerUnavailable),
     ),
@@ -919,7 +943,7 @@ _DESCRIBED: Mapping[str, _Described] = {
     ),
     "listUndelivered": _Described(
         "The events that Knative gave up on, the last that failed first",
-        parameters=[_in_query(name, schema) for name, schema in _LETTER_LIST_SCHEMAS.items()],
+        parameters=[_in_query(name, schema) for name, schema in _UNDELIVERED_LIST_SCHEMAS.items()],
         answers={"200": _answered("UndeliveredEvents", "A page of them.")},
         refusals=(errors.InvalidInput, errors.LedgerUnavailable),
     ),
@@ -1019,8 +1043,8 @@ _DESCRIBED: Mapping[str, _Described] = {
         "A picture, by the link that its job shows",
         parameters=[
             _in_path(paths.KEY, {"type": "string"}, "Its key, slashes included."),
-            _in_query("expires", {"type": "integer"}, required=True, description="Seconds since 1970."),
-            _in_query("signature", {"type": "string"}, required=True, description="Ours, for this key and time."),
+            _in_query("expires", {"type": "integer", "minimum": 0}, required=True, description="Seconds since 1970."),
+            _in_query("signature", _SIGNATURE, required=True, description="The link's, for this key and time."),
         ],
         answers={
             "200": {"description": "The picture.", "headers": _CACHED, "content": {"image/png": {}}},

@@ -24,7 +24,7 @@ from darkroom.events import REQUESTED, Event, requested_event
 from darkroom.guard import NOTHING, Allow
 from darkroom.ledger import JobRecord
 from darkroom.models import Catalogue, Model
-from darkroom.parameters import MAX_FAULTS, SIDES, SIZE, shown
+from darkroom.parameters import MAX_FAULTS, SIDES, SIZE, read_integer, shown
 from darkroom.transitions import DEFAULT_PRIORITY, MAX_ATTEMPTS, Submission
 from darkroom.webhooks import DEFAULT_EVENTS, Webhook, WebhookEvent
 
@@ -35,6 +35,12 @@ JOB_TYPE = "image"
 
 MAX_USER_ID = 200
 """Characters of a user id. A guess: UUIDs, mail addresses and numbers are much shorter."""
+
+MAX_IDEMPOTENCY_KEY = 255
+"""Characters of the header `Idempotency-Key`."""
+
+IDEMPOTENCY_KEY_PATTERN = r"^[!-~]([ -~]*[!-~])?$"
+"""Of that header: printable ASCII. HTTP drops spaces around a header's value."""
 
 MAX_EVENT_NAME = 2048
 """Characters of a CloudEvent's `id` and of its `source`: both are kept with the job."""
@@ -64,6 +70,9 @@ REPEATED = "Darkroom-Repeated"
 
 _SHOWN_FAULTS = 3
 """So many faults are told in the sentence; all are in the list."""
+
+USER_ID_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]+$"
+"""Of a user id, for the description; surrogates are left out, as in a parameter's pattern (`darkroom.parameters`)."""
 
 _USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
@@ -394,7 +403,8 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _read_user_id(value: object, _rules: Rules) -> str:
+def read_user_id(value: object) -> str:
+    """A user id, of a request or a filter. Raises ValueError."""
     if not isinstance(value, str) or len(value) > MAX_USER_ID or not _USER_ID.fullmatch(value):
         raise ValueError(f"must be a string of 1 to {MAX_USER_ID} characters, none of them a control character")
     return value
@@ -407,9 +417,14 @@ def _read_job_type(value: object, _rules: Rules) -> str:
 
 
 def _read_priority(value: object, _rules: Rules) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not LEAST_PRIORITY <= value <= MOST_PRIORITY:
-        raise ValueError(f"must be an integer from {LEAST_PRIORITY} (first) to {MOST_PRIORITY} (last)")
-    return value
+    refusal = ValueError(f"must be an integer from {LEAST_PRIORITY} (first) to {MOST_PRIORITY} (last)")
+    try:
+        priority = read_integer(value)
+    except ValueError:
+        raise refusal from None
+    if not LEAST_PRIORITY <= priority <= MOST_PRIORITY:
+        raise refusal
+    return priority
 
 
 def _read_run_timeout(value: object, rules: Rules) -> float:
@@ -440,7 +455,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 FIELDS: Mapping[str, Callable[[object, Rules], object]] = {
-    "user_id": _read_user_id,
+    "user_id": lambda value, _rules: read_user_id(value),
     "job_type": _read_job_type,
     "priority": _read_priority,
     "run_timeout": _read_run_timeout,

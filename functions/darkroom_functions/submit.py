@@ -15,6 +15,7 @@ which hears of the job's end from the courier.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -53,8 +54,7 @@ from darkroom_functions.submission import RestRequest
 from darkroom_functions.tenants import tenant_of
 from darkroom_functions.waiting import Wait, Waiting
 
-MAX_IDEMPOTENCY_KEY = 255
-"""Characters of the header `Idempotency-Key`."""
+_IDEMPOTENCY_KEY = re.compile(submission.IDEMPOTENCY_KEY_PATTERN)
 
 _log = logs.logger(__name__)
 
@@ -241,7 +241,7 @@ def _idempotency_key(request: Request) -> str | None:
     if not keys:
         return None
     key = keys[0]
-    if len(keys) > 1 or not 0 < len(key) <= MAX_IDEMPOTENCY_KEY or not (key.isascii() and key.isprintable()):
-        detail = f"must come once, with 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"
+    if len(keys) > 1 or len(key) > submission.MAX_IDEMPOTENCY_KEY or not _IDEMPOTENCY_KEY.fullmatch(key):
+        detail = f"must come once, with 1 to {submission.MAX_IDEMPOTENCY_KEY} printable ASCII characters"
         raise InvalidInput(f"Idempotency-Key {detail}", fields=[FieldError("Idempotency-Key", detail)])
     return key

@@ -16,7 +16,7 @@ from darkroom.errors import FieldError, InvalidInput, NotFound, TooManySubscript
 from darkroom.guard import Allow
 from darkroom.ledger import AsyncLedger
 from darkroom.models import Catalogue
-from darkroom.parameters import MAX_FAULTS, shown
+from darkroom.parameters import MAX_FAULTS, read_integer, shown
 from darkroom.signatures import GENERATION_OVERLAP_MS, Signer, subscription_recipients, tenant_recipient
 from darkroom.transitions import Subscribed
 from darkroom.webhooks import (
@@ -259,9 +259,13 @@ def _read_state(value: object, _rules: Rules) -> object:
 
 
 def _read_generation(value: object, _rules: Rules) -> object:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    try:
+        generation = read_integer(value)
+    except ValueError:
+        generation = 0
+    if generation < 1:
         raise ValueError(NOT_A_GENERATION)
-    return value
+    return generation
 
 
 CREATION: Mapping[str, Reader] = {"url": _read_url, "events": _read_events, "models": _read_models}

@@ -22,6 +22,7 @@ from tests.parts import Functions, environment
 TIMEOUT_S = 60.0
 EVENT_TYPE = "dev.darkroom.job.requested"
 JOBS = "/api/v1/generation-jobs/"
+PROBLEM = "application/problem+json"
 
 _DOCUMENT = "urn:darkroom:openapi"
 _GENERIC = f"{_DOCUMENT}#/components/schemas/Problem"
@@ -50,15 +51,21 @@ class Contract:
     def check(self, response: httpx.Response) -> None:
         """Fails unless the answer is as promised; one to a request that no operation describes must be a problem."""
         method = {"HEAD": "get"}.get(response.request.method, response.request.method.lower())
-        template = self._template_of(response.request.url.path, method)
+        template = self._template_of(response.request.url.path)
         if template is None:
             assert response.status_code in (404, 405), response.text
             self._check_body(response, _GENERIC)
             return
-        operation = self.document["paths"][template][method]
+        operations = self.document["paths"][template]
+        if method not in operations:
+            assert response.status_code == 405, response.text
+            for name in operations:
+                self._check_body(response, self._schema_of(template, name, "default", PROBLEM))
+            return
+        operation = operations[method]
         status = str(response.status_code)
         if status not in operation["responses"]:
-            assert response.status_code == 500, f"{operation['operationId']} answered {status}: {response.text}"
+            assert response.status_code in (400, 500), f"{operation['operationId']} answered {status}: {response.text}"
             status = "default"
         self.seen.add((operation["operationId"], status))
         promised = operation["responses"][status]
@@ -74,16 +81,18 @@ class Contract:
             return
         media_type = response.headers["content-type"]
         assert media_type in promised["content"], f"{operation['operationId']} answered {media_type}"
-        pointer = "/".join(
-            part.replace("~", "~0").replace("/", "~1")
-            for part in ("paths", template, method, "responses", status, "content", media_type, "schema")
-        )
         if "schema" in promised["content"][media_type]:
-            self._check_body(response, f"{_DOCUMENT}#/{pointer}")
+            self._check_body(response, self._schema_of(template, method, status, media_type))
 
     def is_valid(self, value: object, name: str) -> bool:
         """Whether the schema of that name takes `value`."""
         return self._validator(f"{_DOCUMENT}#/components/schemas/{name}").is_valid(value)
+
+    @staticmethod
+    def _schema_of(template: str, method: str, status: str, media_type: str) -> str:
+        """A reference to the schema of one answer."""
+        parts = ("paths", template, method, "responses", status, "content", media_type, "schema")
+        return f"{_DOCUMENT}#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)
 
     def _check_body(self, response: httpx.Response, schema: str) -> None:
         if response.request.method == "HEAD":
@@ -92,18 +101,20 @@ class Contract:
         body = response.json()
         self._validator(schema).validate(body)
         if response.status_code >= 400:
-            assert response.headers["content-type"] == "application/problem+json"
+            assert response.headers["content-type"] == PROBLEM
             assert body["status"] == response.status_code
 
     def _validator(self, schema: str) -> Draft202012Validator:
         return Draft202012Validator({"$ref": schema}, registry=self._registry)
 
-    def _template_of(self, path: str, method: str) -> str | None:
+    def _template_of(self, path: str) -> str | None:
+        """The template of a path, with a slash at its end or without one."""
+        path = path.removesuffix("/") or path
         path = JOBS if path == JOBS.rstrip("/") else path
         for template in self._templates:
             pattern = re.sub(r"\\\{(\w+)\\\}", lambda name: ".+" if name[1] == "key" else "[^/]+", re.escape(template))
             if re.fullmatch(pattern, path):
-                return template if method in self.document["paths"][template] else None
+                return str(template)
         return None
 
 

@@ -297,7 +297,7 @@ class TestSubscriptions:
             pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {NOBODYS_ID: True}}, id="a bool"),
             pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {NOBODYS_ID: -1}}, id="below 0"),
             pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {NOBODYS_ID: 10**15}}, id="huge"),
-            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {NOBODYS_ID: 1.0}}, id="a fraction"),
+            pytest.param({"type": "subscribe", "job_ids": [NOBODYS_ID], "since": {NOBODYS_ID: 1.5}}, id="a fraction"),
             pytest.param({"type": "unsubscribe", "job_ids": [NOBODYS_ID], "since": {}}, id="since of a farewell"),
         ],
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 from darkroom import transitions
 from darkroom.jobs import State
 from darkroom.links import Links
@@ -28,6 +29,7 @@ LETTERS = paths.DEAD_LETTERS
 SUBSCRIPTIONS = paths.SUBSCRIPTIONS
 RECEIVER = "https://client.example/"
 
+UNKNOWN_JOB = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
 UNKNOWN = f"/und_{0:032x}"
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -71,6 +73,58 @@ def test_every_schema_is_one_and_every_reference_leads_somewhere(api: Api) -> No
         Draft202012Validator.check_schema(schema)
     for reference in references(document):
         assert reference.removeprefix("#/components/schemas/") in schemas
+
+
+def test_a_method_that_a_path_does_not_take_is_refused_as_described(api: Api) -> None:
+    """The client holds each refusal against what every operation of the path promises."""
+    for template, operations in api.contract.document["paths"].items():
+        path = template.replace("{model}", "flux").replace("{id}", UNKNOWN_JOB).replace("{delivery}", "1")
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - {name.upper() for name in operations}:
+            response = api.request(method, path.replace("{key}", "x"))
+            assert response.status_code == 405, (method, path)
+            assert response.headers["allow"].split(", ")[0] in {name.upper() for name in operations}
+
+
+ONE_EVENT_ID = f"{UNKNOWN_JOB}:12"
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "good", "bad"),
+    [
+        (JOBS, "Idempotency-Key", ["k", "a b", "~" * 255], ["x" * 256, "a\tb", "é"]),
+        (JOBS, "user_id", ["anna", "é" * 200], ["", "x" * 201, "a\x00b", "a\x85b"]),
+        (JOBS, "model", ["flux", "retired-1"], ["", "FLUX", "a" * 42, "a\x00"]),
+        (JOBS, "after", [UNKNOWN_JOB], ["", "1", UNKNOWN_JOB.upper()]),
+        (JOBS, "limit", ["1", "100"], ["0", "101", "x", "1.5"]),
+        (f"{JOBS}{{id}}/events", "since", ["7", "end", ONE_EVENT_ID], ["", "-1", "end7", "9" * 16]),
+        (f"{JOBS}{{id}}/events", "Last-Event-ID", ["7", "end", ONE_EVENT_ID, ""], ["-1", "7,8", "9" * 16]),
+        (paths.NEWS, "since", ["0", "1-0"], ["1", "end", "1-", "9" * 16 + "-0"]),
+        (LETTERS, "after", [f"1-{UNKNOWN_JOB}"], ["", UNKNOWN_JOB, "1-1"]),
+        (paths.UNDELIVERED, "after", [f"1-{UNKNOWN[1:]}"], ["", UNKNOWN[1:]]),
+    ],
+)
+def test_what_a_parameter_may_be_is_described_as_it_is_judged(
+    api: Api, template: str, name: str, good: list[str], bad: list[str]
+) -> None:
+    """HEAD, which has a stream answered at once; the key comes with a submission."""
+    is_key = name == "Idempotency-Key"
+    (described,) = (
+        parameter
+        for parameter in api.contract.document["paths"][template]["post" if is_key else "get"]["parameters"]
+        if parameter["name"] == name
+    )
+    path = template.replace("{id}", api.jobs.submit())
+    for value in (*good, *bad):
+        is_number = described["schema"].get("type") == "integer" and value.isdecimal()
+        is_described = Draft202012Validator(described["schema"]).is_valid(int(value) if is_number else value)
+        sent = value.replace(UNKNOWN_JOB, path.split("/")[-2]) if "events" in path and ":" in value else value
+        if described["in"] == "header":
+            headers = {name.encode(): sent.encode()}
+            response = api.client.request("POST" if is_key else "HEAD", path, headers=headers, json={})
+        else:
+            response = api.client.head(path, params={name: sent})
+        is_taken = response.status_code != 422
+        assert (is_described, is_taken) == (value in good,) * 2, (value, response.status_code)
 
 
 def references(value: object) -> list[str]:

@@ -222,6 +222,16 @@ def test_an_idempotency_key_makes_repeats_one_job(api: Api) -> None:
         assert slug(other) == "idempotency-key-reused"
 
 
+def test_an_integer_is_one_however_json_writes_it(api: Api) -> None:
+    """JSON Schema 2020-12: a number without a fraction is an integer."""
+    as_json = {"content-type": "application/json"}
+    body = b'{"steps": 42.0, "seed": 1e3, "priority": 7.0, "width": 1.024e3}'
+    job = api.job(api.post(JOBS, content=body, headers=as_json).json()["id"])
+    assert (job["input"]["steps"], job["seed"], job["priority"], job["width"]) == (42, 1000, 7, 1024)
+    refused = api.post(JOBS, content=b'{"steps": 42.5, "seed": 1e-3, "priority": 7.5}', headers=as_json)
+    assert set(faults(refused)) == {"priority", "seed", "steps"}
+
+
 def test_without_a_key_the_same_request_is_another_job(api: Api) -> None:
     assert api.submit({"prompt": "twice"}) != api.submit({"prompt": "twice"})
 
