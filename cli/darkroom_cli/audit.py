@@ -51,7 +51,7 @@ async def _audit(where: Installation, options: Options) -> Report:
 def _tell(report: Report, output: Output) -> None:
     for fault in report.findings:
         output.record(_fault(fault))
-        output.result(f"{fault.kind}: job {fault.job}: {fault.seen}")
+        output.result(f"{fault.kind}: {f'job {fault.job}: ' if fault.job else ''}{fault.seen}")
         if fault.repaired is not None:
             output.result(f"  repaired: {fault.repaired}")
     for stale in report.stale:
@@ -65,7 +65,7 @@ def _tell(report: Report, output: Output) -> None:
 def _fault(fault: Fault) -> dict[str, Any]:
     return {
         "finding": fault.kind,
-        "job": fault.job,
+        "job": fault.job or None,
         "seen": fault.seen,
         "pool": fault.pool,
         "worker": fault.worker,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from darkroom.doctor import Diagnosis, Limits, diagnose
 from darkroom.examination import examine
+from darkroom.history import History
 from darkroom.ledger import connect_async
 
 from darkroom_cli import installation
@@ -24,8 +26,12 @@ def doctor(data: Path | None, output: Output) -> int:
 
 async def _examine(where: Installation) -> Diagnosis:
     limits = Limits(backlog=where.backlog_limit)
-    async with connect_async(where.redis_url) as client:
-        return diagnose(await examine(client, where.namespace, limits), limits)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(connect_async(where.redis_url))
+        history = History(where.history) if where.history else None
+        if history is not None:
+            stack.push_async_callback(history.aclose)
+        return diagnose(await examine(client, where.namespace, limits, history=history), limits)
 
 
 def _tell(diagnosis: Diagnosis, output: Output) -> None:

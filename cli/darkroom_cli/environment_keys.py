@@ -61,15 +61,18 @@ def info(entered: Entered, output: Output, *, dry_run: bool) -> int:
 
 
 def flush(entered: Entered, output: Output, *, yes: bool, dry_run: bool) -> int:
-    """Delete the environment's keys, after asking. Which pools there are is kept, so that what runs goes on."""
+    """Delete the environment's keys, after asking. Which pools there are is kept, so that what runs goes on, and the
+    epoch: the keys are deleted on purpose, and not lost.
+    """
     if dry_run:
         output.result(f"would ask, then delete the keys {_pattern(entered)} in {entered.where}, by SCAN and UNLINK")
         return DONE
     from darkroom import transitions
     from darkroom.ledger import Ledger
 
+    epoch = f"{entered.environment.namespace}:epoch".encode()
     with _connected(entered) as client:
-        count = sum(1 for _ in _keys(client, entered))
+        count = sum(key != epoch for key in _keys(client, entered))
         output.say(f"{count} keys of {entered.environment.namespace} in {entered.where}: jobs, queues, deliveries")
         if not yes and not _agreed(entered.environment.name, output):
             output.say("darkroom: nothing was deleted")
@@ -77,7 +80,7 @@ def flush(entered: Entered, output: Output, *, yes: bool, dry_run: bool) -> int:
         pools = _pools(client, entered.environment.namespace)
         deleted = 0
         batch: list[bytes] = []
-        for key in _keys(client, entered):
+        for key in (each for each in _keys(client, entered) if each != epoch):
             batch.append(key)
             if len(batch) == BATCH:
                 deleted += client.unlink(*batch)

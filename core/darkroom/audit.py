@@ -39,7 +39,7 @@ _DELIVERY_TAG = re.compile(rb'"delivery_tag": ?"([^"]+)"')
 
 
 class Kind(StrEnum):
-    """What can be wrong with a job."""
+    """What can be wrong with a job, or (`WENT_BACK`) with Redis as a whole."""
 
     NOWHERE = "nowhere"
     IN_TWO_PLACES = "in_two_places"
@@ -64,6 +64,7 @@ class Kind(StrEnum):
     NO_DEAD_LETTER = "no_dead_letter"
     DELIVERY_MISPLACED = "delivery_misplaced"
     DELIVERY_NO_RECORD = "delivery_no_record"
+    WENT_BACK = "went_back"
 
 
 REPAIRABLE = frozenset(
@@ -140,7 +141,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, with which job, and what was seen.
+    """What is wrong, with which job (or none, of Redis as a whole), and what was seen.
 
     `pool`, `worker`, `letter_of` (a tenant) and `target`: whose set or entry names the job or delivery wrongly.
     `artifact`: the key of the one at fault, `delivery`: its id. `repaired`: what was done about it.

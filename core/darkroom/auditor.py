@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis.asyncio
 
-from darkroom import audit, queues, transitions
+from darkroom import audit, epochs, queues, transitions
 from darkroom.artifacts import ArtifactStore
 from darkroom.audit import OTHER_SETS, PLACES, POOL_SETS, REPAIRABLE, Fault, Kind, Look, Message, Stale
+from darkroom.epochs import Epoch
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import Artifact
 from darkroom.ledger import AsyncLedger, translated
@@ -115,6 +116,7 @@ class Auditor:
         if suspects.faults or suspects.messages:
             await asyncio.sleep(self._second_look_s)
             findings, stale = await self._look_again(suspects)
+        findings = [*await self._of_epoch(), *findings]
         if repair:
             findings = await self._repair(findings)
         return Report(places, untold, artifacts, past, tuple(findings), tuple(stale))
@@ -179,6 +181,17 @@ class Auditor:
             now = await self._stale(pool)
             stale += [each for each in found if each in now]
         return list(findings.values()), stale
+
+    # -- Redis as a whole ----------------------------------------------------------------------------------------------
+
+    async def _of_epoch(self) -> list[Fault]:
+        """That Redis came back with less than it had. SQL is read first: a courier adds to the ledger before it."""
+        outside = await self._outside()
+        loss = epochs.lost(await self._ledger.epoch(), outside)
+        return [] if loss is None else [Fault(Kind.WENT_BACK, "", f"Redis lost {loss.described}")]
+
+    async def _outside(self) -> Epoch | None:
+        return None if self._history is None else await self._history.epoch(self._namespace)
 
     # -- the questions -------------------------------------------------------------------------------------------------
 
@@ -296,6 +309,10 @@ class Auditor:
                 await self._ledger.run(transitions.sweep(look.pool))
                 still = await self._of_lists(look.pool, [fault.job])
                 after.append(fault if still else fault.after("the pool was swept"))
+            elif fault.kind is Kind.WENT_BACK:
+                beat = transitions.beat(await self._outside() or epochs.NEVER, acknowledge=True)
+                noted = await self._ledger.run(beat)
+                after.append(fault.after(f"acknowledged, in epoch {noted.epoch.number}; what is lost stays lost"))
             elif fault.kind in REPAIRABLE:
                 repair = transitions.repair(
                     fault.job,

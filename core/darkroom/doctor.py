@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from darkroom.epochs import Loss
 from darkroom.transitions import BACKLOG_LIMIT
 
 OLDEST_REDIS = (6, 2)
 """The ledger keeps to the commands of this version."""
+
+LOADS_AS_DEFAULT_USER = (7, 0)
+"""From this version on Redis refuses what the user `default` may not run when it loads its append-only file."""
 
 MEMORY_SHARE = 0.8
 """Above this submissions are refused (`Memory.high`)."""
@@ -114,6 +118,7 @@ class Server:
     append_only: bool
     append_error: str | None
     eviction: str
+    default_user_is_limited: bool
     memory_used: int
     memory_limit: int
     memory_limited_by: str
@@ -190,6 +195,7 @@ class House:
     workers: Sequence[Worker]
     untold: Sequence[Overdue]
     unarchived: Sequence[Overdue]
+    loss: Loss | None
 
 
 @dataclass(frozen=True)
@@ -251,6 +257,18 @@ def append_only_file(server: Server) -> Iterator[Symptom]:
         )
 
 
+def redis_users(server: Server) -> Iterator[Symptom]:
+    """As https://github.com/redis/redis/issues/14541 describes it."""
+    if server.default_user_is_limited:
+        yield Symptom(
+            Severity.WARNING if server.version[:2] < LOADS_AS_DEFAULT_USER else Severity.PROBLEM,
+            "Redis' user `default` may not run every command: Redis 7.0 and later load the append-only file as this "
+            "user, and lose all transactions and scripts in it when they restart",
+            "`user default off resetpass ~* &* +@all` in the file of users, before Redis is restarted "
+            "(docs/operations.md, Upgrade)",
+        )
+
+
 def eviction(server: Server) -> Iterator[Symptom]:
     if server.eviction != "noeviction":
         yield _problem(
@@ -291,6 +309,16 @@ def pools(house: House, _limits: Limits) -> Iterator[Symptom]:
         yield _problem(
             "no worker pool was ever announced: every submission is refused (503, no-pool)",
             "start `darkroom up` or apply a WorkerPool; or look elsewhere: DARKROOM_REDIS_URL, DARKROOM_NAMESPACE",
+        )
+
+
+def lost_data(house: House, _limits: Limits) -> Iterator[Symptom]:
+    if house.loss is not None:
+        yield _problem(
+            f"Redis came back with less than it had: it lost {house.loss.described}",
+            "`darkroom audit --repair` repairs what is left and acknowledges the loss; jobs that were accepted in that "
+            "time and are unknown now must be submitted again. See that Redis keeps its file (append-only-file, "
+            "redis-users)",
         )
 
 
@@ -438,6 +466,7 @@ SERVER_CHECKS: Mapping[str, Callable[[Server], Iterator[Symptom]]] = {
     "redis-version": redis_version,
     "cluster-mode": cluster_mode,
     "append-only-file": append_only_file,
+    "redis-users": redis_users,
     "eviction": eviction,
     "memory": memory,
     "slow-scripts": slow_scripts,
@@ -446,6 +475,7 @@ SERVER_CHECKS: Mapping[str, Callable[[Server], Iterator[Symptom]]] = {
 
 HOUSE_CHECKS: Mapping[str, Callable[[House, Limits], Iterator[Symptom]]] = {
     "pools": pools,
+    "lost-data": lost_data,
     "workers": workers,
     "faulty-workers": faulty_workers,
     "silent-workers": silent_workers,

@@ -13,18 +13,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from darkroom import queues, transitions
 from darkroom.doctor import Cost, Dropped, House, Limits, Observation, Overdue, Pool, Server, Waiting, Worker
-from darkroom.errors import DarkroomError
+from darkroom.epochs import Loss, lost
+from darkroom.errors import DarkroomError, HistoryUnavailable
 from darkroom.ledger import AsyncLedger, WorkerRecord, translated
 from darkroom.queues import CANARY
 from darkroom.transitions import WORKER_TTL_MS, WorkerState
+
+if TYPE_CHECKING:
+    from darkroom.history import History
 
 SCRIPT_COMMANDS = ("evalsha", "eval", "fcall")
 """Commands that run a script; ours are all `evalsha`."""
@@ -46,27 +51,51 @@ SLICE = 100
 """Ended jobs that one round trip reads."""
 
 
-async def examine(client: redis.asyncio.Redis, namespace: str, limits: Limits) -> Observation:
-    """Look at everything once; it takes `limits.canary_s` where a worker is deaf. Failures are observed too."""
+async def examine(
+    client: redis.asyncio.Redis, namespace: str, limits: Limits, *, history: History | None = None
+) -> Observation:
+    """Look at everything once, and at the epoch that `history` has of the ledger. It takes `limits.canary_s` where a
+    worker is deaf. Failures are observed too.
+    """
     server: Server | None = None
     house: House | None = None
     trouble: str | None = None
     try:
         with translated():
-            server = read_server(await client.info("all"))
+            info = await client.info("all")
+        server = read_server(info, default_user_is_limited=await _default_user_is_limited(client, namespace))
     except (DarkroomError, RedisError) as error:
         trouble = _words(error)
     # Scripts cannot run on a cluster: what follows would only repeat that.
     if server is None or not server.clustered:
         try:
-            house = await Examination(client, namespace, limits).house()
+            house = await Examination(client, namespace, limits, history).house()
         except (DarkroomError, RedisError) as error:
             trouble = trouble or _words(error)
     return Observation(server, house, trouble)
 
 
-def read_server(info: Mapping[str, Any]) -> Server:
-    """What matters here of the answer to INFO."""
+async def _default_user_is_limited(client: redis.asyncio.Redis, namespace: str) -> bool:
+    """Whether a connection without a user is let in and then refused a harmless command."""
+    pool = client.connection_pool
+    options = {
+        name: value
+        for name, value in pool.connection_kwargs.items()
+        if name not in {"username", "password", "credential_provider"}
+    }
+    stranger = redis.asyncio.ConnectionPool(connection_class=pool.connection_class, **options)
+    async with redis.asyncio.Redis.from_pool(stranger) as unnamed:
+        try:
+            await unnamed.exists(f"{namespace}:epoch")
+        except NoPermissionError:
+            return True
+        except RedisError:
+            return False  # no connection without a user, or none at all: `default` is off or asks for a password
+    return False
+
+
+def read_server(info: Mapping[str, Any], *, default_user_is_limited: bool) -> Server:
+    """What matters here of the answer to INFO, and of what the user `default` may do."""
     limit, limited_by = info["maxmemory"], "its maxmemory"
     if not limit:
         limit, limited_by = info.get("total_system_memory", 0), "the machine's memory"
@@ -83,6 +112,7 @@ def read_server(info: Mapping[str, Any]) -> Server:
         append_only=bool(info["aof_enabled"]),
         append_error=None if written == "ok" else f"the last write: {written}",
         eviction=info["maxmemory_policy"],
+        default_user_is_limited=default_user_is_limited,
         memory_used=info["used_memory"],
         memory_limit=limit,
         memory_limited_by=limited_by,
@@ -93,11 +123,12 @@ def read_server(info: Mapping[str, Any]) -> Server:
 class Examination:
     """One look at what the ledger holds."""
 
-    def __init__(self, client: redis.asyncio.Redis, namespace: str, limits: Limits) -> None:
+    def __init__(self, client: redis.asyncio.Redis, namespace: str, limits: Limits, history: History | None) -> None:
         self._redis: Any = client  # redis-py types every reply as a union of all replies
         self._ledger = AsyncLedger(client, namespace)
         self._namespace = namespace
         self._limits = limits
+        self._history = history
 
     async def house(self) -> House:
         """Raises LedgerUnavailable, and RedisError where a command is refused."""
@@ -110,7 +141,16 @@ class Examination:
         pools = [await self._pool(pool) for pool in names]
         untold = await self._overdue("outbox", "relay")
         unarchived = await self._overdue("history", "history")
-        return House(tuple(pools), tuple(workers), tuple(untold), tuple(unarchived))
+        loss = await self._loss()
+        return House(tuple(pools), tuple(workers), tuple(untold), tuple(unarchived), loss)
+
+    async def _loss(self) -> Loss | None:
+        """What Redis lost: without SQL, what the ledger notes. SQL is read first, since couriers write it last."""
+        outside = None
+        if self._history is not None:
+            with suppress(HistoryUnavailable):
+                outside = await self._history.epoch(self._namespace)
+        return lost(await self._ledger.epoch(), outside)
 
     # -- workers and canaries ------------------------------------------------------------------------------------------
 

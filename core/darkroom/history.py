@@ -18,13 +18,14 @@ from operator import itemgetter
 from typing import Any
 
 from pydantic import SecretStr
-from sqlalchemy import ColumnElement, Row, func, select, text, update
+from sqlalchemy import ColumnElement, Row, Table, func, inspect, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from darkroom.epochs import Epoch
 from darkroom.errors import Gone, HistoryUnavailable, SettingError
-from darkroom.history_schema import CONTENT, jobs
+from darkroom.history_schema import CONTENT, epochs, jobs
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import JobRecord, LogEntry, Page
 from darkroom.logs import logger
@@ -214,6 +215,27 @@ class History:
                 update(jobs).where(jobs.c.id.in_(job_ids), jobs.c.deleted.is_not(None)).values(cleared=now)
             )
 
+    # -- epochs of the ledger ------------------------------------------------------------------------------------------
+
+    async def epoch(self, namespace: str) -> Epoch | None:
+        """How far the ledger with this prefix had come; None where no courier has noted it."""
+        question = select(epochs.c.epoch, epochs.c.beats, epochs.c.at).where(epochs.c.namespace == namespace)
+        async with self._transaction() as connection:
+            if not await connection.run_sync(lambda sync: inspect(sync).has_table(epochs.name)):
+                return None
+            row = (await connection.execute(question)).one_or_none()
+        return None if row is None else Epoch(row.epoch, row.beats, row.at)
+
+    async def note_epoch(self, namespace: str, epoch: Epoch) -> None:
+        """Note how far the ledger has come. Beats are only ever added: a courier that is late changes nothing."""
+        fresh = self._insert(epochs).values(namespace=namespace, epoch=epoch.number, beats=epoch.beats, at=epoch.at)
+        later = {name: fresh.excluded[name] for name in ("epoch", "beats", "at")}
+        statement = fresh.on_conflict_do_update(
+            index_elements=[epochs.c.namespace], set_=later, where=epochs.c.beats < fresh.excluded.beats
+        )
+        async with self._transaction() as connection:
+            await connection.execute(statement)
+
     # -- the database itself -------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -255,9 +277,9 @@ class History:
         except Exception as error:  # absent, refusing, starting up, out of places: each driver has its own words for it
             raise _unavailable(error) from error
 
-    def _insert(self) -> Any:
+    def _insert(self, table: Table = jobs) -> Any:
         """SQLAlchemy's two inserts that know of conflicts have no common type."""
-        return sqlite.insert(jobs) if self._is_file else postgresql.insert(jobs)
+        return sqlite.insert(table) if self._is_file else postgresql.insert(table)
 
 
 async def _when_free(connection: AsyncConnection, statement: str) -> None:

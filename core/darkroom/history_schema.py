@@ -1,4 +1,4 @@
-"""The history's one table: what SQL keeps of jobs that have ended, for as long as anybody wants it.
+"""The history's tables: `jobs`, what SQL keeps of jobs that have ended, and `epochs` (`epochs.py`).
 
 A row is a job's whole record as the ledger had it at its end; its input, fields, data and attempts are JSON. When the
 job is deleted the row stays as its tombstone: who it was, its last state, the times; everything else is NULL. One row
@@ -68,6 +68,16 @@ jobs = Table(
     # The entries of the job's log that tell of its attempts.
     Column("attempts", _JSON),
     CheckConstraint("(deleted IS NULL) = (input IS NOT NULL)", name="job_or_tombstone"),
+)
+
+epochs = Table(
+    "epochs",
+    metadata,
+    # The prefix of the ledger's keys: a database may serve several.
+    Column("namespace", Text, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("beats", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
 )
 
 CONTENT = tuple(column.name for column in jobs.columns if column.nullable and column.name not in {"deleted", "cleared"})

@@ -37,6 +37,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from darkroom import traces
+from darkroom.epochs import LedgerEpoch
 from darkroom.errors import DarkroomError, LedgerUnavailable, MemoryHigh
 from darkroom.jobs import JobEvent, State
 from darkroom.redis_address import RedisAddress
@@ -705,6 +706,12 @@ class AsyncLedger:
                 if isinstance(reply, RedisError):
                     raise reply
         return Demand(*replies)
+
+    async def epoch(self) -> LedgerEpoch:
+        """How far it has come, and whether it lost data (`epochs.py`). Raises LedgerUnavailable."""
+        with translated():
+            fields = ("epoch", "beats", "at", "lost_from", "lost_to")
+            return LedgerEpoch.decode(await self._redis.hmget(f"{self.namespace}:epoch", *fields))
 
     async def workers(self) -> list[WorkerRecord]:
         """The workers that gave a sign of life lately, in name order."""

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from darkroom import queues
+from darkroom.epochs import Epoch, LedgerEpoch
 from darkroom.errors import (
     BacklogFull,
     DarkroomError,
@@ -761,6 +762,14 @@ def defer_notice(subscription_id: str, *, delay_ms: int, now: int | None = None)
 def noticed(subscription_id: str, *, changed: int, now: int | None = None) -> Call[bool]:
     """The sink has taken the notice of the subscription's state as it was since `changed`. False: it is another now."""
     return _call("noticed", bool, subscription=subscription_id, changed=changed, now=now)
+
+
+def beat(outside: Epoch, *, acknowledge: bool = False, now: int | None = None) -> Call[LedgerEpoch]:
+    """The ledger has one beat more than `outside`, the epoch in SQL, or as many as it has; with fewer it lost data, and
+    a new epoch begins. `acknowledge`: a person has seen the loss.
+    """
+    known = {"epoch": outside.number, "beats": outside.beats, "at": outside.at}
+    return _call("epoch", LedgerEpoch.decode, **known, acknowledge="1" if acknowledge else None, now=now)
 
 
 def announce(pool: str, *, models: Sequence[str], owner: str | None = None, now: int | None = None) -> Call[str]:

@@ -168,12 +168,12 @@ async def test_a_user_who_may_not_ask_for_info_is_told_so(namespace: str, tmp_pa
 
 
 def test_an_older_redis_is_found() -> None:
-    server = Server((6, 0, 16), False, True, None, "noeviction", 1, 100, "its maxmemory", ())
+    server = Server((6, 0, 16), False, True, None, "noeviction", False, 1, 100, "its maxmemory", ())
     assert [symptom.severity for symptom in doctor.redis_version(server)] == [Severity.PROBLEM]
 
 
 def test_an_append_only_file_that_cannot_be_written_is_found() -> None:
-    server = Server((7, 2, 0), False, True, "err", "noeviction", 1, 100, "its maxmemory", ())
+    server = Server((7, 2, 0), False, True, "err", "noeviction", False, 1, 100, "its maxmemory", ())
     assert [symptom.severity for symptom in doctor.append_only_file(server)] == [Severity.PROBLEM]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from darkroom import audit, transitions
+from darkroom.epochs import NEVER, Epoch
 from darkroom.jobs import TERMINAL, TRANSITIONS, State
 from darkroom.ledger import _decode_view, scripts
 from darkroom.transitions import (
@@ -208,6 +209,8 @@ CALLS: Mapping[str, Maker] = {
     ),
     "noticed": lambda jobs, job_id: transitions.noticed(SUBSCRIPTION, changed=START_MS, now=jobs.now),
     "inspect a delivery": lambda jobs, job_id: audit.inspect_delivery(f"{job_id}.3.job"),
+    "epoch": lambda jobs, job_id: transitions.beat(Epoch(1, 7, jobs.now - 5000), now=jobs.now),
+    "epoch acknowledged": lambda jobs, job_id: transitions.beat(NEVER, acknowledge=True, now=jobs.now),
     "announce": lambda jobs, job_id: transitions.announce(POOL, models=["sd"], now=jobs.now),
     "worker": lambda jobs, job_id: transitions.worker(
         WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"], now=jobs.now

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from darkroom import transitions
 from darkroom.artifacts import ArtifactStore, artifact_key
+from darkroom.epochs import NEVER, Epoch, LedgerEpoch
 from darkroom.events import Event
 from darkroom.history import History, PastJob, Tombstone
 from darkroom.jobs import State, new_job_id
@@ -313,6 +314,40 @@ def test_a_deletion_that_stopped_half_way_is_finished(start: Start, watched: Wat
     assert job_id not in watched.all()
 
 
+# Epochs
+
+
+def test_a_redis_that_lost_its_data_begins_a_new_epoch(start: Start, watched: Watched, tmp_path: Path) -> None:
+    jobs = watched.jobs
+    key = f"{jobs.namespace}:epoch"
+
+    def noted() -> Epoch:
+        return watched.in_history(lambda history: history.epoch(jobs.namespace)) or NEVER
+
+    def ledger() -> LedgerEpoch:
+        fields = ("epoch", "beats", "at", "lost_from", "lost_to")
+        return LedgerEpoch.decode(jobs.redis.hmget(key, *fields))
+
+    courier = start(**watched.told)
+    eventually(lambda: noted().beats >= 1, what="the first beat, in a new Redis and an empty database")
+    assert ledger().loss is None
+    before = noted()
+    jobs.redis.delete(key)
+    eventually(lambda: noted().number == before.number + 1, what="a new epoch")
+    loss = ledger().loss
+    assert loss is not None
+    assert loss.since == 0
+    assert loss.until >= before.at
+    eventually(lambda: courier.said("redis_lost_data"), what="the courier's log")
+
+    courier.stop()
+    jobs.run(transitions.beat(NEVER, acknowledge=True))
+    start(**{**watched.told, "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/empty.sqlite"})
+    beats = ledger().epoch.at
+    eventually(lambda: ledger().epoch.at > beats, what="the beat of a courier with an empty database")
+    assert ledger().loss is None
+
+
 # Migration by hand
 
 
@@ -327,7 +362,7 @@ def migrate(url: str, folder: Path) -> tuple[int, str]:
 def test_the_database_can_be_migrated_by_hand_any_number_of_times(database: Database, tmp_path: Path) -> None:
     for _ in range(2):
         status, said = migrate(database.url, tmp_path)
-        assert (status, said.splitlines()[-1]) == (0, "the history database is at revision 0001")
+        assert (status, said.splitlines()[-1]) == (0, "the history database is at revision 0002")
 
 
 def test_a_database_that_is_away_is_not_migrated(database: Database, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class Dev:
 
     def _redis_answers(self) -> bool:
         try:
-            with redis.Redis(port=self.redis_port) as client:
+            with redis.Redis(port=self.redis_port, username="probe", password="any") as client:
                 return bool(client.ping())
         except redis.ConnectionError:
             return False
@@ -245,6 +245,8 @@ def test_a_flush_asks_and_takes_this_environments_keys_alone_and_what_runs_goes_
     with redis.Redis.from_url(dev.redis_url("operator")) as client:
         own, foreign = f"{NAMESPACE}:job:{job_id}", "darkroom-demo:job:another"
         client.set(foreign, "any")
+        epoch = f"{NAMESPACE}:epoch"
+        eventually(lambda: client.hget(epoch, "beats"), what="the courier counts")
         for answer in ("", "demo\n", "yes\n"):
             refused = dev.make("redis-flush-dev", given=answer)
             assert refused.returncode == 2
@@ -254,6 +256,7 @@ def test_a_flush_asks_and_takes_this_environments_keys_alone_and_what_runs_goes_
         done = dev.make("redis-flush-dev", given="dev\n")
         assert done.returncode == 0, done.stderr
         assert (client.exists(own), client.exists(foreign)) == (0, 1)
+        assert client.hget(epoch, "epoch") == b"1"  # what is deleted on purpose is no loss
 
     assert dev.ended(dev.submit()) == "completed"
     running = dev.submit(**LONG)

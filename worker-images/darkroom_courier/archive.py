@@ -11,12 +11,14 @@ one writes the job again, in vain, and says that it is archived.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from uuid import uuid4
 
 from darkroom import transitions
+from darkroom.epochs import NEVER, Loss
 from darkroom.errors import DarkroomError, HistoryUnavailable
 from darkroom.history import History, PastJob
 from darkroom.ledger import AsyncLedger, JobRecord
@@ -29,6 +31,9 @@ from darkroom_courier.settings import CourierSettings
 
 BATCH = 200
 """Jobs in one transaction: the commit is then a small part of the work, and to read them takes Redis a few ms."""
+
+BEAT_S = 1.0
+"""Between two beats of the epoch: Redis flushes its file each second, so a shorter loss is none that it could avoid."""
 
 AGAIN_MS = 1_000
 """When entries are due again that a database did not take which has just gone away: it is asked for before they are."""
@@ -57,6 +62,8 @@ class Archive:
         self._call = uuid4().hex
         self._is_migrated = False
         self._is_in_doubt = False
+        self._beat_due = 0.0
+        self._loss: Loss | None = None
 
     async def step(self) -> bool:
         """Write one batch. True: there may be more. Raises LedgerUnavailable and HistoryUnavailable.
@@ -69,6 +76,7 @@ class Archive:
         if self._is_in_doubt:
             await self._history.ping()
             self._is_in_doubt = False
+        await self._beat()
         taken = await self._ledger.run(
             transitions.take_history(taker=self._taker, call=self._call, limit=BATCH, lease_ms=self._lease_ms)
         )
@@ -82,6 +90,18 @@ class Archive:
         self._call = uuid4().hex
         await self._look_for_told()
         return len(taken) == BATCH
+
+    async def _beat(self) -> None:
+        """Count one beat in the ledger, then in SQL; a ledger that has fewer than SQL lost data (`epochs.py`)."""
+        if time.monotonic() < self._beat_due:
+            return
+        self._beat_due = time.monotonic() + BEAT_S
+        outside = await self._history.epoch(self._ledger.namespace)
+        ledger = await self._ledger.run(transitions.beat(outside or NEVER))
+        await self._history.note_epoch(self._ledger.namespace, ledger.epoch)
+        if ledger.loss != self._loss and ledger.loss is not None:
+            _log.error("redis_lost_data", epoch=ledger.epoch.number, lost=ledger.loss.described)
+        self._loss = ledger.loss
 
     async def _write(self, job_ids: Sequence[str]) -> None:
         """All at once or, where one of them is at fault, each alone, so that it holds up no other."""

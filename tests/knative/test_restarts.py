@@ -1,0 +1,197 @@
+"""Redis killed and started again, every build that can be had, as the manifests configure it: nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from darkroom import transitions
+from darkroom.audit import Kind
+from darkroom.auditor import Auditor
+from darkroom.doctor import Limits, Severity, diagnose
+from darkroom.epochs import NEVER
+from darkroom.errors import LedgerUnavailable
+from darkroom.examination import examine
+from darkroom.jobs import State
+from darkroom.ledger import AsyncLedger, connect, connect_async
+
+from tests.core.timed_jobs import READERS
+from tests.databases import SqliteDatabase, opened
+from tests.driven_jobs import DrivenJobs
+from tests.knative.manifest_redis import ShippedRedis
+from tests.knative.rendering import Object
+from tests.redis_server import Build, RedisKind, binary_of_build, needed_binary
+from tests.waiting import eventually
+
+PREFIX = "darkroom"
+
+ADMIN = "user admin on nopass ~* &* +@all"
+"""A user of the test's own, which compares all that there is and has the file rewritten."""
+
+LIMITED = "user default on nopass resetkeys resetchannels -@all +ping"
+"""The line of older installations, and of whoever follows the usual advice."""
+
+JOBS = 30
+
+
+class Load:
+    """Jobs that come, run and end until Redis is away. `accepted` and `completed` are those that it acknowledged."""
+
+    def __init__(self, url: str) -> None:
+        self._jobs = DrivenJobs(url, PREFIX)
+        self._jobs.announce_worker()
+        self.accepted: list[str] = []
+        self.completed: list[str] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def wait_for_more(self) -> None:
+        so_far = len(self.completed)
+        eventually(lambda: len(self.completed) >= so_far + JOBS, what=f"{JOBS} more jobs are completed")
+
+    def join(self) -> None:
+        self._thread.join()
+        self._jobs.close()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                for ends in (True, True, False):
+                    job_id = self._jobs.submit()
+                    self.accepted.append(job_id)
+                    if ends:
+                        self._jobs.start(job_id)
+                        self._jobs.progress(job_id, step=1, steps=2)
+                        self._jobs.complete(job_id)
+                        self.completed.append(job_id)
+        except LedgerUnavailable:
+            return
+
+
+@contextmanager
+def shipped(binary: Path, rendered: dict[str, list[Object]], secret: dict[str, str], folder: Path) -> Iterator[Any]:
+    server = ShippedRedis(binary, rendered["k3d"], secret, folder, more_users=[ADMIN])
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def admin_url(server: ShippedRedis) -> str:
+    return f"redis://admin:any@127.0.0.1:{server.port}/0"
+
+
+def everything(server: ShippedRedis) -> dict[bytes, Any]:
+    with connect(admin_url(server)) as client:
+        keys = list(client.scan_iter())
+        return {key: client.execute_command(*READERS[client.type(key).decode()](key)) for key in keys}
+
+
+def rewritten(server: ShippedRedis) -> None:
+    """The append-only file is written anew, to the end."""
+    with connect(admin_url(server)) as client:
+        client.bgrewriteaof()
+
+        def is_done() -> bool:
+            info = client.info("persistence")
+            return not info["aof_rewrite_in_progress"] and not info["aof_rewrite_scheduled"]
+
+        eventually(is_done, what="the append-only file is rewritten")
+        assert client.info("persistence")["aof_last_bgrewrite_status"] == "ok"
+
+
+def written(server: ShippedRedis) -> None:
+    """All that was acknowledged is in the file: while an fsync lasts Redis holds writes back, for 2 s at most."""
+    with connect(admin_url(server)) as client:
+        eventually(lambda: client.info("persistence")["aof_buffer_length"] == 0, what="the file has every write")
+
+
+def killed(server: ShippedRedis) -> None:
+    written(server)
+    server.stop(signal.SIGKILL)
+    server.start()
+
+
+@pytest.mark.parametrize("build", Build)
+def test_a_redis_that_is_killed_comes_back_with_all_that_it_had(
+    build: Build, rendered: dict[str, list[Object]], bootstrap: ModuleType, tmp_path: Path
+) -> None:
+    secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
+    with shipped(binary_of_build(build), rendered, secret, tmp_path) as server:
+        load = Load(admin_url(server))
+        load.wait_for_more()
+        rewritten(server)
+        load.wait_for_more()
+        accepted, completed = list(load.accepted), list(load.completed)
+        written(server)
+        server.stop(signal.SIGKILL)  # in the midst of it
+        load.join()
+        server.start()
+        jobs = DrivenJobs(admin_url(server), PREFIX)
+        assert {jobs.state(job_id) for job_id in completed} == {State.COMPLETED}
+        assert all(jobs.redis.exists(f"{PREFIX}:job:{job_id}") for job_id in accepted)
+
+        jobs.run(transitions.beat(NEVER))
+        before = everything(server)
+        killed(server)
+        assert everything(server) == before
+        rewritten(server)
+        killed(server)
+        assert everything(server) == before
+        jobs.close()
+        assert "CRITICAL" not in server.log.read_text()
+
+
+async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledged(
+    rendered: dict[str, list[Object]], bootstrap: ModuleType, tmp_path: Path
+) -> None:
+    """With the users of an older installation Redis 7.0 loses each transaction; the epoch in SQL is what shows it."""
+    secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
+    (default, *_) = bootstrap.REDIS_OWN_USERS
+    secret["users.acl"] = secret["users.acl"].replace(default, LIMITED)
+    binary = needed_binary(RedisKind.CURRENT)
+    with shipped(binary, rendered, secret, tmp_path) as server:
+        async with (
+            connect_async(admin_url(server)) as client,
+            opened(SqliteDatabase(tmp_path / "history").url) as history,
+        ):
+            ledger = AsyncLedger(client, PREFIX)
+
+            async def beat() -> None:
+                """As the courier does."""
+                noted = await ledger.run(transitions.beat(await history.epoch(PREFIX) or NEVER))
+                await history.note_epoch(PREFIX, noted.epoch)
+
+            async def problems() -> set[str]:
+                found = diagnose(await examine(client, PREFIX, Limits(canary_s=0), history=history), Limits()).findings
+                return {each.check for each in found if each.symptom.severity is Severity.PROBLEM}
+
+            async def findings(*, repair: bool = False) -> list[Kind]:
+                auditor = Auditor(client, PREFIX, store=None, history=history, second_look_s=0)
+                return [fault.kind for fault in (await auditor.audit(repair=repair)).unrepaired]
+
+            await ledger.run(transitions.announce("local", models=["sd"]))
+            for _ in range(3):
+                await beat()
+            assert await problems() == {"redis-users"}
+            assert await findings() == []
+
+            await asyncio.to_thread(killed, server)
+            assert "lost-data" in await problems()
+            assert await findings() == [Kind.WENT_BACK]
+            await beat()  # now the ledger notes it, and whoever knows no database sees it too
+            assert (await ledger.epoch()).epoch.number > 1
+            found = diagnose(await examine(client, PREFIX, Limits(canary_s=0)), Limits()).findings
+            assert "lost-data" in {each.check for each in found}
+            assert await findings(repair=True) == []
+            assert await findings() == []
+            await beat()
+            assert "lost-data" not in await problems()
