@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from darkroom import pool_fields
 from darkroom.errors import InvalidInput, NotFound
 from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.scaling import Entry, Policy, decide
@@ -79,6 +80,9 @@ def read_policy(path: Path) -> Policy:
     spec = content.get("spec", content) if isinstance(content, Mapping) else None
     if not isinstance(spec, Mapping):
         raise InvalidInput(f"--policy {path}: is neither a WorkerPool nor the spec of one")
+    if faults := pool_fields.unknown(spec):
+        said = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
+        raise InvalidInput(f"--policy {path}: {said}", fields=faults)
     return Policy.from_spec(spec)
 
 

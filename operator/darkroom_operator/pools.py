@@ -8,11 +8,12 @@ schema (`knative/base/operator/workerpools.yaml`), for what came in while the sc
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from darkroom import pool_fields
 from darkroom.errors import FieldError, InvalidInput
 from darkroom.scaling import Policy
 
@@ -80,7 +81,11 @@ def objects_name(pool: str) -> str:
 def read(resource: Object) -> Pool:
     """The pool of a `WorkerPool` object. Raises InvalidInput, whose `fields` name what is at fault."""
     metadata, spec = resource["metadata"], resource.get("spec") or {}
-    policy = Policy.from_spec(spec)
+    faults = pool_fields.unknown(spec)
+    try:
+        policy = Policy.from_spec(spec)
+    except InvalidInput as error:
+        raise _invalid([*faults, *error.fields]) from error
     gpu, rollout = spec.get("gpu") or {}, spec.get("rollout") or {}
     pool = Pool(
         name=metadata["name"],
@@ -96,10 +101,14 @@ def read(resource: Object) -> Pool:
         drain_s=spec.get("drainSeconds", DEFAULT_DRAIN_S),
         grace_s=spec.get("graceSeconds", DEFAULT_GRACE_S),
     )
-    faults = list(_faults(pool))
+    faults += _faults(pool)
     if faults:
-        raise InvalidInput("; ".join(f"{fault.field}: {fault.detail}" for fault in faults), fields=faults)
+        raise _invalid(faults)
     return pool
+
+
+def _invalid(faults: Sequence[FieldError]) -> InvalidInput:
+    return InvalidInput("; ".join(f"{fault.field}: {fault.detail}" for fault in faults), fields=faults)
 
 
 def _faults(pool: Pool) -> list[FieldError]:

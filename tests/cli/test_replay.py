@@ -124,6 +124,7 @@ def test_a_log_of_another_version_is_status_2(jobs: DrivenJobs, told: dict[str, 
     [
         ("maxReplicas: 0", "maxReplicas"),
         ("spec: {paused: perhaps}", "paused"),
+        ("{maxReplicas: 2, target: {jobsPerReplika: 4}}", "did you mean jobsPerReplica"),
         ("[1, 2]", "neither"),
         ("a: [", "policy"),
     ],

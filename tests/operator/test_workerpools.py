@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+from darkroom.pool_fields import FIELDS
 
 from tests.knative.rendering import SAMPLES, of_kind, sample
 from tests.operator import cel_rules
@@ -71,13 +72,28 @@ def test_rights_name_their_resources_and_verbs(manifests: dict[str, list[Object]
     for rule in roles[0]["rules"]:
         assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
         assert "secrets" not in rule["resources"]
-        assert "delete" not in rule["verbs"]
+        assert "delete" not in rule["verbs"] or rule["resources"] == ["pods"]
+
+
+def test_the_fields_that_are_known_are_those_of_the_schema(manifests: dict[str, list[Object]]) -> None:
+    """Each object among them keeps unknown fields, so that the operator can refuse them."""
+    spec = _schema(manifests)["properties"]["spec"]
+    objects = {"": spec} | {
+        f"{name}[]" if "items" in member else name: member.get("items", member)
+        for name, member in spec["properties"].items()
+        if "properties" in member.get("items", member)
+    }
+    assert {path: set(names) for path, names in FIELDS.items()} == {
+        path: set(member["properties"]) for path, member in objects.items()
+    }
+    assert all(member["x-kubernetes-preserve-unknown-fields"] for member in objects.values())
 
 
 @pytest.mark.parametrize("field", ["minReplicas", "target.waitSeconds", "scaleDown.idleSeconds", "paused", "schedule"])
 def test_kubectl_explains_a_field(control_plane: ControlPlane, manifests: dict[str, list[Object]], field: str) -> None:
+    """From OpenAPI v3. OpenAPI v2, all that old servers have, describes nothing within what keeps unknown fields."""
     member = _schema(manifests)["properties"]["spec"]
-    for name in field.split("."):
+    for name in () if control_plane.is_old else field.split("."):
         member = member["properties"][name]
     said = re.sub(r"\s+", " ", control_plane.kubectl("explain", f"workerpools.spec.{field}"))
     assert re.sub(r"\s+", " ", member["description"]) in said
