@@ -13,6 +13,8 @@ The rules, in the order in which they are asked:
    would be broken too.
 4. Too many: down when for `scale_down.idle_seconds` no more was wanted, and by no more than there are replicas that run
    nothing. A busy worker is never part of the count, and nothing goes during a rollout.
+5. Faulty workers that do not recover by themselves are replaced, unless there are replicas to spare: all of them at
+   once, and each time after a longer pause, since the next ones may be faulty for the same cause.
 
 Times are milliseconds since the epoch where they are points, and seconds where they are spans.
 """
@@ -22,7 +24,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -47,6 +49,20 @@ KEPT_WHILE_BUSY_S = 10
 
 KEPT_WHILE_QUIET_S = 300
 """Between two entries of which the later says nothing new at all: the log of a quiet pool still shows that it lives."""
+
+REPLACED_AGAIN_AFTER_S = 60
+"""The pause after a first replacement of faulty workers: most models load in less. It doubles with each replacement
+that follows.
+"""
+
+LONGEST_PAUSE_S = 900
+"""The longest pause between two replacements, a guess: a new pod costs a cold start, of minutes for large models."""
+
+IN_A_ROW_WITHIN_S = 2 * LONGEST_PAUSE_S
+"""A replacement after a longer time than this is a first one again."""
+
+RESUMED_WITHIN_S = KEPT_WHILE_QUIET_S + 60
+"""A log whose newest entry is younger was continued until now: no more than a minute is missing for a restart."""
 
 CRON_FIELDS = 5
 """Minute, hour, day of month, month, day of week. The library also takes six, with seconds; a window has none."""
@@ -85,7 +101,7 @@ class Window:
     """A span of the week in which at least `replicas` are kept.
 
     `start` and `end` are cron lines of five fields, read in `timezone` (an IANA name). The window is open from a start
-    until the next end.
+    until the next end; where both come in the same minute, the end counts.
     """
 
     start: str
@@ -94,7 +110,7 @@ class Window:
     timezone: str = "UTC"
 
     def is_open(self, now: int) -> bool:
-        """Whether it is open at `now`: its next end comes before its next start."""
+        """Whether it is open at `now`: its last start came after its last end."""
         return _is_open(self.start, self.end, self.timezone, now // MINUTE_MS)
 
 
@@ -181,6 +197,7 @@ class Observation:
     pods that serve. `broken`: pods that crash again and again or cannot be started, by Kubernetes' reason
     (CrashLoopBackOff, ImagePullBackOff, …). `unplaced`: pods that no node takes yet. `rolling`: the template is being
     rolled out. `cold_start_seconds`: from a pod's creation until its worker is ready, as measured; None while unknown.
+    `stays_faulty`: workers that have been faulty for so long that they will not recover by themselves.
     """
 
     reading: Reading | None
@@ -190,6 +207,7 @@ class Observation:
     unplaced: int = 0
     rolling: bool = False
     cold_start_seconds: float | None = None
+    stays_faulty: int = 0
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> Observation:
@@ -203,12 +221,22 @@ class History:
 
     `peaks`: numbers that were wanted lately, each with when it was wanted last; only those that no later one reached,
     so that they fall from left to right. `short_since`: since when more is wanted than there is. `shrunk_at`: the last
-    time that replicas were taken away.
+    time that replicas were taken away. `replaced_at`: the last time that faulty workers were replaced, and
+    `replacements`: how often in a row.
     """
 
     peaks: tuple[tuple[int, int], ...] = ()
     short_since: int | None = None
     shrunk_at: int | None = None
+    replaced_at: int | None = None
+    replacements: int = 0
+
+    def replaceable_at(self) -> int | None:
+        """When faulty workers may be replaced again; None where there is nothing to wait for."""
+        if self.replaced_at is None:
+            return None
+        doublings = min(self.replacements - 1, LONGEST_PAUSE_S.bit_length())
+        return self.replaced_at + min(REPLACED_AGAIN_AFTER_S << doublings, LONGEST_PAUSE_S) * 1000
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> History:
@@ -220,12 +248,14 @@ class Decision:
     """How many replicas there are to be, why, and the numbers that it came from.
 
     `inputs`: `jobs` (all that is to be done now or soon), `target` (replicas for them), `floor`, `wanted` (within the
-    bounds), `held` (the most that was wanted within the idle time), `removable` (replicas that run nothing).
+    bounds), `held` (the most that was wanted within the idle time), `removable` (replicas that run nothing). `replace`:
+    how many workers that stay faulty are to be replaced now.
     """
 
     replicas: int
     reason: Reason
     inputs: Mapping[str, int] = field(default_factory=dict)
+    replace: int = 0
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> Decision:
@@ -274,7 +304,7 @@ def is_worth_keeping(entry: Entry, before: Entry | None) -> bool:
     Every decision that changes something, and every other reason, is kept. What lies between is kept now and then, so
     that it can be said what another policy would have done with the same jobs.
     """
-    if before is None or entry.decision.replicas != entry.observation.replicas:
+    if before is None or entry.decision.replicas != entry.observation.replicas or entry.decision.replace:
         return True
     if entry.decision.reason != before.decision.reason or entry.policy != before.policy:
         return True
@@ -287,7 +317,7 @@ def decide(observation: Observation, policy: Policy, history: History, now: int)
     replicas, reading = observation.replicas, observation.reading
     if reading is None:
         # Time without a reading is no idle time: as far as is known, all that there are were wanted.
-        after = History(peaks=_risen(history.peaks, replicas, policy, now), shrunk_at=history.shrunk_at)
+        after = replace(history, peaks=_risen(history.peaks, replicas, policy, now), short_since=None)
         return Decision(replicas=replicas, reason=Reason.UNKNOWN), after
     floor = policy.floor(now)
     target = _for_target(reading, observation.cold_start_seconds, policy)
@@ -316,8 +346,35 @@ def decide(observation: Observation, policy: Policy, history: History, now: int)
         number, reason = replicas, Reason.AT_MAXIMUM if asked > wanted else Reason.AT_TARGET
     else:
         number, reason = _down(observation, policy, history, held=held, removable=removable, now=now)
-    after = History(peaks=peaks, short_since=short_since, shrunk_at=now if number < replicas else history.shrunk_at)
-    return Decision(replicas=number, reason=reason, inputs=inputs), after
+    replaced = _replaced(observation, policy, history, now) if wanted >= replicas else 0
+    after = replace(history, peaks=peaks, short_since=short_since)
+    if number < replicas:
+        after = replace(after, shrunk_at=now)
+    if replaced:
+        is_in_a_row = history.replaced_at is not None and now - history.replaced_at <= IN_A_ROW_WITHIN_S * 1000
+        after = replace(after, replaced_at=now, replacements=history.replacements + 1 if is_in_a_row else 1)
+    return Decision(replicas=number, reason=reason, inputs=inputs, replace=replaced), after
+
+
+def resume(last: Entry | None, *, replicas: int, now: int) -> History:
+    """The history for the first decision of a process; `last` is the newest entry of the decision log.
+
+    What was wanted last is taken as wanted until now, since a log has no entry while nothing changes. Without a log,
+    and after a longer gap, as many were wanted as there are: unknown time is no idle time.
+    """
+    history = History() if last is None else last.after
+    is_continued = last is not None and 0 <= now - last.at <= RESUMED_WITHIN_S * 1000
+    wanted = last.decision.inputs.get("wanted", replicas) if last is not None and is_continued else replicas
+    peaks = (*((at, peak) for at, peak in history.peaks if peak > wanted), (now, wanted))
+    return replace(history, peaks=peaks, short_since=history.short_since if is_continued else None)
+
+
+def _replaced(observation: Observation, policy: Policy, history: History, now: int) -> int:
+    """How many workers that stay faulty are replaced now, where none of them can be spared."""
+    allowed_at = history.replaceable_at()
+    if policy.paused is Paused.ALL or observation.rolling or (allowed_at is not None and now < allowed_at):
+        return 0
+    return observation.stays_faulty
 
 
 def _up(
@@ -399,9 +456,10 @@ def _risen(peaks: tuple[tuple[int, int], ...], wanted: int, policy: Policy, now:
 
 @lru_cache(maxsize=4096)
 def _is_open(start: str, end: str, timezone: str, minute: int) -> bool:
-    # Cron knows minutes, so the answer is the same for all of one.
-    at = datetime.fromtimestamp(minute * 60, tz=UTC).astimezone(ZoneInfo(timezone))
-    return next(CronSim(end, at)) < next(CronSim(start, at))
+    # Cron knows minutes, so the answer is the same for all of one. A line that comes in this minute has come.
+    after = datetime.fromtimestamp((minute + 1) * 60, tz=UTC).astimezone(ZoneInfo(timezone))
+    last_start, last_end = (next(CronSim(line, after, reverse=True)).timestamp() for line in (start, end))
+    return last_start > last_end
 
 
 class _Spec:
@@ -513,6 +571,8 @@ class _Spec:
                 self._fault(f"{path}.{name}", f"is not a cron line of five fields that ever comes: {value.get(name)!r}")
         if not _is_timezone(timezone):
             self._fault(f"{path}.timezone", f"is not a time zone such as Europe/Paris: {timezone!r}")
+        if value.get("start") == value.get("end"):
+            self._fault(f"{path}.end", "is the same as start: the window would never be open")
         replicas = self._whole(f"{path}.replicas", value.get("replicas"), least=0)
         if replicas is None or len(self._faults) > faults:
             return None

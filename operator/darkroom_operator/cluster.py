@@ -162,6 +162,11 @@ class Cluster:
             )
             return answer
 
+    async def delete(self, kind: Kind, name: str) -> None:
+        """Raises Refused where it is gone already."""
+        with translated():
+            await self._client.delete(kind, name, namespace=self.namespace)
+
     async def merge_status(self, name: str, status: Object) -> None:
         """Write these fields of a pool's status."""
         with translated():

@@ -18,14 +18,15 @@ from darkroom import times, transitions
 from darkroom.errors import DarkroomError, LedgerUnavailable
 from darkroom.ledger import AsyncLedger
 from darkroom.logs import logger
-from darkroom.scaling import Decision, Entry, Observation, decide, is_worth_keeping
+from darkroom.scaling import Decision, Entry, Observation, decide, is_worth_keeping, resume
 from darkroom.transitions import Call, Reading, WorkerState
 
 from darkroom_operator.cluster import Cluster, Conflict
 from darkroom_operator.election import Leadership
 from darkroom_operator.pools import Pool
 from darkroom_operator.reconciliation import InvalidTemplate, Reconciliation
-from darkroom_operator.report import NORMAL, WARNING, Report
+from darkroom_operator.replacement import Replacement
+from darkroom_operator.report import NORMAL, REPLACED, WARNING, Report, next_replacement
 from darkroom_operator.scale_in import SEEN_S, ScaleIn
 from darkroom_operator.world import DEPLOYMENTS, Standing, World, essence
 
@@ -51,12 +52,20 @@ class Control:
     """The loop. Handlers and the resync change the world beside it; they call `wake` where it should look."""
 
     def __init__(
-        self, cluster: Cluster, ledger: AsyncLedger, world: World, leadership: Leadership, *, tick_s: float
+        self,
+        cluster: Cluster,
+        ledger: AsyncLedger,
+        world: World,
+        leadership: Leadership,
+        *,
+        tick_s: float,
+        replace_after_s: float,
     ) -> None:
         self._ledger, self._world, self._leadership = ledger, world, leadership
         self._tick_s = tick_s
         self._reconciliation = Reconciliation(cluster)
         self._scale = ScaleIn(cluster, ledger, world)
+        self._replacement = Replacement(cluster, ledger, after_s=replace_after_s)
         self._report = Report(cluster)
         self._woken: set[str] = set()
         self._to_do = asyncio.Event()
@@ -128,7 +137,9 @@ class Control:
         if not self._leadership.held or not (standings or self._unsaid):
             return
         await self._observe(standings, reap=reap)
+        await self._replacement.observe(standings)
         now_ms = round(time.time() * 1000)
+        await asyncio.gather(*(self._resume(standing, now_ms) for standing in standings if not standing.is_resumed))
         for standing in standings:
             self._count_time(standing)
         # Most pools need nothing most of the time: a task for each would cost more than thinking about it.
@@ -220,11 +231,31 @@ class Control:
             if isinstance(answer, list) and answer:
                 _log.info("reaped", pool=standing.name, jobs=answer)
 
+    async def _resume(self, standing: Standing, now_ms: int) -> None:
+        """Continue from the pool's decision log. Without it the demand counts as unknown."""
+        if standing.pool is None or standing.unknown is not None:
+            return
+        try:
+            async with self._gate:
+                texts = await self._ledger.decisions(standing.name, limit=1)
+            last = Entry.decode(texts[-1]) if texts else None
+        except LedgerUnavailable as error:
+            standing.reading, standing.unknown = None, error.detail
+            return
+        except (DarkroomError, KeyError, TypeError, ValueError) as error:
+            _log.warning("log_not_readable", pool=standing.name, error=repr(error))
+            last = None
+        replicas = standing.deployment.replicas if standing.deployment is not None else 0
+        standing.history = resume(last, replicas=replicas, now=now_ms)
+        if last is not None and standing.cold_start_s is None:
+            standing.cold_start_s = last.observation.cold_start_seconds
+        standing.is_resumed = True
+
     def _think(self, standing: Standing, now_ms: int) -> bool:
         """Decide on one pool; answers whether anything is to be done or said."""
         before = standing.decision
         if standing.pool is not None and not standing.ending:
-            observation = _observation(standing, now_ms)
+            observation = _observation(standing, now_ms, stays_faulty=len(self._replacement.overdue(standing)))
             history = standing.history
             decision, standing.history = decide(observation, standing.pool.policy, history, now_ms)
             standing.decision = decision
@@ -252,6 +283,8 @@ class Control:
         if standing.gone or standing.victims:
             return True
         if decision is not None and (deployment is None or decision.replicas != deployment.replicas):
+            return True
+        if decision is not None and decision.replace:
             return True
         return any(pod.counts and (pod.chosen or pod.serving is not True) for pod in standing.pods.values())
 
@@ -301,6 +334,8 @@ class Control:
                 asyncio.get_running_loop().call_later(SEEN_S, self.wake, standing.name)
             elif after < before:
                 await self._tell(standing, before, after, decision, now_ms)
+        if decision.replace and not standing.victims:
+            await self._replace(standing, decision.replace)
 
     async def _tell(self, standing: Standing, before: int, after: int, decision: Decision, now_ms: int) -> None:
         """A change of the replicas: a log line, a Kubernetes Event, the status."""
@@ -318,6 +353,16 @@ class Control:
         reason = "ScaledUp" if after > before else "ScaledDown"
         message = f"from {before} to {after} replicas: {decision.reason.value}, {inputs.get('jobs', 0)} jobs"
         await self._report.event(standing, NORMAL, reason, message)
+
+    async def _replace(self, standing: Standing, number: int) -> None:
+        """Replace the pods of workers that stay faulty: a log line, and a Kubernetes Event."""
+        pods = await self._replacement.replace(standing, number)
+        if not pods:
+            return
+        _log.warning("replaced", pool=standing.name, pods=pods, in_a_row=standing.history.replacements)
+        names = ", ".join(pods)
+        message = f"{len(pods)} workers stayed faulty; their pods are replaced: {names}. {next_replacement(standing)}"
+        await self._report.event(standing, WARNING, REPLACED, message)
 
     async def _free_jobs(self, standing: Standing) -> None:
         """Jobs of workers whose pod is gone are given back at once, and wait for no lease."""
@@ -370,7 +415,7 @@ def replicas_by_state(standing: Standing) -> dict[str, int]:
     return {"starting": max(pods - sum(known.values()), 0), **known}
 
 
-def _observation(standing: Standing, now_ms: int) -> Observation:
+def _observation(standing: Standing, now_ms: int, *, stays_faulty: int) -> Observation:
     deployment = standing.deployment
     return Observation(
         reading=standing.reading,
@@ -380,4 +425,5 @@ def _observation(standing: Standing, now_ms: int) -> Observation:
         unplaced=standing.unplaced(now_ms),
         rolling=deployment is not None and deployment.rolling,
         cold_start_seconds=standing.cold_start_s,
+        stays_faulty=stays_faulty,
     )

@@ -94,7 +94,14 @@ class Program:
 
     async def _lead(self, cluster: Cluster, ledger: AsyncLedger, redis: Any, leadership: Leadership) -> int:
         world = self._world
-        control = Control(cluster, ledger, world, leadership, tick_s=self._settings.tick_s)
+        control = Control(
+            cluster,
+            ledger,
+            world,
+            leadership,
+            tick_s=self._settings.tick_s,
+            replace_after_s=self._settings.replace_after_s,
+        )
         handlers = Handlers(world, control, leadership)
         resync = Resync(cluster, world, control, handlers)
         if not await self._first(_until_read(resync)):

@@ -33,6 +33,9 @@ OLDEST_SLACK_MS = 2_000
 
 NORMAL, WARNING = "Normal", "Warning"
 
+REPLACED = "WorkersReplaced"
+"""Of an Event, and of the condition until a worker works again."""
+
 _log = logger(__name__)
 
 
@@ -114,7 +117,8 @@ def _all_that_counts(standing: Standing) -> tuple[Any, ...]:
     """What a status is made of, but for the time: without waiting jobs it says nothing of that."""
     return (
         *(standing.generation, standing.in_force, standing.fault, standing.ending, standing.unknown),
-        *(standing.pool, standing.reading, standing.decision, standing.deployment, *standing.pods.values()),
+        *(standing.pool, standing.reading, standing.decision, standing.deployment, standing.history.replaced_at),
+        *standing.pods.values(),
     )
 
 
@@ -168,13 +172,24 @@ def trouble(standing: Standing) -> tuple[str, str] | None:
             return pod.trouble[0], f"pod {pod.name}, {pod.trouble[1]}"
     reading = standing.reading
     if reading is not None and reading.faulty:
-        return Reason.FAULTY.value, f"{reading.faulty} workers took themselves out"
+        return Reason.FAULTY.value, f"{reading.faulty} workers are faulty. {next_replacement(standing)}".strip()
+    if reading is not None and standing.history.replacements and not (reading.idle or reading.busy):
+        return (
+            REPLACED,
+            f"the pods of faulty workers were replaced, and no worker works yet. {next_replacement(standing)}",
+        )
     if standing.deployment is not None and standing.deployment.failure is not None:
         return "FailedCreate", standing.deployment.failure
     for pod in pods:
         if pod.unplaced is not None:
             return pod.unplaced[0], f"pod {pod.name}: {pod.unplaced[1]}"
     return None
+
+
+def next_replacement(standing: Standing) -> str:
+    """When faulty workers may be replaced again, as a sentence; empty where none was replaced."""
+    at, times_in_a_row = standing.history.replaceable_at(), standing.history.replacements
+    return "" if at is None else f"Replacements in a row: {times_in_a_row}, the next not before {times.iso(at)}"
 
 
 def _reason(standing: Standing) -> str:

@@ -26,5 +26,10 @@ class OperatorSettings(LedgerSettings):
     lease_s: float = Field(default=15, ge=3, le=600)
     """How long an operator that says nothing is believed to be there; renewed every third of it."""
 
+    replace_after_s: float = Field(default=60, ge=1, le=3600)
+    """How long a worker may be faulty before its pod is replaced. A faulty worker tests itself again meanwhile, and may
+    recover.
+    """
+
     resync_s: float = Field(default=60, ge=1, le=3600)
     """Pause between two readings of the whole world, which find what a watch did not tell."""

@@ -113,6 +113,7 @@ class Standing:
     `in_force` is the generation whose objects were made last, `tried` the one that was tried last: they differ where
     the API server refused the template. `try_again_at`: not before, after another failure (monotonic). `ending`: the
     pool is being deleted.
+    `faulty`: pods whose worker is faulty, and since when (monotonic). `is_resumed`: the decision log was read.
     `victims`: pods that are chosen to go, and since when (monotonic). `gone`: pods that are gone, and when (monotonic).
     `changing`: held by whoever makes the pool's objects. `settled`: what the status that was written last was made of,
     once that is all that there is to say.
@@ -131,6 +132,8 @@ class Standing:
     pods: dict[str, Pod] = field(default_factory=dict)
     gone: dict[str, float] = field(default_factory=dict)
     victims: dict[str, float] = field(default_factory=dict)
+    faulty: dict[str, float] = field(default_factory=dict)
+    is_resumed: bool = False
     history: History = field(default_factory=History)
     reading: Reading | None = None
     unknown: str | None = None

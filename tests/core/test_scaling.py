@@ -6,11 +6,14 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from darkroom.errors import InvalidInput
 from darkroom.scaling import (
+    IN_A_ROW_WITHIN_S,
     PEAKS,
+    RESUMED_WITHIN_S,
     Decision,
     Entry,
     History,
@@ -23,6 +26,7 @@ from darkroom.scaling import (
     Window,
     decide,
     is_worth_keeping,
+    resume,
 )
 from darkroom.transitions import Reading
 from hypothesis import given, settings
@@ -410,6 +414,110 @@ def test_the_history_is_bounded_and_forgets_no_peak_too_early() -> None:
     assert (highest, at >= NOW) == (500, True)
 
 
+def test_the_history_goes_on_from_the_log_after_a_restart() -> None:
+    """Three were wanted until half a minute before the last entry, ten seconds before the restart."""
+    of = policy()
+    _, history = decide(seen(3, running=3, busy=3), of, History(), NOW - 40_000)
+    decision, after = decide(seen(3, idle=3), of, history, NOW - 10_000)
+    resumed = resume(replace(entry(-10), decision=decision, after=after), replicas=3, now=NOW)
+    assert decide(seen(3, idle=3), of, resumed, NOW)[0].reason is Reason.SETTLING
+    assert decide(seen(3, idle=3), of, resumed, NOW + 20_000)[0].replicas == 0  # the idle time did not begin anew
+
+
+@pytest.mark.parametrize("age_s", [None, RESUMED_WITHIN_S + 1, -3600], ids=["no log", "an old log", "a log of later"])
+def test_time_without_a_log_is_no_idle_time(age_s: int | None) -> None:
+    last = None if age_s is None else entry(-age_s)
+    resumed = resume(last, replicas=3, now=NOW)
+    assert decide(seen(3, idle=3), policy(), resumed, NOW + 59_000)[0].reason is Reason.SETTLING
+    assert decide(seen(3, idle=3), policy(), resumed, NOW + 60_000)[0].replicas == 0
+
+
+def faulty(replicas: int, *, stays: int, **more: Any) -> Observation:
+    return seen(replicas, observed={"stays_faulty": stays}, faulty=stays, **more)
+
+
+def test_workers_that_stay_faulty_are_replaced_with_longer_and_longer_pauses() -> None:
+    history, replaced = History(), []
+    for second in range(3600):
+        decision, history = decide(faulty(2, stays=2, waiting=5), policy(), history, NOW + second * 1000)
+        assert (decision.replicas, decision.reason) == (2, Reason.FAULTY)
+        if decision.replace:
+            replaced.append((second, decision.replace))
+    assert replaced == [(0, 2), (60, 2), (180, 2), (420, 2), (900, 2), (1800, 2), (2700, 2)]
+
+
+def test_a_replacement_long_after_the_last_begins_a_new_row() -> None:
+    before = History(replaced_at=NOW - (IN_A_ROW_WITHIN_S + 1) * 1000, replacements=5)
+    decision, history = decide(faulty(1, stays=1, waiting=1), policy(), before, NOW)
+    assert (decision.replace, history.replacements) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("observation", "of"),
+    [
+        pytest.param(faulty(2, stays=2, waiting=2), policy(paused=Paused.ALL), id="paused"),
+        pytest.param(faulty(3, stays=1, idle=2), policy(), id="replicas to spare"),
+        pytest.param(replace(faulty(2, stays=2, waiting=2), rolling=True), policy(), id="a rollout"),
+        pytest.param(replace(faulty(2, stays=2, waiting=2), reading=None), policy(), id="no reading"),
+        pytest.param(seen(2, faulty=2, waiting=2), policy(), id="they may recover"),
+    ],
+)
+def test_faulty_workers_are_not_replaced(observation: Observation, of: Policy) -> None:
+    assert decide(observation, of, History(), NOW)[0].replace == 0
+
+
+@pytest.mark.parametrize("now", [NOW, NOW + 86_400_000])
+def test_faulty_workers_of_the_floor_are_replaced_without_jobs_too(now: int) -> None:
+    assert decide(faulty(2, stays=1, idle=1), policy(min_replicas=2), History(), now)[0].replace == 1
+
+
+WEEK = {
+    "office hours": (
+        "30 6 * * 1-5",
+        "10 22 * * *",
+        {"mon 06:30", "fri 22:09"},
+        {"mon 06:29", "fri 22:10", "sat 12:00", "sun 23:00"},
+    ),
+    "the end comes every day": (
+        "0 8 * * 1",
+        "0 18 * * *",
+        {"mon 08:00", "mon 17:59"},
+        {"mon 18:00", "tue 12:00", "sun 12:00"},
+    ),
+    "the start comes every day": (
+        "0 8 * * *",
+        "0 18 * * 5",
+        {"mon 03:00", "fri 17:59", "sat 08:00"},
+        {"fri 18:00", "sat 07:59"},
+    ),
+    "over midnight": ("0 22 * * *", "0 4 * * *", {"mon 23:00", "tue 03:59"}, {"mon 04:00", "mon 21:59"}),
+    "over the weekend": (
+        "0 18 * * 5",
+        "0 6 * * 1",
+        {"fri 18:00", "sat 12:00", "mon 05:59"},
+        {"mon 06:00", "fri 17:59"},
+    ),
+    "both at once": ("0 8 * * *", "0 8,18 * * 6", {"fri 12:00", "sat 07:59", "sun 08:00"}, {"sat 08:00", "sun 07:59"}),
+}
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def of_week(text: str) -> int:
+    """A time of the week from Monday, 23 November 2026, in Paris; ms."""
+    day, clock = text.split()
+    hour, minute = map(int, clock.split(":"))
+    at = datetime(2026, 11, 23 + DAYS.index(day), hour, minute, tzinfo=ZoneInfo("Europe/Paris"))
+    return round(at.timestamp() * 1000)
+
+
+@pytest.mark.parametrize(("start", "end", "opened", "closed"), WEEK.values(), ids=WEEK)
+def test_a_window_is_open_from_a_start_until_the_next_end(
+    start: str, end: str, opened: set[str], closed: set[str]
+) -> None:
+    window = Window(start=start, end=end, replicas=1, timezone="Europe/Paris")
+    assert {when for when in opened | closed if window.is_open(of_week(when))} == opened
+
+
 # -- what always holds -------------------------------------------------------------------------------------------------
 
 COUNT = st.integers(0, 30)
@@ -439,6 +547,7 @@ OBSERVATIONS = st.builds(
     unplaced=COUNT,
     rolling=st.booleans(),
     cold_start_seconds=st.none() | SPAN.map(float),
+    stays_faulty=COUNT,
 )
 WINDOWS = st.builds(
     Window,
@@ -508,6 +617,7 @@ def test_no_decision_breaks_a_bound(of: Policy, steps: list[tuple[Observation, i
             assert of.paused in {Paused.NONE, Paused.SCALE_OUT}
             assert not observation.rolling
             assert of.scale_down.max_step is None or -grown <= of.scale_down.max_step
+        assert decision.replace <= observation.stays_faulty
         assert len(history.peaks) <= PEAKS
 
 
@@ -579,6 +689,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a zone outside the database": (
         {"schedule": [{"start": "0 8 * * *", "end": "0 9 * * *", "timezone": "../etc", "replicas": 1}]},
         "schedule[0].timezone",
+    ),
+    "a window that is never open": (
+        {"schedule": [{"start": "0 8 * * *", "end": "0 8 * * *", "replicas": 1}]},
+        "schedule[0].end",
     ),
     "a window without replicas": ({"schedule": [{"start": "0 8 * * *", "end": "0 9 * * *"}]}, "schedule[0].replicas"),
     "a pause of no kind": ({"paused": "yes"}, "paused"),

@@ -93,6 +93,7 @@ def operator(stage: Stage, rendered: Rendered, tmp_path: Path) -> Iterator[Start
         "KUBECONFIG": str(stage.config),
         "DARKROOM_NAMESPACE": stage.prefix,
         "DARKROOM_RESYNC_S": "1",
+        "DARKROOM_REPLACE_AFTER_S": "1",
     }
     part.start()
     yield part
@@ -175,6 +176,10 @@ def test_the_operator_starts_as_its_manifest_says_and_needs_its_rights_and_no_ot
         pool = f"/apis/darkroom.dev/v1alpha1/namespaces/{stage.namespace}/workerpools/{POOL}"
         stage.control_plane.ask("PATCH", pool, {"metadata": {"finalizers": ["darkroom.dev/drain"]}}, kind=MERGE)
         eventually(lambda: not stage.pool(POOL)["metadata"].get("finalizers"), what="the old finalizer is removed")
+        before = sorted(standins.pods)
+        standins.fail(before[0])
+        eventually(lambda: before[0] not in standins.pods, what="the faulty worker is replaced")
+        eventually(lambda: len(standins.pods) == len(before), what="by another")
         stage.apply(POOL, minReplicas=0, scaleDown={"idleSeconds": 1})
         eventually(lambda: not stage.pods(POOL), what="the idle workers are gone")
         eventually(lambda: stage.events(POOL), what="an Event tells of it")

@@ -452,6 +452,89 @@ def test_pods_that_no_node_takes_are_a_reason(stage: Stage, message: str, reason
     has_condition(stage, "flux", "Degraded", "True", reason)
 
 
+def test_workers_that_stay_faulty_are_replaced(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
+    """All of a pool's workers are faulty: their pods are deleted, and those that follow run the job."""
+    stage.operator(replace_after_s="2").lead()
+    stage.apply("flux", minReplicas=2, maxReplicas=2)
+    has_workers(standins, 2)
+    before = names_of(stage)
+    (job_id,) = submitted(jobs, 1)
+    for pod in before:
+        standins.fail(pod)
+    has_condition(stage, "flux", "Degraded", "True", "WorkersFaulty")
+    eventually(lambda: len(standins.pods) == 2 and not {*standins.pods} & {*before}, what="two others are there")
+    (event,) = [each for each in stage.events("flux") if each["reason"] == "WorkersReplaced"]
+    assert all(pod in event["message"] for pod in before)
+    assert standins.claim(sorted(standins.pods)[0], job_id) is None
+    has_condition(stage, "flux", "Degraded", "False", "AsExpected")
+
+
+def test_a_worker_that_recovers_is_not_replaced(stage: Stage, standins: StandIns) -> None:
+    stage.operator(replace_after_s="1").lead()
+    stage.apply("flux", minReplicas=2, maxReplicas=2, paused="all")
+    stage.apply("flux", minReplicas=2, maxReplicas=2, paused="none")
+    has_workers(standins, 2)
+    recovers, stays = names_of(stage)
+    stage.apply("flux", minReplicas=2, maxReplicas=2, paused="all")
+    for pod in (recovers, stays):
+        standins.fail(pod)
+    has_condition(stage, "flux", "Degraded", "True", "WorkersFaulty")
+    standins.begin({"metadata": {"name": recovers, "labels": {"darkroom.dev/pool": "flux"}}})
+    eventually(lambda: stage.pool("flux")["status"]["faulty"] == 1, what="one has recovered")
+    assert names_of(stage) == sorted([recovers, stays])  # a paused pool is left as it is
+    stage.apply("flux", minReplicas=2, maxReplicas=2, paused="none")
+    eventually(lambda: stays not in names_of(stage), what="the one that stays faulty is replaced")
+    assert recovers in names_of(stage)
+
+
+def test_idle_replicas_outlive_a_restart_of_the_operator(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
+    """The idle time goes on where it was: the decision log knows what was wanted before."""
+    first = stage.operator(**SHORT_LEASE)
+    first.lead()
+    stage.apply("flux", scaleDown={"idleSeconds": 15})
+    (job_id,) = submitted(jobs, 1)
+    has_workers(standins, 1)
+    (pod,) = standins.pods
+    assert standins.claim(pod, job_id) is None
+    standins.complete(pod)
+    eventually(lambda: stage.pool("flux")["status"]["reason"] == "Settling", what="the replica is idle")
+    first.end(signal.SIGKILL)
+    stage.operator(**SHORT_LEASE).lead()
+    stage.has_replicas("flux", 0)
+    log = [json.loads(fields[b"entry"]) for _, fields in jobs.redis.xrange(f"{stage.prefix}:decisions:flux")]
+    ended_at = next(each["at"] for each in log if each["decision"]["reason"] == "Settling")
+    removed_at = next(each["at"] for each in log if each["decision"]["reason"] == "Idle")
+    assert removed_at - ended_at >= 14_000
+
+
+MISSPELT: dict[str, tuple[Object, str]] = {
+    "target.jobsPerReplika": ({"target": {"jobsPerReplika": 4}}, "jobsPerReplica"),
+    "maxReplica": ({"maxReplica": 4}, "maxReplicas"),
+    "schedule[0].timeZone": (
+        {"schedule": [{"start": "0 8 * * *", "end": "0 9 * * *", "replicas": 1, "timeZone": "UTC"}]},
+        "timezone",
+    ),
+    "rollout.surge": ({"rollout": {"surge": 1}}, "maxSurge"),
+    "template.labels": ({"template": {**template("one"), "labels": {}}}, "metadata"),
+}
+
+
+def test_unknown_fields_are_refused_by_name(stage: Stage) -> None:
+    """Of whatever part; the specification before stays in force."""
+    stage.operator().lead()
+    for number, (field, (change, known)) in enumerate(MISSPELT.items()):
+        name = f"flux-{number}"
+        stage.apply(name, minReplicas=1)
+        stage.has_replicas(name, 1)
+        stage.apply(name, **{"minReplicas": 2, **change})
+        has_condition(stage, name, "Ready", "False", "InvalidSpec")
+        message = stage.condition(name, "Ready")["message"]
+        assert f"{field}: unknown field" in message
+        assert known in message
+        assert message in [each["message"] for each in stage.events(name) if each["reason"] == "InvalidSpec"]
+        assert stage.replicas(name) == 1
+
+
 def test_prometheus_is_told_of_demand_replicas_and_decisions(
     stage: Stage, jobs: DrivenJobs, standins: StandIns
 ) -> None:

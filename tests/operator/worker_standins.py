@@ -47,6 +47,10 @@ class StandIns:
         for name in list(self.pods):
             self._register(name, WorkerState.READY)
 
+    def fail(self, pod: str) -> None:
+        """The stand-in of the pod is faulty, and stays so."""
+        self._register(pod, WorkerState.FAULTY)
+
     def claim(self, pod: str, job_id: str) -> str | None:
         """The stand-in of the pod takes the job; answers why not, or None."""
         token = uuid4().hex
