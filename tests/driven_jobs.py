@@ -44,7 +44,6 @@ class DrivenJobs:
             "pool": POOL,
             "input": {"prompt": "a lighthouse at dusk"},
             "fields": {"user_id": "anna"},
-            "event": {"specversion": "1.0", "type": "dev.darkroom.job.requested", "source": "/tests", "id": job_id},
             "run_timeout": 600.0,
         }
         accepted = self.run(transitions.accept(Submission(**{**job, **more}), backlog_limit=10_000))

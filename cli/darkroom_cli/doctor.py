@@ -25,7 +25,7 @@ def doctor(data: Path | None, output: Output) -> int:
 
 
 async def _examine(where: Installation) -> Diagnosis:
-    limits = Limits(backlog=where.backlog_limit)
+    limits = Limits(backlog=where.backlog_limit, backlog_bytes=where.backlog_bytes)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(connect_async(where.redis_url))
         history = History(where.history) if where.history else None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from darkroom.errors import SettingError
 from darkroom.settings import DatabaseUrl, Namespace, RedisUrl, Settings, load
-from darkroom.transitions import BACKLOG_LIMIT
+from darkroom.transitions import BACKLOG_BYTES, BACKLOG_LIMIT
 from pydantic import Field, SecretStr
 
 from darkroom_cli import local_redis
@@ -44,6 +44,9 @@ class OperatorSettings(Settings):
     backlog_limit: int = Field(default=BACKLOG_LIMIT, ge=1)
     """What submit was told: jobs that may wait in one pool."""
 
+    backlog_bytes: int = Field(default=BACKLOG_BYTES, ge=1)
+    """The same: bytes that unfinished jobs may take."""
+
 
 @dataclass(frozen=True)
 class Installation:
@@ -54,6 +57,7 @@ class Installation:
     store: str | None
     history: SecretStr | None
     backlog_limit: int
+    backlog_bytes: int
 
 
 def find(data: Path | None) -> Installation:
@@ -66,6 +70,7 @@ def find(data: Path | None) -> Installation:
             store=settings.store,
             history=settings.database_url,
             backlog_limit=settings.backlog_limit,
+            backlog_bytes=settings.backlog_bytes,
         )
     folder = DataFolder((data or settings.home).absolute())
     return Installation(
@@ -74,6 +79,7 @@ def find(data: Path | None) -> Installation:
         store=folder.store.as_uri(),
         history=settings.database_url or SecretStr(folder.database_url),
         backlog_limit=settings.backlog_limit,
+        backlog_bytes=settings.backlog_bytes,
     )
 
 

@@ -472,7 +472,9 @@ def history_fault(record: JobRecord, past: JobRecord | None) -> Fault | None:
     """What is wrong with the history of an archived job: `past` is what it has."""
     if past is None:
         return Fault(Kind.HISTORY_MISSING, record.id, "it is archived, and the history has it not")
-    differ = [each.name for each in fields(record) if getattr(record, each.name) != getattr(past, each.name)]
+    only_past = set() if record.is_whole else {"is_whole", "input"}
+    compared = {each.name for each in fields(record)} - only_past
+    differ = sorted(name for name in compared if getattr(record, name) != getattr(past, name))
     if not differ:
         return None
     return Fault(Kind.HISTORY_DIFFERS, record.id, f"the history has it with another {', '.join(differ)}")

@@ -15,6 +15,7 @@ from typing import Any
 from darkroom.events import requested_event
 from darkroom.jobs import JOB_ID_PATTERN, is_job_id
 from darkroom.ledger import AsyncLedger, JobRecord, LetterPlace, LogEntry
+from darkroom.lookup import Lookup
 
 REDRIVE_OF = "redrive_of"
 """The field of a job that was made of a dead letter; its value is the id of that."""
@@ -57,10 +58,13 @@ class LetterPage:
 
 
 class DeadLetters:
-    """A tenant's dead letters, as they are read. Every question may raise LedgerUnavailable."""
+    """A tenant's dead letters, as they are read. Every question may raise LedgerUnavailable, and HistoryUnavailable
+    where a letter's input is in the history alone.
+    """
 
-    def __init__(self, ledger: AsyncLedger) -> None:
+    def __init__(self, ledger: AsyncLedger, lookup: Lookup) -> None:
         self._ledger = ledger
+        self._lookup = lookup
 
     async def find(self, job_id: str, *, tenant: str) -> DeadLetter | None:
         if not await self._ledger.is_dead_letter(job_id, tenant=tenant):
@@ -78,7 +82,8 @@ class DeadLetters:
 
     async def _read(self, job_ids: Sequence[str], *, tenant: str) -> list[DeadLetter]:
         """Those that are there: one that is deleted just now has no record."""
-        records = [record for record in await self._ledger.jobs(job_ids, tenant=tenant) if record is not None]
+        found = [record for record in await self._ledger.jobs(job_ids, tenant=tenant) if record is not None]
+        records = await self._lookup.completed(found)
         logs = await self._ledger.logs([record.id for record in records])
         return [DeadLetter(record, log) for record, log in zip(records, logs, strict=True)]
 

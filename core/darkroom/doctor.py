@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from darkroom.epochs import Loss
-from darkroom.transitions import BACKLOG_LIMIT
+from darkroom.transitions import BACKLOG_BYTES, BACKLOG_LIMIT
 
 OLDEST_REDIS = (6, 2)
 """The ledger keeps to the commands of this version."""
@@ -97,6 +97,9 @@ class Limits:
 
     backlog: int = BACKLOG_LIMIT
     """Submit's own limit (DARKROOM_BACKLOG_LIMIT)."""
+
+    backlog_bytes: int = BACKLOG_BYTES
+    """Submit's own limit (DARKROOM_BACKLOG_BYTES)."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ class House:
     untold: Sequence[Overdue]
     unarchived: Sequence[Overdue]
     loss: Loss | None
+    unfinished_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -417,6 +421,12 @@ def backlog(house: House, limits: Limits) -> Iterator[Symptom]:
             yield _problem(f"{seen}: submissions are refused (429)", remedy)
         elif pool.backlog >= BACKLOG_SHARE * limits.backlog:
             yield Symptom(Severity.WARNING, f"{seen}: soon submissions will be refused", remedy)
+    remedy = (
+        "add workers, or cancel large jobs; DARKROOM_BACKLOG_BYTES of submit is the limit, and Redis' memory bounds it"
+    )
+    seen = f"unfinished jobs take {_mib(house.unfinished_bytes)} of {_mib(limits.backlog_bytes)}"
+    if house.unfinished_bytes >= BACKLOG_SHARE * limits.backlog_bytes:
+        yield Symptom(Severity.WARNING, f"{seen}: soon submissions will be refused (429)", remedy)
 
 
 def courier(house: House, limits: Limits) -> Iterator[Symptom]:

@@ -239,10 +239,9 @@ def requested_event(
     time_ms: int,
     traceparent: str | None,
 ) -> dict[str, Any]:
-    """The structured CloudEvent that asks for a job, as its message carries it to a worker.
+    """The structured CloudEvent that asked for a job, made from the job's record: a dead letter is shown with it.
 
     `fields["event"]` has its `id`, `source` and `time`; where there is none, the job's id and `time_ms` stand for them.
-    Submission makes it, and a dead letter is shown with it: from a job's record comes the same event.
     """
     named: Mapping[str, str] = fields.get("event", {})
     event: dict[str, Any] = {

@@ -141,8 +141,16 @@ class Examination:
         pools = [await self._pool(pool) for pool in names]
         untold = await self._overdue("outbox", "relay")
         unarchived = await self._overdue("history", "history")
-        loss = await self._loss()
-        return House(tuple(pools), tuple(workers), tuple(untold), tuple(unarchived), loss)
+        with translated():
+            unfinished_bytes = await self._redis.hget(f"{self._namespace}:counters", "unfinished_bytes")
+        return House(
+            pools=tuple(pools),
+            workers=tuple(workers),
+            untold=tuple(untold),
+            unarchived=tuple(unarchived),
+            loss=await self._loss(),
+            unfinished_bytes=int(unfinished_bytes or 0),
+        )
 
     async def _loss(self) -> Loss | None:
         """What Redis lost: without SQL, what the ledger notes. SQL is read first, since couriers write it last."""

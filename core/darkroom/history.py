@@ -150,6 +150,12 @@ class History:
             return None
         return _past_job(row) if row.deleted is None else _tombstone(row)
 
+    async def inputs(self, job_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """The input of each of these jobs that is there and was not deleted, of whatever tenant."""
+        async with self._transaction() as connection:
+            rows = await connection.execute(select(jobs.c.id, jobs.c.input).where(jobs.c.id.in_(job_ids), _is_job()))
+            return {row.id: row.input for row in rows}
+
     async def page(
         self,
         tenant: str,

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 """`v` of the records written today, and of their messages, which are kept in them.
 
 Code finishes jobs of this version and of the one before. What is of a later one it leaves to code that knows it
-(`claim`, `applied`). It rises with each field that older code must not pass over: since 2 a job may name a webhook.
+(`claim`, `applied`). It rises with each change that older code must not pass over: since 2 a job may name a webhook,
+since 3 its message has no input, which a worker of version 2 would look for there.
 """
 
 

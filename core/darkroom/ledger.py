@@ -74,7 +74,8 @@ class JobRecord:
     """A job as the ledger has it. Times are milliseconds since the epoch; `run_timeout` is in seconds.
 
     `place` is the place in the queue, 1 being next, or None when it does not wait. `end_data` is the data of the
-    terminal entry: the result of a completed job, the error of another.
+    terminal entry: the result of a completed job, the error of another. `is_whole` is False where the history alone
+    still has the input, and `input` is empty (`Lookup.completed`).
     """
 
     id: str
@@ -104,6 +105,7 @@ class JobRecord:
     end_data: Mapping[str, Any] | None
     traceparent: str | None
     place: int | None
+    is_whole: bool = True
 
     @property
     def about(self) -> dict[str, str]:
@@ -855,6 +857,7 @@ def _decode_view(reply: list[Any]) -> JobRecord | None:
         end_data=json.loads(raw["end_data"]) if "end_data" in raw else None,
         traceparent=raw.get("traceparent"),
         place=reply[1] or None,
+        is_whole="input_archived" not in raw,
     )
 
 

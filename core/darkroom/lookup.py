@@ -1,7 +1,8 @@
 """Lookup: a tenant's jobs wherever they are now, in the ledger or, later, in the history.
 
 The functions read jobs through it. A job is always in one of the two: its time to live in Redis starts after the
-history has it. So the ledger is asked first, and what it says stands; the history is asked for what the ledger has not.
+history has it. So the ledger is asked first, and what it says stands; the history is asked for what the ledger has not,
+which includes the large input of a finished job.
 While the history is away, what it would say is unknown, which is not the same as nothing: HistoryUnavailable, and never
 NotFound.
 """
@@ -9,7 +10,7 @@ NotFound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from darkroom.errors import Gone, HistoryUnavailable, NotFound
 from darkroom.history import History, PastJob, Tombstone
@@ -35,10 +36,24 @@ class Lookup:
     async def find(self, job_id: str, *, tenant: str) -> JobRecord | Tombstone | None:
         """The job, or what is left of it."""
         record = await self._ledger.job(job_id, tenant=tenant)
-        if record is not None:
+        if record is not None and record.is_whole:
             return record
         past = await self._history.job(job_id, tenant=tenant)
-        return past.record if isinstance(past, PastJob) else past
+        if isinstance(past, PastJob):
+            return past.record if record is None else replace(record, input=past.record.input, is_whole=True)
+        return past
+
+    async def completed(self, records: Sequence[JobRecord]) -> list[JobRecord]:
+        """The records with their inputs. One that was deleted meanwhile is left out."""
+        wanted = [record.id for record in records if not record.is_whole]
+        if not wanted:
+            return list(records)
+        inputs = await self._history.inputs(wanted)
+        return [
+            record if record.is_whole else replace(record, input=inputs[record.id], is_whole=True)
+            for record in records
+            if record.is_whole or record.id in inputs
+        ]
 
     async def job(self, job_id: str, *, tenant: str) -> JobRecord:
         """Raises NotFound, and Gone for a job that was deleted."""
@@ -53,11 +68,13 @@ class Lookup:
         Raises NotFound, and Gone for a job that was deleted.
         """
         record = await self._ledger.job(job_id, tenant=tenant)
-        if record is None:
+        if record is None or not record.is_whole:
             past = await self._history.job(job_id, tenant=tenant)
             if not isinstance(past, PastJob):
                 raise _absence(job_id, past)
-            return past.record, past.log
+            if record is None:
+                return past.record, past.log
+            return replace(record, input=past.record.input, is_whole=True), await self._ledger.log(job_id) or past.log
         later = await self._ledger.log(job_id)
         log = [entry for entry in later if entry.seq <= record.seq]  # as it was when the record was read
         return record, log or await self._kept_log(record)
@@ -82,9 +99,10 @@ class Lookup:
         try:
             past = await self._history.page(tenant, limit=limit, after=after, state=state, model=model, user_id=user_id)
         except HistoryUnavailable:
-            if not recent.jobs:
+            whole = tuple(record for record in recent.jobs if record.is_whole)
+            if not whole:
                 raise
-            return Listed(Page(recent.jobs, recent.after or recent.jobs[-1].id), is_complete=False)
+            return Listed(Page(whole, recent.after or recent.jobs[-1].id), is_complete=False)
         return Listed(merged(recent, past, limit=limit), is_complete=True)
 
     async def _kept_log(self, record: JobRecord) -> Sequence[LogEntry]:
@@ -99,12 +117,18 @@ class Lookup:
 
 
 def merged(recent: Page, past: Page, *, limit: int) -> Page:
-    """One page of two that were asked for alike; a job that is in both is as `recent` has it.
+    """One page of two that were asked for alike; a job that is in both is as `recent` has it, but for an input that
+    `past` alone has. Where that lacks the job, it was deleted meanwhile.
 
     A page that goes on (`after`) says nothing of what is below that id: the merged one ends at the higher of the two.
     """
     floor = max((page.after for page in (recent, past) if page.after is not None), default=None)
-    records = {record.id: record for record in (*past.jobs, *recent.jobs)}
+    records = {record.id: record for record in past.jobs}
+    for record in recent.jobs:
+        if record.is_whole:
+            records[record.id] = record
+        elif record.id in records:
+            records[record.id] = replace(record, input=records[record.id].input, is_whole=True)
     known = [records[job_id] for job_id in sorted(records, reverse=True) if floor is None or job_id >= floor]
     if len(known) > limit:
         return Page(tuple(known[:limit]), known[limit - 1].id)

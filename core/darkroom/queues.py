@@ -21,10 +21,8 @@ from kombu.connection import Connection
 from kombu.serialization import dumps
 from kombu.transport.virtual import Channel
 
-from darkroom.events import REQUESTED
-
 TASK_NAME = "darkroom.run"
-"""The one task of a worker: its single argument is the CloudEvent that asked for the job, structured."""
+"""The one task of a worker. It has no arguments: the task's id is the job's, and the job's record has its input."""
 
 VISIBILITY_TIMEOUT_S = 24 * 3600
 """Only a janitor: recovery follows the lease, and a redelivered message is a hint that `claim` checks."""
@@ -35,8 +33,11 @@ CANARY = "canary-"
 _TAG = "darkroom-delivery-tag"
 """Stands where the delivery tag of a push will be; the script writes `<job>:<push>` there."""
 
-_JOB, _EVENT, _BODY, _TRACEPARENT = "darkroom-job", "darkroom-event", "darkroom-body", "darkroom-traceparent"
-"""Stand in a form where a message has its own. None of them is in Base64 or in a job's id."""
+_ASSUMED: tuple[object, ...] = (None, 0, {}, [None, None])
+"""Values of headers that say nothing to a worker."""
+
+_JOB, _TRACEPARENT = "darkroom-job", "darkroom-traceparent"
+"""Stand in a form where a message has its own."""
 
 
 class Foreign(StrEnum):
@@ -85,19 +86,14 @@ def transport_options(namespace: str, pool: str) -> dict[str, Any]:
     }
 
 
-def build_message(*, job_id: str, pool: str, event: dict[str, Any], traceparent: str | None) -> MessageTemplate:
+def build_message(*, job_id: str, pool: str, traceparent: str | None) -> MessageTemplate:
     """One task call with the job id as its Celery task id, as `apply_async` on the Redis transport would write it."""
     form = _form(pool, traced=traceparent is not None)
-    body = f"{form.before_event}{_encode(event)}{form.after_event}"
-    marks = {
-        _BODY: base64.b64encode(body.encode()).decode(),
-        _JOB: job_id,
-        _TRACEPARENT: _encode(traceparent or "")[1:-1],  # the last, since a caller's may hold any of these words
-    }
-    head, tail = form.head, form.tail
-    for mark, value in marks.items():
-        head, tail = head.replace(mark, value), tail.replace(mark, value)
-    return MessageTemplate(head, tail)
+    trace = _encode(traceparent or "")[1:-1]  # the last, since a caller's may hold the other mark
+    return MessageTemplate(
+        form.head.replace(_JOB, job_id).replace(_TRACEPARENT, trace),
+        form.tail.replace(_JOB, job_id).replace(_TRACEPARENT, trace),
+    )
 
 
 def foreign(raw: bytes) -> Foreign | None:
@@ -142,13 +138,15 @@ def _are_limits(given: object) -> bool:
 
 
 def _is_call(body: object) -> bool:
-    """Whether it is the body of a task call, in Base64: one argument, no keyword arguments, no calls that follow."""
+    """Whether it is the body of a task call, in Base64: no keyword arguments, no calls that follow. Messages of records
+    before version 3 have an argument.
+    """
     try:
         call = json.loads(base64.b64decode(body, validate=True)) if isinstance(body, str) else None
     except (binascii.Error, ValueError, RecursionError):
         return False
     match call:
-        case [[_], dict(keywords), dict(following)]:
+        case [[] | [_], dict(keywords), dict(following)]:
             return not keywords and not any(following.values())
         case _:
             return False
@@ -157,37 +155,30 @@ def _is_call(body: object) -> bool:
 _ENCODINGS = ("application/json", "utf-8", "base64")
 
 
-@dataclass(frozen=True)
-class _Form:
-    """A message of a pool with marks where one differs from another, and its body around the event."""
-
-    head: str
-    tail: str
-    before_event: str
-    after_event: str
-
-
 @cache
-def _form(pool: str, *, traced: bool) -> _Form:
+def _form(pool: str, *, traced: bool) -> MessageTemplate:
     """What Celery and kombu write for a pool: made once, since making it takes longer than all else of a submission."""
     app = Celery("darkroom.submit", broker="memory://", set_as_current=False)
     channel: Channel = Connection("memory://").channel()
     task = app.amqp.as_task_v2(
         _JOB,
         TASK_NAME,
-        args=[_EVENT],
+        args=[],
         kwargs={},
-        argsrepr=f"[<{REQUESTED} {_JOB}>]",
+        argsrepr="[]",
         kwargsrepr="{}",
         ignore_result=True,
         create_sent_event=False,
         origin="darkroom",
     )
-    headers = task.headers | ({"traceparent": _TRACEPARENT} if traced else {})
-    content_type, content_encoding, body = dumps(task.body, "json")
+    # What a worker assumes where it is missing is left out: each waiting job has a message in its record.
+    headers = {name: value for name, value in task.headers.items() if value not in _ASSUMED}
+    if traced:
+        headers["traceparent"] = _TRACEPARENT
+    args, kwargs, _ = task.body
+    content_type, content_encoding, body = dumps((args, kwargs, {}), "json")
     message = channel.prepare_message(body, 0, content_type, content_encoding, headers, task.properties)
-    _, body_encoding = channel.encode_body(message["body"], "base64")
-    message["body"] = _BODY
+    message["body"], body_encoding = channel.encode_body(message["body"], "base64")
     message["properties"] |= {
         "body_encoding": body_encoding,
         "delivery_mode": 2,
@@ -195,8 +186,7 @@ def _form(pool: str, *, traced: bool) -> _Form:
         "delivery_tag": _TAG,
     }
     head, tail = _encode(message).split(_TAG)
-    before_event, after_event = body.split(_encode(_EVENT))
-    return _Form(head, tail, before_event, after_event)
+    return MessageTemplate(head, tail)
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode

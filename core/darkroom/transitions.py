@@ -84,6 +84,11 @@ CANARY_TTL_MS = 60_000
 BACKLOG_LIMIT = 10_000
 """Jobs that may wait in one pool; at 60 a minute, more than two hours of work: beyond it a refusal is kinder."""
 
+BACKLOG_BYTES = 256 * 1024 * 1024
+"""Bytes of Redis that unfinished jobs of all pools may take: half of the `maxmemory` that is shipped (512 MB), so that
+finished jobs, their logs and events find room below the 80 % at which every submission is refused.
+"""
+
 MAX_ATTEMPTS = 3
 """Attempts that count, before a job fails."""
 
@@ -235,11 +240,11 @@ class Submission:
     """A job as it is handed to the ledger: validated, complete, its seed drawn.
 
     `input` are the model's parameters; `fields` what goes with the job and concerns no engine (user, webhook, the
-    submitting event); `event` the structured CloudEvent that its message carries; `accepted` the data of the first log
-    entry. `start_deadline` is in milliseconds since the epoch, `run_timeout` in seconds. `idempotency_key` is a hash
-    (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of` is the dead letter that the job is
-    made of. `webhook` becomes fields of the job too (`Webhook.encode`); `fields` need not have them. `is_event`: the
-    caller sent a CloudEvent, whose `source` and `id` are the idempotency key.
+    submitting event); `accepted` the data of the first log entry. `start_deadline` is in milliseconds since the epoch,
+    `run_timeout` in seconds. `idempotency_key` is a hash (no blanks), and `fingerprint` that of the request as it was
+    sent. `redrive_of` is the dead letter that the job is made of. `webhook` becomes fields of the job too
+    (`Webhook.encode`); `fields` need not have them. `is_event`: the caller sent a CloudEvent, whose `source` and `id`
+    are the idempotency key.
     """
 
     job_id: str
@@ -248,7 +253,6 @@ class Submission:
     pool: str
     input: Mapping[str, Any]
     fields: Mapping[str, Any]
-    event: Mapping[str, Any]
     run_timeout: float
     priority: int = DEFAULT_PRIORITY
     start_deadline: int | None = None
@@ -284,13 +288,16 @@ class Claim:
     """What a worker gets for a message: an attempt to run, or the reason why the message is dropped.
 
     `attempt` counts every start of the job, `counted` those that were charged to it; `run_timeout` is in seconds.
+    `input` is the JSON text of the model's parameters, as the record has it.
     """
 
     attempt: int | None
     dropped: str | None
-    run_timeout: float
-    counted: int
-    tenant: str
+    run_timeout: float = 0.0
+    counted: int = 0
+    tenant: str = ""
+    model: str = ""
+    input: str = "{}"
 
 
 @dataclass(frozen=True)
@@ -368,7 +375,12 @@ class Call(Generic[T]):
 
 
 def accept(
-    job: Submission, *, backlog_limit: int, memory_high: bool = False, now: int | None = None
+    job: Submission,
+    *,
+    backlog_limit: int,
+    backlog_bytes: int = BACKLOG_BYTES,
+    memory_high: bool = False,
+    now: int | None = None,
 ) -> Call[Accepted | DarkroomError]:
     """– → pending. Idempotent under the job id, under the idempotency key for a day, and under the dead letter that it
     redrives.
@@ -377,7 +389,7 @@ def accept(
     KeyReused, IdConflict, and NotFound for a dead letter that is none. `memory_high` is the caller's reading that
     Redis' memory is nearly used up.
     """
-    message = queues.build_message(job_id=job.job_id, pool=job.pool, event=dict(job.event), traceparent=job.traceparent)
+    message = queues.build_message(job_id=job.job_id, pool=job.pool, traceparent=job.traceparent)
     webhook = job.webhook
 
     def decode(reply: bytes) -> Accepted | DarkroomError:
@@ -414,6 +426,7 @@ def accept(
         message_head=message.head,
         message_tail=message.tail,
         backlog_limit=backlog_limit,
+        backlog_bytes=backlog_bytes,
         memory_high=1 if memory_high else None,
         now=now,
     )
@@ -424,8 +437,10 @@ def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
         case "no_pool":
             return NoPool(f"there is no worker pool {job.pool!r}, which model {job.model!r} needs", retry_after=30)
         case "backlog_full":
-            wait = min(max(int(about[1]), 1), 600)
-            return BacklogFull(f"{about[0]} jobs wait in pool {job.pool!r}", retry_after=wait)
+            return BacklogFull(f"{about[0]} jobs wait in pool {job.pool!r}", retry_after=_wait_s(about[1]))
+        case "bytes_full":
+            mib = int(about[0]) / 2**20
+            return BacklogFull(f"the unfinished jobs take {mib:.1f} MiB of Redis", retry_after=_wait_s(about[1]))
         case "memory_high":
             return MemoryHigh("the queue broker's memory is nearly used up; nothing was stored", retry_after=10)
         case "key_reused" if job.is_event:
@@ -439,13 +454,25 @@ def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
     return TemporaryError(f"the ledger answered {answer!r}")
 
 
+def _wait_s(estimate: str) -> int:
+    return min(max(int(estimate), 1), 600)
+
+
 def claim(job_id: str, *, token: str, worker: str, lease_ms: int = LEASE_MS, now: int | None = None) -> Call[Claim]:
     """pending → running, under the attempt's fresh token."""
 
     def decode(reply: list[bytes]) -> Claim:
         if reply[0] == b"drop":
-            return Claim(None, reply[1].decode(), 0.0, 0, "")
-        return Claim(int(reply[1]), None, float(reply[3]), int(reply[4]), reply[5].decode())
+            return Claim(None, reply[1].decode())
+        return Claim(
+            attempt=int(reply[1]),
+            dropped=None,
+            run_timeout=float(reply[3]),
+            counted=int(reply[4]),
+            tenant=reply[5].decode(),
+            model=reply[6].decode(),
+            input=reply[7].decode(),
+        )
 
     return _call("claim", decode, job=job_id, token=token, worker=worker, lease_ms=lease_ms, v=RECORD_VERSION, now=now)
 
@@ -838,7 +865,7 @@ def canary(canary_id: str, *, pool: str, withdraw: bool = False, now: int | None
 
     `canary_id` begins with `queues.CANARY`, so that nobody takes it for a job's. `withdraw` takes it back.
     """
-    message = queues.build_message(job_id=canary_id, pool=pool, event={"type": "dev.darkroom.canary"}, traceparent=None)
+    message = queues.build_message(job_id=canary_id, pool=pool, traceparent=None)
     return _call(
         "canary",
         lambda reply: reply.decode() or None,

@@ -18,6 +18,7 @@ from darkroom.transitions import Accepted, Submission, accept
 
 from darkroom_functions import paths
 from darkroom_functions.health import LEDGER_PATIENCE_S, patience
+from darkroom_functions.settings import IntakeSettings
 from darkroom_functions.submission import REPEATED, SEED_BITS, Fresh
 
 MEMORY_READING_S = 1.0
@@ -27,18 +28,23 @@ _log = logs.logger(__name__)
 
 
 class Intake:
-    """The way into one ledger; `backlog_limit` are the jobs that may wait in one pool."""
+    """The way into one ledger, within the limits of the settings."""
 
-    def __init__(self, ledger: AsyncLedger, *, backlog_limit: int) -> None:
+    def __init__(self, ledger: AsyncLedger, settings: IntakeSettings) -> None:
         self._ledger = ledger
-        self._backlog_limit = backlog_limit
+        self._settings = settings
         self._commits: GroupCommit[Accepted | DarkroomError] = GroupCommit(ledger, patience_s=LEDGER_PATIENCE_S)
         self._memory_high = False
         self._memory_due = 0.0
 
     async def take(self, job: Submission, *, memory_high: bool) -> Accepted:
         """Accept one job, after all that were handed in before. Raises what the ledger refuses it for."""
-        call = accept(job, backlog_limit=self._backlog_limit, memory_high=memory_high)
+        call = accept(
+            job,
+            backlog_limit=self._settings.backlog_limit,
+            backlog_bytes=self._settings.backlog_bytes,
+            memory_high=memory_high,
+        )
         accepted = await self._commits.run(call)
         if isinstance(accepted, DarkroomError):
             raise accepted

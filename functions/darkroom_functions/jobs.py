@@ -69,7 +69,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     app.state.library = Library(
         ledger=app.state.ledger,
         lookup=lookup,
-        letters=Letters(app.state.ledger, catalogue, settings),
+        letters=Letters(app.state.ledger, lookup, catalogue, settings),
         subscriptions=Subscriptions(app.state.ledger, catalogue, settings),
         deliveries=Deliveries(app.state.ledger, lookup),
         deletion=Deletion(app.state.ledger, history, store),

@@ -11,6 +11,7 @@ from darkroom.dead_letters import DeadLetters
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import State
 from darkroom.ledger import AsyncLedger
+from darkroom.lookup import Lookup
 from darkroom.models import Catalogue
 from darkroom.transitions import Purged, purge
 from starlette.requests import Request
@@ -39,12 +40,13 @@ _log = logs.logger(__name__)
 class Letters:
     """What can be done with them."""
 
-    def __init__(self, ledger: AsyncLedger, catalogue: Catalogue, settings: JobsSettings) -> None:
+    def __init__(self, ledger: AsyncLedger, lookup: Lookup, catalogue: Catalogue, settings: JobsSettings) -> None:
         self._ledger = ledger
+        self._lookup = lookup
         self._catalogue = catalogue
         self._settings = settings
-        self._dead_letters = DeadLetters(ledger)
-        self._intake = Intake(ledger, backlog_limit=settings.backlog_limit)
+        self._dead_letters = DeadLetters(ledger, lookup)
+        self._intake = Intake(ledger, settings)
 
     async def answer(self, request: Request, found: Found) -> Response:
         """One of `OPERATIONS`."""
@@ -79,10 +81,11 @@ class Letters:
         edits = submission.read_edits(json_object(request, body, may_be_empty=True))
         async with patience():
             record = await self._ledger.job(checked_id(job_id), tenant=tenant)
-        if record is None or record.state is not State.FAILED:
+            found = [] if record is None else await self._lookup.completed([record])
+        if not found or found[0].state is not State.FAILED:
             raise _no_letter(job_id)
         job = submission.of_redrive(
-            record,
+            found[0],
             edits,
             catalogue=self._catalogue,
             fresh=fresh(),

@@ -22,7 +22,7 @@ from darkroom.settings import (
     WebUrl,
     listed,
 )
-from darkroom.transitions import BACKLOG_LIMIT
+from darkroom.transitions import BACKLOG_BYTES, BACKLOG_LIMIT
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
@@ -65,6 +65,10 @@ class IntakeSettings(Settings):
 
     backlog_limit: int = Field(default=BACKLOG_LIMIT, ge=1, le=10_000_000)
     """Jobs that may wait in one pool; beyond it a submission is refused with 429."""
+
+    backlog_bytes: int = Field(default=BACKLOG_BYTES, ge=1024 * 1024, le=1024**4)
+    """Bytes of Redis that unfinished jobs of all pools may take; beyond it a submission is refused with 429. The
+    default is half of the `maxmemory` that is shipped."""
 
 
 class WaitSettings(Settings):

@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 from darkroom import models, times
 from darkroom.dead_letters import REDRIVE_OF
 from darkroom.errors import FieldError, InvalidEvent, InvalidInput, UnknownModel
-from darkroom.events import REQUESTED, Event, requested_event
+from darkroom.events import REQUESTED, Event
 from darkroom.guard import NOTHING, Allow
 from darkroom.ledger import JobRecord
 from darkroom.models import Catalogue, Model
@@ -295,16 +295,6 @@ def _submission(
         fields["user_id"] = wish.user_id
     if redrive_of is not None:
         fields[REDRIVE_OF] = redrive_of
-    event = requested_event(
-        job_id=fresh.job_id,
-        tenant=tenant,
-        model=model.name,
-        job_input=job_input,
-        run_timeout=wish.run_timeout,
-        fields=fields,
-        time_ms=fresh.now_ms,
-        traceparent=traceparent,
-    )
     return Submission(
         job_id=fresh.job_id,
         tenant=tenant,
@@ -312,7 +302,6 @@ def _submission(
         pool=model.pool,
         input=job_input,
         fields=fields,
-        event=event,
         run_timeout=wish.run_timeout,
         priority=wish.priority,
         start_deadline=start_deadline,

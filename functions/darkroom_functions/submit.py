@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import functions_framework.aio
@@ -67,9 +67,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     client = connect_async(settings.redis_url.get_secret_value())
     app.state.ledger = AsyncLedger(client, settings.namespace)
     waiting = Waiting(app.state.ledger, client, most_s=settings.max_wait_s, closing=app.state.closing)
-    app.state.desk = Desk(
-        app.state.ledger, Intake(app.state.ledger, backlog_limit=settings.backlog_limit), waiting, catalogue, settings
-    )
+    app.state.desk = Desk(app.state.ledger, Intake(app.state.ledger, settings), waiting, catalogue, settings)
     try:
         async with waiting.running():
             yield
@@ -200,6 +198,10 @@ async def _rest(request: Request, desk: Desk, *, model: str | None) -> Response:
         content = events.accepted_answer(accepted.job_id, accepted.state)
         return answer(content, status=slip_status(accepted), headers=headers)
     record = await _job_after(accepted.job_id, request, wait, desk)
+    if record is not None and not record.is_whole and not accepted.repeated:
+        record = replace(
+            record, input=job.input, is_whole=True
+        )  # it has left Redis, and this function reads no history
     view = await _view_of_end(record, desk)
     if view is not None:
         return answer(view, headers=headers)
@@ -223,8 +225,10 @@ async def _job_after(job_id: str, request: Request, wait: Wait, desk: Desk) -> J
 
 
 async def _view_of_end(record: JobRecord | None, desk: Desk) -> dict[str, Any] | None:
-    """The view of a job that has ended; None for any other, and while the ledger is unavailable."""
-    if record is None or not record.state.is_terminal:
+    """The view of a job that has ended; None for any other, while the ledger is unavailable, and where the history
+    alone has the input.
+    """
+    if record is None or not record.state.is_terminal or not record.is_whole:
         return None
     try:
         async with patience():

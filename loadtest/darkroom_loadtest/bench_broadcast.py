@@ -237,7 +237,6 @@ class Jobs:
 
 
 def _submission(job_id: str) -> Submission:
-    event = {"specversion": "1.0", "id": job_id, "source": "/bench", "type": "dev.darkroom.job.requested"}
     return Submission(
         job_id=job_id,
         tenant=TENANT,
@@ -245,7 +244,6 @@ def _submission(job_id: str) -> Submission:
         pool=POOL,
         input={"prompt": "a lighthouse at dusk"},
         fields={},
-        event=event,
         run_timeout=LEASE_MS / 1000,
     )
 

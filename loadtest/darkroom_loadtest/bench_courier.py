@@ -155,7 +155,6 @@ class Bench:
             pool=POOL,
             input={"prompt": "a lighthouse at dusk"},
             fields={},
-            event={"id": job_id},
             run_timeout=60,
             webhook=Webhook(url),
         )

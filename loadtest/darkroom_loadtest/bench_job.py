@@ -23,7 +23,7 @@ from darkroom_cli.processes import Process
 
 from darkroom_loadtest.bench_worker import standing_still
 from darkroom_loadtest.caller import Caller
-from darkroom_loadtest.figures import Figure, report
+from darkroom_loadtest.figures import Figure, Goal, report
 from darkroom_loadtest.rig import NAMESPACE, BenchmarkFailed, Rig, processor_s, run_benchmark
 from darkroom_loadtest.samples import tree_of
 
@@ -43,6 +43,15 @@ WORKERS = 200
 LOOKS = 50
 
 PROMPT = "a lighthouse at dusk, long exposure, the sea like fog"
+
+EMOJI_PROMPT = "".join(chr(0x1F600 + number % 80) for number in range(4_000))
+"""As long as any model takes: 16,000 bytes of UTF-8, and 48,000 as JSON's escapes would have it."""
+
+EMOJI_JOBS = 500
+"""So many, however short the run: what Redis takes once and for all is little beside them."""
+
+MOST_EMOJI_BYTES = 20_000
+"""The input once, in UTF-8, and beside it the rest of the record, the log and the queue."""
 
 OF_EACH_JOB = ("accept", "claim", "progress", "finish", "applied", "archived")
 """The scripts that run once for each job, and once a step. What hands out many jobs at once is not among them."""
@@ -113,10 +122,12 @@ def measure(rig: Rig, *, runs: int, jobs: int) -> None:
         for run in range(1, runs + 1):
             _run(system, costs)
             print(f"run {run}: Redis takes {costs.run_us['redis'][-1]:.0f} µs to run a job", flush=True)
+        emoji_bytes = [_emoji_bytes(system) for _ in range(runs)]
     connections = _connections_of(rig, processes["worker"])
     observe_us = [_observe_us(rig) for _ in range(runs)]
     figures = [
         Figure(name="job_pending_bytes", unit="B", runs=costs.pending_bytes),
+        Figure(name="redis_bytes_waiting_4000_emoji", unit="B", runs=emoji_bytes, goal=Goal(most=MOST_EMOJI_BYTES)),
         Figure(name="job_ended_bytes", unit="B", runs=costs.ended_bytes),
         Figure(name="job_record_bytes", unit="B", runs=costs.record_bytes),
         Figure(name="job_log_bytes", unit="B", runs=costs.log_bytes),
@@ -170,6 +181,17 @@ def _run(system: System, costs: Costs) -> None:
     costs.step_file_bytes.append(((_file(rig) - base_file) / fewer - costs.file_bytes[-1]) / (STEPS - 1))
 
 
+def _emoji_bytes(system: System) -> float:
+    """What Redis takes for a waiting job with the longest prompt, in the letters that take the most bytes."""
+    base = _used(system.rig)
+    with standing_still(system.processes["worker"]):
+        for _ in range(EMOJI_JOBS):
+            _submit(system, steps=1, prompt=EMOJI_PROMPT)
+        used = _used(system.rig) - base
+    _until_over(system.rig, EMOJI_JOBS)
+    return used / EMOJI_JOBS
+
+
 def _do(system: System, jobs: int, *, steps: int) -> None:
     """So many jobs, one after another, to their end."""
     for _ in range(jobs):
@@ -177,8 +199,8 @@ def _do(system: System, jobs: int, *, steps: int) -> None:
     _until_over(system.rig, jobs)
 
 
-def _submit(system: System, *, steps: int) -> str:
-    parameters = {"prompt": PROMPT, "seed": 7, "steps": steps}
+def _submit(system: System, *, steps: int, prompt: str = PROMPT) -> str:
+    parameters = {"prompt": prompt, "seed": 7, "steps": steps}
     return system.caller.submit(f"/{POOL}", json.dumps({"input": parameters}))
 
 

@@ -231,7 +231,6 @@ def _submit(rig: Rig, pool: str) -> str:
         pool=pool,
         input={},
         fields={},
-        event={"specversion": "1.0", "type": "dev.darkroom.job.requested", "source": "/bench", "id": job_id},
         run_timeout=600.0,
     )
     accepted = rig.ledger.run(transitions.accept(job, backlog_limit=10_000))

@@ -505,9 +505,7 @@ async def test_what_is_put_right_between_the_looks_is_no_finding(
 
 def push(jobs: TimedJobs, job_id: str, number: int) -> str:
     """One more message of the job, as the ledger would push it. Answers its tag."""
-    message = queues.build_message(
-        job_id=job_id, pool=POOL, event={"type": "dev.darkroom.job.requested"}, traceparent=None
-    )
+    message = queues.build_message(job_id=job_id, pool=POOL, traceparent=None)
     jobs.redis.lpush(jobs.list_key, f"{message.head}{job_id}:{number}{message.tail}")
     return f"{job_id}:{number}"
 

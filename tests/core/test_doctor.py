@@ -287,6 +287,12 @@ async def test_a_retry_that_is_overdue_is_stuck(jobs: TimedJobs, ask: Ask) -> No
     assert job_id in (await ask())["stuck-jobs"]
 
 
+async def test_a_backlog_is_found_when_it_takes_many_bytes(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.submit(input={"prompt": "x" * 100_000})
+    assert "429" in (await ask(Limits(backlog_bytes=120_000)))["backlog"]
+    assert await ask(Limits(backlog_bytes=200_000)) == {}
+
+
 @pytest.mark.parametrize(
     ("limit", "words"), [(10, "submissions are refused"), (12, "soon"), (13, None)], ids=["full", "nearly full", "room"]
 )

@@ -72,13 +72,13 @@ def test_the_log_begins_with_what_was_accepted(jobs: TimedJobs) -> None:
     ]
 
 
-def test_the_message_carries_the_event_and_the_trace(jobs: TimedJobs) -> None:
+def test_the_message_carries_the_jobs_id_and_trace_and_nothing_of_its_input(jobs: TimedJobs) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     job = jobs.submission(traceparent=trace)
     offer(jobs, job)
     message = json.loads(jobs.redis.rpop(jobs.list_key))
-    (event,), _, _ = json.loads(base64.b64decode(message["body"]))
-    assert event == job.event
+    arguments, keywords, _ = json.loads(base64.b64decode(message["body"]))
+    assert (arguments, keywords) == ([], {})
     assert (message["headers"]["id"], message["headers"]["traceparent"]) == (job.job_id, trace)
 
 

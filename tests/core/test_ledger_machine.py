@@ -175,7 +175,6 @@ class LedgerMachine(RuleBasedStateMachine):
             pool=POOL,
             input={"prompt": body, "list": [], "large": 2**60},
             fields={},
-            event={"type": "dev.darkroom.job.requested", "data": {"prompt": body}},
             run_timeout=60,
             priority=priority,
             start_deadline=None if deadline is None else self.now + deadline,

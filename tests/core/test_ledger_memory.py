@@ -5,15 +5,17 @@ Each server here is a test's own, of either kind.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
 import pytest
 from darkroom import transitions
-from darkroom.errors import MemoryHigh
-from darkroom.jobs import State
+from darkroom.errors import BacklogFull, MemoryHigh
+from darkroom.jobs import State, new_job_id
 from darkroom.ledger import AsyncLedger, Memory, connect_async, scripts
+from darkroom.times import iso
 from darkroom.transitions import Accepted, Applied, Ended, Reason, Receipt, Standing, Submission
 
 from tests.core.timed_jobs import TimedJobs
@@ -168,14 +170,14 @@ def test_with_a_full_redis_all_but_accepting_goes_on(jobs: TimedJobs, work: Call
 
 
 def test_jobs_that_end_make_room_for_others(jobs: TimedJobs) -> None:
-    event = {"type": "dev.darkroom.job.requested", "data": {"prompt": LONG_PROMPT}}
-    submitted = [jobs.submit(event=event) for _ in range(20)]
+    submitted = [jobs.submit(input={"prompt": LONG_PROMPT}) for _ in range(20)]
     jobs.redis.config_set("maxmemory", used(jobs) - 500_000)
     with pytest.raises(MemoryHigh):
         offer(jobs, jobs.submission())
     for job_id in submitted:
         jobs.start(job_id, token=job_id)
         jobs.finish(job_id, token=job_id)
+        archive(jobs, job_id)
     assert not offer(jobs, jobs.submission()).repeated
 
 
@@ -202,3 +204,122 @@ def test_the_list_of_the_pool_is_filled_with_a_full_redis(jobs: TimedJobs) -> No
     jobs.start(submitted[0])
     assert jobs.listed() == submitted[1:2]
     assert jobs.members("waiting") == set(submitted[2:])
+
+
+# -- what a job takes --------------------------------------------------------------------------------------------------
+
+EMOJI = "".join(chr(0x1F600 + number % 80) for number in range(4_000))
+"""16,000 bytes of UTF-8; 48,000 as JSON's escapes would have it."""
+
+MANY = 300
+
+
+def submit_emoji(jobs: TimedJobs) -> str:
+    """A job with the longest prompt that a model takes, as submit hands it in."""
+    job_id = new_job_id(jobs.now)
+    event = {"id": job_id, "source": "http://localhost:8000", "time": iso(jobs.now)}
+    return jobs.submit(
+        job_id=job_id,
+        input={"prompt": EMOJI, "size": "832x1216", "steps": 28, "guidance": 3.5, "images": 1, "seed": 2**32 - 1},
+        fields={"job_type": "image", "event": event},
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    )
+
+
+def archive(jobs: TimedJobs, job_id: str) -> None:
+    seq = jobs.record(job_id).end_seq
+    assert seq is not None
+    jobs.run(transitions.archived(job_id, seq=seq, now=jobs.now))
+
+
+def test_a_waiting_job_with_four_thousand_emoji_takes_20_kb(jobs: TimedJobs) -> None:
+    jobs.worker()
+    submit_emoji(jobs)  # with which Redis loads the scripts
+    base = used(jobs)
+    for _ in range(MANY):
+        submit_emoji(jobs)
+    assert (used(jobs) - base) / MANY <= 20_000
+
+
+def test_an_ended_job_that_the_history_has_takes_a_quarter_of_that(jobs: TimedJobs) -> None:
+    """A cancel is enough: its input leaves Redis at once and not with the record, a day later."""
+    archive_of_first = submit_emoji(jobs)
+    jobs.cancel(archive_of_first)
+    archive(jobs, archive_of_first)
+    base = used(jobs)
+    for _ in range(MANY):
+        job_id = submit_emoji(jobs)
+        jobs.cancel(job_id)
+        assert jobs.record(job_id).input["prompt"] == EMOJI, "the history needs it"
+        archive(jobs, job_id)
+        record = jobs.record(job_id)
+        assert (record.is_whole, record.input) == (False, {})
+    assert (used(jobs) - base) / MANY <= 5_000
+
+
+def test_a_small_input_stays_with_its_record(jobs: TimedJobs) -> None:
+    job_id = jobs.submit()
+    jobs.cancel(job_id)
+    before = jobs.record(job_id)
+    archive(jobs, job_id)
+    assert jobs.record(job_id) == before
+
+
+def test_a_claim_has_the_records_input_and_no_message_a_copy_of_it(jobs: TimedJobs) -> None:
+    jobs.worker()
+    job_id = submit_emoji(jobs)
+    (message,) = jobs.redis.lrange(jobs.list_key, 0, -1)
+    assert len(message) < 1_000
+    claim = jobs.claim(job_id)
+    assert json.loads(claim.input) == jobs.record(job_id).input
+    assert claim.model == "sd"
+
+
+# -- the limit of bytes ------------------------------------------------------------------------------------------------
+
+EMOJI_BYTES = 21_000
+"""At most so much an emoji job counts for: its input, its fields, and what else a job takes."""
+
+
+def offer_within(jobs: TimedJobs, backlog_bytes: int, **more: object) -> object:
+    job = jobs.submission(**more)
+    return jobs.run(transitions.accept(job, backlog_limit=10_000, backlog_bytes=backlog_bytes, now=jobs.now))
+
+
+def test_the_bytes_of_unfinished_jobs_of_all_pools_are_bounded(jobs: TimedJobs) -> None:
+    jobs.run(transitions.announce("another", models=["sd"], now=jobs.now))
+    emoji = {"input": {"prompt": EMOJI}}
+    accepted = 0
+    while isinstance(offer_within(jobs, 10 * EMOJI_BYTES, **emoji, pool=("local", "another")[accepted % 2]), Accepted):
+        accepted += 1
+    assert 10 <= accepted <= 11
+    before = jobs.everything()
+    refusal = offer_within(jobs, 10 * EMOJI_BYTES, **emoji)
+    assert isinstance(refusal, BacklogFull)
+    assert refusal.detail.startswith("the unfinished jobs take 0.2 MiB")
+    assert refusal.retry_after >= 1
+    assert jobs.everything() == before
+
+
+def test_a_job_gives_its_bytes_back_when_it_ends_however_it_ends(jobs: TimedJobs) -> None:
+    kept = submit_emoji(jobs)
+    held = jobs.counter("unfinished_bytes")
+    jobs.finish(jobs.running())
+    jobs.cancel(submit_emoji(jobs))
+    jobs.submit(start_deadline=jobs.now)
+    jobs.expire()
+    dead = jobs.running(max_attempts=1)
+    jobs.retry(dead)
+    assert jobs.state(dead) is State.FAILED
+    assert jobs.counter("unfinished_bytes") == held
+    jobs.cancel(kept)
+    assert jobs.counter("unfinished_bytes") == 0
+
+
+def test_bytes_of_a_record_that_was_deleted_by_hand_are_not_held_for_ever(jobs: TimedJobs) -> None:
+    submit_emoji(jobs)
+    jobs.redis.delete(jobs.key("job", submit_emoji(jobs)))
+    jobs.worker()  # which finds that the record is missing
+    for job_id in jobs.listed():
+        jobs.cancel(job_id)
+    assert jobs.counter("unfinished_bytes") == 0

@@ -64,7 +64,6 @@ class TimedJobs:
             "pool": POOL,
             "input": {"prompt": "a lighthouse at dusk"},
             "fields": {"user_id": "anna"},
-            "event": {"specversion": "1.0", "type": "dev.darkroom.job.requested", "source": "/tests", "id": job_id},
             "run_timeout": 600.0,
         }
         return Submission(**{**job, **more})

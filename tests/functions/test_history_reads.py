@@ -125,6 +125,23 @@ def test_a_job_is_shown_as_before_when_only_the_history_has_it(aged: Aged, state
     assert aged.api.get(f"/tasks/{job_id}").json() == task
 
 
+LARGE = {"input": {"prompt": "\U0001f5fc" * 4_000}}
+"""More than Redis keeps of a job that the history has."""
+
+
+def test_a_large_input_is_shown_as_before_when_only_the_history_has_it(aged: Aged) -> None:
+    """One job, in a list, as a dead letter, and in what is redriven."""
+    job_id = ended(aged.api, State.FAILED, **LARGE)
+    letters = "/api/v1/dead-letters"
+    paths = (f"{JOBS}{job_id}", f"{JOBS}?limit=1", f"{letters}?limit=1", f"{letters}/{job_id}")
+    before = [aged.api.get(path).json() for path in paths]
+    aged.archive(job_id)
+    assert aged.jobs.redis.hget(f"{aged.jobs.namespace}:job:{job_id}", "input") == b"{}"
+    assert [aged.api.get(path).json() for path in paths] == before
+    redriven = aged.api.post(f"{letters}/{job_id}/redrive").json()["id"]
+    assert aged.api.job(redriven)["input"] == before[0]["input"]
+
+
 def test_a_picture_of_an_old_job_can_still_be_fetched(aged: Aged) -> None:
     job_id = ended(aged.api, State.COMPLETED)
     aged.age(job_id)

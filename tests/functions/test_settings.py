@@ -40,6 +40,7 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
             SubmitSettings,
             {
                 "backlog_limit": 10_000,
+                "backlog_bytes": 256 * 1024 * 1024,
                 "link_ttl_s": 86_400,
                 "max_body_bytes": 2_097_152,
                 "max_wait_s": 55,
@@ -52,6 +53,7 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
             JobsSettings,
             {
                 "backlog_limit": 10_000,
+                "backlog_bytes": 256 * 1024 * 1024,
                 "link_ttl_s": 86_400,
                 "max_body_bytes": 2_097_152,
                 "max_wait_s": 55,
@@ -81,6 +83,7 @@ def test_the_defaults_are_these(kind: type[Settings], defaults: Mapping[str, obj
         ("submit", "DARKROOM_PUBLIC_URL", "darkroom.example"),
         ("submit", "DARKROOM_PUBLIC_URL", "http://darkroom.example/a b"),
         ("submit", "DARKROOM_BACKLOG_LIMIT", "0"),
+        ("submit", "DARKROOM_BACKLOG_BYTES", "1000"),
         ("submit", "DARKROOM_MAX_BODY_BYTES", "2 MB"),
         ("submit", "DARKROOM_MAX_WAIT_S", "ten minutes"),
         ("submit", "DARKROOM_MODELS", "/nowhere/at/all"),

@@ -640,6 +640,20 @@ def test_a_full_backlog_is_429_until_there_is_room(redis_url: str, namespace: st
         assert api.post("/flux").status_code == 202
 
 
+def test_jobs_that_take_too_many_bytes_are_429_until_there_is_room(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    with serving(redis_url, namespace, tmp_path, DARKROOM_BACKLOG_BYTES=str(MEGABYTE)) as api:
+        large = {"prompt": "\U0001f5fc" * 4_000}
+        accepted = []
+        while (answer := api.post("/flux", json=large)).status_code == 202:
+            accepted.append(answer.json()["id"])
+        assert 40 < len(accepted) < 60
+        assert (answer.status_code, slug(answer)) == (429, "backlog-full")
+        api.post(f"{JOBS}{accepted[0]}/cancel")
+        assert api.post("/sd", json=large).status_code == 202
+
+
 def test_while_memory_is_nearly_used_up_nothing_is_taken(
     own_redis: RedisServer, namespace: str, tmp_path: Path
 ) -> None:

@@ -49,7 +49,10 @@ FIGURES: Mapping[str, set[str]] = {
     "worker": {"worker_overhead_vs_celery_task", "engine_overhead_percent"},
     "courier": {"courier_deliveries_per_s", "courier_p99_ms", "courier_p99_shift_percent"},
     "policy": {"policy_replica_hours_vs_keda", "policy_replica_hours_vs_keda_tuned", "policy_busy_kills"},
-    "job": {"job_record_bytes", "job_log_bytes", "job_calls", "step_calls", "run_redis_us", "observe_worker_us"},
+    "job": {
+        *("job_record_bytes", "job_log_bytes", "job_calls", "step_calls", "run_redis_us", "observe_worker_us"),
+        "redis_bytes_waiting_4000_emoji",
+    },
     "broadcast": {
         *("broadcast_vs_starlette", "broadcast_vs_websockets", "broadcast_p99_ms", "broadcast_vs_starlette_at_70"),
         *("socket_kib", "late_subscriber_p99_ms"),

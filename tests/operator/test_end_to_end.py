@@ -55,14 +55,7 @@ def jobs(stage: Stage) -> Iterator[DrivenJobs]:
 def submit(jobs: DrivenJobs, *, seconds: float) -> str:
     """A job of the test's own model."""
     parameters: Object = {"prompt": "a test", "steps": 1, "seconds": seconds, "images": 1, "seed": 1}
-    event = {
-        "specversion": "1.0",
-        "id": "any",
-        "source": "/tests",
-        "type": "dev.darkroom.job.requested",
-        "data": {"model": POOL, "input": parameters},
-    }
-    return jobs.submit(pool=POOL, model=POOL, input=parameters, event=event)
+    return jobs.submit(pool=POOL, model=POOL, input=parameters)
 
 
 def interruptions(jobs: DrivenJobs, job_id: str) -> list[Object]:

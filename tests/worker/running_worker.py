@@ -160,13 +160,6 @@ class House(Place):
         job_id = new_job_id(time.time_ns() // 1_000_000)
         model = given.pop("model", MODEL)
         parameters = {"prompt": "a test", "steps": 1, "seconds": 0, "images": 1, "seed": 7} | given
-        event = {
-            "specversion": "1.0",
-            "id": job_id,
-            "source": "/tests",
-            "type": "dev.darkroom.job.requested",
-            "data": {"model": model, "input": parameters},
-        }
         await self.ledger.run(transitions.announce(POOL, models=[MODEL]))
         answer = await self.ledger.run(
             transitions.accept(
@@ -177,7 +170,6 @@ class House(Place):
                     pool=POOL,
                     input=parameters,
                     fields={},
-                    event=event,
                     run_timeout=run_timeout,
                     max_attempts=max_attempts,
                     traceparent=traceparent,

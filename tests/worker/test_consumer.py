@@ -82,7 +82,7 @@ JOBLESS = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
 
 def message(**changes: Any) -> bytes:
     """A job's message with other values at some paths: `headers__task="other"`. A value of None removes the field."""
-    template = queues.build_message(job_id=JOBLESS, pool=POOL, event={"data": {"prompt": SECRET}}, traceparent=None)
+    template = queues.build_message(job_id=JOBLESS, pool=POOL, traceparent=None)
     whole = json.loads(f"{template.head}{JOBLESS}:1{template.tail}")
     for path, value in changes.items():
         *parents, name = path.split("__")
@@ -131,7 +131,7 @@ FOREIGN: Mapping[str, bytes] = {
     "a body that is no Base64": message(body="%%%"),
     "a body that is no JSON": message(body=base64.b64encode(b"\x80junk").decode()),
     "a body that is no call": message(body=body("x")),
-    "a body without its argument": message(body=body([[], {}, {}])),
+    "a body with arguments that no version has": message(body=body([[{}, SECRET], {}, {}])),
     "a body with keywords": message(body=body([[{}], {"x": 1}, {}])),
     "a time limit that is none": message(headers__timelimit="x"),
     "a time that is none": message(headers__eta="x"),

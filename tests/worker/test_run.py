@@ -70,7 +70,16 @@ class Stage:
         self.clock = Clock()
         self.job_id = self.jobs.submit()
         token = self.jobs.start(self.job_id)
-        job = Job(id=self.job_id, token=token, event={}, tenant="default", attempt=1, counted=0, run_timeout_s=100)
+        job = Job(
+            id=self.job_id,
+            token=token,
+            tenant="default",
+            model="sd",
+            input="{}",
+            attempt=1,
+            counted=0,
+            run_timeout_s=100,
+        )
         self.steps = Steps(self.ledger, job, clock=self.clock)
 
     def step(self, number: int, *, at: float, of: int = 100) -> None:
@@ -196,9 +205,8 @@ class Narrow:
         ledger = Ledger(connect(redis_url), namespace)
         engines = {"sd": (model, self.engine)}
         runner = Runner(engines, ledger, ArtifactStore(store.as_uri()), "narrow", of_steps=ledger)
-        event = {"data": {"model": "sd", "input": {"prompt": "x", "seed": 7}}}
-        job_id = jobs.submit()
-        self.answer = runner.run_job(job_id, token="token", event=event, traceparent=None)
+        job_id = jobs.submit(input={"prompt": "x", "seed": 7})
+        self.answer = runner.run_job(job_id, token="token", traceparent=None)
         record = ledger.job(job_id)
         assert record is not None
         self.record: JobRecord = record

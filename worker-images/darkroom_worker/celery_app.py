@@ -51,10 +51,11 @@ class RunJob(Task):  # type: ignore[misc]  # Celery has no types
     name = queues.TASK_NAME
     Request = "darkroom_worker.attempt:Attempt"
 
-    def run(self, event: object) -> str:
+    def run(self, *_: object) -> str:
+        """Messages of records before version 3 have an argument, the event that asked for the job."""
         request = self.request
         runner: Runner = self.app.runner
-        return runner.run_job(request.id, token=request.token, event=event, traceparent=request.get("traceparent"))
+        return runner.run_job(request.id, token=request.token, traceparent=request.get("traceparent"))
 
 
 class WorkerApp(Celery):  # type: ignore[misc]  # as above

@@ -8,6 +8,7 @@ every call may be repeated. The pictures are stored before; only `finish` makes 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -66,15 +67,16 @@ PNG = "image/png"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job that was claimed here: what its message says, and the claim.
+    """A job that was claimed here. `input` is JSON text.
 
     `attempt` counts its starts, `counted` the attempts that were charged to it before.
     """
 
     id: str
     token: str
-    event: object
     tenant: str
+    model: str
+    input: str
     attempt: int
     counted: int
     run_timeout_s: float
@@ -188,7 +190,7 @@ class Runner:
         self._of_steps = of_steps
         self._log = logs.logger(__name__)
 
-    def run_job(self, job_id: str, *, token: str, event: object, traceparent: str | None) -> str:
+    def run_job(self, job_id: str, *, token: str, traceparent: str | None) -> str:
         """One message from its arrival to its end. Answers what became of the attempt, in a word or two: for Flower to
         show, and for the parent (`Gate.on_answer`).
         """
@@ -202,8 +204,9 @@ class Runner:
             job = Job(
                 id=job_id,
                 token=token,
-                event=event,
                 tenant=claim.tenant,
+                model=claim.model,
+                input=claim.input,
                 attempt=claim.attempt,
                 counted=claim.counted,
                 run_timeout_s=claim.run_timeout,
@@ -261,15 +264,11 @@ class Runner:
         return engine.run(parameters, job_id=job_id, on_step=on_step, lean=True)
 
     def _prepare(self, job: Job) -> tuple[Model, Engine, dict[str, object]]:
-        """The model, its engine and the parameters that the message names. Raises InvalidInput, UnknownModel."""
-        data = job.event.get("data") if isinstance(job.event, Mapping) else None
-        name, given = (data.get("model"), data.get("input")) if isinstance(data, Mapping) else (None, None)
-        if not isinstance(name, str) or not isinstance(given, Mapping):
-            raise errors.InvalidInput("its message names no model and input")
-        if name not in self._engines:
-            raise errors.UnknownModel(f"worker {self._worker} does not serve model {name!r}")
-        model, engine = self._engines[name]
-        return model, engine, models.validate(model, given)
+        """The job's model, its engine and its parameters. Raises InvalidInput, UnknownModel."""
+        if job.model not in self._engines:
+            raise errors.UnknownModel(f"worker {self._worker} does not serve model {job.model!r}")
+        model, engine = self._engines[job.model]
+        return model, engine, models.validate(model, json.loads(job.input))
 
     def _completed(self, job: Job, *, model: Model, run: Run, run_ms: int) -> Ending:
         """Store the pictures, then have them published. Raises StoreUnavailable."""

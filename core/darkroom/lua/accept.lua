@@ -1,6 +1,6 @@
 -- accept: – → pending, by submit, and by jobs for a dead letter (`redrive_of`), which is one no more in the same step and
--- is redriven once. Order of checks: same job id, redriven before, idempotency key, pool, back-pressure, memory. A refusal
--- stores nothing. The first write is one that Redis refuses at `maxmemory`, so a full Redis refuses it whole. Answers a
+-- is redriven once. Order of checks: same job id, redriven before, idempotency key, pool, jobs in the pool, bytes of all
+-- unfinished jobs, memory. A refusal stores nothing. The first write is one that Redis refuses at `maxmemory`, so a full Redis refuses it whole. Answers a
 -- word and what belongs to it, blanks between: one string, since submit reads thousands a second.
 local key = job_key(a.job)
 
@@ -37,10 +37,19 @@ if (redis.call('HGET', pool_key(pool), 'models') or '') == '' then return 'no_po
 
 local queued = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool))
 local backlog = queued + redis.call('ZCARD', due_key(pool))
-if backlog >= tonumber(a.backlog_limit) then
-  -- How long until there is room again, by the pool's measured time between two ends; a minute while nothing is known.
+-- How long until that many jobs have finished, by the pool's measured time between two ends; a minute for each while
+-- nothing is known.
+local function wait_s(jobs)
   local interval = tonumber(redis.call('HGET', pool_key(pool), 'end_interval') or 60000)
-  return 'backlog_full ' .. backlog .. ' ' .. math.ceil((backlog - a.backlog_limit + 1) * interval / 1000)
+  return math.ceil(jobs * interval / 1000)
+end
+if backlog >= tonumber(a.backlog_limit) then
+  return 'backlog_full ' .. backlog .. ' ' .. wait_s(backlog - a.backlog_limit + 1)
+end
+local bytes = #a.input + #a.fields + JOB_BYTES
+local held = tonumber(redis.call('HGET', counters_key, 'unfinished_bytes') or 0)
+if held > 0 and held + bytes > tonumber(a.backlog_bytes) then
+  return 'bytes_full ' .. held .. ' ' .. wait_s(math.ceil((held + bytes - a.backlog_bytes) / bytes))
 end
 if a.memory_high then return 'memory_high' end
 
@@ -67,7 +76,11 @@ if a.redrive_of then
   redis.call('HSET', job_key(a.redrive_of), 'redriven_as', a.job)
   leave_dead(a.redrive_of, a.tenant)
 end
+hold_bytes(pool, bytes)
 log(a.job, 'accepted', 'pending', a.accepted, a.tenant)
+-- Redis reserves 4 KB for the first entries of a stream, and nothing for those of a copy.
+redis.call('COPY', log_key(a.job), log_draft_key, 'REPLACE')
+redis.call('RENAME', log_draft_key, log_key(a.job))
 redis.call('ZADD', waiting_key(pool), string.format('%.0f', order), a.job)
 dispatch(pool)
 if queued == 0 then redis.call('PUBLISH', wake_channel, 'backlog ' .. pool) end

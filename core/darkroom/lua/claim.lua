@@ -1,11 +1,16 @@
 -- claim: pending → running, by a worker that took the job's message. A message is a hint, the record is the truth: all
--- but a job that may run now is dropped. The same token asking again gets the same answer. A canary is signed for. Where
--- somebody asked to be told of starts, this one goes to the outbox. `v`: the latest version of records that the worker
--- knows; a job of a later one, as in an upgrade, is put back for another worker.
+-- but a job that may run now is dropped. What runs is the record's input. The same token asking again gets the same
+-- answer. A canary is signed for. Where somebody asked to be told of starts, this one goes to the outbox. `v`: the
+-- latest version of records that the worker knows; a job of a later one, as in an upgrade, is put back for another
+-- worker.
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'token', 'attempt', 'start_deadline', 'not_before', 'created',
   'run_timeout', 'started', 'counted', 'tenant', 'webhook_events', 'untold', 'v')
+local function run(attempt)
+  local model, input = unpack(redis.call('HMGET', key, 'model', 'input'))
+  return {'run', tostring(attempt), rec[7], rec[8], rec[10], rec[11], model, input}
+end
 local state, pool = rec[1], rec[2]
 if not state then
   if redis.call('EXISTS', canary_key(a.job)) == 0 then return {'drop', 'unknown'} end
@@ -14,7 +19,7 @@ if not state then
 end
 if is_terminal(state) then return {'drop', 'terminal'} end
 if state == 'running' then
-  if rec[3] == a.token then return {'run', rec[4], rec[7], rec[8], rec[10], rec[11]} end
+  if rec[3] == a.token then return run(rec[4]) end
   return {'drop', 'leased'}
 end
 if redis.call('HGET', key, 'ended_token') == a.token then return {'drop', 'ended'} end
@@ -51,4 +56,4 @@ if has_word(rec[12], 'started') or redis.call('EXISTS', starters_key(rec[11])) =
   redis.call('PUBLISH', wake_channel, 'outbox')
 end
 dispatch(pool)
-return {'run', tostring(attempt), rec[7], rec[8], rec[10], rec[11]}
+return run(attempt)

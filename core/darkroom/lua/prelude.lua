@@ -18,6 +18,8 @@ local MAX_PUSHES = 5         -- pushes in a row that were taken and never claime
 local MAX_FAULTS = 10        -- a job given back uncounted for `worker_fault` so often is at fault itself
 local MAX_DISPATCH = 100     -- messages pushed by one call at most, so that no script is long
 local MAX_NEWS = 10000       -- entries of a tenant's news that are kept: minutes of a busy tenant, weeks of a quiet one
+local JOB_BYTES = 4096       -- what a job takes beside its input and fields, rounded up: 3 KB were measured
+local KEPT_INPUT = 1024      -- bytes of an input that Redis keeps as long as the record; a larger one leaves it earlier
 local RECORD_TTL_MS = 24 * 3600 * 1000
 local LOG_TTL_MS = 3600 * 1000
 local TARGET_TTL_MS = 7 * 24 * 3600 * 1000 -- what is known of a target that is posted to no more
@@ -51,6 +53,7 @@ local targets_key = P .. ':targets' -- by when something is to be posted to them
 local notices_key = P .. ':notices'
 local function undelivered_key(id) return P .. ':undelivered:' .. id end
 local function undelivered_by_tenant_key(tenant) return P .. ':undelivered-by-tenant:' .. tenant end
+local log_draft_key = P .. ':log-draft'
 local outbox_key = P .. ':outbox'
 local history_key = P .. ':history'
 local retired_key = P .. ':retired'
@@ -182,10 +185,35 @@ local function unlease(id, pool)
   if worker and redis.call('HGET', busy_key, worker) == id then redis.call('HDEL', busy_key, worker) end
 end
 
+-- What an unfinished job counts for in the limit of bytes. Records before version 3 were accepted without being counted.
+local function bytes_of(id)
+  local key = job_key(id)
+  if tonumber(redis.call('HGET', key, 'v') or 0) < 3 then return 0 end
+  return redis.call('HSTRLEN', key, 'input') + redis.call('HSTRLEN', key, 'fields') + JOB_BYTES
+end
+
+local function hold_bytes(pool, bytes)
+  if bytes == 0 then return end
+  redis.call('HINCRBY', pool_key(pool), 'bytes', bytes)
+  redis.call('HINCRBY', counters_key, 'unfinished_bytes', bytes)
+end
+
+-- A pool without jobs holds no bytes, whatever its count says: a record that was deleted by hand, or finished by an
+-- older version, took its share along uncounted.
+local function release_bytes(id, pool)
+  local bytes = bytes_of(id)
+  if redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool)) + redis.call('ZCARD', due_key(pool))
+    + redis.call('ZCARD', running_key(pool)) == 0 then
+    bytes = tonumber(redis.call('HGET', pool_key(pool), 'bytes') or 0)
+  end
+  hold_bytes(pool, -bytes)
+end
+
 -- The one way into a terminal state: record, log, outbox, history. `data` is the JSON text of the terminal entry.
 local function end_job(id, pool, state, data)
   local key = job_key(id)
   remove_everywhere(id, pool)
+  release_bytes(id, pool)
   redis.call('HDEL', key, 'message_head', 'message_tail', 'not_before')
   redis.call('HSET', key, 'state', state, 'ended', now, 'end_data', data)
   redis.call('HSET', key, 'end_seq', log(id, state, state, data))
