@@ -149,6 +149,20 @@ class ForeignOrigin(PermanentError):
     slug, title, status = "foreign-origin", "Pages of this origin are not allowed", 403
 
 
+class RequestTimeout(PermanentError):
+    """A request whose bytes came too slowly."""
+
+    slug, title, status = "request-timeout", "The request did not arrive in time", 408
+
+
+class RequestLineTooLong(PermanentError):
+    slug, title, status = "request-line-too-long", "The path and query are longer than the limit", 414
+
+
+class HeadersTooLarge(PermanentError):
+    slug, title, status = "headers-too-large", "The headers are larger than the limit", 431
+
+
 class LinkRefused(PermanentError):
     """A signed link whose signature is wrong or whose time is over."""
 
@@ -203,6 +217,12 @@ class BacklogFull(TemporaryError):
 
 class MemoryHigh(TemporaryError):
     slug, title = "memory-high", "The queue broker's memory is nearly used up"
+
+
+class TooManyConnections(TemporaryError):
+    """A process has as many connections as it may have, and all of them are in use."""
+
+    slug, title = "too-many-connections", "Too many connections are open"
 
 
 class LedgerUnavailable(TemporaryError):

@@ -36,8 +36,13 @@ GRACE_S = 20
 COLLECT_EVERY = 10_000
 """Objects that are made before garbage is looked for among them: a few megabytes at most."""
 
+REFUSED_EVERY_S = 10
+"""How often refused connections are logged, if there were any: in one line, counted by the reason."""
+
 SOCKET_MESSAGE_BYTES = 16 * 1024
 """The longest WebSocket message that is read. Clients send pings of a few bytes."""
+
+_log = logs.logger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -67,7 +72,7 @@ def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvico
         host=settings.host,
         port=settings.port,
         lifespan="off",  # `_serve` does it: a setting at fault is one line there, and a stack trace here
-        http="httptools",
+        http=connections.Http,
         ws=connections.Socket,
         ws_max_size=SOCKET_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # messages are short, and a compressor for each of a thousand sockets is not
@@ -101,11 +106,16 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: assembly.Together | Starlette, settings: ServeSettings) -> None:
         super().__init__(config(app, settings))
+        most = connections.most_connections(settings.max_connections)
+        self.server_state: connections.State = connections.State(most=most)
         self._app = app
         self._waiting: dict[Any, int] = {}
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
+        if counter % (10 * REFUSED_EVERY_S) == 0 and self.server_state.refused:
+            _log.warning("connections_refused", **self.server_state.refused)
+            self.server_state.refused.clear()
         if counter % (10 * connections.LOOK_EVERY_S) == 0:
             self._waiting = connections.cut_off(self.server_state.connections, self._waiting)
         return await super().on_tick(counter)

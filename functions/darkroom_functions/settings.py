@@ -137,6 +137,10 @@ class ServeSettings(Settings):
     public_url: WebUrl | None = None
     """The address that callers use for us; links to artifacts begin with it."""
 
+    max_connections: int = Field(default=4000, ge=1, le=100_000)
+    """Connections that a process has at one time, sockets included. When one more comes, the one that has awaited a
+    request for the longest is closed; when none does, the new one is refused (503)."""
+
     allowed_hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(listed)] = ()
     """Hosts that requests may name beside loopback's and that of the public address, separated by commas: names, all
     names below one (`.example.org`), addresses. A request for another host is refused (421) where the functions listen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uvicorn
 import uvloop
 from darkroom.settings import load
-from darkroom_functions import serve
+from darkroom_functions import connections, serve
 from darkroom_functions.settings import ServeSettings
 from starlette.applications import Starlette
 
@@ -13,4 +13,7 @@ from starlette.applications import Starlette
 def run(app: Starlette) -> None:
     """Serve until a signal comes, on $PORT."""
     serve.settle()
-    uvloop.run(uvicorn.Server(serve.config(app, load(ServeSettings))).serve())
+    settings = load(ServeSettings)
+    server = uvicorn.Server(serve.config(app, settings))
+    server.server_state = connections.State(most=settings.max_connections)
+    uvloop.run(server.serve())

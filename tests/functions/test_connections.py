@@ -1,12 +1,14 @@
-"""Clients that send and do not read, or send too much: what is kept for them has an end, and they are told so."""
+"""Clients that send and do not read, send too much, or too slowly: what is kept for them has an end, with an answer."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -42,20 +44,22 @@ def result(own_redis: RedisServer, tmp_path: Path) -> Iterator[Functions]:
 
 
 @asynccontextmanager
-async def served(answer: bytes) -> AsyncIterator[int]:
-    """Answers this at `/`, and closes; tells the port."""
+async def served(answer: bytes = b"", *, holds_s: float = 0, **settings: object) -> AsyncIterator[tuple[int, Server]]:
+    """At `/` reads a body and answers it, or `answer` and closes, after `holds_s`; yields the port and the server."""
 
-    async def whole(_request: Request) -> Response:
-        return Response(answer, headers={"Connection": "close"})
+    async def whole(request: Request) -> Response:
+        body = await request.body()
+        await asyncio.sleep(holds_s)
+        return Response(answer, headers={"Connection": "close"}) if answer else Response(body)
 
-    app = Starlette(routes=[Route("/", whole)])
+    app = Starlette(routes=[Route("/", whole, methods=["GET", "POST"])])
     app.state.closing = asyncio.Event()
-    settings = ServeSettings.model_validate({"PORT": free_port()})
-    server = Server(app, settings)
+    given = ServeSettings.model_validate({"PORT": free_port(), **settings})
+    server = Server(app, given)
     running = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.05)
-    yield settings.port
+    yield given.port, server
     server.should_exit = True
     await running
 
@@ -80,7 +84,7 @@ def on_a_socket(function: Functions) -> socket.socket:
 
 async def test_a_connection_that_closes_is_cut_where_its_client_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "LOOK_EVERY_S", 1)
-    async with served(bytes(MUCH)) as port:
+    async with served(bytes(MUCH)) as (port, _):
         with closing(connected(port)) as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             async with asyncio.timeout(DEADLINE_S):
@@ -92,7 +96,7 @@ async def test_a_connection_that_closes_is_not_cut_while_its_client_takes_someth
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "LOOK_EVERY_S", 1)
-    async with served(bytes(MUCH)) as port:
+    async with served(bytes(MUCH)) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         taken = 0
@@ -128,6 +132,184 @@ async def test_a_request_that_is_too_long_is_answered(result: Functions) -> None
         async with socket_of(result, f"/ws/jobs?job_ids={'a' * 17_000}"):
             pass
     assert refused.value.response.status_code == 414
+
+
+# Requests that are too large, or come too slowly
+
+HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+SHORT_S = 1.0
+"""For bounds of time in these tests; what must not be cut lasts longer."""
+
+
+@pytest.fixture
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADERS_S", "BODY_S", "ANSWERED_S", "LINGER_S"):
+        monkeypatch.setattr(connections, name, SHORT_S)
+
+
+async def answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:
+    """The status of the answer and its problem; the connection has been closed after it."""
+    async with asyncio.timeout(DEADLINE_S):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    problem = json.loads(body)
+    assert problem["status"] == int(head.split(b" ")[1])
+    return problem["status"], problem
+
+
+async def flooded(port: int, first: bytes, more: bytes, *, times: int) -> tuple[int, dict[str, Any]]:
+    """The answer to a client that first sends everything and reads then, as most do."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(first)
+    with suppress(ConnectionError):
+        async with asyncio.timeout(DEADLINE_S):
+            for _ in range(times):
+                writer.write(more)
+                await writer.drain()
+    found = await answered(reader)
+    writer.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("first", "more", "status"),
+    [
+        (HEAD + b"X: ", b"x" * 65_536, 431),
+        (HEAD, b"X: y\r\n" * 8_192, 431),
+        (b"GET /?", b"x" * 65_536, 414),
+        (CHUNKED + b"0\r\nX: ", b"x" * 65_536, 431),
+        (CHUNKED + b"0\r\n", b"X: y\r\n" * 8_192, 431),
+        (CHUNKED + b"1;", b"x" * 65_536, 431),
+    ],
+    ids=["header", "headers", "target", "trailer", "trailers", "chunk-extension"],
+)
+async def test_a_flood_of_headers_is_refused_while_it_comes(first: bytes, more: bytes, status: int) -> None:
+    async with served() as (port, server):
+        found, _ = await flooded(port, first, more, times=64)
+        assert found == status
+        async with asyncio.timeout(DEADLINE_S):
+            while server.server_state.connections:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "status"), [(50, 1_000, 200), (70, 1_000, 431), (1, 70_000, 431)], ids=["fits", "many", "large"]
+)
+async def test_headers_that_come_at_once_have_the_same_bound(count: int, size: int, status: int) -> None:
+    async with served() as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        headers = b"".join(b"X-%d: %b\r\n" % (number, b"x" * size) for number in range(count))
+        writer.write(HEAD + headers + b"Connection: close\r\n\r\n")
+        async with asyncio.timeout(DEADLINE_S):
+            assert int((await reader.read()).split(b" ")[1]) == status
+        writer.close()
+
+
+async def test_what_is_no_http_is_a_problem() -> None:
+    async with served() as (port, _):
+        assert (await flooded(port, b"HELO darkroom\r\n\r\n", b"", times=0))[0] == 400
+
+
+@pytest.mark.usefixtures("short_times")
+@pytest.mark.parametrize(
+    ("first", "drop"),
+    [
+        (HEAD, b"X: y\r\n"),
+        (HEAD + b"Content-Length: 1000\r\n\r\n", b"x"),
+        (CHUNKED, b"1\r\nx\r\n"),
+        (CHUNKED, b""),
+        (HEAD + b"Content-Length: 0\r\n\r\n" + HEAD, b"X: y\r\n"),
+    ],
+    ids=["headers", "body", "chunks", "nothing", "second-request"],
+)
+async def test_half_a_request_that_never_ends_is_refused_in_time(first: bytes, drop: bytes) -> None:
+    """However many bytes come, as long as they come more slowly than any line has them."""
+    async with served() as (port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(first)
+        if first.count(HEAD) == 2:
+            await reader.readuntil(b"\r\n\r\n")
+        async with asyncio.timeout(DEADLINE_S):
+            while not reader._buffer:  # type: ignore[attr-defined]
+                writer.write(drop)
+                await asyncio.sleep(0.1)
+        status, problem = await answered(reader)
+        assert (status, problem["type"].rsplit("/", 1)[-1]) == (408, "request-timeout")
+        assert server.server_state.refused == {"request-timeout": 1}
+        writer.close()
+
+
+@pytest.mark.usefixtures("short_times")
+async def test_a_connection_without_a_request_is_closed_without_an_answer() -> None:
+    async with served() as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(DEADLINE_S):
+            assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.usefixtures("short_times")
+async def test_the_times_bound_neither_a_slow_answer_nor_a_slow_body_nor_the_pause_between_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "BODY_BYTES_PER_S", 1)
+    async with served(holds_s=1.5 * SHORT_S) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for parts in (30, 1):
+            writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % (20 * parts))
+            for _ in range(parts):
+                writer.write(b"x" * 20)
+                await asyncio.sleep(1.5 * SHORT_S / 30)
+            async with asyncio.timeout(DEADLINE_S):
+                assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+                assert await reader.readexactly(20 * parts) == b"x" * 20 * parts
+            await asyncio.sleep(1.5 * SHORT_S)
+        writer.close()
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "UNTAKEN_S", SHORT_S)
+    async with served() as (port, _):
+        with closing(connected(port)) as client:
+            client.setblocking(False)
+            client.send(HEAD + b"Content-Length: 4000000\r\n\r\n")
+            client.setblocking(True)
+            await asyncio.to_thread(client.sendall, b"x" * 4_000_000)
+            async with asyncio.timeout(DEADLINE_S):
+                while _is_alive(port, client):
+                    await asyncio.sleep(0.1)
+
+
+async def test_idle_connections_make_room_for_new_ones() -> None:
+    """Those that have sent nothing, and those that have sent half a request; never one whose request is answered."""
+    async with served(max_connections=20) as (port, server):
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
+        for _, writer in idle[::2]:
+            writer.write(HEAD)
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HEAD + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+            async with asyncio.timeout(DEADLINE_S):
+                assert b" 200 " in await reader.read()
+            writer.close()
+        assert len(server.server_state.connections) <= 20
+        assert server.server_state.refused["too-many-connections"] >= 40
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_connection_too_many_is_refused_while_all_others_are_answered() -> None:
+    async with served(holds_s=2, max_connections=3) as (port, _):
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in held:
+            writer.write(HEAD + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+        await asyncio.sleep(0.5)  # they are being answered
+        assert (await flooded(port, HEAD, b"", times=0))[0] == 503
+        for reader, writer in held:
+            async with asyncio.timeout(DEADLINE_S):
+                assert b" 200 " in await reader.read()
+            writer.close()
 
 
 def _is_alive(port: int, client: socket.socket) -> bool:

@@ -64,7 +64,14 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
         ),
         (
             ServeSettings,
-            {"host": "127.0.0.1", "port": 8080, "public_url": None, "allowed_hosts": (), "allowed_origins": ()},
+            {
+                "host": "127.0.0.1",
+                "port": 8080,
+                "public_url": None,
+                "max_connections": 4000,
+                "allowed_hosts": (),
+                "allowed_origins": (),
+            },
         ),
     ],
 )
