@@ -36,12 +36,14 @@ CELERY_STATUS: Mapping[State, str] = {
     State.CANCELLED: "REVOKED",
     State.EXPIRED: "REVOKED",
 }
-"""Celery's words for `GET /tasks/{id}`; a job that waits for another attempt is RETRY (`celery_status`)."""
+"""Celery's words for `GET /tasks/{id}`; a job that waits for another attempt is RETRY (`celery_status`), whether or not
+the one before counted: Celery's events, which Flower shows, know no way back to PENDING."""
 
 
 def celery_status(record: JobRecord) -> str:
     """The job's state in Celery's words."""
-    return "RETRY" if record.retrying else CELERY_STATUS[record.state]
+    waits_again = record.state is State.PENDING and record.attempt > 0
+    return "RETRY" if waits_again else CELERY_STATUS[record.state]
 
 
 def message(entry: LogEntry, links: Links, *, now_s: float) -> dict[str, Any]:

@@ -110,6 +110,11 @@ class Dev:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["task_id"])
 
+    def shown(self, job_id: str) -> str | None:
+        """The task's state in Flower, None where it has no such task."""
+        answer = self.flower.get(f"/api/task/info/{job_id}")
+        return str(answer.json()["state"]) if answer.is_success else None
+
     def runs(self, job_id: str) -> bool:
         view = self.api.get(f"/api/v1/generation-jobs/{job_id}").raise_for_status().json()
         return bool(view["state"] == "running")
@@ -202,8 +207,7 @@ def test_flower_shows_workers_and_finished_and_queued_tasks_and_revokes_one(dev:
         """Events are switched on by Flower, a moment after a worker has come; so there may have to be another job."""
         job_id = dev.submit()
         dev.ended(job_id)
-        answer = dev.flower.get(f"/api/task/info/{job_id}")
-        return answer.is_success and answer.json()["state"] == "SUCCESS"
+        return dev.shown(job_id) == "SUCCESS"
 
     eventually(is_shown, what="Flower shows a finished task")
     (worker,) = dev.workers
@@ -216,6 +220,11 @@ def test_flower_shows_workers_and_finished_and_queued_tasks_and_revokes_one(dev:
 
     assert dev.ended(running) == "cancelled"
     assert dev.ended(waiting) == "completed"
+    for job_id, state in ((running, "REVOKED"), (dev.submit(failure="invalid_input"), "FAILURE")):
+        dev.ended(job_id)
+        assert dev.api.get(f"/tasks/{job_id}").json()["status"] == state
+        what = f"Flower shows {state}"
+        eventually(lambda job_id=job_id, state=state: dev.shown(job_id) == state, what=what)  # type: ignore[misc]
     assert [entry.event for entry in dev.log_of(running) if entry.event in ENDS] == [JobEvent.CANCELLED]
     tasks = dev.flower.get("/api/tasks").raise_for_status().json()
     assert 0 < len(tasks) <= MAX_TASKS

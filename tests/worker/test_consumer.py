@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from darkroom import queues
+from darkroom import queues, transitions
 from darkroom.doctor import Limits, diagnose
 from darkroom.examination import examine
-from darkroom.jobs import State
+from darkroom.jobs import ErrorKind, State
 from darkroom.ledger import AsyncLedger, connect, connect_async
+from darkroom.updates import celery_status
 
 from tests.waiting import DEADLINE_S
 from tests.worker.running_worker import POOL, House
@@ -73,6 +75,44 @@ async def test_who_asks_for_the_events_of_tasks_is_told_all_of_them_though_the_w
         await hearing
 
     assert [kind for kind, about in told if about == job_id] == ["task-received", "task-started", "task-succeeded"]
+
+
+async def test_the_events_of_a_task_say_how_its_job_ended(house: House) -> None:
+    """So that Flower shows what `GET /tasks/{id}` returns: Celery alone would report a success of each."""
+    worker = await house.ready_worker(drain_grace_s="0.2")
+    told: list[tuple[str, str | None]] = []
+    with Celery("tests", broker=house.redis_url, set_as_current=False) as app:
+        app.conf.broker_transport_options = queues.transport_options(house.namespace, POOL)
+        hearing = asyncio.create_task(asyncio.to_thread(_hear, app, told))
+        await house.until(lambda: _any(told), "an event of the worker's own is heard")
+        await asyncio.to_thread(app.control.enable_events, reply=True, limit=1)
+
+        refused = await house.submit(failure=ErrorKind.INVALID_INPUT)
+        await house.ended(refused)
+        retried = await house.submit(failure=ErrorKind.TRANSIENT)
+        await house.in_state(retried, lambda record: record.counted == 1, "the job waits for its next attempt")
+        cancelled = await house.submit(steps=600, seconds=60)
+        await house.running(cancelled)
+        await house.ledger.run(transitions.cancel(cancelled, tenant=None))
+        await house.ended(cancelled)
+        killed = await house.submit(steps=600, seconds=60, max_attempts=1)
+        await house.running(killed)
+        os.kill(worker.children()[0], signal.SIGKILL)
+        await house.ended(killed)
+        released = await house.submit(steps=600, seconds=60)
+        await house.running(released)
+        worker.stop()
+        await hearing
+
+    ends = {job_id: [kind for kind, about in told if about == job_id][2:] for _, job_id in told if job_id}
+    assert ends == {
+        refused: ["task-failed"],
+        retried: ["task-retried"],
+        cancelled: ["task-revoked"],
+        killed: ["task-failed"],
+        released: ["task-retried"],
+    }
+    assert celery_status(await house.job(released)) == "RETRY"
 
 
 SECRET = "a prompt that nobody else may read"

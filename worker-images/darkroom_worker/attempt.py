@@ -9,15 +9,18 @@ pass.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
 from celery.exceptions import TimeLimitExceeded
+from celery.worker import state as celery_state
 from celery.worker.request import Request
 from darkroom import traces, transitions
 from darkroom.jobs import ErrorKind, State
+from darkroom.ledger import JobRecord
 from darkroom.transitions import Call, Ended, Reason
+from darkroom.updates import celery_status
 from structlog.contextvars import bound_contextvars
 
 TOKEN_BYTES = 16
@@ -61,9 +64,17 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         self.app.watch.attempt_ended(self)
 
     def _on_success(self, outcome: tuple[bool, Any, float], **kwargs: Any) -> None:
-        """The child is done with the message, unless it let an exception through; it answers in quotes (`repr`)."""
-        self._celerys_on_success(outcome, **kwargs)
+        """The child is done with the message, unless it let an exception through; it answers in quotes (`repr`).
+
+        Celery takes whatever a task returns for a success, so that it is called for a completed job alone.
+        """
         has_raised, answer, _ = outcome
+        if has_raised or answer.strip("'") == Ended.COMPLETED:
+            self._celerys_on_success(outcome, **kwargs)
+        else:
+            celery_state.task_ready(self)
+            self.acknowledge()
+            self.app.watch.book(self, None)
         if not has_raised:
             with bound_contextvars(**self.about):
                 self.app.gate.on_answer(self.id, answer.strip("'"))
@@ -81,9 +92,34 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
             with bound_contextvars(**self.about):
                 self.app.gate.on_failed_run(self.id)
         try:
-            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+            super().on_failure(exc_info, send_failed_event=False, return_ok=return_ok)
         finally:
             self.app.watch.book(self, ending)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether Flower or the like asked for events."""
+        return bool(self._eventer and self._eventer.enabled)
+
+    def report(self, record: JobRecord | None) -> None:
+        """Emit Celery's event for what became of the job, so that Flower shows the word of `GET /tasks/{id}`.
+
+        For the event loop's thread. A job that runs again is left to the worker that runs it.
+        """
+        match "REVOKED" if record is None else celery_status(record):
+            case "SUCCESS":
+                self.send_event("task-succeeded", result=repr(str(Ended.COMPLETED)), runtime=None)
+            case "FAILURE":
+                self.send_event("task-failed", exception=_failure(record), traceback="")
+            case "REVOKED":
+                is_expired = record is not None and record.state is State.EXPIRED
+                self.send_event("task-revoked", terminated=not is_expired, signum=None, expired=is_expired)
+            case "RETRY" | "PENDING":
+                self.send_event("task-retried", exception="the job waits for another attempt", traceback="")
+            case "STARTED":
+                pass
+            case status:
+                raise ValueError(f"no event for the status {status!r}")
 
     def _ending(self, error: BaseException) -> Call[Ended]:
         if self.sentence is Sentence.OVERDUE or isinstance(error, TimeLimitExceeded):
@@ -94,3 +130,9 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         return transitions.release(
             self.id, reason=Reason.WORKER_LOST, detail="the worker's process ended in mid-run", token=self.token
         )
+
+
+def _failure(record: JobRecord | None) -> str:
+    """Kind and message of the job's error."""
+    error = (record.end_data or {}).get("error") if record is not None else None
+    return f"{error.get('kind')}: {error.get('message')}" if isinstance(error, Mapping) else "failed"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from celery.platforms import EX_OK
 from celery.worker import state as celery_state
 from darkroom import logs, transitions
 from darkroom.errors import TemporaryError
-from darkroom.ledger import Ledger, Patience
+from darkroom.ledger import JobRecord, Ledger, Patience
 from darkroom.queues import Foreign
 from darkroom.transitions import Call, DroppedMessages, Ended, Standing, WorkerState
 
@@ -67,8 +66,14 @@ class Identity:
     models: tuple[str, ...]
 
 
-Booking = tuple[Mapping[str, str], Call[Ended]]
-"""The end of an attempt that its child cannot make, and what a log line says of the attempt."""
+@dataclass(frozen=True)
+class Booking:
+    """What is left to do for an attempt that did not complete its job: the end that its child cannot make, if there is
+    one, and Celery's event, which follows from the job's record then.
+    """
+
+    attempt: Attempt
+    ending: Call[Ended] | None
 
 
 @dataclass
@@ -99,6 +104,7 @@ class Watch(threading.Thread):
         self._program: Worker | None = None
         self._mail: SimpleQueue[Booking | None] = SimpleQueue()
         self._bookings: list[Booking] = []
+        self._unreported: set[Attempt] = set()
         self._current: _Run | None = None
         self._changing = threading.Lock()
         self._dropped = 0
@@ -131,9 +137,10 @@ class Watch(threading.Thread):
             if self._current is not None and self._current.attempt is attempt:
                 self._current = None
 
-    def book(self, attempt: Attempt, ending: Call[Ended]) -> None:
-        """End an attempt in place of the child that cannot: now, or when Redis is back."""
-        self._mail.put((attempt.about, ending))
+    def book(self, attempt: Attempt, ending: Call[Ended] | None) -> None:
+        """End an attempt in place of the child that cannot, and emit its event: now, or when Redis is back."""
+        if ending is not None or attempt.is_watched:
+            self._mail.put(Booking(attempt, ending))
 
     def message_dropped(self, reason: Foreign) -> None:
         """A message on the pool's list was no job's: that is reported with the next heartbeat."""
@@ -203,13 +210,27 @@ class Watch(threading.Thread):
 
     def _book(self) -> None:
         while self._bookings:
-            about, ending = self._bookings.pop(0)
-            try:
+            booking = self._bookings[0]
+            attempt, ending = booking.attempt, booking.ending
+            if ending is not None:
                 ended = self._ledger.run(ending)
-            except TemporaryError:
-                self._bookings.insert(0, (about, ending))
-                raise
-            self._log.warning("attempt_ended_for_child", transition=ending.script, ended=ended, **about)
+                self._log.warning("attempt_ended_for_child", transition=ending.script, ended=ended, **attempt.about)
+                self._bookings[0] = Booking(attempt, None)
+            if attempt.is_watched:
+                self._emit(attempt, self._ledger.job(attempt.id))
+            self._bookings.pop(0)
+
+    def _emit(self, attempt: Attempt, record: JobRecord | None) -> None:
+        """Have the event loop emit an event. A drain waits for that."""
+
+        def report() -> None:
+            try:
+                attempt.report(record)
+            finally:
+                self._unreported.discard(attempt)
+
+        self._unreported.add(attempt)
+        self._in_loop(report)
 
     def _renew(self, now: float) -> None:
         run = self._current
@@ -290,7 +311,8 @@ class Watch(threading.Thread):
         if self._drain_until is None or self._stopping or self._program is None:
             return
         idle = self._gate.is_shut and not celery_state.reserved_requests
-        if not idle and now < self._drain_until + COLD_STOP_AFTER_S:
+        is_reporting = self._unreported or not self._mail.empty()
+        if (not idle or is_reporting) and now < self._drain_until + COLD_STOP_AFTER_S:
             return
         self._stopping = True
         if self._program.pool is not None and not (idle and self._gate.child_up):
