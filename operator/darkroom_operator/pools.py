@@ -45,6 +45,9 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 GRACE_MARGIN_S = 10
 """What a worker has left after its drain time, to hand its job back."""
 
+PROBE_PORT = 8080
+"""Where a worker answers `/healthz` and `/readyz`: what the probes of a template ask."""
+
 DEFAULT_DRAIN_S = 60
 DEFAULT_GRACE_S = 90
 DEFAULT_GPU = "nvidia.com/gpu"
@@ -216,7 +219,12 @@ def _worker_of(containers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _equip(container: dict[str, Any], pool: Pool) -> None:
-    told = {"DARKROOM_POOL": pool.name, "DARKROOM_DRAIN_GRACE_S": str(pool.drain_s)}
+    told = {
+        "DARKROOM_POOL": pool.name,
+        "DARKROOM_DRAIN_GRACE_S": str(pool.drain_s),
+        "DARKROOM_HOST": "0.0.0.0",  # noqa: S104 - in its pod
+        "DARKROOM_PROBE_PORT": str(PROBE_PORT),
+    }
     env = [variable for variable in container.get("env") or [] if variable.get("name") not in told]
     container["env"] = [*env, *({"name": name, "value": value} for name, value in told.items())]
     if pool.gpus:

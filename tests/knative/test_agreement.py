@@ -52,7 +52,7 @@ FUNCTIONS: dict[str, tuple[type[Settings], ...]] = {
     "dead-letter": (DeadLetterSettings, ServeSettings),
 }
 
-GIVEN = {"PORT", "K_SINK", "K_CE_OVERRIDES", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S"}
+GIVEN = {"PORT", "K_SINK", "K_CE_OVERRIDES", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S", "DARKROOM_PROBE_PORT"}
 """By Knative, by a SinkBinding and by the operator."""
 
 IN_MANIFESTS = GIVEN | {

@@ -26,7 +26,8 @@ KINDS: tuple[type[Settings], ...] = (
 )
 
 DECIDED = {
-    f"{PREFIX}{name}" for name in ("NAMESPACE", "POOL", "STORE", "LINK_KEY", "WEBHOOK_KEYS", "HOST", "HEALTH_PORT")
+    f"{PREFIX}{name}"
+    for name in ("NAMESPACE", "POOL", "STORE", "LINK_KEY", "WEBHOOK_KEYS", "HOST", "HEALTH_PORT", "PROBE_PORT")
 }
 """What the environment is made of: nobody sets it."""
 

@@ -91,6 +91,8 @@ def test_a_pool_becomes_a_deployment_an_account_and_a_budget(stage: Stage) -> No
     assert {variable["name"]: variable["value"] for variable in worker["env"]} == {
         "DARKROOM_POOL": "flux",
         "DARKROOM_DRAIN_GRACE_S": "60",
+        "DARKROOM_HOST": "0.0.0.0",
+        "DARKROOM_PROBE_PORT": "8080",
     }
     base = f"namespaces/{stage.namespace}"
     account = stage.control_plane.find(f"/api/v1/{base}/serviceaccounts/darkroom-flux")

@@ -64,7 +64,9 @@ def test_the_container_called_worker_is_equipped_and_what_the_owner_says_of_the_
     side, equipped = template["spec"]["containers"]
     assert side == {"name": "side", "image": "a"}
     assert {one["name"]: one["value"] for one in equipped["env"]}["DARKROOM_POOL"] == "flux"
-    assert {one["name"] for one in equipped["env"]} == {"HF_HOME", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S"}
+    assert {one["name"] for one in equipped["env"]} == {
+        *("HF_HOME", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S", "DARKROOM_HOST", "DARKROOM_PROBE_PORT")
+    }
     assert equipped["resources"]["limits"] == {"amd.com/gpu": "2"}
     assert template["spec"]["terminationGracePeriodSeconds"] == 200
 

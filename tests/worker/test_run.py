@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from darkroom.models import Catalogue, Model
 from darkroom.transitions import Call, Standing, WorkerState
 from darkroom_worker.engine import Interrupted, OnStep, OutOfMemory, Run
 from darkroom_worker.engines.instant import InstantEngine
+from darkroom_worker.probes import answer
 from darkroom_worker.readiness import EXIT_FAULT, Gate
 from darkroom_worker.run import Job, Runner, Steps, retry_delay_ms
 
@@ -175,6 +176,29 @@ def test_the_last_step_is_told_though_redis_was_away_just_before(stage: Stage) -
     stage.step(100, at=1.01)
 
     assert stage.told() == [100]
+
+
+@dataclass
+class Round:
+    """A watch as its probes see it."""
+
+    went_round_at: float
+    takes_jobs: bool = True
+
+
+@pytest.mark.parametrize(
+    ("path", "watch", "status"),
+    [
+        pytest.param("/healthz", Round(70), 200, id="it goes round"),
+        pytest.param("/healthz", Round(69), 503, id="it hangs"),
+        pytest.param("/healthz", Round(99, takes_jobs=False), 200, id="it goes round and takes no jobs"),
+        pytest.param("/readyz", Round(99), 200, id="it takes jobs"),
+        pytest.param("/readyz", Round(99, takes_jobs=False), 503, id="it takes none"),
+        pytest.param("/elsewhere", Round(99), 404, id="no probe"),
+    ],
+)
+def test_a_probe_is_answered_by_what_the_watch_does(path: str, watch: Round, status: int) -> None:
+    assert answer(path, watch, clock=lambda: 100).status == status
 
 
 # Memory that does not suffice

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from celery import Celery
 from darkroom import queues, transitions
@@ -623,6 +624,7 @@ async def test_a_worker_without_redis_waits_for_it_and_can_be_ended(tmp_path: Pa
         pytest.param("pool", "nobodys", "DARKROOM_POOL='nobodys'", id="a pool without a model"),
         pytest.param("pool", "Not A Name", "DARKROOM_POOL='Not A Name'", id="a pool that is no name"),
         pytest.param("drain_grace_s", "-1", "DARKROOM_DRAIN_GRACE_S='-1'", id="a negative grace"),
+        pytest.param("probe_port", "70000", "DARKROOM_PROBE_PORT='70000'", id="no port"),
         pytest.param("store", "ftp://there", "DARKROOM_STORE='ftp://there'", id="no store address"),
         pytest.param("models", "/no/such/folder", "/no/such/folder", id="a folder that is not there"),
     ],
@@ -648,6 +650,25 @@ async def test_the_probe_tells_a_live_worker_from_a_dead_one_and_a_ready_one_fro
     worker.signal(signal.SIGTERM)
     worker.wait()
     assert _probes(house) == (1, 1)
+
+
+async def test_the_worker_answers_probes_itself_from_its_start_on(house: House, tmp_path: Path) -> None:
+    port, held = free_port(), tmp_path / "held"
+    worker = house.worker(held, probe_port=str(port))
+    await house.registered(worker, WorkerState.STARTING)
+    assert _probed(port) == (200, 503)
+    second = house.worker(None, probe_port=str(port))
+    (held / "go").touch()
+    await house.registered(worker, WorkerState.READY)
+    await house.until(lambda: _is_probed(port, (200, 200)), "the worker is ready")
+    running = await house.submit(steps=600, seconds=60)
+    await house.running(running)
+
+    worker.signal(signal.SIGTERM)
+    await house.until(lambda: _is_probed(port, (200, 503)), "the worker drains")
+
+    assert second.wait() == 2
+    assert f"DARKROOM_PROBE_PORT='{port}'" in second.log.read_text()
 
 
 async def test_a_stock_celery_worker_takes_the_message_of_a_job(house: House, tmp_path: Path) -> None:
@@ -734,6 +755,16 @@ async def _lease(house: House, job_id: str) -> float:
 
 async def _insists(worker: WorkerProcess) -> bool | None:
     return any(line.get("script") == "finish" for line in worker.said("ledger_away")) or None
+
+
+def _probed(port: int) -> tuple[int, ...]:
+    """Statuses of `/healthz` and `/readyz`."""
+    paths = "/healthz", "/readyz"
+    return tuple(httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code for path in paths)
+
+
+async def _is_probed(port: int, statuses: tuple[int, int]) -> bool | None:
+    return await asyncio.to_thread(_probed, port) == statuses or None
 
 
 def _probes(house: House) -> tuple[int, int]:

@@ -6,12 +6,12 @@ is started anew. `/readyz`: 503 until the first contact with Redis, 200 ever aft
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from darkroom import probes
+from darkroom.probes import Answer
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from darkroom_courier.metrics import Metrics
@@ -20,9 +20,6 @@ METRICS = "/metrics"
 
 STALL_S = 30.0
 """A loop that has not gone round for so long hangs: a round ends within 20 s, whatever Redis does."""
-
-REQUEST_PATIENCE_S = 5.0
-REQUEST_MAX_BYTES = 8 * 1024
 
 
 class Health:
@@ -49,37 +46,16 @@ class Health:
 
 @asynccontextmanager
 async def served(health: Health, metrics: Metrics, *, host: str, port: int | None) -> AsyncIterator[None]:
-    """Answers probes and Prometheus on `port` while the block runs; without one it answers nobody."""
+    """Answer probes and Prometheus on `port` while the block runs; without one, do nothing. Raises SettingError."""
     if port is None:
         yield
         return
 
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(REQUEST_PATIENCE_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-                words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
-                asked = words[1].partition("?")[0] if len(words) > 1 else ""
-                if asked == METRICS:
-                    writer.write(_response(200, await metrics.page(), media_type=CONTENT_TYPE_LATEST))
-                else:
-                    status, body = health.answer(asked)
-                    writer.write(_response(status, json.dumps(body).encode(), media_type="application/json"))
-                await writer.drain()
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # a prober that went away, or speaks no HTTP: there is nobody to tell
-        finally:
-            writer.close()
+    async def answering(path: str) -> Answer:
+        if path == METRICS:
+            return Answer(200, await metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        return Answer.of(*health.answer(path))
 
-    server = await asyncio.start_server(converse, host, port, limit=REQUEST_MAX_BYTES)
-    async with server:
+    listening = probes.listener(host=host, port=port, variable="DARKROOM_HEALTH_PORT")
+    async with probes.served(answering, listening=listening):
         yield
-
-
-def _response(status: int, content: bytes, *, media_type: str) -> bytes:
-    reason = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}[status]
-    head = (
-        f"HTTP/1.1 {status} {reason}\r\nContent-Type: {media_type}\r\nContent-Length: {len(content)}\r\n"
-        "Connection: close\r\n\r\n"
-    )
-    return head.encode() + content

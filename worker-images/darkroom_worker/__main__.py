@@ -30,7 +30,11 @@ def main() -> int:
         os.environ.pop(name, None)
     from darkroom_worker.program import run_worker
 
-    return run_worker(settings, models)
+    try:
+        return run_worker(settings, models)
+    except SettingError as error:
+        sys.stderr.write(f"darkroom_worker: {error}\n")
+        return BAD_SETTING
 
 
 if __name__ == "__main__":

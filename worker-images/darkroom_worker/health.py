@@ -1,4 +1,6 @@
-"""`python -m darkroom_worker.health [--ready]`: the exec probe of a worker, which has no port to be asked at.
+"""`python -m darkroom_worker.health [--ready]`: the exec probe of a worker, for pod templates that name it.
+
+The worker answers probes over HTTP (`probes.py`), which costs no process.
 
 It asks the ledger whether a worker of this host and pool gave a sign of life lately. Exit status 0 is yes, 1 is no. A
 worker that is out as faulty is alive, so that it is not restarted before anybody has looked. A ledger that does not

@@ -16,9 +16,11 @@ import signal
 from celery.apps.worker import Worker, install_cry_handler
 from darkroom import queues
 from darkroom.models import Model
+from darkroom.probes import listener
 
 from darkroom_worker.celery_app import WorkerApp, make_app
 from darkroom_worker.consumer import message_dropped
+from darkroom_worker.probes import ProbeServer
 from darkroom_worker.readiness import Gate
 from darkroom_worker.registration import WATCH_PATIENCE, Identity, Watch
 from darkroom_worker.remote_control import replace_commands
@@ -40,7 +42,10 @@ class Program(Worker):  # type: ignore[misc]  # Celery has no types
 
 
 def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
-    """Run until a signal ends it; answers the exit status. A worker that is out as faulty goes on, idle."""
+    """Run until a signal ends it; answers the exit status. A worker that is out as faulty goes on, idle.
+
+    Raises SettingError where the port of the probes is taken.
+    """
     pod = platform.node()
     queue = queues.queue_name(settings.pool)
     identity = Identity(
@@ -73,6 +78,9 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
     )
     app.gate.bind(program.consumer)
     app.watch.bind(program)
+    if settings.probe_port is not None:
+        listening = listener(host=settings.host, port=settings.probe_port, variable="DARKROOM_PROBE_PORT")
+        ProbeServer(app.watch, listening).start()
     app.watch.start()
     try:
         program.start()

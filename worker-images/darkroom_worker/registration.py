@@ -26,6 +26,7 @@ from darkroom.queues import Foreign
 from darkroom.transitions import Call, DroppedMessages, Ended, Standing, WorkerState
 
 from darkroom_worker.attempt import Attempt, Sentence
+from darkroom_worker.health import TAKING
 from darkroom_worker.readiness import Gate, kill_child
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class Watch(threading.Thread):
         self._report: DroppedMessages | None = None
         self._told: WorkerState | None = None
         self._tell_at = 0.0
+        self._told_at = -math.inf
+        self.went_round_at = time.monotonic()
         self._away_since: float | None = None
         self._away_until: float | None = None
         self._drains_asked = 0
@@ -162,6 +165,14 @@ class Watch(threading.Thread):
         self._mail.put(None)
         self.join()
 
+    # What the probes' thread reads.
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether the ledger confirmed lately that the worker is ready or busy."""
+        is_recent = time.monotonic() - self._told_at < transitions.WORKER_TTL_MS / 1000
+        return is_recent and self._told in TAKING
+
     # The thread itself.
 
     def run(self) -> None:
@@ -172,6 +183,7 @@ class Watch(threading.Thread):
                     duty(now)
                 except Exception:  # the worker is not let alone because of one of them
                     self._log.exception("watch_failed")
+            self.went_round_at = time.monotonic()
             self._wait(DRAIN_TICK_S if self._drain_until is not None else TICK_S)
         self._say_farewell(time.monotonic() + FAREWELL_S)
 
@@ -259,7 +271,7 @@ class Watch(threading.Thread):
         self._report = None
         if state is not self._told:
             self._log.info("state", worker=self._identity.name, state=state)
-        self._told, self._tell_at = state, now + TELL_EVERY_S
+        self._told, self._tell_at, self._told_at = state, now + TELL_EVERY_S, now
 
     def _report_dropped(self, now: float) -> None:
         """Make a report of dropped messages, if one is due. One that the ledger did not confirm is repeated."""

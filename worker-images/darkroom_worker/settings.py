@@ -25,6 +25,13 @@ class WorkerSettings(LedgerSettings, ModelSettings, StoreSettings):
     """How long an engine may take to notice that its job was cancelled, is overdue or is no longer its own, in seconds,
     before its process is ended. Longer than a denoising step takes."""
 
+    host: str = "127.0.0.1"
+    """Where probes are answered; in a pod `0.0.0.0`."""
+
+    probe_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of `/healthz` and `/readyz`; without one there are none. The courier's has a name of its own, since both may
+    run on one machine with the same variables."""
+
 
 def served_models(settings: WorkerSettings) -> tuple[Model, ...]:
     """The models of the worker's pool. Raises SettingError where there is none."""
