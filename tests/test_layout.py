@@ -155,3 +155,11 @@ def test_the_wheel_carries_the_scripts_of_the_ledger_and_the_migrations(tmp_path
     data += (ROOT / "core" / "darkroom" / "migrations").rglob("*.py")
     assert data
     assert [path for path in data if path.relative_to(ROOT / "core").as_posix() not in inside] == []
+
+
+def test_actions_are_named_by_commit() -> None:
+    """A tag can be moved to other code. The version stands beside the commit, for readers."""
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
+    used = [line for path in workflows for line in re.findall(r"^.*\buses:.*$", path.read_text(), re.MULTILINE)]
+    assert used
+    assert [line for line in used if not re.search(r"uses: [\w./-]+@[0-9a-f]{40} # v[0-9.]+$", line)] == []
