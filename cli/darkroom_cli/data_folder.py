@@ -21,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,17 @@ from urllib.parse import quote
 from darkroom.errors import SettingError
 
 SECRET_BYTES = 32
+
+OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+"""The permissions that a data folder gives to its owner alone."""
+
+NAMES = frozenset(
+    "redis store history stand-ins models gateway logs link-key webhook-key run.json lock .gitignore".split()
+)
+"""What a data folder holds. One that is restored from a backup need not hold all of it."""
+
+OF_FILE_SYSTEM = "lost+found"
+"""In the root folder of a volume, and root's."""
 
 
 class FolderTaken(Exception):
@@ -103,6 +115,7 @@ class DataFolder:
         """Make it with its folders, where it is not there yet. Raises SettingError where it cannot be made."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._close()
             (self.path / "lock").touch()
             (self.path / ".gitignore").write_text("# Made by `darkroom up`.\n*\n")
             for folder in (self.store, self.history, self.models, self.logs):
@@ -110,12 +123,37 @@ class DataFolder:
         except OSError as error:
             raise SettingError(f"{self.path}: cannot hold the data: {error.strerror}") from error
 
+    def _close(self) -> None:
+        """Close a folder that was there before to other users. Raises SettingError where they may have put something
+        into it, or where it holds more than data folders (those of `darkroom env`): others may need to enter it.
+        """
+        entries = [entry for entry in os.scandir(self.path) if entry.name != OF_FILE_SYSTEM]
+        foreign = [entry.path for entry in entries if entry.stat(follow_symlinks=False).st_uid != os.geteuid()]
+        if self.path.stat().st_uid != os.geteuid():
+            foreign.insert(0, str(self.path))
+        if foreign:
+            raise SettingError(f"{self.path}: cannot hold the data: {foreign[0]} belongs to another user")
+        mode = stat.S_IMODE(self.path.stat().st_mode)
+        if not mode & OPEN_TO_OTHERS:
+            return
+        if not (self.path / "lock").exists() and not all(_is_ours(entry) for entry in entries):
+            raise SettingError(
+                f"{self.path}: cannot hold the data: other users may enter it, and it holds files that are not "
+                "darkroom's. Name a new folder, or close this one first (chmod go= FOLDER)"
+            )
+        self.path.chmod(mode & ~OPEN_TO_OTHERS)
+
     def new_log(self, name: str) -> Path:
         """A log that begins now; the one of the run before is kept beside it."""
         log = self.logs / f"{name}.log"
         if log.exists():
             log.replace(self.logs / f"{name}.previous.log")
         return log
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Whether a data folder has an entry of this name, or it is a data folder itself, such as one of `darkroom env`."""
+    return entry.name in NAMES or Path(entry, "lock").exists()
 
 
 def secret(path: Path) -> str:
