@@ -14,9 +14,10 @@ from types import ModuleType
 import pytest
 import yaml
 
-from tests.knative import bootstrap_program
+from tests.knative import bootstrap_program, manifest_redis
 from tests.knative.rendering import KNATIVE, OVERLAYS, Object, kubectl, render
 from tests.operator.control_plane import ControlPlane, assets
+from tests.redis_server import RedisKind, needed_binary
 from tests.waiting import eventually
 
 
@@ -84,3 +85,15 @@ def _is_served(plane: ControlPlane, crd: Object) -> bool:
 def bootstrap() -> ModuleType:
     """The program of the bootstrap Job."""
     return bootstrap_program.load()
+
+
+@pytest.fixture(params=list(RedisKind))
+def users(
+    request: pytest.FixtureRequest, rendered: dict[str, list[Object]], bootstrap: ModuleType, tmp_path: Path
+) -> Iterator[dict[str, str]]:
+    """The addresses of Redis, by its users: Redis as its manifest has it, of either kind."""
+    secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": "darkroom", "REDIS_DATABASE": "0"})
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with manifest_redis.running(needed_binary(request.param), rendered["k3d"], secret, folder) as found:
+        yield found

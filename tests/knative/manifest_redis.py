@@ -80,10 +80,10 @@ class ShippedRedis:
 
 @contextmanager
 def running(
-    binary: Path, objects: Sequence[Object], secret: Mapping[str, str], folder: Path
+    binary: Path, objects: Sequence[Object], secret: Mapping[str, str], folder: Path, *, more_users: Sequence[str] = ()
 ) -> Iterator[dict[str, str]]:
     """Answers the Secret with addresses that lead to it; `port` is its port."""
-    server = ShippedRedis(binary, objects, secret, folder)
+    server = ShippedRedis(binary, objects, secret, folder, more_users=more_users)
     server.start()
     try:
         yield server.users

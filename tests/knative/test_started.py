@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,20 +18,17 @@ import httpx
 import pytest
 import redis
 import trustme
-from darkroom import queues, transitions
-from darkroom.jobs import Artifact, State, new_job_id
+from darkroom import transitions
+from darkroom.jobs import new_job_id
 from darkroom.ledger import Ledger, connect
 from darkroom.models import Catalogue
-from darkroom.transitions import Ended, WorkerState
-from kombu import Connection, Exchange, Queue
 
 from tests.driven_jobs import DrivenJobs
-from tests.knative import manifest_redis
 from tests.knative.bootstrap_program import PROGRAM
 from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, told
-from tests.parts import Functions, Part, environment
+from tests.parts import Functions, environment
 from tests.ports import free_port
-from tests.redis_server import RedisKind, needed_binary
+from tests.redis_server import RedisKind
 from tests.waiting import eventually
 
 Rendered = dict[str, list[Object]]
@@ -42,17 +38,6 @@ STOP_DEADLINE_S = 60
 PREFIX = "darkroom"
 
 PLACES = ("submit", "jobs", "result", "dead-letter", "courier", "flower")
-
-
-@pytest.fixture(params=list(RedisKind))
-def users(request: pytest.FixtureRequest, rendered: Rendered, bootstrap: ModuleType, tmp_path: Path) -> Iterator[Users]:
-    """The addresses of Redis, by its users: Redis as its manifest has it, of either kind."""
-    binary = needed_binary(request.param)
-    secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with manifest_redis.running(binary, rendered["k3d"], secret, folder) as found:
-        yield found
 
 
 class Started:
@@ -179,99 +164,6 @@ def test_flower_asks_for_its_password(users: Users, rendered: Rendered, bootstra
         flower.stop()
 
 
-def test_a_job_goes_its_way_with_each_part_under_its_own_user(users: Users, tmp_path: Path) -> None:
-    """submit, jobs and result as `functions`, the courier as `courier`; the operator and a worker are the test."""
-    with ExitStack() as stack:
-        operator, worker = (
-            Ledger(stack.enter_context(connect(users[name])), PREFIX) for name in ("operator", "worker")
-        )
-        operator.run(transitions.announce("flux", models=["flux"]))
-        worker.run(transitions.worker("w-1", pool="flux", state=WorkerState.READY, pod="", models=["flux"]))
-        more = {
-            "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/history.sqlite",
-            "DARKROOM_STORE": (tmp_path / "store").as_uri(),
-        }
-        functions = Functions("all", environment=environment(users["functions"], PREFIX, **more), log=tmp_path / "f")
-        functions.start()
-        stack.callback(functions.stop)
-        sink = f"{functions.url}/events"
-        courier = Part(
-            "darkroom_courier",
-            environment=environment(users["courier"], PREFIX, K_SINK=sink, **more),
-            log=tmp_path / "c",
-        )
-        courier.start()
-        stack.callback(courier.stop)
-
-        with httpx.Client(base_url=functions.url, trust_env=False, timeout=60) as client:
-            answer = client.post("/flux", json={"prompt": "a lighthouse"})
-            assert answer.status_code == 202, answer.text
-            job_id = answer.json()["id"]
-            assert _message(users["worker"])["headers"]["id"] == job_id
-            claim = worker.run(transitions.claim(job_id, token="token", worker="w-1", lease_ms=transitions.LEASE_MS))
-            assert claim.attempt is not None
-            artifacts: list[Artifact] = []
-            data = {"artifacts": artifacts, "record": {"seed": 1}, "model_served": "flux", "attempt": 1, "run_ms": 1}
-            ended = worker.run(transitions.finish(job_id, token="token", outcome=State.COMPLETED, data=data))
-            assert ended is Ended.COMPLETED
-            path = f"/api/v1/generation-jobs/{job_id}"
-            assert client.get(path, params={"wait": 30}).json()["status"] == "completed"
-        with connect(users["operator"]) as client:
-            eventually(
-                lambda: (
-                    client.hexists(f"{PREFIX}:job:{job_id}", "applied")
-                    and client.hexists(f"{PREFIX}:job:{job_id}", "archived")
-                ),
-                what="the courier had its end applied, and archived it",
-            )
-        denied = [*functions.said("unexpected"), *courier.said("unexpected")]
-        assert denied == []
-        assert "NOPERM" not in functions.log.read_text() + courier.log.read_text()
-
-
-def _message(url: str) -> dict[str, Any]:
-    """What a worker is handed from the queue of flux, by Celery's own means."""
-    options = {**queues.transport_options(PREFIX, "flux"), "ack_emulation": False}
-    with Connection(url, transport_options=options) as connection:
-        queue = connection.SimpleQueue(queues.queue_name("flux"))
-        message = queue.get(timeout=30)
-        message.ack()
-        queue.close()
-        return {"headers": message.headers}
-
-
-def test_flower_and_workers_hear_one_another_under_their_users(users: Users) -> None:
-    """By kombu's fan-out, which is how Flower asks workers and revokes: Redis has rules of its own for patterns."""
-    options = queues.transport_options(PREFIX, "flux")
-    exchange = Exchange("celery.pidbox", type="fanout")
-    heard: list[object] = []
-    with (
-        Connection(users["worker"], transport_options=options) as worker,
-        Connection(users["flower"], transport_options=options) as flower,
-        worker.Consumer(Queue("w-1.pidbox", exchange, auto_delete=True), no_ack=True) as consumer,
-    ):
-        consumer.register_callback(lambda body, _message: heard.append(body))
-
-        def is_heard() -> bool:
-            flower.Producer().publish({"method": "ping"}, exchange=exchange, declare=[exchange])
-            with suppress(TimeoutError):
-                worker.drain_events(timeout=1)
-            return bool(heard)
-
-        eventually(is_heard, what="the worker hears Flower")
-
-
-@pytest.mark.parametrize(
-    "command",
-    [("FLUSHALL",), ("FLUSHDB",), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("SHUTDOWN",), ("GET", "other:key")],
-    ids=" ".join,
-)
-def test_no_part_may_do_what_is_not_its_own(command: tuple[str, ...], users: Users, bootstrap: ModuleType) -> None:
-    for user in bootstrap.REDIS_USERS:
-        with redis.Redis.from_url(users[user]) as client, pytest.raises(redis.exceptions.NoPermissionError):
-            client.execute_command(*command)
-
-
 def test_without_a_password_a_connection_may_only_ping_as_the_probe(users: Users) -> None:
     address = ("127.0.0.1", int(users["port"]))
     commands = (("GET", f"{PREFIX}:never"), ("INFO",), ("PUBLISH", f"{PREFIX}:wake", "1"), ("KEYS", "*"))
@@ -328,7 +220,7 @@ def test_what_subscribers_answer_is_empty_or_an_event(users: Users, rendered: Re
     """Of each address that a Trigger or a dead-letter sink names; a repeat too. Anything else Knative would retry."""
     with connect(users["operator"]) as client:
         Ledger(client, PREFIX).run(transitions.announce("flux", models=[model.name for model in Catalogue.load()]))
-    jobs = DrivenJobs(users["functions"], PREFIX)
+    jobs = DrivenJobs(users["admin"], PREFIX)
     job_id = jobs.completed()
     end = f"{jobs.end_seq(job_id):020}"
     jobs.close()

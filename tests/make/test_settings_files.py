@@ -117,18 +117,14 @@ def test_redis_refuses_to_start_with_the_example_as_it_is(kind: RedisKind, repos
 
 def test_the_example_has_the_users_and_the_rights_of_a_cluster(repository: Path) -> None:
     bootstrap = bootstrap_program.load()
-    places = [environment.namespace for environment in ENVIRONMENTS.values()]
-    keys = " ".join(f"~{place} ~{place}:*" for place in places)
-    channels = " ".join(f"&{place}:*" for place in places)
+    places = [(environment.namespace, str(environment.database)) for environment in ENVIRONMENTS.values()]
+    as_in_a_cluster = {user: "admin" if user == "operator" else user for user in LEDGER_USERS}
     lines = re.findall(r"^user (.*)$", redis_example(repository), re.MULTILINE)
-    assert set(LEDGER_USERS) == set(bootstrap.REDIS_USERS)
     assert lines == [
         *(line.removeprefix("user ") for line in bootstrap.REDIS_OWN_USERS),
         *(
-            f"{user} on #set-a-password resetkeys {keys} "
-            f"{'allchannels' if user in bootstrap.OF_CELERY else f'resetchannels {channels}'} "
-            f"-@all {bootstrap.REDIS_RIGHTS}"
-            for user in bootstrap.REDIS_USERS
+            f"{user} on #set-a-password {bootstrap.redis_rights(as_in_a_cluster[user], *places)}"
+            for user in LEDGER_USERS
         ),
     ]
 

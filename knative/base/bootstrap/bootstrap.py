@@ -22,12 +22,10 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ALREADY_EXISTS = 409
 PATIENCE_S = 30
 
-REDIS_USERS = ("functions", "courier", "operator", "worker", "flower")
-"""One for each part, so that one can be shut out without the others, and Redis' log tells who did what."""
-
-OF_CELERY = frozenset({"worker", "flower"})
-"""Celery subscribes by patterns, and Redis allows a pattern only where the user names it as Celery writes it: so these
-two hear every channel. What they may read and write is held as for the others."""
+REDIS_USERS = ("functions", "courier", "operator", "worker", "flower", "admin")
+"""One for each part, so that each can be shut out without the others, and Redis' log names the part. `admin` is for
+people: `darkroom doctor` and `darkroom audit` read everything of the environment.
+"""
 
 REDIS_OWN_USERS = (
     "user default off resetpass ~* &* +@all",
@@ -38,8 +36,98 @@ this user may not run, and starts without them (redis#14541): so `default` may r
 as it. `probe` is the user of the pod's probes, which thus need no password.
 """
 
-REDIS_RIGHTS = "+@all -@admin -@dangerous +info"
+_JOBS = (
+    *("job:*", "log:*", "news:*", "pool:*", "waiting:*", "dispatched:*", "slots:*", "celery:pool.*", "never", "due:*"),
+    *("running:*", "dead:*", "outbox", "history", "deadlines", "counters"),
+)
+"""What a step of a job may touch: its record, its log, and the places where a job can be. Each end of a job makes room
+for the next one, so every part that ends jobs needs all of them, the message lists included. Redis compares a key with
+one pattern after another: what is used most stands first.
+"""
+
+_WORKERS = ("worker:*", "workers", "workers-of:*", "busy")
+
+_WEBHOOKS = (
+    *("subscription:*", "subscriptions:*", "starters:*", "delivery:*", "deliveries-of:*", "deliveries:*", "leased:*"),
+    *("target:*", "targets", "notices"),
+)
+
+_CELERY = ("celery:_kombu.binding*", "celery:*.pidbox*", "celery:celeryev.*")
+"""What Celery's remote control and events keep: bindings and replies. No messages of jobs."""
+
+REDIS_KEYS = {
+    "functions": (*_JOBS, *_WEBHOOKS, "tenant:*", "retired", "idem:*", "pools", "undelivered*", "log-draft"),
+    "courier": (*_JOBS, *_WORKERS, *_WEBHOOKS, "tenant:*", "retired", "taken:*", "pools", "epoch"),
+    "operator": (*_JOBS, *_WORKERS, "decisions:*", "pools"),
+    "worker": (*_JOBS, *_WORKERS, *_CELERY, "canary:*", "starters:*"),
+    "flower": _CELERY,
+    "admin": ("*",),
+}
+"""The keys of each user, behind the prefix. A worker reads the records of all jobs, since any of them may become its
+own; it reads no subscription, no delivery, and no list of a tenant's jobs. `tests/knative/test_redis_users.py` compares
+this table with the scripts that each part runs.
+"""
+
+_NEWS = ("live:*", "news:*", "wake")
+"""What scripts publish."""
+
+_REMOTE_CONTROL = ("/{database}.celery.pidbox", "/{database}.celeryev/*", "/{database}.celeryev/worker.*")
+"""Celery subscribes by patterns, and Redis allows a pattern only where the user names it letter by letter."""
+
+REDIS_CHANNELS = {
+    "functions": _NEWS,
+    "courier": _NEWS,
+    "operator": _NEWS,
+    "worker": (*_NEWS, *(f"celery:{channel}" for channel in _REMOTE_CONTROL)),
+    "flower": tuple(f"celery:{channel}" for channel in _REMOTE_CONTROL),
+    "admin": ("*",),
+}
+
+_CLIENT = "+@connection +@transaction -@admin -@dangerous"
+
+_SCRIPTS = "+evalsha +script|load +time"
+"""Scripts by their hash alone. Each part that runs scripts loads them itself: after a restart of Redis none has to wait
+for another part, which may be of another version and have other scripts. A script has no right that its caller lacks:
+Redis checks each command and key in it.
+"""
+
+_DATA = (
+    "+@hash +@list +@set +@sortedset +@stream +@string +exists +del +copy +rename +pexpire +persist -@admin -@dangerous"
+)
+"""Commands on keys, without those that find keys (SCAN, KEYS). The keys decide which data they reach."""
+
+_PUBSUB = "+publish +subscribe +unsubscribe"
+
+_KOMBU = (
+    "+brpop +rpop +lpush +llen +sadd +srem +smembers +zadd +zrem +zrange +exists +del +pexpire +publish +psubscribe "
+    "+punsubscribe"
+)
+
+REDIS_COMMANDS = {
+    "functions": f"{_CLIENT} {_DATA} {_SCRIPTS} {_PUBSUB} +info",
+    "courier": f"{_CLIENT} {_DATA} {_SCRIPTS} {_PUBSUB} +info",
+    "operator": f"{_CLIENT} {_DATA} {_SCRIPTS} {_PUBSUB}",
+    "worker": (
+        f"{_CLIENT} {_KOMBU} {_SCRIPTS} +script|exists +hget +hmget +hgetall +hset +hdel +hincrby +hstrlen +lrem +lpop "
+        "+rpush +zcard +zcount +zrank +zscore +zrangebyscore +zremrangebyscore +xadd"
+    ),
+    "flower": f"{_CLIENT} {_KOMBU}",
+    "admin": "+@all -@admin -@dangerous +info",
+}
 """No part configures Redis, empties it or looks at other connections. INFO is for `accept`, which asks for memory."""
+
+
+def redis_rights(user: str, *places: tuple[str, str]) -> str:
+    """What the user may do in these places: each a prefix of keys and channels, and a database."""
+    keys = [key for prefix, _ in places for key in (prefix, *(f"{prefix}:{key}" for key in REDIS_KEYS[user]))]
+    channels = [
+        f"{prefix}:{channel.format(database=database)}"
+        for prefix, database in places
+        for channel in REDIS_CHANNELS[user]
+    ]
+    # Every script gets the bare prefix as its key.
+    named = [*(f"~{key}" for key in keys), *(f"&{channel}" for channel in channels)]
+    return f"resetkeys resetchannels {' '.join(named)} -@all {REDIS_COMMANDS[user]}"
 
 
 def redis_secret(environment: Mapping[str, str]) -> dict[str, str]:
@@ -49,10 +137,7 @@ def redis_secret(environment: Mapping[str, str]) -> dict[str, str]:
     lines = list(REDIS_OWN_USERS)
     for user, password in passwords.items():
         digest = hashlib.sha256(password.encode()).hexdigest()
-        # Every script is told the bare prefix as its key.
-        keys = f"resetkeys ~{prefix} ~{prefix}:*"
-        channels = "allchannels" if user in OF_CELERY else f"resetchannels &{prefix}:*"
-        lines.append(f"user {user} on #{digest} {keys} {channels} -@all {REDIS_RIGHTS}")
+        lines.append(f"user {user} on #{digest} {redis_rights(user, (prefix, database))}")
     urls = {user: f"redis://{user}:{password}@redis:6379/{database}" for user, password in passwords.items()}
     return {"users.acl": "\n".join(lines) + "\n", **urls}
 

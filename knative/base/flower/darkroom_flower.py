@@ -27,7 +27,14 @@ if missing := address.missing_files():
 app = Celery("darkroom.flower")
 app.conf.update(
     **address.broker_settings,
-    broker_transport_options={"global_keyprefix": f"{os.environ['DARKROOM_NAMESPACE']}:celery:"},
+    broker_transport_options={
+        "global_keyprefix": f"{os.environ['DARKROOM_NAMESPACE']}:celery:",
+        "ack_emulation": False,  # Flower takes no tasks that would have to be restored
+    },
+    # Restoring tasks and expiring queues are scripts of kombu, and Flower's user in Redis may run none. Its queues go
+    # when it stops; one that is killed leaves a few bytes.
+    control_queue_expires=None,
+    event_queue_expires=None,
     accept_content=["json"],
     task_serializer="json",
     event_serializer="json",
