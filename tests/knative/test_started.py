@@ -37,6 +37,12 @@ Users = dict[str, str]
 STOP_DEADLINE_S = 60
 PREFIX = "darkroom"
 
+FLOWER_PATHS = (
+    *("/", "/workers", "/worker/w-1", "/task/j-1", "/tasks", "/tasks/datatable", "/broker", "/metrics", "/api/workers"),
+    *("/api/tasks", "/api/task/types", "/api/task/info/j-1", "/api/queues/length"),
+)
+"""What Flower serves only with its password. Its `/healthcheck`, which the probes ask for, needs none."""
+
 PLACES = ("submit", "jobs", "result", "dead-letter", "courier", "flower")
 
 
@@ -155,11 +161,13 @@ def test_flower_asks_for_its_password(users: Users, rendered: Rendered, bootstra
     flower.start()
     try:
         eventually(lambda: flower.passes("readinessProbe"), what="Flower is ready")
-        url = f"http://127.0.0.1:{flower.port}/api/tasks"
         login = secrets["darkroom-flower"]["basic-auth"]
         header = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
-        assert httpx.get(url, trust_env=False).status_code == 401
-        assert httpx.get(url, headers=header, trust_env=False).status_code == 200
+        with httpx.Client(base_url=f"http://127.0.0.1:{flower.port}", trust_env=False, timeout=30) as client:
+            for path in FLOWER_PATHS:
+                assert client.get(path).status_code == 401, path
+            for path in ("/api/tasks", "/metrics"):
+                assert client.get(path, headers=header).status_code == 200, path
     finally:
         flower.stop()
 

@@ -11,6 +11,11 @@ import os
 
 from celery import Celery
 from darkroom.redis_address import RedisAddress
+from flower.views import monitor
+from tornado import web
+
+# Flower itself asks for no password there, and names of workers, pools and tasks are in it.
+monitor.Metrics.get = web.authenticated(monitor.Metrics.get)
 
 if ":" not in os.environ.get("FLOWER_BASIC_AUTH", ""):
     raise SystemExit("FLOWER_BASIC_AUTH is not set: Flower can end jobs, so it opens for nobody without a password")
