@@ -98,20 +98,21 @@ class Engine(Protocol):
         """Give the device's memory back. Closing twice is the same as once."""
 
 
-def make_engine(model: Model) -> Engine:
+def make_engine(model: Model, *, metadata: bool = True) -> Engine:
     """The engine that `model` names, not loaded yet. Imports that engine's libraries, which may take seconds.
 
+    Without `metadata` its pictures do not name the parameters that they were made with.
     Raises `SettingError` for a name that is no engine.
     """
     if model.engine == "diffusers":
         quiet_libraries()
         from darkroom_worker.engines.diffusers_engine import DiffusersEngine
 
-        return DiffusersEngine(model)
+        return DiffusersEngine(model, metadata=metadata)
     if model.engine == "instant":
         from darkroom_worker.engines.instant import InstantEngine
 
-        return InstantEngine(model)
+        return InstantEngine(model, metadata=metadata)
     raise errors.SettingError(f"model {model.name}: engine {model.engine!r} is none of diffusers, instant")
 
 

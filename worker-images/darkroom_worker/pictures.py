@@ -8,6 +8,8 @@ The file says how it was made, in text chunks that any reader of PNG metadata sh
 | `Software` | darkroom and its version |
 | `model_served` | what really served the model: an untrained stand-in is named here |
 
+With DARKROOM_PICTURE_METADATA=false there is no `parameters`, and with it no prompt.
+
 Nothing of time or place goes in, so the same pixels and parameters give the same bytes.
 """
 
@@ -40,12 +42,18 @@ def software() -> str:
         return "darkroom (not installed)"
 
 
-def encode_png(image: Image.Image, *, model: Model, seed: int, parameters: Mapping[str, Any]) -> bytes:
-    """The PNG file of one picture of a job: `parameters` are the job's, `seed` is this picture's own."""
-    own = {name: value for name, value in parameters.items() if name not in DELIVERY_PARAMETERS}
-    own |= {"model": model.name, "seed": seed, "images": 1}
+def encode_png(
+    image: Image.Image, *, model: Model, seed: int, parameters: Mapping[str, Any], metadata: bool = True
+) -> bytes:
+    """The PNG file of one picture of a job: `parameters` are the job's, `seed` is this picture's own.
+
+    Without `metadata` the file does not name them.
+    """
     chunks = PngInfo()
-    chunks.add_text("parameters", json.dumps(own, ensure_ascii=False, sort_keys=True))
+    if metadata:
+        own = {name: value for name, value in parameters.items() if name not in DELIVERY_PARAMETERS}
+        own |= {"model": model.name, "seed": seed, "images": 1}
+        chunks.add_text("parameters", json.dumps(own, ensure_ascii=False, sort_keys=True))
     chunks.add_text("Software", software())
     chunks.add_text("model_served", model.served)
     file = BytesIO()

@@ -32,6 +32,10 @@ class WorkerSettings(LedgerSettings, ModelSettings, StoreSettings):
     """Port of `/healthz` and `/readyz`; without one there are none. The courier's has a name of its own, since both may
     run on one machine with the same variables."""
 
+    picture_metadata: bool = True
+    """Whether a picture's file names the parameters that it was made with, the prompt among them; `false` leaves them
+    out. The job's own record has them either way."""
+
 
 def served_models(settings: WorkerSettings) -> tuple[Model, ...]:
     """The models of the worker's pool. Raises SettingError where there is none."""

@@ -97,8 +97,8 @@ HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 class DiffusersEngine:
     """An `Engine` around one diffusers pipeline."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, *, metadata: bool = True) -> None:
+        self._model, self._metadata = model, metadata
         self._pipeline: Any = None
         self._origin: dict[str, Any] = {}
         self._call: Mapping[str, inspect.Parameter] = {}
@@ -275,7 +275,7 @@ class DiffusersEngine:
         if not np.isfinite(pixels).all():
             raise ArithmeticError("the pipeline's result is not a number")
         image = Image.fromarray((pixels * 255).round().astype(np.uint8))
-        png = encode_png(image, model=self._model, seed=seed, parameters=parameters)
+        png = encode_png(image, model=self._model, seed=seed, parameters=parameters, metadata=self._metadata)
         flags = getattr(output, "nsfw_content_detected", None) or [False]
         return Picture(png=png, width=image.width, height=image.height, seed=seed), bool(flags[0])
 

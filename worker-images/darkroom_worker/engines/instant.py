@@ -44,8 +44,8 @@ FAILURES: Mapping[str, type[EngineError]] = {
 class InstantEngine:
     """An `Engine` that does what its parameters say, and nothing else."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, *, metadata: bool = True) -> None:
+        self._model, self._metadata = model, metadata
 
     def load(self) -> None:
         """Nothing to load."""
@@ -70,5 +70,5 @@ class InstantEngine:
     def _picture(self, parameters: Mapping[str, Any], seed: int) -> Picture:
         colour = sha256(str(seed).encode()).digest()
         image = Image.new("RGB", (SIDE, SIDE), (colour[0], colour[1], colour[2]))
-        png = encode_png(image, model=self._model, seed=seed, parameters=parameters)
+        png = encode_png(image, model=self._model, seed=seed, parameters=parameters, metadata=self._metadata)
         return Picture(png=png, width=SIDE, height=SIDE, seed=seed)
