@@ -58,6 +58,9 @@ def _tell(report: Report, output: Output) -> None:
         output.record(_stale(stale))
         message = stale.message
         output.result(f"stale message {message.tag} of pool {message.pool} ({message.where}): {stale.reason}")
+    for orphan in report.orphans:
+        output.record({"orphan": orphan.key, "job": orphan.job, "seen": orphan.reason})
+        output.result(f"orphaned artifact {orphan.key}: {orphan.reason}")
     output.record(_summary(report))
     output.result(_in_words(report))
 
@@ -95,6 +98,7 @@ def _summary(report: Report) -> dict[str, Any]:
         "findings": dict(Counter(fault.kind.value for fault in report.findings)),
         "repaired": len(report.findings) - len(report.unrepaired),
         "stale": len(report.stale),
+        "orphans": len(report.orphans),
     }
 
 
@@ -113,6 +117,8 @@ def _in_words(report: Report) -> str:
         lines.append(f"jobs that were compared with the history: {report.past}")
     if report.stale:
         lines.append(f"stale messages, which workers drop: {len(report.stale)}")
+    if report.orphans:
+        lines.append(f"orphaned artifacts, which retention removes: {len(report.orphans)}")
     if not report.findings:
         lines.append("nothing is wrong")
     else:

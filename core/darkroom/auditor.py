@@ -29,6 +29,7 @@ from darkroom.transitions import Call
 
 if TYPE_CHECKING:
     from darkroom.history import History
+    from darkroom.orphans import Orphan
 
 T = TypeVar("T")
 
@@ -49,6 +50,8 @@ Question = Callable[[Sequence[str]], Awaitable[list[Fault]]]
 class Report:
     """What an audit saw: how many jobs in each place, what is wrong, and the messages that nobody needs.
 
+    `orphans` are artifacts that no job publishes: no fault, since retention removes them.
+
     `untold` are terminal jobs whose end is not applied yet. `artifacts` are those that were read and hashed, `past` the
     archived jobs that were read in the history; None where that was not asked for.
     """
@@ -59,6 +62,7 @@ class Report:
     past: int | None
     findings: Sequence[Fault]
     stale: Sequence[Stale]
+    orphans: Sequence[Orphan] = ()
 
     @property
     def jobs(self) -> int:
@@ -113,13 +117,15 @@ class Auditor:
         await self._look_at_the_rest(suspects)
         findings: list[Fault] = []
         stale: list[Stale] = []
-        if suspects.faults or suspects.messages:
+        orphans = await self._orphans()
+        if suspects.faults or suspects.messages or orphans:
             await asyncio.sleep(self._second_look_s)
             findings, stale = await self._look_again(suspects)
+            orphans = await self._orphans_among([orphan.key for orphan in orphans])
         findings = [*await self._of_epoch(), *findings]
         if repair:
             findings = await self._repair(findings)
-        return Report(places, untold, artifacts, past, tuple(findings), tuple(stale))
+        return Report(places, untold, artifacts, past, tuple(findings), tuple(stale), tuple(orphans))
 
     # -- the two looks -------------------------------------------------------------------------------------------------
 
@@ -286,6 +292,21 @@ class Auditor:
             if past is None or isinstance(past, PastJob):
                 found.append(audit.history_fault(record, past.record if past else None))
         return [fault for fault in found if fault is not None]
+
+    async def _orphans(self) -> list[Orphan]:
+        """The artifacts in the store that no job publishes."""
+        if self._store is None:
+            return []
+        return [
+            orphan
+            async for page in self._store.pages()
+            for orphan in await self._orphans_among([stored.key for stored in page])
+        ]
+
+    async def _orphans_among(self, keys: Sequence[str]) -> list[Orphan]:
+        from darkroom.orphans import orphans
+
+        return await orphans(keys, ledger=self._ledger, history=self._history)
 
     async def _stale(self, pool: str) -> list[Stale]:
         """The pool's messages that nobody needs."""

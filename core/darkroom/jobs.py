@@ -79,6 +79,7 @@ class JobEvent(StrEnum):
 
 JOB_ID_PATTERN = "[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 
+_TENANT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,62}")
 _UUID7 = re.compile(JOB_ID_PATTERN + r"\Z")
 
 
@@ -98,6 +99,11 @@ def new_job_id(now_ms: int, random_bytes: bytes | None = None) -> str:
 def is_job_id(text: str) -> bool:
     """Whether `text` is written as job ids are: a UUIDv7 in lower case."""
     return _UUID7.match(text) is not None
+
+
+def is_tenant(text: str) -> bool:
+    """Whether `text` can name a tenant: one segment of a path in the object store, which no dot begins."""
+    return _TENANT.fullmatch(text) is not None
 
 
 def slot_of(job_id: str) -> int:

@@ -22,13 +22,14 @@ from darkroom.errors import (
     DarkroomError,
     EventReused,
     IdConflict,
+    InvalidInput,
     KeyReused,
     MemoryHigh,
     NoPool,
     NotFound,
     TemporaryError,
 )
-from darkroom.jobs import RECORD_VERSION, State
+from darkroom.jobs import RECORD_VERSION, State, is_tenant
 from darkroom.webhooks import (
     FAILING_LIMIT_MS,
     MAX_SUBSCRIPTIONS,
@@ -266,6 +267,9 @@ class Submission:
     is_event: bool = False
 
     def __post_init__(self) -> None:
+        """Raises InvalidInput for a tenant's name that the object store would refuse, once the job has run."""
+        if not is_tenant(self.tenant):
+            raise InvalidInput(f"{self.tenant!r} cannot name a tenant")
         if self.idempotency_key is not None and self.fingerprint is None:
             raise ValueError("an idempotency key needs the fingerprint of its request")
 

@@ -105,6 +105,7 @@ def test_with_json_an_audit_is_a_line_for_each_finding_and_the_counts(
         "findings": {"nowhere": 1},
         "repaired": 0,
         "stale": 1,
+        "orphans": 0,
     }
 
 

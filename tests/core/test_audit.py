@@ -596,6 +596,31 @@ async def test_an_artifact_that_is_missing_or_has_changed_is_found(
     }
 
 
+async def test_artifacts_that_no_job_publishes_are_named_and_are_no_fault(
+    jobs: TimedJobs, look: Audit, store: ArtifactStore
+) -> None:
+    _, (artifact,) = published(jobs, b"one")
+    cancelled = jobs.running()
+    jobs.cancel(cancelled)
+    jobs.finish(cancelled, outcome=State.CANCELLED)
+    running = jobs.running()
+
+    def key_of(job_id: str, attempt: int) -> str:
+        sha256 = hashlib.sha256(b"lost").hexdigest()
+        return artifact_key(tenant=TENANT, job_id=job_id, attempt=attempt, index=0, sha256=sha256, extension="png")
+
+    retried = artifact.key.replace("/1/", "/2/")
+    input_of_job = f"{TENANT}/{cancelled}/input/0-{artifact.sha256}.png"
+    for key in (artifact.key, retried, key_of(running, 1), key_of(cancelled, 1), key_of(GHOST, 1), input_of_job):
+        store.put(key, b"one")
+    report = await look(store=store)
+    assert {(orphan.key, orphan.job) for orphan in report.orphans} == {
+        (retried, artifact.key.split("/")[1]),
+        (key_of(cancelled, 1), cancelled),
+    }
+    assert report.findings == ()
+
+
 async def test_without_a_store_no_artifact_is_looked_at(jobs: TimedJobs, look: Audit) -> None:
     published(jobs, b"one")
     report = await look()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from darkroom import transitions
-from darkroom.errors import BacklogFull, DarkroomError, IdConflict, KeyReused, MemoryHigh, NoPool
+from darkroom.errors import BacklogFull, DarkroomError, IdConflict, InvalidInput, KeyReused, MemoryHigh, NoPool
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import LogEntry
 from darkroom.transitions import Accepted, Submission, WorkerState
@@ -267,3 +267,9 @@ def test_an_accepted_job_goes_to_a_ready_worker_at_once(jobs: TimedJobs) -> None
     jobs.worker(state=WorkerState.READY)
     job_id = jobs.submit()
     assert jobs.listed() == [job_id]
+
+
+@pytest.mark.parametrize("tenant", ["../x", "a/b", "", ".", "x" * 64], ids=repr)
+def test_a_tenant_that_the_object_store_cannot_name_is_refused(jobs: TimedJobs, tenant: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot name a tenant"):
+        jobs.submission(tenant=tenant)

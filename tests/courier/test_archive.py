@@ -19,7 +19,7 @@ from darkroom.artifacts import ArtifactStore, artifact_key
 from darkroom.epochs import NEVER, Epoch, LedgerEpoch
 from darkroom.events import Event
 from darkroom.history import History, PastJob, Tombstone
-from darkroom.jobs import State, new_job_id
+from darkroom.jobs import Artifact, State, new_job_id
 from darkroom.ledger import AsyncLedger, JobRecord, connect_async, scripts
 from darkroom.transitions import Applied
 
@@ -312,6 +312,42 @@ def test_a_deletion_that_stopped_half_way_is_finished(start: Start, watched: Wat
     assert watched.jobs.redis.exists(f"{watched.jobs.namespace}:job:{job_id}") == 0
     assert isinstance(watched.find(job_id), Tombstone)
     assert job_id not in watched.all()
+
+
+def test_artifacts_that_no_job_publishes_are_removed_and_those_of_unknown_jobs_are_not(
+    start: Start, watched: Watched
+) -> None:
+    completed, cancelled, living = watched.jobs.completed(), watched.jobs.submit(), watched.jobs.submit()
+    for job_id in (cancelled, living):
+        watched.jobs.start(job_id)
+    watched.jobs.run(transitions.cancel(cancelled, tenant=TENANT))
+    watched.jobs.run(transitions.finish(cancelled, token="token", outcome=State.CANCELLED, data={}))
+    deleted = watched.record(watched.jobs.completed())
+    now = time.time_ns() // 1_000_000
+    watched.in_history(lambda history: history.bury(deleted, now=now))
+    watched.in_history(lambda history: history.cleared([deleted.id], now=now))
+    unknown = new_job_id(now)
+    for job_id in (completed, cancelled, living, deleted.id, unknown):
+        put_picture(watched, job_id)
+    published = Artifact.decode((watched.record(completed).end_data or {})["artifacts"][0]).key
+    watched.store.put(published, b"a picture")
+
+    courier = start(DARKROOM_ORPHAN_AGE_S="0", **watched.told)
+    eventually(lambda: pictures(watched) == {completed, living, unknown}, what="the search for orphans")
+    keys = asyncio.run(watched.store.keys(f"{TENANT}/{completed}/"))
+    assert keys == [published]
+    (line,) = courier.said("orphans_removed")
+    assert line["artifacts"] == 3
+
+
+def test_artifacts_that_no_job_publishes_stay_while_they_are_young(start: Start, watched: Watched) -> None:
+    completed = watched.jobs.completed()
+    put_picture(watched, completed)
+    courier = start(**watched.told)
+    unfinished = unfinished_deletion(watched)
+    eventually(lambda: unfinished not in pictures(watched), what="a look at deletions")
+    assert pictures(watched) == {completed}
+    assert courier.said("orphans_removed") == []
 
 
 # Epochs

@@ -115,6 +115,11 @@ class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettin
     retention_every_s: float = Field(default=3600, gt=0)
     """Pause between two looks for jobs whose time is over, and for deletions that stopped half-way."""
 
+    orphan_age_s: float = Field(default=3600, ge=0)
+    """An artifact that no job publishes, as of an attempt that was cancelled while it stored its pictures, is removed
+    when it is older than this. The whole store is looked through for them once in 24 of the looks above.
+    """
+
     host: str = "127.0.0.1"
     """Where the probes are answered; in a pod `0.0.0.0`."""
 
