@@ -345,7 +345,8 @@ def faulty_workers(house: House, _limits: Limits) -> Iterator[Symptom]:
         if worker.state == "faulty":
             yield _problem(
                 f"worker {worker.name} of pool {worker.pool} took itself out: its device or a model failed repeatedly",
-                "read its log, see to the machine's GPU and the model's files, then restart it",
+                "read its log (`fault`, `proof_failed`), check the machine's GPU and the model's files; the worker is "
+                "probed after a pause, and is back once its proof run succeeds",
             )
 
 

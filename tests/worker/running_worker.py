@@ -97,6 +97,25 @@ InstantEngine.load = load
 """
 
 
+# As above. What a job does to its engine stands in its prompt; the device is broken while the file is there.
+BREAKING_HOOK = """
+import os
+from pathlib import Path
+from darkroom_worker.engines.instant import InstantEngine
+
+run = InstantEngine.run
+
+def breaking(self, parameters, **more):
+    if parameters["prompt"] == "kill":
+        os.kill(os.getpid(), 9)
+    if parameters["prompt"] == "fail" or Path(os.environ["TEST_BROKEN"]).exists():
+        raise RuntimeError("broken")
+    return run(self, parameters, **more)
+
+InstantEngine.run = breaking
+"""
+
+
 class Place:
     """Where workers are started: a Redis, a model folder, a store. It may be opened again while they run."""
 
@@ -121,17 +140,30 @@ class Place:
             TMPDIR=str(self.temporary),
         )
 
-    def worker(self, hold_load: Path | None = None, **settings: str) -> WorkerProcess:
+    @property
+    def broken(self) -> Path:
+        """While this file is there, the device of a worker that was started as breakable fails each run."""
+        return self.folder / "broken"
+
+    def worker(self, hold_load: Path | None = None, *, breakable: bool = False, **settings: str) -> WorkerProcess:
         """Start a worker. `settings` are variables without their prefix, in small letters."""
         variables = self.environment() | {f"DARKROOM_{name.upper()}": value for name, value in settings.items()}
         if hold_load is not None:
             hold_load.mkdir()
-            (hold_load / "sitecustomize.py").write_text(HOLDING_HOOK)
-            variables["PYTHONPATH"] = f"{hold_load}{os.pathsep}{variables['PYTHONPATH']}"
+            self._hook(variables, hold_load, HOLDING_HOOK)
             variables["TEST_HOLD_LOAD"] = str(hold_load)
+        if breakable:
+            folder = self.folder / "breaking"
+            folder.mkdir()
+            self._hook(variables, folder, BREAKING_HOOK)
+            variables["TEST_BROKEN"] = str(self.broken)
         worker = WorkerProcess(variables, self.folder / f"worker-{secrets.token_hex(4)}.log")
         self._workers.append(worker)
         return worker
+
+    def _hook(self, variables: dict[str, str], folder: Path, code: str) -> None:
+        (folder / "sitecustomize.py").write_text(code)
+        variables["PYTHONPATH"] = f"{folder}{os.pathsep}{variables['PYTHONPATH']}"
 
     def stop(self) -> None:
         """End the workers that were started here."""
@@ -147,9 +179,9 @@ class House(Place):
         self.ledger = ledger
         self.store = ArtifactStore(self.store_folder.as_uri())
 
-    async def ready_worker(self, **settings: str) -> WorkerProcess:
+    async def ready_worker(self, *, breakable: bool = False, **settings: str) -> WorkerProcess:
         """A worker that takes jobs."""
-        worker = self.worker(None, **settings)
+        worker = self.worker(None, breakable=breakable, **settings)
         await self.registered(worker, WorkerState.READY)
         return worker
 

@@ -15,10 +15,12 @@ from darkroom.jobs import ErrorKind, JobEvent, State
 from darkroom.ledger import JobRecord, Ledger, connect
 from darkroom.models import Catalogue, Model
 from darkroom.transitions import Call, Standing, WorkerState
-from darkroom_worker.engine import Interrupted, OnStep, OutOfMemory, Run
+from darkroom_worker.child_memory import ChildMemory
+from darkroom_worker.engine import Interrupted, OnStep, OutOfMemory, Run, WorkerFault
 from darkroom_worker.engines.instant import InstantEngine
 from darkroom_worker.probes import answer
-from darkroom_worker.readiness import EXIT_FAULT, Gate
+from darkroom_worker.proof import FailedJobs, proof_input, proves
+from darkroom_worker.readiness import EXIT_FAULT, PROBE_FROM_S, Gate
 from darkroom_worker.run import Job, Runner, Steps, retry_delay_ms
 
 from tests.driven_jobs import DrivenJobs
@@ -95,6 +97,16 @@ class Stage:
             for _, fields in entries
             if fields[b"event"] == b"progressed"
         ]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def memory() -> ChildMemory:
+    return ChildMemory(["quick", "slow"])
 
 
 @pytest.fixture
@@ -228,7 +240,9 @@ class Narrow:
         self.engine = NarrowEngine(model, lean_fails=lean_fails)
         ledger = Ledger(connect(redis_url), namespace)
         engines = {"sd": (model, self.engine)}
-        runner = Runner(engines, ledger, ArtifactStore(store.as_uri()), "narrow", of_steps=ledger)
+        runner = Runner(
+            engines, ledger, ArtifactStore(store.as_uri()), "narrow", of_steps=ledger, memory=ChildMemory(["sd"])
+        )
         job_id = jobs.submit(input={"prompt": "x", "seed": 7})
         self.answer = runner.run_job(job_id, token="token", traceparent=None)
         record = ledger.job(job_id)
@@ -270,62 +284,160 @@ def is_out(gate: Gate) -> bool:
 
 
 @pytest.fixture
-def gate() -> Gate:
+def gate(memory: ChildMemory) -> Gate:
     """Of a worker whose child is up."""
-    gate = Gate("pool.quick")
+    gate = Gate("pool.quick", memory)
     gate.on_child_up()
     return gate
 
 
-@pytest.mark.parametrize("kind", [ErrorKind.TRANSIENT, ErrorKind.OUT_OF_MEMORY])
-def test_three_jobs_that_fail_in_a_row_take_the_worker_out(gate: Gate, kind: ErrorKind) -> None:
-    for job_id in ("a", "b"):
-        gate.on_answer(job_id, f"pending: {kind}")
+def test_what_jobs_do_to_an_attempt_takes_no_worker_out(gate: Gate) -> None:
+    for kind in (*[ErrorKind.TRANSIENT] * 5, *[ErrorKind.OUT_OF_MEMORY] * 5):
+        gate.on_answer(f"pending: {kind}")
     assert not is_out(gate)
-    gate.on_answer("c", f"failed: {kind}")
-    assert is_out(gate)
-    assert not gate.starts_children
+    assert gate.suspects is None
 
 
-def test_failures_of_different_kinds_count_together(gate: Gate) -> None:
-    gate.on_answer("a", "pending: transient")
-    gate.on_failed_run("b")  # its child was lost
-    gate.on_answer("c", "lost: out_of_memory")
-    assert is_out(gate)
-
-
-def test_one_job_that_fails_again_and_again_takes_no_worker_out(gate: Gate) -> None:
-    for _ in range(5):
-        gate.on_answer("a", "pending: transient")
+def test_a_child_that_replaces_another_proves_itself_with_other_models_first(gate: Gate, memory: ChildMemory) -> None:
+    for model in ("quick", "slow"):
+        memory.begin_attempt(model)
+        gate.on_child_end(-9)
+        gate.on_child_up()
+    assert gate.suspects == frozenset({"quick", "slow"})
     assert not is_out(gate)
 
-
-@pytest.mark.parametrize("answer", ["failed", "cancelled", "lost", "pending", "dropped: leased"])
-def test_what_is_the_callers_doing_neither_counts_nor_clears(gate: Gate, answer: str) -> None:
-    gate.on_answer("a", "pending: transient")
-    for job_id in ("b", "c", "d"):
-        gate.on_answer(job_id, answer)
-    gate.on_answer("e", "pending: transient")
-    assert not is_out(gate)
-    gate.on_answer("f", "pending: transient")
-    assert is_out(gate)
+    gate.on_answer("completed")
+    assert gate.suspects == frozenset()
+    gate.on_child_end(-9)  # between two jobs
+    assert gate.suspects == frozenset()
 
 
-def test_a_completed_job_clears_failures_and_faults(gate: Gate) -> None:
-    for job_id in ("a", "b"):
-        gate.on_failed_run(job_id)
-    gate.on_child_end(EXIT_FAULT)
+def test_two_faults_in_a_row_take_a_worker_out_until_a_child_has_proven_itself(
+    clock: Clock, memory: ChildMemory
+) -> None:
+    gate = Gate("pool.quick", memory, clock=clock)
+    seen = []
+    for _ in range(2):
+        gate.on_child_end(EXIT_FAULT)
+        seen.append((gate.state, gate.starts_children))
+    clock.now += PROBE_FROM_S
+    seen.append((gate.state, gate.starts_children))
     gate.on_child_up()
-    gate.on_answer("c", "completed")
-    for job_id in ("d", "e"):
-        gate.on_failed_run(job_id)
+    seen.append((gate.state, gate.starts_children))
+
+    assert seen == [
+        (WorkerState.STARTING, True),
+        (WorkerState.FAULTY, False),
+        (WorkerState.FAULTY, True),
+        (WorkerState.READY, True),
+    ]
     gate.on_child_end(EXIT_FAULT)
-    gate.on_child_up()
     assert not is_out(gate)
 
 
-def test_a_worker_that_drains_counts_no_failures(gate: Gate) -> None:
+def test_a_probe_that_fails_is_repeated_later_each_time(clock: Clock, memory: ChildMemory) -> None:
+    gate = Gate("pool.quick", memory, clock=clock)
+    gate.on_child_end(EXIT_FAULT)
+    pauses = []
+    for _ in range(8):
+        gate.on_child_end(EXIT_FAULT)
+        began = clock.now
+        while not gate.starts_children:
+            clock.now += 1
+        pauses.append(clock.now - began)
+    assert pauses == [5, 10, 20, 40, 80, 160, 300, 300]
+
+
+def test_a_completed_job_clears_faults(gate: Gate) -> None:
+    for _ in range(3):
+        gate.on_child_end(EXIT_FAULT)
+        gate.on_child_up()
+        gate.on_answer("completed")
+    assert not is_out(gate)
+
+
+def test_a_worker_that_drains_counts_no_faults(gate: Gate) -> None:
     gate.draining = True
-    for job_id in ("a", "b", "c"):
-        gate.on_failed_run(job_id)
+    for _ in range(3):
+        gate.on_child_end(EXIT_FAULT)
     assert not gate.is_faulty
+
+
+# Proof runs
+
+
+def test_three_different_jobs_that_fail_in_a_row_cause_a_proof_run() -> None:
+    failed = FailedJobs()
+    assert [failed.failed(job_id) for job_id in ("a", "a", "a", "b", "b", "c")] == [False] * 5 + [True]
+    failed.completed()
+    assert [failed.failed(job_id) for job_id in ("d", "e")] == [False, False]
+
+
+@pytest.mark.parametrize("model", list(Catalogue.load()), ids=lambda model: model.name)
+def test_a_proof_run_is_the_smallest_job_of_its_model(model: Model) -> None:
+    given = proof_input(model)
+    assert (given["width"], given["height"], given["steps"], given["images"]) == (64, 64, 1, 1)
+
+
+class CountingEngine(InstantEngine):
+    """An engine whose runs fail as often as it is told."""
+
+    def __init__(self, model: Model, *, failures: int, error: type[Exception] = RuntimeError) -> None:
+        super().__init__(model)
+        self.failures, self.error = failures, error
+        self.runs = 0
+
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
+        self.runs += 1
+        if self.runs <= self.failures:
+            raise self.error("broken")
+        return super().run(parameters, job_id=job_id, on_step=on_step, lean=lean)
+
+
+def unexpected() -> None:
+    raise AssertionError("the proof run took too long")
+
+
+@pytest.mark.parametrize(
+    ("failures", "error", "is_proven", "runs"),
+    [
+        pytest.param(0, RuntimeError, True, 1, id="a device that works"),
+        pytest.param(3, RuntimeError, True, 4, id="an engine that fails now and then"),
+        pytest.param(99, RuntimeError, False, 4, id="a device that fails each time"),
+        pytest.param(99, WorkerFault, False, 1, id="a device that reports a fault"),
+    ],
+)
+def test_a_proof_fails_when_every_run_of_it_does(
+    failures: int, error: type[Exception], is_proven: bool, runs: int
+) -> None:
+    model = Catalogue.load().get("sd")
+    engine = CountingEngine(model, failures=failures, error=error)
+    assert proves({"sd": (model, engine)}, give_up=unexpected) is is_proven
+    assert engine.runs == runs
+
+
+def test_a_model_that_works_proves_the_device_though_another_does_not() -> None:
+    catalogue = Catalogue.load()
+    broken = CountingEngine(catalogue.get("flux"), failures=99)
+    works = CountingEngine(catalogue.get("sd"), failures=0)
+    engines = {"flux": (catalogue.get("flux"), broken), "sd": (catalogue.get("sd"), works)}
+    assert proves(engines, suspects={"flux"}, give_up=unexpected)
+    assert (broken.runs, works.runs) == (0, 1)
+
+
+# Time that is no run time
+
+
+def test_pauses_add_up_and_one_that_lasts_counts_too(clock: Clock) -> None:
+    memory = ChildMemory(["sd"], clock=clock)
+    clock.now = 100
+    memory.begin_attempt("sd")
+    with memory.paused():
+        clock.now += 3
+    clock.now += 10
+    with memory.paused():
+        clock.now += 4
+        assert memory.paused_s == 7
+    assert memory.paused_s == 7
+    memory.begin_attempt("sd")
+    assert memory.paused_s == 0

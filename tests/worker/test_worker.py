@@ -100,6 +100,15 @@ async def test_a_job_runs_and_its_pictures_are_what_the_end_says(staffed: House)
     assert entries[-1].event is JobEvent.COMPLETED
 
 
+async def test_without_metadata_a_picture_names_no_prompt(house: House) -> None:
+    await house.ready_worker(picture_metadata="false")
+    record = await house.ended(await house.submit(prompt="a secret"))
+    assert record.end_data is not None
+    content = (house.store_folder / record.end_data["artifacts"][0]["key"]).read_bytes()
+    assert b"secret" not in content
+    assert b"tEXtmodel_served" in content
+
+
 async def test_progress_is_told_at_most_four_times_a_second_and_always_at_the_end(staffed: House) -> None:
     job_id = await staffed.submit(steps=200, seconds=1)
     record = await staffed.ended(job_id)
@@ -295,19 +304,35 @@ async def test_one_fault_is_forgotten_after_a_good_run(house: House) -> None:
     assert worker.is_running
 
 
-async def test_three_jobs_that_fail_in_a_row_take_a_worker_out_and_none_of_them_is_lost(house: House) -> None:
-    worker = await house.ready_worker()
-    failing = [await house.submit(failure=ErrorKind.TRANSIENT) for _ in range(3)]
-    await house.registered(worker, WorkerState.FAULTY)
-    waiting = await house.submit()
+async def test_jobs_that_fail_or_kill_their_process_take_no_worker_out(house: House) -> None:
+    worker = await house.ready_worker(breakable=True)
+    bad = [await house.submit(prompt=prompt, max_attempts=1) for prompt in ("fail", "fail", "fail", "kill", "kill")]
+    innocent = await house.submit()
 
-    for job_id in failing:
-        record = await house.job(job_id)
-        assert (record.state, record.attempt, record.counted) == (State.PENDING, 1, 1)
-    await house.ready_worker()
-    assert (await house.ended(waiting)).state is State.COMPLETED
-    worker.signal(signal.SIGTERM)
-    assert worker.wait() == 0
+    ended = [await house.ended(job_id) for job_id in bad]
+    assert (await house.ended(innocent)).state is State.COMPLETED
+    assert [record.end_data["error"]["kind"] for record in ended if record.end_data] == [
+        *[ErrorKind.TRANSIENT] * 3,
+        *[ErrorKind.WORKER_LOST] * 2,
+    ]
+    # After three failures the process at work proves itself, and each of the two that replace a killed one.
+    assert len(worker.said("proof_succeeded")) == 3
+    assert worker.said("fault") == worker.said("faulty") == []
+
+
+async def test_a_device_that_fails_its_proof_runs_takes_the_worker_out_until_it_works_again(house: House) -> None:
+    worker = await house.ready_worker(breakable=True)
+    house.broken.touch()
+    jobs = [await house.submit() for _ in range(3)]
+    await house.registered(worker, WorkerState.FAULTY)
+
+    # Two were charged for a failure before there was evidence about the device; the third was not.
+    counted = [(await house.job(job_id)).counted for job_id in jobs]
+    assert counted == [1, 1, 0]
+
+    house.broken.unlink()
+    assert (await house.ended(jobs[2])).state is State.COMPLETED
+    assert worker.said("recovered")
 
 
 def _has_failed(attempt: int, record: JobRecord) -> bool:
@@ -346,18 +371,63 @@ async def test_a_process_that_dies_while_it_loads_takes_the_worker_out(house: Ho
     assert worker.children() == []
 
 
-async def test_a_store_that_takes_nothing_is_a_fault_of_the_worker(house: House) -> None:
-    house.store_folder.mkdir(exist_ok=True)
-    (house.store_folder / TENANT).touch()  # a file where a folder should be
-    worker = await house.ready_worker()
-    job_id = await house.submit()
+async def test_pictures_are_held_while_the_store_is_away_however_short_the_run_timeout(house: House) -> None:
+    house.store_folder.rmdir()
+    house.store_folder.touch()  # a file where a folder should be, from the worker's start on
+    worker = await house.ready_worker(interrupt_grace_s="0.5")
+    child = worker.children()
+    job_id = await house.submit(run_timeout=0.5)
 
-    await house.registered(worker, WorkerState.FAULTY)
-    (house.store_folder / TENANT).unlink()
-    await house.ready_worker()
+    # The parent knows the run timeout after five seconds, when it first renews the lease.
+    await house.said(worker, "store_failed", times=7)
+    record = await house.job(job_id)
+    assert (record.state, record.attempt) == (State.RUNNING, 1)
+    house.store_folder.unlink()
 
     record = await house.ended(job_id)
-    assert (record.state, record.counted) == (State.COMPLETED, 0)
+    assert (record.state, record.attempt, record.counted) == (State.COMPLETED, 1, 0)
+    assert worker.children() == child
+
+
+async def test_a_job_whose_pictures_are_held_can_be_cancelled_and_is_given_back_by_a_drain(house: House) -> None:
+    house.store_folder.mkdir(exist_ok=True)
+    (house.store_folder / TENANT).touch()  # a file where a folder should be
+    worker = await house.ready_worker(drain_grace_s="0.2")
+    child = worker.children()
+    cancelled = await house.submit()
+    await house.said(worker, "store_away")
+    await house.ledger.run(transitions.cancel(cancelled, tenant=TENANT))
+    assert (await house.ended(cancelled)).state is State.CANCELLED
+    assert worker.children() == child
+
+    drained = await house.submit()
+    await house.said(worker, "store_away", times=2)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    record = await house.job(drained)
+    assert (record.state, record.counted) == (State.PENDING, 0)
+
+    (house.store_folder / TENANT).unlink()
+    await house.ready_worker()
+    assert (await house.ended(drained)).state is State.COMPLETED
+
+
+@pytest.mark.parametrize("tenant", ["../x", "a/b", ".", "x" * 300, ""], ids=["above", "below", "dot", "long", "empty"])
+async def test_a_job_of_a_tenant_that_the_store_cannot_name_fails(
+    staffed: House, worker: WorkerProcess, tenant: str
+) -> None:
+    job_id = await staffed.submit(steps=600, seconds=60)
+    await staffed.running(job_id)
+    foreign = await staffed.submit()  # behind the other, so that it can be changed before it is claimed
+    with connect(staffed.redis_url) as client:
+        client.hset(f"{staffed.namespace}:job:{foreign}", "tenant", tenant)
+    await staffed.ledger.run(transitions.cancel(job_id, tenant=TENANT))
+
+    record = await staffed.ended(foreign)
+    assert record.state is State.FAILED
+    assert record.end_data is not None
+    assert record.end_data["error"]["kind"] == ErrorKind.INVALID_INPUT
+    assert (await staffed.registered(worker, WorkerState.READY)).job is None
 
 
 @pytest.mark.parametrize(
@@ -631,7 +701,7 @@ async def test_a_worker_without_redis_waits_for_it_and_can_be_ended(tmp_path: Pa
 )
 async def test_a_setting_of_no_use_is_named_in_one_line(house: House, variable: str, value: str, said: str) -> None:
     settings = {"redis_url": house.redis_url, variable: value}
-    worker = house.worker(None, **settings)
+    worker = house.worker(None, breakable=False, **settings)
 
     assert worker.wait() == 2
     (line,) = worker.log.read_text().splitlines()

@@ -77,7 +77,7 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
             self.app.watch.book(self, None)
         if not has_raised:
             with bound_contextvars(**self.about):
-                self.app.gate.on_answer(self.id, answer.strip("'"))
+                self.app.gate.on_answer(answer.strip("'"))
 
     # The signature is Celery's, whose pool calls it.
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -88,9 +88,6 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         # What was raised in this process comes wrapped, what is told of the child does not.
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         ending = self._ending(error)
-        if self.sentence is None and not isinstance(error, TimeLimitExceeded):
-            with bound_contextvars(**self.about):
-                self.app.gate.on_failed_run(self.id)
         try:
             super().on_failure(exc_info, send_failed_event=False, return_ok=return_ok)
         finally:

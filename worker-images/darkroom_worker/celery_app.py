@@ -8,6 +8,7 @@ fork), so the app travels as what it was made of (`WorkerApp.__reduce__`) and is
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import billiard.util
@@ -18,6 +19,7 @@ from darkroom.models import Model
 from darkroom.redis_address import RedisAddress
 from kombu import Exchange, Queue
 
+from darkroom_worker.child_memory import ChildMemory
 from darkroom_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -59,11 +61,16 @@ class RunJob(Task):  # type: ignore[misc]  # Celery has no types
 
 
 class WorkerApp(Celery):  # type: ignore[misc]  # as above
-    """Celery's app with what its parts need to find: `gate` and `watch` in the parent, `runner` in the child."""
+    """Celery's app with what its parts need to find: `gate` and `watch` in the parent, `runner` in the child.
+
+    `suspects` are the models whose jobs ended an earlier child: this one is to prove that it works. None for the first.
+    """
 
     settings: WorkerSettings
     models: tuple[Model, ...]
     worker_name: str
+    memory: ChildMemory
+    suspects: Collection[str] | None
     gate: Gate
     watch: Watch
     runner: Runner
@@ -73,13 +80,20 @@ class WorkerApp(Celery):  # type: ignore[misc]  # as above
         return Ledger(connect(self.settings.redis_url.get_secret_value(), patience), self.settings.namespace)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return make_app, (self.settings, self.models, self.worker_name)
+        return make_app, (self.settings, self.models, self.worker_name, self.memory, self.gate.suspects)
 
 
-def make_app(settings: WorkerSettings, models: tuple[Model, ...], worker_name: str) -> WorkerApp:
+def make_app(
+    settings: WorkerSettings,
+    models: tuple[Model, ...],
+    worker_name: str,
+    memory: ChildMemory,
+    suspects: Collection[str] | None = None,
+) -> WorkerApp:
     """The app of the worker that is registered as `worker_name`, in its parent and in its child."""
     app = WorkerApp("darkroom.worker", set_as_current=False)
     app.settings, app.models, app.worker_name = settings, models, worker_name
+    app.memory, app.suspects = memory, suspects
     app.conf.update(configuration(settings, models))
     app.register_task(RunJob())
     signals.setup_logging.connect(lambda **_: _configure_logs(settings.pool), weak=False, dispatch_uid="darkroom-logs")

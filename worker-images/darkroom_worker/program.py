@@ -19,6 +19,7 @@ from darkroom.models import Model
 from darkroom.probes import listener
 
 from darkroom_worker.celery_app import WorkerApp, make_app
+from darkroom_worker.child_memory import ChildMemory
 from darkroom_worker.consumer import message_dropped
 from darkroom_worker.probes import ProbeServer
 from darkroom_worker.readiness import Gate
@@ -42,7 +43,8 @@ class Program(Worker):  # type: ignore[misc]  # Celery has no types
 
 
 def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
-    """Run until a signal ends it; answers the exit status. A worker that is out as faulty goes on, idle.
+    """Run until a signal ends it; answers the exit status. A worker that is out as faulty goes on, and
+    is probed.
 
     Raises SettingError where the port of the probes is taken.
     """
@@ -54,12 +56,14 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
         pool=settings.pool,
         models=tuple(model.name for model in models),
     )
-    app = make_app(settings, models, identity.name)
-    app.gate = Gate(queue)
+    memory = ChildMemory(identity.models)
+    app = make_app(settings, models, identity.name, memory)
+    app.gate = Gate(queue, memory)
     app.watch = Watch(
         identity,
         app.ledger(WATCH_PATIENCE),
         app.gate,
+        memory,
         drain_grace_s=settings.drain_grace_s,
         interrupt_grace_s=settings.interrupt_grace_s,
     )

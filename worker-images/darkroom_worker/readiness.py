@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 from darkroom import logs
-from darkroom.jobs import ErrorKind
 from darkroom.transitions import Ended, WorkerState
+
+from darkroom_worker.child_memory import ChildMemory
 
 if TYPE_CHECKING:
     from celery.worker.consumer import Consumer
@@ -32,14 +35,10 @@ EXIT_FAULT = 77
 MAX_FAULTS = 2
 """Faults in a row that take the worker out: the first may be chance, and one broken GPU must not eat the backlog."""
 
-MAX_FAILED_JOBS = 3
-"""Jobs in a row whose attempts here failed, none completed between them, that take the worker out: its device may be at
-fault without saying so. Different ones: one job that fails at every attempt says more of itself, and whoever sends such
-a job must not be able to take a worker out with it. Three is a guess: two may be chance, and each costs an attempt."""
-
-FAILURES = frozenset({ErrorKind.TRANSIENT, ErrorKind.OUT_OF_MEMORY})
-"""Why an attempt failed that the child ended itself, where it counts: invalid input, a cancel and a deadline are the
-caller's, and after a fault of its own the child ends."""
+PROBE_FROM_S = 5.0
+PROBE_TO_S = 300.0
+"""How long a worker that is out waits until it starts a child to prove itself; the pause doubles with each that fails.
+"""
 
 EXIT_POLL_S = 0.02
 """How often a child is looked for that has closed its pipe and is not ended yet: it takes milliseconds."""
@@ -48,18 +47,23 @@ EXIT_POLL_S = 0.02
 class Gate:
     """Whether the queue is consumed, and why not.
 
-    A worker that is out as `faulty` stays: it takes nothing, starts no child, and shows as what it is until somebody
-    looks at its machine and restarts it.
+    Only evidence about the worker itself takes it out as `faulty`: a model that does not load, a device that reports a
+    fault, a proof run that fails (`proof.py`). It takes no message then, but it is not out for good: after a pause it
+    starts a child, and is back when that one has proven itself. What a job does to its child is charged to the job; the
+    next child proves itself before it takes another.
     """
 
-    def __init__(self, queue: str) -> None:
-        self._queue = queue
+    def __init__(self, queue: str, memory: ChildMemory, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._queue, self._memory = queue, memory
+        self._clock = clock
         self._log = logs.logger(__name__)
         self._consumer: Consumer | None = None
         self._consuming = False
         self._child_up = False
         self._faults = 0
-        self._failed_jobs: set[str] = set()
+        self._probe_at: float | None = None
+        self._probe_pause_s = PROBE_FROM_S
+        self._suspects: set[str] | None = None
         self.draining = False
 
     @property
@@ -73,7 +77,12 @@ class Gate:
 
     @property
     def is_faulty(self) -> bool:
-        return self._faults >= MAX_FAULTS or len(self._failed_jobs) >= MAX_FAILED_JOBS
+        return self._probe_at is not None
+
+    @property
+    def suspects(self) -> frozenset[str] | None:
+        """The models whose jobs ended a child, for the next child, which is to prove itself. None for the first."""
+        return None if self._suspects is None else frozenset(self._suspects)
 
     @property
     def child_up(self) -> bool:
@@ -86,43 +95,41 @@ class Gate:
 
     @property
     def starts_children(self) -> bool:
-        return not (self.draining or self.is_faulty)
+        """A probe begins when the pool next looks for missing children, which it does every five seconds."""
+        return not self.draining and (self._probe_at is None or self._clock() >= self._probe_at)
 
     def bind(self, consumer: Consumer) -> None:
         """The consumer whose queue this is. It consumes nothing yet."""
         self._consumer = consumer
 
     def on_child_up(self) -> None:
-        self._child_up = True
+        """The models are loaded and, if the child replaced another one, it has proven itself."""
+        if self.is_faulty:
+            self._log.info("recovered")
+            self._faults = 0
+        self._child_up, self._probe_at, self._probe_pause_s = True, None, PROBE_FROM_S
         self.update()
 
     def on_child_end(self, exit_status: int) -> None:
         """A child that ends before it was up could not load its models, whatever the reason: a fault as well."""
         was_up, self._child_up = self._child_up, False
+        self._suspects = (self._suspects or set()) | ({self._memory.model} if self._memory.model else set())
+        self._memory.end_attempt()
         if not self.draining and (exit_status == EXIT_FAULT or not was_up):
             self._faults += 1
-            self._log.error("fault", in_a_row=self._faults, faulty=self.is_faulty)
+            if self._faults >= MAX_FAULTS:
+                self._probe_at = self._clock() + self._probe_pause_s
+                self._log.error("faulty", faults=self._faults, probed_in_s=self._probe_pause_s)
+                self._probe_pause_s = min(2 * self._probe_pause_s, PROBE_TO_S)
+            else:
+                self._log.error("fault", in_a_row=self._faults)
         self.update()
 
-    def on_answer(self, job_id: str, answer: str) -> None:
-        """The child ended an attempt, and says how: the end and, behind a colon, why the attempt failed.
-
-        A completed job clears the worker. What neither completed nor failed, such as a cancelled job, says nothing.
-        """
-        ended, _, failure = answer.partition(": ")
-        if ended == Ended.COMPLETED:
+    def on_answer(self, answer: str) -> None:
+        """The child ended an attempt, and says how: the end and, behind a colon, why the attempt failed."""
+        if answer == Ended.COMPLETED:
             self._faults = 0
-            self._failed_jobs.clear()
-        elif failure in FAILURES:
-            self.on_failed_run(job_id)
-
-    def on_failed_run(self, job_id: str) -> None:
-        """An attempt failed, or ended with its child."""
-        if self.draining:
-            return
-        self._failed_jobs.add(job_id)
-        self._log.warning("failed_run", job=job_id, jobs_in_a_row=len(self._failed_jobs), faulty=self.is_faulty)
-        self.update()
+            self._suspects = None if self._suspects is None else set()
 
     def update(self) -> None:
         """Add or cancel the queue, as the state asks."""

@@ -26,6 +26,7 @@ from darkroom.queues import Foreign
 from darkroom.transitions import Call, DroppedMessages, Ended, Standing, WorkerState
 
 from darkroom_worker.attempt import Attempt, Sentence
+from darkroom_worker.child_memory import ChildMemory
 from darkroom_worker.health import TAKING
 from darkroom_worker.readiness import Gate, kill_child
 
@@ -96,10 +97,17 @@ class Watch(threading.Thread):
     """Lives from `start` to `close`."""
 
     def __init__(
-        self, identity: Identity, ledger: Ledger, gate: Gate, *, drain_grace_s: float, interrupt_grace_s: float
+        self,
+        identity: Identity,
+        ledger: Ledger,
+        gate: Gate,
+        memory: ChildMemory,
+        *,
+        drain_grace_s: float,
+        interrupt_grace_s: float,
     ) -> None:
         super().__init__(name="watch", daemon=True)
-        self._identity, self._ledger, self._gate = identity, ledger, gate
+        self._identity, self._ledger, self._gate, self._memory = identity, ledger, gate, memory
         self._drain_grace_s, self._interrupt_grace_s = drain_grace_s, interrupt_grace_s
         self._log = logs.logger(__name__)
         self._program: Worker | None = None
@@ -293,7 +301,8 @@ class Watch(threading.Thread):
         run = self._current
         if run is None:
             return
-        if run.overdue_at is not None and now > run.overdue_at and self._away_since is None:
+        overdue_at = math.inf if run.overdue_at is None else run.overdue_at + self._memory.paused_s
+        if now > overdue_at and self._away_since is None:
             self._end_child(run, Sentence.OVERDUE)
         elif run.disturbed_at is not None and now > run.disturbed_at + self._interrupt_grace_s:
             self._end_child(run, Sentence.INTERRUPTED)

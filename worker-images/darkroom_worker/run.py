@@ -18,16 +18,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from darkroom import errors, logs, models, traces, transitions
-from darkroom.artifacts import ArtifactStore, StoreUnavailable, artifact_key, sha256_of
+from darkroom.artifacts import ArtifactStore, StoreRefused, artifact_key, sha256_of
 from darkroom.errors import TemporaryError
-from darkroom.jobs import Artifact, ErrorKind, State
+from darkroom.jobs import Artifact, ErrorKind, State, is_tenant
 from darkroom.ledger import Ledger, Patience
 from darkroom.models import Model
 from darkroom.transitions import Call, Ended, Reason, Standing
 from structlog.contextvars import bound_contextvars
 
+from darkroom_worker.child_memory import ChildMemory
 from darkroom_worker.engine import Engine, EngineError, Interrupted, OutOfMemory, Run, make_engine
+from darkroom_worker.proof import FailedJobs, proves
 from darkroom_worker.readiness import EXIT_FAULT
+from darkroom_worker.storing import Storing
 
 if TYPE_CHECKING:
     from darkroom_worker.celery_app import WorkerApp
@@ -43,11 +46,11 @@ STEP_PATIENCE = Patience(timeout_s=1.0, retries=0)
 SILENCE_S = 2.0
 """After Redis did not answer, steps go on for so long without asking: each call would hold the engine up."""
 
-INSIST_S = 600
-"""How long the end of an attempt waits for Redis. Its lease lapses meanwhile, but nobody reaps while Redis is away."""
-
 INSIST_FROM_S = 0.1
 INSIST_TO_S = 5.0
+"""The pause between two tries to make a call of the ledger doubles, without a limit of their number: an outage of Redis
+counts as no attempt of a job. The lease lapses meanwhile, but no process reaps while Redis is away.
+"""
 
 RETRY_BASE_S = 2.0
 RETRY_CAP_S = 60.0
@@ -86,7 +89,7 @@ class Job:
 class Ending:
     """What becomes of an attempt; without a call, it is another's. `fault`: this process must not run another job.
 
-    `failure`: why it failed, where that may be the worker's doing as well as the job's; the parent counts these.
+    `failure`: why it failed, where that may be the worker's doing as well as the job's.
     """
 
     call: Call[Ended] | None
@@ -105,22 +108,39 @@ def retry_delay_ms(counted: int, *, chance: float) -> int:
 
 
 def open_runner(app: WorkerApp) -> Runner:
-    """Load every model of the pool. A model that does not load ends the process, as a fault of the worker."""
+    """Load every model of the pool. A model that does not load ends the process, as a fault of the worker.
+
+    So does a failed proof run, in a child that replaces another one: the job that ended that one was charged for it,
+    and only now there is evidence about the device.
+    """
     log = logs.logger(__name__)
     try:
-        engines = {model.name: (model, _loaded(model)) for model in app.models}
+        metadata = app.settings.picture_metadata
+        engines = {model.name: (model, _loaded(model, metadata=metadata)) for model in app.models}
         store = ArtifactStore(app.settings.store)
-        return Runner(engines, app.ledger(), store, app.worker_name, of_steps=app.ledger(STEP_PATIENCE))
+        runner = Runner(
+            engines,
+            app.ledger(),
+            store,
+            app.worker_name,
+            of_steps=app.ledger(STEP_PATIENCE),
+            memory=app.memory,
+        )
+        is_proven = app.suspects is None or proves(engines, suspects=app.suspects, give_up=end_process)
     except Exception:  # Celery would log it and take the child for ready
         log.exception("not_loaded")
         end_process()
+    if not is_proven:
+        log.error("not_proven", suspects=sorted(app.suspects or ()))
+        end_process()
+    return runner
 
 
-def _loaded(model: Model) -> Engine:
+def _loaded(model: Model, *, metadata: bool) -> Engine:
     log = logs.logger(__name__)
     began = time.monotonic()
     log.info("loading", model=model.name, engine=model.engine, source=model.source)
-    engine = make_engine(model)
+    engine = make_engine(model, metadata=metadata)
     engine.load()
     log.info("loaded", model=model.name, seconds=round(time.monotonic() - began, 3))
     return engine
@@ -166,6 +186,17 @@ class Steps:
             self.waited_s += self._clock() - now
         if tell:
             self._told_at = now
+        self._go_on(standing)
+
+    def check(self) -> None:
+        """Between steps: raise Interrupted where the job was cancelled, or is another worker's."""
+        try:
+            standing = self._ledger.run(transitions.renew(self._job.id, token=self._job.token))
+        except TemporaryError:
+            return
+        self._go_on(standing)
+
+    def _go_on(self, standing: Standing) -> None:
         if standing is not Standing.OK:
             self.stopped_by = standing
             raise Interrupted(f"the ledger says: {standing}")
@@ -174,7 +205,8 @@ class Steps:
 class Runner:
     """The child's side of the worker: engines by the name of their model, the ledger, the object store.
 
-    `of_steps` is the ledger for progress calls, with a patience of its own.
+    `of_steps` is the ledger for progress calls, with a patience of its own. `memory` is
+    shared with the parent.
     """
 
     def __init__(
@@ -185,9 +217,13 @@ class Runner:
         worker: str,
         *,
         of_steps: Ledger,
+        memory: ChildMemory,
     ) -> None:
-        self._engines, self._ledger, self._store, self._worker = engines, ledger, store, worker
+        self._engines, self._ledger, self._worker = engines, ledger, worker
+        self._storing = Storing(store, worker)
         self._of_steps = of_steps
+        self._memory = memory
+        self._failed_jobs = FailedJobs()
         self._log = logs.logger(__name__)
 
     def run_job(self, job_id: str, *, token: str, traceparent: str | None) -> str:
@@ -212,12 +248,16 @@ class Runner:
                 run_timeout_s=claim.run_timeout,
             )
             began = time.monotonic()
+            self._memory.begin_attempt(job.model)
             ending = self._attempt(job)
             ended = self._insist(ending.call) if ending.call else Ended.LOST
             seconds = round(time.monotonic() - began, 3)
             self._log.info("attempt_ended", attempt=job.attempt, ended=ended, seconds=seconds)
             if ending.fault:
                 end_process()
+            self._memory.end_attempt()
+            if ended is Ended.COMPLETED:
+                self._failed_jobs.completed()
             return f"{ended}: {ending.failure}" if ending.failure else f"{ended}"
 
     def close(self) -> None:
@@ -233,7 +273,7 @@ class Runner:
             model, engine, parameters = self._prepare(job)
             run = self._run(engine, parameters, job_id=job.id, on_step=steps)
             run_ms = round(1000 * (time.monotonic() - began - steps.waited_s))
-            return self._completed(job, model=model, run=run, run_ms=run_ms)
+            return self._completed(job, model=model, run=run, run_ms=run_ms, check=steps.check)
         except Interrupted:
             return _interrupted(job, steps.stopped_by)
         except errors.UnknownModel as error:
@@ -242,18 +282,26 @@ class Runner:
             return Ending(_fault(job, error.detail))
         except errors.InvalidInput as error:
             return Ending(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
-        except StoreUnavailable as error:
-            self._log.exception("store_unavailable")
-            return Ending(_fault(job, error.detail), fault=True)
+        except StoreRefused as error:
+            self._log.exception("store_refused")
+            return Ending(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
         except EngineError as error:
             self._log.exception("engine_failed", kind=error.kind)
             if error.kind is ErrorKind.WORKER_FAULT:
                 return Ending(_fault(job, error.detail), fault=True)
-            return Ending(_retry(job, error.kind, error.detail), failure=error.kind)
+            return self._charged(job, error.kind, error.detail)
         except Exception as error:
             self._log.exception("run_failed")
-            message = f"the run failed ({type(error).__name__})"
-            return Ending(_retry(job, ErrorKind.TRANSIENT, message), failure=ErrorKind.TRANSIENT)
+            return self._charged(job, ErrorKind.TRANSIENT, f"the run failed ({type(error).__name__})")
+
+    def _charged(self, job: Job, kind: ErrorKind, message: str) -> Ending:
+        """The end of a failed attempt: the job is charged for it, unless the device fails in a proof run too."""
+        if self._failed_jobs.failed(job.id):
+            with self._memory.paused():
+                if not proves(self._engines, give_up=end_process):
+                    return Ending(_fault(job, f"{message}; a proof run failed too"), fault=True)
+            self._failed_jobs.completed()
+        return Ending(_retry(job, kind, message), failure=kind)
 
     def _run(self, engine: Engine, parameters: Mapping[str, Any], *, job_id: str, on_step: Steps) -> Run:
         """Run the engine and, where the device's memory does not suffice, at once a second time in its leaner way."""
@@ -265,20 +313,23 @@ class Runner:
 
     def _prepare(self, job: Job) -> tuple[Model, Engine, dict[str, object]]:
         """The job's model, its engine and its parameters. Raises InvalidInput, UnknownModel."""
+        if not is_tenant(job.tenant):
+            raise errors.InvalidInput(f"{job.tenant!r} cannot name a tenant: no picture of it could be stored")
         if job.model not in self._engines:
             raise errors.UnknownModel(f"worker {self._worker} does not serve model {job.model!r}")
         model, engine = self._engines[job.model]
         return model, engine, models.validate(model, json.loads(job.input))
 
-    def _completed(self, job: Job, *, model: Model, run: Run, run_ms: int) -> Ending:
-        """Store the pictures, then have them published. Raises StoreUnavailable."""
+    def _completed(self, job: Job, *, model: Model, run: Run, run_ms: int, check: Callable[[], None]) -> Ending:
+        """Store the pictures, then have them published. Raises StoreRefused, and what `check` raises."""
         artifacts = []
         for index, picture in enumerate(run.pictures):
             sha256 = sha256_of(picture.png)
             key = artifact_key(
                 tenant=job.tenant, job_id=job.id, attempt=job.attempt, index=index, sha256=sha256, extension="png"
             )
-            self._store.put(key, picture.png)
+            with self._memory.paused():
+                self._storing.put(key, picture.png, check=check)
             size = len(picture.png)
             artifacts.append(Artifact(key, sha256, PNG, size=size, width=picture.width, height=picture.height))
         data: dict[str, Any] = {
@@ -292,15 +343,12 @@ class Runner:
         return Ending(transitions.finish(job.id, token=job.token, outcome=State.COMPLETED, data=data))
 
     def _insist(self, call: Call[T]) -> T:
-        """Make the call until Redis answers. Raises TemporaryError when it was away for too long."""
-        give_up_at = time.monotonic() + INSIST_S
+        """Make the call until Redis answers. A drain ends the process that waits here."""
         pause_s = INSIST_FROM_S
         while True:
             try:
                 return self._ledger.run(call)
             except TemporaryError as error:
-                if time.monotonic() > give_up_at:
-                    raise
                 self._log.warning("ledger_away", script=call.script, detail=error.detail)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, INSIST_TO_S)
