@@ -101,7 +101,7 @@ async def test_a_job_runs_and_its_pictures_are_what_the_end_says(staffed: House)
 
 
 async def test_without_metadata_a_picture_names_no_prompt(house: House) -> None:
-    await house.ready_worker(picture_metadata="false")
+    await house.ready_worker(picture_metadata="none")
     record = await house.ended(await house.submit(prompt="a secret"))
     assert record.end_data is not None
     content = (house.store_folder / record.end_data["artifacts"][0]["key"]).read_bytes()

@@ -8,7 +8,7 @@ The file says how it was made, in text chunks that any reader of PNG metadata sh
 | `Software` | darkroom and its version |
 | `model_served` | what really served the model: an untrained stand-in is named here |
 
-With DARKROOM_PICTURE_METADATA=false there is no `parameters`, and with it no prompt.
+With DARKROOM_PICTURE_METADATA=none there is no `parameters`, and with it no prompt.
 
 Nothing of time or place goes in, so the same pixels and parameters give the same bytes.
 """

@@ -115,7 +115,7 @@ def open_runner(app: WorkerApp) -> Runner:
     """
     log = logs.logger(__name__)
     try:
-        metadata = app.settings.picture_metadata
+        metadata = app.settings.picture_metadata == "full"
         engines = {model.name: (model, _loaded(model, metadata=metadata)) for model in app.models}
         store = ArtifactStore(app.settings.store)
         runner = Runner(

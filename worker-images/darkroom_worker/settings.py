@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from darkroom.errors import SettingError
 from darkroom.models import Catalogue, Model
 from darkroom.settings import LedgerSettings, ModelSettings, StoreSettings
@@ -32,8 +34,8 @@ class WorkerSettings(LedgerSettings, ModelSettings, StoreSettings):
     """Port of `/healthz` and `/readyz`; without one there are none. The courier's has a name of its own, since both may
     run on one machine with the same variables."""
 
-    picture_metadata: bool = True
-    """Whether a picture's file names the parameters that it was made with, the prompt among them; `false` leaves them
+    picture_metadata: Literal["full", "none"] = "full"
+    """Whether a picture's file names the parameters that it was made with, the prompt among them; `none` leaves them
     out. The job's own record has them either way."""
 
 
