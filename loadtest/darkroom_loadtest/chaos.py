@@ -20,6 +20,7 @@ from darkroom.auditor import Auditor
 from darkroom.errors import NotFound
 from darkroom.jobs import JobEvent
 from darkroom.ledger import AsyncLedger, JobRecord, connect_async
+from darkroom.transitions import WorkerState
 from darkroom.updates import artifacts_of
 
 from darkroom_loadtest import verdict
@@ -102,6 +103,7 @@ async def collect(rig: Rig, storm: Storm) -> Evidence:
             records |= {job.id: job for job in jobs if job is not None}
         struck = sorted({wound.job for wound in wounds})
         logs = dict(zip(struck, await ledger.logs(struck), strict=True))
+        workers_out = sum(worker.state == WorkerState.FAULTY for worker in await ledger.workers())
         audit = await Auditor(client, NAMESPACE, store=store, history=None).audit(repair=False)
     return Evidence(
         accepted=accepted,
@@ -116,6 +118,7 @@ async def collect(rig: Rig, storm: Storm) -> Evidence:
         changed=await _changed(witness, records, store),
         wounds=wounds,
         outages_ms=storm.outages_ms,
+        workers_out=workers_out,
         audit_findings=[f"{fault.kind}: job {fault.job}: {fault.seen}" for fault in audit.findings],
     )
 

@@ -59,7 +59,8 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A storm. Times are in seconds, from its beginning. `wounds` are ordered `every_s`, but not while Redis is away.
+    """A storm. Times are in seconds, from its beginning. `wounds` are ordered `every_s`, but not while Redis or
+    the object store is away.
 
     `jobs` are the fewest, `per_s` how many come in each second for as long as the storm lasts. `limit_s`: a storm that
     is not over then has failed; `patience_s`: how long people wait for the last ends after it. `outlasts`: a stopped
@@ -75,6 +76,7 @@ class Plan:
     limit_s: float
     patience_s: float
     redis_away: Sequence[tuple[float, float]] = ()
+    store_away: Sequence[tuple[float, float]] = ()
     sink_failures: Sequence[Failure] = ()
     functions_killed: Sequence[float] = ()
     couriers_killed: Sequence[float] = ()
@@ -119,6 +121,7 @@ FULL = Plan(
     limit_s=360,
     patience_s=150,
     redis_away=((70, 21), (150, 21)),
+    store_away=((190, 60),),
     sink_failures=(
         Failure(15, 60, Way.FORGETS),
         Failure(105, 30, Way.CLOSED),
@@ -140,6 +143,7 @@ SHORT = Plan(
     limit_s=150,
     patience_s=60,
     redis_away=((14, 6),),
+    store_away=((28, 5),),
     sink_failures=(
         Failure(3, 3, Way.FORGETS),
         Failure(7, 2, Way.CLOSED),
@@ -185,7 +189,7 @@ class Storm:
 
     def __init__(self, rig: Rig, plan: Plan, *, without: Protection | None) -> None:
         self._rig, self._plan, self._without = rig, plan, without
-        self._is_redis_away = False
+        self._is_redis_away = self._is_store_away = False
         self._over = asyncio.Event()
         self._began = 0.0
         self.outages_ms: list[int] = []
@@ -243,7 +247,7 @@ class Storm:
             await self._first_told()
             self._began = time.monotonic()
             async with asyncio.TaskGroup() as blows:
-                for work in (self._wound(), self._take_redis_away(), self._fail_sink()):
+                for work in (self._wound(), self._take_redis_away(), self._take_store_away(), self._fail_sink()):
                     blows.create_task(work)
                 blows.create_task(self._kill_functions())
                 blows.create_task(self._kill_couriers())
@@ -298,7 +302,7 @@ class Storm:
     async def _wound(self) -> None:
         for order in self._plan.wounds:
             await asyncio.sleep(self._plan.every_s)
-            while self._is_redis_away or not self.fleet.order(order):  # noqa: ASYNC110 - processes tell of nothing
+            while self._is_redis_away or self._is_store_away or not self.fleet.order(order):  # noqa: ASYNC110 - processes tell of nothing
                 await asyncio.sleep(LOOK_S)
         while not self.fleet.is_settled:  # noqa: ASYNC110 - as above
             await asyncio.sleep(LOOK_S)
@@ -313,6 +317,25 @@ class Storm:
             self._rig.again(self._rig.redis_process)
             await asyncio.sleep(WATCH_PAUSE_S)
             self._is_redis_away = False
+
+    async def _take_store_away(self) -> None:
+        """The object store accepts nothing, and gives nothing: a file stands where its folder was.
+
+        No worker is struck meanwhile. Its job would run again when the store is back, which no goal is about.
+        """
+        store = self._rig.folder / "store"
+        for at_s, for_s in self._plan.store_away:
+            await self._until(at_s)
+            self._is_store_away = True
+            while not self.fleet.is_settled:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(LOOK_S)
+            self.outages_ms.append(time.time_ns() // 1_000_000)
+            away = store.rename(store.with_name("store-away"))
+            store.touch()
+            await asyncio.sleep(for_s)
+            store.unlink()
+            away.rename(store)
+            self._is_store_away = False
 
     async def _fail_sink(self) -> None:
         for failure in self._plan.sink_failures:

@@ -34,7 +34,8 @@ class Evidence:
     `accepted` were answered with a 202. `told`: their end reached the sink's far side; `shown`: an owner's socket told
     of it. `ends` are all the ends that anybody was ever told. `counted`: attempts by the ledger, of all jobs that it
     has; `moves_ms`: when the job started or ended; `changed`: jobs whose published bytes are not those that were told
-    of. `outages_ms`: when Redis went away. Times are milliseconds since the epoch.
+    of. `outages_ms`: when Redis or the object store went away. `workers_out`: those out as faulty at the end.
+    Times are milliseconds since the epoch.
     """
 
     accepted: frozenset[str]
@@ -47,6 +48,7 @@ class Evidence:
     wounds: Sequence[Wound]
     outages_ms: Sequence[int]
     audit_findings: Sequence[str] = field(default=())
+    workers_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Verdict:
     recoveries: tuple[Recovery, ...]
     excused: int
     audit_findings: int
+    workers_out: int = 0
 
 
 def judge(evidence: Evidence, *, lease_s: float) -> Verdict:
@@ -82,6 +85,7 @@ def judge(evidence: Evidence, *, lease_s: float) -> Verdict:
         recoveries=tuple(recoveries),
         excused=excused,
         audit_findings=len(evidence.audit_findings),
+        workers_out=evidence.workers_out,
     )
 
 
@@ -120,6 +124,7 @@ def figures(verdict: Verdict, *, least_jobs: int, recovery_goal_s: float | None)
         _figure("chaos_twice", "jobs", len(verdict.twice), none),
         _figure("chaos_false_attempts", "attempts", verdict.false_attempts, none),
         _figure("chaos_audit_findings", "findings", verdict.audit_findings, none),
+        _figure("chaos_workers_out", "workers", verdict.workers_out, none),
     ]
     if verdict.recoveries:
         seconds = [recovery.seconds for recovery in verdict.recoveries]
