@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
 import sys
@@ -14,7 +15,7 @@ import yaml
 from darkroom_operator import pools
 
 from tests.images.conftest import TAG, WORTH_MB, Secrets
-from tests.images.containers import NAMESPACE, Pod, Podman
+from tests.images.containers import NAMELESS, NAMESPACE, PASSWD, Pod, Podman
 from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample
 from tests.operator.control_plane import ControlPlane
 from tests.waiting import eventually
@@ -108,13 +109,19 @@ def test_a_worker_runs_with_weights_that_are_baked_in(
     starts_and_ends(pool, behind, {}, container)
 
 
-def test_the_image_of_a_worker_can_fetch_from_the_hub(podman: Podman, images: dict[str, int], repository: Path) -> None:
+def test_the_image_of_a_worker_can_fetch_from_the_hub(
+    podman: Podman, images: dict[str, int], repository: Path, tmp_path: Path
+) -> None:
     """The command of docs/images.md is there, with its options; nothing is fetched."""
     assert "worker-cpu" in images
     (text,) = re.findall(r"```yaml volume\n(.*?)```", (repository / "docs/images.md").read_text(), re.DOTALL)
     program, verb, *_ = main_container(yaml.safe_load(text))["command"]
     image = f"dev.local/darkroom-worker-cpu:{TAG}"
-    assert "--local-dir" in podman("run", "--rm", "--network=none", "--entrypoint", program, image, verb, "--help")
+    entrypoint = json.dumps([*NAMELESS, program])
+    (tmp_path / "passwd").write_text(PASSWD)
+    mount = f"{tmp_path / 'passwd'}:/etc/passwd:ro"
+    arguments = ("run", "--rm", "--network=none", "--volume", mount, "--entrypoint", entrypoint)
+    assert "--local-dir" in podman(*arguments, image, verb, "--help")
 
 
 def starts_and_ends(

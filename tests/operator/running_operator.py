@@ -62,6 +62,10 @@ class RunningOperator:
             raise AssertionError(f"the operator ended:\n{self.said()}")
         return self.status_of("/readyz") == 200
 
+    def has_ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def status_of(self, path: str) -> int | None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as reply:

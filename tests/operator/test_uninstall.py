@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,17 +29,22 @@ ORDERS = {
 
 
 @pytest.fixture
-def crd(control_plane: ControlPlane, manifests: dict[str, list[Object]]) -> Iterator[None]:
-    """The tests delete it, and others need it."""
-    yield
-    given = json.dumps(control_plane.fitted(manifests["workerpools"][0]))
-    eventually(lambda: control_plane.find(CRD) is None, what="the CRD is gone")
-    control_plane.kubectl("apply", "--server-side", "-f", "-", given=given)
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/workerpools.darkroom.dev", "--timeout=60s")
-    eventually(lambda: control_plane.explains("workerpools"), what="kubectl explain knows of worker pools")
+def install_crd(control_plane: ControlPlane, manifests: dict[str, list[Object]]) -> Iterator[Callable[[], None]]:
+    """Install the CRD anew; at the end of a test too, since others need it."""
+
+    def install() -> None:
+        given = json.dumps(control_plane.fitted(manifests["workerpools"][0]))
+        eventually(lambda: control_plane.find(CRD) is None, what="the CRD is gone")
+        control_plane.kubectl("apply", "--server-side", "-f", "-", given=given)
+        control_plane.kubectl("wait", "--for=condition=Established", "crd/workerpools.darkroom.dev", "--timeout=60s")
+        eventually(lambda: control_plane.explains("workerpools"), what="kubectl explain knows of worker pools")
+
+    yield install
+    if control_plane.find(CRD) is None:
+        install()
 
 
-@pytest.mark.usefixtures("crd")
+@pytest.mark.usefixtures("install_crd")
 @pytest.mark.parametrize("order", ORDERS)
 def test_deleting_everything_ends_in_any_order(order: str, stage: Stage) -> None:
     plane = stage.control_plane
@@ -57,6 +62,25 @@ def test_deleting_everything_ends_in_any_order(order: str, stage: Stage) -> None
             plane.kubectl("delete", step, name, "--wait=false")
     eventually(lambda: plane.find(CRD) is None, what="the CRD is gone")
     eventually(lambda: plane.find(f"/api/v1/namespaces/{stage.namespace}") is None, what="the namespace is gone")
+
+
+def test_an_operator_without_its_kind_ends_and_the_next_waits_for_it(
+    stage: Stage, install_crd: Callable[[], None]
+) -> None:
+    """The CRD is deleted, with all pools, and installed again; Kubernetes starts the operator anew in between."""
+    operator = stage.operator()
+    operator.lead()
+    stage.apply("flux", minReplicas=1)
+    stage.has_replicas("flux", 1)
+    stage.control_plane.kubectl("delete", "crd", "workerpools.darkroom.dev", "--timeout=60s")
+    eventually(operator.has_ended, what="the operator has ended")
+    assert operator.end() == 1
+    operator.start()
+    eventually(lambda: "not_read_yet" in operator.said(), what="the next one waits")
+    install_crd()
+    stage.apply("flux", minReplicas=2)
+    stage.has_replicas("flux", 2)
+    assert operator.status_of("/healthz") == 200
 
 
 def test_the_finalizer_of_earlier_versions_is_removed(stage: Stage) -> None:
