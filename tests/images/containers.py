@@ -33,8 +33,8 @@ SERVICES = ("redis", "postgresql", *(f"{name}.{NAMESPACE}.svc.cluster.local" for
 
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-NAMELESS = ("env", "--unset=HOME", "--unset=LOGNAME", "--unset=USER")
-"""Before each command: podman sets HOME by itself, and containerd sets nothing that a program could rely on."""
+OF_A_USER = ("HOME", "LOGNAME", "USER")
+"""podman sets HOME by itself. No program may rely on these variables, unless the manifest sets them."""
 
 PASSWD = "root:x:0:0:root:/root:/bin/bash\n"
 """The container's users: podman adds the one of `--user` to a file that is not mounted, and containerd does not."""
@@ -77,6 +77,7 @@ class Pod:
         self._volumes = {volume["name"]: self._volume(volume) for volume in spec.get("volumes", [])}
         self._name = ""
         self._container: Object = {}
+        self._nameless: list[str] = []
         self._pid = 0
         self._bridges: list[Bridge] = []
 
@@ -98,6 +99,7 @@ class Pod:
         self._container = container
         self._name = f"darkroom-test-{container['name']}-{uuid4().hex[:8]}"
         environment = {**told(self._objects, _without_fields(container), self._secrets), **given}
+        self._nameless = nameless(environment)
         arguments = [argument for name in environment for argument in ("--env", name)]
         arguments += [argument for name in SERVICES for argument in ("--add-host", f"{name}:127.0.0.1")]
         for mount in container.get("volumeMounts", []):
@@ -107,7 +109,7 @@ class Pod:
             arguments += ["--volume", f"{self._folder / 'account'}:{ACCOUNT}:ro"]
         (self._folder / "passwd").write_text(PASSWD)
         arguments += ["--volume", f"{self._folder / 'passwd'}:/etc/passwd:ro"]
-        arguments += ["--entrypoint", json.dumps([*NAMELESS, *self._command_of(container, tag)])]
+        arguments += ["--entrypoint", json.dumps([*self._nameless, *self._command_of(container, tag)])]
         context = {**self.spec.get("securityContext", {}), **container["securityContext"]}
         assert context["runAsNonRoot"]
         assert context["readOnlyRootFilesystem"]
@@ -154,7 +156,7 @@ class Pod:
 
     def _is_content(self, probe: Object) -> bool:
         if "exec" in probe:
-            return self._podman.tried("exec", self._name, *NAMELESS, *probe["exec"]["command"]).returncode == 0
+            return self._podman.tried("exec", self._name, *self._nameless, *probe["exec"]["command"]).returncode == 0
         asked = probe["httpGet"]
         (port,) = self._container["ports"]
         assert asked.get("port", port.get("name")) == port.get("name")
@@ -198,6 +200,11 @@ class Pod:
             assert volume["emptyDir"] == {}
             place.chmod(0o777)
         return place
+
+
+def nameless(environment: Mapping[str, str]) -> list[str]:
+    """What stands before a command so that the process has no variables of a user but those of `environment`."""
+    return ["env", *(f"--unset={name}" for name in OF_A_USER if name not in environment)]
 
 
 def _image(container: Object, tag: str) -> str:

@@ -15,8 +15,8 @@ import yaml
 from darkroom_operator import pools
 
 from tests.images.conftest import TAG, WORTH_MB, Secrets
-from tests.images.containers import NAMELESS, NAMESPACE, PASSWD, Pod, Podman
-from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample
+from tests.images.containers import NAMESPACE, PASSWD, Pod, Podman, nameless
+from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, told
 from tests.operator.control_plane import ControlPlane
 from tests.waiting import eventually
 
@@ -115,13 +115,16 @@ def test_the_image_of_a_worker_can_fetch_from_the_hub(
     """The command of docs/images.md is there, with its options; nothing is fetched."""
     assert "worker-cpu" in images
     (text,) = re.findall(r"```yaml volume\n(.*?)```", (repository / "docs/images.md").read_text(), re.DOTALL)
-    program, verb, *_ = main_container(yaml.safe_load(text))["command"]
+    container = main_container(yaml.safe_load(text))
+    program, verb, *_ = container["command"]
+    environment = told([], container, {})
     image = f"dev.local/darkroom-worker-cpu:{TAG}"
-    entrypoint = json.dumps([*NAMELESS, program])
+    entrypoint = json.dumps([*nameless(environment), program])
     (tmp_path / "passwd").write_text(PASSWD)
     mount = f"{tmp_path / 'passwd'}:/etc/passwd:ro"
-    arguments = ("run", "--rm", "--network=none", "--volume", mount, "--entrypoint", entrypoint)
-    assert "--local-dir" in podman(*arguments, image, verb, "--help")
+    variables = [argument for name in environment for argument in ("--env", name)]
+    arguments = ("run", "--rm", "--network=none", "--volume", mount, *variables, "--entrypoint", entrypoint)
+    assert "--local-dir" in podman(*arguments, image, verb, "--help", more=environment)
 
 
 def starts_and_ends(
