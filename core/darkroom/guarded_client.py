@@ -4,7 +4,7 @@ The courier posts webhooks through it. It resolves a name itself, holds every an
 of them if one breaks them, and connects to an address that was checked, so that a name which changes its meaning in
 between changes nothing. TLS is still verified against the name. There are no redirects and no proxy, whatever the
 environment says, and neither a receiver that never ends its answer nor one that sends gigabytes gets more than its
-share.
+share. The status decides what a receiver answered: a body that breaks off, or does not end, changes nothing.
 
 It stands on httpcore, which is httpx without what must not happen here: redirects, proxies, cookies, decompression.
 """
@@ -17,6 +17,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,9 @@ from darkroom.guard import Allow, Destination, IpAddress, check_address, check_u
 
 ANSWER_MAX_BYTES = 4 * 1024
 """So much of an answer is kept; the rest is not read, and costs the connection."""
+
+BODY_LIMIT_S = 1.0
+"""How long the body is read once the status is known. A guess: it is there at once, or nothing depends on it."""
 
 ATTEMPTS = 4
 """Addresses of one name that are tried, each for its part of the time."""
@@ -43,6 +47,13 @@ RESOLVER_THREADS = 64
 
 _SUCCESS = range(200, 300)
 
+_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, OSError)
+"""What ends an exchange early. OSError: a fault that TLS finds after its handshake is ssl.SSLError, and httpcore hands
+it on as it is."""
+
+_CLOSED = "Server disconnected"
+"""How httpcore's message begins where a connection was closed before the answer began."""
+
 Trace = Callable[[str, Any], Awaitable[None]]
 
 Resolve = Callable[[str, int], Awaitable[Sequence[IpAddress]]]
@@ -50,7 +61,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[IpAddress]]]
 
 
 class Unanswered(TemporaryError):
-    """The receiver gave no answer that can be read, or not in time."""
+    """The receiver gave no answer that can be read, or not in time. The message holds nothing that it sent."""
 
     slug, title = "unanswered", "The receiver did not answer"
 
@@ -71,8 +82,8 @@ class Answer:
 class GuardedClient:
     """Sends requests to addresses that callers gave. One per process, closed at its end (`async with`).
 
-    `timeout_s` bounds each request as a whole, from the look-up of the name to the last byte that is read. `tls` and
-    `resolve` stand in for the system's trust store and resolver in tests.
+    `timeout_s` bounds each request as a whole, from the look-up of the name to the last byte that is read; the body has
+    `BODY_LIMIT_S` of it. `tls` and `resolve` stand in for the system's trust store and resolver in tests.
     """
 
     def __init__(
@@ -116,22 +127,23 @@ class GuardedClient:
     async def send(self, method: str, url: str, *, headers: Mapping[str, str], body: bytes = b"") -> Answer:
         """Send one request and read the answer, whatever its status; a redirect is an answer like any other.
 
-        Raises InvalidInput where the guard refuses the URL or what its name leads to now, Unanswered where no answer
-        came: the name is not known, the connection or its TLS failed, the time was over.
+        Raises InvalidInput where the guard refuses the URL or what its name leads to now, Unanswered where no status
+        and headers came: the name is not known, the connection or its TLS failed, the time was over.
         """
         to = check_url(url, self._allow, field="the receiver's address")
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._exchange(method, to, headers, body)
+            async with asyncio.timeout(self._timeout_s) as limit:
+                return await self._exchange(method, to, headers, body, limit=limit)
         except (TimeoutError, httpcore.TimeoutException):
             raise Unanswered(f"no answer within {self._timeout_s:g} s") from None
-        # OSError: what TLS finds wrong after its handshake is ssl.SSLError, and httpcore hands it on as it is.
-        except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-            raise Unanswered(f"no answer: {str(error) or type(error).__name__}") from None
+        except _BROKEN as error:
+            raise Unanswered(f"no answer: {_description(error)}") from None
 
-    async def _exchange(self, method: str, to: Destination, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Over a connection that was kept or a new one. A kept one that turns out to be closed says nothing of the
-        receiver: the next is tried, and a new one at last.
+    async def _exchange(
+        self, method: str, to: Destination, headers: Mapping[str, str], body: bytes, *, limit: asyncio.Timeout
+    ) -> Answer:
+        """Over a connection that was kept or a new one. A kept one that turns out to be closed is no sign of a fault in
+        the receiver: the next is tried, and a new one at last.
         """
         is_new = False
 
@@ -141,13 +153,20 @@ class GuardedClient:
 
         while True:
             try:
-                return await self._exchange_once(method, to, headers, body, traced)
+                return await self._exchange_once(method, to, headers, body, limit=limit, traced=traced)
             except (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError):
                 if is_new:
                     raise
 
     async def _exchange_once(
-        self, method: str, to: Destination, headers: Mapping[str, str], body: bytes, traced: Trace
+        self,
+        method: str,
+        to: Destination,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        limit: asyncio.Timeout,
+        traced: Trace,
     ) -> Answer:
         pool = self._pools[hash((to.host, to.port)) % POOLS]
         # Put together of what the guard has read: nobody reads the URL a second time, and in another way.
@@ -160,20 +179,36 @@ class GuardedClient:
             content=body,
             extensions={"timeout": limits, "trace": traced},
         ) as answer:
-            read = bytearray()
-            async for chunk in answer.aiter_stream():
-                read += chunk
-                if len(read) > self._answer_bytes:
-                    break
+            ends = min(asyncio.get_running_loop().time() + BODY_LIMIT_S, limit.when() or 0)
+            limit.reschedule(None)  # the receiver has answered
+            read = await self._beginning(answer, ends=ends)
         names: dict[str, str] = {}
         for name, value in answer.headers:
             names.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
-        return Answer(answer.status, names, bytes(read[: self._answer_bytes]))
+        return Answer(answer.status, names, read)
+
+    async def _beginning(self, answer: httpcore.Response, *, ends: float) -> bytes:
+        """As much of the body as there is at `ends` (the loop's time), `answer_bytes` at most."""
+        read = bytearray()
+        with suppress(TimeoutError, httpcore.TimeoutException, *_BROKEN):
+            async with asyncio.timeout_at(ends):
+                async for chunk in answer.aiter_stream():
+                    read += chunk
+                    if len(read) > self._answer_bytes:
+                        break
+        return bytes(read[: self._answer_bytes])
 
     async def _resolve(self, host: str, port: int) -> Sequence[IpAddress]:
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._resolver, _look_up, host, port)
         return list(dict.fromkeys(found))
+
+
+def _description(error: Exception) -> str:
+    """What went wrong. A fault in the answer itself is named without its text, which quotes what the receiver sent."""
+    if isinstance(error, httpcore.RemoteProtocolError):
+        return "the connection was closed" if str(error).startswith(_CLOSED) else "the answer is not valid HTTP/1.1"
+    return str(error) or type(error).__name__
 
 
 def _look_up(host: str, port: int) -> list[IpAddress]:

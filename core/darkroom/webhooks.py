@@ -138,7 +138,8 @@ class Try:
 class Delivery:
     """One event that is to be told to one address, and what was tried.
 
-    `recipient` is `PER_JOB` or the id of a subscription. `due`: when it is tried again (ms); None unless it is open.
+    `recipient` is `PER_JOB` or the id of a subscription, which gets the events of one job in order. `due`: when it is
+    tried again (ms); None unless it is open.
     `reason`: why it was given up. `tries` are the last ones; `tried` counts all.
     """
 

@@ -311,13 +311,56 @@ async def test_a_compressed_answer_stays_compressed() -> None:
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"x"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"x"),
+    ],
+    ids=["length", "chunks", "until-closed"],
+)
+@pytest.mark.parametrize("timeout_s", [DEADLINE_S, 0.5], ids=["limit-of-the-body", "limit-of-the-request"])
+async def test_a_body_that_never_ends_changes_nothing_of_the_answer(
+    head: bytes, again: bytes, timeout_s: float
+) -> None:
+    async with receiving(lambda writer: _endless(writer, head, again, pause_s=0.05)) as receiver:
+        answered = await sent(receiver, timeout_s=timeout_s)
+    assert (answered.status, answered.body[:3]) == (200, b"xxx")
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nxxx",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nxxx\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nxxx\r\nno chunk\r\n",
+    ],
+    ids=["length", "chunks", "malformed"],
+)
+async def test_a_body_that_breaks_off_changes_nothing_of_the_answer(raw: bytes) -> None:
+    """Neither over a new connection nor over one that was kept, whose request would be repeated for other faults."""
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(whole if len(receiver.requests) == 1 else raw)
+        await writer.drain()
+        if len(receiver.requests) > 1:
+            writer.close()
+
+    async with receiving(answer) as receiver, client_of(receiver.allow) as client:
+        for expected in (b"ok", b"xxx"):
+            answered = await client.send("POST", f"http://{receiver.address}:{PORT}/", headers={}, body=b"x")
+            assert (answered.status, answered.body) == (200, expected)
+    assert len(receiver.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "again"),
+    [
         (b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n"),
         (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
         (b"HTTP/1.1 ", b"2"),
     ],
-    ids=["body", "chunks", "headers", "informational", "status"],
+    ids=["headers", "informational", "status"],
 )
-async def test_an_answer_that_never_ends_is_none(head: bytes, again: bytes) -> None:
+async def test_a_head_that_never_ends_is_no_answer(head: bytes, again: bytes) -> None:
     """Each byte comes in time, and all of them together do not."""
     async with receiving(lambda writer: _endless(writer, head, again, pause_s=0.05)) as receiver:
         with pytest.raises(Unanswered, match=r"no answer within 0\.5 s"):
@@ -347,9 +390,12 @@ async def test_what_is_no_http_is_no_answer(raw: bytes) -> None:
         writer.close()
 
     async with receiving(answer) as receiver:
-        with pytest.raises(Unanswered, match="no answer: "):
+        with pytest.raises(Unanswered, match="no answer: ") as unanswered:
             await sent(receiver)
     assert len(receiver.requests) == 1
+    # Nothing that the receiver sent.
+    closed, invalid = "no answer: the connection was closed", "no answer: the answer is not valid HTTP/1.1"
+    assert unanswered.value.detail in ({closed, invalid} if raw else {closed})
 
 
 async def test_what_is_no_tls_after_the_handshake_is_no_answer(trust: Trust) -> None:

@@ -33,7 +33,7 @@ from darkroom.webhooks import (
     target_of,
 )
 
-from tests.core.timed_jobs import TENANT, TimedJobs
+from tests.core.timed_jobs import TENANT, TOKEN, TimedJobs
 
 URL = "https://receiver.test/hook"
 ALL = frozenset(WebhookEvent)
@@ -335,6 +335,99 @@ class TestStarts:
         jobs.finish(job_id)
         assert jobs.take(call="2") == [job_id], "due at once"
         assert jobs.redis.zscore(jobs.key("outbox"), job_id) == jobs.now + transitions.RELAY_LEASE_MS
+
+
+class TestOrder:
+    """A recipient gets the events of one job in order; an event that is overtaken is dropped."""
+
+    def started_and_completed(self, jobs: TimedJobs, **more: Any) -> str:
+        """A job both of whose events are applied and due."""
+        job_id = jobs.running(**more)
+        apply(jobs, job_id, seq=2)
+        jobs.finish(job_id)
+        return apply(jobs, job_id)
+
+    @pytest.mark.parametrize("outcome", [Outcome.DELIVERED, Outcome.FAILED, Outcome.GONE])
+    async def test_the_end_waits_until_the_try_of_the_start_is_settled(
+        self, jobs: TimedJobs, ledger: AsyncLedger, outcome: Outcome
+    ) -> None:
+        permit(jobs)
+        job_id = self.started_and_completed(jobs, webhook=Webhook(URL, ALL))
+        (start,) = take(jobs)
+        assert start.event is WebhookEvent.STARTED
+        assert take(jobs, taker="another") == []
+        settle(jobs, start, outcome, again_ms=1000 if outcome is Outcome.FAILED else None)
+        (end,) = take(jobs)
+        assert end.event is WebhookEvent.COMPLETED
+        jobs.now += 1000
+        assert take(jobs) == [], "a start that failed is not posted after the end"
+        if outcome is Outcome.FAILED:
+            first, _ = await seen(ledger, job_id)
+            assert (first.state, first.reason) == (DeliveryState.GIVEN_UP, "overtaken by a later event of the job")
+
+    def test_a_start_whose_courier_died_is_posted_again_before_the_end(self, jobs: TimedJobs) -> None:
+        permit(jobs)
+        self.started_and_completed(jobs, webhook=Webhook(URL, ALL))
+        take(jobs, taker="dies")
+        assert take(jobs) == []
+        jobs.now += LEASE_MS + 1
+        (start,) = take(jobs)
+        assert start.event is WebhookEvent.STARTED
+        settle(jobs, start, Outcome.DELIVERED, status=204)
+        assert [each.event for each in take(jobs)] == [WebhookEvent.COMPLETED]
+
+    def test_many_starts_keep_their_order(self, jobs: TimedJobs) -> None:
+        """Their numbers have one and two digits, and all are due at the same moment."""
+        permit(jobs)
+        job_id = jobs.running(webhook=Webhook(URL, ALL), max_attempts=20)
+        seqs, token = [2], TOKEN
+        for attempt in range(6):
+            jobs.retry(job_id, delay_ms=0, token=token)
+            jobs.promote()
+            token = f"again-{attempt}"
+            jobs.start(job_id, token=token)
+            seqs.append(int(jobs.redis.hget(jobs.key("job", job_id), "seq")))
+        for seq in seqs:
+            apply(jobs, job_id, seq=seq)
+        posted = []
+        while taken := take(jobs):
+            (delivery,) = taken
+            posted.append(delivery.seq)
+            settle(jobs, delivery, Outcome.DELIVERED, status=204)
+        assert posted == seqs
+
+    def test_recipients_do_not_wait_for_each_other(self, jobs: TimedJobs) -> None:
+        permit(jobs)
+        subscription_id = subscribe(jobs, events=ALL)
+        self.started_and_completed(jobs, webhook=Webhook(URL, ALL))
+        starts = take(jobs)
+        assert {each.recipient for each in starts} == {"job", subscription_id}
+        assert {each.event for each in starts} == {WebhookEvent.STARTED}
+        of_job = next(each for each in starts if each.recipient == "job")
+        settle(jobs, of_job, Outcome.DELIVERED, status=204)
+        assert [(each.recipient, each.event) for each in take(jobs)] == [("job", WebhookEvent.COMPLETED)]
+
+    async def test_a_start_that_is_applied_after_the_end_is_not_delivered(
+        self, jobs: TimedJobs, ledger: AsyncLedger
+    ) -> None:
+        job_id = jobs.running(webhook=Webhook(URL, ALL))
+        jobs.finish(job_id)
+        apply(jobs, job_id)
+        apply(jobs, job_id, seq=2)
+        assert [each.event for each in await seen(ledger, job_id)] == [WebhookEvent.COMPLETED]
+
+    async def test_a_start_that_is_applied_after_a_later_one_is_not_delivered(
+        self, jobs: TimedJobs, ledger: AsyncLedger
+    ) -> None:
+        job_id = jobs.running(webhook=Webhook(URL, ALL))
+        jobs.retry(job_id, delay_ms=0)
+        jobs.promote()
+        jobs.start(job_id, token="again")
+        first, second = (await ledger.untold([job_id]))[0]
+        apply(jobs, job_id, seq=second.seq)
+        apply(jobs, job_id, seq=first.seq)
+        assert [each.seq for each in await seen(ledger, job_id)] == [second.seq]
+        assert (await ledger.untold([job_id]))[0] == []
 
 
 class TestTurns:

@@ -391,12 +391,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self._apply(job_id)
 
     def _apply(self, job_id: str, seq: int | None = None) -> None:
-        """The event is taken in; everybody who asked for it gets a delivery, once."""
+        """The event is applied. Each recipient that asked for it gets a delivery, unless a later event came first."""
         event = WebhookEvent.STARTED if seq else WebhookEvent(self.state(job_id))
         seq = seq or int(self.field(job_id, "end_seq"))
         answer = self.run(transitions.applied(job_id, seq=seq, now=self.now), twice_alike=False)
         assert answer == ("repeated" if (job_id, seq) in self.believed.applied else "applied")
-        if answer == "applied":
+        is_overtaken = any(job == job_id and later > seq for job, later in self.believed.applied)
+        if answer == "applied" and not is_overtaken:
             webhook = self.believed.accepted[job_id].webhook
             told = {name for name, events in self.believed.subscribed.items() if event in events}
             told |= {"job"} if webhook is not None and event in webhook.events else set()

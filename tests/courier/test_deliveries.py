@@ -166,6 +166,29 @@ class TestPosts:
         assert (first.event["type"], first.id) == ("dev.darkroom.job.started", f"{job_id}:2")
         assert (second.event["type"], second.id) == ("dev.darkroom.job.completed", f"{job_id}:end")
 
+    def test_the_events_of_each_job_come_in_order(self, start: Start, receiver: Receiver, told: Told) -> None:
+        """Both events are due when the courier starts, and it may post many at one time to one receiver."""
+        job_ids = [told.completed(receiver.url, ALL) for _ in range(40)]
+        receiver.behave = slow_to_take_a_start
+        start(**QUICK | {"DARKROOM_DELIVERIES_PER_TARGET": "20"})
+        for job_id in job_ids:
+            types = [post.event["type"].rpartition(".")[2] for post in receiver.await_posts(job_id, 2)]
+            assert types == ["started", "completed"]
+
+    def test_a_start_that_was_refused_is_not_posted_after_the_end(
+        self, start: Start, receiver: Receiver, told: Told
+    ) -> None:
+        receiver.behave = lambda post: Reply(500 if post.event["type"].endswith("started") else 204)
+        start(**QUICK | {"DARKROOM_DELIVERY_SCHEDULE_S": "0,1,1,1"})
+        job_id = told.completed(receiver.url, ALL)
+        marker = told.completed(receiver.url)
+        receiver.await_posts(job_id, 2)
+        receiver.await_posts(marker)
+        time.sleep(2)  # twice the pause before a start would be posted again
+        types = [post.event["type"].rpartition(".")[2] for post in receiver.of(job_id)]
+        assert types[-1] == "completed"
+        assert types.count("completed") == 1
+
     def test_a_job_that_ends_while_its_start_is_posted_is_told_at_once(
         self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs
     ) -> None:
@@ -202,14 +225,19 @@ class TestPosts:
         assert told.await_try(job_id) == "the receiver takes posts from others only"
         assert receiver.posts == []
 
-    def test_what_redis_has_no_more_is_told_from_the_history(
-        self, start: Start, receiver: Receiver, jobs: DrivenJobs, told: Told
+    @pytest.mark.parametrize("event", [WebhookEvent.STARTED, WebhookEvent.COMPLETED])
+    def test_what_redis_has_no_more_is_delivered_from_the_history(
+        self, start: Start, receiver: Receiver, jobs: DrivenJobs, told: Told, event: WebhookEvent
     ) -> None:
         ready: list[bool] = []
         receiver.behave = lambda _post: Reply(204 if ready else 500)
         start(**QUICK)
-        job_id = told.completed(receiver.url, ALL)
-        receiver.await_posts(job_id, 2)
+        job_id = jobs.submit(webhook=Webhook(receiver.url, frozenset({event})))
+        jobs.start(job_id)
+        jobs.complete(job_id)
+        for seq in ([2] if event is WebhookEvent.STARTED else []) + [jobs.end_seq(job_id)]:
+            jobs.run(transitions.applied(job_id, seq=seq))
+        receiver.await_posts(job_id)
         eventually(
             lambda: jobs.redis.hexists(f"{jobs.namespace}:job:{job_id}", "archived"), what="the job being archived"
         )
@@ -218,7 +246,7 @@ class TestPosts:
         ready.append(True)
         eventually(lambda: not jobs.redis.exists(f"{jobs.namespace}:targets"), what="all being delivered")
         types = {post.event["type"] for post in receiver.of(job_id)[before:]}
-        assert types == {"dev.darkroom.job.started", "dev.darkroom.job.completed"}
+        assert types == {f"dev.darkroom.job.{event}"}
 
 
 class TestFailures:
@@ -325,6 +353,25 @@ class TestFailures:
         told.await_state(told.completed(receiver.url), "delivered")
         assert receiver.flooded < 2048, "256 MiB were offered"
 
+    def test_an_answer_counts_whose_body_never_ends(self, start: Start, receiver: Receiver, told: Told) -> None:
+        receiver.behave = lambda _post: Reply(200, {"Content-Length": "1000"})
+        start(**QUICK)
+        found = told.await_state(told.completed(receiver.url), "delivered")
+        assert (found["tried"], found["try:1"].split("\n")[2]) == ("1", "200")
+
+    def test_a_receiver_that_fails_again_and_again_is_named_once_in_the_log(
+        self, start: Start, receiver: Receiver, told: Told
+    ) -> None:
+        failing = [Reply(500)] * 12
+        receiver.behave = lambda _post: failing.pop() if failing else Reply()
+        courier = start(**QUICK)
+        for job_id in [told.completed(receiver.url) for _ in range(4)]:
+            told.await_state(job_id, "delivered")
+        (first,) = courier.said("post_failed")
+        assert (first["status"], first["level"]) == (500, "warning")
+        (last,) = eventually(lambda: courier.said("receiver_recovered"), what="the end of the failures in the log")
+        assert last["failures"] == 12
+
     def test_a_certificate_that_nobody_vouches_for_is_refused(self, start: Start, told: Told, tmp_path: Path) -> None:
         with Receiver(tls=self_signed(tmp_path)).running() as receiver:
             start(**QUICK)
@@ -417,6 +464,13 @@ class TestDelays:
     @pytest.mark.parametrize(("asked", "expected"), [(2, 5), (60, 60), (10**9, 24 * 3600), (-5, 5)])
     def test_a_receiver_may_ask_for_more_within_reason(self, asked: float, expected: float) -> None:
         assert delay_after(1, SCHEDULE_S, asked, dice=0) == expected
+
+
+def slow_to_take_a_start(post: Post) -> Reply:
+    """A receiver that takes longer over a start than over an end."""
+    if post.event["type"].endswith("started"):
+        time.sleep(0.05)
+    return Reply()
 
 
 def apply_as_result_does(jobs: DrivenJobs, sink: Sink) -> Any:

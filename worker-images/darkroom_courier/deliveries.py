@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -39,6 +39,7 @@ from darkroom_courier.metrics import Metrics
 from darkroom_courier.permission import ORIGIN_HEADER, ask_permission
 from darkroom_courier.settings import CourierSettings
 from darkroom_courier.sink import retry_after
+from darkroom_courier.streaks import Streaks
 from darkroom_courier.telling import job_event
 
 JITTER = 0.2
@@ -104,6 +105,7 @@ class Deliveries:
         self._taker = taker
         self._call = uuid4().hex
         self._posts = InFlight(settings.deliveries)
+        self._streaks = Streaks(failed="post_failed", recovered="receiver_recovered")
         self._settlements: GroupCommit[Settled] = GroupCommit(ledger, patience_s=LEDGER_PATIENCE_S)
 
     def wake(self) -> None:
@@ -169,13 +171,23 @@ class Deliveries:
             )
             if ending.outcome is not Outcome.PUT_OFF:
                 self._metrics.tried(settled, seconds=took_s)
-            log = _log.info if settled is Settled.DELIVERED else _log.warning
-            log(settled.value, **about, target=delivery.target, status=ending.status, error=ending.error)
+            self._note(settled, ending, about, target=delivery.target)
         except DarkroomError as error:
             _log.warning("delivery_failed", **about, error=error.detail)
         except Exception:  # one delivery's fault must not stop the others; the lease brings it back
             _log.exception("delivery_failed", **about)
         self._posts.wake()  # its target has a place again
+
+    def _note(self, settled: Settled, ending: Ending, about: Mapping[str, Any], *, target: str) -> None:
+        """Log what came of the try. A receiver that fails again and again is named once, and counted."""
+        fields = {**about, "status": ending.status, "error": ending.error}
+        if settled is Settled.AGAIN and ending.outcome is not Outcome.PUT_OFF:
+            self._streaks.fail(target, **fields)
+        else:
+            log = _log.info if settled in {Settled.DELIVERED, Settled.AGAIN} else _log.warning
+            log(settled.value, **fields, target=target)
+        if settled is Settled.DELIVERED:
+            self._streaks.succeed(target)
 
     async def _try(self, delivery: TakenDelivery, record: JobRecord | None, *, lapses: float) -> Ending | None:
         """None: it took so long to come to the post that the delivery is another courier's by now."""
@@ -197,7 +209,7 @@ class Deliveries:
         except LedgerUnavailable:
             raise
         except Exception:  # what nobody foresaw counts as a try too, or it would be made again and again for ever
-            _log.exception("post_failed", delivery=delivery.id, **record.about)
+            _log.exception("post_not_made", delivery=delivery.id, **record.about)
             return self._failed(delivery, error="darkroom could not make this post")
         if answer.is_success:
             return Ending(Outcome.DELIVERED, status=answer.status)

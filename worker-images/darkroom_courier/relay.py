@@ -25,6 +25,7 @@ from darkroom.logs import logger
 from darkroom_courier.in_flight import InFlight
 from darkroom_courier.settings import CourierSettings
 from darkroom_courier.sink import Refusal, Sink
+from darkroom_courier.streaks import Streaks
 from darkroom_courier.telling import job_event
 
 BACK_OFF_MIN_S = 1.0
@@ -36,6 +37,9 @@ RETRY_AFTER_MAX_S = 300.0
 
 JITTER = 0.25
 """Up to so much is added to a wait, so that what failed together does not come back together."""
+
+SINK = "sink"
+"""The relay's one receiver, in the log."""
 
 _log = logger(__name__)
 
@@ -55,6 +59,7 @@ class Relay:
         self._call = _new_call()
         self._posts = InFlight(settings.posts)
         self._next: dict[str, Told] = {}
+        self._streaks = Streaks(failed="sink_refused", recovered="sink_recovered")
 
     def wake(self) -> None:
         """There is work in the outbox."""
@@ -116,6 +121,7 @@ class Relay:
             if refusal is not None:
                 await self._put_off(record, refusal, age_s=now_s - entry.at / 1000)
                 return
+            self._streaks.succeed(SINK)
             _log.info("relayed", state=entry.state.value, **record.about)
 
     async def _offer(self, event: Event) -> Refusal | None:
@@ -123,7 +129,7 @@ class Relay:
 
     async def _put_off(self, record: JobRecord, refusal: Refusal, *, age_s: float) -> None:
         delay_s = back_off(age_s, refusal.retry_after_s, dice=random.random())  # noqa: S311 - no secret
-        _log.warning("sink_refused", reason=refusal.reason, again_in_s=round(delay_s, 1), **record.about)
+        self._streaks.fail(SINK, reason=refusal.reason, again_in_s=round(delay_s, 1), **record.about)
         await self._ledger.run(transitions.defer_relay(record.id, delay_ms=round(delay_s * 1000)))
 
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx
 from darkroom.events import Event
+from darkroom.guarded_client import BODY_LIMIT_S
 
 from darkroom_courier.settings import CourierSettings
 
 ANSWER_MAX_BYTES = 64 * 1024
-"""So much of an answer is read, and thrown away, to use its connection again; a longer one is cut off."""
+"""So much of an answer is read, and dropped, to use its connection again; a longer one is cut off."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,11 @@ class Sink:
         headers, body = event.encode_binary()
         try:
             async with (
-                asyncio.timeout(self._settings.post_timeout_s),
+                asyncio.timeout(self._settings.post_timeout_s) as limit,
                 self._client.stream("POST", self._settings.sink, headers=headers, content=body) as answer,
             ):
-                read = 0
-                async for chunk in answer.aiter_raw():
-                    read += len(chunk)
-                    if read > ANSWER_MAX_BYTES:
-                        break
+                limit.reschedule(None)  # the status decides, whatever becomes of the body
+                await _read(answer)
         except TimeoutError:
             return Refusal(f"no answer within {self._settings.post_timeout_s} s")
         except httpx.HTTPError as error:
@@ -56,6 +55,17 @@ class Sink:
         if answer.is_success:
             return None
         return Refusal(f"status {answer.status_code}", retry_after(answer.headers, now=datetime.now(UTC)))
+
+
+async def _read(answer: httpx.Response) -> None:
+    """Read the body, so that its connection can be used again: a body that is long or slow is cut off."""
+    read = 0
+    with suppress(TimeoutError, httpx.HTTPError):
+        async with asyncio.timeout(BODY_LIMIT_S):
+            async for chunk in answer.aiter_raw():
+                read += len(chunk)
+                if read > ANSWER_MAX_BYTES:
+                    break
 
 
 def retry_after(headers: Mapping[str, str], *, now: datetime) -> float | None:

@@ -3,7 +3,8 @@
 -- nothing is left to be told the outbox entry goes. Once the history has the job too (`archived.lua`), its time to live
 -- starts; that of a dead letter when it is purged or redriven. Answers `applied` the first time, `repeated` later,
 -- `unknown` for a job or event that never was, and `newer` where the record is of a later version than `v`, which is the
--- latest that the caller knows: it could pass over somebody who is to be told.
+-- latest that the caller knows: it could pass over a webhook. An event that a later one of the job has overtaken (a Broker
+-- keeps no order) is applied, and delivered to no webhook: receivers get the events of a job in order.
 may_always_run()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'tenant', 'state', 'end_seq', 'applied', 'untold', 'told', 'model', 'webhook',
@@ -32,7 +33,15 @@ if answer == 'unknown' then return answer end
 if not untold and (is_applied or not is_terminal(state)) then redis.call('ZREM', outbox_key, a.job) end
 if answer == 'repeated' then return answer end
 
-redis.call('HDEL', key, 'relay_takes', 'relay_refused') -- what is told next waits for no more than the first did
+redis.call('HDEL', key, 'relay_takes', 'relay_refused') -- the next event waits for no more than the first did
+local is_overtaken = not is_end and is_applied
+for seq in string.gmatch(told or '', '%S+') do
+  is_overtaken = is_overtaken or tonumber(seq) > tonumber(a.seq)
+end
+if is_overtaken then
+  retire(a.job, tenant)
+  return answer
+end
 local event = is_end and state or 'started'
 local stored = false
 local function store(recipient, url, target)

@@ -1,13 +1,36 @@
 -- deliver: up to `limit` deliveries that are due, each leased to the courier that asks: nobody else gets it for `lease_ms`.
 -- Targets take turns, and each gets `per_target` at a time at most; only one while it failed lately, or was not asked for
 -- its consent. So a receiver that hangs holds few places. `call` names the call: a repeated one gets the same. What is
--- due to a subscription that is not enabled any more is given up; one with a new address gets it there.
+-- due to a subscription that is not enabled any more is given up; one with a new address gets it there. A recipient gets
+-- the events of one job in order: a later one waits while an earlier one is posted, and gives up an earlier one whose turn
+-- is not now.
 may_always_run()
 local SUSPECT = 3                       -- failures in a row, after which a target gets one delivery at a time
 local PERMIT_TTL_MS = 24 * 3600 * 1000  -- how long a consent is relied on
 local taken = P .. ':taken:delivery:' .. a.taker
 local before = redis.call('HMGET', taken, 'call', 'rows')
 if before[1] == a.call then return cjson.decode(before[2]) end
+
+-- Whether this delivery may be posted now, before each earlier event of the same job to the same recipient is settled.
+-- An earlier one that is being posted, or is due before it, comes first; one that waits to be tried again is given up.
+local function is_next(id, job, seq, recipient, target)
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', deliveries_of_key(job), 1, 1)) do
+    local its_seq, its_recipient = delivery_parts(other)
+    if its_recipient == recipient and its_seq < tonumber(seq) then
+      local its_target, is_held = unpack(redis.call('HMGET', delivery_key(other), 'target', 'held'))
+      local lapses = tonumber(redis.call('ZSCORE', leased_key(its_target), other) or 0)
+      local due = tonumber(redis.call('ZSCORE', deliveries_key(its_target), other) or 0)
+      if lapses > now or its_target == target and (is_held or due <= now) then
+        redis.call('HSET', delivery_key(other), 'followed', 1)
+        redis.call('HSET', delivery_key(id), 'held', 1)
+        redis.call('ZADD', deliveries_key(target), math.max(lapses, due) + 1, id)
+        return false
+      end
+      close_delivery(other, 'given_up', 'overtaken by a later event of the job')
+    end
+  end
+  return true
+end
 
 local function hand_out(id, target, is_permitted)
   local key = delivery_key(id)
@@ -31,10 +54,12 @@ local function hand_out(id, target, is_permitted)
       return nil
     end
   end
+  if not is_next(id, it[1], it[2], it[4], target) then return nil end
   local lapses = now + tonumber(a.lease_ms)
   redis.call('ZADD', deliveries_key(target), lapses, id)
   redis.call('ZADD', leased_key(target), lapses, id)
   redis.call('HSET', key, 'token', a.call)
+  redis.call('HDEL', key, 'held')
   local number = tonumber(it[8]) + 1
   return {id, it[1], it[2], it[3], it[4], it[5], url, target, tostring(number), tostring(number - tonumber(it[9])),
     generation, rotated, is_permitted and '1' or '0'}

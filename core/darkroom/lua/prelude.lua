@@ -48,6 +48,10 @@ local function delivery_key(id) return P .. ':delivery:' .. id end
 local function deliveries_of_key(job) return P .. ':deliveries-of:' .. job end -- of a job: 1 open, 0 ended
 local function deliveries_key(target) return P .. ':deliveries:' .. target end -- open ones by when they are due
 local function leased_key(target) return P .. ':leased:' .. target end -- those that are being posted
+local function delivery_parts(id) -- of `<job>.<seq>.<recipient>`: the number of the event and the recipient
+  local seq, recipient = string.match(id, '%.(%d+)%.(.+)$')
+  return tonumber(seq), recipient
+end
 local function target_key(target) return P .. ':target:' .. target end
 local targets_key = P .. ':targets' -- by when something is to be posted to them
 local notices_key = P .. ':notices'

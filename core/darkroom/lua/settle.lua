@@ -75,4 +75,18 @@ end
 
 local answer = follow()
 redis.call('HSET', key, 'settled_token', a.token, 'settled_answer', answer)
+if redis.call('HDEL', key, 'followed') == 1 then
+  -- Later events of the job waited for this try (`deliver.lua`).
+  local seq, recipient = delivery_parts(a.delivery)
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', deliveries_of_key(rec[7]), 1, 1)) do
+    local its_seq, its_recipient = delivery_parts(other)
+    if its_recipient == recipient and its_seq > seq then
+      local its_target = redis.call('HGET', delivery_key(other), 'target')
+      if not redis.call('ZSCORE', leased_key(its_target), other) then
+        redis.call('ZADD', deliveries_key(its_target), 'XX', now, other)
+        schedule(its_target)
+      end
+    end
+  end
+end
 return answer
