@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -25,6 +25,9 @@ from obstore.store import LocalStore, S3Store
 from darkroom.errors import NotFound, PermanentError, TemporaryError
 from darkroom.jobs import is_tenant
 from darkroom.logs import logger
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
 
 CHUNK_BYTES = 256 * 1024
 """What is read from the store at a time while it is sent on."""
@@ -78,10 +81,11 @@ def sha256_of(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """An object in the store."""
+    """An object in the store, of `size` bytes."""
 
     key: str
     written: datetime
+    size: int
 
 
 class ArtifactStore:
@@ -127,20 +131,20 @@ class ArtifactStore:
         with suppress(Exception):  # a worker may lack the right to delete; the next probe overwrites the object
             obstore.delete(self._store, key)
 
-    async def open(self, key: str) -> tuple[int, AsyncIterator[bytes]]:
-        """The size in bytes of an object and its content in chunks.
+    async def find(self, key: str) -> Stored:
+        """An object, without its content. Raises NotFound, StoreUnavailable."""
+        found = await self._read(lambda: obstore.head(self._store, key))
+        return Stored(key, found["last_modified"], found["size"])
+
+    async def open(self, key: str, *, part: tuple[int, int] | None = None) -> tuple[Stored, AsyncIterator[bytes]]:
+        """An object and its content in chunks, or that of `part`: the first byte, and the first byte after it.
 
         Raises NotFound, StoreUnavailable. The chunks may raise StoreUnavailable, too.
         """
-        try:
-            found = await self._in_a_thread(lambda: obstore.get(self._store, key))
-        except (NotFoundError, FileNotFoundError):
-            raise NotFound("there is no such artifact") from None
-        except Exception as error:
-            if _is_of_the_key(error):
-                raise NotFound("there is no such artifact") from None
-            raise _unavailable("the object store gave no artifact", error) from error
-        return found.meta["size"], self._chunks(iter(found.stream(min_chunk_size=CHUNK_BYTES)))
+        options: GetOptions = {} if part is None else {"range": part}
+        found = await self._read(lambda: obstore.get(self._store, key, options=options))
+        stored = Stored(key, found.meta["last_modified"], found.meta["size"])
+        return stored, self._chunks(iter(found.stream(min_chunk_size=CHUNK_BYTES)))
 
     async def remove(self, folder: str) -> None:
         """Remove everything below a folder; there may be nothing, and others may be removing it. StoreUnavailable."""
@@ -164,7 +168,7 @@ class ArtifactStore:
         try:
             listing = iter(await self._in_a_thread(lambda: obstore.list(self._store, chunk_size=PAGE)))
             while (page := await self._in_a_thread(lambda: next(listing, None))) is not None:
-                yield [Stored(item["path"], item["last_modified"]) for item in page]
+                yield [Stored(item["path"], item["last_modified"], item["size"]) for item in page]
         except GeneratorExit:
             raise
         except Exception as error:
@@ -183,6 +187,16 @@ class ArtifactStore:
             except OSError as error:
                 raise StoreUnavailable(f"the folder of the object store cannot be made: {error.strerror}") from error
         return self._opened
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        try:
+            return await self._in_a_thread(call)
+        except (NotFoundError, FileNotFoundError):
+            raise NotFound("there is no such artifact") from None
+        except Exception as error:
+            if _is_of_the_key(error):
+                raise NotFound("there is no such artifact") from None
+            raise _unavailable("the object store gave no artifact", error) from error
 
     def _remove(self, folder: str) -> None:
         while keys := self._keys(folder):

@@ -163,6 +163,22 @@ class HeadersTooLarge(PermanentError):
     slug, title, status = "headers-too-large", "The headers are larger than the limit", 431
 
 
+class PreconditionFailed(PermanentError):
+    """`If-Match` or `If-Unmodified-Since` does not hold (RFC 9110, section 15.5.13)."""
+
+    slug, title, status = "precondition-failed", "A condition of the request does not hold", 412
+
+
+class RangeNotSatisfiable(PermanentError):
+    """The range begins behind the end; `size` is how many bytes there are (RFC 9110, section 15.5.17)."""
+
+    slug, title, status = "range-not-satisfiable", "The range begins behind the end", 416
+
+    def __init__(self, detail: str, *, size: int = 0) -> None:
+        super().__init__(detail)
+        self.size = size
+
+
 class LinkRefused(PermanentError):
     """A signed link whose signature is wrong or whose time is over."""
 

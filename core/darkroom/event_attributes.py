@@ -26,6 +26,10 @@ _NAME = re.compile("[a-z0-9]+")
 _INT32 = range(-(2**31), 2**31)
 
 
+_UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+"""Charsets whose bytes are UTF-8, in lower case, as senders name them."""
+
+
 @dataclass(frozen=True)
 class MediaType:
     """A media type without its parameters, in lower case, and of these the charset, in lower case."""
@@ -35,8 +39,11 @@ class MediaType:
 
     @property
     def is_json(self) -> bool:
-        """`*/json` or `*/*+json` (JSON format, section 3.1.1), in UTF-8: JSON has no other (RFC 8259, section 8.1)."""
-        return self.essence.endswith(("/json", "+json")) and self.charset in (None, "utf-8")
+        """`*/json` or `*/*+json` (JSON format, section 3.1.1), in UTF-8: JSON has no other (RFC 8259, section 8.1).
+
+        US-ASCII is a part of UTF-8.
+        """
+        return self.essence.endswith(("/json", "+json")) and (self.charset is None or self.charset in _UTF_8)
 
 
 # Runs of characters are atomic groups, here and below: there is one way to read each, so no text is slow to refuse

@@ -23,7 +23,11 @@ PATH = "/artifacts/"
 
 @dataclass(frozen=True)
 class Links:
-    """Writes and checks links. `ttl_s` is how long one lasts, in seconds."""
+    """Writes and checks links. `ttl_s` is how long one lasts at most, in seconds.
+
+    Links that are written within a tenth of that time are the same: a view of a job is then the same as well, and
+    clients that have it need not read it again (`ETag`).
+    """
 
     public_url: str
     key: SecretStr
@@ -34,8 +38,9 @@ class Links:
         return cls(settings.public_url, settings.link_key, settings.link_ttl_s)
 
     def to(self, artifact_key: str, *, now_s: float) -> str:
-        """The address of an artifact, good for `ttl_s` from `now_s` (seconds since the epoch)."""
-        expires = int(now_s) + self.ttl_s
+        """The address of an artifact, good for nine tenths of `ttl_s` at least from `now_s` (seconds since 1970)."""
+        step = max(1, self.ttl_s // 10)
+        expires = int(now_s) // step * step + self.ttl_s
         query = urlencode({"expires": expires, "signature": self._signature(artifact_key, str(expires))})
         return f"{self.public_url}{PATH}{quote(artifact_key)}?{query}"
 

@@ -62,6 +62,16 @@ class Lookup:
             raise _absence(job_id, found)
         return found
 
+    async def past(self, job_id: str, *, tenant: str) -> JobRecord | None:
+        """A job that the ledger no longer has, from the history; None where there is none.
+
+        Raises Gone for a job that was deleted.
+        """
+        found = await self._history.job(job_id, tenant=tenant)
+        if isinstance(found, Tombstone):
+            raise found.gone
+        return None if found is None else found.record
+
     async def story(self, job_id: str, *, tenant: str) -> tuple[JobRecord, Sequence[LogEntry]]:
         """The job, and its log as far as it is kept: in the history that is what tells of attempts.
 

@@ -157,7 +157,7 @@ class LinkSettings(Settings):
     """Signs the links to artifacts; at least 32 characters, the same for all parts. Secret."""
 
     link_ttl_s: int = Field(default=24 * 3600, ge=60, le=7 * 24 * 3600)
-    """How long a link to an artifact can be used, in seconds."""
+    """How long a link to an artifact can be used, in seconds. Nine tenths of that are certain."""
 
 
 class GuardSettings(Settings):

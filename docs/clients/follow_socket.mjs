@@ -5,7 +5,7 @@
 // In a browser: import { follow } from "./follow_socket.mjs".
 
 const FINAL = new Set(["completed", "failed", "cancelled", "expired"]);
-const IN_VAIN = new Set([1008, 4400, 4404]); // what we ask for is wrong, or not there
+const IN_VAIN = new Set([1008, 4400, 4404, 4410]); // what we ask for is wrong, or not there
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 10_000;
 const PING_MS = 15_000;

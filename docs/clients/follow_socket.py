@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 FINAL = {"completed", "failed", "cancelled", "expired"}
-IN_VAIN = {1008, 4400, 4404}  # what we ask for is wrong, or not there
+IN_VAIN = {1008, 4400, 4404, 4410}  # what we ask for is wrong, or not there
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 
 

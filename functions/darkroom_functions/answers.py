@@ -10,11 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from darkroom.errors import BodyTooLarge, DarkroomError, MethodNotAllowed, TemporaryError
+from darkroom.errors import BodyTooLarge, DarkroomError, MethodNotAllowed, RangeNotSatisfiable, TemporaryError
 from starlette.responses import Response
 
 JSON_TYPE = "application/json"
 PROBLEM_TYPE = "application/problem+json"
+
+NOT_STORED = "no-store"
+"""The `Cache-Control` of an answer, unless `http_semantics.py` has another for its kind."""
+
+DEFAULT_HEADERS: Mapping[str, str] = {"Cache-Control": NOT_STORED, "X-Content-Type-Options": "nosniff"}
+"""Of every answer that has no others of these names."""
 
 EVENT_REFUSED = 422
 """The status of a permanent refusal of a CloudEvent: Knative would deliver it again for 404, 408, 409 and 429."""
@@ -26,7 +32,8 @@ def answer(content: object, *, status: int = 200, headers: Mapping[str, str] | N
 
 
 def problem(error: DarkroomError, *, of_event: bool = False) -> Response:
-    """The refusal that `error` is, with `Retry-After` where it may be cured and `Allow` where the method was wrong.
+    """The refusal that `error` is, with `Retry-After` where it may be cured, `Allow` where the method was wrong and
+    `Content-Range` where the range was.
 
     `of_event` is for a door that CloudEvents come through: see `EVENT_REFUSED`.
     """
@@ -34,6 +41,8 @@ def problem(error: DarkroomError, *, of_event: bool = False) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, TemporaryError):
         headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["Allow"] = ", ".join(error.allow)
     return problem_of(members, headers=headers)
@@ -49,6 +58,7 @@ def problem_members(error: DarkroomError, *, of_event: bool = False) -> dict[str
 
 def problem_of(members: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> Response:
     """A problem document of these members, `status` among them."""
+    headers = {**DEFAULT_HEADERS, **(headers or {})}
     return Response(orjson.dumps(members), status_code=members["status"], headers=headers, media_type=PROBLEM_TYPE)
 
 

@@ -34,6 +34,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom_functions import answers, health, paths
+from darkroom_functions.http_semantics import Validators
 from darkroom_functions.metrics import FunctionMetrics, Metrics
 
 FUNCTIONS = ("submit", "jobs", "result", "dead_letter")
@@ -58,11 +59,12 @@ def build(name: str, figures: Metrics | None = None) -> Starlette:
     everything = app.router.routes[-1]
     app.router.routes[:] = [*health.routes_for(app, figures=figures), *getattr(module, "routes", []), everything]
     app.router.redirect_slashes = False  # the last route takes all but a few odd paths, and those are nowhere
+    app.router.default = _nowhere
     app.router.lifespan_context = module.lifespan
     app.state.closing = asyncio.Event()
     app.exception_handlers.update(_translations())
     # In place of the framework's own: a catch-all that answers plain text, and ids for the logs of Google's cloud.
-    app.user_middleware = [Middleware(Watched, figures.of(name))]
+    app.user_middleware = [Middleware(Watched, figures.of(name)), Middleware(Validators)]
     return app
 
 
@@ -166,6 +168,11 @@ async def _of_starlette(request: Request, error: HTTPException) -> Response:
         return answers.problem(NotFound(f"there is nothing at {path}"))
     _log.error("unexpected", method=request.method, path=path, status=error.status_code, detail=error.detail)
     return answers.unexpected()
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """A path of no route: the opening of a WebSocket is denied with a problem, as a request is refused."""
+    await answers.problem(NotFound(f"there is nothing at {scope['path']}"))(scope, receive, send)
 
 
 async def _of_nobody(_request: Request, _error: ClientDisconnect) -> Response:

@@ -13,13 +13,15 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from email.utils import format_datetime
+from http import HTTPStatus
 
 import functions_framework.aio
 import orjson
 from darkroom import logs, models
-from darkroom.artifacts import ArtifactStore
+from darkroom.artifacts import ArtifactStore, Stored
 from darkroom.deletion import Deletion
-from darkroom.errors import NotFound
+from darkroom.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
 from darkroom.history import History, Tombstone
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import AsyncLedger, LogEntry, connect_async
@@ -37,6 +39,7 @@ from darkroom_functions import deliveries, letters, listing, openapi, paths, sub
 from darkroom_functions.answers import JSON_TYPE, answer
 from darkroom_functions.deliveries import Deliveries
 from darkroom_functions.health import patience
+from darkroom_functions.http_semantics import REVALIDATED, Selected, select
 from darkroom_functions.letters import Letters
 from darkroom_functions.paths import checked_id
 from darkroom_functions.settings import JobsSettings, catalogue_of
@@ -47,10 +50,10 @@ from darkroom_functions.waiting import Waiting
 MEDIA_TYPES = {"png": "image/png"}
 """What artifacts are, by the extension of their keys."""
 
-CACHE_CONTROL = "private, max-age=31536000, immutable"
-"""An artifact never changes; a year is what caches take for always."""
+CONDITIONS = frozenset({"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"})
+"""The headers of a request whose answer depends on what is stored."""
 
-_ARTIFACT = re.compile(r"[^/]+/[^/]+/\d+/\d+-(?P<sha256>[0-9a-f]{64})\.(?P<extension>[a-z]+)")
+_ARTIFACT = re.compile(r"(?P<tenant>[^/]+)/(?P<job>[^/]+)/\d+/\d+-(?P<sha256>[0-9a-f]{64})\.(?P<extension>[a-z]+)")
 
 _log = logs.logger(__name__)
 
@@ -204,16 +207,37 @@ class Library:
         match = _ARTIFACT.fullmatch(key)
         if match is None or match["extension"] not in MEDIA_TYPES:
             raise NotFound("there is no such artifact")
-        tag = f'"{match["sha256"]}"'
-        headers = {"ETag": tag, "Cache-Control": CACHE_CONTROL, "X-Content-Type-Options": "nosniff"}
-        if _is_cached(request.headers.get("if-none-match", ""), tag):
-            return Response(status_code=304, headers=headers)
-        size, content = await self.store.open(key)
-        headers["Content-Length"] = str(size)
-        media_type = MEDIA_TYPES[match["extension"]]
-        if request.method == "HEAD":
+        try:
+            return await self._stored(request, key, tag=match["sha256"], media_type=MEDIA_TYPES[match["extension"]])
+        except NotFound:
+            async with patience():
+                await self.lookup.job(checked_id(match["job"]), tenant=match["tenant"])  # raises Gone if deleted
+            raise
+
+    async def _stored(self, request: Request, key: str, *, tag: str, media_type: str) -> Response:
+        """The artifact, the part of it or the refusal that the request's conditions select. Raises NotFound."""
+        is_head = request.method == "HEAD"
+        if not is_head and CONDITIONS.isdisjoint(request.headers):
+            stored, content = await self.store.open(key)
+            return StreamingResponse(content, headers=_headers_of(stored, tag, stored.size), media_type=media_type)
+        stored = await self.store.find(key)
+        asked = select(request.headers, tag=tag, modified=stored.written, size=stored.size)
+        if is_head and asked.status in (206, 416):  # a range is of a GET alone
+            asked = Selected(HTTPStatus.OK, 0, stored.size)
+        match asked.status:
+            case HTTPStatus.PRECONDITION_FAILED:
+                raise PreconditionFailed("the artifact is another than If-Match or If-Unmodified-Since names")
+            case HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise RangeNotSatisfiable(f"the artifact has {stored.size} bytes", size=stored.size)
+            case HTTPStatus.NOT_MODIFIED:
+                return Response(status_code=asked.status, headers=_headers_of(stored, tag))
+        headers = _headers_of(stored, tag, asked.end - asked.start)
+        if is_head:
             return Response(headers=headers, media_type=media_type)
-        return StreamingResponse(content, headers=headers, media_type=media_type)
+        if asked.status == HTTPStatus.PARTIAL_CONTENT:
+            headers["Content-Range"] = f"bytes {asked.start}-{asked.end - 1}/{stored.size}"
+        _, content = await self.store.open(key, part=(asked.start, asked.end) if asked.end else None)
+        return StreamingResponse(content, status_code=asked.status, headers=headers, media_type=media_type)
 
 
 def _receipt(state: State, log: Sequence[LogEntry]) -> Receipt:
@@ -224,7 +248,12 @@ def _receipt(state: State, log: Sequence[LogEntry]) -> Receipt:
     return Receipt.INTERRUPTING if was_running else Receipt.DEQUEUED
 
 
-def _is_cached(if_none_match: str, tag: str) -> bool:
-    """RFC 9110, section 13.1.2: tags are compared weakly, and `*` is any."""
-    tags = [text.strip().removeprefix("W/") for text in if_none_match.split(",")]
-    return tag in tags or tags == ["*"]
+def _headers_of(stored: Stored, tag: str, length: int | None = None) -> dict[str, str]:
+    """What an answer says of a picture, and of its own length."""
+    headers = {
+        "ETag": f'"{tag}"',
+        "Last-Modified": format_datetime(stored.written, usegmt=True),
+        "Accept-Ranges": "bytes",
+        "Cache-Control": REVALIDATED,
+    }
+    return headers if length is None else headers | {"Content-Length": str(length)}

@@ -19,11 +19,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from typing import Protocol
 
 import redis.asyncio
 from darkroom.channels import Channels
 from darkroom.errors import DarkroomError, NotFound
-from darkroom.ledger import AsyncLedger, LogEntry, decode_live
+from darkroom.ledger import AsyncLedger, JobRecord, LogEntry, decode_live
 from darkroom.logs import logger
 
 from darkroom_functions.cursors import Cursor
@@ -43,6 +44,12 @@ MOST_LOOKED_AT = 500
 """Jobs whose newest entries are read in one round trip."""
 
 _log = logger(__name__)
+
+
+class Past(Protocol):
+    """Finds a job that only the history has; None where there is none. Raises Gone for one that was deleted."""
+
+    async def __call__(self, job_id: str, *, tenant: str) -> JobRecord | None: ...
 
 
 @dataclass(frozen=True)
@@ -233,8 +240,11 @@ class Live:
         encode: Callable[[LogEntry], str],
         buffer: int,
         look_every_s: float = LOOK_EVERY_S,
+        past: Past | None = None,
     ) -> None:
+        """`past` finds jobs that only the history has; without it they count as unknown."""
         self._ledger = ledger
+        self._past = past
         self._encode = encode
         self._buffer = buffer
         self._look_every_s = look_every_s
@@ -250,7 +260,8 @@ class Live:
     ) -> AsyncIterator[Following]:
         """Follow these jobs of a tenant while the block runs, those that `since` has a cursor of from there on.
 
-        Raises NotFound naming those that the tenant has not, and LedgerUnavailable.
+        Raises NotFound naming those that the tenant has not, Gone for one that was deleted, LedgerUnavailable and
+        HistoryUnavailable.
         """
         following = Following(tenant=tenant, limit=self._buffer, read=self._page, left=self._leave)
         try:
@@ -301,9 +312,17 @@ class Live:
         """The terminal entry of each job that has one."""
         records = await self._ledger.jobs(job_ids, tenant=tenant)
         ends = {record.id: record.end for record in records if record is not None}
-        if unknown := [job_id for job_id in job_ids if job_id not in ends]:
+        missing = [job_id for job_id in job_ids if job_id not in ends]
+        unknown: list[str] = []
+        for job_id in missing:
+            record = None if self._past is None else await self._past(job_id, tenant=tenant)
+            if record is None:
+                unknown.append(job_id)
+            else:
+                ends[job_id] = record.end
+        if unknown:
             raise NotFound(f"there is no job {', '.join(unknown)}")
-        return ends
+        return {job_id: ends[job_id] for job_id in job_ids}
 
     async def _starts(self, ends: Mapping[str, LogEntry | None], since: Mapping[str, Cursor]) -> dict[str, Start]:
         """How each job begins, given the terminal entries that there are."""

@@ -24,8 +24,9 @@ from darkroom.updates import CELERY_STATUS
 from darkroom.webhooks import DEFAULT_EVENTS, DeliveryState, SubscriptionState, WebhookEvent, in_order
 
 from darkroom_functions import cursors, listing, paths, sse, submission, subscriptions, views, waiting
-from darkroom_functions.answers import JSON_TYPE, PROBLEM_TYPE, problem_members
+from darkroom_functions.answers import JSON_TYPE, NOT_STORED, PROBLEM_TYPE, problem_members
 from darkroom_functions.bodies import MAX_BODY_BYTES
+from darkroom_functions.http_semantics import REVALIDATED
 from darkroom_functions.paths import Operation
 
 Schema = dict[str, Any]
@@ -63,6 +64,7 @@ def document(catalogue: Catalogue, *, public_url: str, max_body_bytes: int = MAX
             "version": VERSION,
             "description": (
                 "Image generation jobs: submit, follow, cancel, fetch. Every GET may be a HEAD. "
+                "A path may end in a slash or not. JSON is compressed for clients that accept gzip. "
                 f"A body has at most {max_body_bytes} bytes. What happens to a job is told on the WebSockets "
                 "`/ws/jobs/{job_id}`, `/ws/jobs?job_ids=a,b` and `/ws/events`, and as server-sent events. "
                 "Webhooks are told of it too: see `webhooks` here."
@@ -81,11 +83,24 @@ def _operation(operation: Operation, catalogue: Catalogue) -> Schema:
         "operationId": operation.name,
         "summary": told.summary,
         "parameters": [_named(parameter, catalogue) for parameter in told.parameters],
-        "responses": {**told.answers, **_refusals(operation, told.refusals), "default": _ANY_PROBLEM},
+        "responses": {
+            **_validated(operation, told.answers),
+            **_refusals(operation, told.refusals),
+            "default": _ANY_PROBLEM,
+        },
     }
     if told.body is not None:
         described["requestBody"] = told.body
     return described
+
+
+def _validated(operation: Operation, answers: Schema) -> Schema:
+    """The answers of an operation: a document that a GET reads has an `ETag`, and 304 is an answer too."""
+    document = answers.get("200", {})
+    is_kept = "Cache-Control" in document.get("headers", {})  # it says so itself: a picture or a secret
+    if operation.method != "GET" or JSON_TYPE not in document.get("content", {}) or is_kept:
+        return answers
+    return {**answers, "200": {**document, "headers": {**document.get("headers", {}), **_VALIDATED}}, "304": _KNOWN}
 
 
 def _refusals(operation: Operation, kinds: Errors) -> Schema:
@@ -734,8 +749,15 @@ _REST_HEADERS = [
 _SIGNATURE: Schema = {"type": "string", "pattern": _SHA256}
 _CACHED: Schema = {
     "ETag": _header({"type": "string"}, "Its SHA-256, in quotes."),
-    "Cache-Control": _header({"type": "string"}, "It never changes."),
+    "Last-Modified": _header({"type": "string"}, "When it was stored."),
+    "Accept-Ranges": _header({"const": "bytes"}, "A GET may ask for one range of bytes."),
+    "Cache-Control": _header({"const": REVALIDATED}, "It never changes, but it may be deleted."),
 }
+_VALIDATED: Schema = {
+    "ETag": _header({"type": "string", "pattern": '^W/"[0-9a-f]+"$'}, "Changes with the document."),
+    "Cache-Control": _header({"const": REVALIDATED}, "A cache of one user may keep it, and asks again each time."),
+}
+_KNOWN: Schema = {"description": "The caller has it, as `If-None-Match` says.", "headers": _VALIDATED}
 _OF_JOB = _in_path("id", _ID, "The job's id.")
 _STREAM: Schema = {"content": {sse.MEDIA_TYPE: {}}}
 _OF_UNDELIVERED = _in_path(
@@ -764,7 +786,7 @@ _REFUSED_BODY: Errors = (
 _DELIVERY_ID: Schema = {"type": "string", "pattern": f"^{webhooks.DELIVERY_ID_PATTERN}$"}
 _OF_SUBSCRIPTION = _in_path("id", _SUBSCRIPTION_ID, "The subscription's id.")
 _OF_DELIVERY = _in_path("delivery", _DELIVERY_ID, "The delivery's id.")
-_NOT_CACHED: Schema = {"Cache-Control": _header({"const": "no-store"}, "It is a secret.")}
+_NOT_CACHED: Schema = {"Cache-Control": _header({"const": NOT_STORED}, "It is a secret.")}
 _LIMIT: Schema = {
     "type": "integer",
     "minimum": 1,
@@ -903,7 +925,7 @@ _DESCRIBED: Mapping[str, _Described] = {
             "200": {"description": "Its newest entry, or those behind the cursor, and what comes.", **_STREAM},
             "204": {"description": "The cursor is its end: nothing comes."},
         },
-        refusals=(errors.NotFound, errors.InvalidInput, errors.LedgerUnavailable),
+        refusals=(*_NO_JOB, errors.InvalidInput, *_AWAY),
     ),
     "followTenant": _Described(
         "What happens to all jobs, but for their progress, as server-sent events",
@@ -1048,9 +1070,27 @@ _DESCRIBED: Mapping[str, _Described] = {
         ],
         answers={
             "200": {"description": "The picture.", "headers": _CACHED, "content": {"image/png": {}}},
-            "304": {"description": "The caller has it.", "headers": _CACHED},
+            "206": {
+                "description": "The part of the picture that `Range` names.",
+                "headers": {
+                    **_CACHED,
+                    "Content-Range": _header({"type": "string"}, "Which part, and of how many bytes."),
+                },
+                "content": {"image/png": {}},
+            },
+            "304": {
+                "description": "The caller has it, as `If-None-Match` or `If-Modified-Since` says.",
+                "headers": _CACHED,
+            },
         },
-        refusals=(errors.LinkRefused, errors.NotFound, StoreUnavailable),
+        refusals=(
+            errors.LinkRefused,
+            *_NO_JOB,
+            errors.PreconditionFailed,
+            errors.RangeNotSatisfiable,
+            StoreUnavailable,
+            *_AWAY,
+        ),
     ),
     "listModels": _Described("The models and their parameters", answers={"200": _answered("Models", "The models.")}),
     "describe": _Described(

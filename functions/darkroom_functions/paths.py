@@ -95,6 +95,7 @@ def find(method: str, path: str, *, models: Container[str]) -> Found:
     `models` are the names that `/{model}` stands for. A POST to any other name is submit's too, which lists them.
     """
     method = "GET" if method == "HEAD" else method
+    path = canonical(path)
     for pattern, by_method in _TEMPLATES:
         match = pattern.fullmatch(path)
         if match is None:
@@ -108,8 +109,14 @@ def find(method: str, path: str, *, models: Container[str]) -> Found:
     raise NotFound(f"there is nothing at {path}")
 
 
+def canonical(path: str) -> str:
+    """The form of a path without a slash at its end: both forms are one path."""
+    return path[:-1] if path.endswith("/") and path != "/" and not path.endswith("//") else path
+
+
 def function_of(kind: str, method: str, path: str) -> str:
     """The name of the function that a connection of this kind (`http` or `websocket`) is for."""
+    path = canonical(path)
     if kind == "websocket" or path == SINK or path.startswith("/ws/"):
         return "result"
     if path == UNDELIVERED_SINK:

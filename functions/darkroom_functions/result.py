@@ -29,9 +29,11 @@ from darkroom.errors import (
 )
 from darkroom.event_http import STRUCTURED_TYPE, Mode, parse_http
 from darkroom.events import SEQUENCE_DIGITS, Event, invalid, type_of
+from darkroom.history import History
 from darkroom.jobs import TERMINAL, JobEvent, is_job_id
 from darkroom.ledger import AsyncLedger, LogEntry, NewsEntry, connect_async
 from darkroom.links import Links
+from darkroom.lookup import Lookup
 from darkroom.settings import load
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -64,6 +66,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Everything that outlives one request or socket."""
     settings = load(ResultSettings)
     links = Links.of(settings)
+    history = History(settings.database_url)
     client = connect_async(settings.redis_url.get_secret_value())
     ledger = AsyncLedger(client, settings.namespace)
 
@@ -75,7 +78,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         return orjson.dumps({**known, "cursor": news.place}).decode()
 
     buffer, look_every_s = settings.socket_buffer, settings.look_every_s
-    live = Live(ledger, client, encode=encode, buffer=buffer, look_every_s=look_every_s)
+    past = Lookup(ledger, history).past
+    live = Live(ledger, client, encode=encode, buffer=buffer, look_every_s=look_every_s, past=past)
     news = News(ledger, client, encode=encode_news, buffer=buffer, look_every_s=look_every_s)
     app.state.settings = settings
     app.state.ledger = ledger
@@ -94,6 +98,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.wait(running)
         await client.aclose()
+        await history.aclose()
 
 
 @functions_framework.aio.http

@@ -98,7 +98,7 @@ class JobsSettings(
     """What jobs needs."""
 
 
-class ResultSettings(LedgerSettings, LinkSettings, BodySettings):
+class ResultSettings(LedgerSettings, HistorySettings, LinkSettings, BodySettings):
     """What result needs."""
 
     socket_buffer: int = Field(default=256, ge=1, le=100_000)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from darkroom import strict_json
-from darkroom.errors import DarkroomError, FieldError, InvalidInput, NotFound, PermanentError, TemporaryError
+from darkroom.errors import DarkroomError, FieldError, Gone, InvalidInput, NotFound, PermanentError, TemporaryError
 from darkroom.jobs import is_job_id
 from darkroom.logs import logger
 from darkroom.parameters import shown
@@ -51,6 +51,7 @@ COME_AGAIN = 1012
 TRY_LATER = 1013
 BAD_QUERY = 4400
 NO_JOB = 4404
+DELETED_JOB = 4410
 SLOW = 4408
 IDLE = 4409
 
@@ -146,7 +147,9 @@ def since_of(connection: HTTPConnection) -> str | None:
 
 
 async def _serve(websocket: WebSocket, opening: Callable[[Sockets], AbstractAsyncContextManager[Inbox]]) -> None:
-    """One socket from its first to its last word. `opening` reads the request, and raises InvalidInput or NotFound."""
+    """One socket from its first to its last message. `opening` reads the request; it raises InvalidInput, NotFound and
+    Gone.
+    """
     sockets: Sockets = websocket.app.state.sockets
     await websocket.accept()
     try:
@@ -337,6 +340,8 @@ def _code_of(error: DarkroomError) -> int:
             return TRY_LATER
         case NotFound():
             return NO_JOB
+        case Gone():
+            return DELETED_JOB
         case InvalidInput():
             return BAD_QUERY
         case BadFrames():

@@ -31,7 +31,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions import paths, receivers, views
-from darkroom_functions.answers import answer
+from darkroom_functions.answers import NOT_STORED, answer
 from darkroom_functions.bodies import json_object, read_body
 from darkroom_functions.health import patience
 from darkroom_functions.paths import Found
@@ -49,8 +49,8 @@ OPERATIONS = frozenset(
 CHOSEN_STATES = (SubscriptionState.ENABLED, SubscriptionState.DISABLED)
 """What an owner may say of a subscription; that it ended, its receiver says."""
 
-NO_STORE = {"Cache-Control": "no-store"}
-"""Goes with each answer that holds a secret."""
+NO_STORE = {"Cache-Control": NOT_STORED}
+"""Goes with each answer that holds a secret: unlike other documents it has no `ETag`, and no cache keeps it."""
 
 NOT_A_GENERATION = "must be the `generation` of the secret that is to be replaced"
 

@@ -39,6 +39,9 @@ local NO_PICTURE = {
     completed = { 500, "no-picture", "The job has no such picture" },
 }
 
+-- Headers that the answer with the picture has itself.
+local OF_ANSWER = { vary = true, ["cache-control"] = true, ["x-content-type-options"] = true }
+
 local facade = {}
 local settings
 
@@ -251,7 +254,7 @@ local function answer_with_picture(view, headers)
     headers["content-type"] = nil
     if view.state == "completed" and picture then
         for name, value in pairs(headers) do
-            if name ~= "vary" and not name:match("^access%-control%-") then -- the picture's answer has its own
+            if not OF_ANSWER[name] and not name:match("^access%-control%-") then -- the picture's answer has its own
                 ngx.header[name] = value
             end
         end
@@ -338,7 +341,7 @@ function facade.sync()
         local title = "The resource does not take this method"
         return problem(405, "method-not-allowed", title, detail, nil, { allow = "POST" })
     end
-    if not ngx.var.uri:match("^/sync/[^/]+$") then
+    if not ngx.var.uri:match("^/sync/[^/]+/?$") then
         return ngx.exit(404)
     end
     hold(ngx.var.request_uri:sub(#"/sync" + 1), preferred_s())

@@ -48,16 +48,16 @@ def test_a_hash_is_sha256_in_hex() -> None:
 
 async def test_what_was_put_is_read(store: ArtifactStore) -> None:
     store.put(KEY, b"picture")
-    size, _ = await store.open(KEY)
-    assert (size, await content_of(store, KEY)) == (7, b"picture")
+    stored, _ = await store.open(KEY)
+    assert (stored.size, await content_of(store, KEY)) == (7, b"picture")
 
 
 async def test_a_large_object_is_read_in_chunks(store: ArtifactStore) -> None:
     content = bytes(range(256)) * (CHUNK_BYTES // 64)
     store.put(KEY, content)
-    size, chunks = await store.open(KEY)
+    stored, chunks = await store.open(KEY)
     read = [chunk async for chunk in chunks]
-    assert size == len(content) == len(b"".join(read))
+    assert stored.size == len(content) == len(b"".join(read))
     assert b"".join(read) == content
     assert len(read) > 1
 
@@ -272,8 +272,8 @@ async def test_an_object_that_breaks_off_is_unavailable(
 ) -> None:
     monkeypatch.setattr("darkroom.artifacts.READ_PATIENCE", timedelta(seconds=1))
     bucket[f"/pictures/{KEY}"] = BROKEN
-    size, chunks = await ArtifactStore("s3://pictures").open(KEY)
-    assert size == 2 * len(BROKEN)
+    stored, chunks = await ArtifactStore("s3://pictures").open(KEY)
+    assert stored.size == 2 * len(BROKEN)
     with pytest.raises(StoreUnavailable):
         [chunk async for chunk in chunks]
 

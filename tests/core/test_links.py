@@ -36,6 +36,14 @@ def test_a_link_is_good_until_its_time_is_over() -> None:
         LINKS.check(key, query, now_s=NOW_S + 600)
 
 
+def test_links_that_are_written_shortly_after_another_are_the_same() -> None:
+    """So a view of a job stays the same, and a client that has it is answered 304."""
+    assert LINKS.to(KEY, now_s=NOW_S + 59) == LINKS.to(KEY, now_s=NOW_S)
+    later = LINKS.to(KEY, now_s=NOW_S + 119)
+    assert later != LINKS.to(KEY, now_s=NOW_S)
+    LINKS.check(*read(later), now_s=NOW_S + 119 + 540)
+
+
 def test_a_key_of_any_characters_comes_back_as_it_was() -> None:
     key = "a tenant/ü ?&#%2F/1/0-abc.png"
     assert read(LINKS.to(key, now_s=NOW_S))[0] == key

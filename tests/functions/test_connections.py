@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from websockets.exceptions import InvalidStatus
 
+from tests.databases import migrated
 from tests.functions.listeners import socket as socket_of
 from tests.functions.listeners import told_to_the_end
 from tests.parts import Functions, environment
@@ -37,7 +38,9 @@ FIRST_FRAGMENT, EMPTY_FRAGMENT = b"\x01\x80\0\0\0\0", b"\x00\x80\0\0\0\0"
 
 @pytest.fixture
 def result(own_redis: RedisServer, tmp_path: Path) -> Iterator[Functions]:
-    function = Functions("result", environment=environment(own_redis.url, "own"), log=tmp_path / "result.log")
+    settings = environment(own_redis.url, "own")
+    migrated(settings["DARKROOM_DATABASE_URL"])
+    function = Functions("result", environment=settings, log=tmp_path / "result.log")
     function.start()
     yield function
     function.stop()

@@ -22,6 +22,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.conftest import RedisServers
+from tests.databases import migrated
 from tests.driven_jobs import DrivenJobs
 from tests.functions.listeners import (
     DEADLINE_S,
@@ -55,6 +56,7 @@ def shared(
     """One process of result for all tests of this file that do it no harm, and its jobs."""
     url, namespace = redis_servers(RedisKind.EMBEDDED).url, f"t-{secrets.token_hex(8)}"
     settings = environment(url, namespace, DARKROOM_SOCKET_GRACE_S=str(GRACE_S), DARKROOM_SOCKET_IDLE_S=str(IDLE_S))
+    migrated(settings["DARKROOM_DATABASE_URL"])
     function = Functions("result", environment=settings, log=tmp_path_factory.mktemp("result") / "result.log")
     function.start()
     jobs = DrivenJobs(url, namespace)
@@ -77,6 +79,7 @@ def jobs(shared: tuple[Functions, DrivenJobs]) -> DrivenJobs:
 def own(tmp_path: Path, own_redis: RedisServer) -> Iterator[Own]:
     """Gives a process of result with a Redis of its own, for a test that ends it or sets it up otherwise."""
     stops: list[Callable[[], object]] = []
+    migrated(environment(own_redis.url, "own")["DARKROOM_DATABASE_URL"])
 
     def start(**settings: str) -> tuple[Functions, DrivenJobs]:
         jobs = DrivenJobs(own_redis.url, "own")

@@ -320,7 +320,7 @@ def test_a_deleted_job_is_gone_wherever_it_was_and_that_is_said(aged: Aged, stat
     assert [job["id"] for job in api.get(JOBS, params={"user_id": user}).json()["jobs"]] == [kept]
     assert pictures(api, job_id) == []
     for link in view["output_paths"]:
-        assert api.get(link.removeprefix(PUBLIC_URL)).status_code == 404
+        assert api.get(link.removeprefix(PUBLIC_URL)).status_code == 410
     left = [key.decode() for key in aged.jobs.redis.scan_iter(f"{aged.jobs.namespace}:*{job_id}*")]
     assert left == []
     assert job_id not in aged.jobs.outbox()

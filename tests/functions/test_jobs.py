@@ -408,7 +408,8 @@ def test_a_picture_can_be_fetched_by_its_link(api: Api) -> None:
     assert response.headers["content-type"] == "image/png"
     assert response.headers["content-length"] == str(len(PICTURE))
     assert response.headers["etag"] == f'"{job["content_id"]}"'
-    assert response.headers["cache-control"] == "private, max-age=31536000, immutable"
+    assert response.headers["cache-control"] == "private, no-cache"
+    assert response.headers["accept-ranges"] == "bytes"
     assert response.headers["x-content-type-options"] == "nosniff"
 
 

@@ -25,6 +25,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.conftest import RedisServers
+from tests.databases import migrated
 from tests.driven_jobs import TENANT, DrivenJobs
 from tests.functions.listeners import DEADLINE_S, told, told_to_the_end, watching
 from tests.parts import PUBLIC_URL, Functions, environment
@@ -45,6 +46,7 @@ def shared(
     url, namespace = redis_servers(RedisKind.EMBEDDED).url, f"t-{secrets.token_hex(8)}"
     log = tmp_path_factory.mktemp("result") / "result.log"
     settings = environment(url, namespace, DARKROOM_SOCKET_GRACE_S=str(GRACE_S))
+    migrated(settings["DARKROOM_DATABASE_URL"])
     function = Functions("result", environment=settings, log=log)
     function.start()
     yield function, url, namespace
@@ -67,6 +69,7 @@ def jobs(shared: tuple[Functions, str, str]) -> Iterator[DrivenJobs]:
 def own(tmp_path: Path, own_redis: RedisServer) -> Iterator[Callable[..., tuple[Functions, DrivenJobs, RedisServer]]]:
     """Gives a process of result with a Redis of its own, for a test that stops one of them or sets it up otherwise."""
     stops: list[Callable[[], object]] = []
+    migrated(environment(own_redis.url, "own")["DARKROOM_DATABASE_URL"])
 
     def start(**settings: str) -> tuple[Functions, DrivenJobs, RedisServer]:
         jobs = DrivenJobs(own_redis.url, "own")

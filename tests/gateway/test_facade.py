@@ -231,7 +231,8 @@ def test_a_preference_is_read_as_submit_reads_it(prefer: list[str], desk: Desk, 
     assert response.status_code == 200
     assert response.headers.get(APPLIED) == wait.headers.get(APPLIED)
     assert response.headers[REPEATED] == "true"
-    assert response.json()["status"] == ("completed" if wait.is_preferred else "pending")
+    assert response.json()["status"] == "completed"
+    assert ("output_paths" in response.json()) == wait.is_preferred, "the job, and not the receipt alone"
 
 
 @pytest.fixture(scope="module")

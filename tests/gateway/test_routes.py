@@ -41,11 +41,14 @@ ODD = [
     ("GET", "/api/v1/undelivered-eventsx"),
     ("DELETE", "/api/v1/events/x"),
     ("GET", "/a//b"),
+    ("POST", "/flux//"),
     ("GET", "/artifacts/a%2Fb/..%2f/c?expires=1&signature=%41"),
 ]
 """Paths at the edges of the table, and some that are nowhere."""
 
-ONLY_ON_THE_INSIDE = ("/events", "/events/undelivered", "/metrics")
+ONLY_ON_THE_INSIDE = tuple(
+    path + slash for path in ("/events", "/events/undelivered", "/metrics") for slash in ("", "/")
+)
 
 
 def filled(template: str) -> str:
@@ -70,9 +73,12 @@ def problem(response: httpx.Response) -> dict[str, Any]:
 
 @pytest.mark.parametrize("operation", paths.OPERATIONS, ids=lambda operation: operation.name)
 def test_each_operation_reaches_its_function(operation: paths.Operation, client: httpx.Client) -> None:
+    """With a slash at the end of its path and without one."""
     path = filled(operation.template)
-    said = client.request(operation.method, path).json()
-    assert (said["function"], said["method"], said["path"]) == (operation.function, operation.method, path)
+    other = path[:-1] if path.endswith("/") else path + "/"
+    for form in (path, other) if path != "/" else (path,):
+        said = client.request(operation.method, form).json()
+        assert (said["function"], said["method"], said["path"]) == (operation.function, operation.method, form)
 
 
 @pytest.mark.parametrize(("method", "path"), ODD)
@@ -366,7 +372,8 @@ def test_a_socket_that_the_function_refuses_is_refused(front: Front) -> None:
 
     with pytest.raises(InvalidStatus) as refused:
         connect(f"{front.gateway.ws_url}/ws/nothing/{new_job_id(0)}", proxy=None)
-    assert refused.value.response.status_code == 403
+    assert refused.value.response.status_code == 404
+    assert b"problems/not-found" in bytes(refused.value.response.body or b"")
 
 
 @pytest.mark.parametrize("path", ["/flux", "/sync/flux", "/api/v1/generation-jobs/"])
