@@ -86,6 +86,12 @@ class Limits:
     worker_silent_s: float = 15
     """A worker says every 5 s what it is."""
 
+    clock_s: float = 10
+    """A clock may differ from Redis' by this: a call that carries its time may take as long."""
+
+    clock_age_s: float = 600
+    """A difference that was seen longer ago is no finding: the clock may be right by now."""
+
     scaling_s: float = 120
     """Jobs may wait this long for a first worker: a pod with a GPU takes its time."""
 
@@ -191,6 +197,15 @@ class Overdue:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """How many seconds a part's clock was ahead of Redis' (behind: below 0), `age_s` seconds ago."""
+
+    part: str
+    ahead_s: float
+    age_s: float
+
+
+@dataclass(frozen=True)
 class House:
     """What the ledger holds, as far as it matters here."""
 
@@ -200,6 +215,9 @@ class House:
     unarchived: Sequence[Overdue]
     loss: Loss | None
     unfinished_bytes: int = 0
+    clocks: Sequence[Clock] = ()
+    set_back: Clock | None = None
+    """By how much Redis' own clock was set back, and when."""
 
 
 @dataclass(frozen=True)
@@ -430,6 +448,25 @@ def backlog(house: House, limits: Limits) -> Iterator[Symptom]:
         yield Symptom(Severity.WARNING, f"{seen}: soon submissions will be refused (429)", remedy)
 
 
+def clocks(house: House, limits: Limits) -> Iterator[Symptom]:
+    """Delays and leases are counted by Redis' clock alone; what a part signs bears the time of its own."""
+    for clock in house.clocks:
+        if abs(clock.ahead_s) > limits.clock_s and clock.age_s <= limits.clock_age_s:
+            differs = f"{_ago(abs(clock.ahead_s))} {'ahead of' if clock.ahead_s > 0 else 'behind'} Redis'"
+            yield _problem(
+                f"the clock of {clock.part} was {differs}, {_ago(clock.age_s)} ago",
+                "synchronise the clocks of both machines (NTP): job ids, links to pictures, signatures of webhooks and "
+                "deadlines that callers give as a time depend on them",
+            )
+    back = house.set_back
+    if back is not None and back.age_s <= limits.clock_age_s:
+        yield Symptom(
+            Severity.WARNING,
+            f"the clock of Redis was set back by {_ago(-back.ahead_s)}, {_ago(back.age_s)} ago",
+            "keep it synchronised (NTP) by slewing; what was due was brought forward, and times of jobs may overlap",
+        )
+
+
 def courier(house: House, limits: Limits) -> Iterator[Symptom]:
     for pool in house.pools:
         silent_s = pool.announced_s if pool.courier_seen_s is None else pool.courier_seen_s
@@ -494,6 +531,7 @@ HOUSE_CHECKS: Mapping[str, Callable[[House, Limits], Iterator[Symptom]]] = {
     "stuck-jobs": stuck_jobs,
     "foreign-messages": foreign_messages,
     "backlog": backlog,
+    "clocks": clocks,
     "courier": courier,
     "sink": sink,
     "history": history,

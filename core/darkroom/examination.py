@@ -21,7 +21,7 @@ import redis.asyncio
 from redis.exceptions import NoPermissionError, RedisError
 
 from darkroom import queues, transitions
-from darkroom.doctor import Cost, Dropped, House, Limits, Observation, Overdue, Pool, Server, Waiting, Worker
+from darkroom.doctor import Clock, Cost, Dropped, House, Limits, Observation, Overdue, Pool, Server, Waiting, Worker
 from darkroom.epochs import Loss, lost
 from darkroom.errors import DarkroomError, HistoryUnavailable
 from darkroom.ledger import AsyncLedger, WorkerRecord, translated
@@ -143,6 +143,7 @@ class Examination:
         unarchived = await self._overdue("history", "history")
         with translated():
             unfinished_bytes = await self._redis.hget(f"{self._namespace}:counters", "unfinished_bytes")
+        clocks, set_back = await self._clocks()
         return House(
             pools=tuple(pools),
             workers=tuple(workers),
@@ -150,6 +151,8 @@ class Examination:
             unarchived=tuple(unarchived),
             loss=await self._loss(),
             unfinished_bytes=int(unfinished_bytes or 0),
+            clocks=clocks,
+            set_back=set_back,
         )
 
     async def _loss(self) -> Loss | None:
@@ -159,6 +162,25 @@ class Examination:
             with suppress(HistoryUnavailable):
                 outside = await self._history.epoch(self._namespace)
         return lost(await self._ledger.epoch(), outside)
+
+    async def _clocks(self) -> tuple[tuple[Clock, ...], Clock | None]:
+        """This machine's clock, and what `accept` and `clock` recorded; beside them whether Redis' own was set back."""
+        asked_ms = time.time_ns() // 1_000_000
+        now = await self._now()
+        answered_ms = time.time_ns() // 1_000_000
+        with translated():
+            recorded = await self._redis.hgetall(f"{self._namespace}:clock")
+
+        def clock(field: bytes, part: str) -> list[Clock]:
+            if field not in recorded:
+                return []
+            ahead, at = map(int, recorded[field].split())
+            return [Clock(part, ahead / 1000, max(0, now - at) / 1000)]
+
+        own = Clock("this machine", ((asked_ms + answered_ms) // 2 - now) / 1000, 0)
+        of_redis = [Clock("Redis", -each.ahead_s, each.age_s) for each in clock(b"set_back", "Redis")]
+        parts = (own, *clock(b"courier", "a courier"), *clock(b"function", "a function that accepts jobs"))
+        return parts, of_redis[0] if of_redis else None
 
     # -- workers and canaries ------------------------------------------------------------------------------------------
 

@@ -242,10 +242,10 @@ class Submission:
 
     `input` are the model's parameters; `fields` what goes with the job and concerns no engine (user, webhook, the
     submitting event); `accepted` the data of the first log entry. `start_deadline` is in milliseconds since the epoch,
-    `run_timeout` in seconds. `idempotency_key` is a hash (no blanks), and `fingerprint` that of the request as it was
-    sent. `redrive_of` is the dead letter that the job is made of. `webhook` becomes fields of the job too
-    (`Webhook.encode`); `fields` need not have them. `is_event`: the caller sent a CloudEvent, whose `source` and `id`
-    are the idempotency key.
+    `start_within` in milliseconds from the acceptance, by Redis' clock; the earlier one counts. `run_timeout` is in
+    seconds. `idempotency_key` is a hash (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of`
+    is the dead letter that the job is made of. `webhook` becomes fields of the job too (`Webhook.encode`); `fields` do
+    not need them. `is_event`: the caller sent a CloudEvent, whose `source` and `id` are the idempotency key.
     """
 
     job_id: str
@@ -257,6 +257,7 @@ class Submission:
     run_timeout: float
     priority: int = DEFAULT_PRIORITY
     start_deadline: int | None = None
+    start_within: int | None = None
     max_attempts: int = MAX_ATTEMPTS
     idempotency_key: str | None = None
     fingerprint: str | None = None
@@ -420,6 +421,7 @@ def accept(
         max_attempts=job.max_attempts,
         run_timeout=job.run_timeout,
         start_deadline=job.start_deadline,
+        start_within=job.start_within,
         idempotency_key=job.idempotency_key,
         fingerprint=job.fingerprint,
         redrive_of=job.redrive_of,
@@ -533,6 +535,14 @@ def sweep(pool: str, *, age_ms: int = SWEEP_AGE_MS, now: int | None = None) -> C
 def promote(pool: str, *, limit: int = 100, now: int | None = None) -> Call[list[str]]:
     """Retries whose time has come join the backlog; answers their ids."""
     return _call("promote", _ids, pool=pool, limit=limit, now=now)
+
+
+def clock(*, clock_ms: int, now: int | None = None) -> Call[int]:
+    """Once a tick: bring forward what waits for a time if Redis' clock was set back; answers by how much (ms).
+
+    `clock_ms` is the time by the caller's own clock, for `darkroom doctor`.
+    """
+    return _call("clock", int, clock=clock_ms, now=now)
 
 
 def expire(*, limit: int = 100, now: int | None = None) -> Call[list[str]]:

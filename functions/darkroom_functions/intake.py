@@ -76,10 +76,8 @@ class Intake:
 
 def fresh() -> Fresh:
     """What is new with this request."""
-    now_ms = time.time_ns() // 1_000_000
     return Fresh(
-        now_ms=now_ms,
-        job_id=new_job_id(now_ms),
+        job_id=new_job_id(time.time_ns() // 1_000_000),
         seed=secrets.randbits(SEED_BITS),
         traceparent=traces.new_traceparent(secrets.token_bytes(traces.RANDOM_BYTES)),
     )

@@ -1,7 +1,7 @@
 """A submission: what a caller asks for, read from a CloudEvent or a REST body, checked, and complete for the ledger.
 
 `submit.py` hands in what came over HTTP and gets a `darkroom.transitions.Submission`, or one refusal with every field
-at fault. Nothing here reads a clock or draws a number: `Fresh` brings both.
+at fault. Nothing here reads a clock or draws a number: `Fresh` brings what is drawn, and times are Redis'.
 
 The fields of a request are those of `FIELDS`, and the model's parameters: flat beside them, or under `input`. A field
 that is null is as good as absent.
@@ -79,9 +79,8 @@ _USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 @dataclass(frozen=True)
 class Fresh:
-    """What is new with every request: the time (milliseconds since 1970), an id for the job, and drawn numbers."""
+    """What is new with every request: an id for the job, and drawn numbers."""
 
-    now_ms: int
     job_id: str
     seed: int
     traceparent: str
@@ -89,12 +88,9 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the fields of a request are held against: its model, the time (milliseconds since 1970), and where webhooks
-    may go though the guard knows no such address.
-    """
+    """What the fields of a request are held against: its model, and exceptions for addresses of webhooks."""
 
     model: Model
-    now_ms: int
     allow: Allow
 
 
@@ -109,14 +105,24 @@ class RestRequest:
 
 
 @dataclass(frozen=True)
+class StartDeadline:
+    """Until when a job may start: at a time (milliseconds since 1970), or within so many milliseconds of its
+    acceptance, which Redis counts by its own clock. This process' clock may differ from that.
+    """
+
+    at: int | None = None
+    within: int | None = None
+
+
+@dataclass(frozen=True)
 class Wish:
-    """What a caller asks for, checked. `start_deadline` is in milliseconds since 1970, `run_timeout` in seconds."""
+    """What a caller asks for, checked. `run_timeout` is in seconds."""
 
     model: Model
     input: Mapping[str, object]
     priority: int
     run_timeout: float
-    start_deadline: int | None
+    start_deadline: StartDeadline
     user_id: str | None
     webhook: Webhook | None
 
@@ -130,13 +136,13 @@ def of_event(event: Event, *, catalogue: Catalogue, allow: Allow, tenant: str, f
     data = {} if event.data is None else event.data
     if not isinstance(data, dict):
         raise _refusal([FieldError("data", "must be a JSON object")])
-    wish = read(data, catalogue=catalogue, allow=allow, now_ms=fresh.now_ms, where="data.")
-    deadlines = [deadline for deadline in (wish.start_deadline, expiry) if deadline is not None]
+    wish = read(data, catalogue=catalogue, allow=allow, where="data.")
+    deadlines = [deadline for deadline in (wish.start_deadline.at, expiry) if deadline is not None]
     return _submission(
         wish,
         tenant=tenant,
         fresh=fresh,
-        start_deadline=min(deadlines, default=None),
+        start_deadline=replace(wish.start_deadline, at=min(deadlines, default=None)),
         event_id=event.id,
         event_source=event.source,
         event_time=event.time,
@@ -154,7 +160,7 @@ def of_rest(
 
     Raises InvalidInput and UnknownModel.
     """
-    wish = read(request.data, catalogue=catalogue, allow=allow, now_ms=fresh.now_ms, model_of_path=request.model)
+    wish = read(request.data, catalogue=catalogue, allow=allow, model_of_path=request.model)
     key = request.idempotency_key
     return _submission(
         wish,
@@ -206,12 +212,12 @@ def of_redrive(
         "run_timeout": min(letter.run_timeout, model.run_timeout_s),
         "user_id": letter.fields.get("user_id"),
     }
-    wish = read(data, catalogue=catalogue, allow=NOTHING, now_ms=fresh.now_ms)
+    wish = read(data, catalogue=catalogue, allow=NOTHING)
     return _submission(
         replace(wish, webhook=letter.webhook),
         tenant=letter.tenant,
         fresh=fresh,
-        start_deadline=None,
+        start_deadline=StartDeadline(),
         event_id=fresh.job_id,
         event_source=source,
         event_time=None,
@@ -228,7 +234,6 @@ def read(
     *,
     catalogue: Catalogue,
     allow: Allow,
-    now_ms: int,
     model_of_path: str | None = None,
     where: str = "",
 ) -> Wish:
@@ -238,7 +243,7 @@ def read(
     check the rest against (UnknownModel).
     """
     model = _model(data, catalogue, model_of_path, where)
-    rules = Rules(model, now_ms, allow)
+    rules = Rules(model, allow)
     faults: list[FieldError] = []
     values: dict[str, Any] = {}
     for name, reader in FIELDS.items():
@@ -263,7 +268,7 @@ def read(
         input=checked,
         priority=values.get("priority", DEFAULT_PRIORITY),
         run_timeout=values.get("run_timeout", model.run_timeout_s),
-        start_deadline=values.get("start_deadline"),
+        start_deadline=values.get("start_deadline", StartDeadline()),
         user_id=values.get("user_id"),
         webhook=Webhook(values[WEBHOOK], values.get(WEBHOOK_EVENTS, DEFAULT_EVENTS)) if WEBHOOK in values else None,
     )
@@ -274,7 +279,7 @@ def _submission(
     *,
     tenant: str,
     fresh: Fresh,
-    start_deadline: int | None,
+    start_deadline: StartDeadline,
     event_id: str,
     event_source: str,
     event_time: str | None,
@@ -286,11 +291,10 @@ def _submission(
     is_event: bool = False,
 ) -> Submission:
     model, job_input = wish.model, _with_seed(wish, fresh.seed)
-    time = event_time or times.iso(fresh.now_ms)
-    fields: dict[str, object] = {
-        "job_type": JOB_TYPE,
-        "event": {"id": event_id, "source": event_source, "time": time},
-    }
+    event = {"id": event_id, "source": event_source}
+    if event_time is not None:  # else it is when the ledger accepted the job
+        event["time"] = event_time
+    fields: dict[str, object] = {"job_type": JOB_TYPE, "event": event}
     if wish.user_id is not None:
         fields["user_id"] = wish.user_id
     if redrive_of is not None:
@@ -304,7 +308,8 @@ def _submission(
         fields=fields,
         run_timeout=wish.run_timeout,
         priority=wish.priority,
-        start_deadline=start_deadline,
+        start_deadline=start_deadline.at,
+        start_within=start_deadline.within,
         max_attempts=max_attempts,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint,
@@ -423,12 +428,12 @@ def _read_run_timeout(value: object, rules: Rules) -> float:
     return value
 
 
-def _read_start_deadline(value: object, rules: Rules) -> int:
+def _read_start_deadline(value: object, _rules: Rules) -> StartDeadline:
     if isinstance(value, str):
-        return times.to_ms(value)
+        return StartDeadline(at=times.to_ms(value))
     if not _is_number(value) or not 0 < value <= MAX_START_DELAY_S:
         raise ValueError(f"must be an RFC 3339 time, or a number of seconds from now, at most {MAX_START_DELAY_S}")
-    return rules.now_ms + math.ceil(value * 1000)
+    return StartDeadline(within=math.ceil(value * 1000))
 
 
 def _read_webhook(value: object, rules: Rules) -> str:

@@ -287,6 +287,21 @@ async def test_a_retry_that_is_overdue_is_stuck(jobs: TimedJobs, ask: Ask) -> No
     assert job_id in (await ask())["stuck-jobs"]
 
 
+async def test_clocks_that_differ_from_redis_are_found(jobs: TimedJobs, ask: Ask) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    jobs.run(transitions.clock(clock_ms=now_ms))
+    assert await ask() == {}
+    jobs.run(transitions.clock(clock_ms=now_ms - 3_600_000))
+    assert (await ask())["clocks"].startswith("the clock of a courier was 60 min behind Redis'")
+
+
+async def test_redis_clock_that_was_set_back_is_found(jobs: TimedJobs, ask: Ask) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    jobs.run(transitions.clock(clock_ms=now_ms, now=now_ms + 3_600_000))
+    assert jobs.run(transitions.clock(clock_ms=now_ms)) > 3_500_000
+    assert (await ask())["clocks"].startswith("the clock of Redis was set back by 60 min")
+
+
 async def test_a_backlog_is_found_when_it_takes_many_bytes(jobs: TimedJobs, ask: Ask) -> None:
     jobs.submit(input={"prompt": "x" * 100_000})
     assert "429" in (await ask(Limits(backlog_bytes=120_000)))["backlog"]

@@ -30,7 +30,16 @@ def error_of(jobs: TimedJobs, job_id: str) -> dict[str, Any]:
 
 def test_a_claim_gives_the_attempt_its_number_and_its_time(jobs: TimedJobs) -> None:
     job_id = jobs.submit(run_timeout=12.5)
-    assert jobs.claim(job_id) == Claim(attempt=1, dropped=None, run_timeout=12.5, counted=0, tenant=TENANT)
+    claim = jobs.claim(job_id)
+    assert claim == Claim(
+        attempt=1,
+        dropped=None,
+        run_timeout=12.5,
+        counted=0,
+        tenant=TENANT,
+        model="sd",
+        input='{"prompt":"a lighthouse at dusk"}',
+    )
 
 
 def test_a_claim_is_in_the_record_and_in_the_log(jobs: TimedJobs) -> None:
@@ -338,6 +347,26 @@ def test_a_short_gap_is_no_outage(jobs: TimedJobs) -> None:
     assert jobs.reap() == [job_id]
 
 
+@pytest.mark.parametrize("pause_ms", [GAP_MS + 400, 13_000], ids=["2.2 s each way", "6 s each way"])
+def test_a_courier_that_is_slow_each_time_reaps_when_the_quiet_period_is_over(jobs: TimedJobs, pause_ms: int) -> None:
+    job_id = jobs.running()
+    reaped: list[str] = []
+    while not reaped and jobs.now < START_MS + 60_000:
+        reaped = jobs.reap()
+        jobs.now += pause_ms
+    assert reaped == [job_id]
+
+
+@pytest.mark.parametrize("reaps_between", [1, 3])
+def test_after_a_second_outage_nothing_is_reaped_for_a_lease_either(jobs: TimedJobs, reaps_between: int) -> None:
+    jobs.reap_until(START_MS + LEASE_MS)
+    job_id = jobs.running()
+    for _ in range(3):
+        jobs.now += 4 * LEASE_MS
+        assert jobs.reap_until(jobs.now + (reaps_between - 1) * 1_000) == []
+    assert jobs.reap_until(jobs.now + LEASE_MS) == [job_id]
+
+
 def test_the_last_counted_attempt_that_is_reaped_fails(jobs: TimedJobs) -> None:
     jobs.reap_until(START_MS + LEASE_MS)
     job_id = jobs.running(max_attempts=1)
@@ -568,3 +597,76 @@ def test_jobs_whose_records_were_deleted_by_hand_stop_nobody_else(jobs: TimedJob
     assert jobs.claim(other).attempt == 1
     kept = set().union(*(jobs.members(kind) for kind in ("waiting", "dispatched", "due", "running")))
     assert kept == {lapsing, other}
+
+
+# -- a clock that is set back ------------------------------------------------------------------------------------------
+
+HOUR_MS = 3_600_000
+
+
+def tick(jobs: TimedJobs) -> None:
+    """As the courier does each second."""
+    jobs.run(transitions.clock(clock_ms=jobs.now, now=jobs.now))
+    jobs.expire()
+    jobs.reap()
+    jobs.sweep()
+    jobs.promote()
+
+
+def tick_for(jobs: TimedJobs, time_ms: int) -> None:
+    for _ in range(time_ms // 1_000):
+        jobs.now += 1_000
+        tick(jobs)
+
+
+def set_back(jobs: TimedJobs) -> None:
+    """Redis' clock, between two ticks."""
+    tick(jobs)
+    jobs.now -= HOUR_MS
+    tick(jobs)
+
+
+def test_a_retry_comes_after_its_delay_though_the_clock_was_set_back(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.retry(job_id, delay_ms=10_000)
+    set_back(jobs)
+    tick_for(jobs, 8_000)
+    assert jobs.record(job_id).not_before is not None
+    tick_for(jobs, 4_000)
+    assert jobs.claim(job_id, token="second").attempt == 2
+
+
+def test_a_lost_worker_is_found_though_the_clock_was_set_back(jobs: TimedJobs) -> None:
+    tick_for(jobs, LEASE_MS)
+    job_id = jobs.running()
+    set_back(jobs)
+    tick_for(jobs, 2 * LEASE_MS + 1_000)
+    assert (jobs.state(job_id), jobs.record(job_id).counted) == (State.PENDING, 1)
+
+
+def test_a_lost_message_is_pushed_again_though_the_clock_was_set_back(jobs: TimedJobs) -> None:
+    jobs.worker()
+    job_id = jobs.submit()
+    assert jobs.take_message() == job_id
+    set_back(jobs)
+    tick_for(jobs, transitions.SWEEP_AGE_MS + 2_000)
+    assert jobs.take_message() == job_id
+
+
+def test_a_relative_start_deadline_stays_as_far_away_and_a_time_stays_that_time(jobs: TimedJobs) -> None:
+    within, at = jobs.submit(start_within=30_000), jobs.submit(start_deadline=jobs.now + 30_000)
+    set_back(jobs)
+    tick_for(jobs, 28_000)
+    assert jobs.state(within) is State.PENDING
+    tick_for(jobs, 4_000)
+    assert (jobs.state(within), jobs.state(at)) == (State.EXPIRED, State.PENDING)
+
+
+def test_an_event_that_the_sink_refused_is_due_in_time_though_the_clock_was_set_back(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.finish(job_id)
+    assert jobs.take(call="1") == [job_id]
+    jobs.run(transitions.defer_relay(job_id, delay_ms=5_000, now=jobs.now))
+    set_back(jobs)
+    tick_for(jobs, 7_000)
+    assert jobs.take(call="2") == [job_id]

@@ -164,6 +164,7 @@ CALLS: Mapping[str, Maker] = {
         job_id, worker=WORKER, reason=Reason.WORKER_LOST, detail="the pod is gone", now=jobs.now
     ),
     "reap": lambda jobs, job_id: transitions.reap(POOL, gap_ms=LATER_MS, now=START_MS + LATER_MS),
+    "clock": lambda jobs, job_id: transitions.clock(clock_ms=jobs.now, now=jobs.now),
     "sweep": lambda jobs, job_id: transitions.sweep(POOL, now=START_MS + LATER_MS),
     "promote": lambda jobs, job_id: transitions.promote(POOL, now=START_MS + LATER_MS),
     "expire": lambda jobs, job_id: transitions.expire(now=START_MS + LATER_MS),
@@ -268,11 +269,11 @@ MOVES: Mapping[str, Mapping[str, str]] = {
 
 
 def _dropped(reason: str) -> Claim:
-    return Claim(None, reason, 0.0, 0, "")
+    return Claim(None, reason)
 
 
 def _run(attempt: int, counted: int = 0) -> Claim:
-    return Claim(attempt, None, 600.0, counted, TENANT)
+    return Claim(attempt, None, 600.0, counted, TENANT, "sd", '{"prompt":"a lighthouse at dusk"}')
 
 
 LOST_BUT_WHILE_IT_RUNS: Mapping[str, Any] = dict.fromkeys((*PENDING, *ENDED), "lost")

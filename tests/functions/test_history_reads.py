@@ -131,7 +131,10 @@ LARGE = {"input": {"prompt": "\U0001f5fc" * 4_000}}
 
 def test_a_large_input_is_shown_as_before_when_only_the_history_has_it(aged: Aged) -> None:
     """One job, in a list, as a dead letter, and in what is redriven."""
-    job_id = ended(aged.api, State.FAILED, **LARGE)
+    job_id = aged.api.submit(LARGE)
+    for attempt in ("1", "2", "3"):
+        aged.jobs.start(job_id, token=attempt)
+        aged.jobs.run(transitions.release(job_id, reason=Reason.WORKER_LOST, detail="gone", token=attempt))
     letters = "/api/v1/dead-letters"
     paths = (f"{JOBS}{job_id}", f"{JOBS}?limit=1", f"{letters}?limit=1", f"{letters}/{job_id}")
     before = [aged.api.get(path).json() for path in paths]

@@ -55,7 +55,9 @@ SCRIPTS = {
     "functions": (
         "accept cancel applied forget purge subscribe unsubscribe rotate redeliver keep mark_replayed discard view"
     ),
-    "courier": "reap sweep promote expire take defer archived deliver settle permit noticed forget observe view epoch",
+    "courier": (
+        "clock reap sweep promote expire take defer archived deliver settle permit noticed forget observe view epoch"
+    ),
     "operator": "announce drain decided reap release worker observe view",
     "worker": "claim renew progress finish retry release cancel worker view",
     "flower": "",

@@ -7,6 +7,9 @@ one script that decides for itself; any number of couriers may ask at once.
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from darkroom import transitions
 from darkroom.errors import DarkroomError
 from darkroom.ledger import AsyncLedger
@@ -37,7 +40,13 @@ class Upkeep:
             due.append(("swept", pool, self._sweep(pool)))
             due.append(("promoted", pool, transitions.promote(pool, limit=MOST_AT_ONCE)))
         more = False
-        answers = await self._ledger.run_each([call for _, _, call in due])
+        # The clock comes first: if it was set back, the others find what is due in spite of that.
+        clock: Call[Any] = transitions.clock(clock_ms=time.time_ns() // 1_000_000)
+        set_back_ms, *answers = await self._ledger.run_each([clock, *(call for _, _, call in due)])
+        if isinstance(set_back_ms, DarkroomError):
+            _log.warning("upkeep_failed", step="clock", error=set_back_ms.detail)
+        elif set_back_ms:
+            _log.warning("redis_clock_set_back", ms=set_back_ms)
         for (done, pool, _), answer in zip(due, answers, strict=True):
             where = {"pool": pool} if pool else {}  # deadlines are of all pools
             if isinstance(answer, DarkroomError):

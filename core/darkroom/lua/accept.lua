@@ -66,9 +66,19 @@ if a.traceparent then redis.call('HSET', key, 'traceparent', a.traceparent) end
 if a.webhook then
   redis.call('HSET', key, 'webhook', a.webhook, 'webhook_events', a.webhook_events, 'webhook_target', a.webhook_target)
 end
-if a.start_deadline then
-  redis.call('HSET', key, 'start_deadline', a.start_deadline)
-  redis.call('ZADD', deadlines_key, a.start_deadline, a.job)
+local deadline = tonumber(a.start_deadline or math.huge)
+if a.start_within and now + a.start_within < deadline then
+  deadline = now + a.start_within
+  redis.call('HSET', key, 'start_within', a.start_within)
+end
+if deadline < math.huge then
+  redis.call('HSET', key, 'start_deadline', string.format('%.0f', deadline))
+  redis.call('ZADD', deadlines_key, string.format('%.0f', deadline), a.job)
+end
+-- The id begins with the time of the clock of the function that made it (RFC 9562, section 5.7).
+local made = tonumber((string.gsub(string.sub(a.job, 1, 13), '-', '')), 16)
+if made and math.abs(made - now) > CLOCK_SLACK_MS then
+  redis.call('HSET', clock_key, 'function', string.format('%.0f %.0f', made - now, now))
 end
 if idem then redis.call('SET', idem, a.job .. ' ' .. a.fingerprint, 'PX', 24 * 3600 * 1000) end
 redis.call('ZADD', tenant_key(a.tenant), 0, a.job)

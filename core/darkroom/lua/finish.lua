@@ -17,13 +17,13 @@ end
 -- The pool's time between two ends, smoothed: what Retry-After of a full backlog is computed from.
 local last, interval = unpack(redis.call('HMGET', pool_key(pool), 'last_end', 'end_interval'))
 if last then
-  local gap = now - tonumber(last)
+  local gap = math.max(0, now - tonumber(last))
   redis.call('HSET', pool_key(pool), 'end_interval', string.format('%.1f', (tonumber(interval or gap) * 9 + gap) / 10))
 end
 redis.call('HSET', pool_key(pool), 'last_end', now)
 -- How long a job takes that is completed, smoothed: what the operator computes waits from.
 if outcome == 'completed' then
-  local took, before = now - tonumber(rec[7]), redis.call('HGET', pool_key(pool), 'service_ms')
+  local took, before = math.max(0, now - tonumber(rec[7])), redis.call('HGET', pool_key(pool), 'service_ms')
   redis.call('HSET', pool_key(pool), 'service_ms', string.format('%.1f', (tonumber(before or took) * 9 + took) / 10))
 end
 unlease(a.job, pool)

@@ -33,7 +33,7 @@ local arrivals, service = unpack(redis.call('HMGET', pool_key(pool), 'arrivals',
 return {
   waiting, dispatched, redis.call('ZCARD', running_key(pool)),
   redis.call('ZCOUNT', due_key(pool), '-inf', now + tonumber(a.soon_ms)),
-  oldest and now - oldest or false, tonumber(arrivals or 0),
+  oldest and math.max(0, now - oldest) or false, tonumber(arrivals or 0),
   workers.starting, workers.idle, workers.busy, workers.marked, workers.draining, workers.faulty,
   service,
 }

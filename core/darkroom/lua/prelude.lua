@@ -20,6 +20,8 @@ local MAX_DISPATCH = 100     -- messages pushed by one call at most, so that no 
 local MAX_NEWS = 10000       -- entries of a tenant's news that are kept: minutes of a busy tenant, weeks of a quiet one
 local JOB_BYTES = 4096       -- what a job takes beside its input and fields, rounded up: 3 KB were measured
 local KEPT_INPUT = 1024      -- bytes of an input that Redis keeps as long as the record; a larger one leaves it earlier
+local SET_BACK_MS = 1000     -- a clock that is behind its last reading by less was slewed, or two calls were reordered
+local CLOCK_SLACK_MS = 10000 -- a part's clock that differs from Redis' by less is not recorded: a call may take as long
 local RECORD_TTL_MS = 24 * 3600 * 1000
 local LOG_TTL_MS = 3600 * 1000
 local TARGET_TTL_MS = 7 * 24 * 3600 * 1000 -- what is known of a target that is posted to no more
@@ -57,6 +59,8 @@ local targets_key = P .. ':targets' -- by when something is to be posted to them
 local notices_key = P .. ':notices'
 local function undelivered_key(id) return P .. ':undelivered:' .. id end
 local function undelivered_by_tenant_key(tenant) return P .. ':undelivered-by-tenant:' .. tenant end
+local clock_key = P .. ':clock'
+local pools_key = P .. ':pools'
 local log_draft_key = P .. ':log-draft'
 local outbox_key = P .. ':outbox'
 local history_key = P .. ':history'

@@ -1,11 +1,16 @@
--- reap: running jobs of a pool whose lease lapsed are given back, as release(worker_lost) does. After a gap of more than
--- `gap_ms` since its last run (Redis was away, or nobody swept) it reaps nothing for one lease: nobody could renew.
--- Answers the ids that were given back.
+-- reap: running jobs of a pool whose lease lapsed are given back, as release(worker_lost) does. When its runs are more than
+-- `gap_ms` further apart than they were before (Redis was away, or nobody reaped), no worker could renew, and it reaps
+-- nothing for one lease. Runs that are far apart each time, as those of a courier with a slow connection, are no such gap:
+-- the quiet period ends when its time is over. Answers the ids that were given back.
 may_always_run()
 local key = pool_key(a.pool)
-local last, quiet = unpack(redis.call('HMGET', key, 'reaped', 'quiet_until'))
+local last, quiet, pause, pace = unpack(redis.call('HMGET', key, 'reaped', 'quiet_until', 'reap_pause', 'reap_pace'))
+local this_pause = last and now - tonumber(last) or 0
 redis.call('HSET', key, 'reaped', now)
-if not last or now - tonumber(last) > tonumber(a.gap_ms) then
+if this_pause > 0 then -- the pace is the shorter one of the last two pauses, so that an outage is none
+  redis.call('HSET', key, 'reap_pause', this_pause, 'reap_pace', math.min(this_pause, pause or this_pause))
+end
+if not last or this_pause < 0 or this_pause > tonumber(a.gap_ms) + math.min(pace or 0, a.lease_ms) then
   redis.call('HSET', key, 'quiet_until', now + tonumber(a.lease_ms))
   return {}
 end

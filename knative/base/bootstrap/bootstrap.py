@@ -56,8 +56,8 @@ _CELERY = ("celery:_kombu.binding*", "celery:*.pidbox*", "celery:celeryev.*")
 """What Celery's remote control and events keep: bindings and replies. No messages of jobs."""
 
 REDIS_KEYS = {
-    "functions": (*_JOBS, *_WEBHOOKS, "tenant:*", "retired", "idem:*", "pools", "undelivered*", "log-draft"),
-    "courier": (*_JOBS, *_WORKERS, *_WEBHOOKS, "tenant:*", "retired", "taken:*", "pools", "epoch"),
+    "functions": (*_JOBS, *_WEBHOOKS, "tenant:*", "retired", "idem:*", "pools", "undelivered*", "log-draft", "clock"),
+    "courier": (*_JOBS, *_WORKERS, *_WEBHOOKS, "tenant:*", "retired", "taken:*", "pools", "epoch", "clock"),
     "operator": (*_JOBS, *_WORKERS, "decisions:*", "pools"),
     "worker": (*_JOBS, *_WORKERS, *_CELERY, "canary:*", "starters:*"),
     "flower": _CELERY,
