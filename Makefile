@@ -123,20 +123,24 @@ clean-all: ## Delete the cluster with all that is in it
 # The names that knative/ has: Knative asks no registry for those of dev.local. worker-diffusers is left out, for its gigabytes.
 IMAGES := functions operator courier worker-cpu flower gateway
 BUILDER := podman
-TAG := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
+# A tag follows from what is in the image, and is written into the manifests: applying them replaces what has changed.
 images: ## Build the container images; BUILDER=buildah, BASE=, TAG=, IMAGES=worker-diffusers, TORCH_INDEX=
-	@set -e; for image in $(IMAGES); do \
+	@set -e; id=$$(mktemp); trap 'rm -f "$$id"' EXIT; for image in $(IMAGES); do \
 	  case $$image in \
 	    functions | operator) folder=$$image ;; \
 	    gateway) folder=functions/gateway ;; \
 	    *) folder=worker-images/$${image#worker-} ;; \
 	  esac; \
-	  echo "== dev.local/darkroom-$$image:$(TAG), of $$folder/Dockerfile"; \
-	  $(BUILDER) build --layers --file "$$folder/Dockerfile" --tag dev.local/darkroom-$$image:$(TAG) \
+	  echo "== dev.local/darkroom-$$image, of $$folder/Dockerfile"; \
+	  $(BUILDER) build --layers --file "$$folder/Dockerfile" --iidfile "$$id" \
 	    $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(ARGS) .; \
+	  tag=$(or $(TAG),$(VERSION)-$$(sed 's/^sha256://' "$$id" | cut -c 1-12)); \
+	  $(BUILDER) tag "$$(cat "$$id")" "dev.local/darkroom-$$image:$$tag"; \
+	  $(if $(TAG),:,$(PYTHON) knative/tags.py "dev.local/darkroom-$$image=$$tag"); \
 	done
-	@$(BUILDER) images --filter reference='dev.local/darkroom-*:$(TAG)'
+	@$(BUILDER) images --filter reference='dev.local/darkroom-*'
 
 ##@ Measure
 

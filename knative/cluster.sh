@@ -85,6 +85,11 @@ setup_cluster() {
   done
 }
 
+named_images() {
+  rendered=$(kubectl kustomize "$OVERLAY")
+  { printf '%s\n' "$rendered" && cat "$POOLS"; } | sed -n 's|^ *image: \(dev\.local/.*\)$|\1|p' | sort -u
+}
+
 load_images() { # those of ours that the overlay and the pools name; built first where one is missing
   [ -z "${loaded:-}" ] || return 0
   loaded=yes
@@ -94,14 +99,14 @@ load_images() { # those of ours that the overlay and the pools name; built first
     images=dev.local/darkroom-...
     folder=.
   else
-    rendered=$(kubectl kustomize "$OVERLAY")
-    images=$({ printf '%s\n' "$rendered" && cat "$POOLS"; } | sed -n 's|^ *image: \(dev\.local/.*\)$|\1|p' | sort -u)
+    images=$(named_images)
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
   fi
   for image in $images; do
     if [ -n "$DRY_RUN" ] || ! podman image exists "$image"; then
       run make images
+      [ -n "$DRY_RUN" ] || images=$(named_images) # it has written their tags
       break
     fi
   done
@@ -130,7 +135,7 @@ deploy_app() {
     kube --namespace "$NAMESPACE" rollout status "deployment/$name" --timeout="$PATIENCE"
   done
   kube --namespace "$NAMESPACE" wait --for=condition=Ready services.serving.knative.dev --all --timeout="$PATIENCE"
-  say 'A pool of workers without a GPU, for the model sd; they come when there is a job'
+  say 'Pools of workers without a GPU, for the models flux and sd; a worker starts when there is a job'
   kube apply --filename "$POOLS"
 }
 
@@ -158,7 +163,7 @@ flower_ui() {
 
 show_ui() {
   cat <<END
-API                   make api-ui, then http://localhost:8000; a picture: curl -X POST http://localhost:8000/sd
+API                   make api-ui, then http://localhost:8000; a picture: curl -X POST http://localhost:8000/flux
 Flower                make flower-ui, then http://localhost:5555
 jobs alone            http://jobs.$NAMESPACE.127.0.0.1.sslip.io
 pods                  kubectl --context $CONTEXT -n $NAMESPACE get pods

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -60,10 +60,11 @@ class Control:
         *,
         tick_s: float,
         replace_after_s: float,
+        config_maps: Mapping[str, str],
     ) -> None:
         self._ledger, self._world, self._leadership = ledger, world, leadership
         self._tick_s = tick_s
-        self._reconciliation = Reconciliation(cluster)
+        self._reconciliation = Reconciliation(cluster, config_maps=config_maps)
         self._scale = ScaleIn(cluster, ledger, world)
         self._replacement = Replacement(cluster, ledger, after_s=replace_after_s)
         self._report = Report(cluster)

@@ -161,8 +161,11 @@ def disruption_budget(pool: Pool) -> Object:
     }
 
 
-def deployment(pool: Pool) -> dict[str, Any]:
-    """The pool's Deployment, as it is applied: without a number of replicas, which is never applied."""
+def deployment(pool: Pool, *, config_maps: Mapping[str, str]) -> dict[str, Any]:
+    """The pool's Deployment, as it is applied: without a number of replicas, which is never applied.
+
+    `config_maps`: the current names of ConfigMaps by those that the template may use for them.
+    """
     strategy = {"maxSurge": pool.max_surge, "maxUnavailable": pool.max_unavailable}
     return {
         "apiVersion": "apps/v1",
@@ -172,7 +175,7 @@ def deployment(pool: Pool) -> dict[str, Any]:
             "selector": {"matchLabels": selector(pool.name)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": strategy},
             "revisionHistoryLimit": 3,
-            "template": _pod_template(pool),
+            "template": _with_current_names(_pod_template(pool), config_maps),
         },
     }
 
@@ -212,6 +215,24 @@ def _pod_template(pool: Pool) -> dict[str, Any]:
     spec["readinessGates"] = [*gates, {"conditionType": SERVING}]
     _equip(_worker_of(spec["containers"]), pool)
     return {"metadata": {**metadata, "labels": labels, "annotations": annotations}, "spec": spec}
+
+
+CONFIG_MAP_REFERENCES = frozenset({"configMap", "configMapRef", "configMapKeyRef"})
+"""Fields of a pod that name a ConfigMap, as `name`: volumes (projected ones, too) and variables."""
+
+
+def _with_current_names(value: Any, config_maps: Mapping[str, str]) -> Any:
+    """A copy of the template in which each ConfigMap has its current name."""
+    if isinstance(value, list):
+        return [_with_current_names(each, config_maps) for each in value]
+    if not isinstance(value, dict):
+        return value
+    copied = {name: _with_current_names(each, config_maps) for name, each in value.items()}
+    for name in CONFIG_MAP_REFERENCES & copied.keys():
+        reference = copied[name]
+        if isinstance(reference, dict) and reference.get("name") in config_maps:
+            reference["name"] = config_maps[reference["name"]]
+    return copied
 
 
 def _worker_of(containers: list[dict[str, Any]]) -> dict[str, Any]:

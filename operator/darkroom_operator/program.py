@@ -101,6 +101,7 @@ class Program:
             leadership,
             tick_s=self._settings.tick_s,
             replace_after_s=self._settings.replace_after_s,
+            config_maps=self._settings.config_maps,
         )
         handlers = Handlers(world, control, leadership)
         resync = Resync(cluster, world, control, handlers)

@@ -32,15 +32,16 @@ class InvalidTemplate(InvalidInput):
 class Reconciliation:
     """Makes the objects of pools. It keeps nothing between two calls."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, config_maps: Mapping[str, str]) -> None:
         self._cluster = cluster
+        self._config_maps = config_maps
 
     async def apply(self, pool: Pool) -> Object | None:
         """All objects of the pool are as it says; answers the Deployment, or None where that is not there yet.
 
         Raises InvalidTemplate, and has changed nothing then.
         """
-        wanted = pools.deployment(pool)
+        wanted = pools.deployment(pool, config_maps=self._config_maps)
         await self._try(wanted)
         await self._cluster.apply(pools.service_account(pool))
         await self._cluster.apply(pools.disruption_budget(pool))
@@ -61,7 +62,7 @@ class Reconciliation:
 
     async def create(self, pool: Pool, *, replicas: int) -> Object | None:
         """The pool's Deployment, with so many replicas; None where somebody was faster. Raises InvalidTemplate."""
-        body = pools.deployment(pool)
+        body = pools.deployment(pool, config_maps=self._config_maps)
         body["spec"] = {"replicas": replicas, **body["spec"]}
         try:
             await self._cluster.create(body, field_manager=CREATOR)

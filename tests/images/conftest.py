@@ -90,7 +90,7 @@ def images(podman: Podman, repository: Path) -> dict[str, int]:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-8000:]
-    built = re.findall(r"^== (dev\.local/darkroom-([\w-]+)):", done.stdout, re.MULTILINE)
+    built = re.findall(r"^== (dev\.local/darkroom-([\w-]+)),", done.stdout, re.MULTILINE)
     below = _size(podman, BASE)
     return {name: _size(podman, image) - below for image, name in built}
 

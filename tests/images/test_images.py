@@ -16,7 +16,7 @@ from darkroom_operator import pools
 
 from tests.images.conftest import TAG, WORTH_MB, Secrets
 from tests.images.containers import NAMESPACE, PASSWD, Pod, Podman, nameless
-from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, told
+from tests.knative.rendering import SERVING, Object, current_names, find, main_container, sample, told
 from tests.operator.control_plane import ControlPlane
 from tests.waiting import eventually
 
@@ -78,8 +78,10 @@ def test_the_operator_runs_from_its_image(
 def pool(podman: Podman, objects: list[Object], secrets: Secrets, tmp_path_factory: pytest.TempPathFactory) -> Pod:
     """A pod of the sample for machines without a GPU, as the operator makes it; its init container has made weights."""
     applied = sample("pools-cpu")
-    (asked,) = of_kind(applied, "WorkerPool")
-    made = pools.deployment(pools.read({**asked, "metadata": {**asked["metadata"], "uid": "any"}}))
+    asked = find(applied, "WorkerPool", "sd")
+    made = pools.deployment(
+        pools.read({**asked, "metadata": {**asked["metadata"], "uid": "any"}}), config_maps=current_names(objects)
+    )
     pod = Pod(podman, made["spec"]["template"]["spec"], [*objects, *applied], secrets, tmp_path_factory.mktemp("pool"))
     for first in pod.spec["initContainers"]:
         pod.run(first, TAG, to={})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from darkroom_operator.settings import MODELS_MAP, SETTINGS_MAP
 
 from tests.operator.control_plane import assets
 
@@ -54,6 +55,22 @@ def find(objects: Sequence[Object], kind: str, name: str, *, version: str | None
     return found
 
 
+def config_map(objects: Sequence[Object], name: str) -> Object:
+    """The one ConfigMap that kustomize made of `name` and a hash of its contents."""
+    (found,) = [each for each in of_kind(objects, "ConfigMap") if plain_name(each["metadata"]["name"]) == name]
+    return found
+
+
+def plain_name(name: str) -> str:
+    """The name of a ConfigMap without the hash that kustomize adds."""
+    return re.sub(r"-[a-z0-9]{10}$", "", name)
+
+
+def current_names(objects: Sequence[Object]) -> dict[str, str]:
+    """The names of ConfigMaps by those that the operator replaces in the templates of pools."""
+    return {name: config_map(objects, name)["metadata"]["name"] for name in (SETTINGS_MAP, MODELS_MAP)}
+
+
 def of_kind(objects: Sequence[Object], kind: str, *, version: str | None = None) -> list[Object]:
     return [each for each in objects if each["kind"] == kind and version in (None, each["apiVersion"])]
 
@@ -79,6 +96,7 @@ def main_container(workload: Object) -> Object:
 def told(objects: Sequence[Object], container: Object, secrets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """The container's environment, as a kubelet makes it. Fails where it names what is not there."""
     settings = {each["metadata"]["name"]: each["data"] for each in of_kind(objects, "ConfigMap")}
+    settings |= {plain_name(name): data for name, data in settings.items()}  # by which a pool's template names them
     environment: dict[str, str] = {}
     for source in container.get("envFrom", []):
         ((kind, reference),) = source.items()

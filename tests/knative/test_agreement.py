@@ -36,6 +36,7 @@ from tests.knative.rendering import (
     OVERLAYS,
     SERVING,
     Object,
+    config_map,
     find,
     main_container,
     of_kind,
@@ -85,7 +86,7 @@ EVERY = settings_of((*(kind for kinds in FUNCTIONS.values() for kind in kinds), 
 
 
 def example(objects: list[Object]) -> dict[str, str]:
-    described: dict[str, str] = yaml.safe_load(find(objects, "ConfigMap", "darkroom-settings")["data"]["_example"])
+    described: dict[str, str] = yaml.safe_load(config_map(objects, "darkroom-settings")["data"]["_example"])
     return described
 
 
@@ -108,7 +109,7 @@ def test_the_example_says_the_defaults(rendered: Rendered) -> None:
 
 
 def test_each_key_of_the_example_has_a_comment(rendered: Rendered) -> None:
-    text = find(rendered["k3d"], "ConfigMap", "darkroom-settings")["data"]["_example"]
+    text = config_map(rendered["k3d"], "darkroom-settings")["data"]["_example"]
     for block in text.strip().split("\n\n"):
         lines = block.splitlines()
         assert len(lines) > 1
@@ -118,7 +119,7 @@ def test_each_key_of_the_example_has_a_comment(rendered: Rendered) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_each_key_of_the_settings_is_described(overlay: str, rendered: Rendered) -> None:
-    data = find(rendered[overlay], "ConfigMap", "darkroom-settings")["data"]
+    data = config_map(rendered[overlay], "darkroom-settings")["data"]
     assert data.keys() - {"_example"} <= example(rendered[overlay]).keys()
 
 
@@ -276,14 +277,15 @@ def test_a_step_of_make_brings_what_is_its_own(rendered: Rendered) -> None:
 
     stores = {(kind, name) for kind in ("Service", "StatefulSet") for name in ("redis", "postgresql", "s3")}
     secrets = {(kind, "darkroom-bootstrap") for kind in ("Job", "Role", "RoleBinding", "ServiceAccount")}
-    settings = {("Namespace", "darkroom"), ("ConfigMap", "darkroom-settings"), ("ConfigMap", "redis")}
+    settings = {("Namespace", "darkroom"), ("ConfigMap", "redis")}
+    settings.add(("ConfigMap", config_map(rendered["k3d"], "darkroom-settings")["metadata"]["name"]))
     assert labelled("services") == stores | secrets | settings | {("ConfigMap", "bootstrap")}
     assert labelled("gateway") >= {("Deployment", "gateway"), ("Service", "gateway")}
 
 
 def test_flower_looks_where_the_workers_are(rendered: Rendered, monkeypatch: pytest.MonkeyPatch) -> None:
     program = KNATIVE / "base" / "flower" / "darkroom_flower.py"
-    assert find(rendered["k3d"], "ConfigMap", "flower")["data"][program.name] == program.read_text()
+    assert config_map(rendered["k3d"], "flower")["data"][program.name] == program.read_text()
     for name, value in {
         "FLOWER_BASIC_AUTH": "a:b",
         "DARKROOM_REDIS_URL": "redis://h/0",
@@ -303,7 +305,7 @@ def test_the_bootstrap_job_runs_the_program_that_is_tested(rendered: Rendered) -
 
 
 def test_the_example_of_a_model_is_one(rendered: Rendered, tmp_path: Path) -> None:
-    text = find(rendered["k3d"], "ConfigMap", "darkroom-models")["data"]["_example"]
+    text = config_map(rendered["k3d"], "darkroom-models")["data"]["_example"]
     (tmp_path / "example.toml").write_text(text)
     assert Catalogue.load([tmp_path]).get(tomllib.loads(text)["name"]).pool == "flux"
 
@@ -316,13 +318,14 @@ def test_functions_and_workers_read_the_same_models(rendered: Rendered) -> None:
         (mount,) = [mount for mount in container["volumeMounts"] if mount["mountPath"] == folder]
         volumes = each["spec"]["template"]["spec"]["volumes"]
         (volume,) = [volume for volume in volumes if volume["name"] == mount["name"]]
-        assert volume["configMap"]["name"] == "darkroom-models"
+        models = config_map(rendered["k3d"], "darkroom-models")["metadata"]["name"]
+        assert volume["configMap"]["name"] == ("darkroom-models" if each["kind"] == "WorkerPool" else models)
 
 
 def test_redis_is_open_to_the_pods_that_need_it_by_their_labels(rendered: Rendered) -> None:
     """The operator labels the workers; the policy names that label."""
     (pool, *_) = of_kind(sample("pools"), "WorkerPool")
-    made = pools.deployment(pools.read({**pool, "metadata": {**pool["metadata"], "uid": "any"}}))
+    made = pools.deployment(pools.read({**pool, "metadata": {**pool["metadata"], "uid": "any"}}), config_maps={})
     label = made["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
     policy = find(rendered["gpu"], "NetworkPolicy", "redis")
     named = {

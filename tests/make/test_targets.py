@@ -166,7 +166,8 @@ def test_the_workshop_is_set_up_from_nothing_and_again(stand_ins: StandIns) -> N
     assert [call for call in again if call.startswith("make")] == []
     for calls in (first, again):
         (saved,) = (call for call in calls if call.startswith("podman save"))
-        ours = ("dev.local/darkroom-courier:1", "dev.local/darkroom-functions:1", "dev.local/darkroom-worker-cpu:0.1.0")
+        (of_pool,) = set(re.findall(r"image: (\S+)", (ROOT / "knative/samples/pools-cpu.yaml").read_text()))
+        ours = ("dev.local/darkroom-courier:1", "dev.local/darkroom-functions:1", of_pool)
         assert saved.endswith(" ".join(("images.tar", *ours)))
         applied = [call.partition("--kustomize ")[2] for call in calls if "--kustomize" in call]
         overlay = "knative/overlays/k3d"

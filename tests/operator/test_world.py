@@ -60,7 +60,7 @@ def test_the_container_called_worker_is_equipped_and_what_the_owner_says_of_the_
     resource = pool_resource(gpu={"count": 2, "resourceName": "amd.com/gpu"}, graceSeconds=200)
     worker = resource["spec"]["template"]["spec"]["containers"][1]
     worker["env"] = [{"name": "DARKROOM_POOL", "value": "another"}, {"name": "HF_HOME", "value": "/models"}]
-    template = pools.deployment(pools.read(resource))["spec"]["template"]
+    template = pools.deployment(pools.read(resource), config_maps={})["spec"]["template"]
     side, equipped = template["spec"]["containers"]
     assert side == {"name": "side", "image": "a"}
     assert {one["name"]: one["value"] for one in equipped["env"]}["DARKROOM_POOL"] == "flux"
@@ -71,8 +71,27 @@ def test_the_container_called_worker_is_equipped_and_what_the_owner_says_of_the_
     assert template["spec"]["terminationGracePeriodSeconds"] == 200
 
 
+def test_a_template_gets_the_current_name_of_each_config_map() -> None:
+    resource = pool_resource()
+    spec = resource["spec"]["template"]["spec"]
+    spec["containers"][1]["envFrom"] = [{"configMapRef": {"name": "darkroom-settings"}}, {"secretRef": {"name": "a"}}]
+    spec["containers"][1]["env"] = [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "own", "key": "a"}}}]
+    spec["volumes"] = [
+        {"name": "models", "configMap": {"name": "darkroom-models"}},
+        {"name": "all", "projected": {"sources": [{"configMap": {"name": "darkroom-models"}}]}},
+    ]
+    names = {"darkroom-settings": "darkroom-settings-1", "darkroom-models": "darkroom-models-2"}
+    made = pools.deployment(pools.read(resource), config_maps=names)["spec"]["template"]["spec"]
+    worker = made["containers"][1]
+    assert worker["envFrom"] == [{"configMapRef": {"name": "darkroom-settings-1"}}, {"secretRef": {"name": "a"}}]
+    assert worker["env"][0]["valueFrom"]["configMapKeyRef"]["name"] == "own"
+    assert made["volumes"][0]["configMap"]["name"] == "darkroom-models-2"
+    assert made["volumes"][1]["projected"]["sources"] == [{"configMap": {"name": "darkroom-models-2"}}]
+    assert spec["volumes"][0]["configMap"]["name"] == "darkroom-models", "the owner's template stays as it is"
+
+
 def test_a_deployment_is_described_without_a_number_of_replicas() -> None:
-    assert "replicas" not in pools.deployment(pools.read(pool_resource()))["spec"]
+    assert "replicas" not in pools.deployment(pools.read(pool_resource()), config_maps={})["spec"]
 
 
 def test_an_older_version_is_no_news() -> None:
