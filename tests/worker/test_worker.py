@@ -161,6 +161,10 @@ async def test_a_job_whose_process_dies_is_released_at_once_and_tried_again(hous
 
     released = await house.entries(job_id, JobEvent.RELEASED)
     assert [(entry.data["reason"], entry.data["counted"]) for entry in released] == [("worker_lost", True)]
+    await house.said(worker, "attempt_ended_for_child")
+    text, _, _ = worker.log.read_text().rpartition("\n")
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert [line for line in lines if line["level"] in {"error", "critical"} or "exception" in line] == []
     assert (record.state, record.attempt, record.counted) == (State.COMPLETED, 2, 1)
 
 

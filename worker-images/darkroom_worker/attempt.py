@@ -89,7 +89,8 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         ending = self._ending(error)
         try:
-            super().on_failure(exc_info, send_failed_event=False, return_ok=return_ok)
+            # Celery would log an error with a stack trace of this process, for what is handled here and logged once.
+            super().on_failure(exc_info, send_failed_event=False, return_ok=True)
         finally:
             self.app.watch.book(self, ending)
 

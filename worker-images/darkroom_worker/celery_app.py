@@ -158,6 +158,14 @@ def _configure_logs(pool: str) -> None:
     of_processes.handlers.clear()
     of_processes.propagate = True
     of_processes.setLevel(logging.WARNING)
+    of_processes.addFilter(_handled)
+
+
+def _handled(record: logging.LogRecord) -> bool:
+    """The end of a child is no error: `Gate` counts the faults among them, and the job's attempt is ended at once."""
+    if "exited with" in str(record.msg) and record.levelno == logging.ERROR:
+        record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
+    return True
 
 
 def _settle(**_: object) -> None:
