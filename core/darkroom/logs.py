@@ -1,14 +1,73 @@
 """Logs: one JSON object a line on stderr, an event's name and its fields, such as `{"event": "claimed", "job": …}`.
 
-Each entry module calls `configure` once. What libraries log (uvicorn, Celery, kopf) comes out in the same form.
+Each entry module calls `configure` once. What libraries log (uvicorn, Celery, kopf) comes out in the same form. To log
+never raises into its caller: a line that cannot be written, as on a full disk, is dropped and counted.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
+import threading
+from typing import Any, TextIO, cast
 
 import structlog
+
+
+class Lines:
+    """Standard error, a line at a time and without a buffer. `write` drops what it cannot write, and never raises.
+
+    A full disk, a closed descriptor and a reader that is gone are alike. The first line that can be written again
+    follows one with the number of those that were dropped.
+    """
+
+    def __init__(self, descriptor: int | None, *, part: str) -> None:
+        self._descriptor = descriptor
+        self._part = part
+        self._dropped = 0
+        self._is_torn = False
+        self._one_at_a_time = threading.Lock()
+
+    def write(self, line: str) -> None:
+        data = line.encode("utf-8", "backslashreplace")
+        with self._one_at_a_time:
+            if self._dropped:
+                data = self._about_dropped() + data
+            try:
+                self._write(data)
+                self._dropped = 0
+            except OSError:
+                self._dropped += 1
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _write(self, data: bytes) -> None:
+        if self._descriptor is None:
+            raise OSError("the process has no standard error")
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+            self._is_torn = bool(left)
+
+    def _about_dropped(self) -> bytes:
+        event = {"event": "log_lines_dropped", "lines": self._dropped, "level": "warning", "part": self._part}
+        return (b"\n" if self._is_torn else b"") + json.dumps(event).encode() + b"\n"
+
+
+def _rendered(logger: Any, method: str, event: structlog.typing.EventDict) -> str:
+    """The line of an event. A field that cannot be shown costs the fields, and not the line."""
+    try:
+        return str(_json(logger, method, event))
+    except Exception as error:
+        known = ("event", "level", "timestamp", "part", "job")
+        kept = {name: event[name] for name in known if isinstance(event.get(name), str)}
+        return json.dumps({**kept, "unrendered": type(error).__name__})
+
+
+_json = structlog.processors.JSONRenderer()
 
 
 def configure(part: str, *, level: int = logging.INFO, pool: str | None = None) -> None:
@@ -30,18 +89,19 @@ def configure(part: str, *, level: int = logging.INFO, pool: str | None = None) 
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             name_part,
-            structlog.processors.JSONRenderer(),
+            _rendered,
         ],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    lines = Lines(None if sys.stderr is None else sys.stderr.fileno(), part=part)
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Our own lines do not pass through `logging`: that takes five times as long, and submit writes one for every job.
     structlog.configure(
-        processors=[*shared, name_part, structlog.processors.JSONRenderer()],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        processors=[*shared, name_part, _rendered],
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", lines)),  # it needs no more than to write and flush
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )

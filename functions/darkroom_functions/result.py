@@ -35,6 +35,7 @@ from darkroom.ledger import AsyncLedger, LogEntry, NewsEntry, connect_async
 from darkroom.links import Links
 from darkroom.lookup import Lookup
 from darkroom.settings import load
+from darkroom.supervision import vital
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -90,10 +91,15 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         idle_s=settings.socket_idle_s,
         life_s=settings.socket_life_s,
     )
-    running = [asyncio.create_task(live.run(), name="live"), asyncio.create_task(news.run(), name="news")]
+    ending = asyncio.Event()
+    running = [
+        vital(live.run(), name="live", may_end=ending.is_set),
+        vital(news.run(), name="news", may_end=ending.is_set),
+    ]
     try:
         yield
     finally:
+        ending.set()
         for task in running:
             task.cancel()
         await asyncio.wait(running)

@@ -16,7 +16,7 @@ from typing import Any
 
 import uvicorn
 import uvloop
-from darkroom import collector, logs
+from darkroom import collector, logs, supervision
 from darkroom.errors import SettingError
 from darkroom.settings import load
 from starlette.applications import Starlette
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     except SettingError as error:
         sys.stderr.write(f"{error.detail}\n")
         return 2
-    return 0
+    return supervision.exit_status()
 
 
 def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvicorn.Config:
@@ -118,7 +118,8 @@ class Server(uvicorn.Server):
             self.server_state.refused.clear()
         if counter % (10 * connections.LOOK_EVERY_S) == 0:
             self._waiting = connections.cut_off(self.server_state.connections, self._waiting)
-        return await super().on_tick(counter)
+        # A task may end before uvicorn takes signals.
+        return await super().on_tick(counter) or supervision.exit_status() != 0
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         assembly.begin_to_close(self._app)

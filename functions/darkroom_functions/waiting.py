@@ -22,6 +22,7 @@ import redis.asyncio
 from darkroom.errors import DarkroomError, FieldError, InvalidInput, NotFound
 from darkroom.ledger import AsyncLedger
 from darkroom.logs import logger
+from darkroom.supervision import vital
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
@@ -102,10 +103,12 @@ class Waiting:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen to the ledger while the block runs."""
-        listening = asyncio.create_task(self._live.run(), name="live")
+        ending = asyncio.Event()
+        listening = vital(self._live.run(), name="live", may_end=ending.is_set)
         try:
             yield
         finally:
+            ending.set()
             listening.cancel()
             await asyncio.wait([listening])
 

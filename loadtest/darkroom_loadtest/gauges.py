@@ -14,9 +14,12 @@ from typing import Any, Self
 from darkroom import transitions
 from darkroom.errors import DarkroomError
 from darkroom.ledger import Ledger
+from darkroom.logs import logger
 from redis.exceptions import RedisError
 
 EVERY_S = 1.0
+
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,12 @@ class Gauges:
 
     def _run(self) -> None:
         while True:
-            gauge = self._look()
-            if gauge is not None:
-                self.read.append(gauge)
+            try:
+                gauge = self._look()
+            except Exception:  # one reading is missing, and not all that follow
+                _log.exception("gauge_failed")
+            else:
+                self.read += [] if gauge is None else [gauge]
             if self._over.wait(EVERY_S):
                 return
 

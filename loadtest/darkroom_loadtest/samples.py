@@ -22,6 +22,7 @@ from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
+from darkroom.logs import logger
 from redis.exceptions import RedisError
 
 HOUR_S = 3600.0
@@ -30,6 +31,8 @@ REDIS = "redis"
 
 FEWEST = 3
 """Values that a slope needs; with two, one outlier decides it."""
+
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,11 @@ class Sampler:
 
     def _run(self) -> None:
         while True:
-            values = {**of_processes(self._pids()), **of_redis(self._redis)}
-            self.samples.append(Sample(time.monotonic() - self._began, values))
+            try:
+                values = {**of_processes(self._pids()), **of_redis(self._redis)}
+                self.samples.append(Sample(time.monotonic() - self._began, values))
+            except Exception:  # one sample is missing, and not all that follow
+                _log.exception("sample_failed")
             if self._over.wait(self._every_s):
                 return
 

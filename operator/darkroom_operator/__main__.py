@@ -9,7 +9,7 @@ import asyncio
 import logging
 import sys
 
-from darkroom import logs, settings
+from darkroom import logs, settings, supervision
 from darkroom.errors import SettingError
 from lightkube import ConfigError
 
@@ -24,7 +24,7 @@ def main() -> int:
         logs.configure("operator")
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it says each request again
         logging.getLogger("kopf").setLevel(logging.WARNING)  # it says each handler's success
-        return asyncio.run(Program(operator_settings).run())
+        return asyncio.run(Program(operator_settings).run()) or supervision.exit_status()
     except SettingError as error:
         sys.stderr.write(f"{error.detail}\n")
     except ConfigError as error:

@@ -20,6 +20,7 @@ from darkroom.channels import Channels
 from darkroom.errors import DarkroomError
 from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.logs import logger
+from darkroom.supervision import vital
 
 from darkroom_operator.cluster import Cluster, connected
 from darkroom_operator.control import Control
@@ -82,12 +83,14 @@ class Program:
         identity = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         leadership = Leadership(cluster, identity=identity, lease_s=self._settings.lease_s)
         self._leadership = leadership
-        electing = asyncio.create_task(leadership.run(), name="election")
+        ending = asyncio.Event()
+        electing = vital(leadership.run(), name="election", may_end=lambda: ending.is_set() or leadership.lost.is_set())
         try:
             if not await self._first(leadership.acquired.wait()):
                 return 0
             return await self._lead(cluster, ledger, redis, leadership)
         finally:
+            ending.set()
             await _ended([electing])
             await leadership.release()
             _log.info("stopped", identity=identity)
@@ -116,16 +119,14 @@ class Program:
 
         channels = Channels(redis, heard=heard, confirmed=lambda _channel: None)
         kopf_is_up, kopf_stop = asyncio.Event(), asyncio.Event()
+        ending = asyncio.Event()
         beside = [
-            asyncio.create_task(work, name=name)
-            for name, work in {
-                "control": control.run(),
-                "reconciliation": control.keep_in_force(),
-                "resync": self._resync_for_ever(resync),
-                "channels": channels.run(),
-                "listen": _listen(channels, ledger.wake_channel),
-                "signals": self._keep_signals(kopf_is_up),
-            }.items()
+            vital(control.run(), name="control", may_end=ending.is_set),
+            vital(control.keep_in_force(), name="reconciliation", may_end=ending.is_set),
+            vital(self._resync_for_ever(resync), name="resync", may_end=ending.is_set),
+            vital(channels.run(), name="channels", may_end=ending.is_set),
+            asyncio.create_task(_listen(channels, ledger.wake_channel), name="listen"),
+            asyncio.create_task(self._keep_signals(kopf_is_up), name="signals"),
         ]
         watching = asyncio.create_task(
             kopf.operator(
@@ -144,6 +145,7 @@ class Program:
         try:
             await asyncio.wait([watching, *ends], return_when=asyncio.FIRST_COMPLETED)
         finally:
+            ending.set()
             # kopf waits for every task that was begun while it ran, so what runs beside it ends first.
             await _ended([*beside, *ends])
             kopf_stop.set()

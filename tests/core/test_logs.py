@@ -97,3 +97,76 @@ def test_what_is_below_the_level_is_not_said(said: Any, logger: str) -> None:
 def test_a_line_is_said_once_however_often_logs_are_configured(said: Any) -> None:
     lines = said("logs.configure('again')", "log.info('ours')", "logging.getLogger('theirs').info('theirs')")
     assert [(line["event"], line["part"]) for line in lines] == [("ours", "again"), ("theirs", "again")]
+
+
+@pytest.mark.parametrize("stderr", ["a full disk", "a reader that is gone", "a file of limited size"])
+def test_a_line_that_cannot_be_written_is_dropped_and_counted(stderr: str, repository: Path, tmp_path: Path) -> None:
+    breaking = {
+        "a full disk": "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)",
+        "a reader that is gone": "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 2)",
+        "a file of limited size": "resource.setrlimit(resource.RLIMIT_FSIZE, (0, -1))\n"
+        "os.dup2(os.open('small', os.O_WRONLY | os.O_CREAT), 2)",
+    }
+    program = f"""
+import logging, os, resource
+from darkroom import logs
+
+logs.configure("worker")
+log = logs.logger("darkroom_worker.run")
+{breaking[stderr]}
+log.info("one")
+logging.getLogger("theirs").warning("two")
+log.info("three " * 10_000)
+resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+os.dup2(os.open("large", os.O_WRONLY | os.O_CREAT), 2)
+log.info("four")
+log.info("five")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(repository / "core")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    dropped, *lines = [json.loads(line) for line in (tmp_path / "large").read_text().splitlines()]
+    assert (dropped["event"], dropped["lines"], dropped["part"]) == ("log_lines_dropped", 3, "worker")
+    assert [line["event"] for line in lines] == ["four", "five"]
+
+
+def test_a_process_without_standard_error_runs_all_the_same(repository: Path, tmp_path: Path) -> None:
+    """What is opened next may get its descriptor, and no log lines."""
+    program = """
+import logging
+from darkroom import logs
+
+logs.configure("worker")
+with open("data", "w") as data:
+    logs.logger("darkroom_worker.run").error("one")
+    logging.getLogger("theirs").error("two")
+    data.write("whole")
+"""
+    command = 'exec "$0" -c "$1" 2>&-'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable, program],
+        env={"PYTHONPATH": str(repository / "core")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert (tmp_path / "data").read_text() == "whole"
+
+
+def test_a_field_that_cannot_be_shown_costs_the_fields_and_not_the_line(said: Any) -> None:
+    (line,) = said(
+        "class Odd:",
+        "    def __repr__(self): raise ValueError",
+        "log.info('claimed', job='j-1', value=Odd())",
+    )
+    assert (line["event"], line["job"], line["unrendered"]) == ("claimed", "j-1", "ValueError")

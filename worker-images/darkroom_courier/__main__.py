@@ -1,6 +1,6 @@
 """`python -m darkroom_courier`: reads the settings and runs until SIGTERM or SIGINT.
 
-Exit status 0 then, 2 where a setting cannot be used.
+Exit status 0 then, 2 where a setting cannot be used, 70 where a loop ended by itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 
-from darkroom import logs, settings
+from darkroom import logs, settings, supervision
 from darkroom.errors import SettingError
 
 from darkroom_courier.courier import Courier
@@ -34,7 +34,7 @@ def main() -> int:
     except SettingError as error:
         sys.stderr.write(f"{error.detail}\n")
         return 2
-    return 0
+    return supervision.exit_status()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 The relay (`relay.py`) posts jobs' events until they are applied, and the deliveries (`deliveries.py`) those that were
 to webhooks; the notices (`notices.py`) tell of webhooks that were given up; the upkeep (`upkeep.py`) does what is due
 by the clock; the archive (`archive.py`) writes ended jobs to the history, and retention (`retention.py`) deletes them.
-Each loop is watched over: a failure is logged and the loop goes on, with a growing pause, so that neither a bad job nor
-an absent Redis or database ends the process. It ends when it is told to, after the posts in flight.
+A failure of a loop is logged and the loop goes on, with a growing pause, so that neither a bad job nor an absent Redis
+or database ends the process. It ends when it is told to, after the posts in flight, and where a loop itself has ended.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -26,6 +27,7 @@ from darkroom.history import History
 from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.logs import logger
 from darkroom.lookup import Lookup
+from darkroom.supervision import vital
 
 from darkroom_courier.archive import Archive
 from darkroom_courier.deliveries import Deliveries
@@ -105,14 +107,14 @@ class Courier:
 
                 channels = Channels(redis, heard=heard, confirmed=lambda _channel: wake_all())
                 loops = [
-                    asyncio.create_task(self._loop("relay", relay.step), name="relay"),
-                    asyncio.create_task(self._loop("deliveries", deliveries.step), name="deliveries"),
-                    asyncio.create_task(self._loop("notices", notices.step), name="notices"),
-                    asyncio.create_task(self._loop("upkeep", upkeep.step), name="upkeep"),
-                    asyncio.create_task(self._loop("archive", archive.step), name="archive"),
-                    asyncio.create_task(self._loop("retention", retention.step, needs_redis=False), name="retention"),
+                    self._vital(self._loop("relay", relay.step), name="relay"),
+                    self._vital(self._loop("deliveries", deliveries.step), name="deliveries"),
+                    self._vital(self._loop("notices", notices.step), name="notices"),
+                    self._vital(self._loop("upkeep", upkeep.step), name="upkeep"),
+                    self._vital(self._loop("archive", archive.step), name="archive"),
+                    self._vital(self._loop("retention", retention.step, needs_redis=False), name="retention"),
                 ]
-                listening = asyncio.create_task(_listen(channels, ledger.wake_channel), name="listen")
+                listening = self._vital(_listen(channels, ledger.wake_channel), name="listen")
                 _log.info("started", taker=taker, sink=settings.sink, namespace=settings.namespace)
                 await self._stopping.wait()
                 wake_all()
@@ -127,6 +129,9 @@ class Courier:
             await history.aclose()
             await redis.aclose()
         _log.info("stopped", taker=taker)
+
+    def _vital(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        return vital(work, name=name, may_end=self._stopping.is_set)
 
     async def _loop(self, name: str, step: Callable[[], Awaitable[bool]], *, needs_redis: bool = True) -> None:
         """Round after round. A step that answers True is followed by the next at once, any other after a tick.

@@ -17,6 +17,7 @@ from celery.apps.worker import Worker, install_cry_handler
 from darkroom import queues
 from darkroom.models import Model
 from darkroom.probes import listener
+from darkroom.supervision import FAILED
 
 from darkroom_worker.celery_app import WorkerApp, make_app
 from darkroom_worker.child_memory import ChildMemory
@@ -43,8 +44,8 @@ class Program(Worker):  # type: ignore[misc]  # Celery has no types
 
 
 def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
-    """Run until a signal ends it; answers the exit status. A worker that is out as faulty goes on, and
-    is probed.
+    """Run until a signal ends it, or the end of the watch; answers the exit status. A worker that is out as faulty goes
+    on, and is probed.
 
     Raises SettingError where the port of the probes is taken.
     """
@@ -90,4 +91,4 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
         program.start()
     finally:
         app.watch.close()
-    return program.exitcode or 0
+    return FAILED if app.watch.has_failed else program.exitcode or 0

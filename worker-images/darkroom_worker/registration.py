@@ -23,6 +23,7 @@ from darkroom import logs, transitions
 from darkroom.errors import TemporaryError
 from darkroom.ledger import JobRecord, Ledger, Patience
 from darkroom.queues import Foreign
+from darkroom.supervision import FAILED
 from darkroom.transitions import Call, DroppedMessages, Ended, Standing, WorkerState
 
 from darkroom_worker.attempt import Attempt, Sentence
@@ -94,7 +95,7 @@ class _Run:
 
 
 class Watch(threading.Thread):
-    """Lives from `start` to `close`."""
+    """Lives from `start` to `close`. Where it ends before, `has_failed`, and so does the process."""
 
     def __init__(
         self,
@@ -132,6 +133,7 @@ class Watch(threading.Thread):
         self._drain_until: float | None = None
         self._stopping = False
         self._closing = False
+        self.has_failed = False
 
     # What the event loop's thread calls.
 
@@ -184,6 +186,15 @@ class Watch(threading.Thread):
     # The thread itself.
 
     def run(self) -> None:
+        try:
+            self._watch()
+        except BaseException:  # whatever it is: without this thread no lease is renewed, and no drain is seen through
+            self._log.critical("thread_ended", thread=self.name, exc_info=True)
+            self.has_failed = True
+            celery_state.should_terminate = FAILED
+            self._in_loop(lambda: None)
+
+    def _watch(self) -> None:
         while not self._closing:
             now = time.monotonic()
             for duty in (self._begin_drain, self._say, self._judge, self._stop_when_drained):

@@ -1,0 +1,40 @@
+"""Supervision: tasks that a process cannot do without. Where one ends, so does the process, which is started again.
+
+Neither `darkroom up` nor Kubernetes, which start a process anew, sees that a task inside has stopped. So the end of one
+is logged and asks the process to stop, as SIGTERM does; its exit status is then `exit_status()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from darkroom.logs import logger
+
+FAILED = 70
+"""The exit status of a process that ends because a task or a thread did: EX_SOFTWARE of sysexits.h."""
+
+_ended: list[str] = []
+_log = logger(__name__)
+
+
+def vital(work: Coroutine[Any, Any, None], *, name: str, may_end: Callable[[], bool]) -> asyncio.Task[None]:
+    """Run a task whose end, whatever the reason, ends the process, unless it `may_end` since the process stops."""
+    task = asyncio.create_task(work, name=name)
+
+    def note(task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if not may_end():
+            _log.critical("task_ended", task=name, exc_info=error)
+            _ended.append(name)
+            signal.raise_signal(signal.SIGTERM)
+
+    task.add_done_callback(note)
+    return task
+
+
+def exit_status() -> int:
+    """0, or FAILED where a vital task has ended."""
+    return FAILED if _ended else 0
