@@ -32,6 +32,7 @@ from darkroom_cli.welcome import DEFAULT_URL
 JOBS = "/api/v1/generation-jobs/"
 MODELS = "/api/v1/models"
 DEAD_LETTERS = "/api/v1/dead-letters"
+SUBSCRIPTIONS = "/api/v1/subscriptions"
 
 REQUEST_LIMIT_S = 30.0
 """For one request. A submission takes milliseconds; a picture of some megabytes may take seconds."""
@@ -137,19 +138,38 @@ class Client:
         """Ask for the job's end; answers the receipt."""
         return self._json("POST", f"{JOBS}{quote(job_id, safe='')}/cancel")
 
+    def jobs(self, filters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """Every job that the filters name, the newest first; pages are asked for as they are needed."""
+        return self._pages(JOBS, "jobs", filters)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a finished job with its pictures."""
+        self._send("DELETE", self.url + JOBS + quote(job_id, safe=""))
+
+    def subscriptions(self) -> list[dict[str, Any]]:
+        """Every subscription, the oldest first."""
+        found: list[dict[str, Any]] = self._json("GET", SUBSCRIPTIONS)["subscriptions"]
+        return found
+
+    def subscribe(self, members: Mapping[str, Any]) -> dict[str, Any]:
+        """Create a subscription."""
+        return self._json("POST", SUBSCRIPTIONS, json=dict(members))
+
+    def subscription_secret(self, subscription_id: str) -> dict[str, Any]:
+        """The secret that verifies the posts of a subscription."""
+        return self._json("GET", f"{_subscription(subscription_id)}/secret")
+
+    def unsubscribe(self, subscription_id: str) -> None:
+        """Delete a subscription."""
+        self._send("DELETE", self.url + _subscription(subscription_id))
+
     def models(self) -> dict[str, Any]:
         """What models there are, and what they take."""
         return self._json("GET", MODELS)
 
     def dead_letters(self) -> Iterator[dict[str, Any]]:
         """Every dead letter, the last that ended first; pages are asked for as they are needed."""
-        after: dict[str, str] = {}
-        while True:
-            page = self._json("GET", DEAD_LETTERS, params=after)
-            yield from page["dead_letters"]
-            if page["next"] is None:
-                return
-            after = {"after": page["next"]}
+        return self._pages(DEAD_LETTERS, "dead_letters", {})
 
     def dead_letter(self, job_id: str) -> dict[str, Any]:
         """One dead letter."""
@@ -234,6 +254,15 @@ class Client:
                     heard = time.monotonic()
                     yield message
 
+    def _pages(self, path: str, name: str, filters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        query = dict(filters)
+        while True:
+            page = self._json("GET", path, params=query)
+            yield from page[name]
+            if page["next"] is None:
+                return
+            query["after"] = page["next"]
+
     def _json(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         response = self._send(method, self.url + path, **content)
         try:
@@ -287,6 +316,10 @@ def as_message(job: Mapping[str, Any]) -> Message:
 
 def _letter(job_id: str) -> str:
     return f"{DEAD_LETTERS}/{quote(job_id, safe='')}"
+
+
+def _subscription(subscription_id: str) -> str:
+    return f"{SUBSCRIPTIONS}/{quote(subscription_id, safe='')}"
 
 
 def _detail(problem: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ def flush(entered: Entered, output: Output, *, yes: bool, dry_run: bool) -> int:
         count = sum(key != epoch for key in _keys(client, entered))
         output.say(f"{count} keys of {entered.environment.namespace} in {entered.where}: jobs, queues, deliveries")
         if not yes and not _agreed(entered.environment.name, output):
-            output.say("darkroom: nothing was deleted")
+            output.complain("darkroom: nothing was deleted")
             return FAILED
         pools = _pools(client, entered.environment.namespace)
         deleted = 0
@@ -125,7 +125,7 @@ def _pools(client: redis.Redis, namespace: str) -> dict[str, list[str]]:
 
 
 def _agreed(name: str, output: Output) -> bool:
-    output.say(f"Type {name} to delete them (--yes does not ask):")
+    output.complain(f"Type {name} to delete them (--yes does not ask):")
     return sys.stdin.readline().strip() == name
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from darkroom_cli.exits import BAD_INPUT, HELP, INTERRUPTED, UNREACHABLE
-from darkroom_cli.output import Output
+from darkroom_cli.exits import BAD_INPUT, DONE, FAILED, HELP, INTERRUPTED, UNREACHABLE
+from darkroom_cli.output import NotWritten, Output
 from darkroom_cli.welcome import DEFAULT_URL
 
 if TYPE_CHECKING:
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
 
     from darkroom_cli.client import Client
     from darkroom_cli.named_environment import Entered
+    from darkroom_cli.pictures import Destination
 
 DEFAULT_PORT = 8000
 
 MAX_PORT = 65_535
+
+LISTED = 20
+"""Jobs that `list` shows: a screenful."""
 
 DESCRIPTION = """\
 darkroom makes images from text. Run it on this machine:
@@ -97,6 +102,10 @@ Redis, each with a prefix of its own; `make api-dev`, `make celery-dev` and so o
 Settings come from the environment, then env/.env.NAME, then env/.env (env/.env.example lists them), then the defaults.
 """
 
+SUBSCRIPTIONS = """\
+A subscription is an address to which the events of all jobs, or of those of some models, are posted as webhooks.
+"""
+
 DEAD_LETTERS = """\
 A job whose attempts are used up is a dead letter: it is kept, with what asked for it and how each attempt ended, until
 it is purged, or redriven, which makes a new job of it.
@@ -113,7 +122,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; answers its exit status."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     output = Output(as_json=options.json)
     from darkroom.errors import DarkroomError
 
@@ -126,21 +135,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, read. What is at fault is reported with the usage of the command that it was given to."""
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        given = " ".join(unknown)
+        if options.run is _run_submit and not any(word.startswith("-") for word in unknown):
+            options.command.error(f'quote the prompt: darkroom submit "{options.prompt} {given}"')
+        options.command.error(f"unrecognized arguments: {given}")
+    return options
+
+
 def _failed(error: DarkroomError, output: Output) -> int:
     from darkroom.errors import TemporaryError
 
     from darkroom_cli.client import NotNow
 
     problem = error.problem()
-    output.record({"error": problem})
+    with suppress(NotWritten):
+        output.record({"error": problem})
     again = f"; try again in {error.retry_after} s" if isinstance(error, NotNow) else ""
     # What is said of the fields is often said in the sentence too, in the server's own words for them.
     is_said_twice = any(fault.detail in error.detail for fault in error.fields)
-    output.say(f"darkroom: {problem.get('title') if is_said_twice else error.detail}{again}")
+    output.complain(f"darkroom: {problem.get('title') if is_said_twice else error.detail}{again}")
     for fault in error.fields:
-        output.say(f"  {fault.field.removeprefix('data.').removeprefix('input.')} {fault.detail}")
+        output.complain(f"  {fault.field.removeprefix('data.').removeprefix('input.')} {fault.detail}")
     if isinstance(error, TemporaryError):
         return UNREACHABLE
+    if isinstance(error, NotWritten):
+        return FAILED
     return BAD_INPUT
 
 
@@ -155,12 +178,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_watch(commands)
     _add_status(commands)
     _add_cancel(commands)
+    _add_list(commands)
+    _add_delete(commands)
     _add_models(commands)
+    _add_subscriptions(commands)
     _add_dead_letters(commands)
     _add_audit(commands)
     _add_doctor(commands)
     _add_replay(commands)
     _add_env(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -186,7 +213,7 @@ def _add_submit(commands: Any) -> None:
     parser = _command(
         commands, "submit", "ask for a picture, wait and save it", SUBMIT, _run_submit, epilog=SUBMIT_EXAMPLES
     )
-    parser.add_argument("prompt", help="what the picture shows")
+    parser.add_argument("prompt", metavar="PROMPT", help="what the picture shows, in quotes")
     parser.add_argument("--model", metavar="NAME", help="the model; left out, the server's default")
     parser.add_argument("--width", type=int, metavar="PIXELS")
     parser.add_argument("--height", type=int, metavar="PIXELS")
@@ -224,6 +251,59 @@ def _add_cancel(commands: Any) -> None:
     parser = _command(commands, "cancel", "cancel a job", text, _run_cancel)
     _add_id(parser)
     _add_url(parser)
+
+
+def _add_list(commands: Any) -> None:
+    text = "List jobs, the newest first: id, time, state, model and prompt."
+    parser = _command(commands, "list", "list jobs", text, _run_list)
+    parser.add_argument("--state", metavar="STATE", help="jobs in this state: pending, running, completed, failed, …")
+    parser.add_argument("--model", metavar="NAME", help="jobs of this model")
+    parser.add_argument("--user-id", metavar="ID", help="jobs of this user")
+    parser.add_argument("--limit", type=_count, default=LISTED, metavar="N", help=f"how many; {LISTED} when left out")
+    _add_url(parser)
+
+
+def _add_delete(commands: Any) -> None:
+    text = "Delete a job that has finished, with its pictures. Nothing of it can be read afterwards."
+    parser = _command(commands, "delete", "delete a finished job with its pictures", text, _run_delete)
+    _add_id(parser)
+    _add_url(parser)
+
+
+def _add_subscriptions(commands: Any) -> None:
+    parser = commands.add_parser(
+        "subscriptions",
+        help="list, create and delete webhooks for all jobs",
+        description=SUBSCRIPTIONS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_url(_command(actions, "list", "list them", "List the subscriptions.", _run_subscriptions_list))
+    text = "Create a subscription, and print its id. `secret` prints what verifies its posts."
+    created = _command(actions, "create", "create one", text, _run_subscriptions_create)
+    created.add_argument("receiver", metavar="ADDRESS", help="the address that events are posted to")
+    created.add_argument(
+        "--event",
+        action="append",
+        metavar="EVENT",
+        help="an event to post, such as completed; may be given several times; left out: every end of a job",
+    )
+    created.add_argument("--model", action="append", metavar="NAME", help="jobs of this model; several times for more")
+    _add_url(created)
+    text = "Print the secret that verifies the posts of a subscription."
+    for name, summary, described, run in (
+        ("secret", "print the secret of one", text, _run_subscriptions_secret),
+        ("delete", "delete one", "Delete a subscription: nothing more is posted to it.", _run_subscriptions_delete),
+    ):
+        one = _command(actions, name, summary, described, run)
+        one.add_argument("id", metavar="ID", help="the subscription's id")
+        _add_url(one)
+
+
+def _add_completion(commands: Any) -> None:
+    text = 'Print a script that completes the commands in a shell: eval "$(darkroom completion bash)".'
+    parser = _command(commands, "completion", "print a script for completion in a shell", text, _run_completion)
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
 
 
 def _add_models(commands: Any) -> None:
@@ -328,9 +408,9 @@ def _command(
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command=parser)
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object a line on stdout; what people read goes to stderr"
+        "--json", action="store_true", help="one JSON object a line on stdout, and nothing but errors on stderr"
     )
     return parser
 
@@ -352,8 +432,13 @@ def _add_parameter(parser: argparse.ArgumentParser, what: str) -> None:
 
 def _add_output(parser: argparse.ArgumentParser, *, default: str | None, shown: str) -> None:
     parser.add_argument(
-        "-o", "--output", default=default, metavar="FILE|FOLDER", help=f"where pictures are saved; left out: {shown}"
+        "-o",
+        "--output",
+        default=default,
+        metavar="FILE|FOLDER|-",
+        help=f"where pictures are saved, - for standard output; left out: {shown}",
     )
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -376,6 +461,13 @@ def _port(text: str) -> int:
     return port
 
 
+def _count(text: str) -> int:
+    count = int(text) if text.isdecimal() else 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return count
+
+
 def _version() -> str:
     try:
         return f"darkroom {version('darkroom')}"
@@ -395,19 +487,32 @@ def _run_submit(options: argparse.Namespace, output: Output) -> int:
 
     names = ("width", "height", "steps", "seed", "images", "negative_prompt")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    wish = submit.Wish(
+    request = submit.JobRequest(
         model=options.model,
-        parameters={"prompt": options.prompt, **given, **submit.parameters(options.parameter)},
+        parameters=submit.parameters(options.parameter, options={"prompt": options.prompt, **given}),
     )
+    destination = None if options.no_wait else _destination(options)
     with _client(options) as client:
-        return submit.submit(client, wish, output, destination=options.output, wait=not options.no_wait)
+        return submit.submit(client, request, output, destination=destination)
+
+
+def _destination(options: argparse.Namespace) -> Destination | None:
+    from darkroom.errors import InvalidInput
+
+    from darkroom_cli.pictures import STDOUT, Destination
+
+    if options.output is None:
+        return None
+    if options.output == STDOUT and options.json:
+        raise InvalidInput(f"--output {STDOUT}: with --json standard output carries JSON alone")
+    return Destination.parse(options.output, overwrite=options.force)
 
 
 def _run_watch(options: argparse.Namespace, output: Output) -> int:
     from darkroom_cli.watch import watch
 
     with _client(options) as client:
-        return watch(client, options.id, output, destination=options.output)
+        return watch(client, options.id, output, destination=_destination(options))
 
 
 def _run_status(options: argparse.Namespace, output: Output) -> int:
@@ -422,6 +527,59 @@ def _run_cancel(options: argparse.Namespace, output: Output) -> int:
 
     with _client(options) as client:
         return cancel(client, options.id, output)
+
+
+def _run_list(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.listing import list_jobs
+
+    named = {"state": options.state, "model": options.model, "user_id": options.user_id}
+    with _client(options) as client:
+        filters = {name: value for name, value in named.items() if value is not None}
+        return list_jobs(client, output, filters=filters, limit=options.limit)
+
+
+def _run_delete(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.listing import delete
+
+    with _client(options) as client:
+        return delete(client, options.id, output)
+
+
+def _run_subscriptions_list(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.subscriptions import list_subscriptions
+
+    with _client(options) as client:
+        return list_subscriptions(client, output)
+
+
+def _run_subscriptions_create(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.subscriptions import create
+
+    with _client(options) as client:
+        return create(client, output, url=options.receiver, events=options.event, models=options.model)
+
+
+def _run_subscriptions_secret(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.subscriptions import secret
+
+    with _client(options) as client:
+        return secret(client, options.id, output)
+
+
+def _run_subscriptions_delete(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.subscriptions import delete
+
+    with _client(options) as client:
+        return delete(client, options.id, output)
+
+
+def _run_completion(options: argparse.Namespace, output: Output) -> int:
+    import shtab
+
+    script = shtab.complete(_parser(), options.shell)
+    output.record({"shell": options.shell, "script": script})
+    output.result(script)
+    return DONE
 
 
 def _run_models(options: argparse.Namespace, output: Output) -> int:

@@ -74,7 +74,7 @@ class Lines:
 def display(output: Output) -> Display:
     """The one for where stderr goes."""
     console = Console(stderr=True)
-    return Bar(console) if console.is_terminal else Lines(output)
+    return Bar(console) if console.is_terminal and not output.as_json else Lines(output)
 
 
 def words_for(message: Message, place: int | None) -> str:

@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from cloudevents.http import CloudEvent
@@ -25,33 +26,38 @@ ID_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked for: the model (None: the server's default) and its parameters."""
+class JobRequest:
+    """The model (None: the server's default) and its parameters."""
 
     model: str | None
     parameters: Mapping[str, Any]
 
 
-def submit(client: Client, wish: Wish, output: Output, *, destination: str, wait: bool) -> int:
-    """Send it and follow it; answers the exit status."""
-    place = Destination.parse(destination) if wait else None
-    slip = client.submit(_event(wish))
-    job_id = str(slip["id"])
-    output.record(slip)
-    if place is not None:
-        return follow(client, job_id, output, destination=place)
+def submit(client: Client, request: JobRequest, output: Output, *, destination: Destination | None) -> int:
+    """Send it, and follow it where its pictures have a destination; returns the exit status."""
+    receipt = client.submit(_event(request))
+    job_id = str(receipt["id"])
+    if destination is None or not destination.is_stdout:
+        output.record(receipt)
+    if destination is not None:
+        return follow(client, job_id, output, destination=destination)
     output.result(job_id)
     output.say(hints(client, job_id))
     return DONE
 
 
-def parameters(given: Sequence[str]) -> dict[str, Any]:
-    """Parameters from `NAME=VALUE`, values read as JSON where they are. Raises InvalidInput."""
-    read = {}
+def parameters(given: Sequence[str], *, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Parameters from `NAME=VALUE`, values read as JSON where they are, beside those that have options of their own.
+
+    Raises InvalidInput, for one that is given twice, too.
+    """
+    read = dict(options)
     for text in given:
         name, separator, value = text.partition("=")
         if not name or not separator:
             raise InvalidInput(f"-p {text}: is not NAME=VALUE")
+        if name in read:
+            raise InvalidInput(f"-p {text}: {name} is given twice")
         read[name] = _value(value)
     return read
 
@@ -63,9 +69,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def _event(wish: Wish) -> CloudEvent:
-    """Made with the public SDK, as a client of somebody else would."""
-    data: dict[str, Any] = {"input": dict(wish.parameters)}
-    if wish.model is not None:
-        data["model"] = wish.model
+def _event(request: JobRequest) -> CloudEvent:
+    """Made with the public SDK, as any other client would."""
+    data: dict[str, Any] = {"input": dict(request.parameters)}
+    if request.model is not None:
+        data["model"] = request.model
     return CloudEvent({"id": secrets.token_hex(ID_BYTES), "source": SOURCE, "type": REQUESTED}, data)

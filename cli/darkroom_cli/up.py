@@ -160,7 +160,7 @@ def up(options: Options, output: Output) -> int:
             with folder.held():
                 return _up(options, settings, folder, signals, output)
         except FolderTaken:
-            output.say(f"darkroom: {_who_has(folder)}")
+            output.complain(f"darkroom: {_who_has(folder)}")
             return FAILED
 
 
@@ -177,7 +177,7 @@ def _up(options: Options, settings: UpSettings, folder: DataFolder, signals: Sto
         finally:
             machine.end()
     except StartFailed as error:
-        output.say(f"darkroom: {error}")
+        output.complain(f"darkroom: {error}")
         return FAILED
     except Asked:
         return DONE if machine.is_ready else INTERRUPTED
@@ -197,7 +197,7 @@ def _end_leftovers(folder: DataFolder, signals: StopSignals, output: Output) -> 
     try:
         record = RunRecord.read(folder.record)
     except ValueError as error:
-        output.say(f"darkroom: {error}; nothing of an earlier run can be ended")
+        output.complain(f"darkroom: {error}; nothing of an earlier run can be ended")
         return
     if record is None:
         return
@@ -214,7 +214,9 @@ def _claim_port(port: int, output: Output) -> int | None:
         return local_redis.free_port()
     if local_redis.can_listen(port):
         return port
-    output.say(f"darkroom: port {port} of {HOST} is taken by another program; `--port {port + 1}` takes another port")
+    output.complain(
+        f"darkroom: port {port} of {HOST} is taken by another program; `--port {port + 1}` takes another port"
+    )
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from darkroom.errors import TemporaryError
+from darkroom.errors import InvalidInput, TemporaryError
 from darkroom.jobs import State
 
 from darkroom_cli import progress, welcome
@@ -16,34 +16,44 @@ from darkroom_cli.output import Output
 from darkroom_cli.pictures import Destination, save
 
 
-def watch(client: Client, job_id: str, output: Output, *, destination: str | None) -> int:
-    """Follow the job; answers the exit status."""
-    place = None if destination is None else Destination.parse(destination)
-    client.job(job_id)  # what is not there, or cannot be reached, is said at once
-    return follow(client, job_id, output, destination=place)
+def watch(client: Client, job_id: str, output: Output, *, destination: Destination | None) -> int:
+    """Follow the job; returns the exit status."""
+    client.job(job_id)  # fails at once where there is no such job, or no server
+    return follow(client, job_id, output, destination=destination)
 
 
 def follow(client: Client, job_id: str, output: Output, *, destination: Destination | None) -> int:
-    """Show the job's way to its end, save its pictures where a destination is given, and say what became of it."""
+    """Show the job's progress, save its pictures where a destination is given, and report how it finished."""
     try:
         _show(client, job_id, output)
     except KeyboardInterrupt:
-        output.say(f"The job goes on. {hints(client, job_id)}")
+        output.complain(f"The job goes on. {hints(client, job_id)}")
         return INTERRUPTED
     except TemporaryError:
-        output.say(f"The job was accepted, and goes on as soon as it can. {hints(client, job_id)}")
+        output.complain(f"The job was accepted, and goes on as soon as it can. {hints(client, job_id)}")
         raise
     job = client.job(job_id)
     completed = job["state"] == State.COMPLETED
     links = job["output_paths"]
-    files = [str(file) for file in save(client, links, job_id, destination)] if destination else []
+    try:
+        files = [str(file) for file in save(client, links, job_id, destination, output)] if destination else []
+    except InvalidInput:
+        output.record({**job, "files": []})
+        output.complain("\n  ".join([f"The job {job_id} is completed. Its pictures:", *links]))
+        raise
+    if destination is not None and destination.is_stdout:
+        return DONE if completed else _unfinished(job, output)
     output.record({**job, "files": files})
     if not completed:
-        output.say(ending(job))
-        return FAILED
-    for place in files or links:
-        output.result(f"{place}  ({made_by(job)})")
+        return _unfinished(job, output)
+    for number, place in enumerate(files or links):
+        output.result(f"{place}  ({made_by(job, number)})")
     return DONE
+
+
+def _unfinished(job: Mapping[str, Any], output: Output) -> int:
+    output.complain(ending(job))
+    return FAILED
 
 
 def hints(client: Client, job_id: str) -> str:
@@ -63,9 +73,10 @@ def ending(job: Mapping[str, Any]) -> str:
     return f"The job {job['id']} is {job['state']}" + (f": {error['message']}" if error else ".")
 
 
-def made_by(job: Mapping[str, Any]) -> str:
-    """What really made the pictures, and the seed that makes them again."""
-    seed = job["input"].get("seed")
+def made_by(job: Mapping[str, Any], number: int = 0) -> str:
+    """The model that made picture `number` (from 0), and the seed that makes it again."""
+    seeds = (job.get("record") or {}).get("seeds") or [job["input"].get("seed")]
+    seed = seeds[number] if number < len(seeds) else None
     return f"by {job['model_served']}" + ("" if seed is None else f", seed {seed}")
 
 

@@ -40,13 +40,22 @@ class Stage:
         self.scenes: list[Scene] = []
         self.asked: list[tuple[str, str, bytes]] = []
         self.since: list[str | None] = []
+        self.jobs: list[dict[str, Any]] = []
+        self.queries: list[dict[str, str]] = []
+        self.subscriptions: list[dict[str, Any]] = []
         self._connections = 0
 
     def app(self) -> Starlette:
         return Starlette(
             routes=[
                 Route("/", self._submit, methods=["POST"]),
+                Route("/api/v1/generation-jobs/", self._list),
                 Route("/api/v1/generation-jobs/{id}", self._read),
+                Route("/api/v1/generation-jobs/{id}", self._delete, methods=["DELETE"]),
+                Route("/api/v1/models", self._models),
+                Route("/api/v1/subscriptions", self._subscriptions, methods=["GET", "POST"]),
+                Route("/api/v1/subscriptions/{id}", self._unsubscribe, methods=["DELETE"]),
+                Route("/api/v1/subscriptions/{id}/secret", self._secret),
                 Route("/api/v1/generation-jobs/{id}/cancel", self._cancel, methods=["POST"]),
                 Route("/artifacts/{name}", self._artifact),
                 WebSocketRoute("/ws/jobs/{id}", self._watch),
@@ -67,6 +76,36 @@ class Stage:
             detail = {"title": "There is nothing here under that name", "detail": "there is no such job", "status": 404}
             return JSONResponse(detail, 404, media_type="application/problem+json")
         return JSONResponse(self.views.pop(0) if len(self.views) > 1 else self.views[0])
+
+    async def _list(self, request: Request) -> Response:
+        """Two jobs a page."""
+        query = dict(request.query_params)
+        begin = int(query.pop("after", "0"))
+        self.queries.append(query)
+        end = begin + 2
+        return JSONResponse({"jobs": self.jobs[begin:end], "next": str(end) if end < len(self.jobs) else None})
+
+    async def _delete(self, request: Request) -> Response:
+        await self._note(request)
+        return Response(status_code=204)
+
+    async def _models(self, _request: Request) -> Response:
+        model = {"name": "sd", "title": "SD", "description": "A model.", "served": "sd", "default": True}
+        return JSONResponse({"models": [{**model, "parameters": {"properties": {}}}]})
+
+    async def _subscriptions(self, request: Request) -> Response:
+        if request.method == "GET":
+            return JSONResponse({"subscriptions": self.subscriptions})
+        await self._note(request)
+        self.subscriptions.append({"id": "sub_1", "state": "enabled", "reason": None, **await request.json()})
+        return JSONResponse(self.subscriptions[-1], 201)
+
+    async def _unsubscribe(self, _request: Request) -> Response:
+        self.subscriptions.clear()
+        return Response(status_code=204)
+
+    async def _secret(self, _request: Request) -> Response:
+        return JSONResponse({"secret": "whsec_x", "generation": 1, "previous": None, "previous_until": None})
 
     async def _artifact(self, _request: Request) -> Response:
         return Response(PICTURE, media_type="image/png")

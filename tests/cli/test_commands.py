@@ -89,6 +89,8 @@ def test_the_picture_is_saved_and_said_with_its_seed_and_what_made_it(stage: Sta
         ("dusk.png", 1, ["dusk.png"]),
         ("dusk.png", 2, ["dusk-1.png", "dusk-2.png"]),
         ("dusk", 1, ["dusk.png"]),
+        ("dusk.v2", 1, ["dusk.v2.png"]),
+        ("dusk.PNG", 1, ["dusk.PNG"]),
         (".", 2, [f"{JOB}-1.png", f"{JOB}-2.png"]),
         ("new/", 1, [f"new/{JOB}.png"]),
     ],
@@ -100,7 +102,179 @@ def test_pictures_go_where_output_says(
     stage.scenes = [says([DONE])]
     done = darkroom(["watch", JOB, "--output", output, "--url", stage.url], folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.png*")) == sorted(files)
+    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()) == sorted(files)
+
+
+def test_each_picture_is_named_with_its_own_seed(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [view(stage.url, state="completed", pictures=3, record={"seeds": [7, 8, 9]})]
+    stage.scenes = [says([DONE])]
+    done = darkroom(["submit", "a lighthouse", "--images", "3", "--url", stage.url], folder=tmp_path)
+    assert [line.rpartition("seed ")[2] for line in done.stdout.splitlines()] == ["7)", "8)", "9)"]
+
+
+def test_the_picture_goes_to_standard_output(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [view(stage.url, state="completed", pictures=1)]
+    stage.scenes = [says([DONE])]
+    arguments = command("submit", "a lighthouse", "-o", "-", "--url", stage.url)
+    done = subprocess.run(
+        arguments, cwd=tmp_path, env=environment(), capture_output=True, timeout=PATIENCE_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, PICTURE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_exists_is_kept_unless_it_is_to_be_overwritten(stage: Stage, tmp_path: Path) -> None:
+    stage.views = [view(stage.url, state="completed", pictures=1)]
+    (tmp_path / "dusk.png").write_bytes(b"mine")
+    arguments = ["submit", "a lighthouse", "-o", "dusk.png", "--url", stage.url]
+    done = darkroom(arguments, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "darkroom: --output dusk.png: the file exists; --force overwrites it\n"
+    assert (tmp_path / "dusk.png").read_bytes() == b"mine"
+    assert stage.asked == []
+    stage.scenes = [says([DONE])]
+    assert darkroom([*arguments, "--force"], folder=tmp_path).returncode == 0
+    assert (tmp_path / "dusk.png").read_bytes() == PICTURE
+
+
+def test_where_a_picture_cannot_be_written_the_job_and_its_links_are_named(stage: Stage, tmp_path: Path) -> None:
+    """A numbered file is found to exist only when the pictures are there."""
+    stage.views = [view(stage.url, state="completed", pictures=2)]
+    stage.scenes = [says([DONE])]
+    (tmp_path / "dusk-2.png").write_bytes(b"mine")
+    done = darkroom(["submit", "a lighthouse", "-o", "dusk.png", "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 2
+    assert JOB in done.stderr
+    assert f"{stage.url}/artifacts/1.png" in done.stderr
+    assert "dusk-2.png: the file exists" in done.stderr
+    assert (tmp_path / "dusk-2.png").read_bytes() == b"mine"
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_cancelled_job_that_is_cancelled_again_is_cancelled(stage: Stage, tmp_path: Path) -> None:
+    stage.cancellation = JSONResponse({"job_id": JOB, "receipt": "interrupting", "status": "cancelled"})
+    done = darkroom(["cancel", JOB, "--url", stage.url], folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"The job {JOB} is cancelled.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["submit", "a", "lighthouse", "at", "dusk"], 'quote the prompt: darkroom submit "a lighthouse at dusk"'),
+        (["submit", "a lighthouse", "--widht", "64"], "unrecognized arguments: --widht 64"),
+        (["cancel", JOB, JOB], f"unrecognized arguments: {JOB}"),
+        (["dead-letters", "list", "more"], "unrecognized arguments: more"),
+    ],
+    ids=["prompt", "option", "argument", "action"],
+)
+def test_what_is_at_fault_comes_with_the_usage_of_its_command(
+    stage: Stage, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = darkroom(arguments, folder=tmp_path, DARKROOM_URL=stage.url)
+    named = " ".join(arguments[: 2 if arguments[0] == "dead-letters" else 1])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"usage: darkroom {named} ")
+    assert words in done.stderr
+    assert stage.asked == []
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["list"], ["submit", "a lighthouse"]], ids=" ".join)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_full_disk_is_one_line_and_status_1(
+    stage: Stage, tmp_path: Path, arguments: list[str], *, as_json: bool
+) -> None:
+    stage.views = [view(stage.url, state="completed", pictures=1)]
+    stage.jobs = [view(stage.url, state="failed", created_at="2026-11-30T00:00:00Z", prompt="a lighthouse")]
+    stage.scenes = [says([DONE])]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command(*arguments, *(["--json"] if as_json else []), "--url", stage.url),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "darkroom: standard output: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_gone_ends_nothing(stage: Stage, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command("models", "--url", stage.url),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        words = process.stderr.read()
+        assert (process.wait(PATIENCE_S), words) == (0, "")
+
+
+def test_jobs_are_listed_with_the_filters_that_were_given(stage: Stage, tmp_path: Path) -> None:
+    stage.jobs = [view(stage.url, state="failed", created_at="2026-11-30T00:00:00Z", prompt="a  lighthouse\n" * 20)]
+    done = darkroom(["list", "--state", "failed", "--model", "flux", "--url", stage.url], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.split()[:4] == [JOB, "2026-11-30T00:00:00Z", "failed", "flux"]
+    assert line.endswith("…")
+    assert stage.queries == [{"state": "failed", "model": "flux"}]
+
+
+def test_a_list_ends_where_it_is_asked_to(stage: Stage, tmp_path: Path) -> None:
+    shown = view(stage.url, state="failed", created_at="2026-11-30T00:00:00Z", prompt=None)
+    stage.jobs = [{**shown, "id": f"{number}"} for number in range(5)]
+    done = darkroom(["list", "--limit", "3", "--json", "--url", stage.url], folder=tmp_path)
+    assert [each["id"] for each in lines_of(done.stdout)] == ["0", "1", "2"]
+    assert done.stderr == ""
+
+
+def test_a_job_is_deleted(stage: Stage, tmp_path: Path) -> None:
+    done = darkroom(["delete", JOB, "--url", stage.url], folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"The job {JOB} is deleted.\n")
+    assert stage.asked == [("DELETE", f"/api/v1/generation-jobs/{JOB}", b"")]
+
+
+def test_subscriptions_are_created_listed_and_deleted(stage: Stage, tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        done = darkroom(["subscriptions", *arguments, "--url", stage.url], folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("list") == ""
+    assert run("create", "https://a.example/", "--event", "completed", "--model", "sd") == "sub_1\n"
+    assert json.loads(stage.asked[-1][2]) == {"url": "https://a.example/", "events": ["completed"], "models": ["sd"]}
+    assert run("list") == "sub_1  enabled  https://a.example/  completed\n"
+    assert run("secret", "sub_1") == "whsec_x\n"
+    assert run("delete", "sub_1") == "The subscription sub_1 is deleted.\n"
+    assert run("list") == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_can_complete_the_commands(tmp_path: Path, shell: str) -> None:
+    done = darkroom(["completion", shell], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "dead-letters" in done.stdout
+
+
+def test_bash_completes_a_command(tmp_path: Path) -> None:
+    (tmp_path / "complete").write_text(darkroom(["completion", "bash"], folder=tmp_path).stdout)
+    program = """. ./complete
+    COMP_WORDS=(darkroom sub) COMP_CWORD=1
+    $(complete -p darkroom | sed 's/.*-F //; s/ .*//')
+    printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert sorted(done.stdout.split()) == ["submit", "subscriptions"], done.stderr
 
 
 def test_watch_says_the_links_where_nothing_is_to_be_saved(stage: Stage, tmp_path: Path) -> None:
@@ -130,7 +304,7 @@ def test_with_json_every_line_on_stdout_is_an_object_and_the_last_is_the_job(sta
     assert [each["seq"] for each in messages] == [1, 2, 3]
     assert job["state"] == "completed"
     assert job["files"] == [f"{JOB}.png"]
-    assert f"{JOB}.png" in done.stderr
+    assert done.stderr == ""
 
 
 def test_a_socket_that_breaks_is_opened_again_behind_the_last_message(stage: Stage, tmp_path: Path) -> None:
@@ -256,7 +430,7 @@ def test_cancel_says_what_it_did(stage: Stage, tmp_path: Path, receipt: str, sta
     done = darkroom(["cancel", JOB, "--json", "--url", stage.url], folder=tmp_path)
     assert done.returncode == status
     assert lines_of(done.stdout) == [{"job_id": JOB, "receipt": receipt, "status": state}]
-    assert JOB in done.stderr
+    assert (JOB in done.stderr) == (status != 0), "stderr is for what went wrong"
 
 
 @pytest.mark.parametrize(
@@ -283,6 +457,13 @@ def test_status_is_a_look_and_no_judgement(stage: Stage, tmp_path: Path, members
         ["submit", "a lighthouse", "-p", "guidance"],
         ["submit", "a lighthouse", "--width", "wide"],
         ["submit", "a lighthouse", "--output", "no/such/folder/a.png"],
+        ["submit", "a lighthouse", "--output", "/proc/a.png"],
+        ["submit", "a lighthouse", "--output", "a.jpg"],
+        ["submit", "a lighthouse", "--output", "-", "--json"],
+        ["submit", "a lighthouse", "--width", "64", "-p", "width=128"],
+        ["submit", "a lighthouse", "-p", "prompt=another"],
+        ["submit", "a lighthouse", "-p", "steps=1", "-p", "steps=2"],
+        ["list", "--limit", "0"],
         ["submit", "a lighthouse", "--url", "ftp://elsewhere"],
         ["watch"],
         ["develop"],
@@ -294,7 +475,8 @@ def test_what_cannot_be_meant_is_status_2_before_anything_is_sent(
     stage: Stage, tmp_path: Path, arguments: list[str]
 ) -> None:
     done = darkroom(arguments, folder=tmp_path, DARKROOM_URL=stage.url)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert done.returncode == 2
+    assert [list(each) for each in lines_of(done.stdout)] == ([["error"]] if "--json" in arguments else [])
     assert "Traceback" not in done.stderr
     assert stage.asked == []
 
