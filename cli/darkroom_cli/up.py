@@ -204,7 +204,7 @@ def _end_leftovers(folder: DataFolder, signals: StopSignals, output: Output) -> 
     left = [process for process in record.processes if process.is_alive]
     if left:
         names = ", ".join(f"{process.name} ({process.pid})" for process in left)
-        output.say(f"An earlier `darkroom up` was killed; ending what it left: {names}")
+        output.complain(f"An earlier `darkroom up` was killed; ending what it left: {names}")
         processes.end_in_order(left, hurry=signals.hurry)
     folder.record.unlink(missing_ok=True)
 
@@ -294,7 +294,7 @@ class Machine:
             self._signals.check()
             for notice in self._crew.look():
                 program = notice.program
-                self._output.say(
+                self._output.complain(
                     f"darkroom: {program.name} {processes.describe(notice.status)} and starts again in "
                     f"{notice.pause_s or 0:.0f} s. Its log: {welcome.short(program.log)}"
                 )

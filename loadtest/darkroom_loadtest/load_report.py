@@ -42,7 +42,9 @@ Cells = Sequence[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that the report says. `audit` is the summary of `darkroom audit`, or why there is none."""
+    """The contents of the report. `audit` is the summary of `darkroom audit`, or why there is none; `remark` says what
+    ended the run early.
+    """
 
     plan: Plan
     outcome: Outcome
@@ -52,6 +54,7 @@ class Run:
     gauges: Sequence[Gauge]
     memory: Sequence[Trend]
     audit: Mapping[str, Any] | str
+    remark: str | None
     versions: Mapping[str, str]
     machine: str
     load_average: str
@@ -73,6 +76,7 @@ def render(run: Run) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="note">{escape(_about(run))}</p>',
+        f'<p class="note">{escape(run.remark)}</p>' if run.remark else "",
         _verdict(outcome),
         _table("Thresholds", ("what", "measured", "at most", "met"), _checks(outcome), numbers=(1, 2)),
         _table("In all", ("figure", "value"), _totals(run), numbers=(1,)),

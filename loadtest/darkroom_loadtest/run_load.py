@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -64,6 +64,12 @@ SAMPLE_S = 2.0
 FILLS_UP = 0.25
 """Of the run: before, memory grows as everything is used for the first time."""
 
+GONE_S = 30.0
+"""After so long without an answer the load is stopped: a restart of darkroom takes less."""
+
+SILENT_PART = 1 / 6
+"""After this part of that time the server is reported as away, while the load goes on."""
+
 STOP_GRACE_S = 30
 FAILED, INTERRUPTED = 1, 130
 
@@ -81,6 +87,7 @@ class Seen:
 
     gauges: list[Gauge] = field(default_factory=list)
     memory: list[Trend] = field(default_factory=list)
+    remark: str | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,6 +107,9 @@ def main(arguments: Sequence[str]) -> int:
         return run(plan, options)
     except CannotRun as error:
         sys.stderr.write(f"{error}\n")
+        return FAILED
+    except httpx.HTTPError as error:
+        sys.stderr.write(f"{plan.host} does not answer: {error}\n")
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -124,7 +134,12 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
         seen = _under_load(plan, options, folder, notes)
     with _client(plan) as client:
         accepted = {note["job"] for note in journal.read(notes) if note["kind"] == "accepted"}
-        jobs = _views(client, accepted)
+        try:
+            jobs = _views(client, accepted)
+        except httpx.HTTPError as error:
+            jobs = {}
+            seen.remark = f"{plan.host} does not answer ({error}): none of the {len(accepted)} jobs could be read"
+            print(seen.remark, flush=True)
     audit, findings = _audit(options)
     outcome = judge(
         journal.read(notes),
@@ -143,6 +158,7 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
             gauges=seen.gauges,
             memory=seen.memory,
             audit=audit,
+            remark=seen.remark,
             versions=_versions(),
             machine=this_machine(),
             load_average=" ".join(f"{load:.1f}" for load in os.getloadavg()),
@@ -150,7 +166,7 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
         folder,
     )
     _say(outcome, page)
-    return FAILED if outcome.missed else 0
+    return FAILED if outcome.missed or seen.remark else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,6 +190,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--write-plan", type=Path, metavar="FILE", help="write the plan, for a cluster's locust, and end"
+    )
+    parser.add_argument(
+        "--server-timeout",
+        type=float,
+        default=GONE_S,
+        metavar="SECONDS",
+        help=f"stop when the server does not answer for so long ({GONE_S:g})",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     return parser
@@ -296,7 +319,7 @@ def _under_load(plan: Plan, options: argparse.Namespace, folder: Path, notes: Pa
             stdout=output,
             stderr=output,
         )
-        status = _await(process)
+        status, seen.remark = _await(process, plan, gone_s=options.server_timeout)
     if status != 0 and not options.ui:
         raise CannotRun(f"locust ended with {status}; its log is {folder / 'locust.log'}")
     if gauges is not None and sampler is not None:
@@ -307,18 +330,42 @@ def _under_load(plan: Plan, options: argparse.Namespace, folder: Path, notes: Pa
     return seen
 
 
-def _await(process: subprocess.Popen[bytes]) -> int:
-    """Its exit status. A Ctrl-C goes to locust too, which ends in order; the report follows."""
+def _await(process: subprocess.Popen[bytes], plan: Plan, *, gone_s: float) -> tuple[int, str | None]:
+    """The exit status of locust, and why it was stopped, if it was.
+
+    A Ctrl-C goes to locust too, which ends in order; the report follows. So does a server that has not answered for
+    `gone_s`.
+    """
+    answered, is_reported = time.monotonic(), False
     try:
-        return process.wait()
+        with httpx.Client(base_url=plan.host, timeout=gone_s * SILENT_PART, trust_env=False) as client:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(1), None
+                with suppress(httpx.TransportError):
+                    client.get("/healthz")  # any status is an answer
+                    if is_reported:
+                        print(f"{plan.host} answers again", flush=True)
+                    answered, is_reported = time.monotonic(), False
+                silent_s = time.monotonic() - answered
+                if silent_s > gone_s * SILENT_PART and not is_reported:
+                    is_reported = True
+                    print(f"{plan.host} does not answer; the load stops if that lasts {gone_s:g} s", flush=True)
+                if silent_s > gone_s:
+                    _stop(process)
+                    return 0, f"{plan.host} did not answer for {silent_s:.0f} s: the load was stopped"
     except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        return 0
+        _stop(process)
+        return 0, None
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _gauges(options: argparse.Namespace, stack: ExitStack) -> tuple[Gauges | None, Sampler | None]:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,39 @@ class Report:
     def figures(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
         return found
+
+
+def test_a_server_that_dies_ends_the_run_with_a_report(system: System, tmp_path: Path) -> None:
+    dying = Functions("all", environment=system.variables, log=tmp_path / "functions.log")
+    dying.start()
+    report = tmp_path / "report"
+    process = subprocess.Popen(
+        [
+            *replace(system, url=dying.url).command("--duration=120", "--rate=3", "--report", str(report)),
+            "--server-timeout=6",
+        ],
+        cwd=system.folder,
+        env=system.variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        notes = report / "client.jsonl"
+        eventually(lambda: notes.exists() and "accepted" in notes.read_text(), what="the first job")
+        dying.signal(signal.SIGKILL)
+        printed, _ = process.communicate(timeout=LIMIT_S)
+    finally:
+        dying.stop()
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    assert "Traceback" not in printed
+    assert f"{dying.url} does not answer; the load stops if that lasts 6 s" in printed
+    figures = json.loads((report / "report.json").read_text())
+    assert "the load was stopped" in figures["remark"] or "none of the" in figures["remark"]
+    assert (report / "report.html").exists()
 
 
 @pytest.fixture(scope="module")

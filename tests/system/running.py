@@ -52,11 +52,11 @@ class System:
         self.ready = json.loads(first)
         assert self.ready["event"] == "ready", self.words
 
-    def launch(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def launch(self, *arguments: str, as_json: bool = True) -> subprocess.Popen[bytes]:
         """Returns at once. It has a session of its own, as in a terminal."""
         with (self.folder / "up.out").open("wb") as out, (self.folder / "up.err").open("wb") as err:
             self._process = subprocess.Popen(
-                command("up", "--port", "0", "--json", *arguments),
+                command("up", "--port", "0", *(["--json"] if as_json else []), *arguments),
                 cwd=self.folder,
                 env=environment(**self.variables),
                 stdin=subprocess.DEVNULL,
@@ -68,7 +68,7 @@ class System:
 
     @property
     def words(self) -> str:
-        """What it said to people."""
+        """What it wrote to stderr: with --json what went wrong alone."""
         return (self.folder / "up.err").read_text()
 
     @property

@@ -55,11 +55,18 @@ def test_the_printed_submit_line_gives_a_picture_that_says_what_made_it(system: 
     assert "untrained" in json.dumps(picture.info)
 
 
-def test_what_up_prints_for_people_holds_the_same_lines(system: System) -> None:
-    assert system.ready["curl"] in system.words
-    assert system.ready["submit"] in system.words
-    assert system.url in system.words
-    assert "Logs: " in system.words
+def test_up_prints_for_people_what_to_type_next(own_system: System) -> None:
+    own_system.launch(as_json=False)
+    printed = own_system.folder / "up.out"
+    eventually(lambda: "Logs: " in printed.read_text(), what="`darkroom up` to be ready", deadline_s=START_LIMIT_S)
+    lines = [line.strip() for line in printed.read_text().splitlines()]
+    (submit,) = (line for line in lines if ' submit "' in line)
+    picture_of(own_system.shell(submit), own_system.folder)
+    assert any(line.startswith("curl ") for line in lines)
+
+
+def test_with_json_all_is_well_without_a_word_on_stderr(system: System) -> None:
+    assert system.words == ""
 
 
 def test_the_same_seed_gives_the_same_picture(system: System) -> None:
