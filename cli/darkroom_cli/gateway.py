@@ -21,7 +21,9 @@ CHECK_LIMIT_S = 30.0
 """nginx reads its configuration in 0.1 s."""
 
 CONNECTIONS = "2000"
-"""All may be of one address: on one machine they are."""
+CONNECTIONS_PER_ADDRESS = "1900"
+RATE = "2000"
+"""Requests a second from one address. On one machine all callers share an address: more than the functions answer."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Gateway:
                 "DARKROOM_GATEWAY_PORT": str(self.port),
                 "DARKROOM_GATEWAY_FOLDER": str(self.folder),
                 "DARKROOM_GATEWAY_CONNECTIONS": CONNECTIONS,
-                "DARKROOM_GATEWAY_CONNECTIONS_PER_ADDRESS": CONNECTIONS,
+                "DARKROOM_GATEWAY_CONNECTIONS_PER_ADDRESS": CONNECTIONS_PER_ADDRESS,
+                "DARKROOM_GATEWAY_RATE": RATE,
             }
         )
 

@@ -17,6 +17,10 @@ local CONNECT_S = 5
 local PATIENCE_S = 20 -- beyond a wait: the functions give Redis 10 s before it and 10 s after it
 local PAUSE_S = 1 -- between two looks at a job, where a function does not wait: it is about to end, or away
 local CLIENT_CLOSED = 499
+local PART_BYTES = 65536 -- of a body that lies in a file: it is sent in parts, and never in memory whole
+local PAUSES_S = { 0.25, 0.5, 1, 2, 2 } -- before each repetition of a request whose function failed; nginx follows 10 redirects
+local LONGEST_PAUSE_S = 2 -- a function that asks for a longer one (Retry-After) has its refusal handed back
+local FAILED = { [502] = true, [503] = true, [504] = true }
 
 -- What is said of one connection, of a body that is not this one, or of an answer that is not the one we ask for.
 local NOT_HANDED_ON = {
@@ -101,7 +105,28 @@ local function read_chunks(socket)
     end
 end
 
--- The answer of a function to one request: its status, headers (with small letters) and body; or nil, and why.
+local function send_body(socket, body)
+    if body.text then
+        return socket:send(body.text)
+    end
+    local file, fault = io.open(body.path, "rb")
+    if not file then
+        return nil, fault
+    end
+    local done = true
+    while done do
+        local part = file:read(PART_BYTES)
+        if not part then
+            break
+        end
+        done, fault = socket:send(part)
+    end
+    file:close()
+    return done, fault
+end
+
+-- The answer of a function to one request: its status, headers (with small letters) and body; or nil, why, and whether
+-- the request was sent. `body`, if any, is one of body_of_request.
 local function ask(name, method, target, headers, body, patience_s)
     local to = settings.functions[name]
     local socket = ngx.socket.tcp()
@@ -110,25 +135,27 @@ local function ask(name, method, target, headers, body, patience_s)
     if not done then
         return nil, fault
     end
-    local length = body and "Content-Length: " .. #body .. "\r\n" or ""
+    local length = body and "Content-Length: " .. body.size .. "\r\n" or ""
     done, fault = socket:send {
         method, " ", target, " HTTP/1.1\r\nHost: ", to.host, "\r\nConnection: close\r\n", length, headers, "\r\n",
-        body or "",
     }
+    if done and body then
+        done, fault = send_body(socket, body)
+    end
     if not done then
-        return nil, fault
+        return nil, fault, true
     end
     local got = { headers = {} }
     local line
     line, fault = socket:receive()
     got.status = line and tonumber(line:match("^HTTP/1%.%d (%d%d%d)"))
     if not got.status then
-        return nil, fault or "no HTTP"
+        return nil, fault or "no HTTP", true
     end
     while true do
         line, fault = socket:receive()
         if not line then
-            return nil, fault
+            return nil, fault, true
         end
         local header, value = line:match("^([^:]+):%s*(.-)%s*$")
         if not header then
@@ -142,7 +169,7 @@ local function ask(name, method, target, headers, body, patience_s)
         got.body, fault = socket:receive(tonumber(got.headers["content-length"]) or "*a")
     end
     socket:close()
-    return got.body and got, fault
+    return got.body and got, fault, true
 end
 
 local function away(fault)
@@ -151,16 +178,36 @@ local function away(fault)
     ngx.exit(is_late and 504 or 502)
 end
 
+-- The body of the request: its size, and its text, or the file that nginx has put it into.
 local function body_of_request()
     ngx.req.read_body()
-    local body = ngx.req.get_body_data()
-    local path = not body and ngx.req.get_body_file()
-    if path then
-        local file = assert(io.open(path, "rb"))
-        body = file:read("*a")
-        file:close()
+    local text = ngx.req.get_body_data()
+    local path = not text and ngx.req.get_body_file()
+    if not path then
+        return { text = text or "", size = #(text or "") }
     end
-    return body or ""
+    local file = assert(io.open(path, "rb"))
+    local size = file:seek("end")
+    file:close()
+    return { path = path, size = size }
+end
+
+-- A request may be held for minutes: its body is needed no more once it has been submitted.
+local function drop_body(body)
+    if body.path then
+        ngx.req.set_body_data("") -- closes the file
+        os.remove(body.path)
+    end
+end
+
+-- How long to wait before a request that failed so is repeated; nil where it is not. `repeats` were made already.
+local function pause_before_repeat(repeats, retry_after)
+    local asked_s = tonumber(retry_after) or 0
+    local pause_s = math.max(PAUSES_S[repeats + 1] or math.huge, asked_s)
+    local spent_s = ngx.now() - ngx.req.start_time()
+    if asked_s <= LONGEST_PAUSE_S and spent_s + pause_s <= settings.retry_s and not ngx.worker.exiting() then
+        return pause_s
+    end
 end
 
 -- The elements of header values that are lists, without spaces around them; a comma in quotes does not part them.
@@ -268,6 +315,25 @@ local function answer_with_picture(view, headers)
     problem(status, slug, title, why or title, members, headers)
 end
 
+-- The answer of submit, which is asked again where it fails and a repetition makes no second job: nothing was sent, or
+-- the client has named the submission.
+local function submit(target, headers, body, has_left)
+    local repeats = 0
+    while true do
+        local got, fault, was_sent = ask("submit", "POST", target, headers, body, PATIENCE_S)
+        local may_repeat = not was_sent or ngx.var.http_idempotency_key
+        if has_left() or not may_repeat or (got and not FAILED[got.status]) then
+            return got, fault
+        end
+        local pause_s = pause_before_repeat(repeats, got and got.headers["retry-after"])
+        if not pause_s then
+            return got, fault
+        end
+        repeats = repeats + 1
+        ngx.sleep(pause_s)
+    end
+end
+
 -- Forward the request to submit as one for `target`, and answer it when the job has ended.
 local function hold(target, preference_s)
     local wait_s = math.min(preference_s or settings.wait_s, settings.wait_s)
@@ -288,7 +354,9 @@ local function hold(target, preference_s)
         end
     end)
 
-    local taken, fault = ask("submit", "POST", target, headers, body, PATIENCE_S)
+    local taken, fault = submit(target, headers, body, function() return has_left end)
+    drop_body(body)
+    body = nil
     if not taken then
         return away(fault)
     end
@@ -320,11 +388,40 @@ local function hold(target, preference_s)
     end
 end
 
+-- Whether a repetition of the request changes nothing: a reading, an event (its id is its key), a named submission.
+local function is_repeatable(is_submission)
+    local method = ngx.req.get_method()
+    if method == "GET" or method == "HEAD" then
+        return true
+    end
+    return is_submission and (ngx.var.uri == "/" or (ngx.var.http_idempotency_key or "") ~= "")
+end
+
 -- In front of every request: one that prefers to wait for the job that it submits is held here.
 function facade.divert()
-    local is_rest = ngx.var["function"] == "submit" and ngx.var.uri ~= "/"
-    if is_rest and ngx.var.http_prefer and preferred_s() then
+    local is_submission = ngx.var["function"] == "submit"
+    if is_submission and ngx.var.uri ~= "/" and ngx.var.http_prefer and preferred_s() then
         ngx.exec("@facade")
+    elseif settings.retry_s > 0 and is_repeatable(is_submission) then
+        ngx.exec("@repeatable")
+    end
+end
+
+-- A repeatable request whose function has failed: it is repeated after a pause, or for the last time.
+function facade.again()
+    local statuses = ngx.var.upstream_status
+    if not statuses then -- no function was asked
+        return ngx.exec("@too_many")
+    end
+    local repeats = tonumber(ngx.var.repeats)
+    local pause_s = pause_before_repeat(repeats, ngx.var.upstream_http_retry_after)
+    if pause_s then
+        ngx.var.repeats = repeats + 1
+        ngx.sleep(pause_s)
+    elseif statuses:match("%d+$") == "504" then
+        ngx.exec("@late")
+    else
+        ngx.exec("@last")
     end
 end
 

@@ -64,7 +64,7 @@ def front(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory)
             folder / "front",
             DARKROOM_MAX_WAIT_S="2",
             DARKROOM_GATEWAY_WAIT_S="120",
-            DARKROOM_GATEWAY_CONNECTIONS="1000",
+            DARKROOM_GATEWAY_CONNECTIONS="1001",
             DARKROOM_GATEWAY_CONNECTIONS_PER_ADDRESS="1000",
         ) as gateway,
         httpx.Client(base_url=gateway.url, timeout=TIMEOUT_S, trust_env=False) as client,

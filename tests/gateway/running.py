@@ -54,6 +54,7 @@ class Gateway:
             "PATH": os.environ["PATH"],
             "DARKROOM_GATEWAY_FOLDER": str(folder / "gateway"),
             "DARKROOM_GATEWAY_PORT": str(self.port),
+            "DARKROOM_GATEWAY_RATE": "0",
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -142,12 +143,15 @@ def running(folder: Path, functions: Mapping[str, str], **more: str) -> Iterator
 class StandIn:
     """A function that answers every request with its own name and what it was asked.
 
-    `POST /hold` is answered when `released` is set, `POST /chunked` is refused, in chunks.
+    `POST /hold` is answered when `released` is set, `POST /chunked` is refused, in chunks. While there are `failures`,
+    each request takes one, before all that: a status with headers, or status 0 for a connection that breaks.
     """
 
     def __init__(self, name: str, *, address: str = "127.0.0.1", port: int = 0) -> None:
         self.name = name
         self.held = 0
+        self.asked = 0
+        self.failures: list[tuple[int, dict[str, str]]] = []
         self.released = threading.Event()
         stand_in = self
 
@@ -156,6 +160,10 @@ class StandIn:
 
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                stand_in.asked += 1
+                if stand_in.failures:
+                    self.fail(*stand_in.failures.pop(0))
+                    return
                 if self.path == "/hold":
                     stand_in.held += 1
                     stand_in.released.wait(60)
@@ -176,6 +184,16 @@ class StandIn:
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(content)
+
+            def fail(self, status: int, headers: Mapping[str, str]) -> None:
+                self.close_connection = True
+                if status:
+                    self.send_response(status)
+                    for header, value in headers.items():
+                        self.send_header(header, value)
+                    self.send_header("Content-Length", "4")
+                    self.end_headers()
+                    self.wfile.write(b"fail")
 
             def refuse_in_chunks(self, content: bytes) -> None:
                 self.send_response(422)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from darkroom import transitions
 from darkroom.jobs import Artifact, State
@@ -32,6 +33,9 @@ LONG_S = 120
 """The longest that `front` holds a request."""
 
 HELD = 500
+
+HELD_WHOLE = 40
+"""Requests with bodies as large as they may be: 80 MiB."""
 
 SUBMISSIONS = ("/sync/flux", "/flux", JOBS)
 
@@ -347,7 +351,7 @@ def test_requests_that_are_held_end_in_order_with_the_gateway(
 async def test_one_worker_holds_five_hundred_requests_and_answers_each_with_its_own(
     front: Front, tmp_path: Path
 ) -> None:
-    limits = dict.fromkeys(("DARKROOM_GATEWAY_CONNECTIONS", "DARKROOM_GATEWAY_CONNECTIONS_PER_ADDRESS"), "600")
+    limits = {"DARKROOM_GATEWAY_CONNECTIONS": "601", "DARKROOM_GATEWAY_CONNECTIONS_PER_ADDRESS": "600"}
     with in_front_of(front.api, tmp_path / "gateway", **limits) as gateway:
         known = waits(front)
         held = [asyncio.create_task(submitted(gateway.port, f"lighthouse {number}")) for number in range(HELD)]
@@ -365,14 +369,39 @@ async def test_one_worker_holds_five_hundred_requests_and_answers_each_with_its_
         assert [view["input"]["prompt"] for view in views] == [f"lighthouse {number}" for number in range(HELD)]
 
 
+async def test_the_bodies_of_requests_that_are_held_are_dropped(front: Front, tmp_path: Path) -> None:
+    """From memory and from the disk, once their jobs are submitted."""
+    padding = b" " * (2 * 1024 * 1024 - 10_000)
+    with in_front_of(front.api, tmp_path / "gateway") as gateway:
+        nginx = [
+            each for each in psutil.Process(gateway.process.pid).children(recursive=True) if each.name() == "nginx"
+        ]
+        (worker,) = [each for each in nginx if each.parent() in nginx]
+        before, known = worker.memory_info().rss, waits(front)
+        held = [
+            asyncio.create_task(submitted(gateway.port, f"dropped {number}", padding=padding))
+            for number in range(HELD_WHOLE)
+        ]
+        async with asyncio.timeout(LONG_S):
+            while waits(front) < known + HELD_WHOLE:
+                await asyncio.sleep(0.2)
+        assert worker.memory_info().rss - before < HELD_WHOLE * len(padding) / 4
+        assert not [each for each in (tmp_path / "gateway").rglob("body/*") if each.is_file()]
+        assert not [each.path for each in worker.open_files() if "/body/" in each.path]
+        for line in front.api.functions.said("waits")[known:]:
+            front.api.jobs.start(line["job"])
+            front.api.jobs.complete(line["job"])
+        assert {view["state"] for view in await asyncio.gather(*held)} == {"completed"}
+
+
 def waits(front: Front) -> int:
     """How often somebody began to wait."""
     return front.api.functions.log.read_text().count('"event": "waits"')
 
 
-async def submitted(port: int, prompt: str) -> dict[str, Any]:
+async def submitted(port: int, prompt: str, *, padding: bytes = b"") -> dict[str, Any]:
     """The job that /sync/flux answers with."""
-    body = json.dumps({"prompt": prompt}).encode()
+    body = json.dumps({"prompt": prompt}).encode() + padding
     head = f"POST /sync/flux HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)

@@ -279,6 +279,102 @@ def _refuses(gateway: Gateway) -> bool:
         return True
 
 
+def test_an_address_that_sends_too_fast_is_refused_and_no_other(staged: Staged, tmp_path: Path) -> None:
+    places = {name: each.place for name, each in staged.functions.items()}
+    limits = {"DARKROOM_GATEWAY_RATE": "5", "DARKROOM_GATEWAY_PROXIES": "127.0.0.0/8"}
+    with (
+        running(tmp_path / "gateway", places, **limits) as gateway,
+        httpx.Client(base_url=gateway.url, trust_env=False, timeout=60) as client,
+    ):
+        fast, slow = {"X-Forwarded-For": "192.0.2.1"}, {"X-Forwarded-For": "192.0.2.2"}
+        paths_of_all = ("/api/v1/models", "/sync/flux", "/api/v1/events")
+        refused = eventually(
+            lambda: [each for path in paths_of_all if (each := client.get(path, headers=fast)).status_code == 429],
+            what="a refusal: fifteen requests are taken at once, and five a second",
+        )
+        for response in refused:
+            assert (problem(response)["status"], response.headers["retry-after"]) == (429, "1")
+            assert slug(response) == "too-many-requests"
+        assert client.get("/api/v1/models", headers=slow).status_code == 200
+
+
+AWAY = (503, {"Retry-After": "1"})
+KEY = {"Idempotency-Key": "any"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "failures"),
+    [
+        ("GET", "/api/v1/models", {}, [AWAY, (504, {})]),
+        ("GET", "/artifacts/a", {}, [(0, {})]),
+        ("HEAD", "/api/v1/generation-jobs/", {}, [(502, {})]),
+        ("POST", "/", {"Ce-Id": "1"}, [(503, {}), (0, {})]),
+        ("POST", "/flux", KEY, [(0, {}), AWAY]),
+        ("POST", "/api/v1/generation-jobs/", KEY, [(503, {}), (503, {}), (503, {})]),
+        ("POST", "/sync/chunked", KEY, [(0, {}), (504, {})]),
+        ("POST", "/chunked", {**KEY, "Prefer": "wait=1"}, [AWAY]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_may_be_repeated_is_where_its_function_fails(
+    method: str, path: str, headers: dict[str, str], failures: list[tuple[int, dict[str, str]]], staged: Staged
+) -> None:
+    """Its body is sent again, too, and the client is answered as if nothing had been."""
+    name = "JOBS" if method != "POST" else "SUBMIT"
+    function = staged.functions[name]
+    function.failures[:] = failures
+    asked = function.asked
+    content = None if method != "POST" else b"x" * 100_000
+    with httpx.Client(base_url=staged.gateway.url, trust_env=False, timeout=60) as client:
+        response = client.request(method, path, headers=headers, content=content)
+    assert function.asked == asked + len(failures) + 1
+    assert response.status_code == (422 if path.endswith("/chunked") else 200), response.text
+    assert method == "HEAD" or response.json()["body"] == ("" if content is None else content.decode())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "failure"),
+    [
+        ("POST", "/flux", {}, AWAY),
+        ("POST", "/sync/flux", {}, AWAY),
+        ("POST", "/flux", {"Idempotency-Key": ""}, AWAY),
+        ("POST", "/api/v1/generation-jobs/x/cancel", KEY, AWAY),
+        ("DELETE", "/api/v1/generation-jobs/x", {}, AWAY),
+        ("GET", "/api/v1/events", {}, AWAY),
+        ("GET", "/api/v1/models", {}, (500, {})),
+        ("GET", "/api/v1/models", {}, (429, {"Retry-After": "1"})),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_may_not_be_repeated_is_not(
+    method: str, path: str, headers: dict[str, str], failure: tuple[int, dict[str, str]], staged: Staged
+) -> None:
+    functions = staged.functions.values()
+    for each in functions:
+        each.failures[:] = [failure]
+    asked = sum(each.asked for each in functions)
+    with httpx.Client(base_url=staged.gateway.url, trust_env=False, timeout=60) as client:
+        response = client.request(method, path, headers=headers)
+    for each in functions:
+        each.failures.clear()
+    assert sum(each.asked for each in functions) == asked + 1
+    assert (response.status_code, response.headers.get("retry-after")) == (failure[0], failure[1].get("Retry-After"))
+
+
+@pytest.mark.parametrize("retry_after", ["1", "30"], ids=["for-a-while", "too-long"])
+def test_a_function_that_goes_on_failing_has_the_last_word(retry_after: str, staged: Staged, tmp_path: Path) -> None:
+    """At once where it asks for a longer pause than the gateway makes."""
+    places = {name: each.place for name, each in staged.functions.items()}
+    jobs = staged.functions["JOBS"]
+    jobs.failures[:] = [(503, {"Retry-After": retry_after})] * 20
+    asked = jobs.asked
+    with running(tmp_path / "gateway", places, DARKROOM_GATEWAY_RETRY_S="2") as gateway:
+        response = httpx.get(f"{gateway.url}/api/v1/models", trust_env=False, timeout=60)
+    jobs.failures.clear()
+    assert (response.status_code, response.text, response.headers["retry-after"]) == (503, "fail", retry_after)
+    assert jobs.asked - asked == (2 if retry_after == "30" else 3)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -288,6 +384,9 @@ def _refuses(gateway: Gateway) -> bool:
         ("DARKROOM_GATEWAY_LOOK_UP_S", "0"),
         ("DARKROOM_GATEWAY_CANCEL", "perhaps"),
         ("DARKROOM_GATEWAY_PROXIES", "10.0.0.0/8,all"),
+        ("DARKROOM_GATEWAY_CONNECTIONS_PER_ADDRESS", "2000"),
+        ("DARKROOM_GATEWAY_RATE", "many"),
+        ("DARKROOM_GATEWAY_RETRY_S", "-1"),
     ],
 )
 def test_a_setting_of_no_use_is_one_line_and_status_2(name: str, value: str, tmp_path: Path) -> None:
