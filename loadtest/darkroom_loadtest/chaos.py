@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from darkroom import transitions
 from darkroom.artifacts import ArtifactStore
 from darkroom.auditor import Auditor
 from darkroom.errors import NotFound
@@ -25,10 +26,11 @@ from darkroom.updates import artifacts_of
 
 from darkroom_loadtest import verdict
 from darkroom_loadtest.figures import Figure, report
+from darkroom_loadtest.fleet import Fleet
 from darkroom_loadtest.protections import Protection
-from darkroom_loadtest.rig import NAMESPACE, BenchmarkFailed, Rig, run_benchmark
+from darkroom_loadtest.rig import NAMESPACE, READY_LIMIT_S, BenchmarkFailed, Rig, run_benchmark
 from darkroom_loadtest.stock_storm import StockOutcome, run_stock_storm
-from darkroom_loadtest.storm import FULL, SHORT, Plan, Storm, directed
+from darkroom_loadtest.storm import FULL, LOOK_S, SHORT, Plan, Storm, directed
 from darkroom_loadtest.verdict import (
     RECOVERY_ALLOWANCE_S,
     Evidence,
@@ -44,8 +46,10 @@ BENCH = "chaos"
 SLICE = 200
 """Records that one round trip reads."""
 
+AT_WORK = frozenset({WorkerState.READY, WorkerState.BUSY})
+
 SHOWN = 10
-"""So many jobs are named of those that were lost or doubled."""
+"""So many jobs are named of those with which something is wrong."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -103,7 +107,7 @@ async def collect(rig: Rig, storm: Storm) -> Evidence:
             records |= {job.id: job for job in jobs if job is not None}
         struck = sorted({wound.job for wound in wounds})
         logs = dict(zip(struck, await ledger.logs(struck), strict=True))
-        workers_out = sum(worker.state == WorkerState.FAULTY for worker in await ledger.workers())
+        workers_out = await _workers_out(ledger, storm.fleet)
         audit = await Auditor(client, NAMESPACE, store=store, history=None).audit(repair=False)
     return Evidence(
         accepted=accepted,
@@ -119,8 +123,24 @@ async def collect(rig: Rig, storm: Storm) -> Evidence:
         wounds=wounds,
         outages_ms=storm.outages_ms,
         workers_out=workers_out,
+        waiting=frozenset(job for job, record in records.items() if not record.state.is_terminal),
+        disordered=frozenset(witness.disordered),
+        harmful=frozenset(storm.harmful),
         audit_findings=[f"{fault.kind}: job {fault.job}: {fault.seen}" for fault in audit.findings],
     )
+
+
+async def _workers_out(ledger: AsyncLedger, fleet: Fleet) -> int:
+    """The workers that take no job, once those that were started last had time to load."""
+    pids = {str(member.process.pid) for member in fleet.members}
+    deadline = time.monotonic() + READY_LIMIT_S
+    while True:
+        heard_ms = time.time_ns() // 1_000_000 - transitions.WORKER_TTL_MS
+        at_work = {each.name for each in await ledger.workers() if each.state in AT_WORK and each.seen > heard_ms}
+        out = pids - {name.split("-")[-2] for name in at_work}  # a worker's name ends with its pid and a random part
+        if not out or time.monotonic() > deadline:
+            return len(out)
+        await asyncio.sleep(LOOK_S)
 
 
 async def _changed(witness: Witness, records: dict[str, JobRecord], store: ArtifactStore) -> frozenset[str]:
@@ -156,7 +176,13 @@ def _findings(found: verdict.Verdict, evidence: Evidence) -> list[str]:
     notes = [f"seconds to recover, by point: {recoveries_in_words(found.recoveries)}"]
     if found.excused:
         notes.append(f"{found.excused} kills just before Redis went away are not in the recovery times")
-    for what, jobs in (("lost", found.lost), ("twice", found.twice)):
+    for what, jobs in (
+        ("lost", found.lost),
+        ("twice", found.twice),
+        ("waiting", found.waiting),
+        ("disordered", found.disordered),
+        ("wrong end", found.wrong),
+    ):
         notes += [f"{what}: {job}: {sorted(map(str, evidence.ends.get(job, ())))}" for job in jobs[:SHOWN]]
     return notes + [f"audit: {finding}" for finding in evidence.audit_findings[:SHOWN]]
 

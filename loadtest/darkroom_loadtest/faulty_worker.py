@@ -2,7 +2,8 @@
 
 It patches the worker in memory, in the parent and in the child, which imports this module again when it is spawned.
 Every run of the engine gives another picture, as GPUs of different kinds do: so it shows when one attempt's picture
-takes the place of another's. The lease may be shortened for short storms, which darkroom's own worker cannot.
+takes the place of another's. Jobs break it by their prompt (`Harm`). The lease may be shortened for short storms,
+which darkroom's own worker cannot.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from darkroom_loadtest.protections import VARIABLE, Protection, remove_from_worker
-from darkroom_loadtest.wounds import Point, pass_point
+from darkroom_loadtest.wounds import Harm, Point, pass_point
 
 LEASE_VARIABLE = "CHAOS_LEASE_MS"
 
@@ -65,14 +67,22 @@ def _mark_parent() -> None:
 def _mark_child() -> None:
     from darkroom.artifacts import ArtifactStore
     from darkroom.ledger import Ledger
-    from darkroom_worker.engine import Picture
+    from darkroom_worker.engine import Picture, Run
     from darkroom_worker.engines.instant import InstantEngine
     from darkroom_worker.run import Runner
 
     picture, put, run = InstantEngine._picture, ArtifactStore.put, Ledger.run
+    run_engine = InstantEngine.run
 
     def other_picture(self: InstantEngine, parameters: Mapping[str, Any], seed: int) -> Picture:
         return picture(self, parameters, seed ^ secrets.randbits(SEED_BITS))
+
+    def harmed_run(self: InstantEngine, parameters: Mapping[str, Any], **more: Any) -> Run:
+        if parameters["prompt"] == Harm.RAISE:
+            raise RuntimeError("the job's prompt requests this error")
+        if parameters["prompt"] == Harm.KILL_CHILD:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run_engine(self, parameters, **more)
 
     def marked_put(self: ArtifactStore, key: str, content: bytes) -> None:
         put(self, key, content)
@@ -91,6 +101,7 @@ def _mark_child() -> None:
 
         return marked
 
+    InstantEngine.run = harmed_run  # type: ignore[method-assign]
     InstantEngine._picture = other_picture  # type: ignore[method-assign]
     ArtifactStore.put = marked_put  # type: ignore[method-assign]
     Ledger.run = marked_run  # type: ignore[method-assign]

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import chain, repeat
+from pathlib import Path
 
-from darkroom import transitions
+from darkroom import queues, transitions
+from darkroom.jobs import new_job_id
 from darkroom_cli import local_redis
 from darkroom_cli.processes import Process
 
@@ -25,7 +29,7 @@ from darkroom_loadtest.fleet import Fleet
 from darkroom_loadtest.protections import VARIABLE, Protection
 from darkroom_loadtest.rig import NAMESPACE, BenchmarkFailed, Rig
 from darkroom_loadtest.witness import Way, Witness
-from darkroom_loadtest.wounds import Blow, Order, Point
+from darkroom_loadtest.wounds import Blow, Harm, Order, Point
 
 POOL = "instant"
 PATH = "/instant"
@@ -48,6 +52,37 @@ STALE_S = 3.0
 """What a worker that went on again may need to do what it should not."""
 
 
+class Loss(StrEnum):
+    """What an outage takes away: Redis, the folder of the object store, or the space for any write to a file."""
+
+    REDIS_KILLED = "Redis killed"
+    REDIS_FROZEN = "Redis frozen"
+    STORE_GONE = "object store gone"
+    DISK_FULL = "disk full"
+
+    @property
+    def is_of_redis(self) -> bool:
+        return self in {Loss.REDIS_KILLED, Loss.REDIS_FROZEN}
+
+
+@dataclass(frozen=True)
+class Outage:
+    """From `at_s` on, or as soon as it can begin, something is away for `for_s`."""
+
+    at_s: float
+    for_s: float
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Harmful:
+    """At `at_s` so many jobs come in that break their worker."""
+
+    at_s: float
+    harm: Harm
+    jobs: int
+
+
 @dataclass(frozen=True)
 class Failure:
     """The sink fails in this way, from `at_s` on, for `for_s`."""
@@ -59,8 +94,8 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A storm. Times are in seconds, from its beginning. `wounds` are ordered `every_s`, but not while Redis or
-    the object store is away.
+    """A storm. Times are in seconds, from its beginning. `wounds` are ordered `every_s`, but in no outage. Outages
+    follow one another. `foreign`: when messages that are no job's are pushed onto the pool's list.
 
     `jobs` are the fewest, `per_s` how many come in each second for as long as the storm lasts. `limit_s`: a storm that
     is not over then has failed; `patience_s`: how long people wait for the last ends after it. `outlasts`: a stopped
@@ -75,8 +110,9 @@ class Plan:
     every_s: float
     limit_s: float
     patience_s: float
-    redis_away: Sequence[tuple[float, float]] = ()
-    store_away: Sequence[tuple[float, float]] = ()
+    outages: Sequence[Outage] = ()
+    foreign: Sequence[float] = ()
+    harmful: Sequence[Harmful] = ()
     sink_failures: Sequence[Failure] = ()
     functions_killed: Sequence[float] = ()
     couriers_killed: Sequence[float] = ()
@@ -118,10 +154,17 @@ FULL = Plan(
     lease_s=transitions.LEASE_MS / 1000,
     wounds=orders(kills=7, stops=6),
     every_s=3.5,
-    limit_s=360,
+    limit_s=420,
     patience_s=150,
-    redis_away=((70, 21), (150, 21)),
-    store_away=((190, 60),),
+    outages=(
+        Outage(70, 21, Loss.REDIS_KILLED),
+        Outage(120, 20, Loss.DISK_FULL),
+        Outage(150, 21, Loss.REDIS_KILLED),
+        Outage(190, 60, Loss.STORE_GONE),
+        Outage(255, 60, Loss.REDIS_FROZEN),
+    ),
+    foreign=(20, 110),
+    harmful=(Harmful(12, Harm.RAISE, 10), Harmful(40, Harm.KILL_CHILD, 6), Harmful(180, Harm.RAISE, 10)),
     sink_failures=(
         Failure(15, 60, Way.FORGETS),
         Failure(105, 30, Way.CLOSED),
@@ -142,8 +185,14 @@ SHORT = Plan(
     every_s=2.0,
     limit_s=150,
     patience_s=60,
-    redis_away=((14, 6),),
-    store_away=((28, 5),),
+    outages=(
+        Outage(14, 6, Loss.REDIS_KILLED),
+        Outage(21, 4, Loss.DISK_FULL),
+        Outage(28, 5, Loss.STORE_GONE),
+        Outage(34, 4, Loss.REDIS_FROZEN),
+    ),
+    foreign=(6,),
+    harmful=(Harmful(2, Harm.RAISE, 4), Harmful(9, Harm.KILL_CHILD, 1)),
     sink_failures=(
         Failure(3, 3, Way.FORGETS),
         Failure(7, 2, Way.CLOSED),
@@ -184,16 +233,25 @@ def directed(protection: Protection) -> Plan:
     )
 
 
+def foreign_messages() -> list[bytes]:
+    """Bytes that are no JSON, JSON that is no task, and a call of a task that no worker has."""
+    call = queues.build_message(job_id=new_job_id(time.time_ns() // 1_000_000), pool=POOL, traceparent=None)
+    unknown = f"{call.head}foreign{call.tail}".replace(queues.TASK_NAME, "unknown.task")
+    return [b"\xff\x00junk", b'"x"', unknown.encode()]
+
+
 class Storm:
     """One storm over one rig, without one protection where `without` names it."""
 
     def __init__(self, rig: Rig, plan: Plan, *, without: Protection | None) -> None:
         self._rig, self._plan, self._without = rig, plan, without
-        self._is_redis_away = self._is_store_away = False
+        self._is_away = False
+        self._calm_at = 0.0
         self._over = asyncio.Event()
         self._began = 0.0
         self.outages_ms: list[int] = []
         self.killed: list[str] = []
+        self.harmful: set[str] = set()
         self._sink_port = local_redis.free_port()
         rig.ledger.run(transitions.announce(POOL, models=[POOL]))
         functions = rig.serve("functions", "darkroom_functions.serve", "all")
@@ -247,7 +305,7 @@ class Storm:
             await self._first_told()
             self._began = time.monotonic()
             async with asyncio.TaskGroup() as blows:
-                for work in (self._wound(), self._take_redis_away(), self._take_store_away(), self._fail_sink()):
+                for work in (self._wound(), self._take_away(), self._fail_sink(), self._push_foreign(), self._harm()):
                     blows.create_task(work)
                 blows.create_task(self._kill_functions())
                 blows.create_task(self._kill_couriers())
@@ -302,40 +360,79 @@ class Storm:
     async def _wound(self) -> None:
         for order in self._plan.wounds:
             await asyncio.sleep(self._plan.every_s)
-            while self._is_redis_away or self._is_store_away or not self.fleet.order(order):  # noqa: ASYNC110 - processes tell of nothing
+            while self._is_away or time.monotonic() < self._calm_at or not self.fleet.order(order):  # noqa: ASYNC110 - processes tell of nothing
                 await asyncio.sleep(LOOK_S)
         while not self.fleet.is_settled:  # noqa: ASYNC110 - as above
             await asyncio.sleep(LOOK_S)
 
-    async def _take_redis_away(self) -> None:
-        for at_s, for_s in self._plan.redis_away:
-            await self._until(at_s)
-            self._is_redis_away = True
-            self.outages_ms.append(time.time_ns() // 1_000_000)
-            self._kill(self._rig.redis_process)
-            await asyncio.sleep(for_s)
-            self._rig.again(self._rig.redis_process)
-            await asyncio.sleep(WATCH_PAUSE_S)
-            self._is_redis_away = False
+    async def _take_away(self) -> None:
+        """The outages, one after another. No worker is struck meanwhile.
 
-    async def _take_store_away(self) -> None:
-        """The object store accepts nothing, and gives nothing: a file stands where its folder was.
-
-        No worker is struck meanwhile. Its job would run again when the store is back, which no goal is about.
+        The job of a worker that was struck in an outage of the store would run again when the store is back, which no
+        goal is about; and on a full disk no wound is written down.
         """
-        store = self._rig.folder / "store"
-        for at_s, for_s in self._plan.store_away:
-            await self._until(at_s)
-            self._is_store_away = True
-            while not self.fleet.is_settled:  # noqa: ASYNC110 - as above
+        for outage in self._plan.outages:
+            await self._until(outage.at_s)
+            self._is_away = True
+            while not outage.loss.is_of_redis and not self.fleet.is_settled:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(LOOK_S)
             self.outages_ms.append(time.time_ns() // 1_000_000)
-            away = store.rename(store.with_name("store-away"))
-            store.touch()
-            await asyncio.sleep(for_s)
-            store.unlink()
-            away.rename(store)
-            self._is_store_away = False
+            with self._without_part(outage.loss):
+                await asyncio.sleep(outage.for_s)
+            if outage.loss.is_of_redis:
+                self._calm_at = time.monotonic() + WATCH_PAUSE_S
+            self._is_away = False
+
+    @contextmanager
+    def _without_part(self, loss: Loss) -> Iterator[None]:
+        redis, store = self._rig.redis_process, self._rig.folder / "store"
+        match loss:
+            case Loss.REDIS_KILLED:
+                self._kill(redis)
+                yield
+                self._rig.again(redis)
+            case Loss.REDIS_FROZEN:
+                os.kill(redis.pid, signal.SIGSTOP)
+                yield
+                os.kill(redis.pid, signal.SIGCONT)
+            case Loss.STORE_GONE:
+                away = store.rename(store.with_name("store-away"))
+                store.touch()  # a file where the folder was: nothing is accepted, and nothing found
+                yield
+                store.unlink()
+                away.rename(store)
+            case Loss.DISK_FULL:
+                self._limit_files(0)
+                yield
+                self._limit_files(None)
+            case _:
+                raise AssertionError(loss)
+
+    def _limit_files(self, size: int | None) -> None:
+        """Limit the size of every file that workers, couriers and functions write, logs and pictures included, or lift
+        that limit.
+
+        A write beyond it fails as on a full disk (EFBIG instead of ENOSPC), which takes no privilege to arrange.
+        """
+        parts = (*(member.process for member in self.fleet.members), *self._couriers, self._functions)
+        groups = {part.pid for part in parts}
+        for pid in [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]:
+            with suppress(ProcessLookupError):
+                if os.getpgid(pid) in groups:
+                    _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (most if size is None else size, most))
+
+    async def _push_foreign(self) -> None:
+        key = f"{NAMESPACE}:celery:{queues.queue_name(POOL)}"
+        for at_s in self._plan.foreign:
+            await self._until(at_s)
+            self._rig.redis.lpush(key, *foreign_messages())
+
+    async def _harm(self) -> None:
+        for harmful in self._plan.harmful:
+            await self._until(harmful.at_s)
+            for _ in range(harmful.jobs):
+                self.harmful.add(await self.witness.submit({"prompt": harmful.harm}))
 
     async def _fail_sink(self) -> None:
         for failure in self._plan.sink_failures:

@@ -10,6 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from darkroom.jobs import State
+
 from darkroom_loadtest.figures import Figure, Goal, percentile
 from darkroom_loadtest.wounds import HELD, UNCLAIMED, Blow, Point, Wound
 
@@ -34,8 +36,9 @@ class Evidence:
     `accepted` were answered with a 202. `told`: their end reached the sink's far side; `shown`: an owner's socket told
     of it. `ends` are all the ends that anybody was ever told. `counted`: attempts by the ledger, of all jobs that it
     has; `moves_ms`: when the job started or ended; `changed`: jobs whose published bytes are not those that were told
-    of. `outages_ms`: when Redis or the object store went away. `workers_out`: those out as faulty at the end.
-    Times are milliseconds since the epoch.
+    of. `outages_ms`: when Redis or the object store went away. `workers_out`: those that take no job at the end.
+    `waiting`: jobs that are not terminal at the end; `disordered`: jobs whose events arrived out of order at the sink
+    or on a socket; `harmful`: jobs that break their worker at every attempt. Times are milliseconds since the epoch.
     """
 
     accepted: frozenset[str]
@@ -49,6 +52,9 @@ class Evidence:
     outages_ms: Sequence[int]
     audit_findings: Sequence[str] = field(default=())
     workers_out: int = 0
+    waiting: frozenset[str] = frozenset()
+    disordered: frozenset[str] = frozenset()
+    harmful: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,10 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`excused` are kills that an outage of Redis kept from being recovered in time."""
+    """`excused` are kills that an outage of Redis kept from being recovered in time.
+
+    `wrong`: harmful jobs that did not fail, and other jobs that were not completed.
+    """
 
     jobs: int
     lost: tuple[str, ...]
@@ -71,6 +80,9 @@ class Verdict:
     excused: int
     audit_findings: int
     workers_out: int = 0
+    waiting: tuple[str, ...] = ()
+    disordered: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
 
 
 def judge(evidence: Evidence, *, lease_s: float) -> Verdict:
@@ -86,13 +98,23 @@ def judge(evidence: Evidence, *, lease_s: float) -> Verdict:
         excused=excused,
         audit_findings=len(evidence.audit_findings),
         workers_out=evidence.workers_out,
+        waiting=tuple(sorted(evidence.waiting)),
+        disordered=tuple(sorted(evidence.disordered)),
+        wrong=tuple(sorted(job for job, ends in evidence.ends.items() if _is_wrong(job, ends, evidence.harmful))),
     )
 
 
+def _is_wrong(job: str, ends: frozenset[End], harmful: frozenset[str]) -> bool:
+    expected = State.FAILED if job in harmful else State.COMPLETED
+    return any(end.state != expected for end in ends)
+
+
 def _false_attempts(evidence: Evidence) -> int:
-    """Attempts that were counted beyond the wounds of workers that held the job."""
+    """Attempts that were counted beyond the wounds of workers that held the job. A harmful job is charged for each."""
     deserved = Counter(wound.job for wound in evidence.wounds if wound.point in HELD)
-    return sum(max(0, counted - deserved[job]) for job, counted in evidence.counted.items())
+    return sum(
+        max(0, counted - deserved[job]) for job, counted in evidence.counted.items() if job not in evidence.harmful
+    )
 
 
 def _recoveries(evidence: Evidence, lease_s: float) -> tuple[list[Recovery], int]:
@@ -125,6 +147,9 @@ def figures(verdict: Verdict, *, least_jobs: int, recovery_goal_s: float | None)
         _figure("chaos_false_attempts", "attempts", verdict.false_attempts, none),
         _figure("chaos_audit_findings", "findings", verdict.audit_findings, none),
         _figure("chaos_workers_out", "workers", verdict.workers_out, none),
+        _figure("chaos_waiting", "jobs", len(verdict.waiting), none),
+        _figure("chaos_disordered", "jobs", len(verdict.disordered), none),
+        _figure("chaos_wrong_ends", "jobs", len(verdict.wrong), none),
     ]
     if verdict.recoveries:
         seconds = [recovery.seconds for recovery in verdict.recoveries]

@@ -54,6 +54,9 @@ class Witness:
         self.told: set[str] = set()
         self.shown: set[str] = set()
         self.ends: defaultdict[str, set[End]] = defaultdict(set)
+        self.disordered: set[str] = set()
+        self._posted: dict[str, int] = {}
+        self._sent: dict[str, int] = {}
         self._failing: Way | None = None
         self.refused_submissions = 0
         self.untold_posts = 0
@@ -81,16 +84,17 @@ class Witness:
 
     # -- submitting ----------------------------------------------------------------------------------------------------
 
-    async def submit(self, body: Mapping[str, Any]) -> None:
-        """One job: asked for under one key until it is accepted."""
+    async def submit(self, body: Mapping[str, Any]) -> str:
+        """Submit one job, under one key, until it is accepted; return its id."""
         key = uuid4().hex
         while True:
             answer = None
             with suppress(httpx.TransportError):
                 answer = await self._client.post(self._url + self._path, json=body, headers={"idempotency-key": key})
             if answer is not None and answer.status_code in {200, 202}:
-                self._accept(answer.json()["job_id"])
-                return
+                job_id: str = answer.json()["job_id"]
+                self._accept(job_id)
+                return job_id
             if answer is not None and answer.status_code < 500 and answer.status_code != 429:
                 raise AssertionError(f"a submission was answered with {answer.status_code}: {answer.text}")
             self.refused_submissions += 1
@@ -122,6 +126,7 @@ class Witness:
         async with connect(address, proxy=None, open_timeout=PATIENCE_S) as socket:
             async for text in socket:
                 message = json.loads(text)
+                self._check_order(message, self._sent)
                 if message.get("state") in TERMINAL:
                     self._note(message)
                     self.shown.add(message["job_id"])
@@ -166,6 +171,7 @@ class Witness:
     async def _take(self, headers: Mapping[str, str], body: bytes) -> int:
         """The status for one post of an event."""
         message = json.loads(body)
+        self._check_order(message, self._posted)
         self._note(message)
         if self._failing is not None:
             self.untold_posts += 1
@@ -197,6 +203,15 @@ class Witness:
                 self.told.add(job_id)
             return answer.status_code
         return 503
+
+    def _check_order(self, message: Mapping[str, Any], last: dict[str, int]) -> None:
+        """Note the job whose `seq` falls on one way of delivery; `last` has the highest of each job there."""
+        if "seq" not in message:
+            return
+        job_id, seq = message["job_id"], message["seq"]
+        if seq < last.get(job_id, 0):
+            self.disordered.add(job_id)
+        last[job_id] = max(seq, last.get(job_id, 0))
 
     def _note(self, message: Mapping[str, Any]) -> None:
         end = End(message["event_id"], message["seq"], message["state"], message.get("content_id"))

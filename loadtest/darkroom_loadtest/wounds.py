@@ -50,6 +50,13 @@ class Blow(StrEnum):
     STOP = "stop"
 
 
+class Harm(StrEnum):
+    """A job's prompt by which its engine run raises, or kills the worker's child, at every attempt."""
+
+    RAISE = "raise"
+    KILL_CHILD = "kill the child"
+
+
 SIGNALS = {Blow.KILL: signal.SIGKILL, Blow.STOP: signal.SIGSTOP}
 
 

@@ -91,6 +91,14 @@ def test_an_attempt_is_false_unless_a_worker_was_struck_while_it_held_the_job(
     assert judged(counted={"a": 1}, wounds=[kill(point)]).false_attempts == false_attempts
 
 
+def test_a_job_that_breaks_its_worker_is_charged_for_every_attempt_and_must_fail() -> None:
+    failed = frozenset({replace(END, state="failed")})
+    harmful = judged(counted={"a": 3}, harmful=frozenset({"a"}), ends={"a": failed})
+    assert (harmful.false_attempts, harmful.wrong) == (0, ())
+    assert judged(ends={"a": failed}).wrong == ("a",)
+    assert judged(harmful=frozenset({"a"})).wrong == ("a",)
+
+
 def test_each_wound_deserves_one_attempt() -> None:
     assert judged(counted={"a": 2}, wounds=[kill(Point.STORED)]).false_attempts == 1
 
@@ -135,6 +143,10 @@ def test_a_kill_is_excused_when_redis_went_away_before_it_could_be_recovered(out
             Verdict(10, (), (), 0, (Recovery(Point.STORED, 17.1),), 0, 0), ["chaos_recovery_p99_s"], id="slow"
         ),
         pytest.param(Verdict(10, (), (), 0, (), 0, 1), ["chaos_audit_findings"], id="audit"),
+        pytest.param(Verdict(10, (), (), 0, (), 0, 0, workers_out=1), ["chaos_workers_out"], id="worker out"),
+        pytest.param(Verdict(10, (), (), 0, (), 0, 0, waiting=("a",)), ["chaos_waiting"], id="waiting"),
+        pytest.param(Verdict(10, (), (), 0, (), 0, 0, disordered=("a",)), ["chaos_disordered"], id="disordered"),
+        pytest.param(Verdict(10, (), (), 0, (), 0, 0, wrong=("a",)), ["chaos_wrong_ends"], id="wrong end"),
     ],
 )
 def test_every_figure_misses_its_own_goal(verdict: Verdict, names: list[str]) -> None:

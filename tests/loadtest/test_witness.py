@@ -1,0 +1,34 @@
+"""The witness of a storm: which deliveries it counts as out of order."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from darkroom_loadtest.witness import Way, Witness
+
+from tests.ports import free_port
+
+
+@pytest.mark.parametrize(
+    ("sequence", "disordered"),
+    [
+        pytest.param([1, 2, 2, 5], set(), id="in order, with a repeat"),
+        pytest.param([1, 5, 2, 6], {"a"}, id="an earlier event after a later one"),
+    ],
+)
+async def test_a_job_is_disordered_when_the_sink_gets_an_earlier_event_after_a_later_one(
+    sequence: list[int], disordered: set[str]
+) -> None:
+    port = free_port()
+    witness = Witness("http://127.0.0.1:1", path="/", socket_jobs=1)
+    await witness.serve_sink(port)
+    await witness.fail(Way.FORGETS)
+    try:
+        async with httpx.AsyncClient(trust_env=False) as courier:
+            for seq in sequence:
+                event = {"job_id": "a", "event_id": f"a:{seq}", "seq": seq, "state": "running"}
+                answer = await courier.post(f"http://127.0.0.1:{port}/", json=event)
+                assert answer.status_code == 202
+    finally:
+        await witness.aclose()
+    assert witness.disordered == disordered
