@@ -32,6 +32,7 @@ from darkroom.errors import (
 from darkroom.jobs import RECORD_VERSION, State, is_tenant
 from darkroom.webhooks import (
     FAILING_LIMIT_MS,
+    MAX_PER_TARGET,
     MAX_SUBSCRIPTIONS,
     SubscriptionState,
     TakenDelivery,
@@ -155,12 +156,15 @@ class Archived(StrEnum):
 
 
 class Subscribed(StrEnum):
-    """What the ledger says to a subscription. `FULL`: the tenant has as many as there may be."""
+    """What the ledger says to a subscription. `FULL`: the tenant has as many as there may be. `TARGET_FULL`: as many of
+    them lead to this origin as may.
+    """
 
     CREATED = "created"
     CHANGED = "changed"
     UNKNOWN = "unknown"
     FULL = "full"
+    TARGET_FULL = "target_full"
 
 
 class Outcome(StrEnum):
@@ -678,6 +682,7 @@ def subscribe(
         state=state,
         create=1 if create else None,
         most=MAX_SUBSCRIPTIONS,
+        most_per_target=MAX_PER_TARGET,
         now=now,
     )
 
@@ -707,11 +712,12 @@ def take_deliveries(
     call: str,
     limit: int,
     per_target: int,
+    rate: int | None = None,
     lease_ms: int = DELIVERY_LEASE_MS,
     now: int | None = None,
 ) -> Call[list[TakenDelivery]]:
     """Up to `limit` deliveries that are due, at most `per_target` at a time of one target, leased to `taker`. `call`
-    names this call, and is the token of what it takes.
+    names this call, and is the token of what it takes. `rate`: so many a minute to a target that granted no rate.
     """
     return _call(
         "deliver",
@@ -720,6 +726,7 @@ def take_deliveries(
         call=call,
         limit=limit,
         per_target=per_target,
+        rate=rate,
         lease_ms=lease_ms,
         now=now,
     )

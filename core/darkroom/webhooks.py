@@ -24,6 +24,9 @@ SUBSCRIPTION_PREFIX = "sub_"
 MAX_SUBSCRIPTIONS = 100
 """Subscriptions of one tenant: `lua/applied.lua` looks at all of them for each event."""
 
+MAX_PER_TARGET = 10
+"""Of these to one origin: each event of a job is posted there as often."""
+
 FAILING_LIMIT_MS = 5 * 24 * 3600 * 1000
 """A subscription none of whose deliveries came through for so long is disabled: Standard Webhooks' "several days"."""
 

@@ -1014,7 +1014,7 @@ _DESCRIBED: Mapping[str, _Described] = {
         parameters=[_OF_SUBSCRIPTION],
         body={"required": True, "content": {JSON_TYPE: {"schema": _ref("SubscriptionChange")}}},
         answers={"200": _answered("Subscription", "As it is now.")},
-        refusals=(*_REFUSED_BODY, errors.NotFound, errors.LedgerUnavailable),
+        refusals=(*_REFUSED_BODY, errors.NotFound, errors.TooManySubscriptions, errors.LedgerUnavailable),
     ),
     "deleteSubscription": _Described(
         "Delete a subscription",

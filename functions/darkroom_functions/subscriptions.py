@@ -21,6 +21,7 @@ from darkroom.signatures import GENERATION_OVERLAP_MS, Signer, subscription_reci
 from darkroom.transitions import Subscribed
 from darkroom.webhooks import (
     DEFAULT_EVENTS,
+    MAX_PER_TARGET,
     MAX_SUBSCRIPTIONS,
     Subscription,
     SubscriptionState,
@@ -109,6 +110,8 @@ class Subscriptions:
             )
             if done is Subscribed.FULL:
                 raise TooManySubscriptions(f"there are {MAX_SUBSCRIPTIONS} subscriptions, and there may be no more")
+            if done is Subscribed.TARGET_FULL:
+                raise _target_full()
             made = await self._known(subscription_id, tenant)
         _log.info("subscribed", subscription=subscription_id, tenant=tenant)
         headers = {"Location": f"{paths.SUBSCRIPTIONS}/{subscription_id}"}
@@ -132,6 +135,8 @@ class Subscriptions:
             )
             if done is Subscribed.UNKNOWN:
                 raise _no_subscription(subscription_id)
+            if done is Subscribed.TARGET_FULL:
+                raise _target_full()
             after = await self._known(subscription_id, tenant)
         _log.info("subscription_changed", subscription=subscription_id, tenant=tenant, said=sorted(said))
         return answer(views.subscription(after))
@@ -231,6 +236,11 @@ def checked_id(text: str) -> str:
     if not is_subscription_id(text):
         raise NotFound(f'"{shown(text)}" is not the id of a subscription')
     return text
+
+
+def _target_full() -> TooManySubscriptions:
+    detail = f"its origin has {MAX_PER_TARGET} subscriptions, and may have no more"
+    return TooManySubscriptions(f"url: {detail}", fields=[FieldError("url", detail)])
 
 
 def _no_subscription(subscription_id: str) -> NotFound:

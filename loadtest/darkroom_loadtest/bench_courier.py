@@ -74,6 +74,7 @@ def measure(rig: Rig, *, runs: int, deliveries: int) -> None:
                 own={
                     "K_SINK": good[0],
                     "DARKROOM_WEBHOOK_ALLOW": "127.0.0.1",
+                    "DARKROOM_DELIVERY_RATE": "6000000",  # what the courier can do, not what it may
                     "DARKROOM_DELIVERY_TIMEOUT_S": str(HANG_TIMEOUT_S),
                 },
             )

@@ -21,6 +21,7 @@ from darkroom.transitions import (
 from darkroom.webhooks import (
     DEFAULT_EVENTS,
     FAILING_LIMIT_MS,
+    MAX_PER_TARGET,
     MAX_SUBSCRIPTIONS,
     Delivery,
     DeliveryState,
@@ -68,9 +69,11 @@ def apply(jobs: TimedJobs, job_id: str, *, seq: int | None = None) -> str:
     return job_id
 
 
-def take(jobs: TimedJobs, *, limit: int = 100, per_target: int = 100, taker: str = "courier") -> list[TakenDelivery]:
+def take(
+    jobs: TimedJobs, *, limit: int = 100, per_target: int = 100, rate: int | None = None, taker: str = "courier"
+) -> list[TakenDelivery]:
     call = transitions.take_deliveries(
-        taker=taker, call=f"call-{next(_calls)}", limit=limit, per_target=per_target, now=jobs.now
+        taker=taker, call=f"call-{next(_calls)}", limit=limit, per_target=per_target, rate=rate, now=jobs.now
     )
     taken = jobs.run(call)
     before = jobs.everything()
@@ -153,13 +156,29 @@ class TestSubscriptions:
         assert jobs.everything() == before
 
     def test_a_tenant_has_so_many_and_no_more(self, jobs: TimedJobs) -> None:
-        ids = [subscribe(jobs) for _ in range(MAX_SUBSCRIPTIONS)]
+        ids = [subscribe(jobs, f"https://{number}.receiver.test/") for number in range(MAX_SUBSCRIPTIONS)]
         one_more = transitions.subscribe(
             new_subscription_id(jobs.now), tenant=TENANT, url=URL, events=ALL, create=True, now=jobs.now
         )
         assert jobs.run(one_more) is Subscribed.FULL
         jobs.run(transitions.unsubscribe(ids[0], tenant=TENANT, now=jobs.now))
         assert jobs.run(one_more) is Subscribed.CREATED
+
+    def test_an_origin_has_so_many_and_no_more(self, jobs: TimedJobs) -> None:
+        one, *_ = [subscribe(jobs, f"{URL}/{number}") for number in range(MAX_PER_TARGET)]
+        elsewhere = subscribe(jobs, "https://another.test/")
+
+        def answer(subscription_id: str, **said: Any) -> Subscribed:
+            return jobs.run(transitions.subscribe(subscription_id, tenant=TENANT, **said, now=jobs.now))
+
+        more = {"url": f"{URL}/more", "events": DEFAULT_EVENTS, "create": True}
+        before = jobs.everything()
+        assert answer(new_subscription_id(jobs.now), **more) is Subscribed.TARGET_FULL
+        assert answer(elsewhere, url=f"{URL}/more") is Subscribed.TARGET_FULL
+        assert jobs.everything() == before
+        assert answer(one, url=f"{URL}/another") is Subscribed.CHANGED
+        jobs.run(transitions.unsubscribe(one, tenant=TENANT, now=jobs.now))
+        assert answer(elsewhere, url=f"{URL}/more") is Subscribed.CHANGED
 
     async def test_what_is_enabled_again_starts_with_a_clean_slate(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs)
@@ -514,6 +533,21 @@ class TestTurns:
         busiest = max(sum(begin <= at < begin + 60_000 for at in posted) for begin in posted)
         assert busiest <= 30
         assert len(posted) >= 85, "and it is used"
+
+    def test_a_target_that_granted_no_rate_gets_no_more_than_the_couriers(self, jobs: TimedJobs) -> None:
+        """A hundred events are due at one moment to ten addresses of one origin."""
+        permit(jobs)
+        for _ in range(100):
+            ended(jobs, webhook=Webhook(URL))
+        posted = []
+        began = jobs.now
+        while jobs.now < began + 3000:
+            for each in take(jobs, rate=600):
+                settle(jobs, each, Outcome.DELIVERED, status=204)
+                posted.append(jobs.now - began)
+            jobs.now += 50
+        assert len([at for at in posted if at < 1000]) <= 20, "ten a second, and a burst of a second"
+        assert 25 <= len(posted) <= 40
 
     def test_a_target_that_fails_gets_one_at_a_time_until_it_takes_one(self, jobs: TimedJobs) -> None:
         permit(jobs)

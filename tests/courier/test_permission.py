@@ -48,7 +48,7 @@ async def test_the_request_says_who_asks_for_how_much() -> None:
             Permission(is_granted=True, per_minute=7),
         ),
         (["WebHook-Allowed-Origin: *", "WebHook-Allowed-Rate: 100"], Permission(is_granted=True, per_minute=100)),
-        (["WebHook-Allowed-Origin: *", "WebHook-Allowed-Rate: *"], Permission(is_granted=True)),
+        (["WebHook-Allowed-Origin: *", "WebHook-Allowed-Rate: *"], Permission(is_granted=True, per_minute=ASKED_RATE)),
         (["WebHook-Allowed-Origin: *"], Permission(is_granted=True, per_minute=ASKED_RATE)),
         (
             ["WebHook-Allowed-Origin: *", "WebHook-Allowed-Rate: plenty"],

@@ -16,6 +16,7 @@ from darkroom import signatures, times, transitions
 from darkroom.signatures import Signer
 from darkroom.transitions import Applied, Outcome
 from darkroom.webhooks import (
+    MAX_PER_TARGET,
     MAX_SUBSCRIPTIONS,
     TakenDelivery,
     Webhook,
@@ -224,11 +225,23 @@ def test_a_change_that_cannot_be_made_is_refused_by_name_and_changes_nothing(
 
 
 def test_a_tenant_has_so_many_subscriptions_and_no_more(api: Api) -> None:
-    for _ in range(MAX_SUBSCRIPTIONS):
-        subscribe(api)
+    for number in range(MAX_SUBSCRIPTIONS):
+        subscribe(api, url=f"https://r{number}.example.com/")
     response = api.post(SUBSCRIPTIONS, json={"url": URL})
     assert (response.status_code, slug(response)) == (409, "too-many-subscriptions")
     assert len(api.get(SUBSCRIPTIONS).json()["subscriptions"]) == MAX_SUBSCRIPTIONS
+
+
+def test_an_origin_has_so_many_subscriptions_and_no_more(api: Api) -> None:
+    for number in range(MAX_PER_TARGET):
+        subscribe(api, url=f"https://one.example.com/{number}")
+    elsewhere = subscribe(api, url="https://another.example.com/")
+    created = api.post(SUBSCRIPTIONS, json={"url": "https://one.example.com:443/more"})
+    changed = api.request("PATCH", f"{SUBSCRIPTIONS}/{elsewhere['id']}", json={"url": "https://one.example.com/more"})
+    for response in (created, changed):
+        assert (response.status_code, slug(response)) == (409, "too-many-subscriptions")
+        assert [fault["field"] for fault in response.json()["errors"]] == ["url"]
+    assert shown(api, elsewhere["id"])["url"] == "https://another.example.com/"
 
 
 PARTS = (("GET", ""), ("PATCH", ""), ("DELETE", ""), ("GET", "/secret"), ("POST", "/rotate-secret"))

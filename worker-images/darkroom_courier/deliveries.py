@@ -137,6 +137,7 @@ class Deliveries:
                 call=self._call,
                 limit=limit,
                 per_target=self._settings.deliveries_per_target,
+                rate=self._settings.delivery_rate,
                 lease_ms=round(self._settings.delivery_lease_s * 1000),
             )
         )

@@ -45,7 +45,5 @@ async def ask_permission(client: GuardedClient, url: str, *, origin: str, per_mi
     if allowed not in {"*", origin.lower()}:
         return Permission(is_granted=False)
     rate = answer.headers.get("webhook-allowed-rate", "").strip()
-    if rate == "*":
-        return Permission(is_granted=True)
-    # The rate that was asked for, where none is named that can be read.
+    # The rate that was asked for, where any is granted (`*`) or none is named that can be read.
     return Permission(is_granted=True, per_minute=int(rate) if _RATE.fullmatch(rate) else per_minute)

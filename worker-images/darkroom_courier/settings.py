@@ -81,6 +81,11 @@ class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettin
     that hangs holds so many, until it is found out.
     """
 
+    delivery_rate: int = Field(default=1200, ge=1, le=6_000_000)
+    """Posts a minute to a target whose receiver granted no other rate (`WebHook-Allowed-Rate`): one tenant can have no
+    more posted to an origin that did not agree to it. A guess: twenty a second are more than a person's jobs make.
+    """
+
     delivery_timeout_s: float = Field(default=20, gt=0, le=50)
     """How long a webhook may take to answer: Standard Webhooks has 15 to 30. With the question for consent before it, a
     try must end within `delivery_lease_s`.

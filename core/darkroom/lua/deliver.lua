@@ -74,10 +74,11 @@ for _, target in ipairs(redis.call('ZRANGEBYSCORE', targets_key, '-inf', now, 'L
   if not is_permitted or tonumber(about[1] or 0) >= SUSPECT then most = 1 end
   redis.call('ZREMRANGEBYSCORE', leased_key(target), '-inf', now)
   local room = most - redis.call('ZCARD', leased_key(target))
+  local rate = about[3] or a.rate -- of a receiver that granted none: the courier's own
   local interval, next_at = nil, math.max(now, tonumber(about[4] or 0))
   local places = math.min(room, limit - #rows)
-  if about[3] then
-    interval = (60000 + RATE_BURST_MS) / tonumber(about[3]) -- so no minute, burst included, has more than was granted
+  if rate then
+    interval = (60000 + RATE_BURST_MS) / tonumber(rate) -- so no minute, burst included, has more than was granted
     places = math.min(places, math.floor((now + RATE_BURST_MS - next_at) / interval) + 1)
   end
   if places > 0 then

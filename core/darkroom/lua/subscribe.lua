@@ -1,18 +1,30 @@
 -- subscribe: an address is registered (`create`), or something of a registered one is changed: what is not said stays. To
--- be enabled forgets why it was not. Answers `created`, `changed`, `unknown` (none of the tenant's) or `full` (the tenant
--- has `most`).
+-- be enabled forgets why it was not. Answers `created`, `changed`, `unknown` (none of the tenant's), `full` (the tenant
+-- has `most`) or `target_full` (`most_per_target` of them lead to the same target, and so may each event of a job).
 may_always_run()
 local key = subscription_key(a.subscription)
-local rec = redis.call('HMGET', key, 'tenant', 'state')
+local rec = redis.call('HMGET', key, 'tenant', 'state', 'target')
+
+local function is_target_full()
+  local count = 0
+  for _, id in ipairs(redis.call('ZRANGE', subscriptions_key(a.tenant), 0, -1)) do
+    if redis.call('HGET', subscription_key(id), 'target') == a.target then count = count + 1 end
+  end
+  return count >= tonumber(a.most_per_target)
+end
+
 if not rec[1] then
   if not a.create then return 'unknown' end
   if redis.call('ZCARD', subscriptions_key(a.tenant)) >= tonumber(a.most) then return 'full' end
+  if is_target_full() then return 'target_full' end
   redis.call('HSET', key, 'v', 1, 'id', a.subscription, 'tenant', a.tenant, 'created', now, 'generation', 1)
   redis.call('ZADD', subscriptions_key(a.tenant), 0, a.subscription)
 elseif rec[1] ~= a.tenant then
   return 'unknown'
 elseif a.create then
   return 'created'
+elseif a.target and a.target ~= rec[3] and is_target_full() then
+  return 'target_full'
 end
 
 for _, name in ipairs({'url', 'target', 'events', 'models'}) do
