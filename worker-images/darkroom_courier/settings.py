@@ -81,9 +81,10 @@ class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettin
     that hangs holds so many, until it is found out.
     """
 
+    # A guess: twenty a second are more than the jobs of one person make.
     delivery_rate: int = Field(default=1200, ge=1, le=6_000_000)
     """Posts a minute to a target whose receiver granted no other rate (`WebHook-Allowed-Rate`): one tenant can have no
-    more posted to an origin that did not agree to it. A guess: twenty a second are more than a person's jobs make.
+    more posted to an origin that did not agree to it.
     """
 
     delivery_timeout_s: float = Field(default=20, gt=0, le=50)
