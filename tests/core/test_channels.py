@@ -61,9 +61,8 @@ def name() -> str:
     return f"c-{secrets.token_hex(8)}"
 
 
-@pytest.mark.parametrize("protocol", [2, 3])
-async def test_what_is_said_after_open_is_heard(any_redis_url: str, name: str, protocol: int) -> None:
-    async with listening(f"{any_redis_url}?protocol={protocol}") as (ear, client):
+async def test_what_is_said_after_open_is_heard(any_redis_url: str, name: str) -> None:
+    async with listening(any_redis_url) as (ear, client):
         await ear.channels.open([name])
         assert await client.publish(name, "one") == 1
         await client.publish(name, "two")
