@@ -22,18 +22,20 @@ class RunRecord:
     processes: tuple[Recorded, ...]
 
     def write(self, path: Path) -> None:
-        """Replace the file: a reader sees the old record or this one."""
+        """Replace the file: a reader sees the old record or this one. Raises OSError where it cannot be written."""
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(asdict(self), indent=2) + "\n")
         fresh.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> RunRecord | None:
-        """What the file says; None where there is none. Raises ValueError for one that is not a record."""
+        """The record in the file; None where there is none. Raises ValueError for one that cannot be read."""
         try:
             raw = json.loads(path.read_text())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         try:
             processes = tuple(
                 Recorded(str(entry["name"]), int(entry["pid"]), str(entry["started"]), float(entry["grace_s"]))

@@ -179,6 +179,9 @@ def _up(options: Options, settings: UpSettings, folder: DataFolder, signals: Sto
     except StartFailed as error:
         output.complain(f"darkroom: {error}")
         return FAILED
+    except OSError as error:  # of a file, or of a process that cannot be started
+        output.complain(f"darkroom: {error}")
+        return FAILED
     except Asked:
         return DONE if machine.is_ready else INTERRUPTED
 
@@ -233,6 +236,8 @@ class Machine:
         self._output = output
         self._url = f"http://{HOST}:{port}"
         self._crew = Crew(order=ORDER, write_down=self._write_down)
+        self._has_started = False
+        self._is_written_down = True
         self.is_ready = False
 
     def start(self, options: Options) -> None:
@@ -303,7 +308,7 @@ class Machine:
 
     def end(self) -> None:
         """End all that was started; nothing is left running."""
-        if not self._folder.record.exists():
+        if not self._has_started:
             return
         self._output.say("darkroom: ending, in order (Ctrl-C again: at once)")
         self._crew.end(hurry=self._signals.hurry)
@@ -370,6 +375,7 @@ class Machine:
         self, name: str, command: Sequence[str], own: dict[str, str], *, folder: Path | None = None, once: bool = False
     ) -> None:
         self._signals.check()
+        self._has_started = True
         self._crew.start(
             Program(
                 name=name,
@@ -405,7 +411,19 @@ class Machine:
         self._output.say(f"  {name}: ready after {time.monotonic() - began:.1f} s")
 
     def _write_down(self, running: Sequence[Recorded]) -> None:
-        RunRecord(os.getpid(), self._url, tuple(running)).write(self._folder.record)
+        """Write the record of this run. A full disk does not end what runs: a line reports it, once."""
+        record = self._folder.record
+        try:
+            RunRecord(os.getpid(), self._url, tuple(running)).write(record)
+        except OSError as error:
+            if self._is_written_down:
+                self._output.complain(
+                    f"darkroom: {welcome.short(record)} cannot be written ({error.strerror}); "
+                    "after a kill of this process the next `darkroom up` cannot end the processes that are left"
+                )
+            self._is_written_down = False
+        else:
+            self._is_written_down = True
 
 
 async def _workers(redis_url: str, namespace: str) -> list[WorkerRecord]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -109,7 +109,8 @@ class Channels:
                 _log.exception("channels_lost", channels=len(self._waiting))
             await asyncio.sleep(RECONNECT_S)
 
-    async def _converse(self) -> None:
+    async def _converse(self) -> NoReturn:
+        """One connection, until speaking or listening ends for whatever reason: either alone is of no use."""
         connection = self._client.connection_pool.make_connection()
         try:
             await connection.connect()
@@ -117,12 +118,18 @@ class Channels:
             self._unanswered.clear()
             self._connected = True
             self._say("SUBSCRIBE", self._waiting)
-            speaking = asyncio.create_task(self._speak(connection), name="channels speak")
+            tasks = [
+                asyncio.create_task(self._speak(connection), name="channels speak"),
+                asyncio.create_task(self._listen(connection), name="channels listen"),
+            ]
             try:
-                await self._listen(connection)
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                speaking.cancel()
-                await asyncio.wait([speaking])
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+            failures = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+            raise failures[0] if failures else RedisConnectionError("a task of the connection was cancelled")
         finally:
             self._connected = False
             self._open.clear()
@@ -136,7 +143,7 @@ class Channels:
                 self._unanswered[name] += 1
             self._to_say.set()
 
-    async def _speak(self, connection: Any) -> None:
+    async def _speak(self, connection: Any) -> NoReturn:
         """Its own task, so that nobody who is cancelled while he speaks breaks the connection of all."""
         while True:
             await self._to_say.wait()
@@ -146,12 +153,9 @@ class Channels:
                 names = [] if name == _NOBODY else [name]
                 while self._unsaid and self._unsaid[0][0] == command and len(names) < MOST_NAMED:
                     names.append(self._unsaid.popleft()[1])
-                try:
-                    await connection.send_command(command, *names, check_health=False)
-                except (RedisError, OSError):
-                    return  # the connection is closed now, which `_listen` tells
+                await connection.send_command(command, *names, check_health=False)
 
-    async def _listen(self, connection: Any) -> None:
+    async def _listen(self, connection: Any) -> NoReturn:
         asked, heard = False, 0
         while True:
             reply = await connection.read_response(timeout=SILENCE_S, push_request=True)

@@ -51,13 +51,16 @@ class GroupCommit(Generic[T]):
         try:
             async with asyncio.timeout(self._patience_s):
                 answers = await self._ledger.run_each([call for call, _ in group])
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             # All learn of it, also those who gathered meanwhile: Redis is away for them too, and nobody waits for ever.
-            failure = LedgerUnavailable(_TOO_SLOW, retry_after=2) if isinstance(error, TimeoutError) else error
+            unanswered = isinstance(error, (TimeoutError, asyncio.CancelledError))
+            failure = LedgerUnavailable(_TOO_SLOW, retry_after=2) if unanswered else error
             gathered, self._waiting = self._waiting, []
             for _, future in (*group, *gathered):
                 if not future.done():
                     future.set_exception(failure)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return
         for (_, future), answer in zip(group, answers, strict=True):
             if future.done():

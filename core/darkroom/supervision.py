@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from darkroom.logs import logger
@@ -33,6 +33,22 @@ def vital(work: Coroutine[Any, Any, None], *, name: str, may_end: Callable[[], b
 
     task.add_done_callback(note)
     return task
+
+
+async def run_vital(work: Mapping[str, Coroutine[Any, Any, None]]) -> None:
+    """Run vital tasks, by name, until cancelled or until one of them ends; then the others are cancelled.
+
+    In place of a `TaskGroup`, which goes on without a task that was cancelled.
+    """
+    ending = asyncio.Event()
+    tasks = [vital(each, name=name, may_end=ending.is_set) for name, each in work.items()]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ending.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def exit_status() -> int:

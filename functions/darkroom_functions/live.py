@@ -26,6 +26,7 @@ from darkroom.channels import Channels
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.ledger import AsyncLedger, JobRecord, LogEntry, decode_live
 from darkroom.logs import logger
+from darkroom.supervision import run_vital
 
 from darkroom_functions.cursors import Cursor
 from darkroom_functions.inbox import MESSAGE, PAGE, Inbox, Note, Told, TooSlow, note
@@ -299,11 +300,12 @@ class Live:
                 self._read(self._jobs[job_id])
 
     async def run(self) -> None:
-        """Listen, and look every now and then whether a channel lost something; until cancelled."""
+        """Listen, and look every now and then whether a channel lost something; until cancelled.
+
+        Where one of the two ends by itself, so does the process (`supervision.py`).
+        """
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._channels.run(), name="channels")
-                group.create_task(self._look(), name="look")
+            await run_vital({"channels": self._channels.run(), "look": self._look()})
         finally:
             for reader in self._readers:
                 reader.cancel()

@@ -20,6 +20,7 @@ from darkroom.channels import Channels
 from darkroom.errors import DarkroomError
 from darkroom.ledger import NEWS_START, AsyncLedger, NewsEntry
 from darkroom.logs import logger
+from darkroom.supervision import run_vital
 
 from darkroom_functions.cursors import place_key
 from darkroom_functions.inbox import MESSAGE, PAGE, Inbox, Note, note
@@ -141,11 +142,12 @@ class News:
                 self._channels.close([self._ledger.news_channel(tenant)])
 
     async def run(self) -> None:
-        """Listen, and look every now and then whether a wake was lost; until cancelled."""
+        """Listen, and look every now and then whether a wake was lost; until cancelled.
+
+        Where one of the two ends by itself, so does the process (`supervision.py`).
+        """
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._channels.run(), name="news channels")
-                group.create_task(self._look(), name="look for news")
+            await run_vital({"news channels": self._channels.run(), "look for news": self._look()})
         finally:
             for reader in self._readers:
                 reader.cancel()

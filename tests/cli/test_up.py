@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from darkroom_cli import local_redis
 from darkroom_cli.data_folder import DataFolder, secret
 from darkroom_cli.environments import environment
 from darkroom_cli.exits import INTERRUPTED
@@ -209,6 +210,32 @@ def test_up_waits_with_progress_until_redis_has_read_its_data(tmp_path: Path) ->
     assert any("redis: reading its data" in line and "% read" in line for line in words), words
     assert any("redis: ready" in line for line in words), words
     assert process.returncode == INTERRUPTED, words
+
+
+def test_a_record_that_cannot_be_written_is_one_line_and_all_processes_end(tmp_path: Path) -> None:
+    data = tmp_path / ".darkroom"
+    data.mkdir(mode=0o700)
+    (data / "run.new").mkdir()  # where the record is written before it takes its place
+    lines: list[str] = []
+    with subprocess.Popen(
+        command("up", "--port", "0"),
+        cwd=tmp_path,
+        env=darkroom_environment(),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line)
+            if "redis: ready" in line:
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == INTERRUPTED, lines
+    assert len([line for line in lines if "run.json" in line]) == 1, lines
+    assert not any("Traceback" in line for line in lines), lines
+    address = local_redis.address(data / "redis")
+    assert address is not None
+    assert local_redis.find(address) is None, "Redis still runs"
 
 
 def test_secrets_are_drawn_once_and_are_their_owners_alone(tmp_path: Path) -> None:

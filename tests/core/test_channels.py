@@ -172,6 +172,17 @@ async def test_a_listener_that_fails_makes_nobody_deaf(redis_url: str, name: str
         await client.aclose()
 
 
+@pytest.mark.parametrize("end", ["_speak", "_listen"])
+async def test_a_connection_that_is_only_half_served_is_made_anew(redis_url: str, name: str, end: str) -> None:
+    """Messages go on coming, so that the silence of the speaker would never be noticed."""
+    async with listening(redis_url) as (ear, _):
+        await ear.channels.open([name])
+        (task,) = (task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__name__", "") == end)
+        task.cancel()
+        await until(lambda: len(ear.confirmed) == 2, "the channel to be confirmed again")
+        await ear.channels.open([f"{name}-other"])
+
+
 @pytest.mark.parametrize("steps", range(5))
 async def test_who_is_told_to_end_while_it_speaks_ends(redis_url: str, name: str, steps: int) -> None:
     """The last socket of a process leaves its channel just as the process is told to end."""

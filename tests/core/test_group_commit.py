@@ -146,6 +146,21 @@ async def test_a_caller_that_goes_away_takes_nobody_along(
     assert isinstance(await commits.run(accepting(jobs.submission())), Accepted)
 
 
+async def test_a_cancelled_round_trip_is_a_failure_for_its_callers(
+    jobs: TimedJobs, ledger: ListeningLedger, commits: Commits
+) -> None:
+    ledger.may_go.clear()
+    callers = [asyncio.create_task(commits.run(accepting(jobs.submission()))) for _ in range(MOST_TOGETHER + 1)]
+    await until_asked(ledger, 1)
+    (trip,) = (task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__name__", "") == "_flush")
+    trip.cancel()
+    async with asyncio.timeout(PATIENCE_S):
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {LedgerUnavailable}
+    ledger.may_go.set()
+    assert isinstance(await commits.run(accepting(jobs.submission())), Accepted)
+
+
 async def test_without_redis_all_learn_of_it_and_later_ones_are_served(own_redis: RedisServer, namespace: str) -> None:
     jobs = TimedJobs(own_redis.url, namespace)
     async with listening(own_redis.url, namespace) as ledger:

@@ -72,6 +72,17 @@ async def run(self):
 
 Channels.run = run
 """
+CHANNELS_CANCELLED = """
+import asyncio
+from darkroom.channels import Channels
+
+async def run(self):
+    await asyncio.sleep(1)
+    asyncio.current_task().cancel()
+    await asyncio.sleep(1)
+
+Channels.run = run
+"""
 WATCH_ENDS = """
 from darkroom_worker.registration import Watch
 
@@ -86,6 +97,7 @@ Watch._wait = wait
     ("module", "arguments", "hook", "ended"),
     [
         pytest.param("darkroom_functions.serve", ["result"], CHANNELS_END, "live", id="functions"),
+        pytest.param("darkroom_functions.serve", ["submit"], CHANNELS_CANCELLED, "channels", id="cancelled"),
         pytest.param("darkroom_courier", [], CHANNELS_END, "listen", id="courier"),
         pytest.param("darkroom_worker", [], WATCH_ENDS, "watch", id="worker"),
     ],
