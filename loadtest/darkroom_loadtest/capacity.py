@@ -75,13 +75,13 @@ class Costs:
     observe_worker_us: float = 1.9
     message_us: float = 57
     socket_kib: float = 35
-    pending_bytes: float = 5600
-    ended_bytes: float = 6300
-    log_bytes: float = 1670
+    pending_bytes: float = 3700
+    ended_bytes: float = 6400
+    log_bytes: float = 1580
     told_bytes: float = 170
-    file_bytes: float = 11_500
+    file_bytes: float = 9_800
     step_file_bytes: float = 190
-    worker_connections: float = 8
+    worker_connections: float = 9
     record_kept_h: float = RECORD_KEPT_H
     redis_gb: float = 16
 
