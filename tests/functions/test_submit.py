@@ -389,13 +389,13 @@ def test_seconds_of_a_start_deadline_are_counted_by_redis_and_doctor_finds_the_f
 ) -> None:
     """A function whose clock is an hour behind: Python imports a module of this name by itself."""
     (tmp_path / "sitecustomize.py").write_text(HOUR_BEHIND)
-    told = environment(redis_url, namespace)
-    path = os.pathsep.join((str(tmp_path), told["PYTHONPATH"]))
+    own = environment(redis_url, namespace)
+    path = os.pathsep.join((str(tmp_path), own["PYTHONPATH"]))
     with serving(redis_url, namespace, tmp_path, PYTHONPATH=path) as api:
         job_id = api.submit({"start_deadline": 30})
         assert api.jobs.run(transitions.expire()) == []
         assert api.job(job_id)["state"] == "pending"
-        done = darkroom(["doctor", "--json"], folder=tmp_path, **told)
+        done = darkroom(["doctor", "--json"], folder=tmp_path, **own)
         findings = [json.loads(line) for line in done.stdout.splitlines()]
         (clock,) = [finding for finding in findings if finding.get("check") == "clocks"]
         assert "the clock of a function that accepts jobs was 60 min behind Redis'" in clock["seen"]

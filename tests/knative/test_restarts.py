@@ -36,7 +36,7 @@ EVERY_RIGHT = "user tests on nopass ~* &* +@all"
 """A user of the test's own, which compares all that there is and has the file rewritten."""
 
 LIMITED = "user default on nopass resetkeys resetchannels -@all +ping"
-"""The line of older installations, and of whoever follows the usual advice."""
+"""The line of older installations, and of those who follow the usual advice."""
 
 JOBS = 30
 
@@ -187,7 +187,7 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
             await asyncio.to_thread(killed, server)
             assert "lost-data" in await problems()
             assert await findings() == [Kind.WENT_BACK]
-            await beat()  # now the ledger notes it, and whoever knows no database sees it too
+            await beat()  # now the ledger notes it, and a reader without a database sees it too
             assert (await ledger.epoch()).epoch.number > 1
             found = diagnose(await examine(client, PREFIX, Limits(canary_s=0)), Limits()).findings
             assert "lost-data" in {each.check for each in found}

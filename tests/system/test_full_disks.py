@@ -31,15 +31,15 @@ async def test_jobs_go_their_way_while_no_part_can_write_its_log(
 ) -> None:
     client = connect_async(redis_url)
     house = House(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
-    told, disk = house.environment(), tmp_path / "disk"
-    functions = Functions("all", environment=told, log=full(disk, "functions"))
+    variables, disk = house.environment(), tmp_path / "disk"
+    functions = Functions("all", environment=variables, log=full(disk, "functions"))
     sink = {"K_SINK": f"{functions.url}/events"}
-    courier = Part("darkroom_courier", environment=told | sink, log=full(disk, "courier"))
+    courier = Part("darkroom_courier", environment=variables | sink, log=full(disk, "courier"))
     worker: WorkerProcess | None = None
     try:
         functions.start()
         courier.start()
-        worker = WorkerProcess(told, full(disk, "worker"))
+        worker = WorkerProcess(variables, full(disk, "worker"))
         earlier = await house.submit()
         assert (await house.ended(earlier)).state is State.COMPLETED
         async with httpx.AsyncClient(base_url=functions.url, trust_env=False, timeout=60) as caller:
@@ -106,11 +106,11 @@ def test_a_process_ends_and_reports_it_where_what_it_cannot_do_without_has_ended
     module: str, arguments: list[str], hook: str, ended: str, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(hook)
-    told = environment(
+    variables = environment(
         redis_url, namespace, K_SINK="http://127.0.0.1:1/events", DARKROOM_POOL="sd", PORT=str(free_port())
     )
-    told["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{told['PYTHONPATH']}"
-    part = Part(module, *arguments, environment=told, log=tmp_path / "log")
+    variables["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{variables['PYTHONPATH']}"
+    part = Part(module, *arguments, environment=variables, log=tmp_path / "log")
     part.start()
     try:
         eventually(lambda: not part.is_running, what="the process ends by itself")

@@ -115,7 +115,7 @@ async def test_the_events_of_a_task_say_how_its_job_ended(house: House) -> None:
     assert celery_status(await house.job(released)) == "RETRY"
 
 
-SECRET = "a prompt that nobody else may read"
+SECRET = "a prompt that no other user may read"
 
 JOBLESS = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
 

@@ -380,7 +380,7 @@ def test_a_proof_run_is_the_smallest_job_of_its_model(model: Model) -> None:
 
 
 class CountingEngine(InstantEngine):
-    """An engine whose runs fail as often as it is told."""
+    """An engine of which the first `failures` runs fail."""
 
     def __init__(self, model: Model, *, failures: int, error: type[Exception] = RuntimeError) -> None:
         super().__init__(model)

@@ -4,7 +4,7 @@ The relay (`relay.py`) posts jobs' events until they are applied, and the delive
 to webhooks; the notices (`notices.py`) tell of webhooks that were given up; the upkeep (`upkeep.py`) does what is due
 by the clock; the archive (`archive.py`) writes ended jobs to the history, and retention (`retention.py`) deletes them.
 A failure of a loop is logged and the loop goes on, with a growing pause, so that neither a bad job nor an absent Redis
-or database ends the process. It ends when it is told to, after the posts in flight, and where a loop itself has ended.
+or database ends the process. It ends on SIGTERM, after the posts in flight, and where a loop itself has ended.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettin
     """How long one post may take. Less than `relay_lease_s`, or it is posted again before it is over."""
 
     relay_lease_s: float = Field(default=RELAY_LEASE_MS / 1000, gt=0)
-    """An event that the sink took and nobody applied is posted again after this, then after twice that, and so on."""
+    """An event that is accepted but not applied is posted again after this, then after twice that, and so on."""
 
     deliveries: int = Field(default=256, ge=1, le=2000)
     """Webhooks that are posted to at one time."""

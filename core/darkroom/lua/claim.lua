@@ -1,6 +1,6 @@
 -- claim: pending → running, by a worker that took the job's message. A message is a hint, the record is the truth: all
 -- but a job that may run now is dropped. What runs is the record's input. The same token asking again gets the same
--- answer. A canary is signed for. Where somebody asked to be told of starts, this one goes to the outbox. `v`: the
+-- answer. A canary is signed for. Where a webhook subscribes to starts, this one goes to the outbox. `v`: the
 -- latest version of records that the worker knows; a job of a later one, as in an upgrade, is put back for another
 -- worker.
 may_always_run()

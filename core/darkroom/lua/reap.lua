@@ -1,7 +1,7 @@
--- reap: running jobs of a pool whose lease lapsed are given back, as release(worker_lost) does. When its runs are more than
--- `gap_ms` further apart than they were before (Redis was away, or nobody reaped), no worker could renew, and it reaps
--- nothing for one lease. Runs that are far apart each time, as those of a courier with a slow connection, are no such gap:
--- the quiet period ends when its time is over. Answers the ids that were given back.
+-- reap: running jobs of a pool whose lease lapsed are given back, as release(worker_lost) does. When its runs are more
+-- than `gap_ms` further apart than they were before (Redis was unavailable, or no courier ran), no worker could renew,
+-- and it reaps nothing for one lease. Runs that are far apart each time, as those of a courier with a slow connection,
+-- are no such gap: the quiet period ends when its time is over. Answers the ids that were given back.
 may_always_run()
 local key = pool_key(a.pool)
 local last, quiet, pause, pace = unpack(redis.call('HMGET', key, 'reaped', 'quiet_until', 'reap_pause', 'reap_pace'))
