@@ -95,7 +95,7 @@ MAX_ATTEMPTS = 3
 """Attempts that count, before a job fails."""
 
 MAX_UNDELIVERED = 10_000
-"""CloudEvents that Knative gave up on, of all tenants: beyond it the oldest go."""
+"""CloudEvents that Knative gave up on, of all tenants; beyond it the largest group loses its oldest (`keep.lua`)."""
 
 MAX_UNDELIVERED_BYTES = 64 * 1024 * 1024
 """And so many bytes of them: 6 KB each, where there are as many as there may be. Memory is for jobs."""
@@ -598,8 +598,8 @@ def keep(
     most_bytes: int = MAX_UNDELIVERED_BYTES,
     now: int | None = None,
 ) -> Call[int]:
-    """Knative gave up on a CloudEvent, which `undelivered.py` names and takes apart. Answers how many older ones had to
-    go to make room.
+    """Keep a CloudEvent that Knative gave up on, which `undelivered.py` names and takes apart. Returns how many others
+    had to go to make room.
     """
     size = sum(len(text.encode()) for text in (attributes, data or "", failure))
     return _call(

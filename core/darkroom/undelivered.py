@@ -128,7 +128,7 @@ def taken_apart(event: Event) -> tuple[Event, Failure]:
 
 
 def keep(event: Event, failure: Failure, *, tenant: str, now: int | None = None) -> Call[int]:
-    """Keep it; answers how many older ones had to go."""
+    """Keep it. Returns how many others had to go."""
     attributes = event.encode_structured()
     data = attributes.pop("data", None)
     return transitions.keep(

@@ -103,6 +103,86 @@ async def test_no_more_stay_than_the_bytes_hold(jobs: TimedJobs, ledger: AsyncLe
     assert int(jobs.redis.hget(jobs.key("counters"), "undelivered_bytes")) == 0
 
 
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of the store that a few events reach: 20 events, in 100 kB."""
+    call = transitions.keep
+    monkeypatch.setattr(transitions, "keep", lambda *args, **named: call(*args, most=20, most_bytes=100_000, **named))
+
+
+LARGE = {"picture": "x" * 10_000}
+
+
+@pytest.mark.usefixtures("tight")
+class TestOneSource:
+    """A source with the most events, or bytes, displaces its own before those of others."""
+
+    @pytest.mark.parametrize(
+        ("flood", "left"), [pytest.param(LARGE, 9, id="large"), pytest.param({"n": 1}, 12, id="small and many")]
+    )
+    async def test_it_leaves_the_events_of_others_in_place(
+        self, jobs: TimedJobs, ledger: AsyncLedger, flood: dict[str, Any], left: int
+    ) -> None:
+        others = [keep(jobs, event(number, source=f"/others/{number % 2}")) for number in range(7)]
+        stranger = keep(jobs, event(1, source="/flood"), tenant="stranger")
+        sent = []
+        for number in range(35):
+            jobs.now += 1
+            sent.append(keep(jobs, event(number, source="/flood", data=flood)))
+        found = await listed(ledger)
+        assert {*others} <= {*found}
+        assert await listed(ledger, "stranger") == [stranger]
+        assert [each for each in found if each in sent] == sent[: -left - 1 : -1], "the newest of the source stay"
+        assert int(jobs.redis.hget(jobs.key("counters"), "undelivered_bytes")) <= 100_000
+        assert jobs.redis.zcard(jobs.key("undelivered-by-age")) <= 20
+
+    async def test_large_events_of_ever_other_sources_leave_small_ones_in_place(
+        self, jobs: TimedJobs, ledger: AsyncLedger
+    ) -> None:
+        others = [keep(jobs, event(number, source="/others")) for number in range(7)]
+        for number in range(35):
+            jobs.now += 1
+            newest = keep(jobs, event(number, source=f"/flood/{number}", data=LARGE))
+        assert {newest, *others} <= {*await listed(ledger)}
+
+    async def test_events_of_many_sources_go_by_age(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        kept = []
+        for number in range(30):
+            jobs.now += 1
+            kept.append(keep(jobs, event(number, source=f"/{number}")))
+        assert await listed(ledger) == kept[: -20 - 1 : -1]
+
+    async def test_a_discarded_or_repeated_event_is_weighed_once(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+        kept = [keep(jobs, event(number, data=LARGE)) for number in (1, 2, 2)]
+        keep(jobs, event(1))
+        found = await UndeliveredEvents(ledger).find(kept[0], tenant=TENANT)
+        other = await UndeliveredEvents(ledger).find(kept[1], tenant=TENANT)
+        assert found is not None
+        assert other is not None
+        weights = (jobs.key("undelivered-by-bytes"), jobs.key("undelivered-by-count"))
+        assert [jobs.redis.zrange(key, 0, -1, withscores=True)[0][1] for key in weights] == [found.size + other.size, 2]
+        for event_id in {*kept}:
+            jobs.run(transitions.discard(event_id, tenant=TENANT, now=jobs.now))
+        left = {key.decode() for key in jobs.redis.scan_iter(f"{jobs.namespace}:undelivered*")}
+        assert left == set()
+
+    async def test_events_that_an_earlier_version_kept_join_their_sources(
+        self, jobs: TimedJobs, ledger: AsyncLedger
+    ) -> None:
+        old = [keep(jobs, event(number, source=f"/others/{number % 2}")) for number in range(8)]
+        for key in jobs.redis.scan_iter(f"{jobs.namespace}:undelivered-*"):
+            if not key.endswith((b":undelivered-by-age", f":undelivered-by-tenant:{TENANT}".encode())):
+                jobs.redis.delete(key)
+        for event_id in old:
+            jobs.redis.hdel(jobs.key("undelivered", event_id), "group")
+        jobs.redis.delete(jobs.key("undelivered", old[0]))  # by hand
+        for number in range(35):
+            jobs.now += 1
+            keep(jobs, event(number, source="/flood", data=LARGE))
+        assert {*old[1:]} <= {*await listed(ledger)}
+        assert jobs.redis.zcard(jobs.key("undelivered-by-count")) == 3
+
+
 async def test_an_event_that_fails_again_after_its_replay_is_undelivered_again(
     jobs: TimedJobs, ledger: AsyncLedger
 ) -> None:

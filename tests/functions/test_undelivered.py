@@ -118,6 +118,14 @@ def test_an_event_is_kept_and_shown_with_why_it_failed(api: Api, structured: boo
     assert in_list == {**view, "event": {name: each for name, each in view["event"].items() if name != "data"}}
 
 
+def test_large_events_of_one_source_leave_those_of_others_in_place(api: Api) -> None:
+    others = [kept(api, event(f"{number}", source=f"/others/{number}")) for number in range(3)]
+    flood = [kept(api, event(f"{number}", source="/flood", data="x" * 2_000_000)) for number in range(35)]
+    found = listed(api, limit=100)
+    assert found[-3:] == others[::-1]
+    assert found[:-3] == flood[:1:-1], "the newest that 64 MB hold"
+
+
 def test_in_a_cluster_the_function_takes_them_at_its_own_address(
     redis_url: str, namespace: str, tmp_path: Path
 ) -> None:

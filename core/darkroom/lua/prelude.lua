@@ -18,6 +18,7 @@ local MAX_PUSHES = 5         -- pushes in a row that were taken and never claime
 local MAX_FAULTS = 10        -- a job given back uncounted for `worker_fault` so often is at fault itself
 local MAX_DISPATCH = 100     -- messages pushed by one call at most, so that no script is long
 local MAX_NEWS = 10000       -- entries of a tenant's news that are kept: minutes of a busy tenant, weeks of a quiet one
+local ADOPTED = 10           -- undelivered events of an earlier version that one call adds to their groups
 local JOB_BYTES = 4096       -- what a job takes beside its input and fields, rounded up: 3 KB were measured
 local KEPT_INPUT = 1024      -- bytes of an input that Redis keeps as long as the record; a larger one leaves it earlier
 local SET_BACK_MS = 1000     -- a clock that is behind its last reading by less was slewed, or two calls were reordered
@@ -59,6 +60,7 @@ local targets_key = P .. ':targets' -- by when something is to be posted to them
 local notices_key = P .. ':notices'
 local function undelivered_key(id) return P .. ':undelivered:' .. id end
 local function undelivered_by_tenant_key(tenant) return P .. ':undelivered-by-tenant:' .. tenant end
+local function undelivered_of_key(group) return P .. ':undelivered-of:' .. group end -- by when each failed last
 local clock_key = P .. ':clock'
 local pools_key = P .. ':pools'
 local log_draft_key = P .. ':log-draft'
@@ -69,6 +71,8 @@ local deadlines_key = P .. ':deadlines'
 local counters_key = P .. ':counters'
 local busy_key = P .. ':busy'
 local undelivered_by_age_key = P .. ':undelivered-by-age'
+local undelivered_by_bytes_key = P .. ':undelivered-by-bytes' -- groups by the bytes of their events
+local undelivered_by_count_key = P .. ':undelivered-by-count' -- groups by the number of their events
 local wake_channel = P .. ':wake'
 
 -- Outward work by kind: what `take` hands out and `defer` puts off.
@@ -261,13 +265,40 @@ local function leave_dead(id, tenant)
   retire(id, tenant)
 end
 
--- An undelivered event is kept no longer. Answers how many bytes the others have.
-local function discard_undelivered(id)
-  local rec = redis.call('HMGET', undelivered_key(id), 'tenant', 'bytes')
+-- The undelivered events of one tenant and source form a group, so that no source displaces the events of others.
+local function undelivered_group(tenant, attributes)
+  return redis.sha1hex(tenant .. '\0' .. cjson.decode(attributes).source)
+end
+
+-- Updates the weights of a group after one event of it was added, replaced or removed. A group without events goes.
+local function weigh_undelivered(group, bytes)
+  local count = redis.call('ZCARD', undelivered_of_key(group))
+  if count == 0 then
+    redis.call('ZREM', undelivered_by_bytes_key, group)
+    redis.call('ZREM', undelivered_by_count_key, group)
+    return
+  end
+  redis.call('ZINCRBY', undelivered_by_bytes_key, bytes, group)
+  redis.call('ZADD', undelivered_by_count_key, count, group)
+end
+
+-- Adds an undelivered event to its group; `bytes` are those that the group did not count before.
+local function join_undelivered(id, group, last, bytes)
+  redis.call('HSET', undelivered_key(id), 'group', group)
+  redis.call('ZADD', undelivered_of_key(group), last, id)
+  weigh_undelivered(group, bytes)
+end
+
+-- Deletes an undelivered event. Returns the bytes of the remaining ones. `listed_in` is the group that lists an event
+-- whose record may be missing (a key that was deleted by hand).
+local function discard_undelivered(id, listed_in)
+  local rec = redis.call('HMGET', undelivered_key(id), 'tenant', 'bytes', 'group')
+  local bytes, group = tonumber(rec[2] or 0), rec[3] or listed_in
   redis.call('DEL', undelivered_key(id))
   redis.call('ZREM', undelivered_by_age_key, id)
   if rec[1] then redis.call('ZREM', undelivered_by_tenant_key(rec[1]), id) end
-  return redis.call('HINCRBY', counters_key, 'undelivered_bytes', -tonumber(rec[2] or 0))
+  if group and redis.call('ZREM', undelivered_of_key(group), id) == 1 then weigh_undelivered(group, 0 - bytes) end
+  return redis.call('HINCRBY', counters_key, 'undelivered_bytes', 0 - bytes) -- a bare minus makes "-0" of 0
 end
 
 -- When a target's next delivery may be handed out: once its first one is due, its pause over, and its rate allows. One
