@@ -241,6 +241,12 @@ class TooManyConnections(TemporaryError):
     slug, title = "too-many-connections", "Too many connections are open"
 
 
+class TooManyReplays(TemporaryError):
+    """As many clients of a tenant as may wait are waiting for pages of earlier events."""
+
+    slug, title, status = "too-many-replays", "Too many replays of earlier events are running", 429
+
+
 class LedgerUnavailable(TemporaryError):
     slug, title = "ledger-unavailable", "The queue broker does not answer"
 

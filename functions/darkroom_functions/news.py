@@ -6,6 +6,11 @@ tenant. A follower begins now, or behind the cursor of the last message that it 
 a `gap` says so, and all that is kept follows.
 
     channel open → the newest place → read on at each wake, at each look, and after a lost connection
+
+A follower behind a cursor reads up to 10,000 earlier entries: a replay, which costs 0.15 s of processor time or more.
+Replays of one tenant therefore take turns page by page (`_Replays`), so that other requests are served in between, and
+a new one is refused while too many wait. The first page needs no turn: a client that reconnects and missed little is
+never refused.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from dataclasses import dataclass, field
 
 import redis.asyncio
 from darkroom.channels import Channels
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, TooManyReplays
 from darkroom.ledger import NEWS_START, AsyncLedger, NewsEntry
 from darkroom.logs import logger
 from darkroom.supervision import run_vital
@@ -26,7 +31,49 @@ from darkroom_functions.cursors import place_key
 from darkroom_functions.inbox import MESSAGE, PAGE, Inbox, Note, note
 from darkroom_functions.live import LOOK_EVERY_S, Gap
 
+REPLAYS_AT_A_TIME = 2
+"""Pages of earlier entries that a process reads at a time for one tenant: one is read while another is sent."""
+
+REPLAYS_WAITING = 16
+"""Replays that may wait for their next page. Each waits for some 16 pages at most, which take about 30 ms; 16 whole
+replays take about three seconds of one processor.
+"""
+
+RETRY_REPLAY_S = 5
+"""When a client that was refused may try again: the waiting replays have finished by then, if their clients read."""
+
 _log = logger(__name__)
+
+
+class _Replays:
+    """The replays of one tenant in this process. Each reads one page per turn, in the order in which they ask.
+
+    The bound is per tenant, not per address: behind the gateway and Knative's proxies every connection has the proxy's
+    address, and a client may write what it likes into `X-Forwarded-For`. The gateway bounds what one address may open.
+    A replay whose client does not read holds no turn, so it keeps no other client waiting.
+    """
+
+    def __init__(self) -> None:
+        self._turns = asyncio.Semaphore(REPLAYS_AT_A_TIME)
+        self._waiting = 0
+
+    def admit(self) -> None:
+        """Raise TooManyReplays where no further replay may begin."""
+        if self._waiting >= REPLAYS_WAITING:
+            raise TooManyReplays(f"{self._waiting} replays are waiting", retry_after=RETRY_REPLAY_S)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """The time to read one page."""
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
 
 
 @dataclass(frozen=True)
@@ -43,7 +90,7 @@ class NewsUpdate:
 
 class NewsFollowing(Inbox):
     """What one follower is told of its tenant's jobs: all behind the place `told`, which is `behind` where it must read
-    the stream itself before it is told with all others.
+    the stream itself, in turn with the other `replays`, before it is told with all others.
     """
 
     def __init__(
@@ -53,9 +100,11 @@ class NewsFollowing(Inbox):
         told: str,
         behind: bool,
         limit: int,
+        replays: _Replays,
         read: Callable[[str], Awaitable[tuple[Sequence[NewsUpdate], bool]]],
     ) -> None:
         super().__init__(limit=limit)
+        self._replays = replays
         self._read = read
         self._told = self._head = told
         self._behind = behind
@@ -70,7 +119,24 @@ class NewsFollowing(Inbox):
             self._told = update.cursor
             self.say(update)
 
+    async def start(self) -> None:
+        """Read the first page of what it misses. Raises TooManyReplays where there is more, and no room to read it."""
+        if self._behind:
+            await self._read_page()
+        if self._behind:
+            self._replays.admit()
+
+    def joined(self, head: str) -> None:
+        """From now on it is offered what comes behind `head`; what came before that, it reads."""
+        if place_key(head) > place_key(self._told):
+            self._head = head
+            self._behind = True
+
     async def _read_on(self) -> None:
+        async with self._replays.turn():
+            await self._read_page()
+
+    async def _read_page(self) -> None:
         head = self._head
         page, is_whole = await self._read(self._told)
         if not is_whole:
@@ -89,6 +155,7 @@ class _Tenant:
 
     name: str
     followers: dict[NewsFollowing, None] = field(default_factory=dict)
+    replays: _Replays = field(default_factory=_Replays)
     joining: int = 0
     head: str | None = None
     behind: bool = False
@@ -124,13 +191,16 @@ class News:
 
     @asynccontextmanager
     async def follow(self, *, tenant: str, since: str | None = None) -> AsyncIterator[NewsFollowing]:
-        """Follow the tenant while the block runs, from the place `since` or from now on. Raises LedgerUnavailable."""
+        """Follow the tenant while the block runs, from the place `since` or from now on. Raises LedgerUnavailable and
+        TooManyReplays.
+        """
         followed = self._tenants.setdefault(tenant, _Tenant(tenant))
         followed.joining += 1
         following: NewsFollowing | None = None
         try:
             following = await self._join(followed, since)
             followed.followers[following] = None
+            following.joined(followed.head or NEWS_START)
             self._read(followed)  # a wake may have come before the head was known
             yield following
         finally:
@@ -171,7 +241,11 @@ class News:
             page = await self._page(followed.name, after)
             return page, after == NEWS_START or await self._ledger.has_news(followed.name, after)
 
-        return NewsFollowing(first, told=told, behind=behind, limit=self._buffer, read=read)
+        following = NewsFollowing(
+            first, told=told, behind=behind, limit=self._buffer, replays=followed.replays, read=read
+        )
+        await following.start()
+        return following
 
     async def _page(self, tenant: str, after: str) -> list[NewsUpdate]:
         entries = await self._ledger.news(tenant, after=after, limit=PAGE)

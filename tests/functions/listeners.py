@@ -10,12 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from darkroom_functions import paths
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.driven_jobs import DrivenJobs
 from tests.parts import Functions
 
 DEADLINE_S = 60.0
+
+MOST_NEWS = 10_000
+"""Entries of a tenant's news that are kept (`MAX_NEWS` in `lua/prelude.lua`)."""
+
+REPLAYS = 40
+"""Clients that replay at one time: about twice as many as one process admits."""
 
 Message = dict[str, Any]
 
@@ -95,3 +103,40 @@ async def got(function: Functions, path: str, *, method: str = "GET", **more: An
 async def next_of(messages: AsyncIterator[StreamEvent]) -> StreamEvent:
     async with asyncio.timeout(DEADLINE_S):
         return await anext(messages)
+
+
+def fill_news(jobs: DrivenJobs) -> None:
+    """As many entries in the news of the default tenant as are kept: copies of the oldest."""
+    key = f"{jobs.namespace}:news:default"
+    ((_, entry),) = jobs.redis.xrange(key, count=1)
+    with jobs.redis.pipeline(transaction=False) as pipeline:
+        for _ in range(MOST_NEWS - jobs.redis.xlen(key)):
+            pipeline.xadd(key, entry)
+        pipeline.execute()
+
+
+@asynccontextmanager
+async def replaying(function: Functions) -> AsyncIterator[None]:
+    """While the block runs, REPLAYS clients read all of the tenant's news, again and again. Takes `fill_news`."""
+    request = f"GET {paths.NEWS}?since=0 HTTP/1.1\r\nHost: 127.0.0.1:{function.port}\r\n\r\n".encode()
+
+    async def replay() -> None:
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", function.port)
+            try:
+                writer.write(request)
+                count = 0
+                while count < MOST_NEWS * 9 // 10:  # some are divided between two reads
+                    part = await reader.read(1 << 16)
+                    count += part.count(b"data: ")
+                    if not part or b"too-many-replays" in part:
+                        break
+            finally:
+                writer.close()
+            await asyncio.sleep(0.05)
+
+    async with asyncio.TaskGroup() as group:
+        clients = [group.create_task(replay()) for _ in range(REPLAYS)]
+        yield
+        for client in clients:
+            client.cancel()

@@ -28,8 +28,10 @@ from tests.functions.listeners import (
     DEADLINE_S,
     Message,
     events,
+    fill_news,
     got,
     next_of,
+    replaying,
     socket,
     stream,
     told,
@@ -542,6 +544,44 @@ class TestNews:
         job_ids = [jobs.submit() for _ in range(350)]
         async with socket(result, "/ws/events?since=0") as ws:
             assert [(await told(ws))["job_id"] for _ in job_ids] == job_ids
+
+    async def test_replays_beyond_the_limit_are_refused_and_other_requests_are_answered(self, own: Own) -> None:
+        """Many clients at a time ask for all that is kept, over and over."""
+        result, jobs = own()
+        job_id = jobs.submit()
+        fill_news(jobs)
+        async with asyncio.timeout(DEADLINE_S), replaying(result):
+            while True:
+                async with stream(result, "/api/v1/events", params={"since": "0"}) as response:
+                    if response.status_code != 200:
+                        problem = json.loads(await response.aread())
+                        break
+            assert (response.status_code, problem["type"].rpartition("/")[2]) == (429, "too-many-replays")
+            assert int(response.headers["retry-after"]) >= 1
+            first: Message = {}
+            while first.get("type") != "error":
+                async with socket(result, "/ws/events?since=0") as ws:
+                    first = await told(ws)
+                    if first.get("type") == "error":
+                        _, code = await told_to_the_end(ws)
+            assert (first["code"], code) == ("too-many-replays", 1013)
+
+            assert (await got(result, "/healthz")).status_code == 200
+            async with watching(result, job_id) as ws:
+                assert (await told(ws))["job_id"] == job_id
+            async with socket(result, "/ws/events") as ws:
+                last = (await told(ws))["cursor"]
+            jobs.cancel(job_id)
+            async with socket(result, f"/ws/events?since={last}") as ws:
+                assert (await told(ws))["status"] == "cancelled", "a client that missed little is not refused"
+
+    async def test_replays_at_one_time_are_whole(self, own: Own) -> None:
+        result, jobs = own()
+        job_ids = [jobs.submit() for _ in range(250)]
+        async with socket(result, "/ws/events?since=0") as one, socket(result, "/ws/events?since=0") as other:
+            late = jobs.submit()
+            for ws in (one, other):
+                assert [(await told(ws))["job_id"] for _ in range(251)] == [*job_ids, late]
 
     @pytest.mark.parametrize("since", ["x", "1", "end", "-", "1-", "1-0-0", "1" * 16 + "-0"])
     async def test_a_cursor_that_is_none_is_refused(self, result: Functions, since: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from pydantic import SecretStr
 
 from tests.courier.sink import Sink
 from tests.functions.api import JOBS, Api, binary, serving, structured
+from tests.functions.listeners import DEADLINE_S, fill_news, replaying
 from tests.parts import LINK_KEY, PUBLIC_URL
 from tests.redis_server import RedisServer
 
@@ -259,6 +261,24 @@ def provoke_streams(api: Api) -> None:
     api.get(f"{JOBS}123/events")
     api.request("HEAD", paths.NEWS)
     api.get(paths.NEWS, params={"since": "soon"})
+    fill_news(api.jobs)
+    asyncio.run(provoke_refused_replay(api))
+
+
+async def provoke_refused_replay(api: Api) -> None:
+    """Ask for a replay, as many others do, until it is refused."""
+
+    def ask() -> bool:
+        with api.client.stream("GET", paths.NEWS, params={"since": "0"}) as response:
+            if response.status_code == 200:
+                return False
+            response.read()
+            api.contract.check(response)
+            return True
+
+    async with asyncio.timeout(DEADLINE_S), replaying(api.functions):
+        while not await asyncio.to_thread(ask):
+            pass
 
 
 def provoke_dead_letters(api: Api) -> None:
