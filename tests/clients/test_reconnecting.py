@@ -21,6 +21,7 @@ import pytest
 from darkroom.jobs import State
 
 from tests.clients.cutting_proxy import CuttingProxy
+from tests.databases import migrated
 from tests.driven_jobs import DrivenJobs
 from tests.parts import Functions, environment
 from tests.waiting import DEADLINE_S, eventually
@@ -97,6 +98,7 @@ def result(redis_url: str, namespace: str, tmp_path: Path) -> Iterator[Functions
     settings = environment(
         redis_url, namespace, DARKROOM_SOCKET_GRACE_S="0.5", DARKROOM_SOCKET_LIFE_S=str(CONNECTION_LIFE_S)
     )
+    migrated(settings["DARKROOM_DATABASE_URL"])
     result = Functions("result", environment=settings, log=tmp_path / "result.log")
     result.start()
     yield result
