@@ -214,6 +214,8 @@ class TestRelay:
         eventually(lambda: all(courier.said("started") for courier in couriers), what="both couriers")
         ended = [jobs.completed() for _ in range(200)]
         eventually(lambda: not jobs.outbox(), what="an empty outbox")
+        # The outbox is empty a moment before the last outcome is noted.
+        eventually(lambda: len(outcomes) >= len(ended), what="an outcome for each job")
         assert outcomes.count(Applied.APPLIED) == len(ended)
         assert len(outcomes) == len(ended)
         assert all(jobs.is_applied(job_id) for job_id in ended)
