@@ -50,6 +50,10 @@ class Post:
         return found
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # a courier connects twenty times at once, and the default is 5
+
+
 class Receiver:
     """What was posted, in order. `behave` gives the reply to each post, `consent` that to each OPTIONS."""
 
@@ -61,7 +65,7 @@ class Receiver:
         self.flooded = 0
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
+        self._server = _Server(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
         self._scheme = "http" if tls is None else "https"
         if tls is not None:

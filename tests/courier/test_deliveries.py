@@ -171,7 +171,9 @@ class TestPosts:
         """Both events are due when the courier starts, and it may post many at one time to one receiver."""
         job_ids = [told.completed(receiver.url, ALL) for _ in range(40)]
         receiver.behave = slow_to_take_a_start
-        start(**QUICK | {"DARKROOM_DELIVERIES_PER_TARGET": "20"})
+        # No try fails for want of time: a start that failed would be given up once the end is due.
+        patient = {"DARKROOM_DELIVERY_TIMEOUT_S": "50", "DARKROOM_DELIVERY_LEASE_S": "100"}
+        start(**QUICK | patient | {"DARKROOM_DELIVERIES_PER_TARGET": "20"})
         for job_id in job_ids:
             types = [post.event["type"].rpartition(".")[2] for post in receiver.await_posts(job_id, 2)]
             assert types == ["started", "completed"]
