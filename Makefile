@@ -136,6 +136,7 @@ images: ## Build the container images; BUILDER=buildah, BASE=, TAG=, IMAGES=work
 	  echo "== dev.local/darkroom-$$image, of $$folder/Dockerfile"; \
 	  $(BUILDER) build --layers --file "$$folder/Dockerfile" --iidfile "$$id" \
 	    $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) $(ARGS) .; \
+	  $(if $(TAG),:,test -s "$$id" || { echo "$(BUILDER) wrote no id of the image" >&2; exit 1; }); \
 	  tag=$(or $(TAG),$(VERSION)-$$(sed 's/^sha256://' "$$id" | cut -c 1-12)); \
 	  $(BUILDER) tag "$$(cat "$$id")" "dev.local/darkroom-$$image:$$tag"; \
 	  $(if $(TAG),:,$(PYTHON) knative/tags.py "dev.local/darkroom-$$image=$$tag"); \
