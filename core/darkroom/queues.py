@@ -21,8 +21,11 @@ from kombu.connection import Connection
 from kombu.serialization import dumps
 from kombu.transport.virtual import Channel
 
+from darkroom.events import REQUESTED
+
 TASK_NAME = "darkroom.run"
-"""The one task of a worker. It has no arguments: the task's id is the job's, and the job's record has its input."""
+"""The one task of a worker. It has no arguments: the task's id is the job's, and the job's record has its input. The
+header `cloudEvent` has the attributes of the event that asked for the job, whose data is in the record, too."""
 
 VISIBILITY_TIMEOUT_S = 24 * 3600
 """Only a janitor: recovery follows the lease, and a redelivered message is a hint that `claim` checks."""
@@ -36,7 +39,7 @@ _TAG = "darkroom-delivery-tag"
 _ASSUMED: tuple[object, ...] = (None, 0, {}, [None, None])
 """Values of headers that say nothing to a worker."""
 
-_JOB, _TRACEPARENT = "darkroom-job", "darkroom-traceparent"
+_JOB, _TRACEPARENT, _EVENT = "darkroom-job", "darkroom-traceparent", "darkroom-event"
 """Stand in a form where a message has its own."""
 
 
@@ -86,14 +89,21 @@ def transport_options(namespace: str, pool: str) -> dict[str, Any]:
     }
 
 
-def build_message(*, job_id: str, pool: str, traceparent: str | None) -> MessageTemplate:
-    """One task call with the job id as its Celery task id, as `apply_async` on the Redis transport would write it."""
-    form = _form(pool, traced=traceparent is not None)
-    trace = _encode(traceparent or "")[1:-1]  # the last, since a caller's may hold the other mark
-    return MessageTemplate(
-        form.head.replace(_JOB, job_id).replace(_TRACEPARENT, trace),
-        form.tail.replace(_JOB, job_id).replace(_TRACEPARENT, trace),
-    )
+def build_message(
+    *, job_id: str, pool: str, traceparent: str | None, event: Mapping[str, str] | None = None
+) -> MessageTemplate:
+    """One task call with the job id as its Celery task id, as `apply_async` on the Redis transport would write it.
+
+    `event`: the attributes of the CloudEvent that asked for the job; a canary has none.
+    """
+    form = _form(pool, traced=traceparent is not None, is_asked=event is not None)
+    attributes = {"specversion": "1.0", "type": REQUESTED, **(event or {}), "subject": job_id}
+    # What callers write comes last, since it may hold a mark; no text in JSON holds one between quotes.
+    marks = {_JOB: job_id, _TRACEPARENT: _encode(traceparent or "")[1:-1], f'"{_EVENT}"': _encode(attributes)}
+    head, tail = form.head, form.tail
+    for mark, text in marks.items():
+        head, tail = head.replace(mark, text), tail.replace(mark, text)
+    return MessageTemplate(head, tail)
 
 
 def foreign(raw: bytes) -> Foreign | None:
@@ -156,7 +166,7 @@ _ENCODINGS = ("application/json", "utf-8", "base64")
 
 
 @cache
-def _form(pool: str, *, traced: bool) -> MessageTemplate:
+def _form(pool: str, *, traced: bool, is_asked: bool) -> MessageTemplate:
     """What Celery and kombu write for a pool: made once, since making it takes longer than all else of a submission."""
     app = Celery("darkroom.submit", broker="memory://", set_as_current=False)
     channel: Channel = Connection("memory://").channel()
@@ -175,6 +185,8 @@ def _form(pool: str, *, traced: bool) -> MessageTemplate:
     headers = {name: value for name, value in task.headers.items() if value not in _ASSUMED}
     if traced:
         headers["traceparent"] = _TRACEPARENT
+    if is_asked:
+        headers["cloudEvent"] = _EVENT
     args, kwargs, _ = task.body
     content_type, content_encoding, body = dumps((args, kwargs, {}), "json")
     message = channel.prepare_message(body, 0, content_type, content_encoding, headers, task.properties)

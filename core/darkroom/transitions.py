@@ -398,7 +398,9 @@ def accept(
     KeyReused, IdConflict, and NotFound for a dead letter that is none. `memory_high` is the caller's reading that
     Redis' memory is nearly used up.
     """
-    message = queues.build_message(job_id=job.job_id, pool=job.pool, traceparent=job.traceparent)
+    message = queues.build_message(
+        job_id=job.job_id, pool=job.pool, traceparent=job.traceparent, event=job.fields.get("event")
+    )
     webhook = job.webhook
 
     def decode(reply: bytes) -> Accepted | DarkroomError:
