@@ -158,11 +158,14 @@ class Pod:
         if "exec" in probe:
             return self._podman.tried("exec", self._name, *self._nameless, *probe["exec"]["command"]).returncode == 0
         asked = probe["httpGet"]
-        (port,) = self._container["ports"]
-        assert asked.get("port", port.get("name")) == port.get("name")
+        port = asked.get("port")
+        if not isinstance(port, int):  # a name, or the only port, which Knative probes
+            (only,) = self._container["ports"]
+            assert port in (None, only.get("name"))
+            port = only["containerPort"]
         try:
             with inside(self._pid):
-                url = f"http://127.0.0.1:{port['containerPort']}{asked['path']}"
+                url = f"http://127.0.0.1:{port}{asked['path']}"
                 return httpx.get(url, trust_env=False, timeout=10).is_success
         except (httpx.TransportError, FileNotFoundError):  # a container that has ended has no network
             return False

@@ -85,19 +85,19 @@ def shipped(binary: Path, rendered: dict[str, list[Object]], secret: dict[str, s
         server.stop()
 
 
-def tests_url(server: ShippedRedis) -> str:
+def server_url(server: ShippedRedis) -> str:
     return f"redis://tests:any@127.0.0.1:{server.port}/0"
 
 
 def everything(server: ShippedRedis) -> dict[bytes, Any]:
-    with connect(tests_url(server)) as client:
+    with connect(server_url(server)) as client:
         keys = list(client.scan_iter())
         return {key: client.execute_command(*READERS[client.type(key).decode()](key)) for key in keys}
 
 
 def rewritten(server: ShippedRedis) -> None:
     """The append-only file is written anew, to the end."""
-    with connect(tests_url(server)) as client:
+    with connect(server_url(server)) as client:
         client.bgrewriteaof()
 
         def is_done() -> bool:
@@ -110,7 +110,7 @@ def rewritten(server: ShippedRedis) -> None:
 
 def written(server: ShippedRedis) -> None:
     """All that was acknowledged is in the file: while an fsync lasts Redis holds writes back, for 2 s at most."""
-    with connect(tests_url(server)) as client:
+    with connect(server_url(server)) as client:
         eventually(lambda: client.info("persistence")["aof_buffer_length"] == 0, what="the file has every write")
 
 
@@ -126,7 +126,7 @@ def test_a_redis_that_is_killed_comes_back_with_all_that_it_had(
 ) -> None:
     secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
     with shipped(binary_of_build(build), rendered, secret, tmp_path) as server:
-        load = Load(tests_url(server))
+        load = Load(server_url(server))
         load.wait_for_more()
         rewritten(server)
         load.wait_for_more()
@@ -135,7 +135,7 @@ def test_a_redis_that_is_killed_comes_back_with_all_that_it_had(
         server.stop(signal.SIGKILL)  # in the midst of it
         load.join()
         server.start()
-        jobs = DrivenJobs(tests_url(server), PREFIX)
+        jobs = DrivenJobs(server_url(server), PREFIX)
         assert {jobs.state(job_id) for job_id in completed} == {State.COMPLETED}
         assert all(jobs.redis.exists(f"{PREFIX}:job:{job_id}") for job_id in accepted)
 
@@ -160,7 +160,7 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
     binary = needed_binary(RedisKind.CURRENT)
     with shipped(binary, rendered, secret, tmp_path) as server:
         async with (
-            connect_async(tests_url(server)) as client,
+            connect_async(server_url(server)) as client,
             opened(SqliteDatabase(tmp_path / "history").url) as history,
         ):
             ledger = AsyncLedger(client, PREFIX)
