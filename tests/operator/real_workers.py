@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.parts import Part
+from tests.ports import free_port
 
 # A worker says of its pod what its host is called. Python imports a module of this name by itself.
 POD_NAME_HOOK = """
@@ -35,7 +36,9 @@ class RealWorkers:
         name = pod["metadata"]["name"]
         container = pod["spec"]["containers"][0]
         told = {variable["name"]: variable["value"] for variable in container["env"]}
-        environment = {**self._environment, **told, "TEST_POD": name}
+        # Pods have addresses of their own; these share one.
+        probes = {"DARKROOM_HOST": "127.0.0.1", "DARKROOM_PROBE_PORT": str(free_port())}
+        environment = {**self._environment, **told, **probes, "TEST_POD": name}
         worker = Part("darkroom_worker", environment=environment, log=self._folder / f"{name}.log")
         worker.start()
         self.running[name] = worker
