@@ -39,7 +39,7 @@ def users(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Users]:
     """As the fixture of that name elsewhere, one server for all tests here: nearly all that they do is refused."""
-    secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
+    secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "4"})
     folder = tmp_path_factory.mktemp("redis")
     with manifest_redis.running(
         needed_binary(request.param),
@@ -48,7 +48,7 @@ def users(
         folder,
         more_users=["user tests on nopass ~* &* +@all"],
     ) as found:
-        yield {**found, "tests": f"redis://tests:any@127.0.0.1:{found['port']}/0"}
+        yield {**found, "tests": f"redis://tests:any@127.0.0.1:{found['port']}/4"}
 
 
 SCRIPTS = {
@@ -225,7 +225,7 @@ def test_no_part_may_do_what_no_part_does(command: tuple[object, ...], users: Us
 
 @pytest.mark.parametrize("user", ["functions", "courier", "operator"])
 def test_only_workers_and_flower_reach_celerys_remote_control(user: str, users: Users) -> None:
-    channel = f"{PREFIX}:celery:/0.celery.pidbox"
+    channel = f"{PREFIX}:celery:/4.celery.pidbox"
     with redis.Redis.from_url(users[user]) as client:
         for command in (("PUBLISH", channel, "{}"), ("SUBSCRIBE", channel), ("PSUBSCRIBE", channel)):
             assert _is_refused(client, *command)

@@ -83,7 +83,7 @@ REDIS_CHANNELS = {
     "admin": ("*",),
 }
 
-_CLIENT = "+@connection +@transaction -@admin -@dangerous"
+_CLIENT = "+@connection +select +@transaction -@admin -@dangerous"
 
 _SCRIPTS = "+evalsha +script|load +time"
 """Scripts by their hash alone. Each part that runs scripts loads them itself: after a restart of Redis none has to wait
