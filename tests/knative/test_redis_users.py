@@ -158,6 +158,9 @@ JOBS = [
     ("ZRANGE", "waiting:flux", "0", "-1"),
 ]
 
+OF_ANY_LIST = ("RPOP", "BRPOP", "LPUSH")
+"""Flower needs them for its own lists, and the key of a pool's list to count its messages."""
+
 REFUSED = {
     "functions": [
         ("HGETALL", "worker:w-1"),
@@ -167,7 +170,7 @@ REFUSED = {
     "courier": [("HGETALL", "undelivered:e-1"), ("GET", "idem:other:key"), ("XRANGE", "decisions:flux", "-", "+")],
     "operator": SECRETS_OF_TENANTS,
     "worker": SECRETS_OF_TENANTS,
-    "flower": [*JOBS, *SECRETS_OF_TENANTS],
+    "flower": [*(command for command in JOBS if command[0] not in OF_ANY_LIST), *SECRETS_OF_TENANTS],
 }
 """Commands on keys, without their prefix, that a part does not need."""
 

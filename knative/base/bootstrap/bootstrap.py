@@ -60,7 +60,7 @@ REDIS_KEYS = {
     "courier": (*_JOBS, *_WORKERS, *_WEBHOOKS, "tenant:*", "retired", "taken:*", "pools", "epoch", "clock"),
     "operator": (*_JOBS, *_WORKERS, "decisions:*", "pools"),
     "worker": (*_JOBS, *_WORKERS, *_CELERY, "canary:*", "starters:*"),
-    "flower": _CELERY,
+    "flower": (*_CELERY, "celery:pool.*"),
     "admin": ("*",),
 }
 """The keys of each user, behind the prefix. A worker reads the records of all jobs, since any of them may become its
