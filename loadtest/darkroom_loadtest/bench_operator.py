@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from darkroom import transitions
+from darkroom.errors import NoPool
 from darkroom.jobs import State, new_job_id
 from darkroom.transitions import Accepted, Submission
 from darkroom_cli.processes import Process
@@ -233,9 +234,12 @@ def _submit(rig: Rig, pool: str) -> str:
         fields={},
         run_timeout=600.0,
     )
-    accepted = rig.ledger.run(transitions.accept(job, backlog_limit=10_000))
-    if not isinstance(accepted, Accepted):
-        raise BenchmarkFailed(f"a job was refused: {accepted}")
+    deadline = time.monotonic() + SETTLE_LIMIT_S
+    while not isinstance(accepted := rig.ledger.run(transitions.accept(job, backlog_limit=10_000)), Accepted):
+        # The operator announces a pool a moment after it has made its Deployment.
+        if not isinstance(accepted, NoPool) or time.monotonic() > deadline:
+            raise BenchmarkFailed(f"a job was refused: {accepted}")
+        time.sleep(0.01)
     return job_id
 
 

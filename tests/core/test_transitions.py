@@ -185,7 +185,7 @@ CALLS: Mapping[str, Maker] = {
     "defer": lambda jobs, job_id: transitions.defer_relay(job_id, delay_ms=1_000, now=jobs.now),
     "defer for the history": lambda jobs, job_id: transitions.defer_history(job_id, delay_ms=1_000, now=jobs.now),
     "keep": lambda jobs, job_id: transitions.keep(
-        "und_1", tenant=TENANT, attributes="{}", data="{}", failure="{}", now=jobs.now
+        "und_1", tenant=TENANT, attributes='{"source": "/tests"}', data="{}", failure="{}", now=jobs.now
     ),
     "mark replayed": lambda jobs, job_id: transitions.mark_replayed("und_1", last=jobs.now, now=jobs.now),
     "discard": lambda jobs, job_id: transitions.discard("und_1", tenant=TENANT, now=jobs.now),

@@ -323,6 +323,8 @@ def provoke_subscriptions(api: Api) -> None:
     """Every answer about subscriptions, and about what verifies, but those of an outage."""
     while (made := api.post(SUBSCRIPTIONS, json={"url": RECEIVER})).is_success:
         newest = made.headers["location"]
+    elsewhere = api.post(SUBSCRIPTIONS, json={"url": "https://elsewhere.example.com/"}).headers["location"]
+    api.request("PATCH", elsewhere, json={"url": RECEIVER})
     for path, method in ((SUBSCRIPTIONS, "POST"), (newest, "PATCH"), (newest + "/rotate-secret", "POST")):
         for body in refused_bodies():
             api.request(method, path, **body)
