@@ -51,8 +51,8 @@ def _python(base_ws_url: str, job_id: str) -> str:
 
 
 def _javascript(base_ws_url: str, job_id: str) -> str:
-    text = _replaced(JAVASCRIPT.read_text(), ADDRESS, base_ws_url)
-    return _replaced(text, JOB_ID, job_id)
+    # The id comes first: a port may hold its digits.
+    return _replaced(_replaced(JAVASCRIPT.read_text(), JOB_ID, job_id), ADDRESS, base_ws_url)
 
 
 def _replaced(text: str, old: str, new: str) -> str:
