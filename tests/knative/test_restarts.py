@@ -120,7 +120,6 @@ def killed(server: ShippedRedis) -> None:
     server.start()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections to the one that was killed
 @pytest.mark.parametrize("build", Build)
 def test_a_redis_that_is_killed_comes_back_with_all_that_it_had(
     build: Build, rendered: dict[str, list[Object]], bootstrap: ModuleType, tmp_path: Path
