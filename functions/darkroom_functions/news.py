@@ -90,7 +90,7 @@ class NewsUpdate:
 
 class NewsFollowing(Inbox):
     """What one follower is told of its tenant's jobs: all behind the place `told`, which is `behind` where it must read
-    the stream itself, in turn with the other `replays`, before it is told with all others.
+    the stream itself, in turn with the other `replays`, before it gets new entries with all others.
     """
 
     def __init__(
