@@ -112,7 +112,8 @@ def test_who_accepts_a_picture_gets_it(desk: Desk) -> None:
     assert response.headers["content-type"] == "image/png"
     assert response.headers.get_list("location") == [JOBS + job_id]
     assert REPEATED not in response.headers
-    assert response.headers["cache-control"] == "no-store"
+    assert response.headers.get_list("cache-control") == ["no-store"]
+    assert response.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,37 @@ def test_what_nginx_refuses_is_a_problem_too(request_text: str, status: int, nam
     assert members["type"].endswith(f"/{name}")
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/events"),
+        ("TRACE", "/"),
+        ("GET", f"/{'x' * 40_000}"),
+        ("GET", "/sync/flux"),
+        ("POST", "/sync/a/b"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_no_answer_of_its_own_may_be_kept_or_is_sniffed(method: str, path: str, client: httpx.Client) -> None:
+    are_headers_of_own(client.request(method, path))
+
+
+def are_headers_of_own(response: httpx.Response) -> None:
+    """Those that every answer of a function has too: once, whichever part wrote them."""
+    assert response.headers.get_list("cache-control") == ["no-store"]
+    assert response.headers.get_list("x-content-type-options") == ["nosniff"]
+
+
+def test_the_caching_that_a_function_allows_stands(front: Front) -> None:
+    job = front.client.post("/flux", json={}).headers["location"]
+    for path, rule in ((job, "private, no-cache"), (f"{job}x", "no-store"), (paths.NEWS, "no-store, no-transform")):
+        response = front.client.head(path)
+        assert response.headers.get_list("cache-control") == [rule]
+        assert response.headers.get_list("x-content-type-options") == ["nosniff"]
+
+
 def test_a_function_that_is_away_or_silent_is_a_problem_with_a_time_to_come_again(tmp_path: Path) -> None:
     with socket.socket() as full, socket.socket() as queued:
         full.bind(("127.0.0.1", 0))
@@ -198,11 +229,13 @@ def test_a_function_that_is_away_or_silent_is_a_problem_with_a_time_to_come_agai
             for path in ("/api/v1/models", "/ws/jobs/x", "/api/v1/events"):
                 response = client.get(gateway.url + path)
                 assert response.headers["retry-after"] == "1"
+                are_headers_of_own(response)
                 assert (problem(response)["status"], problem(response)["type"][-14:]) == (502, "/function-away")
             with ThreadPoolExecutor() as both:  # each takes the 5 s that a connection may
                 late = list(both.map(lambda path: client.post(gateway.url + path), ("/flux", "/sync/flux")))
             for response in late:
                 assert response.headers["retry-after"] == "1"
+                are_headers_of_own(response)
                 assert (problem(response)["status"], problem(response)["type"][-14:]) == (504, "/function-late")
 
 
@@ -294,6 +327,7 @@ def test_an_address_that_sends_too_fast_is_refused_and_no_other(staged: Staged, 
         )
         for response in refused:
             assert (problem(response)["status"], response.headers["retry-after"]) == (429, "1")
+            are_headers_of_own(response)
             assert slug(response) == "too-many-requests"
         assert client.get("/api/v1/models", headers=slow).status_code == 200
 
