@@ -57,7 +57,8 @@ def _tell(report: Report, output: Output) -> None:
     for stale in report.stale:
         output.record(_stale(stale))
         message = stale.message
-        output.result(f"stale message {message.tag} of pool {message.pool} ({message.where}): {stale.reason}")
+        tag = message.tag or "without a tag"
+        output.result(f"stale message {tag} of pool {message.pool} ({message.where}): {stale.reason}")
     for orphan in report.orphans:
         output.record({"orphan": orphan.key, "job": orphan.job, "seen": orphan.reason})
         output.result(f"orphaned artifact {orphan.key}: {orphan.reason}")

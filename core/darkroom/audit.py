@@ -35,7 +35,7 @@ LOST_AFTER_MS = 2 * SWEEP_AGE_MS
 """A message that was taken and never claimed is pushed again before this, or nobody sweeps."""
 
 
-_DELIVERY_TAG = re.compile(rb'"delivery_tag": ?"([^"]+)"')
+_DELIVERY_TAG = re.compile(rb'"delivery_tag": ?"([\w-]+:\d+)"')
 
 
 class Kind(StrEnum):

@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 from darkroom import transitions
+from darkroom.artifacts import ArtifactStore, artifact_key
 from darkroom.jobs import State
+from darkroom.queues import queue_name
 from darkroom_cli import local_redis
 from darkroom_cli.data_folder import DataFolder
 from darkroom_cli.processes import Identity, Recorded
 from darkroom_cli.run_record import RunRecord
 
 from tests.darkroom_command import darkroom
-from tests.driven_jobs import POOL, DrivenJobs
+from tests.driven_jobs import POOL, TENANT, DrivenJobs
 from tests.waiting import eventually
 
 
@@ -120,6 +122,36 @@ def test_pictures_are_read_where_the_store_is_named_and_they_are_wanted(
     done = darkroom(["audit", "--json", "--no-artifacts"], folder=tmp_path, DARKROOM_STORE=store, **told)
     assert done.returncode == 0
     assert lines_of(done)[-1]["artifacts"] is None
+
+
+def test_an_artifact_that_no_job_publishes_is_listed_and_is_status_0(
+    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+) -> None:
+    job_id = jobs.submit()
+    jobs.start(job_id)
+    jobs.run(transitions.cancel(job_id, tenant=TENANT))
+    jobs.run(transitions.finish(job_id, token="token", outcome=State.CANCELLED, data={}))
+    key = artifact_key(tenant=TENANT, job_id=job_id, attempt=1, index=0, sha256="0" * 64, extension="png")
+    store = (tmp_path / "store").as_uri()
+    ArtifactStore(store).put(key, b"a picture")
+    done = darkroom(["audit"], folder=tmp_path, DARKROOM_STORE=store, **told)
+    assert done.returncode == 0, done.stdout
+    seen = "the job is cancelled, and its attempt 1 did not publish this"
+    assert f"orphaned artifact {key}: {seen}" in done.stdout.splitlines()
+    assert "orphaned artifacts, which retention removes: 1" in done.stdout.splitlines()
+    done = darkroom(["audit", "--json"], folder=tmp_path, DARKROOM_STORE=store, **told)
+    assert lines_of(done)[0] == {"orphan": key, "job": job_id, "seen": seen}
+
+
+def test_messages_that_are_no_jobs_are_listed_and_doctor_finds_them(
+    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+) -> None:
+    jobs.redis.lpush(f"{jobs.namespace}:celery:{queue_name(POOL)}", b"\xff")
+    done = darkroom(["audit"], folder=tmp_path, **told)
+    assert done.returncode == 0, done.stderr
+    assert f"stale message without a tag of pool {POOL} (list): it is no job's message" in done.stdout.splitlines()
+    done = darkroom(["doctor", "--json"], folder=tmp_path, **told)
+    assert "foreign-messages" in {line.get("check") for line in lines_of(done)}, done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["audit"], ["audit", "--repair"], ["doctor"]], ids=" ".join)

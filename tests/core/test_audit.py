@@ -534,6 +534,22 @@ async def test_messages_of_jobs_that_need_none_are_stale_and_no_finding(jobs: Ti
     assert report.findings == ()
 
 
+async def test_messages_that_are_no_jobs_are_named_whatever_they_hold(jobs: TimedJobs, look: Audit) -> None:
+    foreign = [
+        b"\xff\xfe",
+        b'"x"',
+        b"{}",
+        b'{"properties": {"delivery_tag": "\xff:1"}}',
+        b'{"properties": {"delivery_tag": "a b:1"}}',
+        b'{"properties": {"delivery_tag": "2f9f0ec0-0000-4000-8000-000000000000"}}',
+    ]
+    jobs.redis.lpush(jobs.list_key, *foreign)
+    report = await look()
+    assert [stale.reason for stale in report.stale] == ["it is no job's message"] * len(foreign)
+    assert {stale.message.tag for stale in report.stale} == {""}
+    assert report.findings == ()
+
+
 async def test_messages_that_a_killed_worker_left_are_named(jobs: TimedJobs, look: Audit, any_redis_url: str) -> None:
     ended, running = jobs.submit(), jobs.submit()
     push(jobs, running, 1)
