@@ -17,7 +17,7 @@ from darkroom.doctor import Diagnosis, Limits, Server, Severity, diagnose
 from darkroom.examination import examine
 from darkroom.jobs import State
 from darkroom.ledger import AsyncLedger, connect_async
-from darkroom.transitions import Ended, WorkerState
+from darkroom.transitions import DroppedMessages, Ended, WorkerState
 
 from tests.core.timed_jobs import POOL, WORKER, TimedJobs
 from tests.courier.sink import Answer, Sink
@@ -285,6 +285,33 @@ async def test_a_retry_that_is_overdue_is_stuck(jobs: TimedJobs, ask: Ask) -> No
     job_id = jobs.running()
     long_ago(jobs, lambda: jobs.retry(job_id, delay_ms=0))
     assert job_id in (await ask())["stuck-jobs"]
+
+
+async def test_messages_in_a_list_that_are_no_jobs_are_found(jobs: TimedJobs, ask: Ask) -> None:
+    jobs.worker(WORKER, WorkerState.BUSY)
+    jobs.submit()
+    jobs.redis.lpush(jobs.list_key, b"\xff", b'"x"')
+    assert (await ask())["foreign-messages"].startswith(f"2 messages in the list of pool {POOL} are no job's")
+
+
+async def test_dropped_messages_are_found_for_a_day_and_a_repeated_report_of_them_counts_once(
+    jobs: TimedJobs, ask: Ask
+) -> None:
+    def report(op: int, count: int) -> None:
+        dropped = DroppedMessages(op, count, queues.Foreign.NOT_JSON)
+        beat = transitions.worker(
+            WORKER, pool=POOL, state=WorkerState.BUSY, pod="", models=["sd"], dropped=dropped, now=jobs.now
+        )
+        jobs.run(beat)
+
+    for op, count in ((1, 2), (1, 2), (2, 1)):
+        report(op, count)
+    assert (await ask())["foreign-messages"].startswith(f"workers of pool {POOL} dropped 3 messages that are no job's")
+    jobs.now -= 25 * 3_600_000
+    report(3, 1)
+    jobs.now += 25 * 3_600_000
+    jobs.worker(WORKER, WorkerState.BUSY)
+    assert await ask() == {}
 
 
 async def test_clocks_that_differ_from_redis_are_found(jobs: TimedJobs, ask: Ask) -> None:

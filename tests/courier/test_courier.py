@@ -130,6 +130,18 @@ class TestRelay:
         assert refused["reason"] == f"status {status}"
         assert refused["job"] == job_id
 
+    def test_a_sink_that_fails_again_and_again_is_named_once_in_the_log(
+        self, start: Start, sink: Sink, jobs: DrivenJobs
+    ) -> None:
+        sink.behave = lambda _event: Answer(500) if len(sink.events) <= 4 else Answer()
+        courier = start()
+        for job_id in [jobs.completed() for _ in range(4)]:
+            eventually(lambda job_id=job_id: len(sink.of(job_id)) > 1, what="a second post")  # type: ignore[misc]
+        (first,) = courier.said("sink_refused")
+        assert (first["reason"], first["level"]) == ("status 500", "warning")
+        (last,) = eventually(lambda: courier.said("sink_recovered"), what="the end of the failures in the log")
+        assert last["failures"] == 4
+
     def test_a_sink_that_says_when_is_obeyed(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         sink.behave = lambda _event: Answer(503, {"Retry-After": "120"})
         courier = start()

@@ -11,7 +11,8 @@ from darkroom import transitions
 from darkroom.history import PastJob
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import OUTBOX_SAMPLE, AsyncLedger, JobRecord, LogEntry, Outbox, connect_async
-from darkroom.transitions import Applied, Settled, WorkerState
+from darkroom.queues import Foreign
+from darkroom.transitions import Applied, DroppedMessages, Settled, WorkerState
 from darkroom.webhooks import Webhook, WebhookEvent
 from darkroom_courier.metrics import MAX_TENANTS, OTHER, Metrics, attempts
 
@@ -112,6 +113,14 @@ def test_what_waits_and_how_full_redis_is_are_read_when_somebody_asks(start: Sta
     assert said.value("darkroom_redis_memory_used_bytes") > 100_000
     assert ("darkroom_redis_memory_limit_bytes", frozenset()) in said.values
     assert said.value("darkroom_ledger_known") == 1
+
+
+def test_foreign_messages_that_workers_dropped_are_counted(start: Start, jobs: DrivenJobs) -> None:
+    port = courier(start)
+    assert ask(port).value("darkroom_pool_foreign_messages_total", pool=POOL) == 0
+    dropped = DroppedMessages(1, 3, Foreign.NOT_JSON)
+    jobs.run(transitions.worker("w-1", pool=POOL, state=WorkerState.BUSY, pod="", models=["sd"], dropped=dropped))
+    assert ask(port).value("darkroom_pool_foreign_messages_total", pool=POOL) == 3
 
 
 def test_a_dead_letter_a_lost_attempt_and_a_try_of_a_webhook_are_counted(start: Start, jobs: DrivenJobs) -> None:

@@ -156,6 +156,14 @@ def test_a_stand_in_of_the_sample_is_what_the_init_container_makes() -> None:
         assert init["command"][-2:] == ["darkroom_worker.standins", "/weights"]
 
 
+@pytest.mark.parametrize("name", ["pools", "pools-cpu"])
+def test_workers_are_probed_at_the_port_where_they_answer_and_by_no_process(name: str) -> None:
+    for pool in of_kind(sample(name), "WorkerPool"):
+        (worker,) = pool["spec"]["template"]["spec"]["containers"]
+        for probe, path in (("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
+            assert worker[probe].get("httpGet") == {"path": path, "port": pools.PROBE_PORT}
+
+
 def test_the_pools_of_a_sample_differ_in_their_model_alone() -> None:
     """YAML has no way to share what documents have in common."""
     flux, sd = of_kind(sample("pools-cpu"), "WorkerPool")

@@ -323,6 +323,16 @@ def test_a_png_says_how_it_was_made_and_by_what(studio: Studio, name: str) -> No
     assert (parameters["seed"], parameters["images"]) == (8, 1)
 
 
+def test_without_metadata_a_png_names_no_parameters(catalogue: Catalogue) -> None:
+    model = catalogue.get("sd")
+    engine = make_engine(model, metadata=False)
+    engine.load()
+    (picture,) = engine.run(complete(model, prompt="a secret"), job_id="a-job", on_step=ignore).pictures
+    engine.close()
+    assert texts(picture).keys() == {"Software", "model_served"}
+    assert b"secret" not in picture.png
+
+
 @each_model
 def test_the_parameters_in_a_png_submitted_again_give_that_file(studio: Studio, name: str) -> None:
     picture = studio.run(name, images=2, seed=7).pictures[1]
