@@ -51,7 +51,7 @@ class Foreign(StrEnum):
     OTHER_TASK = "another task"
     OTHER_ENCODING = "another content type or encoding"
     BODY = "a body that is not a call of the task"
-    HEADERS = "a time, an expiry or a time limit that Celery would act on"
+    HEADERS = "a time, an expiry, a time limit or a trace that no job's message has"
     REFUSED = "refused by Celery"
 
 
@@ -133,6 +133,7 @@ def foreign_message(message: object) -> Foreign | None:
         headers.get("eta") is not None
         or headers.get("expires") is not None
         or not _are_limits(headers.get("timelimit"))
+        or not isinstance(headers.get("traceparent"), str | None)
     ):
         return Foreign.HEADERS
     return None if _is_call(message.get("body")) else Foreign.BODY
