@@ -333,12 +333,14 @@ class TestFailures:
         from tests.courier.sink import Answer
 
         receiver.behave = lambda _post: Reply(410)
-        sink.behave = lambda event: Answer(503 if len(sink.of(str(event.subject))) < 2 else 202)
-        start(**QUICK)
+        sink.behave = lambda event: Answer(503 if len(sink.of(str(event.subject))) < 3 else 202)
+        courier = start(**QUICK)
         subscription_id = told.subscribe(receiver.url)
         told.completed(None)
-        eventually(lambda: len(sink.of(subscription_id)) >= 2, what="two posts of the notice")
+        eventually(lambda: len(sink.of(subscription_id)) >= 3, what="three posts of the notice")
         assert len({event.id for event in sink.of(subscription_id)}) == 1
+        (refused,) = [line for line in courier.said("sink_refused") if "subscription" in line]
+        assert (refused["subscription"], refused["level"]) == (subscription_id, "warning")
         eventually(lambda: not jobs.redis.exists(f"{jobs.namespace}:notices"), what="the notice being taken")
 
     def test_a_receiver_that_hangs_delays_nobody_else(self, start: Start, receiver: Receiver, told: Told) -> None:

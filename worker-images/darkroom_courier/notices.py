@@ -16,9 +16,10 @@ from darkroom.logs import logger
 from darkroom.times import iso
 from darkroom.webhooks import Subscription, SubscriptionState
 
-from darkroom_courier.relay import back_off
+from darkroom_courier.relay import SINK, back_off
 from darkroom_courier.settings import CourierSettings
 from darkroom_courier.sink import Sink
+from darkroom_courier.streaks import Streaks
 
 TYPE_PREFIX = "dev.darkroom.subscription."
 """After it stands what became of it: `disabled` or `ended`."""
@@ -35,6 +36,7 @@ class Notices:
         self._sink = sink
         self._settings = settings
         self._taker = taker
+        self._streaks = Streaks(failed="sink_refused", recovered="sink_recovered")
 
     async def step(self) -> bool:
         """Post one that is due. True: there may be more. Raises LedgerUnavailable."""
@@ -50,9 +52,10 @@ class Notices:
         if refusal is None:
             await self._ledger.run(transitions.noticed(subscription.id, changed=subscription.changed))
             _log.info("noticed", subscription=subscription.id, state=subscription.state.value)
+            self._streaks.succeed(SINK)
             return
         delay_s = back_off(time.time() - subscription.changed / 1000, refusal.retry_after_s, dice=0)
-        _log.warning("sink_refused", subscription=subscription.id, reason=refusal.reason)
+        self._streaks.fail(SINK, subscription=subscription.id, reason=refusal.reason)
         await self._ledger.run(transitions.defer_notice(subscription.id, delay_ms=round(delay_s * 1000)))
 
 
