@@ -130,7 +130,7 @@ def message(**changes: Any) -> bytes:
         for parent in parents:
             field = field[parent]
         if value is None:
-            del field[name]
+            field.pop(name, None)
         else:
             field[name] = value
     return json.dumps(whole).encode()
@@ -214,6 +214,40 @@ async def test_foreign_messages_end_no_worker_and_are_dropped_counted_and_report
         assert client.llen(prefix + queues.queue_name(POOL)) == 0, "nothing was put back"
     assert SECRET not in worker.log.read_text()
     assert worker.said("foreign_messages_dropped")
+
+
+VALUES = (7, True, "x", ["x"], {"x": 1}, None)
+
+CELERYS_OWN = (
+    *("retries", "stamps", "stamped_headers", "chord", "chain", "group", "group_index", "parent_id", "callbacks"),
+    *("errbacks", "delivery_info", "args", "kwargs", "reply_to", "shadow", "hostname", "replaced_task_nesting"),
+)
+"""Headers that Celery reads and a job's message does not have."""
+
+
+def paths() -> list[str]:
+    """Every path of a job's message, and those of headers that it may have."""
+    whole = json.loads(message())
+    found = list(whole)
+    for parent in ("headers", "properties"):
+        found += [f"{parent}__{name}" for name in whole[parent]]
+    found += [f"properties__delivery_info__{name}" for name in whole["properties"]["delivery_info"]]
+    return found + [f"headers__{name}" for name in ("traceparent", *CELERYS_OWN)]
+
+
+async def test_no_value_at_any_path_of_a_message_ends_a_worker_or_its_child(house: House) -> None:
+    worker = await house.ready_worker()
+    child = worker.children()
+    with connect(house.redis_url) as client:
+        name = f"{house.namespace}:celery:{queues.queue_name(POOL)}"
+        for path in paths():
+            for value in VALUES:
+                client.lpush(name, message(**{path: value}))
+        record = await house.ended(await house.submit())
+        assert (record.state, record.attempt, worker.children()) == (State.COMPLETED, 1, child)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert client.llen(name) == 0
 
 
 def _database(url: str) -> str:
