@@ -30,7 +30,6 @@ from darkroom_cli.processes import Process
 from darkroom_loadtest.figures import Figure, Goal, percentile, report
 from darkroom_loadtest.rig import NAMESPACE, REPOSITORY, ROOTS, BenchmarkFailed, Rig, processor_s, run_benchmark
 from tests.operator.control_plane import ControlPlane, assets
-from tests.operator.down_conversion import Conversion
 from tests.operator.kubelet import Kubelet
 from tests.operator.worker_standins import StandIns
 from tests.ports import free_port
@@ -98,7 +97,8 @@ def measure(rig: Rig, sizes: Sizes) -> None:
     plane = ControlPlane(programs, rig.folder / "control-plane")
     try:
         plane.start()
-        figures = _measure(rig, plane, sizes)
+        with plane.front() as server:
+            figures = _measure(rig, plane, server, sizes)
     finally:
         plane.stop()
     notes = [
@@ -109,13 +109,11 @@ def measure(rig: Rig, sizes: Sizes) -> None:
     report(BENCH, figures, redis=rig.redis_version, notes=notes)
 
 
-def _measure(rig: Rig, plane: ControlPlane, sizes: Sizes) -> list[Figure]:
-    conversion = Conversion(plane.port, str(plane.authority))
-    conversion.start()
+def _measure(rig: Rig, plane: ControlPlane, server: str | None, sizes: Sizes) -> list[Figure]:
     counter = TurnCounter(_port_of(rig.redis_url))
     try:
         _teach(plane)
-        operator = _start_operator(rig, plane, conversion, redis_port=counter.port_behind)
+        operator = _start_operator(rig, plane, server, redis_port=counter.port_behind)
         pid = operator.pid
         began = time.monotonic()
         names = [f"pool-{number}" for number in range(sizes.pools)]
@@ -150,11 +148,10 @@ def _measure(rig: Rig, plane: ControlPlane, sizes: Sizes) -> list[Figure]:
         # Another operator, since what counts its round trips stands in their way: none of the times above are its.
         rig.stop(operator)
         counter.start()
-        _until_calm(_start_operator(rig, plane, conversion, redis_port=counter.port).pid)
+        _until_calm(_start_operator(rig, plane, server, redis_port=counter.port).pid)
         turns = [counter.turns_per(TICK_S, sizes.ticks) for _ in range(sizes.runs)]
     finally:
         counter.stop()
-        conversion.stop()
     return [
         Figure(name="operator_patch_p50_ms", unit="ms", runs=p50),
         Figure(name="operator_patch_p99_ms", unit="ms", runs=p99, goal=Goal(most=250)),
@@ -175,11 +172,11 @@ def _teach(plane: ControlPlane) -> None:
     plane.kubectl("-n", WORKED_FOR, "apply", "-f", str(shipped / "rbac.yaml"))
 
 
-def _start_operator(rig: Rig, plane: ControlPlane, conversion: Conversion, *, redis_port: int) -> Process:
-    """An operator that leads, and reaches Redis at this port."""
+def _start_operator(rig: Rig, plane: ControlPlane, server: str | None, *, redis_port: int) -> Process:
+    """An operator that leads, and reaches Redis at this port; `server` is an address in front of the API server."""
     config = rig.folder / "operator.kubeconfig"
     token = plane.token_of(WORKED_FOR, "darkroom-operator")
-    config.write_text(plane.kubeconfig(token, server=conversion.url, namespace=WORKED_FOR))
+    config.write_text(plane.kubeconfig(token, server=server, namespace=WORKED_FOR))
     port = free_port()
     own = {
         "PYTHONPATH": ":".join(str(REPOSITORY / root) for root in (*ROOTS, "operator")),

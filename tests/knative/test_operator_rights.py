@@ -18,7 +18,6 @@ from tests.knative.rendering import Object, find, of_kind
 from tests.knative.test_started import Started
 from tests.operator.conftest import Stage
 from tests.operator.control_plane import MERGE, ControlPlane
-from tests.operator.down_conversion import Conversion
 from tests.operator.kubelet import Kubelet
 from tests.operator.running_operator import operator_config
 from tests.operator.worker_standins import StandIns
@@ -47,13 +46,7 @@ NOT_ASKED: Right = ("update", "darkroom.dev", "workerpools/finalizers")
 @pytest.fixture
 def front(cluster: ControlPlane) -> Iterator[Front]:
     with ExitStack() as stack:
-        if not cluster.is_old:
-            yield None, stack
-            return
-        server = Conversion(cluster.port, str(cluster.authority))
-        server.start()
-        stack.callback(server.stop)
-        yield server.url, stack
+        yield stack.enter_context(cluster.front()), stack
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from tests.operator.control_plane import ControlPlane, needed_assets
-from tests.operator.down_conversion import Conversion
 from tests.operator.kubelet import Kubelet
 from tests.operator.running_operator import RunningOperator, operator_config
 from tests.waiting import eventually
@@ -49,14 +48,9 @@ def control_plane(
 
 @pytest.fixture(scope="session")
 def front(control_plane: ControlPlane) -> Iterator[str | None]:
-    """The address that the operator uses in place of the API server's own, where that is too old for what it says."""
-    if not control_plane.is_old:
-        yield None
-        return
-    server = Conversion(control_plane.port, str(control_plane.authority))
-    server.start()
-    yield server.url
-    server.stop()
+    """The address that the operator uses, where it is not the API server's own."""
+    with control_plane.front() as address:
+        yield address
 
 
 @dataclass

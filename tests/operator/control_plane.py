@@ -16,6 +16,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.operator.down_conversion import older
+from tests.operator.down_conversion import Conversion, older
 from tests.ports import free_port
 from tests.waiting import eventually
 
@@ -133,6 +135,19 @@ class ControlPlane:
     def fitted(self, manifest: Any) -> Any:
         """The manifest as this server takes it: as it is shipped, unless the server is an old one."""
         return older(manifest) if self.is_old else manifest
+
+    @contextmanager
+    def front(self) -> Iterator[str | None]:
+        """The address that the operator uses in place of the API server's own, where that one is too old for it."""
+        if not self.is_old:
+            yield None
+            return
+        conversion = Conversion(self.port, str(self.authority))
+        conversion.start()
+        try:
+            yield conversion.url
+        finally:
+            conversion.stop()
 
     def start_api_server(self) -> None:
         """Start the API server, also again after `stop_api_server`."""
