@@ -166,7 +166,7 @@ class Examination:
     async def _clocks(self) -> tuple[tuple[Clock, ...], Clock | None]:
         """This machine's clock, and what `accept` and `clock` recorded; beside them whether Redis' own was set back."""
         asked_ms = time.time_ns() // 1_000_000
-        now = await self._now()
+        now = await self._ledger.now()
         answered_ms = time.time_ns() // 1_000_000
         with translated():
             recorded = await self._redis.hgetall(f"{self._namespace}:clock")
@@ -187,14 +187,14 @@ class Examination:
     async def _idle(self) -> dict[str, set[str]]:
         """Idle workers by pool."""
         found: dict[str, set[str]] = {}
-        now = await self._now()
+        now = await self._ledger.now()
         for worker in await self._ledger.workers():
             if _is_idle(worker, now):
                 found.setdefault(worker.pool, set()).add(worker.name)
         return found
 
     async def _workers(self, silent: Mapping[str, tuple[set[str], int]]) -> list[Worker]:
-        now = await self._now()
+        now = await self._ledger.now()
         workers = []
         for record in await self._ledger.workers():
             idle = _is_idle(record, now)
@@ -322,12 +322,6 @@ class Examination:
             if age_s > self._limits.untold_s:
                 found.append(Overdue(job_id, age_s, int(takes or 0), int(refused or 0)))
         return found
-
-    async def _now(self) -> int:
-        """Milliseconds of Redis' own clock."""
-        with translated():
-            seconds, micros = await self._redis.time()
-        return int(seconds * 1000 + micros // 1000)
 
 
 def _is_idle(worker: WorkerRecord, now: int) -> bool:

@@ -758,6 +758,12 @@ class AsyncLedger:
             for found, applied, dead in _sound(replies)
         ]
 
+    async def now(self) -> int:
+        """The time by Redis' clock (ms): ages of what the ledger dated are computed with it, on whatever machine."""
+        with translated():
+            seconds, micros = await self._redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
     async def memory(self) -> Memory:
         """What Redis uses of its memory."""
         with translated():

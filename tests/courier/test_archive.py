@@ -23,7 +23,7 @@ from darkroom.jobs import Artifact, State, new_job_id
 from darkroom.ledger import AsyncLedger, JobRecord, connect_async, scripts
 from darkroom.transitions import Applied
 
-from tests.courier.conftest import Start
+from tests.courier.conftest import Start, ahead
 from tests.courier.holding_proxy import HoldingProxy
 from tests.courier.sink import Answer, Sink
 from tests.databases import Database, opened
@@ -276,6 +276,16 @@ def test_a_job_whose_time_is_over_goes_with_its_pictures_and_leaves_a_tombstone(
     assert all(isinstance(watched.find(job_id), PastJob) for job_id in young)
     assert pictures(watched) == set(young)
     assert watched.in_history(lambda history: history.unfinished(limit=10)) == []
+
+
+def test_retention_is_counted_by_redis_clock(start: Start, watched: Watched, tmp_path: Path) -> None:
+    """A courier whose clock is two days ahead deletes no job early."""
+    over, young = old_jobs(watched, 1, days=30.1), old_jobs(watched, 1, days=29)
+    hook = ahead(tmp_path, seconds=2 * 24 * 3600)
+    courier = start(DARKROOM_RETENTION_DAYS="30", PYTHONPATH=hook, **watched.told)
+    eventually(lambda: courier.said("retention_over"), what="the look for old jobs")
+    assert isinstance(watched.find(over[0]), Tombstone)
+    assert isinstance(watched.find(young[0]), PastJob)
 
 
 def test_without_a_retention_everything_is_kept(start: Start, watched: Watched) -> None:

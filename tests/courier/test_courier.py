@@ -17,10 +17,11 @@ from darkroom import transitions
 from darkroom.events import Event
 from darkroom.jobs import State
 from darkroom.transitions import Applied
-from darkroom_courier.relay import back_off
+from darkroom.webhooks import DEFAULT_EVENTS, new_subscription_id
+from darkroom_courier.relay import BACK_OFF_MAX_S, back_off
 from darkroom_courier.sink import retry_after
 
-from tests.courier.conftest import Start
+from tests.courier.conftest import Start, ahead
 from tests.courier.sink import HANG, Answer, Sink
 from tests.driven_jobs import POOL, TENANT, DrivenJobs
 from tests.parts import PUBLIC_URL, Part, environment
@@ -141,6 +142,25 @@ class TestRelay:
         assert (first["reason"], first["level"]) == ("status 500", "warning")
         (last,) = eventually(lambda: courier.said("sink_recovered"), what="the end of the failures in the log")
         assert last["failures"] == 4
+
+    def test_the_pause_after_a_refusal_is_computed_by_redis_clock(
+        self, start: Start, sink: Sink, jobs: DrivenJobs, tmp_path: Path
+    ) -> None:
+        """A courier whose clock is an hour ahead does not take a new event, or a new notice, for an old one."""
+        sink.behave = lambda _event: Answer(503)
+        courier = start(PYTHONPATH=ahead(tmp_path, seconds=3600))
+        job_id = jobs.completed()
+        subscription = new_subscription_id(int(time.time() * 1000))
+        said = {"url": "https://receiver.test/", "events": DEFAULT_EVENTS}
+        jobs.run(transitions.subscribe(subscription, tenant=TENANT, create=True, **said))  # type: ignore[arg-type]
+        jobs.run(transitions.subscribe(subscription, tenant=TENANT, enabled=False))
+        jobs.redis.zadd(f"{jobs.namespace}:notices", {subscription: 0})
+        for about in ({"job": job_id}, {"subscription": subscription}):
+            (refused, *_) = eventually(
+                lambda about=about: [line for line in courier.said("sink_refused") if about.items() <= line.items()],  # type: ignore[misc]
+                what="the refusal",
+            )
+            assert refused["again_in_s"] < BACK_OFF_MAX_S
 
     def test_a_sink_that_says_when_is_obeyed(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         sink.behave = lambda _event: Answer(503, {"Retry-After": "120"})
@@ -318,6 +338,22 @@ class TestUpkeep:
         assert event.data["error"].startswith("expired:")
         (expired,) = eventually(lambda: courier.said("expired"), what="the log line")
         assert expired["jobs"] == [job_id]
+
+    def test_a_clock_of_redis_that_was_set_back_delays_no_retry(self, start: Start, jobs: DrivenJobs) -> None:
+        """What is left after Redis' clock was set back by an hour: the last tick, and the retry, are an hour ahead."""
+        hour_ms = 3_600_000
+        job_id = jobs.submit()
+        jobs.start(job_id)
+        error = {"kind": "transient", "message": "again"}
+        jobs.run(transitions.retry(job_id, token="token", error=error, delay_ms=hour_ms))
+        jobs.redis.hset(f"{jobs.namespace}:clock", "at", int(time.time() * 1000) + hour_ms)
+        courier = start(**QUICK)
+        (promoted,) = eventually(lambda: courier.said("promoted"), what="the retry")
+        assert promoted["jobs"] == [job_id]
+        (noted,) = courier.said("redis_clock_set_back")
+        assert 0 < noted["ms"] <= hour_ms
+        ahead_ms, _ = map(int, jobs.redis.hget(f"{jobs.namespace}:clock", "courier").split())
+        assert abs(ahead_ms) < hour_ms
 
     def test_many_that_are_due_at_once_do_not_wait_for_many_ticks(self, start: Start, jobs: DrivenJobs) -> None:
         late = [jobs.submit(start_deadline=1) for _ in range(250)]

@@ -399,6 +399,9 @@ def test_seconds_of_a_start_deadline_are_counted_by_redis_and_doctor_finds_the_f
         findings = [json.loads(line) for line in done.stdout.splitlines()]
         (clock,) = [finding for finding in findings if finding.get("check") == "clocks"]
         assert "the clock of a function that accepts jobs was 60 min behind Redis'" in clock["seen"]
+        done = darkroom(["doctor", "--json"], folder=tmp_path, **own | {"PYTHONPATH": path})
+        findings = [json.loads(line) for line in done.stdout.splitlines()]
+        assert any("the clock of this machine was 60 min behind Redis'" in each.get("seen", "") for each in findings)
 
 
 def test_an_events_expirytime_is_a_start_deadline_and_the_earlier_one_counts(api: Api) -> None:

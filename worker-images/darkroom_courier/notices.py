@@ -6,7 +6,6 @@ system routes it from the Broker to where owners read.
 
 from __future__ import annotations
 
-import time
 from uuid import uuid4
 
 from darkroom import transitions
@@ -54,8 +53,10 @@ class Notices:
             _log.info("noticed", subscription=subscription.id, state=subscription.state.value)
             self._streaks.succeed(SINK)
             return
-        delay_s = back_off(time.time() - subscription.changed / 1000, refusal.retry_after_s, dice=0)
-        self._streaks.fail(SINK, subscription=subscription.id, reason=refusal.reason)
+        age_ms = await self._ledger.now() - subscription.changed
+        delay_s = back_off(age_ms / 1000, refusal.retry_after_s, dice=0)
+        again_in_s = round(delay_s, 1)
+        self._streaks.fail(SINK, subscription=subscription.id, reason=refusal.reason, again_in_s=again_in_s)
         await self._ledger.run(transitions.defer_notice(subscription.id, delay_ms=round(delay_s * 1000)))
 
 

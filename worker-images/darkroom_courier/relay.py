@@ -115,11 +115,11 @@ class Relay:
 
     async def _tell(self, record: JobRecord, entries: list[LogEntry]) -> None:
         for entry in entries:
-            now_s = time.time()
-            event = job_event(record, entry, self._links, source=self._settings.public_url, now_s=now_s)
+            event = job_event(record, entry, self._links, source=self._settings.public_url, now_s=time.time())
             refusal = await self._offer(event)
             if refusal is not None:
-                await self._put_off(record, refusal, age_s=now_s - entry.at / 1000)
+                age_ms = await self._ledger.now() - entry.at
+                await self._put_off(record, refusal, age_s=age_ms / 1000)
                 return
             self._streaks.succeed(SINK)
             _log.info("relayed", state=entry.state.value, **record.about)

@@ -51,7 +51,7 @@ class Retention:
         """
         if time.monotonic() < self._due:
             return False
-        now = time.time_ns() // 1_000_000
+        now = await self._deletion.ledger.now()
         left = await self._deletion.history.unfinished(limit=SLICE)
         over = [] if self._days is None else await self._bury(before=now - self._days * DAY_MS, now=now)
         await self._deletion.finish([*left, *over], now=now)
