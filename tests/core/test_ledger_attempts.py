@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from darkroom import transitions
 from darkroom.jobs import JobEvent, State
+from darkroom.ledger import AsyncLedger
 from darkroom.transitions import Cancelled, Claim, Ended, Reason, Receipt, Standing
+from darkroom.webhooks import DEFAULT_EVENTS, new_subscription_id
 from redis.exceptions import ResponseError
 
-from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, TimedJobs
+from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, WORKER, TimedJobs
 
 LEASE_MS = transitions.LEASE_MS
 GAP_MS = transitions.REAP_GAP_MS
@@ -630,6 +632,7 @@ def test_a_retry_comes_after_its_delay_though_the_clock_was_set_back(jobs: Timed
     job_id = jobs.running()
     jobs.retry(job_id, delay_ms=10_000)
     set_back(jobs)
+    assert jobs.record(job_id).not_before == jobs.now + 10_000
     tick_for(jobs, 8_000)
     assert jobs.record(job_id).not_before is not None
     tick_for(jobs, 4_000)
@@ -670,3 +673,59 @@ def test_an_event_that_the_sink_refused_is_due_in_time_though_the_clock_was_set_
     set_back(jobs)
     tick_for(jobs, 7_000)
     assert jobs.take(call="2") == [job_id]
+
+
+@pytest.mark.parametrize("kind", ["history", "notice"])
+def test_what_was_deferred_is_due_in_time_though_the_clock_was_set_back(jobs: TimedJobs, kind: str) -> None:
+    defer, take, subject = outward(jobs, kind)
+    jobs.run(defer(subject, delay_ms=5_000, now=jobs.now))
+    set_back(jobs)
+    assert jobs.run(take(taker="courier", call="2", limit=10, now=jobs.now)) == []
+    tick_for(jobs, 7_000)
+    assert jobs.run(take(taker="courier", call="3", limit=10, now=jobs.now)) == [subject]
+
+
+def outward(jobs: TimedJobs, kind: str) -> tuple[Any, Any, str]:
+    """How an entry of this kind is deferred and taken, and one that was taken."""
+    defer: Any
+    take: Any
+    if kind == "history":
+        subject = jobs.running()
+        jobs.finish(subject)
+        defer, take = transitions.defer_history, transitions.take_history
+    else:
+        subject = new_subscription_id(jobs.now)
+        said: dict[str, Any] = {"tenant": TENANT, "url": "https://receiver.test/", "events": DEFAULT_EVENTS}
+        jobs.run(transitions.subscribe(subject, **said, create=True, now=jobs.now))
+        jobs.run(transitions.subscribe(subject, tenant=TENANT, enabled=False, now=jobs.now))
+        jobs.redis.zadd(jobs.key("notices"), {subject: jobs.now})
+        defer, take = transitions.defer_notice, transitions.take_notices
+    assert jobs.run(take(taker="courier", call="1", limit=10, now=jobs.now)) == [subject]
+    return defer, take, subject
+
+
+async def test_a_worker_that_is_lost_gets_no_message_though_the_clock_was_set_back(
+    jobs: TimedJobs, ledger: AsyncLedger
+) -> None:
+    """It counts neither as a worker nor as a free slot once its sign of life is too old."""
+    jobs.worker()
+    set_back(jobs)
+    tick_for(jobs, transitions.WORKER_TTL_MS + 2_000)
+    first = jobs.submit()
+    jobs.submit()
+    assert jobs.listed() == [first]  # as where no worker is
+    assert jobs.run(transitions.observe(POOL, now=jobs.now)).idle == 0
+    jobs.now += 4 * transitions.WORKER_TTL_MS
+    jobs.worker("another")
+    assert [worker.name for worker in await ledger.workers()] == ["another"]
+
+
+def test_a_drain_that_is_not_renewed_is_over_in_time_though_the_clock_was_set_back(jobs: TimedJobs) -> None:
+    jobs.worker()
+    (drained,) = jobs.run(transitions.drain(POOL, count=1, now=jobs.now))
+    assert drained.worker == WORKER
+    set_back(jobs)
+    tick_for(jobs, transitions.DRAIN_TTL_MS + 2_000)
+    jobs.worker()
+    reading = jobs.run(transitions.observe(POOL, now=jobs.now))
+    assert (reading.idle, reading.marked) == (1, 0)

@@ -635,6 +635,24 @@ class TestTries:
             (3, None, "no answer\nat all"),
         ]
 
+    def test_a_clock_that_is_set_back_delays_neither_a_retry_nor_what_a_lost_courier_held(
+        self, jobs: TimedJobs
+    ) -> None:
+        other = "https://other.test/"
+        for url in (URL, other):
+            permit(jobs, url)
+            ended(jobs, webhook=Webhook(url))
+        failed, held = sorted(take(jobs), key=lambda each: each.url, reverse=True)
+        settle(jobs, failed, Outcome.FAILED, status=429, again_ms=5_000, pause_ms=5_000)
+        jobs.run(transitions.clock(clock_ms=jobs.now, now=jobs.now))
+        jobs.now -= 3_600_000
+        jobs.run(transitions.clock(clock_ms=jobs.now, now=jobs.now))
+        assert take(jobs) == []
+        jobs.now += 5_000
+        assert [each.id for each in take(jobs, taker="two")] == [failed.id]
+        jobs.now += LEASE_MS - 5_000
+        assert held.id in [each.id for each in take(jobs, taker="two", per_target=1)]
+
     async def test_what_was_put_off_was_not_tried(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
