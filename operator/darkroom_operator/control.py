@@ -135,7 +135,11 @@ class Control:
     async def look(self, names: Iterable[str], *, reap: bool) -> None:
         """One look at these pools."""
         standings = [standing for name in names if (standing := self._world.standings.get(name)) is not None]
-        if not self._leadership.held or not (standings or self._unsaid):
+        if not self._leadership.held:
+            for standing in standings:
+                standing.is_resumed = False  # nothing is observed meanwhile, as while no operator runs
+            return
+        if not (standings or self._unsaid):
             return
         await self._observe(standings, reap=reap)
         await self._replacement.observe(standings)

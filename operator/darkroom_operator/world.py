@@ -113,7 +113,8 @@ class Standing:
     `in_force` is the generation whose objects were made last, `tried` the one that was tried last: they differ where
     the API server refused the template. `try_again_at`: not before, after another failure (monotonic). `ending`: the
     pool is being deleted.
-    `faulty`: pods whose worker is faulty, and since when (monotonic). `is_resumed`: the decision log was read.
+    `faulty`: pods whose worker is faulty, and since when (monotonic). `is_resumed`: the decision log
+    was read since this process leads.
     `victims`: pods that are chosen to go, and since when (monotonic). `gone`: pods that are gone, and when (monotonic).
     `changing`: held by whoever makes the pool's objects. `settled`: what the status that was written last was made of,
     once that is all that there is to say.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -507,6 +509,30 @@ def test_idle_replicas_outlive_a_restart_of_the_operator(stage: Stage, jobs: Dri
     ended_at = next(each["at"] for each in log if each["decision"]["reason"] == "Settling")
     removed_at = next(each["at"] for each in log if each["decision"]["reason"] == "Idle")
     assert removed_at - ended_at >= 14_000
+
+
+def test_time_in_which_the_operator_did_not_lead_is_no_idle_time(
+    stage: Stage, jobs: DrivenJobs, standins: StandIns
+) -> None:
+    """A process that stood still for longer than its Lease, and than the idle time, continues as after a restart."""
+    operator = stage.operator(**SHORT_LEASE)
+    operator.lead()
+    stage.apply("flux", scaleDown={"idleSeconds": 5})
+    (job_id,) = submitted(jobs, 1)
+    has_workers(standins, 1)
+    (pod,) = standins.pods
+    assert standins.claim(pod, job_id) is None
+    os.kill(operator.pid, signal.SIGSTOP)
+    try:
+        time.sleep(7)
+        standins.complete(pod)
+        continued_at = time.time_ns() // 1_000_000
+    finally:
+        os.kill(operator.pid, signal.SIGCONT)
+    stage.has_replicas("flux", 0)
+    log = [json.loads(fields[b"entry"]) for _, fields in jobs.redis.xrange(f"{stage.prefix}:decisions:flux")]
+    removed_at = next(each["at"] for each in log if each["decision"]["reason"] == "Idle")
+    assert removed_at - continued_at >= 5_000
 
 
 MISSPELT: dict[str, tuple[Object, str]] = {
