@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import httpx
 import pytest
 from darkroom_functions import connections
 from darkroom_functions.serve import Server
@@ -27,6 +29,7 @@ from tests.functions.listeners import told_to_the_end
 from tests.parts import Functions, environment
 from tests.ports import free_port
 from tests.redis_server import RedisServer
+from tests.waiting import eventually
 
 DEADLINE_S = 60
 MUCH = 32 * 1024 * 1024
@@ -313,6 +316,33 @@ async def test_a_connection_too_many_is_refused_while_all_others_are_answered() 
             async with asyncio.timeout(DEADLINE_S):
                 assert b" 200 " in await reader.read()
             writer.close()
+
+
+FEW_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (320, 320))
+"""
+
+
+def test_idle_connections_beyond_the_files_of_a_process_reset_no_others_and_are_logged(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    """The process may open 320 files, and 400 clients connect. Python imports a module of this name by itself."""
+    (tmp_path / "sitecustomize.py").write_text(FEW_FILES)
+    settings = environment(own_redis.url, "own")
+    settings["PYTHONPATH"] = os.pathsep.join((str(tmp_path), settings["PYTHONPATH"]))
+    migrated(settings["DARKROOM_DATABASE_URL"])
+    function = Functions("result", environment=settings, log=tmp_path / "result.log")
+    function.start()
+    try:
+        with ExitStack() as idle:
+            for _ in range(400):
+                idle.enter_context(closing(connected(function.port)))
+            assert httpx.get(f"{function.url}/healthz", timeout=DEADLINE_S).status_code == 200
+            refused = eventually(lambda: function.said("connections_refused"), what="the count of refused connections")
+            assert refused[0]["too-many-connections"] >= 1
+    finally:
+        function.stop()
 
 
 def _is_alive(port: int, client: socket.socket) -> bool:
