@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import resource
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,9 @@ HEADERS_BYTES = 64 * 1024
 
 TARGET_BYTES = 32 * 1024
 """The longest path with its query, as at the gateway."""
+
+ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+"""A target with a host, which replaces that of `Host` (RFC 9112, section 3.2.2)."""
 
 HEADERS_S = 20.0
 """How long the headers of a request may take, from its first byte, or from the connection for its first request."""
@@ -165,11 +169,13 @@ class Http(HttpToolsProtocol):
             self._refuse(_too_large(len(self.url)))
         if self._is_over:
             return
+        if target := ABSOLUTE_TARGET.match(self.url):
+            self.headers[:] = [(name, target[1] if name == b"host" else value) for name, value in self.headers]
+        super().on_headers_complete()  # raises where the target is no path, which is refused
         self._in_headers = False
         self._since = self.loop.time()
         self._body_bytes = self._framing_bytes = 0
         self._answered_at = None
-        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         if not self._is_over:

@@ -212,9 +212,10 @@ async def test_headers_that_come_at_once_have_the_same_bound(count: int, size: i
         writer.close()
 
 
-async def test_what_is_no_http_is_a_problem() -> None:
+@pytest.mark.parametrize("start", [b"HELO darkroom", b"CONNECT localhost:443 HTTP/1.1"])
+async def test_what_is_no_http_is_a_problem(start: bytes) -> None:
     async with served() as (port, _):
-        assert (await flooded(port, b"HELO darkroom\r\n\r\n", b"", times=0))[0] == 400
+        assert (await flooded(port, start + b"\r\nHost: localhost\r\n\r\n", b"", times=0))[0] == 400
 
 
 @pytest.mark.usefixtures("short_times")

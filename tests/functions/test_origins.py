@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tests.conftest import RedisServers
-from tests.functions.api import JOBS, Api, binary, serving, slug
+from tests.functions.api import JOBS, TIMEOUT_S, Api, binary, serving, slug
 from tests.functions.test_jobs import PICTURE, finished
 from tests.parts import PUBLIC_URL
 from tests.redis_server import RedisKind
@@ -70,6 +71,23 @@ def test_a_foreign_host_is_refused_on_loopback(api: Api, host: str, path: str) -
 @pytest.mark.parametrize("host", OWN_HOSTS)
 def test_a_name_of_loopback_and_the_public_host_are_served(api: Api, host: str) -> None:
     assert api.client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://evil.example/healthz", "localhost", 421),
+        ("HTTP://evil.example:80/healthz?x", "localhost", 421),
+        ("http://localhost:8000/healthz", "evil.example", 200),
+        ("http://a@localhost/healthz", "localhost", 400),
+    ],
+)
+def test_a_target_with_a_host_counts_instead_of_the_header(api: Api, target: str, host: str, status: int) -> None:
+    """RFC 9112, section 3.2.2."""
+    with socket.create_connection(("127.0.0.1", api.functions.port), timeout=TIMEOUT_S) as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        with client.makefile("rb") as answer:
+            assert int(answer.readline().split()[1]) == status
 
 
 def test_the_host_that_a_proxy_was_asked_for_counts_too(api: Api) -> None:
