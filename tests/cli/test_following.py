@@ -8,11 +8,11 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from tests.clients.cutting_proxy import CuttingProxy
 from tests.conftest import RedisServers
 from tests.darkroom_command import PATIENCE_S, command, environment
 from tests.functions.api import serving
 from tests.redis_server import RedisKind
+from tests.tcp_proxy import CuttingProxy
 from tests.waiting import eventually
 
 CUTS = 6

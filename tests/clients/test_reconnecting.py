@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from darkroom.jobs import State
 
-from tests.clients.cutting_proxy import CuttingProxy
 from tests.databases import migrated
 from tests.driven_jobs import DrivenJobs
 from tests.parts import Functions, environment
+from tests.tcp_proxy import CuttingProxy
 from tests.waiting import DEADLINE_S, eventually
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "clients"

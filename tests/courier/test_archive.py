@@ -24,11 +24,11 @@ from darkroom.ledger import AsyncLedger, JobRecord, connect_async, scripts
 from darkroom.transitions import Applied
 
 from tests.courier.conftest import Start, ahead
-from tests.courier.holding_proxy import HoldingProxy
 from tests.courier.sink import Answer, Sink
 from tests.databases import Database, opened
 from tests.driven_jobs import TENANT, DrivenJobs
 from tests.parts import Part, environment
+from tests.tcp_proxy import HoldingProxy
 from tests.waiting import eventually
 
 T = TypeVar("T")

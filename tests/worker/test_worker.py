@@ -32,7 +32,7 @@ from tests.conftest import RedisServers
 from tests.parts import Part, environment
 from tests.ports import free_port
 from tests.redis_server import RedisKind, RedisServer, needed_binary
-from tests.silent_proxy import SilentProxy
+from tests.tcp_proxy import SilentProxy
 from tests.worker.running_worker import MODEL, MODEL_FILE, POOL, TENANT, House, Place, WorkerProcess
 
 
