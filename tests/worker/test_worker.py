@@ -612,6 +612,21 @@ async def test_a_worker_whose_connections_went_dead_keeps_the_lease_of_its_job(
             assert (record.state, record.attempt) == (State.RUNNING, 1)
 
 
+async def test_an_attempt_that_cannot_be_ended_stops_no_other_job(house: House) -> None:
+    worker = await house.ready_worker()
+    damaged = await house.submit(steps=20, seconds=600)
+    await house.running(damaged)
+    with connect(house.redis_url) as client:
+        client.hset(f"{house.namespace}:job:{damaged}", "counted", "many")
+
+    os.kill(worker.children()[0], signal.SIGKILL)
+
+    await house.said(worker, "booking_failed", job=damaged)
+    record = await house.ended(await house.submit())
+    assert record.state is State.COMPLETED
+    await house.registered(worker, WorkerState.READY)
+
+
 async def test_draining_one_of_two_workers_loses_no_job_and_runs_none_twice(house: House) -> None:
     first, second = await house.ready_worker(), await house.ready_worker()
     jobs = [await house.submit(steps=2, seconds=0.1) for _ in range(40)]

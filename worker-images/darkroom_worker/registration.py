@@ -219,9 +219,13 @@ class Watch(threading.Thread):
         if self._away_until is not None and now < self._away_until:
             return
         try:
-            self._renew(now)
-            self._book()
-            self._tell(now)
+            for step in (self._renew, self._book, self._tell):
+                try:
+                    step(now)
+                except TemporaryError:
+                    raise
+                except Exception:  # as for a record that cannot be read: the heartbeat does not depend on it
+                    self._log.exception("watch_failed")
         except TemporaryError as error:
             if self._away_since is None:
                 self._log.warning("ledger_away", detail=error.detail)
@@ -239,17 +243,25 @@ class Watch(threading.Thread):
         if run is not None and run.overdue_at is not None:
             run.overdue_at += away_s
 
-    def _book(self) -> None:
+    def _book(self, _now: float) -> None:
+        """Make the bookings. One that fails for good is dropped: the lease ends its attempt."""
         while self._bookings:
-            booking = self._bookings[0]
-            attempt, ending = booking.attempt, booking.ending
-            if ending is not None:
-                ended = self._ledger.run(ending)
-                self._log.warning("attempt_ended_for_child", transition=ending.script, ended=ended, **attempt.about)
-                self._bookings[0] = Booking(attempt, None)
-            if attempt.is_watched:
-                self._emit(attempt, self._ledger.job(attempt.id))
+            try:
+                self._book_first()
+            except TemporaryError:
+                raise
+            except Exception:
+                self._log.exception("booking_failed", **self._bookings[0].attempt.about)
             self._bookings.pop(0)
+
+    def _book_first(self) -> None:
+        attempt, ending = self._bookings[0].attempt, self._bookings[0].ending
+        if ending is not None:
+            ended = self._ledger.run(ending)
+            self._log.warning("attempt_ended_for_child", transition=ending.script, ended=ended, **attempt.about)
+            self._bookings[0] = Booking(attempt, None)
+        if attempt.is_watched:
+            self._emit(attempt, self._ledger.job(attempt.id))
 
     def _emit(self, attempt: Attempt, record: JobRecord | None) -> None:
         """Have the event loop emit an event. A drain waits for that."""
@@ -364,7 +376,7 @@ class Watch(threading.Thread):
             while not self._mail.empty():
                 self._wait(0)
             try:
-                self._book()
+                self._book(math.inf)
                 self._report_dropped(math.inf)
                 if self._told is not None:
                     self._ledger.run(self._registration(WorkerState.GONE, self._report))
