@@ -52,6 +52,7 @@ class Foreign(StrEnum):
     OTHER_ENCODING = "another content type or encoding"
     BODY = "a body that is not a call of the task"
     HEADERS = "a time, an expiry, a time limit or a trace that no job's message has"
+    COMMAND = "no command of Celery's"
     REFUSED = "refused by Celery"
 
 
@@ -139,6 +140,36 @@ def foreign_message(message: object) -> Foreign | None:
     return None if _is_call(message.get("body")) else Foreign.BODY
 
 
+def foreign_command(message: object) -> Foreign | None:
+    """Why what came over the workers' control channel is not a command, or None if it is one.
+
+    Read as JSON, as kombu's `Mailbox` publishes it. Whether the command exists is Celery's to say.
+    """
+    match message:
+        case {"headers": Mapping() as headers, "properties": {"body_encoding": "base64"}, "body": str(body)}:
+            command = _decoded(body)
+        case _:
+            return Foreign.NOT_A_MESSAGE
+    if not isinstance(headers.get("clock"), int | None):
+        return Foreign.HEADERS
+    match command:
+        case {"method": str(), **rest} if all(isinstance(rest.get(name), kind) for name, kind in _COMMAND.items()):
+            return None
+        case _:
+            return Foreign.COMMAND
+
+
+_COMMAND = {
+    "arguments": Mapping | None,
+    "destination": list | None,
+    "pattern": str | None,
+    "matcher": str | None,
+    "reply_to": Mapping | None,
+    "ticket": str | None,
+}
+"""What a command may hold beside its method, each with its type."""
+
+
 def _are_limits(given: object) -> bool:
     """Whether that is a hard and a soft time limit, or none."""
     match given:
@@ -152,15 +183,20 @@ def _is_call(body: object) -> bool:
     """Whether it is the body of a task call, in Base64: no keyword arguments, no calls that follow. Messages of records
     before version 3 have an argument.
     """
-    try:
-        call = json.loads(base64.b64decode(body, validate=True)) if isinstance(body, str) else None
-    except (binascii.Error, ValueError, RecursionError):
-        return False
+    call = _decoded(body)
     match call:
         case [[] | [_], dict(keywords), dict(following)]:
             return not keywords and not any(following.values())
         case _:
             return False
+
+
+def _decoded(body: object) -> object:
+    """The JSON value of a body in Base64; None where there is none."""
+    try:
+        return json.loads(base64.b64decode(body, validate=True)) if isinstance(body, str) else None
+    except (binascii.Error, ValueError, RecursionError):
+        return None
 
 
 _ENCODINGS = ("application/json", "utf-8", "base64")

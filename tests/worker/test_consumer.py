@@ -186,6 +186,29 @@ FOREIGN: Mapping[str, bytes] = {
 }
 
 
+def command(body: object, **headers: Any) -> bytes:
+    """What came over the control channel, in the form of a message of kombu's."""
+    properties = {"body_encoding": "base64", "delivery_tag": JOBLESS, "delivery_info": {"exchange": "celery.pidbox"}}
+    whole = {"content-type": "application/json", "content-encoding": "utf-8", "headers": {"clock": 1, **headers}}
+    return json.dumps(
+        {**whole, "properties": properties, "body": base64.b64encode(json.dumps(body).encode()).decode()}
+    ).encode()
+
+
+NO_COMMANDS: Mapping[str, bytes] = {
+    "a string": command("ping"),
+    "a number": command(7),
+    "a list": command(["ping"]),
+    "no method": command({"arguments": {}}),
+    "a method that is no name": command({"method": 7}),
+    "arguments that are none": command({"method": "ping", "arguments": "x"}),
+    "destinations that are none": command({"method": "ping", "destination": 7}),
+    "a pattern that is none": command({"method": "ping", "pattern": 7, "matcher": ["x"]}),
+    "an address for the reply that is none": command({"method": "ping", "reply_to": "x"}),
+    "a clock that is none": command({"method": "ping"}, clock="x"),
+}
+
+
 async def test_foreign_messages_end_no_worker_and_are_dropped_counted_and_reported(house: House) -> None:
     worker = await house.ready_worker()
     with connect(house.redis_url) as client:
@@ -193,12 +216,14 @@ async def test_foreign_messages_end_no_worker_and_are_dropped_counted_and_report
         for raw in FOREIGN.values():
             client.lpush(prefix + queues.queue_name(POOL), raw)
             client.publish(f"{prefix}/{_database(house.redis_url)}.celery.pidbox", raw.replace(SECRET.encode(), b"x"))
+        for raw in NO_COMMANDS.values():
+            client.publish(f"{prefix}/{_database(house.redis_url)}.celery.pidbox", raw)
         job_id = await house.submit()
         record = await house.ended(job_id)
 
         async def counted() -> bool | None:
             dropped = (await house.ledger.foreign_messages([POOL]))[POOL]
-            return dropped.count >= len(FOREIGN) or None
+            return dropped.count >= 2 * len(FOREIGN) + len(NO_COMMANDS) or None
 
         await house.until(counted, "all of them are counted")
         assert (record.state, record.attempt) == (State.COMPLETED, 1)
@@ -212,7 +237,10 @@ async def test_foreign_messages_end_no_worker_and_are_dropped_counted_and_report
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
         assert client.llen(prefix + queues.queue_name(POOL)) == 0, "nothing was put back"
-    assert SECRET not in worker.log.read_text()
+    log = worker.log.read_text()
+    assert SECRET not in log
+    assert '"level": "error"' not in log
+    assert "Traceback" not in log
     assert worker.said("foreign_messages_dropped")
 
 

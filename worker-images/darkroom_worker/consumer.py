@@ -28,6 +28,8 @@ from celery.worker.consumer import Consumer
 from darkroom import queues
 from darkroom.queues import Foreign
 from kombu.transport import redis as kombu_redis
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
 
 TELL_EVENTS_EVERY_S = 0.25
 """How long what happens to tasks may wait to be emitted; as often as progress is. 24 together are emitted at once."""
@@ -122,6 +124,17 @@ class Channel(kombu_redis.Channel):
         """Read a message of the control channel."""
         return self._read(super()._receive)
 
+    def _handle_message(self, client: Any, reply: Any) -> dict[str, Any]:
+        """Empty what kombu could not read: it would log its content, and a stack trace."""
+        payload: dict[str, Any] = super()._handle_message(client, reply)  # type: ignore[no-untyped-call]
+        if bytes_to_str(payload["type"]).endswith("message"):
+            try:
+                loads(bytes_to_str(payload["data"]))
+            except Exception:
+                message_dropped.send(sender=self, reason=Foreign.NOT_JSON)
+                payload["data"] = None
+        return payload
+
     def _read(self, read: Callable[[], Any]) -> Any:
         """What cannot be read as JSON raises here, also from the hooks by which kombu reads dates and the like."""
         try:
@@ -139,7 +152,8 @@ class Transport(kombu_redis.Transport):
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
-        reason = queues.foreign_message(message) if queues.is_queue(queue) else None
+        judge = queues.foreign_message if queues.is_queue(queue) else queues.foreign_command
+        reason = judge(message)
         if reason is not None:
             message_dropped.send(sender=self, reason=reason)
             return
