@@ -154,7 +154,7 @@ FULL = Plan(
     lease_s=transitions.LEASE_MS / 1000,
     wounds=orders(kills=7, stops=6),
     every_s=3.5,
-    limit_s=420,
+    limit_s=900,
     patience_s=150,
     outages=(
         Outage(70, 21, Loss.REDIS_KILLED),
