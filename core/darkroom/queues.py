@@ -146,7 +146,11 @@ def foreign_command(message: object) -> Foreign | None:
     Read as JSON, as kombu's `Mailbox` publishes it. Whether the command exists is Celery's to say.
     """
     match message:
-        case {"headers": Mapping() as headers, "properties": {"body_encoding": "base64"}, "body": str(body)}:
+        case {
+            "headers": Mapping() as headers,
+            "properties": {"body_encoding": "base64", "delivery_tag": str(), "delivery_info": Mapping()},
+            "body": str(body),
+        }:
             command = _decoded(body)
         case _:
             return Foreign.NOT_A_MESSAGE

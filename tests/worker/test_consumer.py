@@ -186,13 +186,11 @@ FOREIGN: Mapping[str, bytes] = {
 }
 
 
-def command(body: object, **headers: Any) -> bytes:
-    """What came over the control channel, in the form of a message of kombu's."""
+def command(call: object, **changes: Any) -> bytes:
+    """A message of the control channel in the form that kombu gives it."""
     properties = {"body_encoding": "base64", "delivery_tag": JOBLESS, "delivery_info": {"exchange": "celery.pidbox"}}
-    whole = {"content-type": "application/json", "content-encoding": "utf-8", "headers": {"clock": 1, **headers}}
-    return json.dumps(
-        {**whole, "properties": properties, "body": base64.b64encode(json.dumps(body).encode()).decode()}
-    ).encode()
+    whole = {"content-type": "application/json", "content-encoding": "utf-8", "headers": {"clock": 1}}
+    return json.dumps({**whole, "properties": properties, "body": body(call), **changes}).encode()
 
 
 NO_COMMANDS: Mapping[str, bytes] = {
@@ -205,7 +203,9 @@ NO_COMMANDS: Mapping[str, bytes] = {
     "destinations that are none": command({"method": "ping", "destination": 7}),
     "a pattern that is none": command({"method": "ping", "pattern": 7, "matcher": ["x"]}),
     "an address for the reply that is none": command({"method": "ping", "reply_to": "x"}),
-    "a clock that is none": command({"method": "ping"}, clock="x"),
+    "a clock that is none": command({"method": "ping"}, headers={"clock": "x"}),
+    "no delivery tag": command({"method": "ping"}, properties={"body_encoding": "base64", "delivery_info": {}}),
+    "no delivery info": command({"method": "ping"}, properties={"body_encoding": "base64", "delivery_tag": JOBLESS}),
 }
 
 
@@ -213,10 +213,8 @@ async def test_foreign_messages_end_no_worker_and_are_dropped_counted_and_report
     worker = await house.ready_worker()
     with connect(house.redis_url) as client:
         prefix = f"{house.namespace}:celery:"
-        for raw in FOREIGN.values():
-            client.lpush(prefix + queues.queue_name(POOL), raw)
-            client.publish(f"{prefix}/{_database(house.redis_url)}.celery.pidbox", raw.replace(SECRET.encode(), b"x"))
-        for raw in NO_COMMANDS.values():
+        client.lpush(prefix + queues.queue_name(POOL), *FOREIGN.values())
+        for raw in (*FOREIGN.values(), *NO_COMMANDS.values()):
             client.publish(f"{prefix}/{_database(house.redis_url)}.celery.pidbox", raw)
         job_id = await house.submit()
         record = await house.ended(job_id)

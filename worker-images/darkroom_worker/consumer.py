@@ -121,7 +121,7 @@ class Channel(kombu_redis.Channel):
         return self._read(lambda: super(Channel, self)._brpop_read(**options))  # type: ignore[no-untyped-call]
 
     def _receive(self) -> Any:
-        """Read a message of the control channel."""
+        """Read messages of the control channel."""
         return self._read(super()._receive)
 
     def _handle_message(self, client: Any, reply: Any) -> dict[str, Any]:
