@@ -491,15 +491,23 @@ def test_a_worker_that_recovers_is_not_replaced(stage: Stage, standins: StandIns
     assert recovers in names_of(stage)
 
 
-def test_idle_replicas_outlive_a_restart_of_the_operator(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
-    """The idle time goes on where it was: the decision log knows what was wanted before."""
-    first = stage.operator(**SHORT_LEASE)
-    first.lead()
-    stage.apply("flux", scaleDown={"idleSeconds": 15})
+def with_a_busy_worker(
+    stage: Stage, jobs: DrivenJobs, standins: StandIns, *, idle_s: int
+) -> tuple[RunningOperator, str]:
+    """An operator that leads, and the one pod of the pool flux, which runs a job."""
+    operator = stage.operator(**SHORT_LEASE)
+    operator.lead()
+    stage.apply("flux", scaleDown={"idleSeconds": idle_s})
     (job_id,) = submitted(jobs, 1)
     has_workers(standins, 1)
     (pod,) = standins.pods
     assert standins.claim(pod, job_id) is None
+    return operator, pod
+
+
+def test_idle_replicas_outlive_a_restart_of_the_operator(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
+    """The idle time goes on where it was: the decision log knows what was wanted before."""
+    first, pod = with_a_busy_worker(stage, jobs, standins, idle_s=15)
     standins.complete(pod)
     eventually(lambda: stage.pool("flux")["status"]["reason"] == "Settling", what="the replica is idle")
     first.end(signal.SIGKILL)
@@ -515,13 +523,7 @@ def test_time_in_which_the_operator_did_not_lead_is_no_idle_time(
     stage: Stage, jobs: DrivenJobs, standins: StandIns
 ) -> None:
     """A process that stood still for longer than its Lease, and than the idle time, continues as after a restart."""
-    operator = stage.operator(**SHORT_LEASE)
-    operator.lead()
-    stage.apply("flux", scaleDown={"idleSeconds": 5})
-    (job_id,) = submitted(jobs, 1)
-    has_workers(standins, 1)
-    (pod,) = standins.pods
-    assert standins.claim(pod, job_id) is None
+    operator, pod = with_a_busy_worker(stage, jobs, standins, idle_s=5)
     os.kill(operator.pid, signal.SIGSTOP)
     try:
         time.sleep(7)
