@@ -45,6 +45,24 @@ def environment(redis_url: str, namespace: str, **more: str) -> dict[str, str]:
     }
 
 
+def hooked(environment: Mapping[str, str], folder: Path, code: str) -> dict[str, str]:
+    """The environment of a part that runs `code` first: Python imports a module named sitecustomize by itself."""
+    (folder / "sitecustomize.py").write_text(code)
+    return {**environment, "PYTHONPATH": os.pathsep.join((str(folder), environment["PYTHONPATH"]))}
+
+
+CLOCK = """
+import time
+now, now_ns = time.time, time.time_ns
+time.time, time.time_ns = lambda: now() + {seconds}, lambda: now_ns() + {seconds} * 10**9
+"""
+
+
+def ahead(folder: Path, *, seconds: int) -> str:
+    """The `PYTHONPATH` of a part whose clock is so many seconds ahead; below 0, behind."""
+    return hooked(environment("", ""), folder, CLOCK.format(seconds=seconds))["PYTHONPATH"]
+
+
 @cache
 def scratch() -> Path:
     """Where parts keep what a test names no place for; it goes when the tests have ended."""

@@ -34,7 +34,7 @@ def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
 
 
 @pytest.fixture
-def told(redis_url: str, namespace: str) -> dict[str, str]:
+def settings(redis_url: str, namespace: str) -> dict[str, str]:
     """What an operator's shell says."""
     return {"DARKROOM_REDIS_URL": redis_url, "DARKROOM_NAMESPACE": namespace}
 
@@ -51,11 +51,11 @@ def lose(jobs: DrivenJobs) -> str:
 
 
 def test_an_audit_that_finds_nothing_counts_the_jobs_and_is_status_0(
-    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     jobs.start(jobs.submit())
     jobs.submit()
-    done = darkroom(["audit"], folder=tmp_path, **told)
+    done = darkroom(["audit"], folder=tmp_path, **settings)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "jobs: 2 (1 dispatched, 1 running)",
@@ -66,30 +66,30 @@ def test_an_audit_that_finds_nothing_counts_the_jobs_and_is_status_0(
 
 
 def test_an_audit_that_finds_something_names_the_job_and_is_status_1(
-    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     job_id = lose(jobs)
-    done = darkroom(["audit"], folder=tmp_path, **told)
+    done = darkroom(["audit"], folder=tmp_path, **settings)
     assert done.returncode == 1
     assert f"nowhere: job {job_id}: it is pending, and in no set of pool {POOL}" in done.stdout
     assert done.stdout.splitlines()[-1] == "findings: 1, repaired: 0"
     assert jobs.state(job_id) is State.PENDING
 
 
-def test_a_repair_puts_it_right_and_is_status_0(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+def test_a_repair_puts_it_right_and_is_status_0(jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path) -> None:
     lose(jobs)
-    done = darkroom(["audit", "--repair"], folder=tmp_path, **told)
+    done = darkroom(["audit", "--repair"], folder=tmp_path, **settings)
     assert done.returncode == 0, done.stdout
     assert "  repaired: waiting again" in done.stdout
-    assert darkroom(["audit"], folder=tmp_path, **told).stdout.splitlines()[-1] == "nothing is wrong"
+    assert darkroom(["audit"], folder=tmp_path, **settings).stdout.splitlines()[-1] == "nothing is wrong"
 
 
 def test_with_json_an_audit_is_a_line_for_each_finding_and_the_counts(
-    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     job_id = lose(jobs)
     jobs.submit()
-    done = darkroom(["audit", "--json"], folder=tmp_path, **told)
+    done = darkroom(["audit", "--json"], folder=tmp_path, **settings)
     finding, stale, counts = lines_of(done)
     assert (finding["finding"], finding["job"], finding["repaired"]) == ("nowhere", job_id, None)
     assert (stale["stale"], stale["where"]) == (f"{job_id}:1", "list")
@@ -112,20 +112,20 @@ def test_with_json_an_audit_is_a_line_for_each_finding_and_the_counts(
 
 
 def test_pictures_are_read_where_the_store_is_named_and_they_are_wanted(
-    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     jobs.completed()  # its picture is made up, and nowhere
     store = (tmp_path / "store").as_uri()
-    done = darkroom(["audit", "--json"], folder=tmp_path, DARKROOM_STORE=store, **told)
+    done = darkroom(["audit", "--json"], folder=tmp_path, DARKROOM_STORE=store, **settings)
     assert done.returncode == 1
     assert lines_of(done)[-1]["findings"] == {"artifact_missing": 1}
-    done = darkroom(["audit", "--json", "--no-artifacts"], folder=tmp_path, DARKROOM_STORE=store, **told)
+    done = darkroom(["audit", "--json", "--no-artifacts"], folder=tmp_path, DARKROOM_STORE=store, **settings)
     assert done.returncode == 0
     assert lines_of(done)[-1]["artifacts"] is None
 
 
 def test_an_artifact_that_no_job_publishes_is_listed_and_is_status_0(
-    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     job_id = jobs.submit()
     jobs.start(job_id)
@@ -134,23 +134,23 @@ def test_an_artifact_that_no_job_publishes_is_listed_and_is_status_0(
     key = artifact_key(tenant=TENANT, job_id=job_id, attempt=1, index=0, sha256="0" * 64, extension="png")
     store = (tmp_path / "store").as_uri()
     ArtifactStore(store).put(key, b"a picture")
-    done = darkroom(["audit"], folder=tmp_path, DARKROOM_STORE=store, **told)
+    done = darkroom(["audit"], folder=tmp_path, DARKROOM_STORE=store, **settings)
     assert done.returncode == 0, done.stdout
     seen = "the job is cancelled, and its attempt 1 did not publish this"
     assert f"orphaned artifact {key}: {seen}" in done.stdout.splitlines()
     assert "orphaned artifacts, which retention removes: 1" in done.stdout.splitlines()
-    done = darkroom(["audit", "--json"], folder=tmp_path, DARKROOM_STORE=store, **told)
+    done = darkroom(["audit", "--json"], folder=tmp_path, DARKROOM_STORE=store, **settings)
     assert lines_of(done)[0] == {"orphan": key, "job": job_id, "seen": seen}
 
 
 def test_messages_that_are_no_jobs_are_listed_and_doctor_finds_them(
-    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     jobs.redis.lpush(f"{jobs.namespace}:celery:{queue_name(POOL)}", b"\xff")
-    done = darkroom(["audit"], folder=tmp_path, **told)
+    done = darkroom(["audit"], folder=tmp_path, **settings)
     assert done.returncode == 0, done.stderr
     assert f"stale message without a tag of pool {POOL} (list): it is no job's message" in done.stdout.splitlines()
-    done = darkroom(["doctor", "--json"], folder=tmp_path, **told)
+    done = darkroom(["doctor", "--json"], folder=tmp_path, **settings)
     assert "foreign-messages" in {line.get("check") for line in lines_of(done)}, done.stdout
 
 
@@ -171,9 +171,9 @@ def test_without_a_redis_that_is_named_or_runs_here_it_is_one_line_and_status_3(
 )
 @pytest.mark.parametrize("command", ["audit", "doctor"])
 def test_a_setting_of_no_use_is_one_line_and_status_2(
-    told: dict[str, str], tmp_path: Path, command: str, variable: str, value: str
+    settings: dict[str, str], tmp_path: Path, command: str, variable: str, value: str
 ) -> None:
-    done = darkroom([command], folder=tmp_path, **(told | {variable: value}))
+    done = darkroom([command], folder=tmp_path, **(settings | {variable: value}))
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert variable in line
@@ -192,16 +192,18 @@ def test_a_redis_that_is_away_is_status_3_for_an_audit_and_a_finding_for_the_doc
     assert "hidden-word" not in done.stdout + done.stderr
 
 
-def test_a_doctor_who_finds_nothing_says_what_is_fine(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+def test_a_doctor_who_finds_nothing_says_what_is_fine(
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
+) -> None:
     jobs.run(transitions.reap(POOL))
-    done = darkroom(["doctor"], folder=tmp_path, **told)
+    done = darkroom(["doctor"], folder=tmp_path, **settings)
     assert done.returncode == 0, done.stdout
     (line,) = done.stdout.splitlines()
     assert line.startswith("fine: redis-reachable, redis-version")
 
 
-def test_with_json_a_doctor_s_findings_are_a_line_each_and_the_checks(told: dict[str, str], tmp_path: Path) -> None:
-    done = darkroom(["doctor", "--json"], folder=tmp_path, **told)
+def test_with_json_a_doctor_s_findings_are_a_line_each_and_the_checks(settings: dict[str, str], tmp_path: Path) -> None:
+    done = darkroom(["doctor", "--json"], folder=tmp_path, **settings)
     assert done.returncode == 1
     finding, checks = lines_of(done)
     assert (finding["check"], finding["severity"]) == ("pools", "problem")
@@ -211,11 +213,11 @@ def test_with_json_a_doctor_s_findings_are_a_line_each_and_the_checks(told: dict
 
 
 def test_a_full_backlog_is_measured_by_the_limit_that_submit_has(
-    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     jobs.run(transitions.reap(POOL))
     jobs.submit()
-    done = darkroom(["doctor", "--json"], folder=tmp_path, DARKROOM_BACKLOG_LIMIT="1", **told)
+    done = darkroom(["doctor", "--json"], folder=tmp_path, DARKROOM_BACKLOG_LIMIT="1", **settings)
     assert lines_of(done)[-1]["found"] == ["backlog"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,18 +12,6 @@ from tests.driven_jobs import DrivenJobs
 from tests.parts import Part, environment
 
 Start = Callable[..., Part]
-
-AHEAD = """
-import time
-now, now_ns = time.time, time.time_ns
-time.time, time.time_ns = lambda: now() + {seconds}, lambda: now_ns() + {seconds} * 10**9
-"""
-
-
-def ahead(folder: Path, *, seconds: int) -> str:
-    """The `PYTHONPATH` of a part whose clock is ahead: Python imports a module of this name by itself."""
-    (folder / "sitecustomize.py").write_text(AHEAD.format(seconds=seconds))
-    return os.pathsep.join((str(folder), environment("", "")["PYTHONPATH"]))
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from darkroom.jobs import Artifact, State, new_job_id
 from darkroom.ledger import AsyncLedger, JobRecord, connect_async, scripts
 from darkroom.transitions import Applied
 
-from tests.courier.conftest import Start, ahead
+from tests.courier.conftest import Start
 from tests.courier.sink import Answer, Sink
 from tests.databases import Database, opened
 from tests.driven_jobs import TENANT, DrivenJobs
-from tests.parts import Part, environment
+from tests.parts import Part, ahead, environment
 from tests.tcp_proxy import HoldingProxy
 from tests.waiting import eventually
 
@@ -47,7 +47,7 @@ class Watched:
         self.database = database
         self.store = ArtifactStore(store.as_uri())
         self._redis_url = redis_url
-        self.told = {"DARKROOM_DATABASE_URL": database.url, "DARKROOM_STORE": store.as_uri(), **QUICK}
+        self.settings = {"DARKROOM_DATABASE_URL": database.url, "DARKROOM_STORE": store.as_uri(), **QUICK}
 
     def in_history(self, ask: Callable[[History], Awaitable[T]]) -> T:
         """What the history answers, once it has its table."""
@@ -108,7 +108,7 @@ def test_a_job_that_has_ended_is_written_with_its_attempts(start: Start, watched
     jobs.start(job_id, token="one")
     error = {"kind": "transient", "message": "again"}
     jobs.run(transitions.retry(job_id, token="one", error=error, delay_ms=0))
-    start(**watched.told)
+    start(**watched.settings)
     eventually(lambda: jobs.redis.zcard(f"{jobs.namespace}:due:local") == 0, what="the retry to be due")
     jobs.start(job_id)
     jobs.progress(job_id, step=1, steps=2)
@@ -124,7 +124,7 @@ def test_a_job_that_has_ended_is_written_with_its_attempts(start: Start, watched
 
 def test_many_are_written_in_few_transactions(start: Start, watched: Watched) -> None:
     ended = [watched.jobs.completed() for _ in range(450)]
-    courier = start(**watched.told)
+    courier = start(**watched.settings)
     eventually(lambda: watched.left_to_write() == 0, what="all to be written")
     assert watched.all() == sorted(ended, reverse=True)
     eventually(lambda: len(courier.said("archived")) == 3, what="three batches")
@@ -132,7 +132,7 @@ def test_many_are_written_in_few_transactions(start: Start, watched: Watched) ->
 
 
 def test_two_couriers_write_every_job_once(start: Start, watched: Watched) -> None:
-    couriers = [start(**watched.told) for _ in range(2)]
+    couriers = [start(**watched.settings) for _ in range(2)]
     ended = [watched.jobs.completed() for _ in range(300)]
     eventually(lambda: watched.left_to_write() == 0, what="all to be written")
     assert watched.all() == sorted(ended, reverse=True)
@@ -148,7 +148,7 @@ def test_a_job_that_cannot_be_written_holds_up_no_other(start: Start, watched: W
     before, damaged, after = jobs.completed(), jobs.completed(), jobs.completed()
     broken = {"fields": '{"user_id": ["no", "text"]}', "end_data": "{"}[damage]
     jobs.redis.hset(f"{jobs.namespace}:job:{damaged}", damage, broken)
-    courier = start(**watched.told)
+    courier = start(**watched.settings)
     eventually(lambda: watched.is_archived(before) and watched.is_archived(after), what="the others")
     eventually(lambda: courier.said("not_archived"), what="the fault to be said")
     assert [line["job"] for line in courier.said("not_archived")] == [damaged]
@@ -161,16 +161,16 @@ def test_a_job_that_cannot_be_written_holds_up_no_other(start: Start, watched: W
 
 
 def test_no_time_to_live_starts_before_the_commit(start: Start, watched: Watched) -> None:
-    told, untold = watched.jobs.completed(), watched.jobs.completed()
-    watched.apply(told)
-    assert watched.lives_on(told)
-    start(**watched.told)
-    eventually(lambda: not watched.lives_on(told), what="the time to live")
-    assert isinstance(watched.find(told), PastJob)
-    eventually(lambda: watched.is_archived(untold), what="the other")
-    assert watched.lives_on(untold), "its event is still to be told"
-    watched.apply(untold)
-    assert not watched.lives_on(untold)
+    applied, pending = watched.jobs.completed(), watched.jobs.completed()
+    watched.apply(applied)
+    assert watched.lives_on(applied)
+    start(**watched.settings)
+    eventually(lambda: not watched.lives_on(applied), what="the time to live")
+    assert isinstance(watched.find(applied), PastJob)
+    eventually(lambda: watched.is_archived(pending), what="the other")
+    assert watched.lives_on(pending), "its event is still to be applied"
+    watched.apply(pending)
+    assert not watched.lives_on(pending)
 
 
 # What breaks
@@ -179,7 +179,7 @@ def test_no_time_to_live_starts_before_the_commit(start: Start, watched: Watched
 def test_while_the_database_is_away_all_else_goes_on_and_nothing_is_lost(
     start: Start, sink: Sink, watched: Watched
 ) -> None:
-    courier = start(**watched.told)
+    courier = start(**watched.settings)
     first = watched.jobs.completed()
     eventually(lambda: watched.is_archived(first), what="the first")
 
@@ -207,7 +207,7 @@ def test_a_courier_starts_without_its_database_and_finds_it_when_it_comes(
     start: Start, sink: Sink, watched: Watched
 ) -> None:
     with watched.database.absent():
-        courier = start(**watched.told)
+        courier = start(**watched.settings)
         job_id = watched.jobs.completed()
         sink.await_post(job_id)
         eventually(lambda: courier.said("history_unavailable"), what="the absence to be seen")
@@ -223,7 +223,7 @@ def test_a_job_whose_courier_was_killed_after_the_commit_is_there_once_and_finis
     proxy = HoldingProxy(urlsplit(redis_url).port or 0, until=archived_sha.encode())
     ended = [watched.jobs.completed() for _ in range(20)]
     with proxy.running():
-        killed = start(proxy.url, **watched.told)
+        killed = start(proxy.url, **watched.settings)
         eventually(proxy.held.is_set, what="the courier to say that the jobs are archived")
         killed.signal(signal.SIGKILL)
         killed.wait()
@@ -231,7 +231,7 @@ def test_a_job_whose_courier_was_killed_after_the_commit_is_there_once_and_finis
     before = {job_id: watched.find(job_id) for job_id in ended}
     assert watched.left_to_write() == len(ended)
     assert all(watched.lives_on(job_id) for job_id in ended)
-    start(**watched.told)
+    start(**watched.settings)
     eventually(lambda: watched.left_to_write() == 0, what="the next courier")
     assert watched.all() == sorted(ended, reverse=True)
     assert {job_id: watched.find(job_id) for job_id in ended} == before
@@ -267,7 +267,7 @@ def old_jobs(watched: Watched, count: int, *, days: float) -> list[str]:
 
 def test_a_job_whose_time_is_over_goes_with_its_pictures_and_leaves_a_tombstone(start: Start, watched: Watched) -> None:
     over, young = old_jobs(watched, 3, days=30.1), old_jobs(watched, 3, days=29.9)
-    courier = start(DARKROOM_RETENTION_DAYS="30", **watched.told)
+    courier = start(DARKROOM_RETENTION_DAYS="30", **watched.settings)
     eventually(lambda: courier.said("retention_over"), what="the look for old jobs")
     for job_id in over:
         tombstone = watched.find(job_id)
@@ -281,8 +281,8 @@ def test_a_job_whose_time_is_over_goes_with_its_pictures_and_leaves_a_tombstone(
 def test_retention_is_counted_by_redis_clock(start: Start, watched: Watched, tmp_path: Path) -> None:
     """A courier whose clock is two days ahead deletes no job early."""
     over, young = old_jobs(watched, 1, days=30.1), old_jobs(watched, 1, days=29)
-    hook = ahead(tmp_path, seconds=2 * 24 * 3600)
-    courier = start(DARKROOM_RETENTION_DAYS="30", PYTHONPATH=hook, **watched.told)
+    path = ahead(tmp_path, seconds=2 * 24 * 3600)
+    courier = start(DARKROOM_RETENTION_DAYS="30", PYTHONPATH=path, **watched.settings)
     eventually(lambda: courier.said("retention_over"), what="the look for old jobs")
     assert isinstance(watched.find(over[0]), Tombstone)
     assert isinstance(watched.find(young[0]), PastJob)
@@ -290,7 +290,7 @@ def test_retention_is_counted_by_redis_clock(start: Start, watched: Watched, tmp
 
 def test_without_a_retention_everything_is_kept(start: Start, watched: Watched) -> None:
     kept = old_jobs(watched, 1, days=10_000)
-    start(**watched.told)
+    start(**watched.settings)
     marker = unfinished_deletion(watched)
     eventually(lambda: marker not in pictures(watched), what="a look at deletions")
     assert all(isinstance(watched.find(job_id), PastJob) for job_id in kept)
@@ -299,7 +299,7 @@ def test_without_a_retention_everything_is_kept(start: Start, watched: Watched) 
 
 def test_many_go_in_slices_without_pauses(start: Start, watched: Watched) -> None:
     old_jobs(watched, 250, days=2)
-    courier = start(**watched.told | {"DARKROOM_RETENTION_DAYS": "1", "DARKROOM_RETENTION_EVERY_S": "1"})
+    courier = start(**watched.settings | {"DARKROOM_RETENTION_DAYS": "1", "DARKROOM_RETENTION_EVERY_S": "1"})
     eventually(lambda: len(courier.said("retention_over")) == 3, what="all slices")
     assert [len(line["jobs"]) for line in courier.said("retention_over")] == [100, 100, 50]
     assert pictures(watched) == set()
@@ -316,7 +316,7 @@ def unfinished_deletion(watched: Watched) -> str:
 
 def test_a_deletion_that_stopped_half_way_is_finished(start: Start, watched: Watched) -> None:
     job_id = unfinished_deletion(watched)
-    courier = start(**watched.told)
+    courier = start(**watched.settings)
     eventually(lambda: courier.said("deletions_finished"), what="the look for unfinished deletions")
     assert pictures(watched) == set()
     assert watched.jobs.redis.exists(f"{watched.jobs.namespace}:job:{job_id}") == 0
@@ -342,7 +342,7 @@ def test_artifacts_that_no_job_publishes_are_removed_and_those_of_unknown_jobs_a
     published = Artifact.decode((watched.record(completed).end_data or {})["artifacts"][0]).key
     watched.store.put(published, b"a picture")
 
-    courier = start(DARKROOM_ORPHAN_AGE_S="0", **watched.told)
+    courier = start(DARKROOM_ORPHAN_AGE_S="0", **watched.settings)
     eventually(lambda: pictures(watched) == {completed, living, unknown}, what="the search for orphans")
     keys = asyncio.run(watched.store.keys(f"{TENANT}/{completed}/"))
     assert keys == [published]
@@ -353,7 +353,7 @@ def test_artifacts_that_no_job_publishes_are_removed_and_those_of_unknown_jobs_a
 def test_artifacts_that_no_job_publishes_stay_while_they_are_young(start: Start, watched: Watched) -> None:
     completed = watched.jobs.completed()
     put_picture(watched, completed)
-    courier = start(**watched.told)
+    courier = start(**watched.settings)
     for _ in range(2):  # the second one is deleted after the search that follows the first
         unfinished_deletion(watched)
         eventually(lambda: pictures(watched) == {completed}, what="a look at deletions")
@@ -374,7 +374,7 @@ def test_a_redis_that_lost_its_data_begins_a_new_epoch(start: Start, watched: Wa
         fields = ("epoch", "beats", "at", "lost_from", "lost_to")
         return LedgerEpoch.decode(jobs.redis.hmget(key, *fields))
 
-    courier = start(**watched.told)
+    courier = start(**watched.settings)
     eventually(lambda: noted().beats >= 1, what="the first beat, in a new Redis and an empty database")
     assert ledger().loss is None
     before = noted()
@@ -388,7 +388,7 @@ def test_a_redis_that_lost_its_data_begins_a_new_epoch(start: Start, watched: Wa
 
     courier.stop()
     jobs.run(transitions.beat(NEVER, acknowledge=True))
-    start(**{**watched.told, "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/empty.sqlite"})
+    start(**{**watched.settings, "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/empty.sqlite"})
     beats = ledger().epoch.at
     eventually(lambda: ledger().epoch.at > beats, what="the beat of a courier with an empty database")
     assert ledger().loss is None
@@ -399,8 +399,8 @@ def test_a_redis_that_lost_its_data_begins_a_new_epoch(start: Start, watched: Wa
 
 def migrate(url: str, folder: Path) -> tuple[int, str]:
     """Exit status, and all that it said."""
-    told = environment("redis://127.0.0.1:1/0", "any", DARKROOM_DATABASE_URL=url)
-    part = Part("darkroom_courier.migrate", environment=told, log=folder / f"migrate-{time.time_ns()}.log")
+    settings = environment("redis://127.0.0.1:1/0", "any", DARKROOM_DATABASE_URL=url)
+    part = Part("darkroom_courier.migrate", environment=settings, log=folder / f"migrate-{time.time_ns()}.log")
     part.start()
     return part.wait(), part.log.read_text()
 
@@ -418,9 +418,9 @@ def test_a_database_that_is_away_is_not_migrated(database: Database, tmp_path: P
 
 
 @contextmanager
-def refused(told: dict[str, str], module: str, folder: Path) -> Iterator[str]:
+def refused(settings: dict[str, str], module: str, folder: Path) -> Iterator[str]:
     """The one line that a process says before it ends with status 2."""
-    part = Part(module, environment=told, log=folder / "log")
+    part = Part(module, environment=settings, log=folder / "log")
     part.start()
     assert part.wait() == 2
     (line,) = part.log.read_text().splitlines()
@@ -430,14 +430,14 @@ def refused(told: dict[str, str], module: str, folder: Path) -> Iterator[str]:
 @pytest.mark.parametrize("module", ["darkroom_courier", "darkroom_courier.migrate"])
 @pytest.mark.parametrize("url", ["mysql://user:secret@host/name", "postgresql://user:secret@host:port/name"])
 def test_a_database_that_cannot_be_used_ends_the_process_with_one_line(tmp_path: Path, module: str, url: str) -> None:
-    told = environment("redis://127.0.0.1:1/0", "any", K_SINK="http://127.0.0.1:1/", DARKROOM_DATABASE_URL=url)
-    with refused(told, module, tmp_path) as line:
+    settings = environment("redis://127.0.0.1:1/0", "any", K_SINK="http://127.0.0.1:1/", DARKROOM_DATABASE_URL=url)
+    with refused(settings, module, tmp_path) as line:
         assert line.startswith("DARKROOM_DATABASE_URL=(hidden): ")
         assert "secret" not in line
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "for ever", "-1"])
 def test_a_retention_that_is_no_number_of_days_is_refused(tmp_path: Path, value: str) -> None:
-    told = environment("redis://127.0.0.1:1/0", "any", K_SINK="http://127.0.0.1:1/", DARKROOM_RETENTION_DAYS=value)
-    with refused(told, "darkroom_courier", tmp_path) as line:
+    settings = environment("redis://127.0.0.1:1/0", "any", K_SINK="http://127.0.0.1:1/", DARKROOM_RETENTION_DAYS=value)
+    with refused(settings, "darkroom_courier", tmp_path) as line:
         assert line.startswith(f"DARKROOM_RETENTION_DAYS='{value}': ")

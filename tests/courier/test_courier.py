@@ -21,10 +21,10 @@ from darkroom.webhooks import DEFAULT_EVENTS, new_subscription_id
 from darkroom_courier.relay import BACK_OFF_MAX_S, back_off
 from darkroom_courier.sink import retry_after
 
-from tests.courier.conftest import Start, ahead
+from tests.courier.conftest import Start
 from tests.courier.sink import HANG, Answer, Sink
 from tests.driven_jobs import POOL, TENANT, DrivenJobs
-from tests.parts import PUBLIC_URL, Part, environment
+from tests.parts import PUBLIC_URL, Part, ahead, environment
 from tests.ports import free_port
 from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.waiting import eventually

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
@@ -26,7 +25,7 @@ from websockets.exceptions import InvalidStatus
 from tests.databases import migrated
 from tests.functions.listeners import socket as socket_of
 from tests.functions.listeners import told_to_the_end
-from tests.parts import Functions, environment
+from tests.parts import Functions, environment, hooked
 from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.waiting import eventually
@@ -328,10 +327,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (320, 320))
 def test_idle_connections_beyond_the_files_of_a_process_reset_no_others_and_are_logged(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    """The process may open 320 files, and 400 clients connect. Python imports a module of this name by itself."""
-    (tmp_path / "sitecustomize.py").write_text(FEW_FILES)
-    settings = environment(own_redis.url, "own")
-    settings["PYTHONPATH"] = os.pathsep.join((str(tmp_path), settings["PYTHONPATH"]))
+    """The process may open 320 files, and 400 clients connect."""
+    settings = hooked(environment(own_redis.url, "own"), tmp_path, FEW_FILES)
     migrated(settings["DARKROOM_DATABASE_URL"])
     function = Functions("result", environment=settings, log=tmp_path / "result.log")
     function.start()

@@ -23,7 +23,7 @@ from kombu import Connection
 from tests.darkroom_command import darkroom
 from tests.event_vectors import Vector, load
 from tests.functions.api import EVENT_TYPE, JOBS, TIMEOUT_S, Api, binary, faults, serving, slug, structured
-from tests.parts import environment
+from tests.parts import ahead, environment
 from tests.redis_server import RedisServer
 from tests.waiting import eventually
 
@@ -377,20 +377,12 @@ def test_a_start_deadline_is_a_time_or_seconds(api: Api) -> None:
     assert within["start_deadline"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3601))
 
 
-HOUR_BEHIND = """
-import time
-now, now_ns = time.time, time.time_ns
-time.time, time.time_ns = lambda: now() - 3600, lambda: now_ns() - 3600 * 10**9
-"""
-
-
 def test_seconds_of_a_start_deadline_are_counted_by_redis_and_doctor_finds_the_functions_clock(
     redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
-    """A function whose clock is an hour behind: Python imports a module of this name by itself."""
-    (tmp_path / "sitecustomize.py").write_text(HOUR_BEHIND)
+    """A function whose clock is an hour behind."""
     own = environment(redis_url, namespace)
-    path = os.pathsep.join((str(tmp_path), own["PYTHONPATH"]))
+    path = ahead(tmp_path, seconds=-3600)
     with serving(redis_url, namespace, tmp_path, PYTHONPATH=path) as api:
         job_id = api.submit({"start_deadline": 30})
         assert api.jobs.run(transitions.expire()) == []

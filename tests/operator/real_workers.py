@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.parts import Part
+from tests.parts import Part, hooked
 from tests.ports import free_port
 
 # A worker says of its pod what its host is called. Python imports a module of this name by itself.
@@ -25,9 +25,7 @@ class RealWorkers:
         self._folder = folder
         hook = folder / "hook"
         hook.mkdir()
-        (hook / "sitecustomize.py").write_text(POD_NAME_HOOK)
-        path = f"{hook}:{environment['PYTHONPATH']}"
-        self._environment = {**environment, "PYTHONPATH": path}
+        self._environment = hooked(environment, hook, POD_NAME_HOOK)
         self.running: dict[str, Part] = {}
         self._told: set[str] = set()
         self.started = self.ended = 0

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from tests.operator.control_plane import ControlPlane
-from tests.parts import environment
+from tests.parts import environment, hooked
 from tests.ports import free_port
 from tests.waiting import eventually
 
@@ -38,8 +38,7 @@ class RunningOperator:
 
     def sabotage(self, folder: Path, program: str) -> None:
         """Run `program` in its process before it starts: a protection is taken away, and the tests must notice."""
-        (folder / "sitecustomize.py").write_text(program)
-        self._environment["PYTHONPATH"] = f"{folder}{os.pathsep}{self._environment['PYTHONPATH']}"
+        self._environment = hooked(self._environment, folder, program)
 
     def start(self) -> None:
         """Start; it may wait for the Lease."""

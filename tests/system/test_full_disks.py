@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import httpx
@@ -12,7 +11,7 @@ from darkroom.jobs import State
 from darkroom.ledger import AsyncLedger, connect_async
 from darkroom.supervision import FAILED
 
-from tests.parts import Functions, Part, environment
+from tests.parts import Functions, Part, environment, hooked
 from tests.ports import free_port
 from tests.waiting import eventually
 from tests.worker.running_worker import MODEL, House, WorkerProcess
@@ -105,12 +104,10 @@ Watch._wait = wait
 def test_a_process_ends_and_reports_it_where_what_it_cannot_do_without_has_ended(
     module: str, arguments: list[str], hook: str, ended: str, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(hook)
     variables = environment(
         redis_url, namespace, K_SINK="http://127.0.0.1:1/events", DARKROOM_POOL="sd", PORT=str(free_port())
     )
-    variables["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{variables['PYTHONPATH']}"
-    part = Part(module, *arguments, environment=variables, log=tmp_path / "log")
+    part = Part(module, *arguments, environment=hooked(variables, tmp_path, hook), log=tmp_path / "log")
     part.start()
     try:
         eventually(lambda: not part.is_running, what="the process ends by itself")

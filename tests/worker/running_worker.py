@@ -8,7 +8,6 @@ ends its process.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,7 +21,7 @@ from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import AsyncLedger, JobRecord, LogEntry, WorkerRecord
 from darkroom.transitions import Accepted, Submission, WorkerState
 
-from tests.parts import Part, environment
+from tests.parts import Part, environment, hooked
 from tests.waiting import DEADLINE_S
 
 T = TypeVar("T")
@@ -150,20 +149,16 @@ class Place:
         variables = self.environment() | {f"DARKROOM_{name.upper()}": value for name, value in settings.items()}
         if hold_load is not None:
             hold_load.mkdir()
-            self._hook(variables, hold_load, HOLDING_HOOK)
+            variables = hooked(variables, hold_load, HOLDING_HOOK)
             variables["TEST_HOLD_LOAD"] = str(hold_load)
         if breakable:
             folder = self.folder / "breaking"
             folder.mkdir()
-            self._hook(variables, folder, BREAKING_HOOK)
+            variables = hooked(variables, folder, BREAKING_HOOK)
             variables["TEST_BROKEN"] = str(self.broken)
         worker = WorkerProcess(variables, self.folder / f"worker-{secrets.token_hex(4)}.log")
         self._workers.append(worker)
         return worker
-
-    def _hook(self, variables: dict[str, str], folder: Path, code: str) -> None:
-        (folder / "sitecustomize.py").write_text(code)
-        variables["PYTHONPATH"] = f"{folder}{os.pathsep}{variables['PYTHONPATH']}"
 
     def stop(self) -> None:
         """End the workers that were started here."""
