@@ -101,6 +101,7 @@ class Http(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._arrived = 0  # requests that are here whole
         self._in_headers = True
         self._since: float | None = None  # when the headers, or the body, began to arrive
         self._idle_since = 0.0
@@ -138,17 +139,19 @@ class Http(HttpToolsProtocol):
         """Part of a request. What comes too large, or is no HTTP, is refused as soon as that is known."""
         if self._is_over:
             return
-        was_in_headers, body_before = self._in_headers, self._body_bytes
+        arrived, was_in_headers, body_before = self._arrived, self._in_headers, self._body_bytes
         if was_in_headers and self._since is None:
             self._since = self.loop.time()
         super().data_received(data)
         if self._has_ended():
             return
-        if was_in_headers and self._in_headers and self._since is not None:
+        if self._arrived > arrived:
+            pass  # the end of one request, and the beginning of the next: one read, which counts for neither
+        elif was_in_headers and self._in_headers:
             self._header_bytes += len(data)
             if self._header_bytes > HEADERS_BYTES:
                 self._refuse(_too_large(len(self.url)))
-        elif not was_in_headers and not self._in_headers:
+        elif not was_in_headers:
             self._framing_bytes += len(data) - (self._body_bytes - body_before)
             if self._framing_bytes > HEADERS_BYTES + FRAMING_PER_BYTE * self._body_bytes:
                 self._refuse(HeadersTooLarge(f"chunk extensions and trailers must have at most {HEADERS_BYTES} bytes"))
@@ -184,6 +187,7 @@ class Http(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if not self._is_over:
+            self._arrived += 1
             self._in_headers, self._since, self._header_bytes = True, None, 0
             super().on_message_complete()
 
@@ -280,7 +284,7 @@ class Http(HttpToolsProtocol):
         if self._in_headers:
             was_answered = self._is_answering
         else:
-            was_answered = self.cycle.response_started
+            was_answered = self.cycle.response_started or bool(self.pipeline)  # an answer before it is not complete
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if was_answered or self.transport.is_closing():

@@ -318,6 +318,47 @@ async def test_a_connection_too_many_is_refused_while_all_others_are_answered() 
             writer.close()
 
 
+@pytest.mark.parametrize("first_read", [0, 90_000], ids=["whole", "its end"])
+async def test_a_large_body_in_one_read_with_the_next_request_counts_against_no_bound_of_that(first_read: int) -> None:
+    """A client that was answered early sends the rest of its body, and its next request at once behind that."""
+    content = bytes(100_000)
+    first = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + content
+    async with served() as (port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        if first_read:
+            writer.write(first[:first_read])
+            while not server.server_state.connections:
+                await asyncio.sleep(0.01)
+            (connection,) = server.server_state.connections
+            assert isinstance(connection, connections.Http)
+            while connection._body_bytes < first_read - 1_000:
+                await asyncio.sleep(0.01)
+        second = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
+        split = len(second) if first_read else 20
+        writer.write(first[first_read:] + second[:split])
+        assert await answer_on(reader) == (200, content)
+        writer.write(second[split:] + b"more")
+        assert await answer_on(reader) == (200, b"more")
+        writer.close()
+
+
+async def test_a_refusal_is_not_taken_for_the_answer_to_the_request_before_it() -> None:
+    async with served(holds_s=1) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        chunked = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + chunked)
+        async with asyncio.timeout(DEADLINE_S):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def answer_on(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    async with asyncio.timeout(DEADLINE_S):
+        head = await reader.readuntil(b"\r\n\r\n")
+        (length,) = [line.split(b":")[1] for line in head.lower().splitlines() if line.startswith(b"content-length:")]
+        return int(head.split()[1]), await reader.readexactly(int(length))
+
+
 FEW_FILES = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (320, 320))
