@@ -10,7 +10,7 @@ from typing import Any
 from tests.parts import Part, hooked
 from tests.ports import free_port
 
-# A worker says of its pod what its host is called. Python imports a module of this name by itself.
+# A worker reports the name of its host as that of its pod.
 POD_NAME_HOOK = """
 import os, platform
 
