@@ -80,11 +80,12 @@ class Fleet:
 
     def look(self, now_ms: int) -> list[str]:
         """Replace the dead, let go on who stood still for long enough. Answers who died without an order."""
-        wounds = {wound.worker: wound for wound in self.wounds}
+        dead = [member for member in self.members if not member.process.is_alive]
+        wounds = {wound.worker: wound for wound in self.wounds}  # read later: who died of one wrote it down before
         strange = []
         for member in list(self.members):
             wound = wounds.get(member.process.pid)
-            if not member.process.is_alive:
+            if member in dead:
                 self.members.remove(member)
                 if wound is None:
                     strange.append(member.process.program.log.read_text(errors="replace")[-2000:])

@@ -96,10 +96,12 @@ InstantEngine.load = load
 """
 
 
-# As above. What a job does to its engine stands in its prompt; the device is broken while the file is there.
+# As above. What a job does to its engine stands in its prompt; the device is broken, and no process can be started,
+# while a file is there.
 BREAKING_HOOK = """
 import os
 from pathlib import Path
+from billiard import popen_spawn_posix
 from darkroom_worker.engines.instant import InstantEngine
 
 run = InstantEngine.run
@@ -111,7 +113,15 @@ def breaking(self, parameters, **more):
         raise RuntimeError("broken")
     return run(self, parameters, **more)
 
+spawn = popen_spawn_posix.spawnv_passfds
+
+def refusing(*arguments):
+    if Path(os.environ["TEST_REFUSED"]).exists():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return spawn(*arguments)
+
 InstantEngine.run = breaking
+popen_spawn_posix.spawnv_passfds = refusing
 """
 
 
@@ -144,6 +154,11 @@ class Place:
         """While this file is there, the device of a worker that was started as breakable fails each run."""
         return self.folder / "broken"
 
+    @property
+    def refused(self) -> Path:
+        """While this file is there, such a worker cannot start a process."""
+        return self.folder / "refused"
+
     def worker(self, hold_load: Path | None = None, *, breakable: bool = False, **settings: str) -> WorkerProcess:
         """Start a worker. `settings` are variables without their prefix, in small letters."""
         variables = self.environment() | {f"DARKROOM_{name.upper()}": value for name, value in settings.items()}
@@ -155,7 +170,7 @@ class Place:
             folder = self.folder / "breaking"
             folder.mkdir()
             variables = hooked(variables, folder, BREAKING_HOOK)
-            variables["TEST_BROKEN"] = str(self.broken)
+            variables |= {"TEST_BROKEN": str(self.broken), "TEST_REFUSED": str(self.refused)}
         worker = WorkerProcess(variables, self.folder / f"worker-{secrets.token_hex(4)}.log")
         self._workers.append(worker)
         return worker

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import secrets
 import signal
 import subprocess
@@ -373,6 +374,37 @@ async def test_a_process_that_dies_while_it_loads_takes_the_worker_out(house: Ho
     await house.registered(worker, WorkerState.FAULTY)
 
     assert worker.children() == []
+
+
+async def test_a_worker_that_cannot_replace_its_process_tries_again(house: House) -> None:
+    worker = await house.ready_worker()
+    [child] = worker.children()
+
+    _, most = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (0, most))  # to the worker, a full disk
+    os.kill(child, signal.SIGKILL)
+    await house.registered(worker, WorkerState.FAULTY)
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (most, most))
+
+    await house.registered(worker, WorkerState.READY)
+    assert (await house.ended(await house.submit())).state is State.COMPLETED
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
+async def test_a_process_that_the_system_does_not_start_leaves_nothing_behind(house: House) -> None:
+    worker = await house.ready_worker(breakable=True)
+    house.refused.touch()
+    [child] = worker.children()
+    os.kill(child, signal.SIGKILL)
+    await house.registered(worker, WorkerState.FAULTY)
+    house.refused.unlink()
+
+    await house.registered(worker, WorkerState.READY)
+    assert (await house.ended(await house.submit())).state is State.COMPLETED
+    assert len(worker.said("child_not_started")) == 2
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
 
 
 async def test_pictures_are_held_while_the_store_is_away_however_short_the_run_timeout(house: House) -> None:

@@ -47,10 +47,10 @@ EXIT_POLL_S = 0.02
 class Gate:
     """Whether the queue is consumed, and why not.
 
-    Only evidence about the worker itself takes it out as `faulty`: a model that does not load, a device that reports a
-    fault, a proof run that fails (`proof.py`). It takes no message then, but it is not out for good: after a pause it
-    starts a child, and is back when that one has proven itself. What a job does to its child is charged to the job; the
-    next child proves itself before it takes another.
+    Only evidence about the worker itself takes it out as `faulty`: a child that cannot be started, a model that does
+    not load, a device that reports a fault, a proof run that fails (`proof.py`). It takes no message then, but it is
+    not out for good: after a pause it starts a child, and is back when that one has proven itself. What a job does to
+    its child is charged to the job; the next child proves itself before it takes another.
     """
 
     def __init__(self, queue: str, memory: ChildMemory, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -116,14 +116,23 @@ class Gate:
         self._suspects = (self._suspects or set()) | ({self._memory.model} if self._memory.model else set())
         self._memory.end_attempt()
         if not self.draining and (exit_status == EXIT_FAULT or not was_up):
-            self._faults += 1
-            if self._faults >= MAX_FAULTS:
-                self._probe_at = self._clock() + self._probe_pause_s
-                self._log.error("faulty", faults=self._faults, probed_in_s=self._probe_pause_s)
-                self._probe_pause_s = min(2 * self._probe_pause_s, PROBE_TO_S)
-            else:
-                self._log.error("fault", in_a_row=self._faults)
+            self._count_fault()
         self.update()
+
+    def on_child_not_started(self, error: OSError) -> None:
+        """The system refused another child, as where the disk is full or no process id is left."""
+        self._log.error("child_not_started", error=str(error))
+        self._count_fault()
+        self.update()
+
+    def _count_fault(self) -> None:
+        self._faults += 1
+        if self._faults >= MAX_FAULTS:
+            self._probe_at = self._clock() + self._probe_pause_s
+            self._log.error("faulty", faults=self._faults, probed_in_s=self._probe_pause_s)
+            self._probe_pause_s = min(2 * self._probe_pause_s, PROBE_TO_S)
+        else:
+            self._log.error("fault", in_a_row=self._faults)
 
     def on_answer(self, answer: str) -> None:
         """The child ended an attempt, and says how: the end and, behind a colon, why the attempt failed."""
@@ -184,8 +193,16 @@ class WatchedPool(AsynPool):  # type: ignore[misc]  # Celery has no types
         return exit_statuses
 
     def _repopulate_pool(self, exit_statuses: list[int]) -> None:
-        if self.gate.starts_children:
+        """Start the child that is missing. Celery's worker would end with an error where the system refuses one."""
+        if not self.gate.starts_children:
+            return
+        try:
             super()._repopulate_pool(exit_statuses)
+        except OSError as error:
+            for process in [each for each in self._pool if each.pid is None]:
+                self._pool.remove(process)
+                self._process_cleanup_queues(process)
+            self.gate.on_child_not_started(error)
 
 
 class ChildPool(TaskPool):  # type: ignore[misc]  # as above
