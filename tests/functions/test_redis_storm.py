@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -107,10 +108,10 @@ async def _again(way: Callable[[], Coroutine[Any, Any, str]], over: asyncio.Even
 
 async def _seen(outcomes: Counter[str], outcome: str) -> None:
     """Waits until one more of the requests has ended with `outcome`."""
-    before = outcomes[outcome]
-    async with asyncio.timeout(TIMEOUT_S):
-        while outcomes[outcome] == before:
-            await asyncio.sleep(0.02)
+    before, deadline = outcomes[outcome], time.monotonic() + TIMEOUT_S
+    while outcomes[outcome] == before:
+        assert time.monotonic() < deadline, f"no request ended with {outcome} within {TIMEOUT_S} s: {outcomes}"
+        await asyncio.sleep(0.02)
 
 
 def _outcome(response: httpx.Response) -> str:
