@@ -61,7 +61,10 @@ class Witness:
         self.refused_submissions = 0
         self.untold_posts = 0
         self._unfollowed: list[str] = []
-        self._client = httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S)
+        # Each caller has its own connection: in a pool with a limit hundreds wait during an outage, and httpx looks
+        # through all of them for each request.
+        unlimited = httpx.Limits(max_connections=None)
+        self._client = httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S, limits=unlimited)
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._port = 0
