@@ -129,7 +129,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 images: ## Build the container images; BUILDER=buildah, BASE=, TAG=, IMAGES=worker-diffusers, TORCH_INDEX=
 	@set -e; id=$$(mktemp); trap 'rm -f "$$id"' EXIT; for image in $(IMAGES); do \
 	  case $$image in \
-	    functions | operator) folder=$$image ;; \
+	    functions | operator | courier) folder=$$image ;; \
 	    gateway) folder=functions/gateway ;; \
 	    *) folder=worker-images/$${image#worker-} ;; \
 	  esac; \
@@ -146,48 +146,48 @@ images: ## Build the container images; BUILDER=buildah, BASE=, TAG=, IMAGES=work
 ##@ Measure
 
 bench-submit: setup ## Measure how many submissions one function process takes
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_submit $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench.submit $(ARGS)
 
 bench-latency: setup ## Measure how soon a job starts and how soon its end is told
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_latency $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench.latency $(ARGS)
 
 bench-courier: setup ## Measure how many webhooks one courier delivers, and what one that hangs does to others
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_courier $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench.courier $(ARGS)
 
 bench-worker: setup ## Measure what a worker adds to the engine's own time
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_worker $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench.worker $(ARGS)
 
 bench-broadcast: setup ## Measure how fast a thousand sockets are told, and what one costs
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_broadcast $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench.broadcast $(ARGS)
 
 bench-operator: setup ## Measure how soon the operator acts, and what a thousand pools cost (needs KUBEBUILDER_ASSETS)
-	@PYTHONPATH=loadtest:. $(BIN)/python -m darkroom_loadtest.bench_operator $(ARGS)
+	@PYTHONPATH=loadtest:. $(BIN)/python -m darkroom_loadtest.bench.operator $(ARGS)
 
 bench-policy: setup ## Compare what scaling costs, and the waits it gives, with KEDA and others on simulated days
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_policy $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.policy.bench $(ARGS)
 
 bench-job: setup ## Measure what one job costs: Redis' memory and calls, and each process' time
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench_job $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench.job $(ARGS)
 
 bench: setup ## Run all benchmarks and print one table; ARGS takes names, --repeat 3, --into FOLDER
-	@PYTHONPATH=loadtest:. $(BIN)/python -m darkroom_loadtest.bench $(ARGS)
+	@PYTHONPATH=loadtest:. $(BIN)/python -m darkroom_loadtest.bench.run $(ARGS)
 
 bench-compare: setup ## Say what moved between two folders of benchmarks beyond the noise: A=before B=after
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.compare $(A) $(B)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench.compare $(A) $(B)
 
 profile-submit profile-worker: profile-%: setup ## Draw where the time of a submission, or of a job, goes (as root)
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.flames $* $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.profiling.flames $* $(ARGS)
 
 capacity: setup ## Say what a load takes and what fills up first: ARGS="--jobs-per-s 5 --engine-s 8"
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.capacity $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.profiling.capacity $(ARGS)
 
 # PROFILE, SHAPE and HOST as in loadtest/README.md; ARGS for all else.
 run-loadtest: $(READY) ## Put load on a running darkroom and write a report; PROFILE= SHAPE= HOST= UI=1 DRY_RUN=1
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.run_load $(if $(PROFILE),--profile $(PROFILE)) \
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.load.run $(if $(PROFILE),--profile $(PROFILE)) \
 	  $(if $(SHAPE),--shape $(SHAPE)) $(if $(HOST),--host $(HOST)) $(if $(UI),--ui) $(if $(DRY_RUN),--dry-run) $(ARGS)
 
 soak: ## Load a running darkroom for 20 minutes; the report has the slope of each process' memory
 	@$(MAKE) --no-print-directory run-loadtest PROFILE=mixed SHAPE=soak ARGS='$(ARGS)'
 
 chaos: setup ## Kill everything while jobs run: none is lost or doubled; WITHOUT=reaper, say, must fail
-	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.chaos $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.chaos.run $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from darkroom import transitions
-from darkroom.history import PastJob
-from darkroom.ledger import AsyncLedger, connect_async
-from darkroom.transitions import Archived
+from darkroom.history.store import PastJob
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Archived
+from darkroom.ledger.client import AsyncLedger, connect_async
 
 from tests.databases import opened
 from tests.driven_jobs import DrivenJobs
@@ -28,7 +28,7 @@ def archive(jobs: DrivenJobs, redis_url: str, database_url: str, job_ids: Sequen
 
     asyncio.run(write())
     for job_id in job_ids:
-        assert jobs.run(transitions.archived(job_id, seq=jobs.end_seq(job_id))) is Archived.ARCHIVED
+        assert jobs.run(calls.archived(job_id, seq=jobs.end_seq(job_id))) is Archived.ARCHIVED
 
 
 def forget(jobs: DrivenJobs, job_ids: Sequence[str]) -> None:

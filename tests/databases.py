@@ -10,8 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from darkroom.history import History
-from darkroom.migrations import migrate
+from darkroom.history.migrations import migrate
+from darkroom.history.store import History
 from pydantic import SecretStr
 
 from tests.postgres_server import PostgresServer

@@ -6,11 +6,11 @@ import hashlib
 import time
 from typing import Any, TypeVar
 
-from darkroom import transitions
 from darkroom.artifacts import artifact_key
 from darkroom.jobs import Artifact, State, new_job_id
-from darkroom.ledger import Ledger, connect
-from darkroom.transitions import Accepted, Call, Ended, Submission, WorkerState
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Accepted, Call, Ended, Submission, WorkerState
+from darkroom.ledger.client import Ledger, connect
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class DrivenJobs:
         self.redis: Any = connect(redis_url)
         self.namespace = namespace
         self._ledger = Ledger(self.redis, namespace)
-        self.run(transitions.announce(POOL, models=["sd"]))
+        self.run(calls.announce(POOL, models=["sd"]))
 
     def close(self) -> None:
         self.redis.close()
@@ -46,18 +46,18 @@ class DrivenJobs:
             "fields": {"user_id": "anna"},
             "run_timeout": 600.0,
         }
-        accepted = self.run(transitions.accept(Submission(**{**job, **more}), backlog_limit=10_000))
+        accepted = self.run(calls.accept(Submission(**{**job, **more}), backlog_limit=10_000))
         assert isinstance(accepted, Accepted), accepted
         return accepted.job_id
 
-    def start(self, job_id: str, *, token: str = "token", lease_ms: int = transitions.LEASE_MS) -> str:
+    def start(self, job_id: str, *, token: str = "token", lease_ms: int = calls.LEASE_MS) -> str:
         """A worker claims it. Answers the token."""
-        claim = self.run(transitions.claim(job_id, token=token, worker=WORKER, lease_ms=lease_ms))
+        claim = self.run(calls.claim(job_id, token=token, worker=WORKER, lease_ms=lease_ms))
         assert claim.attempt is not None, claim
         return token
 
     def progress(self, job_id: str, *, step: int, steps: int, token: str = "token") -> None:
-        self.run(transitions.progress(job_id, token=token, op=step, step=step, steps=steps, tell=True))
+        self.run(calls.progress(job_id, token=token, op=step, step=step, steps=steps, tell=True))
 
     def complete(self, job_id: str, *, token: str = "token", pictures: int = 1) -> list[Artifact]:
         """The attempt ends well, with made-up pictures. Answers them."""
@@ -78,11 +78,11 @@ class DrivenJobs:
 
     def cancel(self, job_id: str) -> None:
         """Before it was started."""
-        assert self.run(transitions.cancel(job_id, tenant=TENANT)).state is State.CANCELLED
+        assert self.run(calls.cancel(job_id, tenant=TENANT)).state is State.CANCELLED
 
     def expire(self, job_id: str) -> None:
         """Needs a start deadline in the past."""
-        assert job_id in self.run(transitions.expire())
+        assert job_id in self.run(calls.expire())
 
     def completed(self, **more: Any) -> str:
         """A job that was submitted, started and completed."""
@@ -93,7 +93,7 @@ class DrivenJobs:
 
     def announce_worker(self) -> None:
         """The worker is ready, so that the pool has a slot and messages go into its Celery list."""
-        self.run(transitions.worker(WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
+        self.run(calls.worker(WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
 
     def state(self, job_id: str) -> State:
         return State(self.redis.hget(f"{self.namespace}:job:{job_id}", "state").decode())
@@ -110,7 +110,7 @@ class DrivenJobs:
         return bool(self.redis.hexists(f"{self.namespace}:job:{job_id}", "applied"))
 
     def _end(self, job_id: str, outcome: State, data: dict[str, Any], token: str) -> None:
-        ended = self.run(transitions.finish(job_id, token=token, outcome=outcome, data=data))
+        ended = self.run(calls.finish(job_id, token=token, outcome=outcome, data=data))
         assert ended is Ended(outcome.value), ended
 
 

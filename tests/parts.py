@@ -20,7 +20,7 @@ import httpx
 from tests.ports import free_port
 from tests.waiting import eventually
 
-ROOTS = ("core", "functions", "operator", "worker-images", "cli")
+ROOTS = ("core", "functions", "operator", "worker-images", "courier", "cli")
 STOP_DEADLINE_S = 60
 
 LINK_KEY = "the tests' own key, of 32 characters or more"

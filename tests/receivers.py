@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import trustme
-from darkroom.guard import Allow, IpAddress
+from darkroom.webhooks.guard import Allow, IpAddress
 
 PORT = 8443
 """One that strangers' receivers may have: receivers differ by address."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from darkroom.models import Catalogue
+from darkroom.catalogue.models import Catalogue
 
 ROOTS = ("", "core/darkroom", "functions/darkroom_functions", "worker-images/darkroom_worker")
 """Where a name in backticks may be meant from: a table's row names the folder once."""
@@ -20,14 +20,14 @@ def test_every_file_that_the_architecture_names_is_there(repository: Path) -> No
     named = set(re.findall(r"`([\w./-]+\.(?:py|lua|toml))`", architecture(repository)))
     assert len(named) > 40
     folders = [repository / root for root in ROOTS]
-    folders += [repository / "worker-images/darkroom_courier", repository / "cli/darkroom_cli"]
+    folders += [repository / "courier/darkroom_courier", repository / "cli/darkroom_cli"]
     folders += [repository / "operator/darkroom_operator"]
     missing = {name for name in named if not any((folder / name).is_file() for folder in folders)}
     assert not missing
 
 
 def test_every_script_is_in_the_transition_table(repository: Path) -> None:
-    scripts = {path.stem for path in (repository / "core/darkroom/lua").glob("*.lua")} - {"prelude"}
+    scripts = {path.stem for path in (repository / "core/darkroom/ledger/lua").glob("*.lua")} - {"prelude"}
     rows = [line.split("|")[1] for line in architecture(repository).splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert scripts <= named

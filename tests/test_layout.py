@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE_ROOTS = ("core", "functions", "operator", "worker-images", "cli")
+SOURCE_ROOTS = ("core", "functions", "operator", "worker-images", "courier", "cli")
 ROOTS = (*SOURCE_ROOTS, "knative", "loadtest", "tests")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = tuple(map(Path, PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]))
@@ -152,7 +152,7 @@ def test_the_wheel_carries_the_scripts_of_the_ledger_and_the_migrations(tmp_path
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
     data = [path for path in (ROOT / "core").rglob("*") if path.suffix in {".lua", ".toml"}]
-    data += (ROOT / "core" / "darkroom" / "migrations").rglob("*.py")
+    data += (ROOT / "core" / "darkroom" / "history" / "migrations").rglob("*.py")
     assert data
     assert [path for path in data if path.relative_to(ROOT / "core").as_posix() not in inside] == []
 

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from darkroom_cli.welcome import DEFAULT_URL
+from darkroom_cli.local.welcome import DEFAULT_URL
 
 JOBS = "/api/v1/generation-jobs/"
 MODELS = "/api/v1/models"

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom_cli.exits import BAD_INPUT, DONE, FAILED, HELP, INTERRUPTED, UNREACHABLE
-from darkroom_cli.output import NotWritten, Output
-from darkroom_cli.welcome import DEFAULT_URL
+from darkroom_cli.local.welcome import DEFAULT_URL
+from darkroom_cli.terminal.output import NotWritten, Output
 
 if TYPE_CHECKING:
     from darkroom.errors import DarkroomError
 
     from darkroom_cli.client import Client
-    from darkroom_cli.named_environment import Entered
-    from darkroom_cli.pictures import Destination
+    from darkroom_cli.environments.environment import Entered
+    from darkroom_cli.terminal.pictures import Destination
 
 DEFAULT_PORT = 8000
 
@@ -476,14 +476,14 @@ def _version() -> str:
 
 
 def _run_up(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.local_models import Replacement
-    from darkroom_cli.up import Options, up
+    from darkroom_cli.local.models import Replacement
+    from darkroom_cli.local.up import Options, up
 
     return up(Options(options.port, options.data, tuple(map(Replacement.parse, options.model))), output)
 
 
 def _run_submit(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli import submit
+    from darkroom_cli.commands import submit
 
     names = ("width", "height", "steps", "seed", "images", "negative_prompt")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -499,7 +499,7 @@ def _run_submit(options: argparse.Namespace, output: Output) -> int:
 def _destination(options: argparse.Namespace) -> Destination | None:
     from darkroom.errors import InvalidInput
 
-    from darkroom_cli.pictures import STDOUT, Destination
+    from darkroom_cli.terminal.pictures import STDOUT, Destination
 
     if options.output is None:
         return None
@@ -509,28 +509,28 @@ def _destination(options: argparse.Namespace) -> Destination | None:
 
 
 def _run_watch(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.watch import watch
+    from darkroom_cli.commands.watch import watch
 
     with _client(options) as client:
         return watch(client, options.id, output, destination=_destination(options))
 
 
 def _run_status(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.status import status
+    from darkroom_cli.commands.status import status
 
     with _client(options) as client:
         return status(client, options.id, output)
 
 
 def _run_cancel(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.cancel import cancel
+    from darkroom_cli.commands.cancel import cancel
 
     with _client(options) as client:
         return cancel(client, options.id, output)
 
 
 def _run_list(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.listing import list_jobs
+    from darkroom_cli.commands.listing import list_jobs
 
     named = {"state": options.state, "model": options.model, "user_id": options.user_id}
     with _client(options) as client:
@@ -539,35 +539,35 @@ def _run_list(options: argparse.Namespace, output: Output) -> int:
 
 
 def _run_delete(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.listing import delete
+    from darkroom_cli.commands.listing import delete
 
     with _client(options) as client:
         return delete(client, options.id, output)
 
 
 def _run_subscriptions_list(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.subscriptions import list_subscriptions
+    from darkroom_cli.commands.subscriptions import list_subscriptions
 
     with _client(options) as client:
         return list_subscriptions(client, output)
 
 
 def _run_subscriptions_create(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.subscriptions import create
+    from darkroom_cli.commands.subscriptions import create
 
     with _client(options) as client:
         return create(client, output, url=options.receiver, events=options.event, models=options.model)
 
 
 def _run_subscriptions_secret(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.subscriptions import secret
+    from darkroom_cli.commands.subscriptions import secret
 
     with _client(options) as client:
         return secret(client, options.id, output)
 
 
 def _run_subscriptions_delete(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.subscriptions import delete
+    from darkroom_cli.commands.subscriptions import delete
 
     with _client(options) as client:
         return delete(client, options.id, output)
@@ -583,97 +583,97 @@ def _run_completion(options: argparse.Namespace, output: Output) -> int:
 
 
 def _run_models(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.models import models
+    from darkroom_cli.commands.models import models
 
     with _client(options) as client:
         return models(client, output)
 
 
 def _run_dead_letters_list(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.dead_letters import list_letters
+    from darkroom_cli.commands.dead_letters import list_letters
 
     with _client(options) as client:
         return list_letters(client, output)
 
 
 def _run_dead_letters_show(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.dead_letters import show
+    from darkroom_cli.commands.dead_letters import show
 
     with _client(options) as client:
         return show(client, options.id, output)
 
 
 def _run_dead_letters_redrive(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.dead_letters import redrive
-    from darkroom_cli.submit import parameters
+    from darkroom_cli.commands.dead_letters import redrive
+    from darkroom_cli.commands.submit import parameters
 
     with _client(options) as client:
         return redrive(client, options.id, parameters(options.parameter), output)
 
 
 def _run_dead_letters_purge(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.dead_letters import purge, purge_all
+    from darkroom_cli.commands.dead_letters import purge, purge_all
 
     with _client(options) as client:
         return purge_all(client, output) if options.all else purge(client, options.id, output)
 
 
 def _run_audit(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.audit import Options, audit
+    from darkroom_cli.commands.audit import Options, audit
 
     return audit(Options(options.data, repair=options.repair, artifacts=not options.no_artifacts), output)
 
 
 def _run_doctor(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.doctor import doctor
+    from darkroom_cli.commands.doctor import doctor
 
     return doctor(options.data, output)
 
 
 def _run_replay(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.replay import Options, replay
+    from darkroom_cli.commands.replay import Options, replay
 
     return replay(Options(options.pool, options.policy, options.data), output)
 
 
 def _run_env_api(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.environment_parts import api
+    from darkroom_cli.environments.parts import api
 
     return api(_entered(options), output, port=options.port, dry_run=options.dry_run)
 
 
 def _run_env_worker(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.environment_parts import worker
+    from darkroom_cli.environments.parts import worker
 
     return worker(_entered(options), output, dry_run=options.dry_run)
 
 
 def _run_env_flower(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.environment_parts import flower
+    from darkroom_cli.environments.parts import flower
 
     return flower(_entered(options), output, port=options.port, dry_run=options.dry_run)
 
 
 def _run_env_keys(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.environment_keys import keys
+    from darkroom_cli.environments.keys import keys
 
     return keys(_entered(options), output, dry_run=options.dry_run)
 
 
 def _run_env_info(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.environment_keys import info
+    from darkroom_cli.environments.keys import info
 
     return info(_entered(options), output, dry_run=options.dry_run)
 
 
 def _run_env_flush(options: argparse.Namespace, output: Output) -> int:
-    from darkroom_cli.environment_keys import flush
+    from darkroom_cli.environments.keys import flush
 
     return flush(_entered(options), output, yes=options.yes, dry_run=options.dry_run)
 
 
 def _entered(options: argparse.Namespace) -> Entered:
-    from darkroom_cli.named_environment import enter
+    from darkroom_cli.environments.environment import enter
 
     return enter(options.environment)
 

@@ -15,10 +15,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from darkroom.cloudevents.attributes import uri_reference_fault
 from darkroom.errors import SettingError
-from darkroom.event_attributes import uri_reference_fault
-from darkroom.guard import NOTHING, Allow
-from darkroom.redis_address import RedisAddress
+from darkroom.ledger.address import RedisAddress
+from darkroom.webhooks.guard import NOTHING, Allow
 
 S = TypeVar("S", bound="Settings")
 

@@ -33,9 +33,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from darkroom_functions import answers, health, paths
-from darkroom_functions.http_semantics import Validators
-from darkroom_functions.metrics import FunctionMetrics, Metrics
+from darkroom_functions.http import probes, responses, routes
+from darkroom_functions.http.metrics import FunctionMetrics, Metrics
+from darkroom_functions.http.semantics import Validators
 
 FUNCTIONS = ("submit", "jobs", "result", "dead_letter")
 """The functions there are; each is the file of its name in this folder."""
@@ -57,7 +57,7 @@ def build(name: str, figures: Metrics | None = None) -> Starlette:
             route.methods = None  # the framework's list names all that it knows, and not what the function takes
     # The framework's last route takes every path; those before it take some of them, to no other end.
     everything = app.router.routes[-1]
-    app.router.routes[:] = [*health.routes_for(app, figures=figures), *getattr(module, "routes", []), everything]
+    app.router.routes[:] = [*probes.routes_for(app, figures=figures), *getattr(module, "routes", []), everything]
     app.router.redirect_slashes = False  # the last route takes all but a few odd paths, and those are nowhere
     app.router.default = _nowhere
     app.router.lifespan_context = module.lifespan
@@ -86,7 +86,7 @@ class Together:
     def __init__(self, functions: Mapping[str, Starlette], figures: Metrics) -> None:
         self.functions = functions
         self._health = Starlette(
-            routes=health.routes_for(*functions.values(), figures=figures),
+            routes=probes.routes_for(*functions.values(), figures=figures),
             middleware=[Middleware(Watched, FunctionMetrics("health", figures))],
             exception_handlers=_translations(),
             lifespan=self.lifespan,
@@ -94,10 +94,10 @@ class Together:
         self.router = self._health.router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in health.PATHS:
+        if scope["type"] == "lifespan" or scope["path"] in probes.PATHS:
             await self._health(scope, receive, send)
             return
-        name = paths.function_of(scope["type"], scope.get("method", ""), scope["path"])
+        name = routes.function_of(scope["type"], scope.get("method", ""), scope["path"])
         await self.functions[name](scope, receive, send)
 
     @asynccontextmanager
@@ -142,10 +142,10 @@ class Watched:
             _log.exception("unexpected", method=scope["method"], path=scope["path"])
             if status:
                 raise  # the server closes the connection: the caller must not take a part for the whole
-            await answers.unexpected()(scope, receive, noting)
+            await responses.unexpected()(scope, receive, noting)
         finally:
             self._figures.requests -= 1
-            if scope["path"] not in health.PATHS:
+            if scope["path"] not in probes.PATHS:
                 seconds = time.perf_counter() - began
                 self._figures.answered(scope["method"], scope["path"], status or CLIENT_CLOSED, seconds=seconds)
 
@@ -155,7 +155,7 @@ def _translations() -> dict[Any, Any]:
 
 
 async def _of_ours(_request: Request, error: DarkroomError) -> Response:
-    return answers.problem(error)
+    return responses.problem(error)
 
 
 async def _of_starlette(request: Request, error: HTTPException) -> Response:
@@ -163,16 +163,16 @@ async def _of_starlette(request: Request, error: HTTPException) -> Response:
     path = request.url.path
     if error.status_code == MethodNotAllowed.status:
         allow = (error.headers or {}).get("Allow", "").split(", ")
-        return answers.problem(MethodNotAllowed(f"{path} does not take {request.method}", allow=allow))
+        return responses.problem(MethodNotAllowed(f"{path} does not take {request.method}", allow=allow))
     if error.status_code == NotFound.status:
-        return answers.problem(NotFound(f"there is nothing at {path}"))
+        return responses.problem(NotFound(f"there is nothing at {path}"))
     _log.error("unexpected", method=request.method, path=path, status=error.status_code, detail=error.detail)
-    return answers.unexpected()
+    return responses.unexpected()
 
 
 async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
     """A path of no route: the opening of a WebSocket is denied with a problem, as a request is refused."""
-    await answers.problem(NotFound(f"there is nothing at {scope['path']}"))(scope, receive, send)
+    await responses.problem(NotFound(f"there is nothing at {scope['path']}"))(scope, receive, send)
 
 
 async def _of_nobody(_request: Request, _error: ClientDisconnect) -> Response:

@@ -18,34 +18,36 @@ from http import HTTPStatus
 
 import functions_framework.aio
 import orjson
-from darkroom import logs, models
+from darkroom import logs
 from darkroom.artifacts import ArtifactStore, Stored
-from darkroom.deletion import Deletion
+from darkroom.catalogue import models
+from darkroom.catalogue.models import Catalogue
 from darkroom.errors import NotFound, PreconditionFailed, RangeNotSatisfiable
-from darkroom.history import History, Tombstone
+from darkroom.history.deletion import Deletion
+from darkroom.history.lookup import Lookup
+from darkroom.history.store import History, Tombstone
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import AsyncLedger, LogEntry, connect_async
+from darkroom.ledger.calls import Cancelled, Receipt, cancel
+from darkroom.ledger.client import AsyncLedger, LogEntry, connect_async
 from darkroom.links import Links
-from darkroom.lookup import Lookup
-from darkroom.models import Catalogue
 from darkroom.settings import load
-from darkroom.transitions import Cancelled, Receipt, cancel
 from darkroom.updates import celery_status
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from darkroom_functions import deliveries, letters, listing, openapi, paths, subscriptions, views
-from darkroom_functions.answers import JSON_TYPE, answer
-from darkroom_functions.deliveries import Deliveries
-from darkroom_functions.health import patience
-from darkroom_functions.http_semantics import REVALIDATED, Selected, select
-from darkroom_functions.letters import Letters
-from darkroom_functions.paths import checked_id
+from darkroom_functions.http import openapi, routes
+from darkroom_functions.http.probes import patience
+from darkroom_functions.http.responses import JSON_TYPE, answer
+from darkroom_functions.http.routes import checked_id
+from darkroom_functions.http.semantics import REVALIDATED, Selected, select
+from darkroom_functions.resources import dead_letters, deliveries, listing, subscriptions, views
+from darkroom_functions.resources.dead_letters import Letters
+from darkroom_functions.resources.deliveries import Deliveries
+from darkroom_functions.resources.subscriptions import Subscriptions
 from darkroom_functions.settings import JobsSettings, catalogue_of
-from darkroom_functions.subscriptions import Subscriptions
+from darkroom_functions.streams.wait import Waiting
 from darkroom_functions.tenants import tenant_of
-from darkroom_functions.waiting import Waiting
 
 MEDIA_TYPES = {"png": "image/png"}
 """What artifacts are, by the extension of their keys."""
@@ -72,7 +74,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     app.state.library = Library(
         ledger=app.state.ledger,
         lookup=lookup,
-        letters=Letters(app.state.ledger, lookup, catalogue, settings),
+        dead_letters=Letters(app.state.ledger, lookup, catalogue, settings),
         subscriptions=Subscriptions(app.state.ledger, catalogue, settings),
         deliveries=Deliveries(app.state.ledger, lookup),
         deletion=Deletion(app.state.ledger, history, store),
@@ -97,10 +99,10 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 async def jobs(request: Request) -> Response:
     """Everything that `paths.OPERATIONS` gives to this function."""
     library: Library = request.app.state.library
-    found = paths.find(request.method, request.scope["path"], models=library.catalogue.models)
+    found = routes.find(request.method, request.scope["path"], models=library.catalogue.models)
     match found.operation.name:
-        case name if name in letters.OPERATIONS:
-            return await library.letters.answer(request, found)
+        case name if name in dead_letters.OPERATIONS:
+            return await library.dead_letters.answer(request, found)
         case name if name in subscriptions.OPERATIONS:
             return await library.subscriptions.answer(request, found)
         case name if name in deliveries.OPERATIONS:
@@ -116,7 +118,7 @@ async def jobs(request: Request) -> Response:
         case "cancelJob":
             return await library.cancel_job(request, found.parts["id"])
         case "readArtifact":
-            return await library.read_artifact(request, found.parts[paths.KEY])
+            return await library.read_artifact(request, found.parts[routes.KEY])
         case "listModels":
             return Response(library.models, media_type=JSON_TYPE)
         case "describe":
@@ -130,7 +132,7 @@ class Library:
 
     ledger: AsyncLedger
     lookup: Lookup
-    letters: Letters
+    dead_letters: Letters
     subscriptions: Subscriptions
     deliveries: Deliveries
     deletion: Deletion

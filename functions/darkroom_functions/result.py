@@ -18,7 +18,9 @@ from contextlib import asynccontextmanager
 
 import functions_framework.aio
 import orjson
-from darkroom import logs, traces, transitions, updates
+from darkroom import logs, traces, updates
+from darkroom.cloudevents.event import SEQUENCE_DIGITS, Event, invalid, type_of
+from darkroom.cloudevents.http import STRUCTURED_TYPE, Mode, parse_http
 from darkroom.errors import (
     DarkroomError,
     FieldError,
@@ -27,26 +29,26 @@ from darkroom.errors import (
     NotFound,
     UnsupportedMediaType,
 )
-from darkroom.event_http import STRUCTURED_TYPE, Mode, parse_http
-from darkroom.events import SEQUENCE_DIGITS, Event, invalid, type_of
-from darkroom.history import History
+from darkroom.history.lookup import Lookup
+from darkroom.history.store import History
 from darkroom.jobs import TERMINAL, JobEvent, is_job_id
-from darkroom.ledger import AsyncLedger, LogEntry, NewsEntry, connect_async
+from darkroom.ledger import calls
+from darkroom.ledger.client import AsyncLedger, LogEntry, NewsEntry, connect_async
 from darkroom.links import Links
-from darkroom.lookup import Lookup
 from darkroom.settings import load
 from darkroom.supervision import vital
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from darkroom_functions import paths, sockets, sse
-from darkroom_functions.answers import problem
-from darkroom_functions.bodies import read_body
-from darkroom_functions.health import patience
-from darkroom_functions.live import Live
-from darkroom_functions.news import News
+from darkroom_functions.http import routes as paths
+from darkroom_functions.http.bodies import read_body
+from darkroom_functions.http.probes import patience
+from darkroom_functions.http.responses import problem
 from darkroom_functions.settings import ResultSettings
+from darkroom_functions.streams import sockets, sse
+from darkroom_functions.streams.live import Live
+from darkroom_functions.streams.news import News
 
 DOORS = ("/", paths.SINK)
 """Where events come in: a Trigger's delivery, and the courier's post on one machine."""
@@ -144,10 +146,10 @@ async def _apply(event: Event, ledger: AsyncLedger) -> None:
         return
     job_id, seq = _entry_told_by(event)
     async with patience():
-        applied = await ledger.run(transitions.applied(job_id, seq=seq))
-    if applied is transitions.Applied.NEWER:
+        applied = await ledger.run(calls.applied(job_id, seq=seq))
+    if applied is calls.Applied.NEWER:
         raise NewerRecord(f"the record of job {job_id} is of a later version than this function knows", retry_after=5)
-    log = _log.warning if applied is transitions.Applied.UNKNOWN else _log.info
+    log = _log.warning if applied is calls.Applied.UNKNOWN else _log.info
     trace = traces.in_logs(event.traceparent)
     log("event_taken", job=job_id, event_id=event.id, type=event.type, seq=seq, outcome=applied.value, **trace)
 

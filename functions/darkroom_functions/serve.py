@@ -21,7 +21,8 @@ from darkroom.errors import SettingError
 from darkroom.settings import load
 from starlette.applications import Starlette
 
-from darkroom_functions import assembly, connections, http_semantics, origins
+from darkroom_functions import assembly
+from darkroom_functions.http import connections, origins, semantics
 from darkroom_functions.settings import ServeSettings
 
 ALL = "all"
@@ -68,7 +69,7 @@ def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvico
     """How uvicorn runs the functions, in production and in the tests."""
     connections.take_long_requests()
     return uvicorn.Config(
-        http_semantics.Edge(origins.Front(app, origins.Policy.of(settings))),
+        semantics.Edge(origins.Front(app, origins.Policy.of(settings))),
         host=settings.host,
         port=settings.port,
         lifespan="off",  # `_serve` does it: a setting at fault is one line there, and a stack trace here

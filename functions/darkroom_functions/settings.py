@@ -6,8 +6,9 @@ import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from darkroom.catalogue.models import Catalogue
 from darkroom.errors import SettingError
-from darkroom.models import Catalogue
+from darkroom.ledger.calls import BACKLOG_BYTES, BACKLOG_LIMIT
 from darkroom.settings import (
     PREFIX,
     GuardSettings,
@@ -22,11 +23,10 @@ from darkroom.settings import (
     WebUrl,
     listed,
 )
-from darkroom.transitions import BACKLOG_BYTES, BACKLOG_LIMIT
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from darkroom_functions.bodies import MAX_BODY_BYTES
+from darkroom_functions.http.bodies import MAX_BODY_BYTES
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 

@@ -23,7 +23,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import functions_framework.aio
-from darkroom import events, logs, traces
+from darkroom import logs, traces
+from darkroom.catalogue.models import Catalogue
+from darkroom.cloudevents import event as events
+from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.http import Mode, parse_http
 from darkroom.errors import (
     DarkroomError,
     FieldError,
@@ -33,28 +37,27 @@ from darkroom.errors import (
     NotFound,
     TemporaryError,
 )
-from darkroom.event_http import Mode, parse_http
-from darkroom.events import Event
-from darkroom.ledger import AsyncLedger, JobRecord, connect_async
+from darkroom.ledger.calls import Accepted, Submission
+from darkroom.ledger.client import AsyncLedger, JobRecord, connect_async
 from darkroom.links import Links
-from darkroom.models import Catalogue
 from darkroom.settings import load
-from darkroom.transitions import Accepted, Submission
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from darkroom_functions import paths, submission, views
-from darkroom_functions.answers import answer, problem, problem_members, problem_of
-from darkroom_functions.bodies import json_object, read_body
-from darkroom_functions.health import patience
-from darkroom_functions.intake import Intake, fresh, slip_headers, slip_status
+from darkroom_functions.http import routes
+from darkroom_functions.http.bodies import json_object, read_body
+from darkroom_functions.http.probes import patience
+from darkroom_functions.http.responses import answer, problem, problem_members, problem_of
+from darkroom_functions.resources import views
 from darkroom_functions.settings import SubmitSettings, catalogue_of
-from darkroom_functions.submission import RestRequest
+from darkroom_functions.streams.wait import Wait, Waiting
+from darkroom_functions.submission import reading
+from darkroom_functions.submission.intake import Intake, fresh, slip_headers, slip_status
+from darkroom_functions.submission.reading import RestRequest
 from darkroom_functions.tenants import tenant_of
-from darkroom_functions.waiting import Wait, Waiting
 
-_IDEMPOTENCY_KEY = re.compile(submission.IDEMPOTENCY_KEY_PATTERN)
+_IDEMPOTENCY_KEY = re.compile(reading.IDEMPOTENCY_KEY_PATTERN)
 
 _log = logs.logger(__name__)
 
@@ -79,7 +82,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 async def submit(request: Request) -> Response:
     """`POST /`, `POST /{model}`, `POST /api/v1/generation-jobs/`."""
     desk: Desk = request.app.state.desk
-    found = paths.find(request.method, request.scope["path"], models=desk.catalogue.models)
+    found = routes.find(request.method, request.scope["path"], models=desk.catalogue.models)
     match found.operation.name:
         case "submitEvents":
             return await _events(request, desk)
@@ -157,7 +160,7 @@ async def _judged(
 def _job_of(event: Event | InvalidEvent, tenant: str, desk: Desk) -> Submission:
     if isinstance(event, InvalidEvent):
         raise event
-    return submission.of_event(
+    return reading.of_event(
         event, catalogue=desk.catalogue, allow=desk.settings.webhook_allow, tenant=tenant, fresh=fresh()
     )
 
@@ -183,7 +186,7 @@ async def _rest(request: Request, desk: Desk, *, model: str | None) -> Response:
         idempotency_key=_idempotency_key(request),
         traceparent=traces.traceparent_of(request.headers.get("traceparent")),
     )
-    job = submission.of_rest(
+    job = reading.of_rest(
         rest,
         catalogue=desk.catalogue,
         allow=desk.settings.webhook_allow,
@@ -245,7 +248,7 @@ def _idempotency_key(request: Request) -> str | None:
     if not keys:
         return None
     key = keys[0]
-    if len(keys) > 1 or len(key) > submission.MAX_IDEMPOTENCY_KEY or not _IDEMPOTENCY_KEY.fullmatch(key):
-        detail = f"must come once, with 1 to {submission.MAX_IDEMPOTENCY_KEY} printable ASCII characters"
+    if len(keys) > 1 or len(key) > reading.MAX_IDEMPOTENCY_KEY or not _IDEMPOTENCY_KEY.fullmatch(key):
+        detail = f"must come once, with 1 to {reading.MAX_IDEMPOTENCY_KEY} printable ASCII characters"
         raise InvalidInput(f"Idempotency-Key {detail}", fields=[FieldError("Idempotency-Key", detail)])
     return key

@@ -5,7 +5,8 @@ from __future__ import annotations
 import uvicorn
 import uvloop
 from darkroom.settings import load
-from darkroom_functions import connections, serve
+from darkroom_functions import serve
+from darkroom_functions.http import connections
 from darkroom_functions.settings import ServeSettings
 from starlette.applications import Starlette
 

@@ -15,7 +15,7 @@ from typing import Any
 from celery import Celery
 from celery.worker.request import Request
 from darkroom.settings import LedgerSettings, load
-from darkroom_loadtest.wounds import Point, pass_point
+from darkroom_loadtest.chaos.wounds import Point, pass_point
 from kombu.transport.redis import QoS
 
 QUEUE = "stock"

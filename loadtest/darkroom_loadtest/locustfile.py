@@ -14,9 +14,8 @@ from locust import LoadTestShape, events
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
-from darkroom_loadtest.journal import FILE_VARIABLE
-from darkroom_loadtest.profiles import PLAN_VARIABLE, Plan
-from darkroom_loadtest.users import (
+from darkroom_loadtest.chaos.journal import FILE_VARIABLE
+from darkroom_loadtest.load.users import (
     KINDS,
     BatchUser,
     BinaryUser,
@@ -30,6 +29,7 @@ from darkroom_loadtest.users import (
     StructuredUser,
     WaitingUser,
 )
+from darkroom_loadtest.profiling.profiles import PLAN_VARIABLE, Plan
 
 __all__ = [
     "BatchUser",

@@ -14,21 +14,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from darkroom import times, transitions
+from darkroom import times
 from darkroom.errors import DarkroomError, LedgerUnavailable
-from darkroom.ledger import AsyncLedger
+from darkroom.ledger import calls as transitions
+from darkroom.ledger.calls import Call, Reading, WorkerState
+from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
-from darkroom.scaling import Decision, Entry, Observation, decide, is_worth_keeping, resume
-from darkroom.transitions import Call, Reading, WorkerState
+from darkroom.scaling.policy import Decision, Entry, Observation, decide, is_worth_keeping, resume
 
-from darkroom_operator.cluster import Cluster, Conflict
-from darkroom_operator.election import Leadership
+from darkroom_operator.kubernetes.client import Cluster, Conflict
+from darkroom_operator.kubernetes.election import Leadership
+from darkroom_operator.kubernetes.world import DEPLOYMENTS, Standing, World, essence
 from darkroom_operator.pools import Pool
 from darkroom_operator.reconciliation import InvalidTemplate, Reconciliation
 from darkroom_operator.replacement import Replacement
 from darkroom_operator.report import NORMAL, REPLACED, WARNING, Report, next_replacement
 from darkroom_operator.scale_in import SEEN_S, ScaleIn
-from darkroom_operator.world import DEPLOYMENTS, Standing, World, essence
 
 ROUND_LIMIT_S = 20.0
 """One look takes no longer: a Redis or an API server that takes connections and does not answer is a failure too."""

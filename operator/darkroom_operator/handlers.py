@@ -16,10 +16,10 @@ from darkroom.logs import logger
 
 from darkroom_operator import pools
 from darkroom_operator.control import INVALID_SPEC, Control
-from darkroom_operator.election import Leadership
+from darkroom_operator.kubernetes.election import Leadership
+from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, POOLS, World, pool_of
 from darkroom_operator.pools import GROUP, POOL_LABEL
 from darkroom_operator.reconciliation import has_drifted
-from darkroom_operator.world import DEPLOYMENTS, PODS, POOLS, World, pool_of
 
 WORKERPOOLS = (GROUP, "v1alpha1", "workerpools")
 

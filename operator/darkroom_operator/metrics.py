@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from darkroom_operator.control import replicas_by_state
-from darkroom_operator.world import World
+from darkroom_operator.kubernetes.world import World
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,11 +13,11 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom import pool_fields
 from darkroom.errors import FieldError, InvalidInput
-from darkroom.scaling import Policy
+from darkroom.scaling import fields
+from darkroom.scaling.policy import Policy
 
-from darkroom_operator.cluster import Object
+from darkroom_operator.kubernetes.client import Object
 
 GROUP = "darkroom.dev"
 API_VERSION = f"{GROUP}/v1alpha1"
@@ -84,7 +84,7 @@ def objects_name(pool: str) -> str:
 def read(resource: Object) -> Pool:
     """The pool of a `WorkerPool` object. Raises InvalidInput, whose `fields` name what is at fault."""
     metadata, spec = resource["metadata"], resource.get("spec") or {}
-    faults = pool_fields.unknown(spec)
+    faults = fields.unknown(spec)
     try:
         policy = Policy.from_spec(spec)
     except InvalidInput as error:

@@ -16,20 +16,20 @@ from typing import Any, cast
 from uuid import uuid4
 
 import kopf
-from darkroom.channels import Channels
 from darkroom.errors import DarkroomError
-from darkroom.ledger import AsyncLedger, connect_async
+from darkroom.ledger.channels import Channels
+from darkroom.ledger.client import AsyncLedger, connect_async
 from darkroom.logs import logger
 from darkroom.supervision import vital
 
-from darkroom_operator.cluster import Cluster, connected
 from darkroom_operator.control import Control
-from darkroom_operator.election import Leadership
 from darkroom_operator.handlers import Handlers, kopf_settings
+from darkroom_operator.kubernetes.client import Cluster, connected
+from darkroom_operator.kubernetes.election import Leadership
+from darkroom_operator.kubernetes.resync import Resync
+from darkroom_operator.kubernetes.world import World
 from darkroom_operator.metrics import served
-from darkroom_operator.resync import Resync
 from darkroom_operator.settings import OperatorSettings
-from darkroom_operator.world import World
 
 STALL_S = 30.0
 """A loop that has not gone round for so long hangs: a round ends within 20 s, whatever happens."""

@@ -13,9 +13,9 @@ from typing import Any
 from darkroom.errors import InvalidInput
 
 from darkroom_operator import pools
-from darkroom_operator.cluster import CREATOR, DEPLOYMENT, Cluster, Conflict, Object, Refused
+from darkroom_operator.kubernetes.client import CREATOR, DEPLOYMENT, Cluster, Conflict, Object, Refused
+from darkroom_operator.kubernetes.world import essence
 from darkroom_operator.pools import POOL_LABEL, Pool
-from darkroom_operator.world import essence
 
 UNPROCESSABLE = frozenset({400, 403, 422})
 """What the API server answers to an object that is at fault, or that a policy of the cluster forbids."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from darkroom import transitions
 from darkroom.errors import DarkroomError
-from darkroom.ledger import AsyncLedger
+from darkroom.ledger import calls
+from darkroom.ledger.calls import WorkerState
+from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
-from darkroom.transitions import WorkerState
 
-from darkroom_operator.cluster import NOT_FOUND, POD, Cluster, Refused
-from darkroom_operator.world import Standing
+from darkroom_operator.kubernetes.client import NOT_FOUND, POD, Cluster, Refused
+from darkroom_operator.kubernetes.world import Standing
 
 _log = logger(__name__)
 
@@ -56,7 +56,7 @@ class Replacement:
     async def replace(self, standing: Standing, number: int) -> list[str]:
         """Delete that many of the overdue pods; answers those that were deleted."""
         names = self.overdue(standing)[:number]
-        marked = await self._ledger.run(transitions.drain(standing.name, count=len(names), pods=names))
+        marked = await self._ledger.run(calls.drain(standing.name, count=len(names), pods=names))
         deleted = []
         for pod in sorted({worker.pod for worker in marked} & set(names)):
             try:

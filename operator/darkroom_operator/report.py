@@ -15,11 +15,11 @@ from typing import Any
 from darkroom import times
 from darkroom.errors import DarkroomError
 from darkroom.logs import logger
-from darkroom.scaling import Paused, Reason
+from darkroom.scaling.policy import Paused, Reason
 
-from darkroom_operator.cluster import Cluster, Refused
+from darkroom_operator.kubernetes.client import Cluster, Refused
+from darkroom_operator.kubernetes.world import Standing
 from darkroom_operator.pools import API_VERSION, selector_text
-from darkroom_operator.world import Standing
 
 COMPONENT = "darkroom-operator"
 

@@ -17,14 +17,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from darkroom import transitions
 from darkroom.errors import DarkroomError
-from darkroom.ledger import AsyncLedger
+from darkroom.ledger import calls
+from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
 
-from darkroom_operator.cluster import POD, Cluster, Conflict, Refused
+from darkroom_operator.kubernetes.client import POD, Cluster, Conflict, Refused
+from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, Pod, Standing, World
 from darkroom_operator.pools import DELETION_COST, SERVING
-from darkroom_operator.world import DEPLOYMENTS, PODS, Pod, Standing, World
 
 COST = "-1000"
 """Below that of any pod that nobody has chosen, which is 0."""
@@ -78,7 +78,7 @@ class ScaleIn:
         others = [pod.name for pod in present if pod.name not in stuck]
         # Those that are marked stay so: taken back, a pod must rest before anything is lowered.
         asked = max(count - never_made - len(free), sum(name not in stuck for name in before))
-        marked = await self._ledger.run(transitions.drain(standing.name, count=asked, pods=others)) if asked else []
+        marked = await self._ledger.run(calls.drain(standing.name, count=asked, pods=others)) if asked else []
         names = stuck | ({drained.pod for drained in marked} & set(others))
         now = time.monotonic()
         standing.victims = {name: before.get(name, now) for name in names}
@@ -127,7 +127,7 @@ class ScaleIn:
             is_choosing = wants_fewer and time.monotonic() - newest < SETTLE_S
             if len(present) > replicas or _age(self._scaled_at, standing) < SETTLE_S or is_choosing:
                 names = [pod.name for pod in chosen]
-                await self._ledger.run(transitions.drain(standing.name, count=len(names), pods=names))
+                await self._ledger.run(calls.drain(standing.name, count=len(names), pods=names))
             else:
                 await self._take_back(standing, chosen)
         fresh = [pod for pod in present.values() if pod.serving is not True and not pod.chosen]
@@ -138,7 +138,7 @@ class ScaleIn:
         await self._each(standing, chosen, self._spare)
         standing.victims = {}
         self._spared_at[standing.name] = time.monotonic()
-        await self._ledger.run(transitions.drain(standing.name, count=0))
+        await self._ledger.run(calls.drain(standing.name, count=0))
 
     async def _each(self, standing: Standing, pods: list[Pod], act: Any) -> list[Pod]:
         """Do it to each; answers those that it was done to. What a pod that is gone refuses is no failure."""

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from darkroom import transitions
 from darkroom.artifacts import ArtifactStore, artifact_key
 from darkroom.jobs import State
-from darkroom.queues import queue_name
-from darkroom_cli import local_redis
-from darkroom_cli.data_folder import DataFolder
-from darkroom_cli.processes import Identity, Recorded
-from darkroom_cli.run_record import RunRecord
+from darkroom.ledger import calls
+from darkroom.ledger.queues import queue_name
+from darkroom_cli.local import redis_server
+from darkroom_cli.local.data_folder import DataFolder
+from darkroom_cli.local.processes import Identity, Recorded
+from darkroom_cli.local.run_record import RunRecord
 
 from tests.darkroom_command import darkroom
 from tests.driven_jobs import POOL, TENANT, DrivenJobs
@@ -129,8 +129,8 @@ def test_an_artifact_that_no_job_publishes_is_listed_and_is_status_0(
 ) -> None:
     job_id = jobs.submit()
     jobs.start(job_id)
-    jobs.run(transitions.cancel(job_id, tenant=TENANT))
-    jobs.run(transitions.finish(job_id, token="token", outcome=State.CANCELLED, data={}))
+    jobs.run(calls.cancel(job_id, tenant=TENANT))
+    jobs.run(calls.finish(job_id, token="token", outcome=State.CANCELLED, data={}))
     key = artifact_key(tenant=TENANT, job_id=job_id, attempt=1, index=0, sha256="0" * 64, extension="png")
     store = (tmp_path / "store").as_uri()
     ArtifactStore(store).put(key, b"a picture")
@@ -180,7 +180,7 @@ def test_a_setting_of_no_use_is_one_line_and_status_2(
 
 
 def test_a_redis_that_is_away_is_status_3_for_an_audit_and_a_finding_for_the_doctor(tmp_path: Path) -> None:
-    url = f"redis://:hidden-word@127.0.0.1:{local_redis.free_port()}/0"
+    url = f"redis://:hidden-word@127.0.0.1:{redis_server.free_port()}/0"
     done = darkroom(["audit"], folder=tmp_path, DARKROOM_REDIS_URL=url)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == "darkroom: the queue broker does not answer\n"
@@ -195,7 +195,7 @@ def test_a_redis_that_is_away_is_status_3_for_an_audit_and_a_finding_for_the_doc
 def test_a_doctor_who_finds_nothing_says_what_is_fine(
     jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    jobs.run(transitions.reap(POOL))
+    jobs.run(calls.reap(POOL))
     done = darkroom(["doctor"], folder=tmp_path, **settings)
     assert done.returncode == 0, done.stdout
     (line,) = done.stdout.splitlines()
@@ -215,7 +215,7 @@ def test_with_json_a_doctor_s_findings_are_a_line_each_and_the_checks(settings: 
 def test_a_full_backlog_is_measured_by_the_limit_that_submit_has(
     jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    jobs.run(transitions.reap(POOL))
+    jobs.run(calls.reap(POOL))
     jobs.submit()
     done = darkroom(["doctor", "--json"], folder=tmp_path, DARKROOM_BACKLOG_LIMIT="1", **settings)
     assert lines_of(done)[-1]["found"] == ["backlog"]
@@ -226,10 +226,10 @@ def running_up(tmp_path: Path) -> Iterator[DrivenJobs]:
     """The Redis of a `darkroom up` in `.darkroom`, as it prepares and records it."""
     folder = DataFolder(tmp_path / ".darkroom")
     with folder.held():
-        server = local_redis.prepare(folder.redis, port=local_redis.free_port())
+        server = redis_server.prepare(folder.redis, port=redis_server.free_port())
         process = subprocess.Popen(server.command, cwd=server.folder, stdout=subprocess.DEVNULL)
         try:
-            eventually(lambda: local_redis.serves(server.url), what="Redis answers")
+            eventually(lambda: redis_server.serves(server.url), what="Redis answers")
             identity = Identity.of(process.pid)
             assert identity is not None
             recorded = Recorded("redis", identity.pid, identity.started, grace_s=3)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from darkroom.errors import SettingError
-from darkroom_cli.data_folder import DataFolder
+from darkroom_cli.local.data_folder import DataFolder
 
 from tests.darkroom_command import darkroom
 

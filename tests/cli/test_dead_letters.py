@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from darkroom import transitions
-from darkroom.transitions import Ended
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Ended
 
 from tests.darkroom_command import darkroom
 from tests.functions.api import Api, serving
@@ -30,7 +30,7 @@ def dead(api: Api, **given: Any) -> str:
     for number in range(3):
         api.jobs.start(job_id, token=f"{number}")
         error = {"kind": "transient", "message": "hiccup"}
-        ended = api.jobs.run(transitions.retry(job_id, token=f"{number}", error=error, delay_ms=0))
+        ended = api.jobs.run(calls.retry(job_id, token=f"{number}", error=error, delay_ms=0))
     assert ended is Ended.FAILED
     return job_id
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from darkroom.catalogue.models import Catalogue
 from darkroom.errors import InvalidInput
-from darkroom.models import Catalogue
-from darkroom_cli.local_models import Replacement, own_files
+from darkroom_cli.local.models import Replacement, own_files
 
 
 def test_a_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

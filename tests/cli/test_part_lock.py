@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from darkroom_cli import part_lock
+from darkroom_cli.local import part_lock
 
 PARTS = (
     ("core", "functions", "postgresql"),
@@ -95,7 +95,7 @@ def test_all_that_a_part_asks_for_is_locked(parts: tuple[str, ...], repository: 
 def test_it_runs_before_anything_is_installed(repository: Path) -> None:
     """As the Dockerfiles run it: by its file, with Python's own library."""
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "cli/darkroom_cli/part_lock.py", "core", "operator"],
+        [sys.executable, "-I", "-S", "cli/darkroom_cli/local/part_lock.py", "core", "operator"],
         cwd=repository,
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from darkroom_cli.processes import Crew, Identity, Notice, Process, Program, Recorded, end_in_order
+from darkroom_cli.local.processes import Crew, Identity, Notice, Process, Program, Recorded, end_in_order
 
 from tests.waiting import eventually
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from darkroom import transitions
 from darkroom.errors import InvalidInput
-from darkroom.scaling import Entry, History, Observation, Policy, ScaleDown, decide
-from darkroom.transitions import Reading
-from darkroom_cli.replay import past, read_policy, replica_seconds
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Reading
+from darkroom.scaling.policy import Entry, History, Observation, Policy, ScaleDown, decide
+from darkroom_cli.commands.replay import past, read_policy, replica_seconds
 
 from tests.darkroom_command import darkroom
 from tests.driven_jobs import DrivenJobs
@@ -66,7 +66,7 @@ def an_afternoon() -> list[Entry]:
 
 def write_down(jobs: DrivenJobs, entries: list[Entry]) -> None:
     for entry in entries:
-        jobs.run(transitions.record_decision(POOL, at=entry.at, entry=entry.encode()))
+        jobs.run(calls.record_decision(POOL, at=entry.at, entry=entry.encode()))
 
 
 def test_what_was_decided_is_decided_again_bit_for_bit(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_pool_that_nobody_decided_on_is_status_2(told: dict[str, str], tmp_pat
 
 
 def test_a_log_of_another_version_is_status_2(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
-    jobs.run(transitions.record_decision(POOL, at=START_MS, entry='{"at": 1}'))
+    jobs.run(calls.record_decision(POOL, at=START_MS, entry='{"at": 1}'))
     done = darkroom(["replay", POOL], folder=tmp_path, **told)
     assert (done.returncode, done.stdout) == (2, "")
     assert "not written by this version" in done.stderr

@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from darkroom_cli import local_redis
-from darkroom_cli.data_folder import DataFolder, secret
-from darkroom_cli.environments import environment
+from darkroom_cli.environments.command import environment
 from darkroom_cli.exits import INTERRUPTED
-from darkroom_cli.log_tail import log_tail
-from darkroom_cli.processes import Identity, Recorded
-from darkroom_cli.run_record import RunRecord
-from darkroom_cli.up import Asked, StopSignals
+from darkroom_cli.local import redis_server
+from darkroom_cli.local.data_folder import DataFolder, secret
+from darkroom_cli.local.log_tail import log_tail
+from darkroom_cli.local.processes import Identity, Recorded
+from darkroom_cli.local.run_record import RunRecord
+from darkroom_cli.local.up import Asked, StopSignals
 
 from tests.darkroom_command import command, darkroom
 from tests.darkroom_command import environment as darkroom_environment
@@ -233,9 +233,9 @@ def test_a_record_that_cannot_be_written_is_one_line_and_all_processes_end(tmp_p
     assert process.returncode == INTERRUPTED, lines
     assert len([line for line in lines if "run.json" in line]) == 1, lines
     assert not any("Traceback" in line for line in lines), lines
-    address = local_redis.address(data / "redis")
+    address = redis_server.address(data / "redis")
     assert address is not None
-    assert local_redis.find(address) is None, "Redis still runs"
+    assert redis_server.find(address) is None, "Redis still runs"
 
 
 def test_secrets_are_drawn_once_and_are_their_owners_alone(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from darkroom import audit, auditor, queues, transitions
 from darkroom.artifacts import ArtifactStore, artifact_key
-from darkroom.audit import REPAIRABLE, Kind
-from darkroom.auditor import Auditor, Report
-from darkroom.history import History, PastJob
+from darkroom.checks import audit, auditor
+from darkroom.checks.audit import REPAIRABLE, Kind
+from darkroom.checks.auditor import Auditor, Report
+from darkroom.history.store import History, PastJob
 from darkroom.jobs import Artifact, State
-from darkroom.ledger import connect_async
-from darkroom.transitions import Outcome, WorkerState
-from darkroom.webhooks import Webhook, WebhookEvent, target_of
+from darkroom.ledger import calls, queues
+from darkroom.ledger.calls import Outcome, WorkerState
+from darkroom.ledger.client import connect_async
+from darkroom.webhooks.subscriptions import Webhook, WebhookEvent, target_of
 from kombu import Connection
 
 from tests.core.timed_jobs import POOL, TENANT, TOKEN, WORKER, TimedJobs
@@ -109,9 +110,9 @@ async def test_an_end_that_was_told_and_archived_is_right_too(jobs: TimedJobs, l
     jobs.finish(job_id)
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    jobs.run(transitions.applied(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.applied(job_id, seq=seq, now=jobs.now))
     assert (await look()).findings == ()
-    jobs.run(transitions.archived(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.archived(job_id, seq=seq, now=jobs.now))
     jobs.redis.delete(jobs.key("log", job_id))  # it goes before the record does
     report = await look()
     assert (report.places["completed"], report.untold, report.findings) == (1, 0, ())
@@ -219,26 +220,26 @@ def _settled(jobs: TimedJobs) -> str:
     job_id = _completed(jobs)
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    jobs.run(transitions.applied(job_id, seq=seq, now=jobs.now))
-    jobs.run(transitions.archived(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.applied(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.archived(job_id, seq=seq, now=jobs.now))
     return job_id
 
 
 def _told(jobs: TimedJobs) -> str:
     """Its end is applied, and is to be delivered."""
     job_id = jobs.running(webhook=WEBHOOK)
-    jobs.run(transitions.applied(job_id, seq=2, now=jobs.now))
+    jobs.run(calls.applied(job_id, seq=2, now=jobs.now))
     jobs.finish(job_id)
-    jobs.run(transitions.applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now))
+    jobs.run(calls.applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now))
     return job_id
 
 
 def _delivered(jobs: TimedJobs) -> str:
     job_id = _told(jobs)
     for number in range(2):
-        call = transitions.take_deliveries(taker="c", call=str(number), limit=1, per_target=1, now=jobs.now)
+        call = calls.take_deliveries(taker="c", call=str(number), limit=1, per_target=1, now=jobs.now)
         (delivery,) = jobs.run(call)
-        jobs.run(transitions.settle(delivery, outcome=Outcome.DELIVERED, now=jobs.now))
+        jobs.run(calls.settle(delivery, outcome=Outcome.DELIVERED, now=jobs.now))
     return job_id
 
 
@@ -415,7 +416,7 @@ async def test_what_can_be_put_right_is_put_right_once(jobs: TimedJobs, look: Au
     assert damage.place is not None
     assert after.places[damage.place] >= 1
     assert jobs.ledger.run(audit.inspect(job_id)).place == damage.place
-    assert jobs.run(transitions.repair(job_id)) == []
+    assert jobs.run(calls.repair(job_id)) == []
 
 
 def test_all_that_is_said_to_be_repairable_is_tested() -> None:
@@ -566,7 +567,7 @@ async def test_messages_that_a_killed_worker_left_are_named(jobs: TimedJobs, loo
 
 
 async def test_a_canary_is_no_stale_message(jobs: TimedJobs, look: Audit) -> None:
-    assert jobs.run(transitions.canary(f"{queues.CANARY}1", pool=POOL)) is None
+    assert jobs.run(calls.canary(f"{queues.CANARY}1", pool=POOL)) is None
     assert (await look()).stale == ()
 
 
@@ -658,7 +659,7 @@ async def test_archived_jobs_are_compared_with_the_history(jobs: TimedJobs, look
         record = jobs.record(there[place])
         await history.write([PastJob.of(record, jobs.log(record.id))])
         assert record.end_seq is not None
-        jobs.run(transitions.archived(record.id, seq=record.end_seq, now=jobs.now))
+        jobs.run(calls.archived(record.id, seq=record.end_seq, now=jobs.now))
     report = await look(history=history)
     assert (report.past, report.findings) == (4, ())
 
@@ -687,27 +688,27 @@ async def test_a_job_that_is_being_deleted_is_no_finding(jobs: TimedJobs, look: 
 
 def test_a_worker_that_claims_a_canary_signs_for_it_and_drops_it(jobs: TimedJobs) -> None:
     canary = f"{queues.CANARY}1"
-    send = transitions.canary(canary, pool=POOL, now=jobs.now)
+    send = calls.canary(canary, pool=POOL, now=jobs.now)
     assert jobs.run(send) is None
     assert jobs.take_message() == canary
-    assert jobs.run(transitions.claim(canary, token=TOKEN, worker=WORKER)).dropped == "canary"
+    assert jobs.run(calls.claim(canary, token=TOKEN, worker=WORKER)).dropped == "canary"
     assert jobs.run(send) == WORKER
     assert jobs.take_message() is None
-    assert jobs.run(transitions.canary(canary, pool=POOL, withdraw=True)) == WORKER
-    assert jobs.run(transitions.claim(canary, token=TOKEN, worker=WORKER)).dropped == "unknown"
+    assert jobs.run(calls.canary(canary, pool=POOL, withdraw=True)) == WORKER
+    assert jobs.run(calls.claim(canary, token=TOKEN, worker=WORKER)).dropped == "unknown"
 
 
 def test_a_canary_that_is_withdrawn_leaves_nothing(jobs: TimedJobs) -> None:
     before = jobs.everything()
     for withdraw in (False, True):
-        jobs.run(transitions.canary(f"{queues.CANARY}1", pool=POOL, withdraw=withdraw, now=jobs.now))
+        jobs.run(calls.canary(f"{queues.CANARY}1", pool=POOL, withdraw=withdraw, now=jobs.now))
     assert jobs.everything() == before
 
 
 def test_a_canary_goes_before_the_jobs_and_moves_none(jobs: TimedJobs) -> None:
     jobs.worker(state=WorkerState.READY)
     submitted = [jobs.submit() for _ in range(5)]
-    jobs.run(transitions.canary(f"{queues.CANARY}1", pool=POOL, now=jobs.now))
+    jobs.run(calls.canary(f"{queues.CANARY}1", pool=POOL, now=jobs.now))
     assert jobs.take_message() == f"{queues.CANARY}1"
     for job_id in submitted:
         assert jobs.take_message() == job_id

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import redis.asyncio
-from darkroom.channels import Channels
 from darkroom.errors import LedgerUnavailable
-from darkroom.ledger import connect_async
+from darkroom.ledger.channels import Channels
+from darkroom.ledger.client import connect_async
 
 from tests.redis_server import RedisKind, RedisServer, needed_binary
 
@@ -115,7 +115,7 @@ async def test_a_lost_connection_is_made_anew_with_all_its_channels(redis_url: s
 async def test_a_channel_that_is_opened_while_redis_is_away_is_heard_when_it_is_back(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom.channels.OPEN_PATIENCE_S", 0.2)
+    monkeypatch.setattr("darkroom.ledger.channels.OPEN_PATIENCE_S", 0.2)
     binary = needed_binary(RedisKind.EMBEDDED)
     server = RedisServer(binary, tmp_path)
     async with listening(server.url) as (ear, client):
@@ -134,7 +134,7 @@ async def test_a_redis_that_hangs_is_left_for_a_new_connection(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection over which nothing comes, not even the answer to a ping, is closed."""
-    monkeypatch.setattr("darkroom.channels.SILENCE_S", 0.2)
+    monkeypatch.setattr("darkroom.ledger.channels.SILENCE_S", 0.2)
     binary = needed_binary(RedisKind.EMBEDDED)
     server = RedisServer(binary, tmp_path)
     server.start()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import pytest
-from darkroom import transitions
-from darkroom.dead_letters import DeadLetters
+from darkroom.cloudevents.event import Event, requested_event
 from darkroom.errors import BacklogFull, NotFound
-from darkroom.events import Event, requested_event
-from darkroom.history import History
+from darkroom.history.lookup import Lookup
+from darkroom.history.store import History
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import AsyncLedger
-from darkroom.lookup import Lookup
-from darkroom.transitions import Accepted, Applied, Archived, Ended, Purged, Reason, Receipt
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Accepted, Applied, Archived, Ended, Purged, Reason, Receipt
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.dead_letters import DeadLetters
 from pydantic import SecretStr
 
 from tests.core.timed_jobs import START_MS, TENANT, TimedJobs
@@ -36,17 +36,17 @@ def settle(jobs: TimedJobs, job_id: str) -> None:
     """Everybody is told of its end, and the history has it."""
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    assert jobs.run(transitions.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
-    assert jobs.run(transitions.archived(job_id, seq=seq, now=jobs.now)) is Archived.ARCHIVED
+    assert jobs.run(calls.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
+    assert jobs.run(calls.archived(job_id, seq=seq, now=jobs.now)) is Archived.ARCHIVED
 
 
 def purge(jobs: TimedJobs, job_id: str, *, tenant: str = TENANT) -> Purged:
-    return jobs.run(transitions.purge(job_id, tenant=tenant, now=jobs.now))
+    return jobs.run(calls.purge(job_id, tenant=tenant, now=jobs.now))
 
 
 def redrive(jobs: TimedJobs, letter: str, *, tenant: str = TENANT, backlog_limit: int = 100) -> object:
     job = jobs.submission(redrive_of=letter, tenant=tenant)
-    return jobs.run(transitions.accept(job, backlog_limit=backlog_limit, now=jobs.now))
+    return jobs.run(calls.accept(job, backlog_limit=backlog_limit, now=jobs.now))
 
 
 def is_kept(jobs: TimedJobs, job_id: str) -> bool:
@@ -68,7 +68,7 @@ def _worker_lost(jobs: TimedJobs) -> str:
 def _reaped(jobs: TimedJobs) -> str:
     jobs.reap()
     job_id = jobs.running(max_attempts=1)
-    assert jobs.reap_until(jobs.now + 2 * transitions.LEASE_MS) == [job_id]
+    assert jobs.reap_until(jobs.now + 2 * calls.LEASE_MS) == [job_id]
     return job_id
 
 
@@ -85,7 +85,7 @@ def _undeliverable(jobs: TimedJobs) -> str:
     job_id = jobs.submit()
     for _ in range(5):
         assert jobs.take_message() == job_id
-        jobs.now += transitions.SWEEP_AGE_MS
+        jobs.now += calls.SWEEP_AGE_MS
         jobs.sweep()
     assert jobs.state(job_id) is State.FAILED
     return job_id
@@ -166,13 +166,13 @@ def test_a_repair_keeps_a_dead_letter(jobs: TimedJobs) -> None:
     settle(jobs, job_id)
     jobs.redis.expire(jobs.key("job", job_id), 60)
     jobs.redis.expire(jobs.key("log", job_id), 60)
-    assert jobs.run(transitions.repair(job_id, now=jobs.now)) == ["its record kept"]
+    assert jobs.run(calls.repair(job_id, now=jobs.now)) == ["its record kept"]
     assert is_kept(jobs, job_id)
 
 
 def test_a_deleted_job_is_no_dead_letter(jobs: TimedJobs) -> None:
     job_id = dead(jobs)
-    jobs.run(transitions.forget(job_id, tenant=TENANT, now=jobs.now))
+    jobs.run(calls.forget(job_id, tenant=TENANT, now=jobs.now))
     assert letters(jobs) == set()
     assert purge(jobs, job_id) is Purged.UNKNOWN
 

@@ -16,11 +16,11 @@ from urllib.parse import quote, unquote
 
 import pytest
 from cloudevents.http import CloudEvent, from_http
-from darkroom import events
+from darkroom.cloudevents import event as events
+from darkroom.cloudevents.attributes import Attribute, canonical
+from darkroom.cloudevents.event import Event, accepted_event, job_event
+from darkroom.cloudevents.http import MAX_BATCH_EVENTS, Mode, Parsed, encode_batch, encode_structured, parse_http
 from darkroom.errors import DarkroomError, InvalidEvent, MalformedRequest, UnsupportedMediaType
-from darkroom.event_attributes import Attribute, canonical
-from darkroom.event_http import MAX_BATCH_EVENTS, Mode, Parsed, encode_batch, encode_structured, parse_http
-from darkroom.events import Event, accepted_event, job_event
 from darkroom.jobs import JobEvent, State
 from hypothesis import given
 from hypothesis import strategies as st

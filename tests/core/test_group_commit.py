@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from darkroom import transitions
 from darkroom.errors import DarkroomError, KeyReused, LedgerUnavailable, NoPool
-from darkroom.group_commit import MOST_TOGETHER, GroupCommit
-from darkroom.ledger import AsyncLedger, connect_async
-from darkroom.transitions import Accepted, Call, Submission
+from darkroom.ledger import calls as transitions
+from darkroom.ledger.batching import MOST_TOGETHER, GroupCommit
+from darkroom.ledger.calls import Accepted, Call, Submission
+from darkroom.ledger.client import AsyncLedger, connect_async
 
 from tests.core.timed_jobs import START_MS, TimedJobs
 from tests.redis_server import RedisServer

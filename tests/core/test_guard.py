@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from darkroom.errors import FieldError, InvalidInput
-from darkroom.guard import NEVER, NOTHING, URL_MAX, Allow, check_address, check_url
+from darkroom.webhooks.guard import NEVER, NOTHING, URL_MAX, Allow, check_address, check_url
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

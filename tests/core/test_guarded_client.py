@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from darkroom.errors import InvalidInput
-from darkroom.guard import NOTHING, Allow
-from darkroom.guarded_client import ANSWER_MAX_BYTES, GuardedClient, Resolve, Unanswered
+from darkroom.webhooks.client import ANSWER_MAX_BYTES, GuardedClient, Resolve, Unanswered
+from darkroom.webhooks.guard import NOTHING, Allow
 
 from tests.receivers import (
     DEADLINE_S,

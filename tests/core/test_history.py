@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from darkroom import transitions
 from darkroom.errors import HistoryUnavailable, SettingError
-from darkroom.history import History, PastJob, Tombstone
-from darkroom.history_schema import metadata
+from darkroom.history.migrations import migrate
+from darkroom.history.schema import metadata
+from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import AsyncLedger, JobRecord, LogEntry, connect_async
-from darkroom.migrations import migrate
+from darkroom.ledger import calls as transitions
+from darkroom.ledger.calls import Archived, Call, Forgotten, Reason
+from darkroom.ledger.client import AsyncLedger, JobRecord, LogEntry, connect_async
 from darkroom.settings import HistorySettings, load
-from darkroom.transitions import Archived, Call, Forgotten, Reason
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError

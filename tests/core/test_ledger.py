@@ -15,11 +15,20 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
-from darkroom import transitions
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import AsyncLedger, Ledger, LogEntry, WorkerRecord, connect, connect_async, decode_live, scripts
-from darkroom.transitions import Accepted, Ended, Receipt, WorkerState
+from darkroom.ledger import calls as transitions
+from darkroom.ledger.calls import Accepted, Ended, Receipt, WorkerState
+from darkroom.ledger.client import (
+    AsyncLedger,
+    Ledger,
+    LogEntry,
+    WorkerRecord,
+    connect,
+    connect_async,
+    decode_live,
+    scripts,
+)
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -257,8 +266,8 @@ async def test_a_filter_finds_a_rare_job_far_behind(jobs: TimedJobs, ledger: Asy
 async def test_a_page_that_matches_nothing_for_long_ends_and_goes_on(
     jobs: TimedJobs, ledger: AsyncLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom.ledger.SCAN_SLICE", 4)
-    monkeypatch.setattr("darkroom.ledger.SCAN_LIMIT", 8)
+    monkeypatch.setattr("darkroom.ledger.client.SCAN_SLICE", 4)
+    monkeypatch.setattr("darkroom.ledger.client.SCAN_LIMIT", 8)
     rare = await submit_many(jobs, ledger, 1, model="flux")
     await submit_many(jobs, ledger, 19)
     found = await pages(ledger, limit=5, model="flux")
@@ -565,7 +574,7 @@ async def test_a_redis_that_will_not_write_is_away_for_changes(own_redis: RedisS
 
 
 def test_a_script_has_all_that_it_names_of_the_prelude_and_little_else() -> None:
-    prelude = (resources.files("darkroom") / "lua" / "prelude.lua").read_text()
+    prelude = (resources.files("darkroom.ledger") / "lua" / "prelude.lua").read_text()
     defined = set(re.findall(r"^local (?:function )?(\w+)", prelude, re.MULTILINE))
     assert {"P", "a", "now", "dispatch", "end_job"} <= defined
     for name, text in scripts().items():

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from darkroom import transitions
 from darkroom.errors import BacklogFull, DarkroomError, IdConflict, InvalidInput, KeyReused, MemoryHigh, NoPool
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import LogEntry
-from darkroom.transitions import Accepted, Submission, WorkerState
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Accepted, Submission, WorkerState
+from darkroom.ledger.client import LogEntry
 
 from tests.core.timed_jobs import POOL, START_MS, TENANT, TimedJobs
 
@@ -23,7 +23,7 @@ def offer(
     jobs: TimedJobs, job: Submission, *, backlog_limit: int = 10_000, memory_high: bool = False
 ) -> Accepted | DarkroomError:
     """Hand the job in; a refusal is an answer too."""
-    return jobs.run(transitions.accept(job, backlog_limit=backlog_limit, memory_high=memory_high, now=jobs.now))
+    return jobs.run(calls.accept(job, backlog_limit=backlog_limit, memory_high=memory_high, now=jobs.now))
 
 
 def refused(answer: Accepted | DarkroomError) -> DarkroomError:
@@ -155,9 +155,9 @@ def test_a_pool_that_was_never_announced_takes_nothing(jobs: TimedJobs) -> None:
 
 def test_a_pool_that_is_no_more_takes_nothing_until_it_is_announced_again(jobs: TimedJobs) -> None:
     job = jobs.submission()
-    jobs.run(transitions.announce(job.pool, models=[]))
+    jobs.run(calls.announce(job.pool, models=[]))
     assert isinstance(refused(offer(jobs, job)), NoPool)
-    jobs.run(transitions.announce(job.pool, models=[job.model]))
+    jobs.run(calls.announce(job.pool, models=[job.model]))
     assert isinstance(offer(jobs, job), Accepted)
 
 

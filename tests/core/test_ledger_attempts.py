@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from darkroom import transitions
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import AsyncLedger
-from darkroom.transitions import Cancelled, Claim, Ended, Reason, Receipt, Standing
-from darkroom.webhooks import DEFAULT_EVENTS, new_subscription_id
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Cancelled, Claim, Ended, Reason, Receipt, Standing
+from darkroom.ledger.client import AsyncLedger
+from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, new_subscription_id
 from redis.exceptions import ResponseError
 
 from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, WORKER, TimedJobs
 
-LEASE_MS = transitions.LEASE_MS
-GAP_MS = transitions.REAP_GAP_MS
-AGE_MS = transitions.SWEEP_AGE_MS
+LEASE_MS = calls.LEASE_MS
+GAP_MS = calls.REAP_GAP_MS
+AGE_MS = calls.SWEEP_AGE_MS
 
 
 def error_of(jobs: TimedJobs, job_id: str) -> dict[str, Any]:
@@ -406,7 +406,7 @@ def test_one_reap_takes_no_more_than_its_limit(jobs: TimedJobs) -> None:
     running = {jobs.start(jobs.submit(), worker=f"worker {number}") for number in range(5)}
     jobs.reap_until(jobs.now + LEASE_MS)
     jobs.now += 1
-    reaped = jobs.run(transitions.reap(POOL, limit=3, now=jobs.now))
+    reaped = jobs.run(calls.reap(POOL, limit=3, now=jobs.now))
     assert len(reaped) == 3
     assert set(reaped) | set(jobs.reap()) == running
 
@@ -569,7 +569,7 @@ def test_a_start_deadline_binds_the_first_attempt_only(jobs: TimedJobs, give_bac
 
 def test_one_call_expires_no_more_than_its_limit(jobs: TimedJobs) -> None:
     late = {jobs.submit(start_deadline=START_MS) for _ in range(3)}
-    first = jobs.run(transitions.expire(limit=2, now=jobs.now))
+    first = jobs.run(calls.expire(limit=2, now=jobs.now))
     assert len(first) == 2
     assert set(first) | set(jobs.expire()) == late
 
@@ -608,7 +608,7 @@ HOUR_MS = 3_600_000
 
 def tick(jobs: TimedJobs) -> None:
     """As the courier does each second."""
-    jobs.run(transitions.clock(clock_ms=jobs.now, now=jobs.now))
+    jobs.run(calls.clock(clock_ms=jobs.now, now=jobs.now))
     jobs.expire()
     jobs.reap()
     jobs.sweep()
@@ -652,7 +652,7 @@ def test_a_lost_message_is_pushed_again_though_the_clock_was_set_back(jobs: Time
     job_id = jobs.submit()
     assert jobs.take_message() == job_id
     set_back(jobs)
-    tick_for(jobs, transitions.SWEEP_AGE_MS + 2_000)
+    tick_for(jobs, calls.SWEEP_AGE_MS + 2_000)
     assert jobs.take_message() == job_id
 
 
@@ -669,7 +669,7 @@ def test_an_event_that_the_sink_refused_is_due_in_time_though_the_clock_was_set_
     job_id = jobs.running()
     jobs.finish(job_id)
     assert jobs.take(call="1") == [job_id]
-    jobs.run(transitions.defer_relay(job_id, delay_ms=5_000, now=jobs.now))
+    jobs.run(calls.defer_relay(job_id, delay_ms=5_000, now=jobs.now))
     set_back(jobs)
     tick_for(jobs, 7_000)
     assert jobs.take(call="2") == [job_id]
@@ -692,14 +692,14 @@ def outward(jobs: TimedJobs, kind: str) -> tuple[Any, Any, str]:
     if kind == "history":
         subject = jobs.running()
         jobs.finish(subject)
-        defer, take = transitions.defer_history, transitions.take_history
+        defer, take = calls.defer_history, calls.take_history
     else:
         subject = new_subscription_id(jobs.now)
         said: dict[str, Any] = {"tenant": TENANT, "url": "https://receiver.test/", "events": DEFAULT_EVENTS}
-        jobs.run(transitions.subscribe(subject, **said, create=True, now=jobs.now))
-        jobs.run(transitions.subscribe(subject, tenant=TENANT, enabled=False, now=jobs.now))
+        jobs.run(calls.subscribe(subject, **said, create=True, now=jobs.now))
+        jobs.run(calls.subscribe(subject, tenant=TENANT, enabled=False, now=jobs.now))
         jobs.redis.zadd(jobs.key("notices"), {subject: jobs.now})
-        defer, take = transitions.defer_notice, transitions.take_notices
+        defer, take = calls.defer_notice, calls.take_notices
     assert jobs.run(take(taker="courier", call="1", limit=10, now=jobs.now)) == [subject]
     return defer, take, subject
 
@@ -710,22 +710,22 @@ async def test_a_worker_that_is_lost_gets_no_message_though_the_clock_was_set_ba
     """It counts neither as a worker nor as a free slot once its sign of life is too old."""
     jobs.worker()
     set_back(jobs)
-    tick_for(jobs, transitions.WORKER_TTL_MS + 2_000)
+    tick_for(jobs, calls.WORKER_TTL_MS + 2_000)
     first = jobs.submit()
     jobs.submit()
     assert jobs.listed() == [first]  # as where no worker is
-    assert jobs.run(transitions.observe(POOL, now=jobs.now)).idle == 0
-    jobs.now += 4 * transitions.WORKER_TTL_MS
+    assert jobs.run(calls.observe(POOL, now=jobs.now)).idle == 0
+    jobs.now += 4 * calls.WORKER_TTL_MS
     jobs.worker("another")
     assert [worker.name for worker in await ledger.workers()] == ["another"]
 
 
 def test_a_drain_that_is_not_renewed_is_over_in_time_though_the_clock_was_set_back(jobs: TimedJobs) -> None:
     jobs.worker()
-    (drained,) = jobs.run(transitions.drain(POOL, count=1, now=jobs.now))
+    (drained,) = jobs.run(calls.drain(POOL, count=1, now=jobs.now))
     assert drained.worker == WORKER
     set_back(jobs)
-    tick_for(jobs, transitions.DRAIN_TTL_MS + 2_000)
+    tick_for(jobs, calls.DRAIN_TTL_MS + 2_000)
     jobs.worker()
-    reading = jobs.run(transitions.observe(POOL, now=jobs.now))
+    reading = jobs.run(calls.observe(POOL, now=jobs.now))
     assert (reading.idle, reading.marked) == (1, 0)

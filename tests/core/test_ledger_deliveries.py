@@ -7,18 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from darkroom import transitions
 from darkroom.jobs import State, new_job_id
-from darkroom.ledger import AsyncLedger
-from darkroom.transitions import (
-    Applied,
-    Forgotten,
-    Outcome,
-    Redelivered,
-    Settled,
-    Subscribed,
-)
-from darkroom.webhooks import (
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Applied, Forgotten, Outcome, Redelivered, Settled, Subscribed
+from darkroom.ledger.client import AsyncLedger
+from darkroom.webhooks.subscriptions import (
     DEFAULT_EVENTS,
     FAILING_LIMIT_MS,
     MAX_PER_TARGET,
@@ -38,7 +31,7 @@ from tests.core.timed_jobs import TENANT, TOKEN, TimedJobs
 
 URL = "https://receiver.test/hook"
 ALL = frozenset(WebhookEvent)
-LEASE_MS = transitions.DELIVERY_LEASE_MS
+LEASE_MS = calls.DELIVERY_LEASE_MS
 DAY_MS = 24 * 3600 * 1000
 _calls = itertools.count()
 
@@ -47,13 +40,13 @@ def subscribe(jobs: TimedJobs, url: str = URL, **more: Any) -> str:
     """A subscription, at once asked for its consent, so that nothing waits for that."""
     subscription_id = new_subscription_id(jobs.now)
     said: dict[str, Any] = {"tenant": TENANT, "url": url, "events": DEFAULT_EVENTS, "create": True, **more}
-    assert jobs.run(transitions.subscribe(subscription_id, **said, now=jobs.now)) is Subscribed.CREATED
+    assert jobs.run(calls.subscribe(subscription_id, **said, now=jobs.now)) is Subscribed.CREATED
     permit(jobs, url, tenant=said["tenant"])
     return subscription_id
 
 
 def permit(jobs: TimedJobs, url: str = URL, *, rate: int | None = None, tenant: str = TENANT) -> None:
-    jobs.run(transitions.permit(target_of(tenant, url), rate=rate, now=jobs.now))
+    jobs.run(calls.permit(target_of(tenant, url), rate=rate, now=jobs.now))
 
 
 def ended(jobs: TimedJobs, **more: Any) -> str:
@@ -65,14 +58,14 @@ def ended(jobs: TimedJobs, **more: Any) -> str:
 
 def apply(jobs: TimedJobs, job_id: str, *, seq: int | None = None) -> str:
     seq = seq or jobs.record(job_id).end_seq or 0
-    assert jobs.run(transitions.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
+    assert jobs.run(calls.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
     return job_id
 
 
 def take(
     jobs: TimedJobs, *, limit: int = 100, per_target: int = 100, rate: int | None = None, taker: str = "courier"
 ) -> list[TakenDelivery]:
-    call = transitions.take_deliveries(
+    call = calls.take_deliveries(
         taker=taker, call=f"call-{next(_calls)}", limit=limit, per_target=per_target, rate=rate, now=jobs.now
     )
     taken = jobs.run(call)
@@ -83,7 +76,7 @@ def take(
 
 
 def settle(jobs: TimedJobs, delivery: TakenDelivery, outcome: Outcome, **more: Any) -> Settled:
-    call = transitions.settle(delivery, outcome=outcome, now=jobs.now, **more)
+    call = calls.settle(delivery, outcome=outcome, now=jobs.now, **more)
     answer = jobs.run(call)
     before = jobs.everything()
     assert jobs.run(call) is answer
@@ -139,7 +132,7 @@ class TestSubscriptions:
     def test_to_register_one_again_changes_nothing(self, jobs: TimedJobs) -> None:
         subscription_id = subscribe(jobs)
         before = jobs.everything()
-        again = transitions.subscribe(
+        again = calls.subscribe(
             subscription_id, tenant=TENANT, url="https://elsewhere.test/", events=ALL, create=True, now=jobs.now + 1
         )
         assert jobs.run(again) is Subscribed.CREATED
@@ -149,19 +142,19 @@ class TestSubscriptions:
         subscription_id = subscribe(jobs)
         before = jobs.everything()
         for name, tenant in ((new_subscription_id(jobs.now), TENANT), (subscription_id, "stranger")):
-            change = transitions.subscribe(name, tenant=tenant, url=URL, events=ALL, now=jobs.now)
+            change = calls.subscribe(name, tenant=tenant, url=URL, events=ALL, now=jobs.now)
             assert jobs.run(change) is Subscribed.UNKNOWN
-            assert jobs.run(transitions.rotate_secret(name, tenant=tenant, generation=1, now=jobs.now)) is None
-            assert not jobs.run(transitions.unsubscribe(name, tenant=tenant, now=jobs.now))
+            assert jobs.run(calls.rotate_secret(name, tenant=tenant, generation=1, now=jobs.now)) is None
+            assert not jobs.run(calls.unsubscribe(name, tenant=tenant, now=jobs.now))
         assert jobs.everything() == before
 
     def test_a_tenant_has_so_many_and_no_more(self, jobs: TimedJobs) -> None:
         ids = [subscribe(jobs, f"https://{number}.receiver.test/") for number in range(MAX_SUBSCRIPTIONS)]
-        one_more = transitions.subscribe(
+        one_more = calls.subscribe(
             new_subscription_id(jobs.now), tenant=TENANT, url=URL, events=ALL, create=True, now=jobs.now
         )
         assert jobs.run(one_more) is Subscribed.FULL
-        jobs.run(transitions.unsubscribe(ids[0], tenant=TENANT, now=jobs.now))
+        jobs.run(calls.unsubscribe(ids[0], tenant=TENANT, now=jobs.now))
         assert jobs.run(one_more) is Subscribed.CREATED
 
     def test_an_origin_has_so_many_and_no_more(self, jobs: TimedJobs) -> None:
@@ -169,7 +162,7 @@ class TestSubscriptions:
         elsewhere = subscribe(jobs, "https://another.test/")
 
         def answer(subscription_id: str, **said: Any) -> Subscribed:
-            return jobs.run(transitions.subscribe(subscription_id, tenant=TENANT, **said, now=jobs.now))
+            return jobs.run(calls.subscribe(subscription_id, tenant=TENANT, **said, now=jobs.now))
 
         more = {"url": f"{URL}/more", "events": DEFAULT_EVENTS, "create": True}
         before = jobs.everything()
@@ -177,7 +170,7 @@ class TestSubscriptions:
         assert answer(elsewhere, url=f"{URL}/more") is Subscribed.TARGET_FULL
         assert jobs.everything() == before
         assert answer(one, url=f"{URL}/another") is Subscribed.CHANGED
-        jobs.run(transitions.unsubscribe(one, tenant=TENANT, now=jobs.now))
+        jobs.run(calls.unsubscribe(one, tenant=TENANT, now=jobs.now))
         assert answer(elsewhere, url=f"{URL}/more") is Subscribed.CHANGED
 
     async def test_what_is_enabled_again_starts_with_a_clean_slate(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
@@ -186,20 +179,18 @@ class TestSubscriptions:
         (delivery,) = take(jobs)
         settle(jobs, delivery, Outcome.GONE, status=410)
         jobs.now += 1
-        change = transitions.subscribe(subscription_id, tenant=TENANT, enabled=True, now=jobs.now)
+        change = calls.subscribe(subscription_id, tenant=TENANT, enabled=True, now=jobs.now)
         assert jobs.run(change) is Subscribed.CHANGED
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.reason, found.changed) == (SubscriptionState.ENABLED, None, jobs.now)
-        assert jobs.run(transitions.take_notices(taker="c", call="1", limit=9, now=jobs.now)) == []
+        assert jobs.run(calls.take_notices(taker="c", call="1", limit=9, now=jobs.now)) == []
 
     async def test_a_change_does_not_say_why_one_that_has_ended_did(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
         (delivery,) = take(jobs)
         settle(jobs, delivery, Outcome.GONE, status=410)
-        change = transitions.subscribe(
-            subscription_id, tenant=TENANT, url=URL, events=ALL, enabled=False, now=jobs.now + 1
-        )
+        change = calls.subscribe(subscription_id, tenant=TENANT, url=URL, events=ALL, enabled=False, now=jobs.now + 1)
         jobs.run(change)
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.reason) == (SubscriptionState.ENDED, "its receiver answered 410")
@@ -208,7 +199,7 @@ class TestSubscriptions:
     async def test_what_is_not_said_of_one_stays_as_it_is(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs, models=["sd"])
         before = await subscription(ledger, subscription_id)
-        change = transitions.subscribe(subscription_id, tenant=TENANT, events=ALL, now=jobs.now + 1)
+        change = calls.subscribe(subscription_id, tenant=TENANT, events=ALL, now=jobs.now + 1)
         assert jobs.run(change) is Subscribed.CHANGED
         assert await subscription(ledger, subscription_id) == replace(before, events=ALL)
 
@@ -216,7 +207,7 @@ class TestSubscriptions:
         subscription_id = subscribe(jobs)
         jobs.now += 5
         for _ in range(2):
-            call = transitions.rotate_secret(subscription_id, tenant=TENANT, generation=1, now=jobs.now)
+            call = calls.rotate_secret(subscription_id, tenant=TENANT, generation=1, now=jobs.now)
             assert jobs.run(call) == 2
         found = await subscription(ledger, subscription_id)
         assert (found.generation, found.rotated) == (2, jobs.now)
@@ -278,7 +269,7 @@ class TestStored:
     async def test_an_event_that_comes_again_leaves_nothing_more(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         job_id = ended(jobs, webhook=Webhook(URL))
         before = jobs.everything()
-        again = transitions.applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now + 1)
+        again = calls.applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now + 1)
         assert jobs.run(again) is Applied.REPEATED
         assert jobs.everything() == before
 
@@ -307,8 +298,8 @@ class TestStarts:
         (start,) = (await ledger.untold([job_id]))[0]
         assert (start.event.value, start.event_id) == ("started", f"{job_id}:{start.seq}")
         assert jobs.outbox() == {job_id}
-        assert jobs.run(transitions.applied(job_id, seq=start.seq, now=jobs.now)) is Applied.APPLIED
-        assert jobs.run(transitions.applied(job_id, seq=start.seq, now=jobs.now)) is Applied.REPEATED
+        assert jobs.run(calls.applied(job_id, seq=start.seq, now=jobs.now)) is Applied.APPLIED
+        assert jobs.run(calls.applied(job_id, seq=start.seq, now=jobs.now)) is Applied.REPEATED
         assert jobs.outbox() == set()
         jobs.finish(job_id)
         assert jobs.outbox() == {job_id}
@@ -322,7 +313,7 @@ class TestStarts:
         (start,) = (await ledger.untold([job_id]))[0]
         apply(jobs, job_id, seq=start.seq)
         assert [each.recipient for each in await seen(ledger, job_id)] == [subscription_id]
-        jobs.run(transitions.unsubscribe(subscription_id, tenant=TENANT, now=jobs.now))
+        jobs.run(calls.unsubscribe(subscription_id, tenant=TENANT, now=jobs.now))
         assert await ledger.untold([jobs.running()]) == [[]]
 
     async def test_each_attempt_is_a_start(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
@@ -341,7 +332,7 @@ class TestStarts:
         (start,) = (await ledger.untold([job_id]))[0]
         jobs.finish(job_id)
         end = apply(jobs, job_id)
-        jobs.run(transitions.archived(end, seq=jobs.record(end).end_seq or 0, now=jobs.now))
+        jobs.run(calls.archived(end, seq=jobs.record(end).end_seq or 0, now=jobs.now))
         assert jobs.outbox() == {job_id}
         assert jobs.redis.pttl(jobs.key("job", job_id)) == -1, "its log is still needed"
         apply(jobs, job_id, seq=start.seq)
@@ -353,7 +344,7 @@ class TestStarts:
         jobs.take(call="1")
         jobs.finish(job_id)
         assert jobs.take(call="2") == [job_id], "due at once"
-        assert jobs.redis.zscore(jobs.key("outbox"), job_id) == jobs.now + transitions.RELAY_LEASE_MS
+        assert jobs.redis.zscore(jobs.key("outbox"), job_id) == jobs.now + calls.RELAY_LEASE_MS
 
 
 class TestOrder:
@@ -523,12 +514,10 @@ class TestTurns:
             ended(jobs, webhook=Webhook(URL))
         posted: list[int] = []
         for number in range(180_000 // 500):
-            call = transitions.take_deliveries(
-                taker="courier", call=str(number), limit=100, per_target=100, now=jobs.now
-            )
+            call = calls.take_deliveries(taker="courier", call=str(number), limit=100, per_target=100, now=jobs.now)
             for each in jobs.run(call):
                 posted.append(jobs.now)
-                jobs.run(transitions.settle(each, outcome=Outcome.DELIVERED, now=jobs.now))
+                jobs.run(calls.settle(each, outcome=Outcome.DELIVERED, now=jobs.now))
             jobs.now += 500
         busiest = max(sum(begin <= at < begin + 60_000 for at in posted) for begin in posted)
         assert busiest <= 30
@@ -576,7 +565,7 @@ class TestTurns:
         ended(jobs)
         elsewhere = "https://elsewhere.test/hook"
         permit(jobs, elsewhere)
-        change = transitions.subscribe(subscription_id, tenant=TENANT, url=elsewhere, events=ALL, now=jobs.now)
+        change = calls.subscribe(subscription_id, tenant=TENANT, url=elsewhere, events=ALL, now=jobs.now)
         jobs.run(change)
         assert take(jobs) == []
         assert [each.url for each in take(jobs)] == [elsewhere]
@@ -586,8 +575,8 @@ class TestTurns:
     ) -> None:
         deleted, disabled = subscribe(jobs), subscribe(jobs)
         job_id = ended(jobs)
-        jobs.run(transitions.unsubscribe(deleted, tenant=TENANT, now=jobs.now))
-        jobs.run(transitions.subscribe(disabled, tenant=TENANT, url=URL, events=ALL, enabled=False, now=jobs.now))
+        jobs.run(calls.unsubscribe(deleted, tenant=TENANT, now=jobs.now))
+        jobs.run(calls.subscribe(disabled, tenant=TENANT, url=URL, events=ALL, enabled=False, now=jobs.now))
         assert take(jobs) == []
         reasons = {each.recipient: (each.state, each.reason) for each in await seen(ledger, job_id)}
         assert reasons == {
@@ -644,9 +633,9 @@ class TestTries:
             ended(jobs, webhook=Webhook(url))
         failed, held = sorted(take(jobs), key=lambda each: each.url, reverse=True)
         settle(jobs, failed, Outcome.FAILED, status=429, again_ms=5_000, pause_ms=5_000)
-        jobs.run(transitions.clock(clock_ms=jobs.now, now=jobs.now))
+        jobs.run(calls.clock(clock_ms=jobs.now, now=jobs.now))
         jobs.now -= 3_600_000
-        jobs.run(transitions.clock(clock_ms=jobs.now, now=jobs.now))
+        jobs.run(calls.clock(clock_ms=jobs.now, now=jobs.now))
         assert take(jobs) == []
         jobs.now += 5_000
         assert [each.id for each in take(jobs, taker="two")] == [failed.id]
@@ -682,11 +671,11 @@ class TestTries:
         assert (found.state, found.reason) == (SubscriptionState.ENDED, "its receiver answered 410")
         assert await seen(ledger, ended(jobs)) == []
         assert await ledger.untold([jobs.running()]) == [[]], "nor does it ask for starts any more"
-        notices = transitions.take_notices(taker="courier", call="1", limit=10, now=jobs.now)
+        notices = calls.take_notices(taker="courier", call="1", limit=10, now=jobs.now)
         assert jobs.run(notices) == [subscription_id]
-        assert jobs.run(transitions.noticed(subscription_id, changed=found.changed, now=jobs.now))
+        assert jobs.run(calls.noticed(subscription_id, changed=found.changed, now=jobs.now))
         jobs.now += DAY_MS
-        assert jobs.run(transitions.take_notices(taker="courier", call="2", limit=10, now=jobs.now)) == []
+        assert jobs.run(calls.take_notices(taker="courier", call="2", limit=10, now=jobs.now)) == []
 
     async def test_410_to_a_jobs_own_webhook_ends_that_delivery(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
@@ -711,7 +700,7 @@ class TestTries:
         assert settle(jobs, delivery, Outcome.FAILED, again_ms=0) is Settled.DISABLED
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.changed) == (SubscriptionState.DISABLED, jobs.now)
-        assert jobs.run(transitions.take_notices(taker="c", call="1", limit=9, now=jobs.now)) == [subscription_id]
+        assert jobs.run(calls.take_notices(taker="c", call="1", limit=9, now=jobs.now)) == [subscription_id]
 
     async def test_one_success_ends_the_run_of_failures(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs)
@@ -732,9 +721,9 @@ class TestTries:
         ended(jobs)
         (delivery,) = take(jobs)
         settle(jobs, delivery, Outcome.GONE, status=410)
-        assert not jobs.run(transitions.noticed(subscription_id, changed=jobs.now - 1, now=jobs.now))
+        assert not jobs.run(calls.noticed(subscription_id, changed=jobs.now - 1, now=jobs.now))
         assert jobs.redis.zcard(jobs.key("notices")) == 1
-        jobs.run(transitions.unsubscribe(subscription_id, tenant=TENANT, now=jobs.now))
+        jobs.run(calls.unsubscribe(subscription_id, tenant=TENANT, now=jobs.now))
         assert jobs.redis.zcard(jobs.key("notices")) == 0
 
 
@@ -746,7 +735,7 @@ class TestRedelivery:
         job_id = ended(jobs, webhook=Webhook(URL))
         (delivery,) = take(jobs)
         settle(jobs, delivery, Outcome.FAILED)
-        call = transitions.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
+        call = calls.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
         assert jobs.run(call) is Redelivered.DUE
         before = jobs.everything()
         assert jobs.run(call) is Redelivered.DUE
@@ -765,7 +754,7 @@ class TestRedelivery:
         job_id = ended(jobs, webhook=Webhook(URL))
         (delivery,) = take(jobs)
         settle(jobs, delivery, Outcome.FAILED, again_ms=DAY_MS)
-        call = transitions.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
+        call = calls.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
         assert jobs.run(call) is Redelivered.DUE
         assert [each.attempt for each in take(jobs)] == [1]
 
@@ -779,7 +768,7 @@ class TestRedelivery:
             (delivery.id, other, TENANT),
             (f"{other}.1.job", other, TENANT),
         ):
-            call = transitions.redeliver(delivery_id, job_id=job, tenant=tenant, now=jobs.now)
+            call = calls.redeliver(delivery_id, job_id=job, tenant=tenant, now=jobs.now)
             assert jobs.run(call) is Redelivered.UNKNOWN
         assert jobs.everything() == before
 
@@ -788,7 +777,7 @@ class TestRedelivery:
         job_id = ended(jobs)
         (delivery,) = take(jobs)
         settle(jobs, delivery, Outcome.GONE, status=410)
-        call = transitions.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
+        call = calls.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
         assert jobs.run(call) is Redelivered.NOT_ENABLED
 
 
@@ -804,10 +793,10 @@ class TestForgotten:
         (delivery,) = take(jobs)
         if not has_record:
             jobs.redis.delete(jobs.key("job", job_id), jobs.key("log", job_id))
-        assert jobs.run(transitions.forget(job_id, tenant="stranger")) is Forgotten.GONE
+        assert jobs.run(calls.forget(job_id, tenant="stranger")) is Forgotten.GONE
         assert len(await seen(ledger, job_id)) == 1, "a stranger deletes nothing"
         for _ in range(2):
-            assert jobs.run(transitions.forget(job_id, tenant=TENANT)) is Forgotten.GONE
+            assert jobs.run(calls.forget(job_id, tenant=TENANT)) is Forgotten.GONE
         assert settle(jobs, delivery, Outcome.DELIVERED, status=200) is Settled.LOST
         assert not [key for key in jobs.everything() if job_id in key]
         for kind in ("targets", f"deliveries:{delivery.target}", f"leased:{delivery.target}"):

@@ -11,31 +11,31 @@ import time
 from typing import Any
 
 import pytest
-from darkroom import transitions
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import State
-from darkroom.ledger import AsyncLedger, Ledger, connect, connect_async
-from darkroom.transitions import Drained, Ended, Reading, Recorded, WorkerState
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Drained, Ended, Reading, Recorded, WorkerState
+from darkroom.ledger.client import AsyncLedger, Ledger, connect, connect_async
 
 from tests.core.timed_jobs import POOL, START_MS, TimedJobs, job_of
 
-TTL_MS = transitions.DRAIN_TTL_MS
+TTL_MS = calls.DRAIN_TTL_MS
 
 
 def worker(jobs: TimedJobs, name: str, state: WorkerState = WorkerState.READY, *, pool: str = POOL) -> None:
     """The heartbeat of a worker whose pod has a name like its own."""
-    jobs.run(transitions.worker(name, pool=pool, state=state, pod=f"pod-{name}", models=["sd"], now=jobs.now))
+    jobs.run(calls.worker(name, pool=pool, state=state, pod=f"pod-{name}", models=["sd"], now=jobs.now))
 
 
 def drain(jobs: TimedJobs, count: int, pods: list[str] | None = None) -> list[str]:
     """The workers that are marked now."""
-    marked = jobs.run(transitions.drain(POOL, count=count, pods=pods, now=jobs.now))
+    marked = jobs.run(calls.drain(POOL, count=count, pods=pods, now=jobs.now))
     assert all(each.pod == f"pod-{each.worker}" for each in marked)
     return [each.worker for each in marked]
 
 
 def observe(jobs: TimedJobs, **more: Any) -> Reading:
-    return jobs.run(transitions.observe(POOL, now=jobs.now, **more))
+    return jobs.run(calls.observe(POOL, now=jobs.now, **more))
 
 
 def busy(jobs: TimedJobs, name: str) -> str:
@@ -82,9 +82,9 @@ def test_faulty_and_starting_workers_are_marked_before_idle_ones(jobs: TimedJobs
 
 
 def test_workers_of_other_pools_silent_ones_and_those_that_drain_themselves_are_let_alone(jobs: TimedJobs) -> None:
-    jobs.run(transitions.announce("other", models=["flux"], now=jobs.now))
+    jobs.run(calls.announce("other", models=["flux"], now=jobs.now))
     worker(jobs, "silent")
-    jobs.now += transitions.WORKER_TTL_MS + 1
+    jobs.now += calls.WORKER_TTL_MS + 1
     worker(jobs, "theirs", pool="other")
     worker(jobs, "leaving", WorkerState.DRAINING)
     worker(jobs, "gone")
@@ -188,7 +188,7 @@ class Crowd:
     def _work(self, name: str) -> None:
         client: Any = connect(self._redis_url)
         ledger, dice = Ledger(client, self._jobs.namespace), random.Random(name)
-        heartbeat = transitions.worker(name, pool=POOL, state=WorkerState.READY, pod=f"pod-{name}", models=["sd"])
+        heartbeat = calls.worker(name, pool=POOL, state=WorkerState.READY, pod=f"pod-{name}", models=["sd"])
         while not self._stopping.is_set():
             ledger.run(heartbeat)
             message = client.rpop(self._jobs.list_key)
@@ -196,10 +196,10 @@ class Crowd:
                 time.sleep(0.001)
                 continue
             job_id, token = job_of(message), secrets.token_hex(4)
-            if ledger.run(transitions.claim(job_id, token=token, worker=name)).attempt is None:
+            if ledger.run(calls.claim(job_id, token=token, worker=name)).attempt is None:
                 continue
             time.sleep(dice.random() * 0.004)
-            call = transitions.finish(job_id, token=token, outcome=State.COMPLETED, data={"artifacts": []})
+            call = calls.finish(job_id, token=token, outcome=State.COMPLETED, data={"artifacts": []})
             (self.done if ledger.run(call) is Ended.COMPLETED else self.lost).append(job_id)
         client.close()
 
@@ -207,7 +207,7 @@ class Crowd:
         client = connect(self._redis_url)
         ledger = Ledger(client, self._jobs.namespace)
         while not self._stopping.is_set():
-            ledger.run(transitions.accept(self._jobs.submission(), backlog_limit=10_000))
+            ledger.run(calls.accept(self._jobs.submission(), backlog_limit=10_000))
             time.sleep(0.002)
         client.close()
 
@@ -222,11 +222,11 @@ def test_against_workers_that_claim_all_the_time_no_busy_one_is_ever_marked(
     caught: list[tuple[str, bytes]] = []
     while (marks < 300 or len(crowd.done) < 100) and crowd.is_alive():
         pods = [f"pod-{name}" for name in dice.sample(names, 5)] if named else None
-        marked = jobs.run(transitions.drain(POOL, count=dice.randint(1, 8), pods=pods))
+        marked = jobs.run(calls.drain(POOL, count=dice.randint(1, 8), pods=pods))
         marks += len(marked)
         busy_ones = jobs.redis.hgetall(jobs.key("busy"))
         caught += [(each.worker, job) for each in marked if (job := busy_ones.get(each.worker.encode()))]
-        jobs.run(transitions.drain(POOL, count=0))
+        jobs.run(calls.drain(POOL, count=0))
     crowd.stop()
     assert (caught, crowd.lost) == ([], [])
     assert marks >= 300
@@ -237,7 +237,7 @@ def test_against_workers_that_claim_all_the_time_no_busy_one_is_ever_marked(
 
 
 def test_an_unknown_pool_has_nothing(jobs: TimedJobs) -> None:
-    assert jobs.run(transitions.observe("nobody")) == Reading()
+    assert jobs.run(calls.observe("nobody")) == Reading()
 
 
 def test_all_kinds_of_demand_are_read(jobs: TimedJobs) -> None:
@@ -284,7 +284,7 @@ def test_workers_are_counted_by_what_they_are(jobs: TimedJobs) -> None:
 
 def test_a_silent_worker_is_none(jobs: TimedJobs) -> None:
     worker(jobs, "one")
-    jobs.now += transitions.WORKER_TTL_MS + 1
+    jobs.now += calls.WORKER_TTL_MS + 1
     assert observe(jobs).idle == 0
 
 
@@ -352,24 +352,24 @@ async def test_a_redis_that_is_away_is_no_reading(namespace: str) -> None:
 async def test_decisions_are_kept_in_order(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     assert await ledger.decisions(POOL) == []
     for step in range(3):
-        recorded = jobs.run(transitions.record_decision(POOL, at=START_MS + step, entry=f'{{"at":{step}}}'))
+        recorded = jobs.run(calls.record_decision(POOL, at=START_MS + step, entry=f'{{"at":{step}}}'))
         assert recorded is Recorded.RECORDED
     assert await ledger.decisions(POOL) == ['{"at":0}', '{"at":1}', '{"at":2}']
     assert await ledger.decisions(POOL, limit=2) == ['{"at":1}', '{"at":2}']
 
 
 async def test_a_decision_is_written_down_once(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    call = transitions.record_decision(POOL, at=START_MS, entry="first")
+    call = calls.record_decision(POOL, at=START_MS, entry="first")
     jobs.run(call)
     before = jobs.everything()
     assert jobs.run(call) is Recorded.REPEATED
-    assert jobs.run(transitions.record_decision(POOL, at=START_MS - 1, entry="late")) is Recorded.REPEATED
+    assert jobs.run(calls.record_decision(POOL, at=START_MS - 1, entry="late")) is Recorded.REPEATED
     assert jobs.everything() == before
 
 
 async def test_the_log_is_bounded_and_forgotten_in_the_end(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     for step in range(600):
-        jobs.run(transitions.record_decision(POOL, at=START_MS + step, entry=str(step), keep=100))
+        jobs.run(calls.record_decision(POOL, at=START_MS + step, entry=str(step), keep=100))
     kept = await ledger.decisions(POOL)
     assert 100 <= len(kept) < 300
     assert kept[-1] == "599"
@@ -378,4 +378,4 @@ async def test_the_log_is_bounded_and_forgotten_in_the_end(jobs: TimedJobs, ledg
 
 def test_a_worker_is_told_with_its_pod(jobs: TimedJobs) -> None:
     worker(jobs, "one")
-    assert jobs.run(transitions.drain(POOL, count=1, now=jobs.now)) == [Drained("one", "pod-one")]
+    assert jobs.run(calls.drain(POOL, count=1, now=jobs.now)) == [Drained("one", "pod-one")]

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import redis
-from darkroom import transitions
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import TERMINAL, TRANSITIONS, State, new_job_id
-from darkroom.ledger import Ledger
-from darkroom.transitions import (
+from darkroom.ledger import calls
+from darkroom.ledger.calls import (
     Accepted,
     Archived,
     Call,
@@ -35,7 +34,8 @@ from darkroom.transitions import (
     Submission,
     WorkerState,
 )
-from darkroom.webhooks import (
+from darkroom.ledger.client import Ledger
+from darkroom.webhooks.subscriptions import (
     DEFAULT_EVENTS,
     DeliveryState,
     TakenDelivery,
@@ -62,7 +62,7 @@ T = TypeVar("T")
 POOL = "local"
 WORKERS = ("one", "two")
 START_MS = 1_800_000_000_000
-LEASE_MS = transitions.LEASE_MS
+LEASE_MS = calls.LEASE_MS
 ANSWER_LIMIT_S = 60
 """Of Redis: a machine that stands still for some seconds is no fault of the ledger's."""
 
@@ -141,7 +141,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize()
     def announced(self) -> None:
-        self.run(transitions.announce(POOL, models=["flux"], now=self.now))
+        self.run(calls.announce(POOL, models=["flux"], now=self.now))
 
     # -- submitters ----------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class LedgerMachine(RuleBasedStateMachine):
         body=st.sampled_from(["x", "y"]),
         limit=st.sampled_from([1000, 1000, 3]),
         memory_high=st.sampled_from([False, False, False, True]),
-        attempts=st.sampled_from([1, transitions.MAX_ATTEMPTS]),
+        attempts=st.sampled_from([1, calls.MAX_ATTEMPTS]),
         webhook=st.none() | st.builds(Webhook, st.sampled_from(URLS), st.sampled_from([DEFAULT_EVENTS, ALL])),
     )
     def submit(
@@ -184,7 +184,7 @@ class LedgerMachine(RuleBasedStateMachine):
             fingerprint=body if key else None,
         )
         before = self.snapshot()
-        answer = self.run(transitions.accept(job, backlog_limit=limit, memory_high=memory_high, now=self.now))
+        answer = self.run(calls.accept(job, backlog_limit=limit, memory_high=memory_high, now=self.now))
         if isinstance(answer, DarkroomError):
             assert self.snapshot() == before, "a refusal stores nothing"
             return multiple()
@@ -202,7 +202,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def submit_the_same_id_again(self, job_id: str) -> None:
         before = self.snapshot()
         job = self.believed.accepted[job_id]
-        answer = self.run(transitions.accept(job, backlog_limit=1, memory_high=True, now=self.now))
+        answer = self.run(calls.accept(job, backlog_limit=1, memory_high=True, now=self.now))
         assert isinstance(answer, Accepted)
         assert (answer.job_id, answer.repeated) == (job_id, True)
         assert self.snapshot() == before
@@ -219,7 +219,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _cancel(self, job_id: str) -> None:
         state = self.state(job_id)
         first = job_id not in self.believed.cancelled
-        answer = self.run(transitions.cancel(job_id, tenant="default", now=self.now))
+        answer = self.run(calls.cancel(job_id, tenant="default", now=self.now))
         if first:
             expected = {State.PENDING: Receipt.DEQUEUED, State.RUNNING: Receipt.INTERRUPTING}
             assert answer.receipt == expected.get(state, Receipt.TOO_LATE)
@@ -230,14 +230,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def a_stranger_cancels(self, job_id: str) -> None:
         before = self.snapshot()
-        assert self.run(transitions.cancel(job_id, tenant="stranger", now=self.now)).receipt is None
+        assert self.run(calls.cancel(job_id, tenant="stranger", now=self.now)).receipt is None
         assert self.snapshot() == before
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
     @rule(name=st.sampled_from(WORKERS), state=st.sampled_from([WorkerState.READY, WorkerState.BUSY, WorkerState.GONE]))
     def heartbeat(self, name: str, state: WorkerState) -> None:
-        self.run(transitions.worker(name, pool=POOL, state=state, pod=name, models=["flux"], now=self.now))
+        self.run(calls.worker(name, pool=POOL, state=state, pod=name, models=["flux"], now=self.now))
 
     @rule(target=taken)
     def take_a_message(self) -> Any:
@@ -263,11 +263,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def _claim(self, job_id: str, name: str) -> None:
         attempt = Attempt(job_id, secrets.token_hex(8), name)
         state = self.state(job_id)
-        claim = self.run(transitions.claim(job_id, token=attempt.token, worker=name, now=self.now), twice_alike=False)
+        claim = self.run(calls.claim(job_id, token=attempt.token, worker=name, now=self.now), twice_alike=False)
         if claim.attempt is None:
             return
         assert state is State.PENDING
-        again = self.ledger.run(transitions.claim(job_id, token=attempt.token, worker=name, now=self.now))
+        again = self.ledger.run(calls.claim(job_id, token=attempt.token, worker=name, now=self.now))
         assert again == claim
         self.attempts.append(attempt)
 
@@ -282,7 +282,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def progress(self, pick: int, tell: bool) -> None:
         attempt = self._held(pick)
         attempt.op += 1
-        call = transitions.progress(
+        call = calls.progress(
             attempt.job_id, token=attempt.token, op=attempt.op, step=1, steps=4, tell=tell, now=self.now
         )
         assert self.run(call) == self.standing(attempt)
@@ -292,7 +292,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def renew(self, pick: int) -> None:
         attempt = self._held(pick)
         expected = self.standing(attempt)
-        assert self.run(transitions.renew(attempt.job_id, token=attempt.token, now=self.now)) == expected
+        assert self.run(calls.renew(attempt.job_id, token=attempt.token, now=self.now)) == expected
 
     @precondition(has_attempts)
     @rule(pick=PICK, outcome=st.sampled_from([State.COMPLETED, State.FAILED]))
@@ -302,7 +302,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if outcome is State.FAILED:
             data = {"error": {"kind": "invalid_input", "message": "no"}}
         standing = self.standing(attempt)
-        call = transitions.finish(attempt.job_id, token=attempt.token, outcome=outcome, data=data, now=self.now)
+        call = calls.finish(attempt.job_id, token=attempt.token, outcome=outcome, data=data, now=self.now)
         answer = self.run(call)
         if standing is not Standing.LOST:
             assert answer == (Ended.CANCELLED if standing is Standing.CANCEL else Ended(outcome.value))
@@ -313,7 +313,7 @@ class LedgerMachine(RuleBasedStateMachine):
         attempt = self._held(pick)
         error = {"kind": "transient", "message": "hiccup"}
         standing = self.standing(attempt)
-        call = transitions.retry(attempt.job_id, token=attempt.token, error=error, delay_ms=delay, now=self.now)
+        call = calls.retry(attempt.job_id, token=attempt.token, error=error, delay_ms=delay, now=self.now)
         answer = self.run(call)
         if standing is Standing.CANCEL:
             assert answer is Ended.CANCELLED
@@ -324,7 +324,7 @@ class LedgerMachine(RuleBasedStateMachine):
         attempt = self._held(pick)
         standing = self.standing(attempt)
         counted = self.field(attempt.job_id, "counted")
-        call = transitions.release(attempt.job_id, reason=reason, detail="gone", token=attempt.token, now=self.now)
+        call = calls.release(attempt.job_id, reason=reason, detail="gone", token=attempt.token, now=self.now)
         answer = self.run(call)
         if standing is Standing.CANCEL:
             assert answer is Ended.CANCELLED
@@ -335,7 +335,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def the_operator_sees_the_pod_gone(self, pick: int) -> None:
         attempt = self._held(pick)
-        call = transitions.release(
+        call = calls.release(
             attempt.job_id, reason=Reason.WORKER_LOST, detail="gone", worker=attempt.worker, now=self.now
         )
         self.run(call, twice_alike=False)
@@ -344,7 +344,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_operator_drains(self, count: int) -> None:
         """Marks last for some moves, or until a smaller count; who runs a job is never marked."""
         busy = {name.decode() for name in self.redis.hkeys(f"{self.namespace}:busy")}
-        marked = self.run(transitions.drain(POOL, count=count, now=self.now))
+        marked = self.run(calls.drain(POOL, count=count, now=self.now))
         assert len(marked) <= count
         assert busy.isdisjoint(each.worker for each in marked)
 
@@ -362,22 +362,22 @@ class LedgerMachine(RuleBasedStateMachine):
     def _tick(self) -> None:
         running = self.ids("running")
         last = self.redis.hget(f"{self.namespace}:pool:{POOL}", "reaped")
-        reaped = self.run(transitions.reap(POOL, now=self.now), twice_alike=False)
-        if last is None or self.now - int(last) > transitions.REAP_GAP_MS:
+        reaped = self.run(calls.reap(POOL, now=self.now), twice_alike=False)
+        if last is None or self.now - int(last) > calls.REAP_GAP_MS:
             assert reaped == []
         for job_id in reaped:
             assert running[job_id] < self.now, "only a lapsed lease is reaped"
-        self.run(transitions.sweep(POOL, now=self.now), twice_alike=False)
-        self.run(transitions.promote(POOL, now=self.now), twice_alike=False)
-        self.run(transitions.expire(now=self.now), twice_alike=False)
+        self.run(calls.sweep(POOL, now=self.now), twice_alike=False)
+        self.run(calls.promote(POOL, now=self.now), twice_alike=False)
+        self.run(calls.expire(now=self.now), twice_alike=False)
 
     @rule(apply=st.booleans())
     def courier_relays(self, apply: bool) -> None:
-        call = transitions.take_relays(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
+        call = calls.take_relays(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
         for job_id in self.run(call):
             assert self.state(job_id).is_terminal or self.untold(job_id)
             if not apply:
-                self.run(transitions.defer_relay(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
+                self.run(calls.defer_relay(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
                 continue
             for seq in self.untold(job_id):
                 self._apply(job_id, seq)
@@ -394,7 +394,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """The event is applied. Each recipient that asked for it gets a delivery, unless a later event came first."""
         event = WebhookEvent.STARTED if seq else WebhookEvent(self.state(job_id))
         seq = seq or int(self.field(job_id, "end_seq"))
-        answer = self.run(transitions.applied(job_id, seq=seq, now=self.now), twice_alike=False)
+        answer = self.run(calls.applied(job_id, seq=seq, now=self.now), twice_alike=False)
         assert answer == ("repeated" if (job_id, seq) in self.believed.applied else "applied")
         is_overtaken = any(job == job_id and later > seq for job, later in self.believed.applied)
         if answer == "applied" and not is_overtaken:
@@ -414,7 +414,7 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def subscribe(self, name: str, url: str, events: frozenset[WebhookEvent], enabled: bool) -> None:
         is_there = self.redis.exists(f"{self.namespace}:subscription:{name}")
-        call = transitions.subscribe(
+        call = calls.subscribe(
             name, tenant="default", url=url, events=events, enabled=enabled, create=not is_there, now=self.now
         )
         self.run(call)
@@ -424,12 +424,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(SUBSCRIPTIONS))
     def unsubscribe(self, name: str) -> None:
-        self.run(transitions.unsubscribe(name, tenant="default", now=self.now), twice_alike=False)
+        self.run(calls.unsubscribe(name, tenant="default", now=self.now), twice_alike=False)
         self.believed.subscribed.pop(name, None)
 
     @rule(url=st.sampled_from(URLS), rate=st.sampled_from([None, None, 60]))
     def a_receiver_consents(self, url: str, rate: int | None) -> None:
-        self.run(transitions.permit(target_of("default", url), rate=rate, now=self.now))
+        self.run(calls.permit(target_of("default", url), rate=rate, now=self.now))
 
     @rule(
         limit=st.integers(1, 4),
@@ -444,7 +444,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._settle(delivery, outcome, again)
 
     def _take_deliveries(self, limit: int, per_target: int) -> list[TakenDelivery]:
-        call = transitions.take_deliveries(
+        call = calls.take_deliveries(
             taker="courier",
             call=secrets.token_hex(4),
             limit=limit,
@@ -464,7 +464,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _settle(self, delivery: TakenDelivery, outcome: Outcome, again: int | None) -> None:
         again = 1_000 if outcome is Outcome.PUT_OFF else again
-        settled = self.run(transitions.settle(delivery, outcome=outcome, again_ms=again, now=self.now))
+        settled = self.run(calls.settle(delivery, outcome=outcome, again_ms=again, now=self.now))
         assert settled is not Settled.LOST
         assert (settled is Settled.DELIVERED) == (outcome is Outcome.DELIVERED)
         if settled in {Settled.ENDED, Settled.DISABLED}:
@@ -475,7 +475,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def redeliver(self, pick: int) -> None:
         delivery_id = sorted(self.believed.deliveries)[pick % len(self.believed.deliveries)]
         job_id, _, recipient = delivery_id.split(".")
-        call = transitions.redeliver(delivery_id, job_id=job_id, tenant="default", now=self.now)
+        call = calls.redeliver(delivery_id, job_id=job_id, tenant="default", now=self.now)
         answer = self.run(call)
         if recipient != "job" and recipient not in self.believed.subscribed:
             assert answer in {Redelivered.NOT_ENABLED, Redelivered.OPEN}
@@ -485,13 +485,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(commit=st.booleans())
     def courier_archives(self, commit: bool) -> None:
         """As often as not the history takes nothing."""
-        call = transitions.take_history(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
+        call = calls.take_history(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
         for job_id in self.run(call):
             assert self.state(job_id).is_terminal
             if commit:
                 self._archive(job_id)
             else:
-                self.run(transitions.defer_history(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
+                self.run(calls.defer_history(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
 
     @rule(job_id=jobs)
     def a_late_courier_archives(self, job_id: str) -> None:
@@ -500,13 +500,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self._archive(job_id)
         else:
             before = self.snapshot()
-            answer = self.run(transitions.archived(job_id, seq=int(self.field(job_id, "seq")), now=self.now))
+            answer = self.run(calls.archived(job_id, seq=int(self.field(job_id, "seq")), now=self.now))
             assert answer is Archived.UNKNOWN
             assert self.snapshot() == before
 
     def _archive(self, job_id: str) -> None:
         seq = int(self.field(job_id, "end_seq"))
-        answer = self.run(transitions.archived(job_id, seq=seq, now=self.now), twice_alike=False)
+        answer = self.run(calls.archived(job_id, seq=seq, now=self.now), twice_alike=False)
         assert answer in {Archived.ARCHIVED, Archived.REPEATED}
 
     # -- dead letters --------------------------------------------------------------------------------------------------
@@ -514,7 +514,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def purge(self, job_id: str) -> None:
         is_letter = job_id in self.letters()
-        answer = self.run(transitions.purge(job_id, tenant="default", now=self.now), twice_alike=False)
+        answer = self.run(calls.purge(job_id, tenant="default", now=self.now), twice_alike=False)
         if is_letter:
             assert answer is Purged.PURGED
             self.believed.left_dead.add(job_id)
@@ -533,7 +533,7 @@ class LedgerMachine(RuleBasedStateMachine):
             fingerprint=None,
             redrive_of=letter,
         )
-        answer = self.run(transitions.accept(job, backlog_limit=1000, now=self.now))
+        answer = self.run(calls.accept(job, backlog_limit=1000, now=self.now))
         if is_letter:
             assert answer == Accepted(job_id, self.now, repeated=False)
             self.believed.accepted[job_id] = job
@@ -656,16 +656,14 @@ class LedgerMachine(RuleBasedStateMachine):
             if not self.believed.accepted or not self._unfinished():
                 break
             self.now += 1_000
-            self.run(transitions.worker("one", pool=POOL, state=WorkerState.READY, pod="one", models=[], now=self.now))
+            self.run(calls.worker("one", pool=POOL, state=WorkerState.READY, pod="one", models=[], now=self.now))
             self._tick()
             message = self.redis.rpop(self.list_key)
             if message is not None:
                 job_id, token = _job_of(message), secrets.token_hex(8)
-                if self.ledger.run(transitions.claim(job_id, token=token, worker="one", now=self.now)).attempt:
+                if self.ledger.run(calls.claim(job_id, token=token, worker="one", now=self.now)).attempt:
                     self.ledger.run(
-                        transitions.finish(
-                            job_id, token=token, outcome=State.COMPLETED, data={"artifacts": []}, now=self.now
-                        )
+                        calls.finish(job_id, token=token, outcome=State.COMPLETED, data={"artifacts": []}, now=self.now)
                     )
             self.states_only_move_as_the_table_says()
             self.every_accepted_job_is_in_exactly_one_place()
@@ -675,7 +673,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._apply(job_id, seq)
             self._apply(job_id)
             self._archive(job_id)
-            self.run(transitions.purge(job_id, tenant="default", now=self.now), twice_alike=False)
+            self.run(calls.purge(job_id, tenant="default", now=self.now), twice_alike=False)
             assert self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0
         self._deliver_all()
         for kind in ("outbox", "history", "targets"):

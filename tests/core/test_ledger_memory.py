@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from darkroom import transitions
 from darkroom.errors import BacklogFull, MemoryHigh
 from darkroom.jobs import State, new_job_id
-from darkroom.ledger import AsyncLedger, Memory, connect_async, scripts
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Accepted, Applied, Ended, Reason, Receipt, Standing, Submission
+from darkroom.ledger.client import AsyncLedger, Memory, connect_async, scripts
 from darkroom.times import iso
-from darkroom.transitions import Accepted, Applied, Ended, Reason, Receipt, Standing, Submission
 
 from tests.core.timed_jobs import TimedJobs
 from tests.redis_server import RedisServer
@@ -60,7 +60,7 @@ def fill(jobs: TimedJobs) -> None:
 
 
 def offer(jobs: TimedJobs, job: Submission) -> Accepted:
-    answer = jobs.run(transitions.accept(job, backlog_limit=10_000, now=jobs.now))
+    answer = jobs.run(calls.accept(job, backlog_limit=10_000, now=jobs.now))
     assert isinstance(answer, Accepted), answer
     return answer
 
@@ -80,7 +80,7 @@ async def test_a_full_redis_refuses_each_job_of_a_round_trip(jobs: TimedJobs, le
     offer(jobs, accepted)
     fill(jobs)
     answers = await ledger.run_each(
-        [transitions.accept(job, backlog_limit=10, now=jobs.now) for job in (jobs.submission(), accepted)]
+        [calls.accept(job, backlog_limit=10, now=jobs.now) for job in (jobs.submission(), accepted)]
     )
     assert isinstance(answers[0], MemoryHigh)
     assert isinstance(answers[1], Accepted), "what was accepted before is still answered"
@@ -98,13 +98,13 @@ def test_with_a_full_redis_a_job_runs_to_its_end(jobs: TimedJobs) -> None:
     assert jobs.take(call="1") == [job_id]
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    assert jobs.run(transitions.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
+    assert jobs.run(calls.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
     assert jobs.state(job_id) is State.COMPLETED
 
 
 def reap(jobs: TimedJobs) -> None:
     lapsed = jobs.running()
-    jobs.reap_until(jobs.now + transitions.LEASE_MS)
+    jobs.reap_until(jobs.now + calls.LEASE_MS)
     fill(jobs)
     jobs.now += 1
     assert jobs.reap() == [lapsed]
@@ -114,7 +114,7 @@ def sweep(jobs: TimedJobs) -> None:
     lost = jobs.submit()
     jobs.take_message()
     fill(jobs)
-    jobs.now += transitions.SWEEP_AGE_MS
+    jobs.now += calls.SWEEP_AGE_MS
     assert jobs.sweep() == [lost]
 
 
@@ -146,7 +146,7 @@ def cancel(jobs: TimedJobs) -> None:
 
 def announce(jobs: TimedJobs) -> None:
     fill(jobs)
-    assert jobs.run(transitions.announce("another", models=["sd"], now=jobs.now)) == "ok"
+    assert jobs.run(calls.announce("another", models=["sd"], now=jobs.now)) == "ok"
 
 
 def load_scripts(jobs: TimedJobs) -> None:
@@ -158,14 +158,14 @@ def load_scripts(jobs: TimedJobs) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(scripts()) - {"accept", "view", "inspect", "inspect_delivery", "observe"}))
 def test_every_script_that_writes_begins_with_what_is_never_refused(name: str) -> None:
-    folder = resources.files("darkroom") / "lua"
+    folder = resources.files("darkroom.ledger") / "lua"
     lines = (folder / f"{name}.lua").read_text().splitlines()
     assert next(line for line in lines if not line.startswith("--")) == "may_always_run()"
 
 
 @pytest.mark.parametrize("work", [reap, sweep, expire, promote, release, cancel, announce, load_scripts])
 def test_with_a_full_redis_all_but_accepting_goes_on(jobs: TimedJobs, work: Callable[[TimedJobs], None]) -> None:
-    jobs.reap_until(jobs.now + transitions.LEASE_MS)
+    jobs.reap_until(jobs.now + calls.LEASE_MS)
     work(jobs)
 
 
@@ -229,7 +229,7 @@ def submit_emoji(jobs: TimedJobs) -> str:
 def archive(jobs: TimedJobs, job_id: str) -> None:
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    jobs.run(transitions.archived(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.archived(job_id, seq=seq, now=jobs.now))
 
 
 def test_a_waiting_job_with_four_thousand_emoji_takes_20_kb(jobs: TimedJobs) -> None:
@@ -283,11 +283,11 @@ EMOJI_BYTES = 21_000
 
 def offer_within(jobs: TimedJobs, backlog_bytes: int, **more: object) -> object:
     job = jobs.submission(**more)
-    return jobs.run(transitions.accept(job, backlog_limit=10_000, backlog_bytes=backlog_bytes, now=jobs.now))
+    return jobs.run(calls.accept(job, backlog_limit=10_000, backlog_bytes=backlog_bytes, now=jobs.now))
 
 
 def test_the_bytes_of_unfinished_jobs_of_all_pools_are_bounded(jobs: TimedJobs) -> None:
-    jobs.run(transitions.announce("another", models=["sd"], now=jobs.now))
+    jobs.run(calls.announce("another", models=["sd"], now=jobs.now))
     emoji = {"input": {"prompt": EMOJI}}
     accepted = 0
     while isinstance(offer_within(jobs, 10 * EMOJI_BYTES, **emoji, pool=("local", "another")[accepted % 2]), Accepted):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from darkroom import transitions
 from darkroom.jobs import State
-from darkroom.ledger import AsyncLedger, Demand
-from darkroom.transitions import Reason, WorkerState
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Reason, WorkerState
+from darkroom.ledger.client import AsyncLedger, Demand
 
 from tests.core.timed_jobs import POOL, START_MS, TimedJobs
 
@@ -21,7 +21,7 @@ def run_all(jobs: TimedJobs) -> list[str]:
     return ran
 
 
-def submit_many(jobs: TimedJobs, count: int, *, priority: int = transitions.DEFAULT_PRIORITY) -> list[str]:
+def submit_many(jobs: TimedJobs, count: int, *, priority: int = calls.DEFAULT_PRIORITY) -> list[str]:
     return [jobs.submit(priority=priority) for _ in range(count)]
 
 
@@ -86,7 +86,7 @@ def test_a_retried_job_joins_by_its_old_place(jobs: TimedJobs) -> None:
 def test_a_message_that_was_lost_is_the_next(jobs: TimedJobs) -> None:
     lost, *waiting = submit_many(jobs, 4)
     assert jobs.take_message() == lost
-    jobs.now += transitions.SWEEP_AGE_MS
+    jobs.now += calls.SWEEP_AGE_MS
     jobs.sweep()
     assert run_all(jobs) == [lost, *waiting]
 
@@ -96,7 +96,7 @@ def test_messages_that_were_lost_together_come_back_in_their_order(jobs: TimedJo
     submitted = submit_many(jobs, 6)
     lost = [jobs.take_message() for _ in range(3)]
     assert lost == submitted[:3]
-    jobs.now += transitions.SWEEP_AGE_MS
+    jobs.now += calls.SWEEP_AGE_MS
     assert jobs.sweep() == lost
     assert run_all(jobs) == submitted
 
@@ -140,7 +140,7 @@ def test_a_worker_that_leaves_lowers_the_bound_and_nothing_is_taken_out(jobs: Ti
 def test_a_worker_that_was_silent_for_its_time_is_no_slot(jobs: TimedJobs) -> None:
     jobs.worker()
     submitted = submit_many(jobs, 9)
-    jobs.now += transitions.WORKER_TTL_MS
+    jobs.now += calls.WORKER_TTL_MS
     jobs.start(submitted[0], token="one")
     assert len(jobs.listed()) == 3, "still a slot at the last moment"
     jobs.now += 1
@@ -181,7 +181,7 @@ def test_the_bound_holds_however_jobs_come_back(jobs: TimedJobs) -> None:
         jobs.release(job_id, Reason.DRAIN, token=job_id)
     jobs.retry(submitted[3], token=submitted[3], delay_ms=0)
     jobs.promote()
-    jobs.now += transitions.SWEEP_AGE_MS
+    jobs.now += calls.SWEEP_AGE_MS
     jobs.sweep()
     assert len(jobs.listed()) == 3
     assert sorted(run_all(jobs)) == sorted(submitted)
@@ -190,7 +190,7 @@ def test_the_bound_holds_however_jobs_come_back(jobs: TimedJobs) -> None:
 def test_one_call_pushes_a_hundred_messages_at_most(jobs: TimedJobs) -> None:
     for number in range(60):
         jobs.worker(f"worker {number}")
-    jobs.run(transitions.announce("other", models=["sd"], now=jobs.now))
+    jobs.run(calls.announce("other", models=["sd"], now=jobs.now))
     jobs.redis.zunionstore(jobs.key("slots", "other"), [jobs.key("slots", POOL)])
     for _ in range(130):
         jobs.redis.delete(jobs.key("slots", POOL))
@@ -284,7 +284,7 @@ def test_the_place_of_a_message_that_was_lost_is_the_first(jobs: TimedJobs) -> N
     jobs.worker()
     lost, *waiting = submit_many(jobs, 6)
     jobs.take_message()
-    jobs.now += transitions.SWEEP_AGE_MS
+    jobs.now += calls.SWEEP_AGE_MS
     jobs.sweep()
     assert places(jobs, [lost, *waiting]) == [1, 2, 3, 4, 5, 6]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from darkroom.ledger import Page
-from darkroom.lookup import merged
+from darkroom.history.lookup import merged
+from darkroom.ledger.client import Page
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from darkroom.catalogue.models import RESERVED_NAMES, Catalogue, Model, Parameter, ParameterType, schema, validate
+from darkroom.catalogue.parameters import MAX_FAULTS, json_schema, read_input
 from darkroom.errors import InvalidInput, SettingError, UnknownModel
-from darkroom.models import RESERVED_NAMES, Catalogue, Model, Parameter, ParameterType, schema, validate
-from darkroom.parameters import MAX_FAULTS, json_schema, read_input
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from darkroom.pool_fields import unknown
+from darkroom.scaling.fields import unknown
 
 UNKNOWN: dict[str, tuple[dict[str, Any], str, str]] = {
     "of the specification": ({"maxReplica": 3}, "maxReplica", "did you mean maxReplicas?"),

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
-from darkroom import queues, transitions
-from darkroom.transitions import Reason
+from darkroom.ledger import calls, queues
+from darkroom.ledger.calls import Reason
 from kombu import Exchange, Queue
 
 from tests.core.timed_jobs import TimedJobs
@@ -105,7 +105,7 @@ def test_nothing_in_a_trace_passes_for_the_delivery_tag(jobs: TimedJobs) -> None
     submitted = [jobs.submit(traceparent=trace) for _ in range(4)]
     jobs.start(submitted[0])
     assert json.loads(jobs.redis.lindex(jobs.list_key, -1))["headers"]["traceparent"] == trace
-    jobs.now += transitions.SWEEP_AGE_MS
+    jobs.now += calls.SWEEP_AGE_MS
     assert jobs.sweep() == [], "it knows each message of the list"
     jobs.release(submitted[0], Reason.DRAIN)
     assert jobs.listed() == submitted[:3], "it knows the one that it took back"
@@ -176,7 +176,7 @@ def test_a_stock_worker_runs_a_job_and_celerys_tools_see_its_id(
         (pong,) = eventually(
             lambda: app.control.ping(timeout=0.5, limit=1), what=f"a worker, whose log is {stock_worker}"
         )
-        jobs.run(transitions.accept(job, backlog_limit=10))
+        jobs.run(calls.accept(job, backlog_limit=10))
         ran = jobs.key("ran")
         eventually(lambda: jobs.redis.llen(ran) == 2, what=f"a run of the job; the worker's log is {stock_worker}")
         assert [item.decode() for item in jobs.redis.lrange(ran, 0, -1)] == [job.job_id, TRACEPARENT]

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 import redis
 from celery import Celery
-from darkroom.ledger import AsyncLedger, Ledger, connect, connect_async
-from darkroom.redis_address import RedisAddress
+from darkroom.ledger.address import RedisAddress
+from darkroom.ledger.client import AsyncLedger, Ledger, connect, connect_async
 
 from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.tls_redis import PASSWORD, TlsRedis

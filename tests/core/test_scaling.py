@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from darkroom.errors import InvalidInput
-from darkroom.scaling import (
+from darkroom.ledger.calls import Reading
+from darkroom.scaling.policy import (
     IN_A_ROW_WITHIN_S,
     PEAKS,
     RESUMED_WITHIN_S,
@@ -28,7 +29,6 @@ from darkroom.scaling import (
     is_worth_keeping,
     resume,
 )
-from darkroom.transitions import Reading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

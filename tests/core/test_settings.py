@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from darkroom.errors import SettingError
-from darkroom.guard import NOTHING, Allow
 from darkroom.settings import (
     LedgerSettings,
     LinkSettings,
@@ -16,6 +15,7 @@ from darkroom.settings import (
     WebhookSettings,
     load,
 )
+from darkroom.webhooks.guard import NOTHING, Allow
 from pydantic import Field, ValidationError
 
 KEY = "0123456789abcdef0123456789abcdef"

@@ -19,7 +19,7 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from darkroom.settings import WebhookSettings, load
-from darkroom.signatures import (
+from darkroom.webhooks.signatures import (
     GENERATION_OVERLAP_MS,
     Signer,
     subscription_recipient,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from darkroom.scaling import Policy, ScaleDown, ScaleUp, Window
-from darkroom.simulation import Fleet, Job, Outcome, PolicyScaler, Takes, simulate
+from darkroom.scaling.policy import Policy, ScaleDown, ScaleUp, Window
+from darkroom.scaling.simulation import Fleet, Job, Outcome, PolicyScaler, Takes, simulate
 
 COLD_MS = 60_000
 HOUR_MS = 3_600_000

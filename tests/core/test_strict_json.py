@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from darkroom.strict_json import MAX_DEPTH, JsonError, encode, parse, parse_elements
+from darkroom.cloudevents.strict_json import MAX_DEPTH, JsonError, encode, parse, parse_elements
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from darkroom import audit, transitions
-from darkroom.epochs import NEVER, Epoch
+from darkroom.checks import audit
 from darkroom.jobs import TERMINAL, TRANSITIONS, State
-from darkroom.ledger import _decode_view, scripts
-from darkroom.transitions import (
+from darkroom.ledger import calls
+from darkroom.ledger.calls import (
     Applied,
     Archived,
     Call,
@@ -23,7 +22,9 @@ from darkroom.transitions import (
     Standing,
     WorkerState,
 )
-from darkroom.webhooks import PER_JOB, TakenDelivery, WebhookEvent, new_subscription_id, target_of
+from darkroom.ledger.client import _decode_view, scripts
+from darkroom.ledger.epochs import NEVER, Epoch
+from darkroom.webhooks.subscriptions import PER_JOB, TakenDelivery, WebhookEvent, new_subscription_id, target_of
 
 from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, TOKEN, WORKER, TimedJobs
 
@@ -52,7 +53,7 @@ def _missed(jobs: TimedJobs) -> str:
     job_id = _submitted(jobs)
     for _ in range(4):
         assert jobs.take_message() == job_id
-        jobs.now += transitions.SWEEP_AGE_MS
+        jobs.now += calls.SWEEP_AGE_MS
         assert jobs.sweep() == [job_id]
     assert jobs.take_message() == job_id
     jobs.now = START_MS
@@ -137,96 +138,88 @@ def _held_delivery(job_id: str) -> TakenDelivery:
 Maker = Callable[[TimedJobs, str], Call[Any]]
 
 CALLS: Mapping[str, Maker] = {
-    "accept": lambda jobs, job_id: transitions.accept(jobs.submission(job_id=job_id), backlog_limit=1, now=jobs.now),
-    "claim": lambda jobs, job_id: transitions.claim(job_id, token=TOKEN, worker=WORKER, now=jobs.now),
-    "claim by another": lambda jobs, job_id: transitions.claim(job_id, token="other", worker="two", now=jobs.now),
-    "claim too late": lambda jobs, job_id: transitions.claim(
-        job_id, token="other", worker="two", now=START_MS + LATER_MS
-    ),
-    "renew": lambda jobs, job_id: transitions.renew(job_id, token=TOKEN, now=jobs.now),
-    "progress": lambda jobs, job_id: transitions.progress(
+    "accept": lambda jobs, job_id: calls.accept(jobs.submission(job_id=job_id), backlog_limit=1, now=jobs.now),
+    "claim": lambda jobs, job_id: calls.claim(job_id, token=TOKEN, worker=WORKER, now=jobs.now),
+    "claim by another": lambda jobs, job_id: calls.claim(job_id, token="other", worker="two", now=jobs.now),
+    "claim too late": lambda jobs, job_id: calls.claim(job_id, token="other", worker="two", now=START_MS + LATER_MS),
+    "renew": lambda jobs, job_id: calls.renew(job_id, token=TOKEN, now=jobs.now),
+    "progress": lambda jobs, job_id: calls.progress(
         job_id, token=TOKEN, op=1, step=1, steps=4, tell=True, now=jobs.now
     ),
-    "finish": lambda jobs, job_id: transitions.finish(
+    "finish": lambda jobs, job_id: calls.finish(
         job_id, token=TOKEN, outcome=State.COMPLETED, data={"artifacts": []}, now=jobs.now
     ),
-    "finish as failed": lambda jobs, job_id: transitions.finish(
+    "finish as failed": lambda jobs, job_id: calls.finish(
         job_id, token=TOKEN, outcome=State.FAILED, data={"error": HICCUP}, now=jobs.now
     ),
-    "finish by another": lambda jobs, job_id: transitions.finish(
+    "finish by another": lambda jobs, job_id: calls.finish(
         job_id, token="other", outcome=State.COMPLETED, data={"artifacts": []}, now=jobs.now
     ),
-    "retry": lambda jobs, job_id: transitions.retry(job_id, token=TOKEN, error=HICCUP, delay_ms=10_000, now=jobs.now),
-    "release": lambda jobs, job_id: transitions.release(
+    "retry": lambda jobs, job_id: calls.retry(job_id, token=TOKEN, error=HICCUP, delay_ms=10_000, now=jobs.now),
+    "release": lambda jobs, job_id: calls.release(
         job_id, token=TOKEN, reason=Reason.DRAIN, detail="the pod goes", now=jobs.now
     ),
-    "release for a worker": lambda jobs, job_id: transitions.release(
+    "release for a worker": lambda jobs, job_id: calls.release(
         job_id, worker=WORKER, reason=Reason.WORKER_LOST, detail="the pod is gone", now=jobs.now
     ),
-    "reap": lambda jobs, job_id: transitions.reap(POOL, gap_ms=LATER_MS, now=START_MS + LATER_MS),
-    "clock": lambda jobs, job_id: transitions.clock(clock_ms=jobs.now, now=jobs.now),
-    "sweep": lambda jobs, job_id: transitions.sweep(POOL, now=START_MS + LATER_MS),
-    "promote": lambda jobs, job_id: transitions.promote(POOL, now=START_MS + LATER_MS),
-    "expire": lambda jobs, job_id: transitions.expire(now=START_MS + LATER_MS),
-    "cancel": lambda jobs, job_id: transitions.cancel(job_id, tenant=TENANT, now=jobs.now),
-    "cancel by a stranger": lambda jobs, job_id: transitions.cancel(job_id, tenant="stranger", now=jobs.now),
-    "applied": lambda jobs, job_id: transitions.applied(
+    "reap": lambda jobs, job_id: calls.reap(POOL, gap_ms=LATER_MS, now=START_MS + LATER_MS),
+    "clock": lambda jobs, job_id: calls.clock(clock_ms=jobs.now, now=jobs.now),
+    "sweep": lambda jobs, job_id: calls.sweep(POOL, now=START_MS + LATER_MS),
+    "promote": lambda jobs, job_id: calls.promote(POOL, now=START_MS + LATER_MS),
+    "expire": lambda jobs, job_id: calls.expire(now=START_MS + LATER_MS),
+    "cancel": lambda jobs, job_id: calls.cancel(job_id, tenant=TENANT, now=jobs.now),
+    "cancel by a stranger": lambda jobs, job_id: calls.cancel(job_id, tenant="stranger", now=jobs.now),
+    "applied": lambda jobs, job_id: calls.applied(
         job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
     ),
-    "archived": lambda jobs, job_id: transitions.archived(
+    "archived": lambda jobs, job_id: calls.archived(
         job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
     ),
-    "purge": lambda jobs, job_id: transitions.purge(job_id, tenant=TENANT, now=jobs.now),
-    "forget for a stranger": lambda jobs, job_id: transitions.forget(job_id, tenant="stranger", now=jobs.now),
-    "take": lambda jobs, job_id: transitions.take_relays(taker="courier", call=TAKE, limit=10, now=jobs.now),
-    "take for the history": lambda jobs, job_id: transitions.take_history(
-        taker="courier", call=TAKE, limit=10, now=jobs.now
-    ),
-    "defer": lambda jobs, job_id: transitions.defer_relay(job_id, delay_ms=1_000, now=jobs.now),
-    "defer for the history": lambda jobs, job_id: transitions.defer_history(job_id, delay_ms=1_000, now=jobs.now),
-    "keep": lambda jobs, job_id: transitions.keep(
+    "purge": lambda jobs, job_id: calls.purge(job_id, tenant=TENANT, now=jobs.now),
+    "forget for a stranger": lambda jobs, job_id: calls.forget(job_id, tenant="stranger", now=jobs.now),
+    "take": lambda jobs, job_id: calls.take_relays(taker="courier", call=TAKE, limit=10, now=jobs.now),
+    "take for the history": lambda jobs, job_id: calls.take_history(taker="courier", call=TAKE, limit=10, now=jobs.now),
+    "defer": lambda jobs, job_id: calls.defer_relay(job_id, delay_ms=1_000, now=jobs.now),
+    "defer for the history": lambda jobs, job_id: calls.defer_history(job_id, delay_ms=1_000, now=jobs.now),
+    "keep": lambda jobs, job_id: calls.keep(
         "und_1", tenant=TENANT, attributes='{"source": "/tests"}', data="{}", failure="{}", now=jobs.now
     ),
-    "mark replayed": lambda jobs, job_id: transitions.mark_replayed("und_1", last=jobs.now, now=jobs.now),
-    "discard": lambda jobs, job_id: transitions.discard("und_1", tenant=TENANT, now=jobs.now),
-    "subscribe": lambda jobs, job_id: transitions.subscribe(
+    "mark replayed": lambda jobs, job_id: calls.mark_replayed("und_1", last=jobs.now, now=jobs.now),
+    "discard": lambda jobs, job_id: calls.discard("und_1", tenant=TENANT, now=jobs.now),
+    "subscribe": lambda jobs, job_id: calls.subscribe(
         SUBSCRIPTION, tenant=TENANT, url=URL, events=list(WebhookEvent), create=True, now=jobs.now
     ),
-    "change a subscription": lambda jobs, job_id: transitions.subscribe(
+    "change a subscription": lambda jobs, job_id: calls.subscribe(
         SUBSCRIPTION, tenant=TENANT, url=URL, events=[], enabled=False, now=jobs.now
     ),
-    "unsubscribe": lambda jobs, job_id: transitions.unsubscribe(SUBSCRIPTION, tenant=TENANT, now=jobs.now),
-    "rotate": lambda jobs, job_id: transitions.rotate_secret(SUBSCRIPTION, tenant=TENANT, generation=1, now=jobs.now),
-    "deliver": lambda jobs, job_id: transitions.take_deliveries(
+    "unsubscribe": lambda jobs, job_id: calls.unsubscribe(SUBSCRIPTION, tenant=TENANT, now=jobs.now),
+    "rotate": lambda jobs, job_id: calls.rotate_secret(SUBSCRIPTION, tenant=TENANT, generation=1, now=jobs.now),
+    "deliver": lambda jobs, job_id: calls.take_deliveries(
         taker="courier", call=TAKE, limit=10, per_target=10, now=jobs.now
     ),
-    "settle": lambda jobs, job_id: transitions.settle(_held_delivery(job_id), outcome=Outcome.FAILED, now=jobs.now),
-    "permit": lambda jobs, job_id: transitions.permit(target_of(TENANT, URL), rate=60, now=jobs.now),
-    "redeliver": lambda jobs, job_id: transitions.redeliver(
-        f"{job_id}.3.job", job_id=job_id, tenant=TENANT, now=jobs.now
-    ),
-    "take for the notices": lambda jobs, job_id: transitions.take_notices(
-        taker="courier", call=TAKE, limit=10, now=jobs.now
-    ),
-    "noticed": lambda jobs, job_id: transitions.noticed(SUBSCRIPTION, changed=START_MS, now=jobs.now),
+    "settle": lambda jobs, job_id: calls.settle(_held_delivery(job_id), outcome=Outcome.FAILED, now=jobs.now),
+    "permit": lambda jobs, job_id: calls.permit(target_of(TENANT, URL), rate=60, now=jobs.now),
+    "redeliver": lambda jobs, job_id: calls.redeliver(f"{job_id}.3.job", job_id=job_id, tenant=TENANT, now=jobs.now),
+    "take for the notices": lambda jobs, job_id: calls.take_notices(taker="courier", call=TAKE, limit=10, now=jobs.now),
+    "noticed": lambda jobs, job_id: calls.noticed(SUBSCRIPTION, changed=START_MS, now=jobs.now),
     "inspect a delivery": lambda jobs, job_id: audit.inspect_delivery(f"{job_id}.3.job"),
-    "epoch": lambda jobs, job_id: transitions.beat(Epoch(1, 7, jobs.now - 5000), now=jobs.now),
-    "epoch acknowledged": lambda jobs, job_id: transitions.beat(NEVER, acknowledge=True, now=jobs.now),
-    "announce": lambda jobs, job_id: transitions.announce(POOL, models=["sd"], now=jobs.now),
-    "worker": lambda jobs, job_id: transitions.worker(
+    "epoch": lambda jobs, job_id: calls.beat(Epoch(1, 7, jobs.now - 5000), now=jobs.now),
+    "epoch acknowledged": lambda jobs, job_id: calls.beat(NEVER, acknowledge=True, now=jobs.now),
+    "announce": lambda jobs, job_id: calls.announce(POOL, models=["sd"], now=jobs.now),
+    "worker": lambda jobs, job_id: calls.worker(
         WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"], now=jobs.now
     ),
-    "worker gone": lambda jobs, job_id: transitions.worker(
+    "worker gone": lambda jobs, job_id: calls.worker(
         WORKER, pool=POOL, state=WorkerState.GONE, pod="", models=["sd"], now=jobs.now
     ),
-    "observe": lambda jobs, job_id: transitions.observe(POOL, now=jobs.now),
-    "drain": lambda jobs, job_id: transitions.drain(POOL, count=1, now=jobs.now),
-    "decided": lambda jobs, job_id: transitions.record_decision(POOL, at=jobs.now, entry="{}"),
+    "observe": lambda jobs, job_id: calls.observe(POOL, now=jobs.now),
+    "drain": lambda jobs, job_id: calls.drain(POOL, count=1, now=jobs.now),
+    "decided": lambda jobs, job_id: calls.record_decision(POOL, at=jobs.now, entry="{}"),
     "view": lambda jobs, job_id: Call("view", ("job", job_id), _decode_view),
     "inspect": lambda jobs, job_id: audit.inspect(job_id, now=jobs.now),
-    "repair": lambda jobs, job_id: transitions.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
-    "canary": lambda jobs, job_id: transitions.canary("canary-1", pool=POOL, now=jobs.now),
-    "canary withdrawn": lambda jobs, job_id: transitions.canary("canary-1", pool=POOL, withdraw=True, now=jobs.now),
+    "repair": lambda jobs, job_id: calls.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
+    "canary": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, now=jobs.now),
+    "canary withdrawn": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, withdraw=True, now=jobs.now),
 }
 """Each script, some in several ways. The job is the one of the situation."""
 
@@ -354,7 +347,7 @@ def situation(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def job_id(jobs: TimedJobs, situation: str) -> str:
     """A job in that situation, in a pool whose courier has been at work."""
-    jobs.run(transitions.reap(POOL, lease_ms=0, now=jobs.now))
+    jobs.run(calls.reap(POOL, lease_ms=0, now=jobs.now))
     return SITUATIONS[situation](jobs)
 
 

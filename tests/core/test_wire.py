@@ -10,9 +10,9 @@ import pytest
 import redis.asyncio
 import uvloop
 from darkroom.errors import LedgerUnavailable
-from darkroom.ledger import AsyncLedger, connect_async, translated
-from darkroom.transitions import Call
-from darkroom.wire import ask_each, pack
+from darkroom.ledger.calls import Call
+from darkroom.ledger.client import AsyncLedger, connect_async, translated
+from darkroom.ledger.wire import ask_each, pack
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 

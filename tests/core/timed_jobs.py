@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from darkroom import transitions
 from darkroom.jobs import State, new_job_id
-from darkroom.ledger import JobRecord, Ledger, LogEntry, connect, decode_live
-from darkroom.transitions import Accepted, Call, Cancelled, Claim, Ended, Reason, Standing, Submission, WorkerState
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Accepted, Call, Cancelled, Claim, Ended, Reason, Standing, Submission, WorkerState
+from darkroom.ledger.client import JobRecord, Ledger, LogEntry, connect, decode_live
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class TimedJobs:
         self.namespace = namespace
         self.ledger = Ledger(self.redis, namespace)
         self.now = START_MS
-        self.run(transitions.announce(POOL, models=["sd"], now=self.now))
+        self.run(calls.announce(POOL, models=["sd"], now=self.now))
 
     def close(self) -> None:
         self.redis.close()
@@ -70,18 +70,18 @@ class TimedJobs:
 
     def submit(self, **more: Any) -> str:
         """A job that was accepted."""
-        answer = self.run(transitions.accept(self.submission(**more), backlog_limit=10_000, now=self.now))
+        answer = self.run(calls.accept(self.submission(**more), backlog_limit=10_000, now=self.now))
         assert isinstance(answer, Accepted), answer
         return answer.job_id
 
     def cancel(self, job_id: str, *, tenant: str | None = TENANT) -> Cancelled:
-        return self.run(transitions.cancel(job_id, tenant=tenant, now=self.now))
+        return self.run(calls.cancel(job_id, tenant=tenant, now=self.now))
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
     def worker(self, name: str = WORKER, state: WorkerState = WorkerState.READY) -> None:
         """Its heartbeat."""
-        self.run(transitions.worker(name, pool=POOL, state=state, pod="", models=["sd"], now=self.now))
+        self.run(calls.worker(name, pool=POOL, state=state, pod="", models=["sd"], now=self.now))
 
     def take_message(self) -> str | None:
         """The job of the next message in the Celery list, which is taken as kombu does; None where it is empty."""
@@ -89,7 +89,7 @@ class TimedJobs:
         return None if message is None else job_of(message)
 
     def claim(self, job_id: str, *, token: str = TOKEN, worker: str = WORKER) -> Claim:
-        return self.run(transitions.claim(job_id, token=token, worker=worker, now=self.now))
+        return self.run(calls.claim(job_id, token=token, worker=worker, now=self.now))
 
     def start(self, job_id: str, *, token: str = TOKEN, worker: str = WORKER) -> str:
         """A worker claims the job, whose message leaves the list with that."""
@@ -102,34 +102,30 @@ class TimedJobs:
         return self.start(self.submit(**more))
 
     def progress(self, job_id: str, *, op: int, step: int, steps: int, tell: bool = True) -> Standing:
-        return self.run(
-            transitions.progress(job_id, token=TOKEN, op=op, step=step, steps=steps, tell=tell, now=self.now)
-        )
+        return self.run(calls.progress(job_id, token=TOKEN, op=op, step=step, steps=steps, tell=tell, now=self.now))
 
     def renew(self, job_id: str) -> Standing:
-        return self.run(transitions.renew(job_id, token=TOKEN, now=self.now))
+        return self.run(calls.renew(job_id, token=TOKEN, now=self.now))
 
     def finish(
         self, job_id: str, *, outcome: State = State.COMPLETED, data: dict[str, Any] | None = None, token: str = TOKEN
     ) -> Ended:
         if data is None:
             data = {"artifacts": []} if outcome is State.COMPLETED else {"error": HICCUP}
-        return self.run(transitions.finish(job_id, token=token, outcome=outcome, data=data, now=self.now))
+        return self.run(calls.finish(job_id, token=token, outcome=outcome, data=data, now=self.now))
 
     def retry(self, job_id: str, *, delay_ms: int = 10_000, token: str = TOKEN) -> Ended:
-        return self.run(transitions.retry(job_id, token=token, error=HICCUP, delay_ms=delay_ms, now=self.now))
+        return self.run(calls.retry(job_id, token=token, error=HICCUP, delay_ms=delay_ms, now=self.now))
 
     def release(
         self, job_id: str, reason: Reason, *, token: str | None = TOKEN, worker: str | None = None, detail: str = "gone"
     ) -> Ended:
-        return self.run(
-            transitions.release(job_id, reason=reason, detail=detail, token=token, worker=worker, now=self.now)
-        )
+        return self.run(calls.release(job_id, reason=reason, detail=detail, token=token, worker=worker, now=self.now))
 
     # -- the courier ---------------------------------------------------------------------------------------------------
 
     def reap(self) -> list[str]:
-        return self.run(transitions.reap(POOL, now=self.now))
+        return self.run(calls.reap(POOL, now=self.now))
 
     def reap_until(self, time: int) -> list[str]:
         """As a courier does: a reap each second up to `time`, which becomes `now`. All that was reaped."""
@@ -140,16 +136,16 @@ class TimedJobs:
         return reaped
 
     def sweep(self) -> list[str]:
-        return self.run(transitions.sweep(POOL, now=self.now))
+        return self.run(calls.sweep(POOL, now=self.now))
 
     def promote(self) -> list[str]:
-        return self.run(transitions.promote(POOL, now=self.now))
+        return self.run(calls.promote(POOL, now=self.now))
 
     def expire(self) -> list[str]:
-        return self.run(transitions.expire(now=self.now))
+        return self.run(calls.expire(now=self.now))
 
     def take(self, *, taker: str = "courier", call: str, limit: int = 10) -> list[str]:
-        return self.run(transitions.take_relays(taker=taker, call=call, limit=limit, now=self.now))
+        return self.run(calls.take_relays(taker=taker, call=call, limit=limit, now=self.now))
 
     # -- what is there -------------------------------------------------------------------------------------------------
 

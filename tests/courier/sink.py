@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from darkroom.event_http import Mode, parse_http
-from darkroom.events import Event
+from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.http import Mode, parse_http
 
 from tests.waiting import DEADLINE_S, eventually
 

@@ -14,14 +14,14 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import pytest
-from darkroom import transitions
 from darkroom.artifacts import ArtifactStore, artifact_key
-from darkroom.epochs import NEVER, Epoch, LedgerEpoch
-from darkroom.events import Event
-from darkroom.history import History, PastJob, Tombstone
+from darkroom.cloudevents.event import Event
+from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import Artifact, State, new_job_id
-from darkroom.ledger import AsyncLedger, JobRecord, connect_async, scripts
-from darkroom.transitions import Applied
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Applied
+from darkroom.ledger.client import AsyncLedger, JobRecord, connect_async, scripts
+from darkroom.ledger.epochs import NEVER, Epoch, LedgerEpoch
 
 from tests.courier.conftest import Start
 from tests.courier.sink import Answer, Sink
@@ -81,7 +81,7 @@ class Watched:
 
     def apply(self, job_id: str) -> None:
         """What result does with its event."""
-        assert self.jobs.run(transitions.applied(job_id, seq=self.jobs.end_seq(job_id))) is Applied.APPLIED
+        assert self.jobs.run(calls.applied(job_id, seq=self.jobs.end_seq(job_id))) is Applied.APPLIED
 
     def is_archived(self, job_id: str) -> bool:
         return bool(self.jobs.redis.hexists(f"{self.jobs.namespace}:job:{job_id}", "archived"))
@@ -107,7 +107,7 @@ def test_a_job_that_has_ended_is_written_with_its_attempts(start: Start, watched
     job_id = jobs.submit()
     jobs.start(job_id, token="one")
     error = {"kind": "transient", "message": "again"}
-    jobs.run(transitions.retry(job_id, token="one", error=error, delay_ms=0))
+    jobs.run(calls.retry(job_id, token="one", error=error, delay_ms=0))
     start(**watched.settings)
     eventually(lambda: jobs.redis.zcard(f"{jobs.namespace}:due:local") == 0, what="the retry to be due")
     jobs.start(job_id)
@@ -330,8 +330,8 @@ def test_artifacts_that_no_job_publishes_are_removed_and_those_of_unknown_jobs_a
     completed, cancelled, living = watched.jobs.completed(), watched.jobs.submit(), watched.jobs.submit()
     for job_id in (cancelled, living):
         watched.jobs.start(job_id)
-    watched.jobs.run(transitions.cancel(cancelled, tenant=TENANT))
-    watched.jobs.run(transitions.finish(cancelled, token="token", outcome=State.CANCELLED, data={}))
+    watched.jobs.run(calls.cancel(cancelled, tenant=TENANT))
+    watched.jobs.run(calls.finish(cancelled, token="token", outcome=State.CANCELLED, data={}))
     deleted = watched.record(watched.jobs.completed())
     now = time.time_ns() // 1_000_000
     watched.in_history(lambda history: history.bury(deleted, now=now))
@@ -387,7 +387,7 @@ def test_a_redis_that_lost_its_data_begins_a_new_epoch(start: Start, watched: Wa
     eventually(lambda: courier.said("redis_lost_data"), what="the courier's log")
 
     courier.stop()
-    jobs.run(transitions.beat(NEVER, acknowledge=True))
+    jobs.run(calls.beat(NEVER, acknowledge=True))
     start(**{**watched.settings, "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/empty.sqlite"})
     beats = ledger().epoch.at
     eventually(lambda: ledger().epoch.at > beats, what="the beat of a courier with an empty database")

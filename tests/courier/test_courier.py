@@ -13,13 +13,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from darkroom import transitions
-from darkroom.events import Event
+from darkroom.cloudevents.event import Event
 from darkroom.jobs import State
-from darkroom.transitions import Applied
-from darkroom.webhooks import DEFAULT_EVENTS, new_subscription_id
-from darkroom_courier.relay import BACK_OFF_MAX_S, back_off
-from darkroom_courier.sink import retry_after
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Applied
+from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, new_subscription_id
+from darkroom_courier.posting.relay import BACK_OFF_MAX_S, back_off
+from darkroom_courier.posting.sink import retry_after
 
 from tests.courier.conftest import Start
 from tests.courier.sink import HANG, Answer, Sink
@@ -43,7 +43,7 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def apply(jobs: DrivenJobs, event: Event) -> Applied:
     """What result does with an event."""
     assert event.subject is not None
-    return jobs.run(transitions.applied(event.subject, seq=int(event.extensions["sequence"])))
+    return jobs.run(calls.applied(event.subject, seq=int(event.extensions["sequence"])))
 
 
 class TestRelay:
@@ -152,8 +152,8 @@ class TestRelay:
         job_id = jobs.completed()
         subscription = new_subscription_id(int(time.time() * 1000))
         said = {"url": "https://receiver.test/", "events": DEFAULT_EVENTS}
-        jobs.run(transitions.subscribe(subscription, tenant=TENANT, create=True, **said))  # type: ignore[arg-type]
-        jobs.run(transitions.subscribe(subscription, tenant=TENANT, enabled=False))
+        jobs.run(calls.subscribe(subscription, tenant=TENANT, create=True, **said))  # type: ignore[arg-type]
+        jobs.run(calls.subscribe(subscription, tenant=TENANT, enabled=False))
         jobs.redis.zadd(f"{jobs.namespace}:notices", {subscription: 0})
         for about in ({"job": job_id}, {"subscription": subscription}):
             (refused, *_) = eventually(
@@ -320,7 +320,7 @@ class TestUpkeep:
         job_id = jobs.submit()
         jobs.start(job_id)
         error = {"kind": "transient", "message": "again"}
-        jobs.run(transitions.retry(job_id, token="token", error=error, delay_ms=300))
+        jobs.run(calls.retry(job_id, token="token", error=error, delay_ms=300))
         assert jobs.redis.zrank(f"{jobs.namespace}:due:{POOL}", job_id) == 0
         courier = start(**QUICK)
         eventually(
@@ -345,7 +345,7 @@ class TestUpkeep:
         job_id = jobs.submit()
         jobs.start(job_id)
         error = {"kind": "transient", "message": "again"}
-        jobs.run(transitions.retry(job_id, token="token", error=error, delay_ms=hour_ms))
+        jobs.run(calls.retry(job_id, token="token", error=error, delay_ms=hour_ms))
         jobs.redis.hset(f"{jobs.namespace}:clock", "at", int(time.time() * 1000) + hour_ms)
         courier = start(**QUICK)
         (promoted,) = eventually(lambda: courier.said("promoted"), what="the retry")

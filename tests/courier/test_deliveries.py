@@ -18,19 +18,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from darkroom import transitions
-from darkroom.event_http import Mode, parse_http
-from darkroom.events import Event
-from darkroom.signatures import Signer, subscription_recipient, tenant_recipient
-from darkroom.transitions import Applied, Subscribed
-from darkroom.webhooks import (
-    DEFAULT_EVENTS,
-    FAILING_LIMIT_MS,
-    Webhook,
-    WebhookEvent,
-    new_subscription_id,
-)
-from darkroom_courier.deliveries import delay_after
+from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.http import Mode, parse_http
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Applied, Subscribed
+from darkroom.webhooks.signatures import Signer, subscription_recipient, tenant_recipient
+from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, FAILING_LIMIT_MS, Webhook, WebhookEvent, new_subscription_id
+from darkroom_courier.posting.webhooks import delay_after
 from darkroom_courier.settings import SCHEDULE_S
 from pydantic import SecretStr
 from standardwebhooks import Webhook as Verifier
@@ -80,12 +74,12 @@ class Told:
         return job_id
 
     def _apply(self, job_id: str, seq: int) -> None:
-        assert self._jobs.run(transitions.applied(job_id, seq=seq)) is Applied.APPLIED
+        assert self._jobs.run(calls.applied(job_id, seq=seq)) is Applied.APPLIED
 
     def subscribe(self, url: str, **more: Any) -> str:
         subscription_id = new_subscription_id(int(time.time() * 1000))
         said: dict[str, Any] = {"tenant": TENANT, "url": url, "events": DEFAULT_EVENTS, "create": True, **more}
-        assert self._jobs.run(transitions.subscribe(subscription_id, **said)) is Subscribed.CREATED
+        assert self._jobs.run(calls.subscribe(subscription_id, **said)) is Subscribed.CREATED
         return subscription_id
 
     def of(self, job_id: str) -> dict[str, str]:
@@ -123,7 +117,7 @@ class TestPosts:
         jobs.start(job_id)
         jobs.complete(job_id)
         (of_sink, *_) = sink.await_post(job_id)
-        jobs.run(transitions.applied(job_id, seq=int(of_sink.extensions["sequence"])))
+        jobs.run(calls.applied(job_id, seq=int(of_sink.extensions["sequence"])))
         (post,) = receiver.await_posts(job_id)
         parsed = parse_http({"content-type": post.headers["content-type"]}, post.body)
         (event,) = parsed.events
@@ -239,7 +233,7 @@ class TestPosts:
         jobs.start(job_id)
         jobs.complete(job_id)
         for seq in ([2] if event is WebhookEvent.STARTED else []) + [jobs.end_seq(job_id)]:
-            jobs.run(transitions.applied(job_id, seq=seq))
+            jobs.run(calls.applied(job_id, seq=seq))
         receiver.await_posts(job_id)
         eventually(
             lambda: jobs.redis.hexists(f"{jobs.namespace}:job:{job_id}", "archived"), what="the job being archived"
@@ -483,7 +477,7 @@ def apply_as_result_does(jobs: DrivenJobs, sink: Sink) -> Any:
     accept = sink.behave
 
     def behave(event: Event) -> Any:
-        jobs.run(transitions.applied(str(event.subject), seq=int(event.extensions["sequence"])))
+        jobs.run(calls.applied(str(event.subject), seq=int(event.extensions["sequence"])))
         return accept(event)
 
     return behave

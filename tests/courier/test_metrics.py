@@ -7,13 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
-from darkroom import transitions
-from darkroom.history import PastJob
+from darkroom.history.store import PastJob
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import OUTBOX_SAMPLE, AsyncLedger, JobRecord, LogEntry, Outbox, connect_async
-from darkroom.queues import Foreign
-from darkroom.transitions import Applied, DroppedMessages, Settled, WorkerState
-from darkroom.webhooks import Webhook, WebhookEvent
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Applied, DroppedMessages, Settled, WorkerState
+from darkroom.ledger.client import OUTBOX_SAMPLE, AsyncLedger, JobRecord, LogEntry, Outbox, connect_async
+from darkroom.ledger.queues import Foreign
+from darkroom.webhooks.subscriptions import Webhook, WebhookEvent
 from darkroom_courier.metrics import MAX_TENANTS, OTHER, Metrics, attempts
 
 from tests.courier.conftest import Start
@@ -45,7 +45,7 @@ def courier(start: Start, **more: str) -> int:
 
 def apply(jobs: DrivenJobs, job_id: str) -> None:
     """What result does with its event."""
-    assert jobs.run(transitions.applied(job_id, seq=jobs.end_seq(job_id))) is Applied.APPLIED
+    assert jobs.run(calls.applied(job_id, seq=jobs.end_seq(job_id))) is Applied.APPLIED
 
 
 def counted(ports: list[int], series: str, **labels: str) -> float:
@@ -92,7 +92,7 @@ def test_the_result_is_counted_when_its_end_is_applied_also_long_after_it_was_ar
     assert said.value("darkroom_outbox_jobs") == 2
     assert said.value("darkroom_outbox_age_seconds") >= 0
     # Of one that is deleted nothing is waited for any more.
-    jobs.run(transitions.forget(untold, tenant="default"))
+    jobs.run(calls.forget(untold, tenant="default"))
     created = int(jobs.redis.hget(f"{jobs.namespace}:job:{told}", "created"))
     apply(jobs, told)
     applied = int(jobs.redis.hget(f"{jobs.namespace}:job:{told}", "applied"))
@@ -119,7 +119,7 @@ def test_foreign_messages_that_workers_dropped_are_counted(start: Start, jobs: D
     port = courier(start)
     assert ask(port).value("darkroom_pool_foreign_messages_total", pool=POOL) == 0
     dropped = DroppedMessages(1, 3, Foreign.NOT_JSON)
-    jobs.run(transitions.worker("w-1", pool=POOL, state=WorkerState.BUSY, pod="", models=["sd"], dropped=dropped))
+    jobs.run(calls.worker("w-1", pool=POOL, state=WorkerState.BUSY, pod="", models=["sd"], dropped=dropped))
     assert ask(port).value("darkroom_pool_foreign_messages_total", pool=POOL) == 3
 
 
@@ -127,12 +127,12 @@ def test_a_dead_letter_a_lost_attempt_and_a_try_of_a_webhook_are_counted(start: 
     port = courier(start, DARKROOM_WEBHOOK_ALLOW="127.0.0.1")
     before = ask(port)
     assert ("darkroom_dead_letters_total", frozenset({("pool", POOL)})) in before.values, "or the first were no rise"
-    jobs.run(transitions.worker("w", pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
+    jobs.run(calls.worker("w", pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
     nobody = f"http://127.0.0.1:{free_port()}/"
     dead = jobs.submit(max_attempts=1, webhook=Webhook(nobody, frozenset(WebhookEvent)))
     jobs.start(dead)
     error = {"kind": "out_of_memory", "message": "too large"}
-    jobs.run(transitions.retry(dead, token="token", error=error, delay_ms=0))
+    jobs.run(calls.retry(dead, token="token", error=error, delay_ms=0))
     apply(jobs, dead)
     eventually(lambda: ask(port).value("darkroom_dead_letters_total", pool=POOL) == 1, what="the dead letter")
     assert ask(port).value("darkroom_jobs_ended_total", state="failed", error="out_of_memory") == 1

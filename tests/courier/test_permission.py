@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from darkroom.errors import InvalidInput
-from darkroom.guard import NOTHING
-from darkroom.guarded_client import GuardedClient, Unanswered
-from darkroom_courier.permission import Permission, ask_permission
+from darkroom.webhooks.client import GuardedClient, Unanswered
+from darkroom.webhooks.guard import NOTHING
+from darkroom_courier.posting.permission import Permission, ask_permission
 
 from tests.receivers import PORT, Answer, answering, receiving, silent
 

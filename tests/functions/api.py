@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from darkroom import transitions
-from darkroom.models import Catalogue
-from darkroom_functions import paths
+from darkroom.catalogue.models import Catalogue
+from darkroom.ledger import calls
+from darkroom_functions.http import routes
 from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
@@ -110,7 +110,7 @@ class Contract:
 
     def _template_of(self, path: str) -> str | None:
         """The template of a path, with a slash at its end or without one."""
-        path = paths.canonical(path)
+        path = routes.canonical(path)
         path = JOBS if path == JOBS.rstrip("/") else path
         for template in self._templates:
             pattern = re.sub(r"\\\{(\w+)\\\}", lambda name: ".+" if name[1] == "key" else "[^/]+", re.escape(template))
@@ -183,7 +183,7 @@ def serving(
         jobs = DrivenJobs(redis_url, namespace)
         if announce:
             for model in Catalogue.load():
-                jobs.run(transitions.announce(model.pool, models=[model.name]))
+                jobs.run(calls.announce(model.pool, models=[model.name]))
         api = Api(functions, jobs, store)
         yield api
         api.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from darkroom_functions import paths
+from darkroom_functions.http import routes
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -118,7 +118,7 @@ def fill_news(jobs: DrivenJobs) -> None:
 @asynccontextmanager
 async def replaying(function: Functions) -> AsyncIterator[None]:
     """While the block runs, REPLAYS clients read all of the tenant's news, again and again. Takes `fill_news`."""
-    request = f"GET {paths.NEWS}?since=0 HTTP/1.1\r\nHost: 127.0.0.1:{function.port}\r\n\r\n".encode()
+    request = f"GET {routes.NEWS}?since=0 HTTP/1.1\r\nHost: 127.0.0.1:{function.port}\r\n\r\n".encode()
 
     async def replay() -> None:
         while True:

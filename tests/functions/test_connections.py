@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
-from darkroom_functions import connections
+from darkroom_functions.http import connections
 from darkroom_functions.serve import Server
 from darkroom_functions.settings import ServeSettings
 from starlette.applications import Starlette

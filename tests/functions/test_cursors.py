@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
-from darkroom import transitions
-from darkroom_functions import sse
-from darkroom_functions.inbox import Note
+from darkroom.ledger import calls
+from darkroom_functions.streams import sse
+from darkroom_functions.streams.inbox import Note
 from httpx_sse import EventSource, aconnect_sse
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -532,7 +532,7 @@ class TestNews:
     async def test_a_job_that_was_deleted_is_told_without_what_it_made(self, own: Own) -> None:
         result, jobs = own()
         deleted, kept = jobs.completed(), jobs.completed()
-        jobs.run(transitions.forget(deleted, tenant="default"))
+        jobs.run(calls.forget(deleted, tenant="default"))
         async with socket(result, "/ws/events?since=0") as ws:
             messages = [await told(ws) for _ in range(6)]
         ends = {message["job_id"]: message for message in messages if message["state"] == "completed"}

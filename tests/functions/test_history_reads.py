@@ -13,10 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-from darkroom import transitions
 from darkroom.artifacts import ArtifactStore, artifact_key
 from darkroom.jobs import Artifact, State
-from darkroom.transitions import Ended, Reason
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Ended, Reason
 
 from tests.ageing import archive, forget
 from tests.conftest import Databases, RedisServers
@@ -81,7 +81,7 @@ def complete(api: Api, job_id: str, content: bytes) -> None:
         "worker": WORKER,
         "run_ms": 12,
     }
-    call = transitions.finish(job_id, token="token", outcome=State.COMPLETED, data=data)
+    call = calls.finish(job_id, token="token", outcome=State.COMPLETED, data=data)
     assert api.jobs.run(call) is Ended.COMPLETED
 
 
@@ -94,7 +94,7 @@ def ended(api: Api, state: State, **body: object) -> str:
         api.jobs.cancel(job_id)
     else:
         api.jobs.start(job_id, token="first")
-        api.jobs.run(transitions.release(job_id, reason=Reason.DRAIN, detail="shutting down", token="first"))
+        api.jobs.run(calls.release(job_id, reason=Reason.DRAIN, detail="shutting down", token="first"))
         api.jobs.start(job_id)
         if state is State.COMPLETED:
             complete(api, job_id, b"a picture")
@@ -134,7 +134,7 @@ def test_a_large_input_is_shown_as_before_when_only_the_history_has_it(aged: Age
     job_id = aged.api.submit(LARGE)
     for attempt in ("1", "2", "3"):
         aged.jobs.start(job_id, token=attempt)
-        aged.jobs.run(transitions.release(job_id, reason=Reason.WORKER_LOST, detail="gone", token=attempt))
+        aged.jobs.run(calls.release(job_id, reason=Reason.WORKER_LOST, detail="gone", token=attempt))
     letters = "/api/v1/dead-letters"
     paths = (f"{JOBS}{job_id}", f"{JOBS}?limit=1", f"{letters}?limit=1", f"{letters}/{job_id}")
     before = [aged.api.get(path).json() for path in paths]
@@ -169,7 +169,7 @@ def test_a_late_cancel_has_the_receipt_of_the_first(aged: Aged) -> None:
         return [aged.api.post(f"{JOBS}{job_id}/cancel").json() for job_id in (completed, dequeued, interrupted)]
 
     assert [answer["receipt"] for answer in cancel()] == ["too_late", "dequeued", "interrupting"]
-    aged.jobs.run(transitions.finish(interrupted, token="token", outcome=State.COMPLETED, data={}))
+    aged.jobs.run(calls.finish(interrupted, token="token", outcome=State.COMPLETED, data={}))
     before = cancel()
     assert [answer["status"] for answer in before] == ["completed", "cancelled", "cancelled"]
     aged.age(completed, dequeued, interrupted)

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from darkroom_functions import paths
-from darkroom_functions.http_semantics import Selected, select
+from darkroom_functions.http import routes
+from darkroom_functions.http.semantics import Selected, select
 from starlette.datastructures import Headers
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -71,7 +71,7 @@ def test_each_answer_says_whether_it_may_be_kept_and_is_not_sniffed(api: Api) ->
         ("DELETE", JOBS + job["id"], {}, not_kept),
         ("GET", "/healthz", {}, not_kept),
         ("GET", "/nothing/here", {}, not_kept),
-        ("HEAD", paths.NEWS, {}, "no-store, no-transform"),
+        ("HEAD", routes.NEWS, {}, "no-store, no-transform"),
     ):
         answer = api.client.request(method, path, **more)
         assert answer.headers.get_list("cache-control") == [rule], (method, path, answer.status_code)
@@ -273,11 +273,11 @@ def test_a_request_without_one_valid_host_is_refused(
 def test_a_slash_at_the_end_of_a_path_changes_nothing(api: Api) -> None:
     job_id = api.jobs.completed()
     parts = {"id": job_id, "model": "nope", "delivery": f"{job_id}.1.job", "key": "a/b/1/0-c.png"}
-    requests = [(each.method, each.template.format(**parts)) for each in paths.OPERATIONS if each.template != "/"]
-    requests += [("POST", paths.SINK), ("POST", paths.UNDELIVERED_SINK), ("GET", "/healthz"), ("GET", "/readyz")]
-    requests += [("PUT", JOBS), ("GET", f"{paths.UNDELIVERED}{UNKNOWN}"), ("GET", "/nothing/here")]
+    requests = [(each.method, each.template.format(**parts)) for each in routes.OPERATIONS if each.template != "/"]
+    requests += [("POST", routes.SINK), ("POST", routes.UNDELIVERED_SINK), ("GET", "/healthz"), ("GET", "/readyz")]
+    requests += [("PUT", JOBS), ("GET", f"{routes.UNDELIVERED}{UNKNOWN}"), ("GET", "/nothing/here")]
     for method, path in requests:
-        asked = "HEAD" if path == paths.NEWS else method  # a GET is answered for as long as it stays
+        asked = "HEAD" if path == routes.NEWS else method  # a GET is answered for as long as it stays
         form = path.rstrip("/")
         one, other = (api.client.request(asked, each) for each in (form, form + "/"))
         assert one.status_code == other.status_code, (method, path)

@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from darkroom import transitions
 from darkroom.artifacts import ArtifactStore, artifact_key
 from darkroom.jobs import Artifact, ErrorKind, State
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Ended, Reason
 from darkroom.links import Links
-from darkroom.transitions import Ended, Reason
 from pydantic import SecretStr
 
 from tests.driven_jobs import TENANT, WORKER
@@ -45,7 +45,7 @@ def publish(api: Api, job_id: str, *contents: bytes, attempt: int = 1) -> list[A
         "worker": WORKER,
         "run_ms": 12,
     }
-    call = transitions.finish(job_id, token="token", outcome=State.COMPLETED, data=data)
+    call = calls.finish(job_id, token="token", outcome=State.COMPLETED, data=data)
     assert api.jobs.run(call) is Ended.COMPLETED
     return artifacts
 
@@ -172,15 +172,15 @@ def test_every_attempt_is_shown_with_how_it_ended(api: Api) -> None:
     job_id = api.submit()
     api.jobs.start(job_id, token="one")
     error = {"kind": ErrorKind.OUT_OF_MEMORY, "message": "too large"}
-    api.jobs.run(transitions.retry(job_id, token="one", error=error, delay_ms=1))
+    api.jobs.run(calls.retry(job_id, token="one", error=error, delay_ms=1))
     waiting = api.job(job_id)
     assert waiting["state"] == "pending"
     assert waiting["not_before"] is not None
     assert api.get(f"/tasks/{job_id}").json()["status"] == "RETRY"
     while api.job(job_id)["place"] is None:
-        api.jobs.run(transitions.promote("flux"))
+        api.jobs.run(calls.promote("flux"))
     api.jobs.start(job_id, token="two")
-    api.jobs.run(transitions.release(job_id, reason=Reason.DRAIN, detail="shutting down", token="two"))
+    api.jobs.run(calls.release(job_id, reason=Reason.DRAIN, detail="shutting down", token="two"))
     api.jobs.start(job_id)
     publish(api, job_id, b"third time lucky", attempt=3)
     job = api.job(job_id)
@@ -284,7 +284,7 @@ def test_a_running_job_is_told_to_stop(api: Api) -> None:
     assert job["state"] == "running"
     assert job["cancel_requested_at"] is not None
     ended = api.jobs.run(
-        transitions.finish(job_id, token="token", outcome=State.CANCELLED, data={"error": {"kind": "x", "message": ""}})
+        calls.finish(job_id, token="token", outcome=State.CANCELLED, data={"error": {"kind": "x", "message": ""}})
     )
     assert ended is Ended.CANCELLED
     assert api.post(f"{JOBS}{job_id}/cancel").json()["receipt"] == "interrupting"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from darkroom_functions.metrics import FORWARDED, NO_ROUTE
+from darkroom_functions.http.metrics import FORWARDED, NO_ROUTE
 from websockets.sync.client import connect
 
 from tests.functions.api import JOBS, Api, serving, slug

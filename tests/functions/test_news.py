@@ -7,9 +7,9 @@ import json
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from darkroom.ledger import NEWS_START, AsyncLedger, NewsEntry, connect_async
-from darkroom_functions.inbox import PAGE, Told
-from darkroom_functions.news import News, NewsFollowing
+from darkroom.ledger.client import NEWS_START, AsyncLedger, NewsEntry, connect_async
+from darkroom_functions.streams.inbox import PAGE, Told
+from darkroom_functions.streams.news import News, NewsFollowing
 
 from tests.core.timed_jobs import TENANT, TimedJobs
 

@@ -11,11 +11,13 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from darkroom import transitions
+from darkroom.catalogue.models import Catalogue
 from darkroom.jobs import State
+from darkroom.ledger import calls
 from darkroom.links import Links
-from darkroom.models import Catalogue
-from darkroom_functions import listing, openapi, paths, submission
+from darkroom_functions.http import openapi, routes
+from darkroom_functions.resources import listing
+from darkroom_functions.submission import reading
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -27,8 +29,8 @@ from tests.functions.listeners import DEADLINE_S, fill_news, replaying
 from tests.parts import LINK_KEY, PUBLIC_URL
 from tests.redis_server import RedisServer
 
-LETTERS = paths.DEAD_LETTERS
-SUBSCRIPTIONS = paths.SUBSCRIPTIONS
+LETTERS = routes.DEAD_LETTERS
+SUBSCRIPTIONS = routes.SUBSCRIPTIONS
 RECEIVER = "https://client.example/"
 
 UNKNOWN_JOB = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
@@ -49,13 +51,13 @@ def test_every_operation_is_described_where_it_is(api: Api) -> None:
         for template, methods in api.contract.document["paths"].items()
         for method, operation in methods.items()
     }
-    assert described == {(operation.name, operation.method, operation.template) for operation in paths.OPERATIONS}
+    assert described == {(operation.name, operation.method, operation.template) for operation in routes.OPERATIONS}
 
 
 def test_every_field_and_every_query_parameter_is_described(api: Api) -> None:
     document = api.contract.document
     for form in document["components"]["schemas"]["JobRequest"]["anyOf"]:
-        assert {*submission.FIELDS, "model", "input"} <= form["properties"].keys()
+        assert {*reading.FIELDS, "model", "input"} <= form["properties"].keys()
     described = [parameter["name"] for parameter in document["paths"][JOBS]["get"]["parameters"]]
     assert described == list(listing.PARAMETERS)
     described = [parameter["name"] for parameter in document["paths"][LETTERS]["get"]["parameters"]]
@@ -64,7 +66,7 @@ def test_every_field_and_every_query_parameter_is_described(api: Api) -> None:
         parameter["name"] for parameter in document["paths"][JOBS + "{id}/deliveries"]["get"]["parameters"]
     ]
     assert (of_job, described) == ("id", list(listing.DELIVERY_PARAMETERS))
-    described = [parameter["name"] for parameter in document["paths"][paths.UNDELIVERED]["get"]["parameters"]]
+    described = [parameter["name"] for parameter in document["paths"][routes.UNDELIVERED]["get"]["parameters"]]
     assert described == list(listing.UNDELIVERED_PARAMETERS)
 
 
@@ -100,9 +102,9 @@ ONE_EVENT_ID = f"{UNKNOWN_JOB}:12"
         (JOBS, "limit", ["1", "100"], ["0", "101", "x", "1.5"]),
         (f"{JOBS}{{id}}/events", "since", ["7", "end", ONE_EVENT_ID], ["", "-1", "end7", "9" * 16]),
         (f"{JOBS}{{id}}/events", "Last-Event-ID", ["7", "end", ONE_EVENT_ID, ""], ["-1", "7,8", "9" * 16]),
-        (paths.NEWS, "since", ["0", "1-0"], ["1", "end", "1-", "9" * 16 + "-0"]),
+        (routes.NEWS, "since", ["0", "1-0"], ["1", "end", "1-", "9" * 16 + "-0"]),
         (LETTERS, "after", [f"1-{UNKNOWN_JOB}"], ["", UNKNOWN_JOB, "1-1"]),
-        (paths.UNDELIVERED, "after", [f"1-{UNKNOWN[1:]}"], ["", UNKNOWN[1:]]),
+        (routes.UNDELIVERED, "after", [f"1-{UNKNOWN[1:]}"], ["", UNKNOWN[1:]]),
     ],
 )
 def test_what_a_parameter_may_be_is_described_as_it_is_judged(
@@ -212,17 +214,17 @@ def documents(api: Api) -> list[str]:
     """A path of each operation that reads a document which changes."""
     job_id = api.jobs.completed()
     api.client.post(SUBSCRIPTIONS, json={"url": RECEIVER})
-    api.jobs.run(transitions.applied(job_id, seq=api.jobs.end_seq(job_id)))
+    api.jobs.run(calls.applied(job_id, seq=api.jobs.end_seq(job_id)))
     subscription = api.get(SUBSCRIPTIONS).json()["subscriptions"][0]["id"]
     delivery = api.get(f"{JOBS}{job_id}/deliveries").json()["deliveries"][0]["id"]
     letter = dead_letter(api, api.jobs.submit())
-    api.client.post(paths.UNDELIVERED_SINK, headers=binary("kept"))
-    undelivered = api.get(paths.UNDELIVERED).json()["undelivered_events"][0]["id"]
+    api.client.post(routes.UNDELIVERED_SINK, headers=binary("kept"))
+    undelivered = api.get(routes.UNDELIVERED).json()["undelivered_events"][0]["id"]
     return [
-        *(f"/tasks/{job_id}", JOBS, JOBS + job_id, "/api/v1/models", "/openapi.json", paths.WEBHOOK_KEYS),
+        *(f"/tasks/{job_id}", JOBS, JOBS + job_id, "/api/v1/models", "/openapi.json", routes.WEBHOOK_KEYS),
         *(SUBSCRIPTIONS, f"{SUBSCRIPTIONS}/{subscription}"),
         *(f"{JOBS}{job_id}/deliveries", f"{JOBS}{job_id}/deliveries/{delivery}"),
-        *(LETTERS, f"{LETTERS}/{letter}", paths.UNDELIVERED, f"{paths.UNDELIVERED}/{undelivered}"),
+        *(LETTERS, f"{LETTERS}/{letter}", routes.UNDELIVERED, f"{routes.UNDELIVERED}/{undelivered}"),
     ]
 
 
@@ -231,7 +233,7 @@ def dead_letter(api: Api, job_id: str) -> str:
     for number in range(3):
         api.jobs.start(job_id, token=f"{number}")
         error = {"kind": "transient", "message": "hiccup"}
-        api.jobs.run(transitions.retry(job_id, token=f"{number}", error=error, delay_ms=0))
+        api.jobs.run(calls.retry(job_id, token=f"{number}", error=error, delay_ms=0))
     return job_id
 
 
@@ -259,8 +261,8 @@ def provoke_streams(api: Api) -> None:
     api.request("DELETE", stream.removesuffix("/events"))
     api.get(stream)
     api.get(f"{JOBS}123/events")
-    api.request("HEAD", paths.NEWS)
-    api.get(paths.NEWS, params={"since": "soon"})
+    api.request("HEAD", routes.NEWS)
+    api.get(routes.NEWS, params={"since": "soon"})
     fill_news(api.jobs)
     asyncio.run(provoke_refused_replay(api))
 
@@ -269,7 +271,7 @@ async def provoke_refused_replay(api: Api) -> None:
     """Ask for a replay, as many others do, until it is refused."""
 
     def ask() -> bool:
-        with api.client.stream("GET", paths.NEWS, params={"since": "0"}) as response:
+        with api.client.stream("GET", routes.NEWS, params={"since": "0"}) as response:
             if response.status_code == 200:
                 return False
             response.read()
@@ -311,12 +313,12 @@ def provoke_dead_letters(api: Api) -> None:
 
 def provoke_undelivered(api: Api) -> None:
     """Every answer about undelivered events but those of an outage."""
-    api.client.post(paths.UNDELIVERED_SINK, headers=binary("undelivered"))
-    event_id = api.get(paths.UNDELIVERED).json()["undelivered_events"][0]["id"]
-    api.get(paths.UNDELIVERED, params={"limit": "0"})
+    api.client.post(routes.UNDELIVERED_SINK, headers=binary("undelivered"))
+    event_id = api.get(routes.UNDELIVERED).json()["undelivered_events"][0]["id"]
+    api.get(routes.UNDELIVERED, params={"limit": "0"})
     for wanted in (event_id, "123"):
         for method, path in (("GET", ""), ("POST", "/replay"), ("DELETE", "")):
-            api.request(method, f"{paths.UNDELIVERED}/{wanted}{path}")
+            api.request(method, f"{routes.UNDELIVERED}/{wanted}{path}")
 
 
 def provoke_subscriptions(api: Api) -> None:
@@ -339,7 +341,7 @@ def provoke_subscriptions(api: Api) -> None:
         ):
             api.request(method, path + below, **({"json": {}} if method in ("PATCH", "POST") else {}))
     api.get("/api/v1/webhook-secret")
-    api.get(paths.WEBHOOK_KEYS)
+    api.get(routes.WEBHOOK_KEYS)
 
 
 def refused_bodies() -> list[dict[str, Any]]:
@@ -356,7 +358,7 @@ def refused_bodies() -> list[dict[str, Any]]:
 def provoke_deliveries(api: Api) -> None:
     """Every answer about deliveries but those of an outage; there are subscriptions when they begin."""
     job_id = api.jobs.completed()
-    api.jobs.run(transitions.applied(job_id, seq=api.jobs.end_seq(job_id)))
+    api.jobs.run(calls.applied(job_id, seq=api.jobs.end_seq(job_id)))
     deliveries = f"{JOBS}{job_id}/deliveries"
     (delivery, *_) = api.get(deliveries).json()["deliveries"]
     api.get(deliveries, params={"limit": "0"})
@@ -377,7 +379,7 @@ def provoke_outage(api: Api) -> str:
     api.post("/flux")
     api.post("/", headers=binary("five"), json={})
     job_id = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
-    for path in (f"/tasks/{job_id}", JOBS + job_id, JOBS, f"{JOBS}{job_id}/events", paths.NEWS):
+    for path in (f"/tasks/{job_id}", JOBS + job_id, JOBS, f"{JOBS}{job_id}/events", routes.NEWS):
         api.get(path)
     api.post(f"{JOBS}{job_id}/cancel")
     api.request("DELETE", JOBS + job_id)
@@ -385,7 +387,7 @@ def provoke_outage(api: Api) -> str:
         api.request(method, LETTERS + path)
     api.post(f"{LETTERS}/{job_id}/redrive")
     for method, path in (("GET", ""), ("GET", UNKNOWN), ("DELETE", UNKNOWN), ("POST", UNKNOWN + "/replay")):
-        api.request(method, paths.UNDELIVERED + path)
+        api.request(method, routes.UNDELIVERED + path)
     api.get(SUBSCRIPTIONS)
     api.post(SUBSCRIPTIONS, json={"url": RECEIVER})
     subscription = f"{SUBSCRIPTIONS}/sub_{job_id}"

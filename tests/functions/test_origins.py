@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from darkroom.errors import SettingError
 from darkroom.settings import load
-from darkroom_functions.origins import Policy
+from darkroom_functions.http.origins import Policy
 from darkroom_functions.settings import ServeSettings
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus

@@ -17,10 +17,11 @@ from typing import Any
 import httpx
 import pytest
 import websockets
-from darkroom import event_http, events
+from darkroom.cloudevents import event as events
+from darkroom.cloudevents import http
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import scripts
-from darkroom.webhooks import Webhook, WebhookEvent
+from darkroom.ledger.client import scripts
+from darkroom.webhooks.subscriptions import Webhook, WebhookEvent
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -106,7 +107,7 @@ def terminal_event(job_id: str, seq: int, *, kind: JobEvent = JobEvent.COMPLETED
 
 
 def post(function: Functions, event: events.Event, *, path: str = "/", structured: bool = False) -> httpx.Response:
-    headers, body = event_http.encode_structured(event) if structured else event.encode_binary()
+    headers, body = http.encode_structured(event) if structured else event.encode_binary()
     return httpx.post(function.url + path, headers=headers, content=body, trust_env=False, timeout=DEADLINE_S)
 
 
@@ -212,7 +213,7 @@ class TestEvents:
 
     def test_a_batch_is_refused_whole(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.completed()
-        headers, body = event_http.encode_batch([terminal_event(job_id, jobs.end_seq(job_id))])
+        headers, body = http.encode_batch([terminal_event(job_id, jobs.end_seq(job_id))])
         assert httpx.post(result.url, headers=headers, content=body, trust_env=False).status_code == 422
         assert not jobs.is_applied(job_id)
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from darkroom import transitions
 from darkroom.jobs import JobEvent
-from darkroom.ledger import AsyncLedger, LogEntry, connect_async
+from darkroom.ledger import calls
+from darkroom.ledger.client import AsyncLedger, LogEntry, connect_async
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -285,7 +285,7 @@ async def test_whoever_follows_a_tenant_and_is_cut_is_told_its_news_exactly(
             for number in range(1, chance.randrange(1, 3)):
                 jobs.start(job_id, token=f"{number}")
                 error = {"kind": "transient", "message": "hiccup"}
-                jobs.run(transitions.retry(job_id, token=f"{number}", error=error, delay_ms=0))
+                jobs.run(calls.retry(job_id, token=f"{number}", error=error, delay_ms=0))
             jobs.start(job_id)
             jobs.progress(job_id, step=1, steps=2)
             time.sleep(5 * STEP_S)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from darkroom.guard import NOTHING
 from darkroom.settings import Settings
+from darkroom.webhooks.guard import NOTHING
 from darkroom_functions.settings import JobsSettings, ServeSettings, SubmitSettings
 
 from tests.functions.api import TIMEOUT_S, slug

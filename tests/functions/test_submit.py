@@ -15,9 +15,10 @@ from typing import Any
 import httpx
 import pytest
 from cloudevents.http import from_http
-from darkroom import queues, traces, transitions
-from darkroom.event_http import MAX_BATCH_EVENTS
-from darkroom.transitions import WorkerState
+from darkroom import traces
+from darkroom.cloudevents.http import MAX_BATCH_EVENTS
+from darkroom.ledger import calls, queues
+from darkroom.ledger.calls import WorkerState
 from kombu import Connection
 
 from tests.darkroom_command import darkroom
@@ -385,7 +386,7 @@ def test_seconds_of_a_start_deadline_are_counted_by_redis_and_doctor_finds_the_f
     path = ahead(tmp_path, seconds=-3600)
     with serving(redis_url, namespace, tmp_path, PYTHONPATH=path) as api:
         job_id = api.submit({"start_deadline": 30})
-        assert api.jobs.run(transitions.expire()) == []
+        assert api.jobs.run(calls.expire()) == []
         assert api.job(job_id)["state"] == "pending"
         done = darkroom(["doctor", "--json"], folder=tmp_path, **own)
         findings = [json.loads(line) for line in done.stdout.splitlines()]
@@ -436,7 +437,7 @@ def test_the_message_is_a_celery_task_of_the_jobs_id_with_the_event_that_asked(
     redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     with serving(redis_url, namespace, tmp_path) as api:
-        api.jobs.run(transitions.worker("w", pool="flux", state=WorkerState.READY, pod="", models=["flux"]))
+        api.jobs.run(calls.worker("w", pool="flux", state=WorkerState.READY, pod="", models=["flux"]))
         headers = binary("for the worker", source="/studio", traceparent=TRACEPARENT, subject="order-42")
         response = api.client.post("/", headers=headers, json={"prompt": "x", "user_id": "anna"})
         job_id = response.json()["id"]

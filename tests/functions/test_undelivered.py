@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
-from darkroom import event_http
-from darkroom.events import Event
-from darkroom.undelivered import id_of
-from darkroom_functions import paths
-from darkroom_functions.redaction import redacted
+from darkroom.cloudevents import http
+from darkroom.cloudevents.event import Event
+from darkroom.ledger.undelivered import id_of
+from darkroom_functions.http import routes
+from darkroom_functions.resources.redaction import redacted
 
 from tests.conftest import RedisServers
 from tests.courier.sink import HANG, Answer, Sink
@@ -25,7 +25,7 @@ from tests.functions.api import Api, faults, serving, slug
 from tests.parts import Functions, environment
 from tests.redis_server import RedisKind, RedisServer
 
-UNDELIVERED = paths.UNDELIVERED
+UNDELIVERED = routes.UNDELIVERED
 NOBODYS_ID = f"und_{0:032x}"
 MARKS = {
     "knativeerrordest": "http://subscriber.test/hooks",
@@ -68,14 +68,14 @@ def event(name: str = "1", *, extensions: dict[str, str] | None = None, **member
 
 def give_up(url: str, undelivered: Event, *, structured: bool = False) -> httpx.Response:
     """As a Broker does."""
-    encoded = event_http.encode_structured(undelivered) if structured else undelivered.encode_binary()
+    encoded = http.encode_structured(undelivered) if structured else undelivered.encode_binary()
     headers, body = encoded
     return httpx.post(url, headers=headers, content=body, trust_env=False, timeout=60)
 
 
 def kept(api: Api, undelivered: Event) -> str:
     """Keep it; answers its id there."""
-    response = give_up(api.functions.url + paths.UNDELIVERED_SINK, undelivered)
+    response = give_up(api.functions.url + routes.UNDELIVERED_SINK, undelivered)
     assert (response.status_code, response.content) == (204, b"")
     return id_of(undelivered, tenant="default")
 
@@ -97,7 +97,7 @@ def shown(api: Api, event_id: str) -> dict[str, Any]:
 @pytest.mark.parametrize("structured", [False, True], ids=["binary", "structured"])
 def test_an_event_is_kept_and_shown_with_why_it_failed(api: Api, structured: bool) -> None:
     sent = event(time="2026-11-20T15:00:00Z", extensions={"sequence": "07"})
-    response = give_up(api.functions.url + paths.UNDELIVERED_SINK, sent, structured=structured)
+    response = give_up(api.functions.url + routes.UNDELIVERED_SINK, sent, structured=structured)
     assert (response.status_code, response.content) == (204, b"")
     (event_id,) = listed(api)
     view = shown(api, event_id)
@@ -179,7 +179,7 @@ def test_an_event_of_another_tenant_is_not_there(api: Api) -> None:
 def test_what_is_no_event_is_refused_for_good(
     api: Api, headers: dict[str, str], body: bytes, fields: list[str]
 ) -> None:
-    url = api.functions.url + paths.UNDELIVERED_SINK
+    url = api.functions.url + routes.UNDELIVERED_SINK
     response = httpx.post(url, headers=headers, content=body, trust_env=False)
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
@@ -188,7 +188,7 @@ def test_what_is_no_event_is_refused_for_good(
 
 
 def test_a_body_above_the_limit_is_413(api: Api) -> None:
-    response = give_up(api.functions.url + paths.UNDELIVERED_SINK, event(data="x" * 3_000_000))
+    response = give_up(api.functions.url + routes.UNDELIVERED_SINK, event(data="x" * 3_000_000))
     assert response.status_code == 413
 
 

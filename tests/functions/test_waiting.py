@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from darkroom_functions.waiting import Wait, preferred
+from darkroom_functions.streams.wait import Wait, preferred
 
 from tests.ageing import archive, forget
 from tests.conftest import RedisServers

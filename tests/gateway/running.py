@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from darkroom_cli import gateway
+from darkroom_cli.local import gateway
 
 from tests.parts import scratch
 from tests.ports import free_port

@@ -18,11 +18,11 @@ from typing import Any
 
 import httpx
 import pytest
-from darkroom import transitions
 from darkroom.jobs import Artifact, State
-from darkroom_functions.answers import PROBLEM_TYPE
-from darkroom_functions.submission import REPEATED
-from darkroom_functions.waiting import APPLIED, preferred
+from darkroom.ledger import calls
+from darkroom_functions.http.responses import PROBLEM_TYPE
+from darkroom_functions.streams.wait import APPLIED, preferred
+from darkroom_functions.submission.reading import REPEATED
 
 from tests.functions.api import JOBS, binary, slug
 from tests.gateway.conftest import Front, in_front_of
@@ -146,7 +146,7 @@ ACCEPTS = ("application/json", "image/png")
 
 
 def is_expired(desk: Desk, job_id: str) -> bool:
-    desk.jobs.run(transitions.expire())
+    desk.jobs.run(calls.expire())
     return desk.jobs.state(job_id) is State.EXPIRED
 
 

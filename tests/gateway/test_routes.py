@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from darkroom.jobs import new_job_id
-from darkroom_functions import answers, bodies, paths
+from darkroom_functions.http import bodies, responses, routes
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
@@ -63,7 +63,7 @@ def client(staged: Staged) -> Iterator[httpx.Client]:
 
 def problem(response: httpx.Response) -> dict[str, Any]:
     """The members of the problem that it is: in the functions' form, with the gateway's id."""
-    assert response.headers["content-type"] == answers.PROBLEM_TYPE
+    assert response.headers["content-type"] == responses.PROBLEM_TYPE
     assert response.headers["x-request-id"]
     members: dict[str, Any] = response.json()
     assert members["status"] == response.status_code
@@ -71,8 +71,8 @@ def problem(response: httpx.Response) -> dict[str, Any]:
     return members
 
 
-@pytest.mark.parametrize("operation", paths.OPERATIONS, ids=lambda operation: operation.name)
-def test_each_operation_reaches_its_function(operation: paths.Operation, client: httpx.Client) -> None:
+@pytest.mark.parametrize("operation", routes.OPERATIONS, ids=lambda operation: operation.name)
+def test_each_operation_reaches_its_function(operation: routes.Operation, client: httpx.Client) -> None:
     """With a slash at the end of its path and without one."""
     path = filled(operation.template)
     other = path[:-1] if path.endswith("/") else path + "/"
@@ -87,7 +87,7 @@ def test_what_is_no_operation_is_refused_by_the_function_that_one_port_would_ask
 ) -> None:
     said = client.request(method, path).json()
     decoded = httpx.URL(f"http://x{path}").path
-    assert said["function"] == paths.function_of("http", method, decoded)
+    assert said["function"] == routes.function_of("http", method, decoded)
     assert said["path"] == path
 
 
@@ -112,7 +112,7 @@ def test_a_function_is_asked_by_its_own_name_and_told_who_asks(staged: Staged, c
 def test_a_refusal_that_comes_in_chunks_is_handed_back_whole(client: httpx.Client) -> None:
     """As from behind a proxy; the functions themselves say how long an answer is."""
     response = client.post("/sync/chunked", content=b"{}", headers={"X-Request-Id": "mine-2", "Prefer": "wait=1"})
-    assert (response.status_code, response.headers["content-type"]) == (422, answers.PROBLEM_TYPE)
+    assert (response.status_code, response.headers["content-type"]) == (422, responses.PROBLEM_TYPE)
     assert (response.json()["path"], response.json()["body"]) == ("/chunked", "{}")
     headers = response.json()["headers"]
     assert (headers["x-request-id"], headers["x-forwarded-for"]) == ("mine-2", "127.0.0.1")
@@ -142,7 +142,7 @@ def test_a_door_for_the_inside_is_not_there(path: str, client: httpx.Client) -> 
 def test_without_an_address_of_dead_letter_nothing_shows_undelivered_events(staged: Staged, tmp_path: Path) -> None:
     places = {name: each.place for name, each in staged.functions.items() if name != "DEAD_LETTER"}
     with running(tmp_path / "gateway", places) as gateway:
-        for path in (paths.UNDELIVERED, f"{paths.UNDELIVERED}/1/replay"):
+        for path in (routes.UNDELIVERED, f"{routes.UNDELIVERED}/1/replay"):
             assert problem(httpx.get(gateway.url + path, trust_env=False))["status"] == 404
 
 
@@ -180,7 +180,7 @@ def test_a_body_may_be_as_large_as_the_functions_take(client: httpx.Client) -> N
 def test_what_nginx_refuses_is_a_problem_too(request_text: str, status: int, name: str, staged: Staged) -> None:
     head, _, body = spoken(staged.gateway.port, request_text.encode()).decode().partition("\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ")
-    assert f"\r\nContent-Type: {answers.PROBLEM_TYPE}\r\n" in head
+    assert f"\r\nContent-Type: {responses.PROBLEM_TYPE}\r\n" in head
     members = json.loads(body)
     assert members["status"] == status
     assert members["type"].endswith(f"/{name}")
@@ -211,7 +211,7 @@ def are_headers_of_own(response: httpx.Response) -> None:
 
 def test_the_caching_that_a_function_allows_stands(front: Front) -> None:
     job = front.client.post("/flux", json={}).headers["location"]
-    for path, rule in ((job, "private, no-cache"), (f"{job}x", "no-store"), (paths.NEWS, "no-store, no-transform")):
+    for path, rule in ((job, "private, no-cache"), (f"{job}x", "no-store"), (routes.NEWS, "no-store, no-transform")):
         response = front.client.head(path)
         assert response.headers.get_list("cache-control") == [rule]
         assert response.headers.get_list("x-content-type-options") == ["nosniff"]
@@ -486,7 +486,7 @@ def test_a_socket_and_an_event_stream_tell_as_it_happens(front: Front) -> None:
     from websockets.sync.client import connect
 
     job_id = front.api.jobs.submit()
-    events = front.client.stream("GET", f"{paths.JOBS}{job_id}/events")
+    events = front.client.stream("GET", f"{routes.JOBS}{job_id}/events")
     with connect(f"{front.gateway.ws_url}/ws/jobs/{job_id}", proxy=None) as follower, events as stream:
         assert json.loads(follower.recv(timeout=60))["status"] == "pending"
         lines = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))

@@ -16,7 +16,7 @@ DOCKERFILES = (
     "functions/Dockerfile",
     "functions/gateway/Dockerfile",
     "operator/Dockerfile",
-    "worker-images/courier/Dockerfile",
+    "courier/Dockerfile",
     "worker-images/cpu/Dockerfile",
     "worker-images/diffusers/Dockerfile",
     "worker-images/flower/Dockerfile",

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from darkroom import events, queues
+from darkroom.catalogue.models import Catalogue
+from darkroom.cloudevents import event as events
 from darkroom.jobs import TERMINAL, JobEvent
-from darkroom.models import Catalogue
+from darkroom.ledger import queues
 from darkroom.settings import PREFIX, Settings
-from darkroom_cli import named_environment
+from darkroom_cli.environments import environment as named_environment
 from darkroom_courier.settings import CourierSettings
 from darkroom_functions import assembly
 from darkroom_functions.settings import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from darkroom.guard import NEVER
+from darkroom.webhooks.guard import NEVER
 
 from tests.knative.rendering import Object, find, of_kind
 

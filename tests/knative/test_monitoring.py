@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from darkroom import transitions
+from darkroom.ledger import calls
+from darkroom_operator.kubernetes.world import World
 from darkroom_operator.metrics import served
-from darkroom_operator.world import World
 
 from tests.conftest import RedisServers
 from tests.driven_jobs import DrivenJobs
@@ -57,7 +57,7 @@ def processes(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFact
         dead = jobs.submit(max_attempts=1)
         jobs.start(dead)
         error = {"kind": "transient", "message": "no"}
-        jobs.run(transitions.retry(dead, token="token", error=error, delay_ms=0))
+        jobs.run(calls.retry(dead, token="token", error=error, delay_ms=0))
         assert httpx.get(f"{functions.url}/api/v1/models", trust_env=False, timeout=60).is_success
 
         def all_told() -> Served | None:

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from darkroom import transitions
-from darkroom.ledger import Ledger, connect, scripts
+from darkroom.ledger import calls
+from darkroom.ledger.client import Ledger, connect, scripts
 
 from tests.darkroom_command import darkroom
 from tests.knative import manifest_redis
@@ -267,7 +267,7 @@ def test_each_part_does_its_work_under_its_user(users: Users, repository: Path, 
     settings = place.environment()
     with ExitStack() as stack:
         operator = Ledger(stack.enter_context(connect(users["operator"])), PREFIX)
-        operator.run(transitions.announce(POOL, models=[MODEL]))
+        operator.run(calls.announce(POOL, models=[MODEL]))
         stack.callback(place.stop)
         place.worker()
         functions = Functions(
@@ -295,8 +295,8 @@ def test_each_part_does_its_work_under_its_user(users: Users, repository: Path, 
             is_done = partial(_is_done, redis_itself, answer.json()["id"])
             eventually(is_done, what="its end is applied and archived")
             redis_itself.script_flush()
-        operator.run(transitions.observe(POOL))
-        operator.run(transitions.record_decision(POOL, at=1, entry="{}"))
+        operator.run(calls.observe(POOL))
+        operator.run(calls.record_decision(POOL, at=1, entry="{}"))
         for command in ("doctor", "audit"):
             done = darkroom([command], folder=tmp_path, DARKROOM_REDIS_URL=users["admin"], DARKROOM_NAMESPACE=PREFIX)
             assert "NOPERM" not in done.stdout + done.stderr

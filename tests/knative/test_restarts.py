@@ -12,15 +12,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from darkroom import transitions
-from darkroom.audit import Kind
-from darkroom.auditor import Auditor
-from darkroom.doctor import Limits, Severity, diagnose
-from darkroom.epochs import NEVER
+from darkroom.checks.audit import Kind
+from darkroom.checks.auditor import Auditor
+from darkroom.checks.doctor import Limits, Severity, diagnose
+from darkroom.checks.examination import examine
 from darkroom.errors import LedgerUnavailable
-from darkroom.examination import examine
 from darkroom.jobs import State
-from darkroom.ledger import AsyncLedger, connect, connect_async
+from darkroom.ledger import calls
+from darkroom.ledger.client import AsyncLedger, connect, connect_async
+from darkroom.ledger.epochs import NEVER
 
 from tests.core.timed_jobs import READERS
 from tests.databases import SqliteDatabase, opened
@@ -139,7 +139,7 @@ def test_a_redis_that_is_killed_comes_back_with_all_that_it_had(
         assert {jobs.state(job_id) for job_id in completed} == {State.COMPLETED}
         assert all(jobs.redis.exists(f"{PREFIX}:job:{job_id}") for job_id in accepted)
 
-        jobs.run(transitions.beat(NEVER))
+        jobs.run(calls.beat(NEVER))
         before = everything(server)
         killed(server)
         assert everything(server) == before
@@ -167,7 +167,7 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
 
             async def beat() -> None:
                 """As the courier does."""
-                noted = await ledger.run(transitions.beat(await history.epoch(PREFIX) or NEVER))
+                noted = await ledger.run(calls.beat(await history.epoch(PREFIX) or NEVER))
                 await history.note_epoch(PREFIX, noted.epoch)
 
             async def problems() -> set[str]:
@@ -178,7 +178,7 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
                 auditor = Auditor(client, PREFIX, store=None, history=history, second_look_s=0)
                 return [fault.kind for fault in (await auditor.audit(repair=repair)).unrepaired]
 
-            await ledger.run(transitions.announce("local", models=["sd"]))
+            await ledger.run(calls.announce("local", models=["sd"]))
             for _ in range(3):
                 await beat()
             assert await problems() == {"redis-users"}

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 from baselines import task
-from darkroom.models import Catalogue
+from darkroom.catalogue.models import Catalogue
 from darkroom.settings import load
-from darkroom_loadtest.capacity import Costs
-from darkroom_loadtest.figures import Figure, Goal, percentile, table
-from darkroom_loadtest.generator import Load, Plan
+from darkroom_loadtest.bench.figures import Figure, Goal, percentile, table
+from darkroom_loadtest.load.generator import Load, Plan
+from darkroom_loadtest.profiling.capacity import Costs
 from darkroom_worker.celery_app import configuration
 from darkroom_worker.settings import WorkerSettings
 
@@ -76,7 +76,7 @@ class Benchmark:
         self.folder = folder
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
-        roots = ("core", "functions", "operator", "worker-images", "cli", "loadtest", ".")
+        roots = ("core", "functions", "operator", "worker-images", "courier", "cli", "loadtest", ".")
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"darkroom_loadtest.bench_{name}", *SHORT[name]],
             cwd=folder,

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from darkroom_loadtest import capacity
-from darkroom_loadtest.capacity import Costs, Load, most_of_one_redis, needs
-from darkroom_worker import run
+from darkroom_loadtest.profiling import capacity
+from darkroom_loadtest.profiling.capacity import Costs, Load, most_of_one_redis, needs
+from darkroom_worker.child import run
 
 EASY = Costs(
     submit_functions_us=300,

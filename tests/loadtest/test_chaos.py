@@ -20,7 +20,7 @@ def chaos(repository: Path, folder: Path, *arguments: str) -> subprocess.Complet
     """`make chaos`, as far as a test can wait for it; its figures are below `folder`."""
     roots = [str(repository / root) for root in (*ROOTS, "loadtest")]
     return subprocess.run(
-        [sys.executable, "-m", "darkroom_loadtest.chaos", "--short", *arguments],
+        [sys.executable, "-m", "darkroom_loadtest.chaos.run", "--short", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(roots)},
         stdin=subprocess.DEVNULL,

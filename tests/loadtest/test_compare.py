@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from darkroom_loadtest import bench, compare
-from darkroom_loadtest.figures import Figure, Goal, read, write
+from darkroom_loadtest.bench import compare, run
+from darkroom_loadtest.bench.figures import Figure, Goal, read, write
 
 WRITES = """
 import sys
@@ -48,7 +48,7 @@ def test_all_benchmarks_make_one_table(
     monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
     commands = {"submit": made_up("submit", 6), "worker": made_up("worker", 3), "operator": ["never started"]}
 
-    status = bench.run_all(commands, repeat=2, into=tmp_path / "before")
+    status = run.run_all(commands, repeat=2, into=tmp_path / "before")
 
     said = capfd.readouterr().out
     rows = {line.split()[0]: line.split() for line in said.splitlines() if line}
@@ -63,7 +63,7 @@ def test_all_benchmarks_make_one_table(
 
 def test_a_benchmark_that_fails_is_named_and_its_old_file_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
     write("worker", [Figure(name="old", unit="ms", runs=[1])], machine="a machine")
-    assert bench.run_all({"worker": [sys.executable, "-c", "raise SystemExit(1)"]}, repeat=1, into=None) == 1
+    assert run.run_all({"worker": [sys.executable, "-c", "raise SystemExit(1)"]}, repeat=1, into=None) == 1
     said = capfd.readouterr().out
     assert "without worker: it failed" in said
     assert "old" not in said
@@ -72,9 +72,9 @@ def test_a_benchmark_that_fails_is_named_and_its_old_file_is_not_shown(capfd: py
 def test_a_benchmark_that_takes_too_long_is_ended(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "LIMIT_S", 0.1)
+    monkeypatch.setattr(run, "LIMIT_S", 0.1)
     endless = [sys.executable, "-c", "import time; time.sleep(600)"]
-    assert bench.run_all({"worker": endless}, repeat=1, into=None) == 1
+    assert run.run_all({"worker": endless}, repeat=1, into=None) == 1
     assert "not done within 0.1 s" in capfd.readouterr().out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from darkroom_loadtest.flames import of_processes, table
+from darkroom_loadtest.profiling.flames import of_processes, table
 
 PARENT = 'process 7:"python -m darkroom_worker"'
 CHILD = 'process 9:"python -c from spawn import main; main(fd=3) --fork"'

@@ -22,9 +22,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from darkroom import transitions
-from darkroom.ledger import Ledger, connect
-from darkroom_loadtest.profiles import SHAPES, Plan
+from darkroom.ledger import calls
+from darkroom.ledger.client import Ledger, connect
+from darkroom_loadtest.profiling.profiles import SHAPES, Plan
 
 from tests.conftest import RedisServers
 from tests.knative.rendering import kubectl
@@ -51,7 +51,7 @@ class System:
 
     def command(self, *arguments: str) -> list[str]:
         common = ["--host", self.url, "--model", POOL, "--parameters", "{}"]
-        return [sys.executable, "-m", "darkroom_loadtest.run_load", *common, *arguments]
+        return [sys.executable, "-m", "darkroom_loadtest.load.run", *common, *arguments]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """To its end."""
@@ -77,7 +77,7 @@ def system(redis_servers: RedisServers, repository: Path, tmp_path_factory: pyte
     with ExitStack() as stack:
         client = stack.enter_context(connect(redis_url))
         ledger = Ledger(client, namespace)
-        ledger.run(transitions.announce(POOL, models=[POOL]))
+        ledger.run(calls.announce(POOL, models=[POOL]))
         functions = Functions("all", environment=variables, log=folder / "functions.log")
         stack.callback(functions.stop)
         functions.start()
@@ -90,7 +90,7 @@ def system(redis_servers: RedisServers, repository: Path, tmp_path_factory: pyte
         for part in (courier, worker):
             stack.callback(part.stop)
             part.start()
-        eventually(lambda: ledger.run(transitions.observe(POOL)).idle, what="a worker that is ready")
+        eventually(lambda: ledger.run(calls.observe(POOL)).idle, what="a worker that is ready")
         roots = os.pathsep.join(str(repository / root) for root in (*ROOTS, "loadtest"))
         yield System(functions.url, {**variables, "PYTHONPATH": roots, "HOME": str(folder)}, folder)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from darkroom_loadtest import hostile
-from darkroom_loadtest.outcome import JobView, Outcome, judge
-from darkroom_loadtest.profiles import PROFILES, SCALES, SHAPES, Plan, Thresholds, height
-from darkroom_loadtest.prompts import PROMPTS
+from darkroom_loadtest.chaos import hostile
+from darkroom_loadtest.load.outcome import JobView, Outcome, judge
+from darkroom_loadtest.load.prompts import PROMPTS
+from darkroom_loadtest.profiling.profiles import PROFILES, SCALES, SHAPES, Plan, Thresholds, height
 
 JOB = "01890000-0000-7000-8000-000000000001"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from darkroom.simulation import Fleet, Job, Replica, simulate
-from darkroom_loadtest.bench_policy import OURS, Point, frontier, ratios
-from darkroom_loadtest.days import KINDS, SEEDS, day
-from darkroom_loadtest.rivals import Fixed, Keda, KedaSettings, QueueDelay
+from darkroom.scaling.simulation import Fleet, Job, Replica, simulate
+from darkroom_loadtest.policy.bench import OURS, Point, frontier, ratios
+from darkroom_loadtest.policy.days import KINDS, SEEDS, day
+from darkroom_loadtest.policy.rivals import Fixed, Keda, KedaSettings, QueueDelay
 
 SECOND = 1_000
 COLD_MS = 60 * SECOND

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from darkroom_loadtest.storm import orders
-from darkroom_loadtest.verdict import End, Evidence, Recovery, Verdict, figures, judge, missed
-from darkroom_loadtest.wounds import Blow, Order, Point, Wound
+from darkroom_loadtest.chaos.storm import orders
+from darkroom_loadtest.chaos.verdict import End, Evidence, Recovery, Verdict, figures, judge, missed
+from darkroom_loadtest.chaos.wounds import Blow, Order, Point, Wound
 
 LEASE_S = 15.0
 T = 1_700_000_000_000

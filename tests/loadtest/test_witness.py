@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from darkroom_loadtest.witness import Way, Witness
+from darkroom_loadtest.chaos.witness import Way, Witness
 
 from tests.ports import free_port
 

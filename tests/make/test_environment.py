@@ -13,7 +13,7 @@ import httpx
 import pytest
 import redis
 from darkroom.jobs import JobEvent
-from darkroom.ledger import AsyncLedger, LogEntry, connect_async
+from darkroom.ledger.client import AsyncLedger, LogEntry, connect_async
 
 from tests.darkroom_command import command, environment
 from tests.make.targets import ROOT, make

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from darkroom.settings import PREFIX, Settings
-from darkroom_cli.named_environment import ENVIRONMENTS, LEDGER_USERS, EnvironmentSettings
+from darkroom_cli.environments.environment import ENVIRONMENTS, LEDGER_USERS, EnvironmentSettings
 from darkroom_courier.settings import CourierSettings
 from darkroom_functions.settings import DeadLetterSettings, JobsSettings, ResultSettings, ServeSettings, SubmitSettings
 from darkroom_worker.settings import WorkerSettings

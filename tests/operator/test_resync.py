@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
-from darkroom_operator.cluster import POD, Cluster, Kind, Object
 from darkroom_operator.control import Control
-from darkroom_operator.election import Leadership
 from darkroom_operator.handlers import Handlers
-from darkroom_operator.resync import Resync
-from darkroom_operator.world import PODS, World
+from darkroom_operator.kubernetes.client import POD, Cluster, Kind, Object
+from darkroom_operator.kubernetes.election import Leadership
+from darkroom_operator.kubernetes.resync import Resync
+from darkroom_operator.kubernetes.world import PODS, World
 
 from tests.operator.test_world import pod_resource
 

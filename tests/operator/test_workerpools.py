@@ -10,7 +10,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from darkroom.pool_fields import FIELDS
+from darkroom.scaling.fields import FIELDS
 
 from tests.knative.rendering import SAMPLES, of_kind, sample
 from tests.operator import cel_rules

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from darkroom.errors import InvalidInput
-from darkroom.transitions import Reading
-from darkroom_operator import pools, world
+from darkroom.ledger.calls import Reading
+from darkroom_operator import pools
+from darkroom_operator.kubernetes import world
+from darkroom_operator.kubernetes.resync import covers
+from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, World
 from darkroom_operator.report import status_of
-from darkroom_operator.resync import covers
-from darkroom_operator.world import DEPLOYMENTS, PODS, World
 
 Object = dict[str, Any]
 

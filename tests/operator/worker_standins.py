@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from darkroom import transitions
 from darkroom.jobs import State
-from darkroom.ledger import Ledger, connect
-from darkroom.transitions import WorkerState
+from darkroom.ledger import calls
+from darkroom.ledger.calls import WorkerState
+from darkroom.ledger.client import Ledger, connect
 
 
 class StandIns:
@@ -54,7 +54,7 @@ class StandIns:
     def claim(self, pod: str, job_id: str) -> str | None:
         """The stand-in of the pod takes the job; answers why not, or None."""
         token = uuid4().hex
-        claim = self._ledger.run(transitions.claim(job_id, token=token, worker=pod))
+        claim = self._ledger.run(calls.claim(job_id, token=token, worker=pod))
         if claim.attempt is None:
             return claim.dropped
         self.busy[pod] = (job_id, token)
@@ -63,8 +63,8 @@ class StandIns:
     def complete(self, pod: str) -> None:
         job_id, token = self.busy.pop(pod)
         data = {"artifacts": [], "record": {}, "model_served": "", "attempt": 1, "worker": pod, "run_ms": 1}
-        self._ledger.run(transitions.finish(job_id, token=token, outcome=State.COMPLETED, data=data))
+        self._ledger.run(calls.finish(job_id, token=token, outcome=State.COMPLETED, data=data))
 
     def _register(self, name: str, state: WorkerState) -> None:
         pool = self.pods[name]
-        self._ledger.run(transitions.worker(name, pool=pool, state=state, pod=name, models=[pool], ttl_ms=600_000))
+        self._ledger.run(calls.worker(name, pool=pool, state=state, pod=name, models=[pool], ttl_ms=600_000))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from darkroom_cli.processes import Recorded
-from darkroom_cli.run_record import RunRecord
+from darkroom_cli.local.processes import Recorded
+from darkroom_cli.local.run_record import RunRecord
 
 from tests.darkroom_command import command, darkroom, environment
 from tests.waiting import eventually

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from darkroom.jobs import State
-from darkroom.ledger import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger, connect_async
 from darkroom.supervision import FAILED
 
 from tests.parts import Functions, Part, environment, hooked

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from darkroom import transitions
-from darkroom.models import Catalogue
+from darkroom.catalogue.models import Catalogue
+from darkroom.ledger import calls
 
 from tests.courier.receiver import Receiver
 from tests.driven_jobs import DrivenJobs
@@ -36,7 +36,7 @@ def test_each_line_about_a_job_names_its_trace(redis_url: str, namespace: str, t
     courier.start()
     jobs = DrivenJobs(redis_url, namespace)
     pool = Catalogue.load().get("sd").pool
-    jobs.run(transitions.announce(pool, models=["sd"]))
+    jobs.run(calls.announce(pool, models=["sd"]))
     try:
         with Receiver().running() as receiver:
             answer = httpx.post(

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 from darkroom.jobs import RECORD_VERSION, JobEvent, State
-from darkroom.ledger import AsyncLedger, connect, connect_async
-from darkroom.transitions import WorkerState
+from darkroom.ledger.calls import WorkerState
+from darkroom.ledger.client import AsyncLedger, connect, connect_async
 
 from tests.darkroom_command import darkroom
 from tests.parts import Functions, Part

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import httpx
-from darkroom.audit import Kind
+from darkroom.checks.audit import Kind
 from darkroom.jobs import State
-from darkroom.ledger import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger, connect_async
 
 from tests.darkroom_command import darkroom
 from tests.parts import Functions, Part

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from darkroom.models import Catalogue
+from darkroom.catalogue.models import Catalogue
 from darkroom_worker.standins import make_stand_ins
 
 

@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from darkroom import transitions
 from darkroom.artifacts import ArtifactStore
 from darkroom.errors import DarkroomError
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import AsyncLedger, JobRecord, LogEntry, WorkerRecord
-from darkroom.transitions import Accepted, Submission, WorkerState
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Accepted, Submission, WorkerState
+from darkroom.ledger.client import AsyncLedger, JobRecord, LogEntry, WorkerRecord
 
 from tests.parts import Part, environment, hooked
 from tests.waiting import DEADLINE_S
@@ -202,9 +202,9 @@ class House(Place):
         job_id = new_job_id(time.time_ns() // 1_000_000)
         model = given.pop("model", MODEL)
         parameters = {"prompt": "a test", "steps": 1, "seconds": 0, "images": 1, "seed": 7} | given
-        await self.ledger.run(transitions.announce(POOL, models=[MODEL]))
+        await self.ledger.run(calls.announce(POOL, models=[MODEL]))
         answer = await self.ledger.run(
-            transitions.accept(
+            calls.accept(
                 Submission(
                     job_id=job_id,
                     tenant=TENANT,

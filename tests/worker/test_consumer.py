@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from darkroom import queues, transitions
-from darkroom.doctor import Limits, diagnose
-from darkroom.examination import examine
+from darkroom.checks.doctor import Limits, diagnose
+from darkroom.checks.examination import examine
 from darkroom.jobs import ErrorKind, State
-from darkroom.ledger import AsyncLedger, connect, connect_async
+from darkroom.ledger import calls, queues
+from darkroom.ledger.client import AsyncLedger, connect, connect_async
 from darkroom.updates import celery_status
 
 from tests.waiting import DEADLINE_S
@@ -93,7 +93,7 @@ async def test_the_events_of_a_task_say_how_its_job_ended(house: House) -> None:
         await house.in_state(retried, lambda record: record.counted == 1, "the job waits for its next attempt")
         cancelled = await house.submit(steps=600, seconds=60)
         await house.running(cancelled)
-        await house.ledger.run(transitions.cancel(cancelled, tenant=None))
+        await house.ledger.run(calls.cancel(cancelled, tenant=None))
         await house.ended(cancelled)
         killed = await house.submit(steps=600, seconds=60, max_attempts=1)
         await house.running(killed)

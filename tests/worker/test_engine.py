@@ -19,9 +19,9 @@ import structlog
 import torch
 import transformers
 from darkroom import errors
+from darkroom.catalogue.models import Catalogue, Model, Parameter, ParameterType, validate
 from darkroom.jobs import ErrorKind
-from darkroom.models import Catalogue, Model, Parameter, ParameterType, validate
-from darkroom_worker.engine import (
+from darkroom_worker.engines.registry import (
     SEEDS,
     Engine,
     EngineError,

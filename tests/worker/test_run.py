@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from darkroom import transitions
 from darkroom.artifacts import ArtifactStore
+from darkroom.catalogue.models import Catalogue, Model
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import ErrorKind, JobEvent, State
-from darkroom.ledger import JobRecord, Ledger, connect
-from darkroom.models import Catalogue, Model
-from darkroom.transitions import Call, Standing, WorkerState
-from darkroom_worker.child_memory import ChildMemory
-from darkroom_worker.engine import Interrupted, OnStep, OutOfMemory, Run, WorkerFault
+from darkroom.ledger import calls as transitions
+from darkroom.ledger.calls import Call, Standing, WorkerState
+from darkroom.ledger.client import JobRecord, Ledger, connect
+from darkroom_worker.child.memory import ChildMemory
+from darkroom_worker.child.proof import FailedJobs, proof_input, proves
+from darkroom_worker.child.run import Job, Runner, Steps, retry_delay_ms
 from darkroom_worker.engines.instant import InstantEngine
-from darkroom_worker.probes import answer
-from darkroom_worker.proof import FailedJobs, proof_input, proves
-from darkroom_worker.readiness import EXIT_FAULT, PROBE_FROM_S, Gate
-from darkroom_worker.run import Job, Runner, Steps, retry_delay_ms
+from darkroom_worker.engines.registry import Interrupted, OnStep, OutOfMemory, Run, WorkerFault
+from darkroom_worker.parent.pool import EXIT_FAULT, PROBE_FROM_S, Gate
+from darkroom_worker.parent.probes import answer
 
 from tests.driven_jobs import DrivenJobs
 

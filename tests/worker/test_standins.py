@@ -12,9 +12,9 @@ from pathlib import Path
 
 import diffusers
 import pytest
-from darkroom.models import Catalogue
+from darkroom.catalogue.models import Catalogue
+from darkroom_worker.engines.weights import fingerprint
 from darkroom_worker.standins import STAND_INS, StandIn, main, make_stand_ins
-from darkroom_worker.weights import fingerprint
 
 from tests.waiting import eventually
 

@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from celery import Celery
-from darkroom import queues, transitions
 from darkroom.jobs import Artifact, ErrorKind, JobEvent, State
-from darkroom.ledger import AsyncLedger, JobRecord, connect, connect_async
-from darkroom.transitions import Reason, Receipt, WorkerState
+from darkroom.ledger import calls, queues
+from darkroom.ledger.calls import Reason, Receipt, WorkerState
+from darkroom.ledger.client import AsyncLedger, JobRecord, connect, connect_async
 
 from tests.conftest import RedisServers
 from tests.parts import Part, environment
@@ -127,7 +127,7 @@ async def test_a_cancelled_job_stops_within_a_step(staffed: House, worker: Worke
     job_id = await staffed.submit(steps=600, seconds=60)
     await staffed.running(job_id)
 
-    answer = await staffed.ledger.run(transitions.cancel(job_id, tenant=TENANT))
+    answer = await staffed.ledger.run(calls.cancel(job_id, tenant=TENANT))
     at_cancel = (await staffed.job(job_id)).step or 0
     record = await staffed.ended(job_id)
 
@@ -145,7 +145,7 @@ async def test_an_engine_that_does_not_hear_a_cancel_is_ended(house: House) -> N
     job_id = await house.submit(steps=1, seconds=600)
     await house.in_state(job_id, lambda record: record.state is State.RUNNING, "the job runs")
 
-    await house.ledger.run(transitions.cancel(job_id, tenant=TENANT))
+    await house.ledger.run(calls.cancel(job_id, tenant=TENANT))
 
     assert (await house.ended(job_id)).state is State.CANCELLED
     assert (await house.ended(await house.submit())).state is State.COMPLETED
@@ -303,7 +303,7 @@ async def test_one_fault_is_forgotten_after_a_good_run(house: House) -> None:
     for _ in range(3):
         bad = await house.submit(failure=ErrorKind.WORKER_FAULT)
         await house.in_state(bad, lambda record: record.attempt == 1 and record.state is State.PENDING, "a fault")
-        await house.ledger.run(transitions.cancel(bad, tenant=TENANT))
+        await house.ledger.run(calls.cancel(bad, tenant=TENANT))
         assert (await house.ended(await house.submit())).state is State.COMPLETED
 
     assert worker.is_running
@@ -350,7 +350,7 @@ async def test_a_job_that_fails_at_every_attempt_takes_no_worker_out(house: Hous
     for attempt in (1, 2):
         record = await house.in_state(job_id, partial(_has_failed, attempt), f"attempt {attempt} failed")
         assert record.not_before is not None
-        await house.ledger.run(transitions.promote(POOL, now=record.not_before))
+        await house.ledger.run(calls.promote(POOL, now=record.not_before))
 
     assert (await house.ended(job_id)).state is State.FAILED
     assert (await house.ended(await house.submit())).state is State.COMPLETED
@@ -432,7 +432,7 @@ async def test_a_job_whose_pictures_are_held_can_be_cancelled_and_is_given_back_
     child = worker.children()
     cancelled = await house.submit()
     await house.said(worker, "store_away")
-    await house.ledger.run(transitions.cancel(cancelled, tenant=TENANT))
+    await house.ledger.run(calls.cancel(cancelled, tenant=TENANT))
     assert (await house.ended(cancelled)).state is State.CANCELLED
     assert worker.children() == child
 
@@ -457,7 +457,7 @@ async def test_a_job_of_a_tenant_that_the_store_cannot_name_fails(
     foreign = await staffed.submit()  # behind the other, so that it can be changed before it is claimed
     with connect(staffed.redis_url) as client:
         client.hset(f"{staffed.namespace}:job:{foreign}", "tenant", tenant)
-    await staffed.ledger.run(transitions.cancel(job_id, tenant=TENANT))
+    await staffed.ledger.run(calls.cancel(job_id, tenant=TENANT))
 
     record = await staffed.ended(foreign)
     assert record.state is State.FAILED
@@ -489,7 +489,7 @@ async def test_a_passing_failure_is_tried_again_later_and_told_once_at_the_end(s
 
     first = await staffed.in_state(job_id, lambda record: record.counted == 1, "the first attempt failed")
     assert first.not_before is not None
-    await staffed.ledger.run(transitions.promote(POOL, now=first.not_before))
+    await staffed.ledger.run(calls.promote(POOL, now=first.not_before))
     record = await staffed.ended(job_id)
 
     retried = await staffed.entries(job_id, JobEvent.RETRIED)
@@ -636,7 +636,7 @@ async def test_a_worker_whose_connections_went_dead_keeps_the_lease_of_its_job(
             assert proxy.silence(next_too=1) > 0
 
             async def renewed() -> bool | None:
-                assert await house.ledger.run(transitions.reap(POOL)) == []
+                assert await house.ledger.run(calls.reap(POOL)) == []
                 return await _lease(house, job_id) > first or None
 
             await house.until(renewed, "the lease is renewed over another connection")
@@ -679,7 +679,7 @@ async def test_a_worker_that_lost_its_job_stops_and_publishes_nothing(staffed: H
 
     # As the courier does for a worker that it takes for dead.
     reason, name = Reason.WORKER_LOST, running.worker
-    await staffed.ledger.run(transitions.release(job_id, reason=reason, detail="no sign of life", worker=name))
+    await staffed.ledger.run(calls.release(job_id, reason=reason, detail="no sign of life", worker=name))
     record = await staffed.ended(job_id)
 
     assert (record.state, record.attempt, record.counted) == (State.COMPLETED, 2, 1)

@@ -28,7 +28,7 @@ def main() -> int:
     os.environ["REMAP_SIGTERM"] = "SIGQUIT"
     for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         os.environ.pop(name, None)
-    from darkroom_worker.program import run_worker
+    from darkroom_worker.parent.supervisor import run_worker
 
     try:
         return run_worker(settings, models)

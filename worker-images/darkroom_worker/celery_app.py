@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import billiard.util
 from celery import Celery, Task, signals
-from darkroom import collector, logs, queues
-from darkroom.ledger import Ledger, Patience, connect
-from darkroom.models import Model
-from darkroom.redis_address import RedisAddress
+from darkroom import collector, logs
+from darkroom.catalogue.models import Model
+from darkroom.ledger import queues
+from darkroom.ledger.address import RedisAddress
+from darkroom.ledger.client import Ledger, Patience, connect
 from kombu import Exchange, Queue
 
-from darkroom_worker.child_memory import ChildMemory
+from darkroom_worker.child.memory import ChildMemory
 from darkroom_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from darkroom_worker.readiness import Gate
-    from darkroom_worker.registration import Watch
-    from darkroom_worker.run import Runner
+    from darkroom_worker.child.run import Runner
+    from darkroom_worker.parent.pool import Gate
+    from darkroom_worker.parent.registration import Watch
 
 CONNECTION_OPTIONS: dict[str, Any] = {
     # redis-py's own default of 5 s is near the second that kombu's BRPOP blocks; without any, a frozen Redis would hold
@@ -51,7 +52,7 @@ class RunJob(Task):  # type: ignore[misc]  # Celery has no types
     """The one task: run the job that a message names. Its return value, a word or two, is for Flower to show."""
 
     name = queues.TASK_NAME
-    Request = "darkroom_worker.attempt:Attempt"
+    Request = "darkroom_worker.parent.attempt:Attempt"
 
     def run(self, *_: object) -> str:
         """Messages of records before version 3 have an argument, the event that asked for the job."""
@@ -116,7 +117,7 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
             # `reap.lua` do). And of a message that a full Redis refused to take in there, nothing would be left.
             "ack_emulation": False,
         },
-        "broker_transport": "darkroom_worker.consumer:Transport",
+        "broker_transport": "darkroom_worker.parent.transport:Transport",
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "task_queues": [Queue(queue, Exchange(""), routing_key=queue)],
@@ -134,9 +135,9 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
         "worker_disable_prefetch": True,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_concurrency": 1,
-        "worker_pool": "darkroom_worker.readiness:ChildPool",
+        "worker_pool": "darkroom_worker.parent.pool:ChildPool",
         "worker_pool_start_method": "spawn",
-        "worker_consumer": "darkroom_worker.consumer:GatheringConsumer",
+        "worker_consumer": "darkroom_worker.parent.transport:GatheringConsumer",
         # With the default of 4 s a replaced child that loads longer is killed again and again. The models of a pool
         # load one after another.
         "worker_proc_alive_timeout": START_ALLOWANCE_S + sum(model.load_timeout_s for model in models),
@@ -175,7 +176,7 @@ def _settle(**_: object) -> None:
 
 def _open(app: WorkerApp) -> None:
     """The child loads its models, before it tells the parent that it is up."""
-    from darkroom_worker.run import open_runner
+    from darkroom_worker.child.run import open_runner
 
     app.runner = open_runner(app)
     collector.spare_what_is_loaded()

@@ -14,9 +14,9 @@ import platform
 import sys
 
 from darkroom.errors import LedgerUnavailable, SettingError
-from darkroom.ledger import AsyncLedger, WorkerRecord, connect_async
+from darkroom.ledger.calls import WORKER_TTL_MS, WorkerState
+from darkroom.ledger.client import AsyncLedger, WorkerRecord, connect_async
 from darkroom.settings import load
-from darkroom.transitions import WORKER_TTL_MS, WorkerState
 
 from darkroom_worker.settings import BAD_SETTING, WorkerSettings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from darkroom.catalogue.models import Catalogue, Model
 from darkroom.errors import SettingError
-from darkroom.models import Catalogue, Model
 from darkroom.settings import LedgerSettings, ModelSettings, StoreSettings
 from pydantic import Field
 

@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darkroom_worker.engine import quiet_libraries
-from darkroom_worker.weights import fingerprint
+from darkroom_worker.engines.registry import quiet_libraries
+from darkroom_worker.engines.weights import fingerprint
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from celery import Celery
-from darkroom.redis_address import RedisAddress
+from darkroom.ledger.address import RedisAddress
 from flower.views import monitor
 from tornado import web
 

@@ -25,11 +25,12 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from darkroom.catalogue.models import Model, Parameter
 from darkroom.logs import logger
-from darkroom.models import Model, Parameter
 from PIL import Image
 
-from darkroom_worker.engine import (
+from darkroom_worker.engines.pictures import encode_png
+from darkroom_worker.engines.registry import (
     EngineError,
     InvalidInput,
     OnStep,
@@ -41,8 +42,7 @@ from darkroom_worker.engine import (
     picture_seeds,
     record_of,
 )
-from darkroom_worker.pictures import encode_png
-from darkroom_worker.weights import fingerprint
+from darkroom_worker.engines.weights import fingerprint
 
 log = logger(__name__)
 

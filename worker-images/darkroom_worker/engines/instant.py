@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
+from darkroom.catalogue.models import Model
 from darkroom.jobs import ErrorKind
-from darkroom.models import Model
 from PIL import Image
 
-from darkroom_worker.engine import (
+from darkroom_worker.engines.pictures import encode_png
+from darkroom_worker.engines.registry import (
     EngineError,
     InvalidInput,
     OnStep,
@@ -28,7 +29,6 @@ from darkroom_worker.engine import (
     picture_seeds,
     record_of,
 )
-from darkroom_worker.pictures import encode_png
 
 SIDE = 8
 """Pixels of a picture's side: small enough that making it takes no time beside the rest of a job."""

@@ -1,0 +1,427 @@
+"""The auditor: reads all that the ledger holds, a slice at a time, and tells what is wrong with it (`darkroom audit`).
+
+It looks twice. Reading takes a while, and jobs move meanwhile: what seems wrong is a suspicion, and counts when it is
+still so two seconds later. Each look at a job is one short script (`lua/inspect.lua`), so it is of one moment; no
+reading holds Redis up. What is right and wrong is written in `audit.py`. With `repair` each finding goes to
+`lua/repair.lua`, one job at a time, where the record decides once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import redis.asyncio
+
+from darkroom.artifacts import ArtifactStore
+from darkroom.checks import audit
+from darkroom.checks.audit import OTHER_SETS, PLACES, POOL_SETS, REPAIRABLE, Fault, Kind, Look, Message, Stale
+from darkroom.errors import DarkroomError, NotFound
+from darkroom.jobs import Artifact
+from darkroom.ledger import calls as transitions
+from darkroom.ledger import epochs, queues
+from darkroom.ledger.calls import Call
+from darkroom.ledger.client import AsyncLedger, translated
+from darkroom.ledger.epochs import Epoch
+
+if TYPE_CHECKING:
+    from darkroom.checks.orphans import Orphan
+    from darkroom.history.store import History
+
+T = TypeVar("T")
+
+SECOND_LOOK_S = 2.0
+"""What is wrong for longer than this is no move that was seen half done. A healthy courier needs one second."""
+
+SLICE = 100
+"""Jobs, members or messages of one round trip: a look takes Redis 0.05 ms, so others wait 5 ms at most."""
+
+READS_AT_ONCE = 8
+"""Artifacts that are read from the store at one time."""
+
+Question = Callable[[Sequence[str]], Awaitable[list[Fault]]]
+"""What is wrong with these (jobs, or workers): asked of everything first, and of the suspects again."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit saw: how many jobs in each place, what is wrong, and the messages that nobody needs.
+
+    `orphans` are artifacts that no job publishes: no fault, since retention removes them.
+
+    `untold` are terminal jobs whose end is not applied yet. `artifacts` are those that were read and hashed, `past` the
+    archived jobs that were read in the history; None where that was not asked for.
+    """
+
+    places: Mapping[str, int]
+    untold: int
+    artifacts: int | None
+    past: int | None
+    findings: Sequence[Fault]
+    stale: Sequence[Stale]
+    orphans: Sequence[Orphan] = ()
+
+    @property
+    def jobs(self) -> int:
+        return sum(self.places.values())
+
+    @property
+    def unrepaired(self) -> list[Fault]:
+        return [fault for fault in self.findings if fault.repaired is None]
+
+
+@dataclass
+class _Suspects:
+    """What seems wrong after the first look: by the question that found it, the subjects to ask about again."""
+
+    faults: dict[Question, dict[str, list[Fault]]] = field(default_factory=dict)
+    messages: dict[str, list[Stale]] = field(default_factory=dict)
+
+    def add(self, question: Question, found: Sequence[Fault]) -> None:
+        for fault in found:
+            subject = fault.worker or fault.delivery or fault.job
+            self.faults.setdefault(question, {}).setdefault(subject, []).append(fault)
+
+
+class Auditor:
+    """One audit of one darkroom. Without a `store` no artifact is looked at, without a `history` no past job."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        namespace: str,
+        *,
+        store: ArtifactStore | None,
+        history: History | None,
+        second_look_s: float = SECOND_LOOK_S,
+    ) -> None:
+        self._redis: Any = client  # redis-py types every reply as a union of all replies
+        self._ledger = AsyncLedger(client, namespace)
+        self._namespace = namespace
+        self._store = store
+        self._second_look_s = second_look_s
+        self._history = history
+        self._artifacts_read = self._past_read = 0
+
+    async def audit(self, *, repair: bool) -> Report:
+        """Look, look again, and put right what is asked for. Raises LedgerUnavailable, StoreUnavailable,
+        HistoryUnavailable.
+        """
+        suspects = _Suspects()
+        places, untold = await self._look_at_jobs(suspects)
+        artifacts = self._artifacts_read if self._store else None
+        past = self._past_read if self._history else None
+        await self._look_at_the_rest(suspects)
+        findings: list[Fault] = []
+        stale: list[Stale] = []
+        orphans = await self._orphans()
+        if suspects.faults or suspects.messages or orphans:
+            await asyncio.sleep(self._second_look_s)
+            findings, stale = await self._look_again(suspects)
+            orphans = await self._orphans_among([orphan.key for orphan in orphans])
+        findings = [*await self._of_epoch(), *findings]
+        if repair:
+            findings = await self._repair(findings)
+        return Report(places, untold, artifacts, past, tuple(findings), tuple(stale), tuple(orphans))
+
+    # -- the two looks -------------------------------------------------------------------------------------------------
+
+    async def _look_at_jobs(self, suspects: _Suspects) -> tuple[dict[str, int], int]:
+        """All records. Answers how many are in each place, and how many ends are not applied."""
+        places: Counter[str] = Counter(dict.fromkeys(PLACES, 0))
+        untold = 0
+        seen: set[str] = set()
+        async for ids in self._keys("job"):
+            looks = await self._looks([job_id for job_id in ids if job_id not in seen])  # SCAN may say a key twice
+            seen.update(ids)
+            for look in looks:
+                if look.state is not None:
+                    places[look.place or "nowhere"] += 1
+                    untold += look.state.is_terminal and not look.applied
+            suspects.add(self._of_jobs, [fault for look in looks for fault in audit.faults(look)])
+            suspects.add(self._of_artifacts, await self._faults_of_artifacts(looks))
+            suspects.add(self._of_history, await self._faults_of_history(looks))
+        return dict(places), untold
+
+    async def _look_at_the_rest(self, suspects: _Suspects) -> None:
+        """All sets, indexes and messages."""
+        pools = await self._pools()
+        of_pools = [(name, pool, f"{name}:{pool}") for pool in pools for name in POOL_SETS]
+        for name, pool, key in [*of_pools, *((name, None, name) for name in OTHER_SETS)]:
+            await self._ask(partial(self._of_members, name, pool), self._members(key), suspects)
+        async for tenants in self._keys("tenant", kind="zset"):
+            for tenant in tenants:
+                await self._ask(partial(self._of_index, tenant), self._members(f"tenant:{tenant}"), suspects)
+        async for tenants in self._keys("dead", kind="zset"):
+            for tenant in tenants:
+                await self._ask(partial(self._of_letters, tenant), self._members(f"dead:{tenant}"), suspects)
+        await self._ask(self._of_deliveries, self._keys("delivery", kind="hash"), suspects)
+        async for targets in self._keys("deliveries", kind="zset"):
+            for target in targets:
+                await self._ask(partial(self._of_targets, target), self._members(f"deliveries:{target}"), suspects)
+        await self._ask(self._of_workers, self._fields("busy"), suspects)
+        for pool in pools:
+            await self._ask(partial(self._of_lists, pool), self._members(f"dispatched:{pool}"), suspects)
+            if found := await self._stale(pool):
+                suspects.messages[pool] = found
+
+    async def _ask(self, question: Question, slices: AsyncIterator[list[str]], suspects: _Suspects) -> None:
+        async for subjects in slices:
+            suspects.add(question, await question(subjects))
+
+    async def _look_again(self, suspects: _Suspects) -> tuple[list[Fault], list[Stale]]:
+        """What of it is still so."""
+        findings: dict[tuple[str | None, ...], Fault] = {}
+        for question, by_subject in suspects.faults.items():
+            before = {fault.key for found in by_subject.values() for fault in found}
+            subjects = list(by_subject)
+            for start in range(0, len(subjects), SLICE):
+                for fault in await question(subjects[start : start + SLICE]):
+                    if fault.key in before:
+                        findings.setdefault(fault.key, fault)
+        stale: list[Stale] = []
+        for pool, found in suspects.messages.items():
+            now = await self._stale(pool)
+            stale += [each for each in found if each in now]
+        return list(findings.values()), stale
+
+    # -- Redis as a whole ----------------------------------------------------------------------------------------------
+
+    async def _of_epoch(self) -> list[Fault]:
+        """That Redis came back with less than it had. SQL is read first: a courier adds to the ledger before it."""
+        outside = await self._outside()
+        loss = epochs.lost(await self._ledger.epoch(), outside)
+        return [] if loss is None else [Fault(Kind.WENT_BACK, "", f"Redis lost {loss.described}")]
+
+    async def _outside(self) -> Epoch | None:
+        return None if self._history is None else await self._history.epoch(self._namespace)
+
+    # -- the questions -------------------------------------------------------------------------------------------------
+
+    async def _of_jobs(self, ids: Sequence[str]) -> list[Fault]:
+        return [fault for look in await self._looks(ids) for fault in audit.faults(look)]
+
+    async def _of_members(self, name: str, pool: str | None, ids: Sequence[str]) -> list[Fault]:
+        """Of members of a set, those that should not be. One that has left it since is none."""
+        found = [audit.strange_member(name, pool, look) for look in await self._looks(ids, pool=pool)]
+        return [fault for fault in found if fault is not None]
+
+    async def _of_index(self, tenant: str, ids: Sequence[str]) -> list[Fault]:
+        """Of a tenant's jobs, those that are gone without having been told."""
+        commands: list[tuple[str, ...]] = []
+        for job_id in ids:
+            commands.append(("EXISTS", f"{self._namespace}:job:{job_id}"))
+            commands.append(("ZSCORE", f"{self._namespace}:retired", f"{job_id} {tenant}"))
+            commands.append(("ZSCORE", f"{self._namespace}:tenant:{tenant}", job_id))
+        replies = await self._at_once(commands)
+        each = zip(ids, replies[::3], replies[1::3], replies[2::3], strict=True)
+        return [
+            audit.vanished(job_id, tenant)
+            for job_id, exists, retired, indexed in each
+            if not exists and retired is None and indexed is not None
+        ]
+
+    async def _of_letters(self, tenant: str, ids: Sequence[str]) -> list[Fault]:
+        """Of a tenant's dead letters, those that are none."""
+        found = [audit.strange_letter(tenant, look) for look in await self._looks(ids, letter_of=tenant)]
+        return [fault for fault in found if fault is not None]
+
+    async def _of_deliveries(self, ids: Sequence[str]) -> list[Fault]:
+        looks = await self._answers([audit.inspect_delivery(each) for each in ids])
+        found = [audit.delivery_fault(look) for look in looks]
+        return [fault for fault in found if fault is not None]
+
+    async def _of_targets(self, target: str, ids: Sequence[str]) -> list[Fault]:
+        """Of what is due to a target, what should not be."""
+        looks = await self._answers([audit.inspect_delivery(each, target=target) for each in ids])
+        found = [audit.strange_delivery(target, look) for look in looks]
+        return [fault for fault in found if fault is not None]
+
+    async def _of_workers(self, workers: Sequence[str]) -> list[Fault]:
+        """Of the workers' entries, those that name a job which does not run there."""
+        with translated():
+            jobs = await self._redis.hmget(f"{self._namespace}:busy", list(workers))
+        named = [(worker, job.decode()) for worker, job in zip(workers, jobs, strict=True) if job is not None]
+        looks = await self._looks([job_id for _, job_id in named])
+        found = [audit.strange_entry(worker, look) for (worker, _), look in zip(named, looks, strict=True)]
+        return [fault for fault in found if fault is not None]
+
+    async def _of_lists(self, pool: str, ids: Sequence[str]) -> list[Fault]:
+        """Of a pool's dispatched jobs, those whose message is lost."""
+        looks = await self._looks(ids)
+        listed = {message.job for message in await self._list(pool)}
+        found = [audit.lost_message(look, listed) for look in looks if look.pool == pool]
+        return [fault for fault in found if fault is not None]
+
+    async def _of_artifacts(self, ids: Sequence[str]) -> list[Fault]:
+        return await self._faults_of_artifacts(await self._looks(ids))
+
+    async def _faults_of_artifacts(self, looks: Sequence[Look]) -> list[Fault]:
+        """Every artifact that a completed job published is read, and hashed."""
+        if self._store is None:
+            return []
+        gate = asyncio.Semaphore(READS_AT_ONCE)
+
+        async def check(store: ArtifactStore, job_id: str, artifact: Artifact) -> Fault | None:
+            async with gate:
+                return await _artifact_fault(store, job_id, artifact)
+
+        checks = [check(self._store, look.id, Artifact.decode(raw)) for look in looks for raw in audit.published(look)]
+        self._artifacts_read += len(checks)
+        return [fault for fault in await asyncio.gather(*checks) if fault is not None]
+
+    async def _of_history(self, ids: Sequence[str]) -> list[Fault]:
+        return await self._faults_of_history(await self._looks(ids))
+
+    async def _faults_of_history(self, looks: Sequence[Look]) -> list[Fault]:
+        """Every archived job is read from the history, and compared. One that is being deleted is as good as gone."""
+        if self._history is None:
+            return []
+        from darkroom.history.store import PastJob
+
+        archived = [look.id for look in looks if look.archived]
+        self._past_read += len(archived)
+        found: list[Fault | None] = []
+        for record in await self._ledger.jobs(archived, tenant=None):
+            if record is None:
+                continue
+            past = await self._history.job(record.id, tenant=record.tenant)
+            if past is None or isinstance(past, PastJob):
+                found.append(audit.history_fault(record, past.record if past else None))
+        return [fault for fault in found if fault is not None]
+
+    async def _orphans(self) -> list[Orphan]:
+        """The artifacts in the store that no job publishes."""
+        if self._store is None:
+            return []
+        return [
+            orphan
+            async for page in self._store.pages()
+            for orphan in await self._orphans_among([stored.key for stored in page])
+        ]
+
+    async def _orphans_among(self, keys: Sequence[str]) -> list[Orphan]:
+        from darkroom.checks.orphans import orphans
+
+        return await orphans(keys, ledger=self._ledger, history=self._history)
+
+    async def _stale(self, pool: str) -> list[Stale]:
+        """The pool's messages that nobody needs."""
+        messages = await self._list(pool)
+        async for tags in self._fields(f"celery:unacked.{pool}"):
+            messages += [Message(pool, "unacked", tag) for tag in tags]
+        ids = list({message.job for message in messages})
+        looks: dict[str, Look] = {}
+        for start in range(0, len(ids), SLICE):
+            looks |= {look.id: look for look in await self._looks(ids[start : start + SLICE])}
+        return audit.stale(messages, looks)
+
+    # -- repair --------------------------------------------------------------------------------------------------------
+
+    async def _repair(self, findings: Sequence[Fault]) -> list[Fault]:
+        """Each finding with what was done about it, where something can be done."""
+        after: list[Fault] = []
+        for fault in findings:
+            if fault.kind is Kind.MESSAGE_LOST:
+                (look,) = await self._looks([fault.job])
+                await self._ledger.run(transitions.sweep(look.pool))
+                still = await self._of_lists(look.pool, [fault.job])
+                after.append(fault if still else fault.after("the pool was swept"))
+            elif fault.kind is Kind.WENT_BACK:
+                beat = transitions.beat(await self._outside() or epochs.NEVER, acknowledge=True)
+                noted = await self._ledger.run(beat)
+                after.append(fault.after(f"acknowledged, in epoch {noted.epoch.number}; what is lost stays lost"))
+            elif fault.kind in REPAIRABLE:
+                repair = transitions.repair(
+                    fault.job,
+                    pool=fault.pool,
+                    worker=fault.worker,
+                    letter_of=fault.letter_of,
+                    delivery=fault.delivery,
+                    target=fault.target,
+                )
+                done = await self._ledger.run(repair)
+                after.append(fault.after(", ".join(done)) if done else fault)
+            else:
+                after.append(fault)
+        return after
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    async def _looks(self, ids: Sequence[str], *, pool: str | None = None, letter_of: str | None = None) -> list[Look]:
+        """Each at a moment of its own."""
+        return await self._answers([audit.inspect(job_id, pool=pool, letter_of=letter_of) for job_id in ids])
+
+    async def _answers(self, calls: Sequence[Call[T]]) -> list[T]:
+        answers: list[T] = []
+        for answer in await self._ledger.run_each(calls):
+            if isinstance(answer, DarkroomError):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    async def _pools(self) -> list[str]:
+        """Those that were announced, and those that have sets nevertheless."""
+        pools = set(await self._ledger.pools())
+        for name in POOL_SETS:
+            async for found in self._keys(name, kind="zset"):
+                pools.update(found)
+        return sorted(pools)
+
+    async def _list(self, pool: str) -> list[Message]:
+        """The messages in the pool's Celery list, which is short."""
+        with translated():
+            raw = await self._redis.lrange(f"{self._namespace}:celery:{queues.queue_name(pool)}", 0, -1)
+        return [Message(pool, "list", audit.tag_of(message)) for message in raw]
+
+    async def _keys(self, kind_of_key: str, *, kind: str | None = None) -> AsyncIterator[list[str]]:
+        """What follows `<namespace>:<kind_of_key>:` in the names of keys, some at a time."""
+        prefix = f"{self._namespace}:{kind_of_key}:"
+        async for names in self._scanned(partial(self._redis.scan, match=f"{prefix}*", count=SLICE, _type=kind)):
+            yield [name.decode().removeprefix(prefix) for name in names]
+
+    async def _members(self, key: str) -> AsyncIterator[list[str]]:
+        async for pairs in self._scanned(partial(self._redis.zscan, f"{self._namespace}:{key}", count=SLICE)):
+            yield [member.decode() for member, _ in pairs]
+
+    async def _fields(self, key: str) -> AsyncIterator[list[str]]:
+        async for pairs in self._scanned(partial(self._redis.hscan, f"{self._namespace}:{key}", count=SLICE)):
+            yield [name.decode() for name in pairs]
+
+    async def _scanned(self, scan: Callable[..., Awaitable[tuple[int, Any]]]) -> AsyncIterator[list[Any]]:
+        """Everything that a SCAN of some kind finds, in slices."""
+        cursor = 0
+        while True:
+            with translated():
+                cursor, found = await scan(cursor=cursor)
+            whole = list(found)
+            for start in range(0, len(whole), SLICE):  # a small collection comes whole, however many are asked for
+                yield whole[start : start + SLICE]
+            if cursor == 0:
+                return
+
+    async def _at_once(self, commands: Sequence[tuple[str, ...]]) -> list[Any]:
+        with translated():
+            pipeline = self._redis.pipeline(transaction=True)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return list(await pipeline.execute())
+
+
+async def _artifact_fault(store: ArtifactStore, job_id: str, artifact: Artifact) -> Fault | None:
+    digest = hashlib.sha256()
+    try:
+        _, chunks = await store.open(artifact.key)
+        async for chunk in chunks:
+            digest.update(chunk)
+    except NotFound:
+        return Fault(Kind.ARTIFACT_MISSING, job_id, f"the store has no {artifact.key}", artifact=artifact.key)
+    if digest.hexdigest() == artifact.sha256:
+        return None
+    seen = f"{artifact.key} is in the store with other bytes than were published"
+    return Fault(Kind.ARTIFACT_DIFFERS, job_id, seen, artifact=artifact.key)

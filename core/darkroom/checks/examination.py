@@ -1,0 +1,353 @@
+"""What the doctor looks at: Redis' own word, the ledger's sets, the workers, and whether these take messages.
+
+Everything is read, and nothing changed, but for canaries: messages that stand for no job and go through the queue of a
+pool with idle workers, as a job's would. A worker that takes one signs for it (`lua/claim.lua`) and drops it. As many
+are sent at once as workers are waited for, because Redis gives to whoever waits longest: each goes to another of those
+that consume. What is wrong with all this is for `doctor.py` to say.
+
+Redis' CONFIG is never asked: managed servers refuse it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import redis.asyncio
+from redis.exceptions import NoPermissionError, RedisError
+
+from darkroom.checks.doctor import (
+    Clock,
+    Cost,
+    Dropped,
+    House,
+    Limits,
+    Observation,
+    Overdue,
+    Pool,
+    Server,
+    Waiting,
+    Worker,
+)
+from darkroom.errors import DarkroomError, HistoryUnavailable
+from darkroom.ledger import calls as transitions
+from darkroom.ledger import queues
+from darkroom.ledger.calls import WORKER_TTL_MS, WorkerState
+from darkroom.ledger.client import AsyncLedger, WorkerRecord, translated
+from darkroom.ledger.epochs import Loss, lost
+from darkroom.ledger.queues import CANARY
+
+if TYPE_CHECKING:
+    from darkroom.history.store import History
+
+SCRIPT_COMMANDS = ("evalsha", "eval", "fcall")
+"""Commands that run a script; ours are all `evalsha`."""
+
+FLOCK_MAX = 100
+"""Canaries of one pool that are out at one time."""
+
+TURN_S = 1.0
+"""So long a flock may be out. One that a worker took just as it stopped to consume does not come back."""
+
+POLL_S = 0.02
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
+"""Between two flocks, while some worker is still waited for: others answer for it each time, so the pause doubles."""
+
+LISTED = 100
+"""Messages of a pool's list that are looked at, the next first; it is short by design."""
+
+SLICE = 100
+"""Ended jobs that one round trip reads."""
+
+
+async def examine(
+    client: redis.asyncio.Redis, namespace: str, limits: Limits, *, history: History | None = None
+) -> Observation:
+    """Look at everything once, and at the epoch that `history` has of the ledger. It takes `limits.canary_s` where a
+    worker is deaf. Failures are observed too.
+    """
+    server: Server | None = None
+    house: House | None = None
+    trouble: str | None = None
+    try:
+        with translated():
+            info = await client.info("all")
+        server = read_server(info, default_user_is_limited=await _default_user_is_limited(client, namespace))
+    except (DarkroomError, RedisError) as error:
+        trouble = _words(error)
+    # Scripts cannot run on a cluster: what follows would only repeat that.
+    if server is None or not server.clustered:
+        try:
+            house = await Examination(client, namespace, limits, history).house()
+        except (DarkroomError, RedisError) as error:
+            trouble = trouble or _words(error)
+    return Observation(server, house, trouble)
+
+
+async def _default_user_is_limited(client: redis.asyncio.Redis, namespace: str) -> bool:
+    """Whether a connection without a user is let in and then refused a harmless command."""
+    pool = client.connection_pool
+    options = {
+        name: value
+        for name, value in pool.connection_kwargs.items()
+        if name not in {"username", "password", "credential_provider"}
+    }
+    stranger = redis.asyncio.ConnectionPool(connection_class=pool.connection_class, **options)
+    async with redis.asyncio.Redis.from_pool(stranger) as unnamed:
+        try:
+            await unnamed.exists(f"{namespace}:epoch")
+        except NoPermissionError:
+            return True
+        except RedisError:
+            return False  # no connection without a user, or none at all: `default` is off or asks for a password
+    return False
+
+
+def read_server(info: Mapping[str, Any], *, default_user_is_limited: bool) -> Server:
+    """What matters here of the answer to INFO, and of what the user `default` may do."""
+    limit, limited_by = info["maxmemory"], "its maxmemory"
+    if not limit:
+        limit, limited_by = info.get("total_system_memory", 0), "the machine's memory"
+    costs = []
+    for command in SCRIPT_COMMANDS:
+        if stats := info.get(f"cmdstat_{command}"):
+            percentiles = info.get(f"latency_percentiles_usec_{command}")
+            p99_ms = percentiles["p99"] / 1000 if percentiles else None
+            costs.append(Cost(command, stats["calls"], stats["usec_per_call"] / 1000, p99_ms))
+    written = info.get("aof_last_write_status", "ok")
+    return Server(
+        version=tuple(int(part) for part in str(info["redis_version"]).split(".") if part.isdecimal()),
+        clustered=bool(info.get("cluster_enabled", 0)),
+        append_only=bool(info["aof_enabled"]),
+        append_error=None if written == "ok" else f"the last write: {written}",
+        eviction=info["maxmemory_policy"],
+        default_user_is_limited=default_user_is_limited,
+        memory_used=info["used_memory"],
+        memory_limit=limit,
+        memory_limited_by=limited_by,
+        costs=tuple(costs),
+    )
+
+
+class Examination:
+    """One look at what the ledger holds."""
+
+    def __init__(self, client: redis.asyncio.Redis, namespace: str, limits: Limits, history: History | None) -> None:
+        self._redis: Any = client  # redis-py types every reply as a union of all replies
+        self._ledger = AsyncLedger(client, namespace)
+        self._namespace = namespace
+        self._limits = limits
+        self._history = history
+
+    async def house(self) -> House:
+        """Raises LedgerUnavailable, and RedisError where a command is refused."""
+        names = await self._ledger.pools()
+        idle = await self._idle()
+        flocks = await asyncio.gather(*(self._silent(pool, idle.get(pool, set())) for pool in names))
+        silent = {pool: flock for pool, flock in zip(names, flocks, strict=True) if flock[0]}
+        # The state of the pools comes last: what is still idle now was idle while its jobs waited.
+        workers = await self._workers(silent)
+        pools = [await self._pool(pool) for pool in names]
+        untold = await self._overdue("outbox", "relay")
+        unarchived = await self._overdue("history", "history")
+        with translated():
+            unfinished_bytes = await self._redis.hget(f"{self._namespace}:counters", "unfinished_bytes")
+        clocks, set_back = await self._clocks()
+        return House(
+            pools=tuple(pools),
+            workers=tuple(workers),
+            untold=tuple(untold),
+            unarchived=tuple(unarchived),
+            loss=await self._loss(),
+            unfinished_bytes=int(unfinished_bytes or 0),
+            clocks=clocks,
+            set_back=set_back,
+        )
+
+    async def _loss(self) -> Loss | None:
+        """What Redis lost: without SQL, what the ledger notes. SQL is read first, since couriers write it last."""
+        outside = None
+        if self._history is not None:
+            with suppress(HistoryUnavailable):
+                outside = await self._history.epoch(self._namespace)
+        return lost(await self._ledger.epoch(), outside)
+
+    async def _clocks(self) -> tuple[tuple[Clock, ...], Clock | None]:
+        """This machine's clock, and what `accept` and `clock` recorded; beside them whether Redis' own was set back."""
+        asked_ms = time.time_ns() // 1_000_000
+        now = await self._ledger.now()
+        answered_ms = time.time_ns() // 1_000_000
+        with translated():
+            recorded = await self._redis.hgetall(f"{self._namespace}:clock")
+
+        def clock(field: bytes, part: str) -> list[Clock]:
+            if field not in recorded:
+                return []
+            ahead, at = map(int, recorded[field].split())
+            return [Clock(part, ahead / 1000, max(0, now - at) / 1000)]
+
+        own = Clock("this machine", ((asked_ms + answered_ms) // 2 - now) / 1000, 0)
+        of_redis = [Clock("Redis", -each.ahead_s, each.age_s) for each in clock(b"set_back", "Redis")]
+        parts = (own, *clock(b"courier", "a courier"), *clock(b"function", "a function that accepts jobs"))
+        return parts, of_redis[0] if of_redis else None
+
+    # -- workers and canaries ------------------------------------------------------------------------------------------
+
+    async def _idle(self) -> dict[str, set[str]]:
+        """Idle workers by pool."""
+        found: dict[str, set[str]] = {}
+        now = await self._ledger.now()
+        for worker in await self._ledger.workers():
+            if _is_idle(worker, now):
+                found.setdefault(worker.pool, set()).add(worker.name)
+        return found
+
+    async def _workers(self, silent: Mapping[str, tuple[set[str], int]]) -> list[Worker]:
+        now = await self._ledger.now()
+        workers = []
+        for record in await self._ledger.workers():
+            idle = _is_idle(record, now)
+            names, canaries = silent.get(record.pool, (set(), 0))
+            workers.append(
+                Worker(
+                    name=record.name,
+                    pool=record.pool,
+                    state=record.state,
+                    seen_s=max(0, now - record.seen) / 1000,
+                    idle=idle,
+                    silent=idle and record.name in names,
+                    canaries=canaries,
+                )
+            )
+        return workers
+
+    async def _silent(self, pool: str, idle: set[str]) -> tuple[set[str], int]:
+        """Of the idle workers of a pool those that took no canary in time, and how many canaries there were."""
+        silent, sent, pause_s = set(idle), 0, FIRST_PAUSE_S
+        deadline = time.monotonic() + self._limits.canary_s
+        while silent:
+            size = min(len(silent), FLOCK_MAX)
+            answered = await self._send(pool, size, until=min(deadline, time.monotonic() + TURN_S))
+            silent -= answered
+            sent += size
+            if time.monotonic() > deadline:
+                break
+            if silent:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return silent, sent
+
+    async def _send(self, pool: str, size: int, *, until: float) -> set[str]:
+        """Send so many canaries; answers who took one. None is left behind."""
+        ids = [f"{CANARY}{uuid4().hex}" for _ in range(size)]
+        try:
+            while True:
+                answers = await self._canaries(pool, ids, withdraw=False)
+                if None not in answers or time.monotonic() > until:
+                    break
+                await asyncio.sleep(POLL_S)
+        finally:
+            answers = await self._canaries(pool, ids, withdraw=True)
+        return {worker for worker in answers if worker is not None}
+
+    async def _canaries(self, pool: str, ids: Sequence[str], *, withdraw: bool) -> list[str | None]:
+        answers: list[str | None] = []
+        calls = [transitions.canary(canary_id, pool=pool, withdraw=withdraw) for canary_id in ids]
+        for answer in await self._ledger.run_each(calls):
+            if isinstance(answer, DarkroomError):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    # -- pools ---------------------------------------------------------------------------------------------------------
+
+    async def _pool(self, pool: str) -> Pool:
+        """The pool at one moment."""
+
+        def key(name: str) -> str:
+            return f"{self._namespace}:{name}:{pool}"
+
+        with translated():
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.time()
+            pipeline.hmget(key("pool"), "announced", "reaped", "quiet_until", "foreign", "foreign_at")
+            pipeline.hget(key("pool"), "foreign_reason")
+            pipeline.lrange(f"{self._namespace}:celery:{queues.queue_name(pool)}", -LISTED, -1)
+            for name in ("waiting", "dispatched", "due"):
+                pipeline.zcard(key(name))
+            for name in ("waiting", "dispatched"):
+                pipeline.zrange(key(name), 0, 0)
+            for name in ("due", "running"):
+                pipeline.zrange(key(name), 0, 0, withscores=True)
+            (seconds, micros), about, reason, listed, *rest = await pipeline.execute()
+        now = seconds * 1000 + micros // 1000
+        announced, reaped, quiet_until, dropped, dropped_at = (int(value or 0) for value in about)
+        waiting, dispatched, due, first, next_taken, overdue, leased = rest
+        return Pool(
+            name=pool,
+            announced_s=(now - announced) / 1000,
+            courier_seen_s=(now - reaped) / 1000 if reaped else None,
+            backlog=waiting + dispatched + due,
+            pushed=await self._waiting(next_taken, "pushed", now),
+            waiting=await self._waiting(first, "created", now),
+            overdue=_since(overdue, now),
+            lapsed=_since(leased, now) if quiet_until <= now else None,
+            foreign=Dropped(dropped, (now - dropped_at) / 1000, (reason or b"").decode()),
+            foreign_listed=sum(queues.foreign(message) is not None for message in listed),
+        )
+
+    async def _waiting(self, first: Sequence[bytes], since: str, now: int) -> Waiting | None:
+        """The first of a set whose order tells no time: its record does."""
+        if not first:
+            return None
+        job_id = first[0].decode()
+        with translated():
+            at = await self._redis.hget(f"{self._namespace}:job:{job_id}", since)
+        return Waiting(job_id, (now - int(at)) / 1000) if at else None
+
+    # -- what is to be told and archived -------------------------------------------------------------------------------
+
+    async def _overdue(self, name: str, kind: str) -> list[Overdue]:
+        """Of a set of ended jobs, those that ended too long ago; `kind` is what `lua/take.lua` calls the set."""
+        found: list[Overdue] = []
+        cursor = 0
+        while True:
+            with translated():
+                cursor, pairs = await self._redis.zscan(f"{self._namespace}:{name}", cursor=cursor, count=SLICE)
+            found += await self._late(kind, [member.decode() for member, _ in pairs])
+            if cursor == 0:
+                return found
+
+    async def _late(self, kind: str, ids: Sequence[str]) -> list[Overdue]:
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.time()
+            for job_id in ids:
+                pipeline.hmget(f"{self._namespace}:job:{job_id}", "ended", f"{kind}_takes", f"{kind}_refused")
+            (seconds, _), *records = await pipeline.execute()
+        found = []
+        for job_id, (ended, takes, refused) in zip(ids, records, strict=True):
+            age_s = seconds - int(ended) / 1000 if ended else 0.0
+            if age_s > self._limits.untold_s:
+                found.append(Overdue(job_id, age_s, int(takes or 0), int(refused or 0)))
+        return found
+
+
+def _is_idle(worker: WorkerRecord, now: int) -> bool:
+    """It says that it is ready, said so lately, and runs nothing."""
+    return worker.state == WorkerState.READY and worker.job is None and now - worker.seen < WORKER_TTL_MS
+
+
+def _since(first: Sequence[tuple[bytes, float]], now: int) -> Waiting | None:
+    """The first of a set that is ordered by time, and how long ago that time was (it may be to come)."""
+    return Waiting(first[0][0].decode(), (now - int(first[0][1])) / 1000) if first else None
+
+
+def _words(error: Exception) -> str:
+    """What Redis said, where it said something; a password is in none of it."""
+    cause = error.__cause__
+    return f"Redis: {cause or error}"

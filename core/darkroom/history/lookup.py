@@ -1,0 +1,149 @@
+"""Lookup: a tenant's jobs wherever they are now, in the ledger or, later, in the history.
+
+The functions read jobs through it. A job is always in one of the two: its time to live in Redis starts after the
+history has it. So the ledger is asked first, and what it says stands; the history is asked for what the ledger has not,
+which includes the large input of a finished job.
+While the history is away, what it would say is unknown, which is not the same as nothing: HistoryUnavailable, and never
+NotFound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from darkroom.errors import Gone, HistoryUnavailable, NotFound
+from darkroom.history.store import History, PastJob, Tombstone
+from darkroom.jobs import State
+from darkroom.ledger.client import AsyncLedger, JobRecord, LogEntry, Page
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A page of jobs. Unless `is_complete` the history was away, and only what is still in Redis is there."""
+
+    page: Page
+    is_complete: bool
+
+
+class Lookup:
+    """Every question may raise LedgerUnavailable and HistoryUnavailable."""
+
+    def __init__(self, ledger: AsyncLedger, history: History) -> None:
+        self._ledger = ledger
+        self._history = history
+
+    async def find(self, job_id: str, *, tenant: str) -> JobRecord | Tombstone | None:
+        """The job, or what is left of it."""
+        record = await self._ledger.job(job_id, tenant=tenant)
+        if record is not None and record.is_whole:
+            return record
+        past = await self._history.job(job_id, tenant=tenant)
+        if isinstance(past, PastJob):
+            return past.record if record is None else replace(record, input=past.record.input, is_whole=True)
+        return past
+
+    async def completed(self, records: Sequence[JobRecord]) -> list[JobRecord]:
+        """The records with their inputs. One that was deleted meanwhile is left out."""
+        wanted = [record.id for record in records if not record.is_whole]
+        if not wanted:
+            return list(records)
+        inputs = await self._history.inputs(wanted)
+        return [
+            record if record.is_whole else replace(record, input=inputs[record.id], is_whole=True)
+            for record in records
+            if record.is_whole or record.id in inputs
+        ]
+
+    async def job(self, job_id: str, *, tenant: str) -> JobRecord:
+        """Raises NotFound, and Gone for a job that was deleted."""
+        found = await self.find(job_id, tenant=tenant)
+        if not isinstance(found, JobRecord):
+            raise _absence(job_id, found)
+        return found
+
+    async def past(self, job_id: str, *, tenant: str) -> JobRecord | None:
+        """A job that the ledger no longer has, from the history; None where there is none.
+
+        Raises Gone for a job that was deleted.
+        """
+        found = await self._history.job(job_id, tenant=tenant)
+        if isinstance(found, Tombstone):
+            raise found.gone
+        return None if found is None else found.record
+
+    async def story(self, job_id: str, *, tenant: str) -> tuple[JobRecord, Sequence[LogEntry]]:
+        """The job, and its log as far as it is kept: in the history that is what tells of attempts.
+
+        Raises NotFound, and Gone for a job that was deleted.
+        """
+        record = await self._ledger.job(job_id, tenant=tenant)
+        if record is None or not record.is_whole:
+            past = await self._history.job(job_id, tenant=tenant)
+            if not isinstance(past, PastJob):
+                raise _absence(job_id, past)
+            if record is None:
+                return past.record, past.log
+            return replace(record, input=past.record.input, is_whole=True), await self._ledger.log(job_id) or past.log
+        later = await self._ledger.log(job_id)
+        log = [entry for entry in later if entry.seq <= record.seq]  # as it was when the record was read
+        return record, log or await self._kept_log(record)
+
+    async def page(
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        after: str | None = None,
+        state: State | None = None,
+        model: str | None = None,
+        user_id: str | None = None,
+    ) -> Listed:
+        """A page of the tenant's jobs, newest first, below the job id `after` (keyset paging).
+
+        While the history is away, it is what Redis has; raises HistoryUnavailable where that is nothing.
+        """
+        recent = await self._ledger.page(tenant, limit=limit, after=after, state=state, model=model, user_id=user_id)
+        if state is not None and not state.is_terminal:
+            return Listed(recent, is_complete=True)
+        try:
+            past = await self._history.page(tenant, limit=limit, after=after, state=state, model=model, user_id=user_id)
+        except HistoryUnavailable:
+            whole = tuple(record for record in recent.jobs if record.is_whole)
+            if not whole:
+                raise
+            return Listed(Page(whole, recent.after or recent.jobs[-1].id), is_complete=False)
+        return Listed(merged(recent, past, limit=limit), is_complete=True)
+
+    async def _kept_log(self, record: JobRecord) -> Sequence[LogEntry]:
+        """Of a job whose record Redis keeps for longer than its log."""
+        if not record.state.is_terminal:
+            return ()
+        try:
+            past = await self._history.job(record.id, tenant=record.tenant)
+        except HistoryUnavailable:
+            return ()  # the record is the answer; its attempts are not told
+        return past.log if isinstance(past, PastJob) else ()
+
+
+def merged(recent: Page, past: Page, *, limit: int) -> Page:
+    """One page of two that were asked for alike; a job that is in both is as `recent` has it, but for an input that
+    `past` alone has. Where that lacks the job, it was deleted meanwhile.
+
+    A page that goes on (`after`) says nothing of what is below that id: the merged one ends at the higher of the two.
+    """
+    floor = max((page.after for page in (recent, past) if page.after is not None), default=None)
+    records = {record.id: record for record in past.jobs}
+    for record in recent.jobs:
+        if record.is_whole:
+            records[record.id] = record
+        elif record.id in records:
+            records[record.id] = replace(record, input=records[record.id].input, is_whole=True)
+    known = [records[job_id] for job_id in sorted(records, reverse=True) if floor is None or job_id >= floor]
+    if len(known) > limit:
+        return Page(tuple(known[:limit]), known[limit - 1].id)
+    return Page(tuple(known), floor)
+
+
+def _absence(job_id: str, found: Tombstone | None) -> Gone | NotFound:
+    return NotFound(f"there is no job {job_id}") if found is None else found.gone

@@ -1,0 +1,10 @@
+"""What alembic runs to migrate: in the transaction, and under the lock, that `migrate` has."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from darkroom.history.schema import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transactional_ddl=True)
+context.run_migrations()

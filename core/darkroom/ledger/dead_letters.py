@@ -1,0 +1,96 @@
+"""Dead letters: jobs whose attempts are used up, kept with all that is known of them until somebody decides.
+
+A job comes here when its last attempt fails (`end_dead` in `lua/prelude.lua`); what its input or its deadline ended
+does not. It leaves when it is purged (`lua/purge.lua`), redriven, which makes a new job of it (`lua/accept.lua`), or
+deleted. Until then its record and its log have no time to live. The jobs function shows and moves what is read here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from darkroom.cloudevents.event import requested_event
+from darkroom.history.lookup import Lookup
+from darkroom.jobs import JOB_ID_PATTERN, is_job_id
+from darkroom.ledger.client import AsyncLedger, JobRecord, LetterPlace, LogEntry
+
+REDRIVE_OF = "redrive_of"
+"""The field of a job that was made of a dead letter; its value is the id of that."""
+
+_CURSOR = re.compile(r"([0-9]{1,15})-(.+)")
+
+CURSOR_PATTERN = f"[0-9]{{1,15}}-{JOB_ID_PATTERN}"
+"""What `place_of` accepts, for the description."""
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A job whose attempts are used up, and its log, which tells of them."""
+
+    record: JobRecord
+    log: Sequence[LogEntry]
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The structured CloudEvent that asked for the job."""
+        record = self.record
+        return requested_event(
+            job_id=record.id,
+            tenant=record.tenant,
+            model=record.model,
+            job_input=record.input,
+            run_timeout=record.run_timeout,
+            fields=record.fields,
+            time_ms=record.created,
+            traceparent=record.traceparent,
+        )
+
+
+@dataclass(frozen=True)
+class LetterPage:
+    """One page of a tenant's dead letters, the last that ended first. `after` asks for the next, where there is one."""
+
+    letters: tuple[DeadLetter, ...]
+    after: str | None
+
+
+class DeadLetters:
+    """A tenant's dead letters, as they are read. Every question may raise LedgerUnavailable, and HistoryUnavailable
+    where a letter's input is in the history alone.
+    """
+
+    def __init__(self, ledger: AsyncLedger, lookup: Lookup) -> None:
+        self._ledger = ledger
+        self._lookup = lookup
+
+    async def find(self, job_id: str, *, tenant: str) -> DeadLetter | None:
+        if not await self._ledger.is_dead_letter(job_id, tenant=tenant):
+            return None
+        found = await self._read([job_id], tenant=tenant)
+        return found[0] if found else None
+
+    async def page(self, tenant: str, *, limit: int, after: str | None = None) -> LetterPage:
+        """Up to `limit` of them, behind the cursor `after` of the page before. Raises ValueError for no cursor."""
+        behind = None if after is None else place_of(after)
+        places = await self._ledger.dead_letters(tenant, limit=limit + 1, after=behind)
+        shown = places[:limit]
+        letters = await self._read([place.id for place in shown], tenant=tenant)
+        return LetterPage(tuple(letters), f"{shown[-1].ended}-{shown[-1].id}" if len(places) > limit else None)
+
+    async def _read(self, job_ids: Sequence[str], *, tenant: str) -> list[DeadLetter]:
+        """Those that are there: one that is deleted just now has no record."""
+        found = [record for record in await self._ledger.jobs(job_ids, tenant=tenant) if record is not None]
+        records = await self._lookup.completed(found)
+        logs = await self._ledger.logs([record.id for record in records])
+        return [DeadLetter(record, log) for record, log in zip(records, logs, strict=True)]
+
+
+def place_of(cursor: str) -> LetterPlace:
+    """The place that a page's `after` names. Raises ValueError."""
+    match = _CURSOR.fullmatch(cursor)
+    if match is None or not is_job_id(match[2]):
+        raise ValueError("must be the `next` of an earlier page")
+    return LetterPlace(int(match[1]), match[2])

@@ -1,0 +1,174 @@
+"""Undelivered events: CloudEvents that Knative gave up on, kept until somebody replays or discards them.
+
+A Broker that could not deliver an event sends it to the dead-letter function, with what went wrong in extensions of its
+own. Here these come off (`taken_apart`), the event is kept (`lua/keep.lua`), and read again. What is kept is the event
+as it was sent, whole: replayed, it is what the Broker had from its source.
+
+https://knative.dev/docs/eventing/event-delivery/#configuring-broker-event-delivery
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from darkroom.cloudevents import strict_json
+from darkroom.cloudevents.event import Event
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Call
+from darkroom.ledger.client import AsyncLedger, LetterPlace
+
+KNATIVE = "knative"
+"""Begins the names of all extensions that Knative gives an event on its way: what went wrong, its arrival, and how many
+more times it may pass a Broker (`knativebrokerttl`)."""
+
+MAX_ANSWER_CHARS = 1024
+"""Knative cuts what a subscriber answered there, before it encodes it."""
+
+_ID = re.compile("und_[0-9a-f]{32}")
+_CURSOR = re.compile("([0-9]{1,15})-(.+)")
+
+ID_PATTERN = _ID.pattern
+CURSOR_PATTERN = f"[0-9]{{1,15}}-{ID_PATTERN}"
+"""What `place_of` accepts, for the description."""
+_HEAD = ("tenant", "attributes", "failure", "bytes", "first", "last", "replayed")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why Knative gave up, as far as it says: whom it tried last, and the status and text that came back."""
+
+    destination: str | None
+    code: int | None
+    answer: str | None
+
+
+@dataclass(frozen=True)
+class Undelivered:
+    """An event that is kept. Times are milliseconds since 1970; `size` is in bytes.
+
+    `event` has no data where it was read without (`Undeliverable.page`). `replayed` is when the sink took it since it
+    failed last, None where it did not.
+    """
+
+    id: str
+    tenant: str
+    event: Event
+    failure: Failure
+    size: int
+    first: int
+    last: int
+    replayed: int | None
+
+
+@dataclass(frozen=True)
+class UndeliveredPage:
+    """One page of a tenant's, the last that failed first. `after` asks for the next, where there is one."""
+
+    events: tuple[Undelivered, ...]
+    after: str | None
+
+
+class UndeliveredEvents:
+    """A tenant's undelivered events, as they are read. Every question may raise LedgerUnavailable."""
+
+    def __init__(self, ledger: AsyncLedger) -> None:
+        self._ledger = ledger
+
+    async def find(self, event_id: str, *, tenant: str) -> Undelivered | None:
+        ((data, *head),) = await self._ledger.undelivered([event_id], fields=("data", *_HEAD))
+        found = _decode(event_id, head, data=data)
+        return found if found is not None and found.tenant == tenant else None
+
+    async def page(self, tenant: str, *, limit: int, after: str | None = None) -> UndeliveredPage:
+        """Up to `limit` of them, without their data, behind the cursor `after` of the page before. Raises ValueError
+        for no cursor.
+        """
+        behind = None if after is None else place_of(after)
+        places = await self._ledger.undelivered_places(tenant, limit=limit + 1, after=behind)
+        shown = places[:limit]
+        heads = await self._ledger.undelivered([place.id for place in shown], fields=_HEAD)
+        found = [_decode(place.id, head, data=None) for place, head in zip(shown, heads, strict=True)]
+        cursor = f"{shown[-1].ended}-{shown[-1].id}" if len(places) > limit else None
+        return UndeliveredPage(tuple(each for each in found if each is not None), cursor)
+
+
+def is_undelivered_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def place_of(cursor: str) -> LetterPlace:
+    """The place that a page's `after` names. Raises ValueError."""
+    match = _CURSOR.fullmatch(cursor)
+    if match is None or not is_undelivered_id(match[2]):
+        raise ValueError("must be the `next` of an earlier page")
+    return LetterPlace(int(match[1]), match[2])
+
+
+def id_of(event: Event, *, tenant: str) -> str:
+    """Names the event for ever: `source` and `id` do, within one tenant (CloudEvents 1.0.2, `id`)."""
+    name = "\0".join((tenant, event.source, event.id))
+    return f"und_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+def taken_apart(event: Event) -> tuple[Event, Failure]:
+    """The event as its source sent it, and why Knative gave up on it."""
+    marks = {name: value for name, value in event.extensions.items() if name.startswith(KNATIVE)}
+    sent = replace(event, extensions={name: value for name, value in event.extensions.items() if name not in marks})
+    destination, code, answer = (
+        str(marks[name]) if name in marks else None
+        for name in ("knativeerrordest", "knativeerrorcode", "knativeerrordata")
+    )
+    number = int(code) if code and code.isascii() and code.isdecimal() and len(code) <= 3 else None  # noqa: PLR2004
+    return sent, Failure(destination or None, number, None if answer is None else _text_of(answer))
+
+
+def keep(event: Event, failure: Failure, *, tenant: str, now: int | None = None) -> Call[int]:
+    """Keep it. Returns how many others had to go."""
+    attributes = event.encode_structured()
+    data = attributes.pop("data", None)
+    return calls.keep(
+        id_of(event, tenant=tenant),
+        tenant=tenant,
+        attributes=strict_json.encode(attributes).decode(),
+        data=None if data is None else strict_json.encode(data).decode(),
+        failure=json.dumps(
+            {"destination": failure.destination, "code": failure.code, "answer": failure.answer}, ensure_ascii=False
+        ),
+        now=now,
+    )
+
+
+def _text_of(answer: str) -> str:
+    """What a subscriber answered: newer versions of Knative put it into Base64, older ones do not."""
+    try:
+        text = base64.b64decode(answer, validate=True).decode()
+    except ValueError:
+        text = answer
+    if not all(char.isprintable() or char.isspace() for char in text):
+        text = answer
+    return text[:MAX_ANSWER_CHARS]
+
+
+def _decode(event_id: str, head: Sequence[str | None], *, data: str | None) -> Undelivered | None:
+    tenant, attributes, failure, size, first, last, replayed = head
+    if tenant is None or attributes is None or failure is None or size is None or first is None or last is None:
+        return None
+    members: dict[str, Any] = json.loads(attributes)
+    if data is not None:
+        members["data"] = json.loads(data)
+    return Undelivered(
+        id=event_id,
+        tenant=tenant,
+        event=Event.decode_structured(members),
+        failure=Failure(**json.loads(failure)),
+        size=int(size),
+        first=int(first),
+        last=int(last),
+        replayed=None if replayed is None else int(replayed),
+    )

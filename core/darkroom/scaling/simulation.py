@@ -1,0 +1,332 @@
+"""A pool of workers in simulated time: what a way of scaling makes of a given day.
+
+`darkroom replay --policy` asks it what another policy would have done with the jobs of a decision log, and
+`make bench-policy` compares ours with other autoscalers on it. A `Scaler` says how many replicas there are to be; here
+is what follows: replicas start slowly, take the oldest job that waits, one at a time, and go when they are told to.
+
+Which ones go is the scaler's: ours marks workers that run nothing (`drain`), while a Deployment that somebody else
+scales down takes pods in the order of its ReplicaSet, busy or not. A busy pod has its grace to end its job; if it does
+not, the job is interrupted, goes back to the front of the queue and runs again from its beginning. All times are
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from heapq import heappop, heappush
+from typing import Protocol
+
+from darkroom.ledger.calls import Reading
+from darkroom.scaling.policy import Decision, History, Observation, Policy, Reason, decide
+
+TICK_MS = 1_000
+"""The operator looks each second, and when a backlog turns non-empty: here within the second."""
+
+GRACE_MS = 30_000
+"""How long a pod that is deleted may go on: Kubernetes' default (`terminationGracePeriodSeconds`)."""
+
+OVERTIME_MS = 3_600_000
+"""How long after the day its jobs may still end. Some ways of scaling kill a long job over and over."""
+
+SMOOTHING = 0.1
+"""Of the measured service time, as the ledger smooths it (`lua/finish.lua`)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """When it comes, and how long it runs."""
+
+    arrival: int
+    service: int
+
+
+class Takes(Enum):
+    """Which replicas go when there are to be fewer."""
+
+    UNUSED = "those that are starting, then idle ones: as `drain` marks them"
+    IDLE = "idle ones, the one that was idle longest first"
+    ANY = "in the order of a ReplicaSet: those not ready, then the ones that became ready last; busy or not"
+
+
+@dataclass
+class Replica:
+    """One replica. `job` is its index among the jobs; `since` is when it became idle, `leaving` that it is to go."""
+
+    number: int
+    created: int
+    ready: int | None = None
+    job: int | None = None
+    since: int = 0
+    leaving: bool = False
+
+
+@dataclass
+class Fleet:
+    """What a scaler may look at."""
+
+    starting: dict[int, Replica] = field(default_factory=dict)
+    idle: dict[int, Replica] = field(default_factory=dict)
+    busy: dict[int, Replica] = field(default_factory=dict)
+    waiting: deque[int] = field(default_factory=deque)
+    arrivals: int = 0
+    service_ms: float | None = None
+
+    @property
+    def replicas(self) -> int:
+        return len(self.starting) + len(self.idle) + len(self.busy)
+
+
+class Scaler(Protocol):
+    """A way of scaling. `listens`: it is asked within a second when something changed, not only when it says so."""
+
+    takes: Takes
+    listens: bool
+
+    def ask(self, fleet: Fleet, jobs: Sequence[Job], now: int) -> tuple[int, int | None]:
+        """How many replicas there are to be, and when to ask again at the latest (None: when something changes)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a day: how long each job waited for the start of the attempt that ended it (s; of one that had not
+    ended an hour after the day, until then), what the replicas took together within the day, cold starts included (s),
+    how many jobs were interrupted, and how many had not ended.
+    """
+
+    waits: Sequence[float]
+    replica_seconds: float
+    kills: int
+    unfinished: int
+
+    def wait(self, percent: float) -> float:
+        """The wait that `percent` of the jobs did not exceed (nearest rank), 0 without jobs."""
+        ordered = sorted(self.waits)
+        return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)] if ordered else 0.0
+
+
+class PolicyScaler:
+    """Ours: `decide`, each second and whenever something changes. `origin`: the day's begin, for the schedule (ms)."""
+
+    takes = Takes.UNUSED
+    listens = True
+
+    def __init__(self, policy: Policy, *, cold_start_ms: int, origin: int = 0) -> None:
+        self._policy, self._origin = policy, origin
+        self._cold_start_s = cold_start_ms / 1000
+        self._history = History()
+        self._unchanged: tuple[Observation, int] | None = None
+
+    def ask(self, fleet: Fleet, jobs: Sequence[Job], now: int) -> tuple[int, int | None]:
+        """What `decide` says; and the first second at which it may say something else though nothing happens."""
+        reading = Reading(
+            waiting=len(fleet.waiting),
+            running=len(fleet.busy),
+            oldest_ms=now - jobs[fleet.waiting[0]].arrival if fleet.waiting else None,
+            arrivals=fleet.arrivals,
+            starting=len(fleet.starting),
+            idle=len(fleet.idle),
+            busy=len(fleet.busy),
+            service_ms=fleet.service_ms,
+        )
+        observation = Observation(
+            reading=reading,
+            replicas=fleet.replicas,
+            ready=len(fleet.idle) + len(fleet.busy),
+            cold_start_seconds=self._cold_start_s,
+        )
+        self._catch_up(now)
+        decision, self._history = decide(observation, self._policy, self._history, self._origin + now)
+        self._unchanged = replace(observation, replicas=decision.replicas), now
+        return decision.replicas, self._again(decision, now)
+
+    def _catch_up(self, now: int) -> None:
+        """The seconds since the last question, in which nothing changed: what was wanted was wanted all the time."""
+        if self._unchanged is not None and self._unchanged[1] < now - TICK_MS:
+            seen, at = self._unchanged[0], self._origin + now - TICK_MS
+            _, self._history = decide(seen, self._policy, self._history, at)
+
+    def _again(self, decision: Decision, now: int) -> int | None:
+        if self._policy.schedule or self._policy.scale_up.max_step or self._policy.scale_down.max_step:
+            return now + TICK_MS
+        if decision.reason is Reason.WAITING:
+            return now + TICK_MS
+        # What is wanted changes with what happens; the most that was wanted lately, when the oldest peak is over.
+        over = self._history.peaks[0][0] - self._origin + int(self._policy.scale_down.idle_seconds * 1000)
+        return max(over, now + TICK_MS) if decision.reason in {Reason.SETTLING, Reason.IDLE} else None
+
+
+def simulate(
+    jobs: Sequence[Job], scaler: Scaler, *, cold_start_ms: int, until: int, seed: int = 0, replicas: int = 0
+) -> Outcome:
+    """A day from 0 to `until`, and on to the end of its last job. `jobs` are in the order in which they come; `seed` is
+    for the choices of a ReplicaSet; `replicas` are there, and ready, at the beginning.
+    """
+    return _Day(jobs, scaler, cold_start_ms=cold_start_ms, until=until, seed=seed).run(replicas)
+
+
+class _Kind(Enum):
+    ARRIVED = 0
+    READY = 1
+    ENDED = 2
+    KILLED = 3
+    ASK = 4
+
+
+class _Day:
+    def __init__(self, jobs: Sequence[Job], scaler: Scaler, *, cold_start_ms: int, until: int, seed: int) -> None:
+        self._jobs, self._scaler, self._cold_start_ms, self._until = jobs, scaler, cold_start_ms, until
+        self._dice = random.Random(seed)  # noqa: S311 - which pod goes, in a simulation
+        self._fleet = Fleet()
+        self._leaving: dict[int, Replica] = {}
+        self._events: list[tuple[int, int, int, _Kind, int]] = []
+        self._numbers = self._order = 0
+        self._waits = [0.0] * len(jobs)
+        self._unfinished = set(range(len(jobs)))
+        self._replica_ms = self._kills = self._now = 0
+        self._ask_at: int | None = None
+
+    def run(self, replicas: int) -> Outcome:
+        for _ in range(replicas):
+            self._create()
+            self._on_ready(self._numbers)
+        if self._jobs:
+            self._at(self._jobs[0].arrival, _Kind.ARRIVED, 0)
+        self._ask_by(0)
+        handlers = {
+            _Kind.ARRIVED: self._on_arrival,
+            _Kind.READY: self._on_ready,
+            _Kind.ENDED: self._on_end,
+            _Kind.KILLED: self._on_kill,
+        }
+        while self._events:
+            now, _, _, kind, subject = self._events[0]
+            if now >= self._until + OVERTIME_MS or (now >= self._until and not self._unfinished):
+                break
+            heappop(self._events)
+            self._now = now
+            if kind is _Kind.ASK:
+                self._ask(now)
+                continue
+            handlers[kind](subject)
+            if self._scaler.listens:
+                self._ask_by(-(-now // TICK_MS) * TICK_MS)
+        self._now = max(self._until, self._now)
+        alive = [*self._fleet.starting.values(), *self._fleet.idle.values(), *self._fleet.busy.values()]
+        for replica in [*alive, *self._leaving.values()]:
+            self._count(replica)
+        for job in self._unfinished:
+            self._waits[job] = (self._now - self._jobs[job].arrival) / 1000
+        return Outcome(self._waits, self._replica_ms / 1000, self._kills, len(self._unfinished))
+
+    def _count(self, replica: Replica) -> None:
+        """What it took of the day: it is gone now."""
+        self._replica_ms += max(min(self._now, self._until) - replica.created, 0)
+
+    def _at(self, time: int, kind: _Kind, subject: int) -> None:
+        self._order += 1
+        heappush(self._events, (time, kind.value, self._order, kind, subject))
+
+    def _ask_by(self, time: int) -> None:
+        if self._ask_at is None or time < self._ask_at:
+            self._ask_at = time
+            self._at(time, _Kind.ASK, 0)
+
+    def _ask(self, now: int) -> None:
+        if now != self._ask_at:
+            return  # it was asked earlier than that
+        self._ask_at = None
+        wanted, again = self._scaler.ask(self._fleet, self._jobs, now)
+        while self._fleet.replicas < wanted:
+            self._create()
+        if self._fleet.replicas > wanted:
+            self._remove(self._fleet.replicas - wanted)
+        if again is not None:
+            self._ask_by(again)
+
+    def _create(self) -> None:
+        self._numbers += 1
+        self._fleet.starting[self._numbers] = Replica(self._numbers, self._now)
+        self._at(self._now + self._cold_start_ms, _Kind.READY, self._numbers)
+
+    def _remove(self, count: int) -> None:
+        fleet = self._fleet
+        starting = sorted(fleet.starting.values(), key=lambda each: -each.number)
+        idle = sorted(fleet.idle.values(), key=lambda each: each.since)
+        match self._scaler.takes:
+            case Takes.UNUSED:
+                order = [*starting, *idle]
+            case Takes.IDLE:
+                order = idle
+            case Takes.ANY:
+                order = [*starting, *sorted([*idle, *fleet.busy.values()], key=self._by_age)]
+        for replica in order[:count]:
+            if replica.job is None:
+                (fleet.starting if replica.ready is None else fleet.idle).pop(replica.number)
+                self._count(replica)
+            else:
+                fleet.busy.pop(replica.number)
+                replica.leaving = True
+                self._leaving[replica.number] = replica
+                self._at(self._now + GRACE_MS, _Kind.KILLED, replica.number)
+
+    def _by_age(self, replica: Replica) -> tuple[int, float]:
+        """As a ReplicaSet's controller sorts pods that are ready: by the magnitude of their age, then at random.
+
+        https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#scaling-a-replicaset
+        """
+        age_s = (self._now - (replica.ready or 0)) // 1000
+        return age_s.bit_length(), self._dice.random()
+
+    def _on_arrival(self, job: int) -> None:
+        self._fleet.arrivals += 1
+        self._fleet.waiting.append(job)
+        if job + 1 < len(self._jobs):
+            self._at(self._jobs[job + 1].arrival, _Kind.ARRIVED, job + 1)
+        self._hand_out()
+
+    def _on_ready(self, number: int) -> None:
+        replica = self._fleet.starting.pop(number, None)
+        if replica is not None:
+            replica.ready = replica.since = self._now
+            self._fleet.idle[number] = replica
+            self._hand_out()
+
+    def _on_end(self, number: int) -> None:
+        replica = self._fleet.busy.pop(number, None) or self._leaving.pop(number, None)
+        if replica is None or replica.job is None:
+            return  # it was killed before
+        service = self._jobs[replica.job].service
+        smoothed = self._fleet.service_ms
+        self._fleet.service_ms = service if smoothed is None else smoothed + SMOOTHING * (service - smoothed)
+        self._unfinished.discard(replica.job)
+        if replica.leaving:
+            self._count(replica)
+            return
+        replica.job, replica.since = None, self._now
+        self._fleet.idle[number] = replica
+        self._hand_out()
+
+    def _on_kill(self, number: int) -> None:
+        replica = self._leaving.pop(number, None)
+        if replica is None or replica.job is None:
+            return  # it ended its job in time
+        self._kills += 1
+        self._count(replica)
+        self._fleet.waiting.appendleft(replica.job)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        fleet = self._fleet
+        while fleet.waiting and fleet.idle:
+            # The one that asked last: it makes no difference to us, and lets the others' idle time out (Takes.IDLE).
+            _, replica = fleet.idle.popitem()
+            replica.job = fleet.waiting.popleft()
+            job = self._jobs[replica.job]
+            self._waits[replica.job] = (self._now - job.arrival) / 1000
+            fleet.busy[replica.number] = replica
+            self._at(self._now + job.service, _Kind.ENDED, replica.number)

@@ -1,0 +1,178 @@
+"""The courier: one asyncio process, six loops, and an ear for work. Any number of them may run side by side.
+
+The relay (`relay.py`) posts jobs' events until they are applied, and the deliveries (`deliveries.py`) those that were
+to webhooks; the notices (`notices.py`) tell of webhooks that were given up; the upkeep (`upkeep.py`) does what is due
+by the clock; the archive (`archive.py`) writes ended jobs to the history, and retention (`retention.py`) deletes them.
+A failure of a loop is logged and the loop goes on, with a growing pause, so that neither a bad job nor an absent Redis
+or database ends the process. It ends on SIGTERM, after the posts in flight, and where a loop itself has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from darkroom.artifacts import ArtifactStore
+from darkroom.errors import DarkroomError
+from darkroom.history.deletion import Deletion
+from darkroom.history.lookup import Lookup
+from darkroom.history.store import History
+from darkroom.ledger.channels import Channels
+from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.logs import logger
+from darkroom.supervision import vital
+from darkroom.webhooks.client import GuardedClient
+
+from darkroom_courier.archive import Archive
+from darkroom_courier.health import Health, served
+from darkroom_courier.metrics import Metrics
+from darkroom_courier.posting.notices import Notices
+from darkroom_courier.posting.relay import Relay
+from darkroom_courier.posting.sink import Sink
+from darkroom_courier.posting.webhooks import Deliveries
+from darkroom_courier.retention import Retention
+from darkroom_courier.settings import CourierSettings
+from darkroom_courier.upkeep import Upkeep
+
+ROUND_LIMIT_S = 20.0
+"""One round of a loop takes no longer: a Redis that takes connections and does not answer is a failure too."""
+
+PAUSE_MAX_S = 5.0
+"""The longest pause of a loop that fails again and again: short, for when Redis is back."""
+
+ROUND_PATIENCE_S = 3.0
+"""How long a round that has begun may take after SIGTERM, so that what it took is posted and waits for no lease."""
+
+FINISH_PATIENCE_S = 10.0
+"""How long posts in flight may take after SIGTERM; Kubernetes gives 30 s by default."""
+
+_log = logger(__name__)
+
+
+class Courier:
+    """The whole process. `run` returns some time after `stop` was called."""
+
+    def __init__(self, settings: CourierSettings) -> None:
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._health = Health(("relay", "deliveries", "notices", "upkeep", "archive", "retention"))
+
+    def stop(self) -> None:
+        """Take nothing more; finish what is in flight."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Raises SettingError where the database's driver is not installed."""
+        settings = self._settings
+        history = History(settings.database_url)
+        redis = connect_async(settings.redis_url.get_secret_value())
+        ledger = AsyncLedger(redis, settings.namespace)
+        metrics = Metrics(ledger)
+        taker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        limits = httpx.Limits(max_connections=settings.posts, max_keepalive_connections=settings.posts)
+        try:
+            async with (
+                served(self._health, metrics, host=settings.host, port=settings.health_port),
+                httpx.AsyncClient(
+                    limits=limits,
+                    timeout=settings.post_timeout_s,
+                    follow_redirects=False,
+                    trust_env=False,
+                    headers={"user-agent": "darkroom-courier"},
+                ) as client,
+                GuardedClient(settings.webhook_allow, timeout_s=settings.delivery_timeout_s) as guarded,
+            ):
+                sink = Sink(client, settings)
+                relay = Relay(ledger, sink, settings, taker=taker)
+                deliveries = Deliveries(ledger, Lookup(ledger, history), guarded, metrics, settings, taker=taker)
+                notices = Notices(ledger, sink, settings, taker=taker)
+                upkeep = Upkeep(ledger, settings)
+                archive = Archive(ledger, history, metrics, settings, taker=taker)
+                retention = Retention(Deletion(ledger, history, ArtifactStore(settings.store)), settings)
+                wakes = {b"outbox": relay.wake, b"deliveries": deliveries.wake}
+
+                def heard(_channel: str, payload: bytes) -> None:
+                    if payload in wakes:
+                        wakes[payload]()
+
+                def wake_all() -> None:
+                    for wake in wakes.values():
+                        wake()
+
+                channels = Channels(redis, heard=heard, confirmed=lambda _channel: wake_all())
+                loops = [
+                    self._vital(self._loop("relay", relay.step), name="relay"),
+                    self._vital(self._loop("deliveries", deliveries.step), name="deliveries"),
+                    self._vital(self._loop("notices", notices.step), name="notices"),
+                    self._vital(self._loop("upkeep", upkeep.step), name="upkeep"),
+                    self._vital(self._loop("archive", archive.step), name="archive"),
+                    self._vital(self._loop("retention", retention.step, needs_redis=False), name="retention"),
+                ]
+                listening = self._vital(_listen(channels, ledger.wake_channel), name="listen")
+                _log.info("started", taker=taker, sink=settings.sink, namespace=settings.namespace)
+                await self._stopping.wait()
+                wake_all()
+                await asyncio.wait(loops, timeout=ROUND_PATIENCE_S)
+                for task in (*loops, listening):
+                    task.cancel()
+                await asyncio.wait([*loops, listening])
+                await asyncio.gather(
+                    relay.finish(patience_s=FINISH_PATIENCE_S), deliveries.finish(patience_s=FINISH_PATIENCE_S)
+                )
+        finally:
+            await history.aclose()
+            await redis.aclose()
+        _log.info("stopped", taker=taker)
+
+    def _vital(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        return vital(work, name=name, may_end=self._stopping.is_set)
+
+    async def _loop(self, name: str, step: Callable[[], Awaitable[bool]], *, needs_redis: bool = True) -> None:
+        """Round after round. A step that answers True is followed by the next at once, any other after a tick.
+
+        `needs_redis`: a round that did not fail has reached Redis.
+        """
+        failures = 0
+        while not self._stopping.is_set():
+            pause_s = 0.0
+            try:
+                async with asyncio.timeout(ROUND_LIMIT_S):
+                    more = await step()
+                pause_s = 0.0 if more else self._settings.tick_s
+                failures = 0
+            except DarkroomError as error:
+                failures += 1
+                _log.warning("round_failed", loop=name, error=error.detail)
+            except TimeoutError:
+                failures += 1
+                _log.warning("round_failed", loop=name, error=f"took longer than {ROUND_LIMIT_S} s")
+            except Exception:  # whatever it is, the next round may do better
+                failures += 1
+                _log.exception("round_failed", loop=name)
+            self._health.went_round(name, reached_redis=needs_redis and failures == 0)
+            if failures:
+                pause_s = min(self._settings.tick_s * 2 ** min(failures - 1, 8), PAUSE_MAX_S)
+            if pause_s:
+                await self._pause(pause_s)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until the courier is to stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+async def _listen(channels: Channels, wake_channel: str) -> None:
+    """Hear of work. Where Redis is away, the channel opens when it is back."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(channels.run(), name="channels")
+        try:
+            await channels.open([wake_channel])
+        except DarkroomError as error:
+            _log.warning("not_listening_yet", error=error.detail)

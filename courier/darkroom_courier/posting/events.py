@@ -1,0 +1,37 @@
+"""Telling: the CloudEvent that tells of one entry of a job's log, the same wherever the courier posts it.
+
+The relay posts it to the sink, the deliveries to webhooks. Its data is what a socket is told (`updates.py`), and what
+receivers need beside.
+"""
+
+from __future__ import annotations
+
+from darkroom import updates
+from darkroom.cloudevents import event
+from darkroom.cloudevents.event import Event
+from darkroom.ledger.client import JobRecord, LogEntry
+from darkroom.links import Links
+
+
+def job_event(record: JobRecord, entry: LogEntry, links: Links, *, source: str, now_s: float) -> Event:
+    """The event of this entry; its links to artifacts are made at `now_s`."""
+    data = updates.message(entry, links, now_s=now_s) | {"model": record.model}
+    if "model_served" in entry.data:
+        data["model_served"] = entry.data["model_served"]
+    if "user_id" in record.fields:
+        data["user_id"] = record.fields["user_id"]
+    if artifacts := updates.artifacts_of(entry.data):
+        data["artifacts"] = [
+            {"sha256": a.sha256, "width": a.width, "height": a.height, "media_type": a.media_type} for a in artifacts
+        ]
+    return event.job_event(
+        job_id=record.id,
+        kind=entry.event,
+        event_id=entry.event_id,
+        seq=entry.seq,
+        time_ms=entry.at,
+        source=source,
+        data=data,
+        traceparent=record.traceparent,
+        tenant=record.tenant,
+    )

@@ -1,0 +1,89 @@
+"""Retention: jobs whose time is over are deleted, deletions that stopped half-way are finished, orphans are removed.
+
+Without `DARKROOM_RETENTION_DAYS` jobs are kept for ever, and only the rest is done. It goes in slices, so that the
+database and the store have time for others, and any number of couriers may do it: who comes second finds nothing left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+from darkroom.artifacts import Stored
+from darkroom.checks.orphans import orphans
+from darkroom.history.deletion import Deletion
+from darkroom.history.store import Tombstone
+from darkroom.logs import logger
+
+from darkroom_courier.settings import CourierSettings
+
+SLICE = 100
+"""Jobs deleted in one round, which may take 20 s: with a slow store, 0.1 s for each of eight at a time."""
+
+FIRST_LOOK_S = 60.0
+"""After the courier's start: by then the database has its table, if it is there at all."""
+
+ORPHANS_EVERY = 24
+"""Looks from one search for orphans to the next: it lists the whole store. A day, with the default pause."""
+
+DAY_MS = 24 * 3600 * 1000
+
+_log = logger(__name__)
+
+
+class Retention:
+    """`step` is called every tick, and looks into the database every so often only."""
+
+    def __init__(self, deletion: Deletion, settings: CourierSettings) -> None:
+        self._deletion = deletion
+        self._days = settings.retention_days
+        self._every_s = settings.retention_every_s
+        self._due = time.monotonic() + min(self._every_s, FIRST_LOOK_S)
+        self._orphan_age = timedelta(seconds=settings.orphan_age_s)
+        self._looks = 0
+        self._listing: AsyncIterator[list[Stored]] | None = None
+
+    async def step(self) -> bool:
+        """Delete one slice, or look at one page of the store. True: there may be more.
+
+        Raises what is away; a step after that begins anew.
+        """
+        if time.monotonic() < self._due:
+            return False
+        now = await self._deletion.ledger.now()
+        left = await self._deletion.history.unfinished(limit=SLICE)
+        over = [] if self._days is None else await self._bury(before=now - self._days * DAY_MS, now=now)
+        await self._deletion.finish([*left, *over], now=now)
+        for event, tombstones in (("deletions_finished", left), ("retention_over", over)):
+            if tombstones:
+                _log.info(event, jobs=[tombstone.job_id for tombstone in tombstones])
+        if SLICE in (len(left), len(over)):
+            return True
+        if self._looks % ORPHANS_EVERY == 0 and await self._remove_orphans():
+            return True
+        self._looks += 1
+        self._due = time.monotonic() + self._every_s
+        return False
+
+    async def _remove_orphans(self) -> bool:
+        """Those of one page of the store. True: there are more pages."""
+        listing = self._listing or self._deletion.store.pages()
+        self._listing = None  # a list that breaks off is begun anew
+        page = await anext(listing, None)
+        if page is None:
+            return False
+        before = datetime.now(UTC) - self._orphan_age
+        found = await orphans(
+            [stored.key for stored in page if stored.written < before],
+            ledger=self._deletion.ledger,
+            history=self._deletion.history,
+        )
+        if found:
+            await self._deletion.store.discard([orphan.key for orphan in found])
+            _log.info("orphans_removed", jobs=sorted({orphan.job for orphan in found}), artifacts=len(found))
+        self._listing = listing
+        return True
+
+    async def _bury(self, *, before: int, now: int) -> list[Tombstone]:
+        return await self._deletion.history.bury_older(before, limit=SLICE, now=now)

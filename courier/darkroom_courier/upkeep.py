@@ -1,0 +1,68 @@
+"""Upkeep: what the ledger needs done as time passes, for every announced pool, in one round trip a tick.
+
+Running jobs whose lease lapsed are given back (reap), messages that were taken and never claimed are pushed again
+(sweep), retries whose time has come join the backlog (promote), jobs past their start deadline end (expire). Each is
+one script that decides for itself; any number of couriers may ask at once.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from darkroom.errors import DarkroomError
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Call
+from darkroom.ledger.client import AsyncLedger
+from darkroom.logs import logger
+
+from darkroom_courier.settings import CourierSettings
+
+MOST_AT_ONCE = 100
+"""Jobs that one call of a script moves at most, so that no script is long. Where there are more, no tick is waited
+for."""
+
+_log = logger(__name__)
+
+
+class Upkeep:
+    """One `step` is one tick."""
+
+    def __init__(self, ledger: AsyncLedger, settings: CourierSettings) -> None:
+        self._ledger = ledger
+        self._settings = settings
+
+    async def step(self) -> bool:
+        """Do what is due. True: there may be more. Raises LedgerUnavailable."""
+        due: list[tuple[str, str, Call[list[str]]]] = [("expired", "", calls.expire(limit=MOST_AT_ONCE))]
+        for pool in await self._ledger.pools():
+            due.append(("reaped", pool, self._reap(pool)))
+            due.append(("swept", pool, self._sweep(pool)))
+            due.append(("promoted", pool, calls.promote(pool, limit=MOST_AT_ONCE)))
+        more = False
+        # The clock comes first: if it was set back, the others find what is due in spite of that.
+        clock: Call[Any] = calls.clock(clock_ms=time.time_ns() // 1_000_000)
+        set_back_ms, *answers = await self._ledger.run_each([clock, *(call for _, _, call in due)])
+        if isinstance(set_back_ms, DarkroomError):
+            _log.warning("upkeep_failed", step="clock", error=set_back_ms.detail)
+        elif set_back_ms:
+            _log.warning("redis_clock_set_back", ms=set_back_ms)
+        for (done, pool, _), answer in zip(due, answers, strict=True):
+            where = {"pool": pool} if pool else {}  # deadlines are of all pools
+            if isinstance(answer, DarkroomError):
+                _log.warning("upkeep_failed", step=done, error=answer.detail, **where)
+            elif answer:
+                _log.info(done, jobs=answer, **where)
+                more = more or len(answer) >= MOST_AT_ONCE
+        return more
+
+    def _reap(self, pool: str) -> Call[list[str]]:
+        return calls.reap(
+            pool,
+            lease_ms=round(self._settings.lease_s * 1000),
+            gap_ms=round(self._settings.reap_gap_s * 1000),
+            limit=MOST_AT_ONCE,
+        )
+
+    def _sweep(self, pool: str) -> Call[list[str]]:
+        return calls.sweep(pool, age_ms=round(self._settings.sweep_age_s * 1000))

@@ -1,0 +1,121 @@
+"""What Prometheus is told of the functions: `/metrics`, for those who ask the process itself.
+
+Who comes through a proxy is told that there is nothing: figures of all tenants are for whoever runs the system. Each
+proxy on the way says that it was one: Knative's queue-proxy, the ingress before it and our gateway all add
+`X-Forwarded-For`, and nobody who is behind them can take it out. Prometheus asks the pod's own port, past all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+from darkroom.errors import MethodNotAllowed, NotFound
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from darkroom_functions.http import routes
+
+PATH = "/metrics"
+
+FORWARDED = ("x-forwarded-for", "forwarded", "k-proxy-request")
+"""What says that a proxy was in between. The last is Knative's own, of what came by its activator."""
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600)
+"""From a submission to the longest that a stream may live."""
+
+ROUTES_KEPT = 1024
+"""Of requests that came lately: those of submissions are always among them, jobs' own paths come and go."""
+
+NO_ROUTE = "none"
+
+
+class Metrics:
+    """The figures of one process."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each: when it began
+        self._registry = CollectorRegistry()
+        self._seconds = Histogram(
+            "darkroom_http_request_seconds",
+            "Requests, from their first to their last byte of ours, by function, route and status.",
+            ["function", "route", "status"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._open = _Open()
+        self._registry.register(self._open)
+        self._by_labels: dict[tuple[str, str, int], Histogram] = {}
+
+    def of(self, function: str) -> FunctionMetrics:
+        """The figures of one function."""
+        its = FunctionMetrics(function, self)
+        self._open.functions[function] = its
+        return its
+
+    def observe(self, function: str, route: str, status: int, *, seconds: float) -> None:
+        """A request was answered. Every submission comes here: looking a series up takes longer than counting does."""
+        labels = (function, route, status)
+        histogram = self._by_labels.get(labels)
+        if histogram is None:
+            histogram = self._by_labels[labels] = self._seconds.labels(*labels)
+        histogram.observe(seconds)
+
+    async def page(self, request: Request) -> Response:
+        """`GET /metrics`."""
+        if any(name in request.headers for name in FORWARDED):
+            raise NotFound(f"there is nothing at {PATH}")
+        return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+class FunctionMetrics:
+    """The figures of one function; `requests` and `sockets` are open now."""
+
+    def __init__(self, name: str, metrics: Metrics) -> None:
+        self.requests = 0
+        self.sockets = 0
+        self._name = name
+        self._metrics = metrics
+
+    def answered(self, method: str, path: str, status: int, *, seconds: float) -> None:
+        self._metrics.observe(self._name, route_of(method, path), status, seconds=seconds)
+
+
+@lru_cache(ROUTES_KEPT)
+def route_of(method: str, path: str) -> str:
+    """`POST /{model}` and the like: of these there are few, whatever callers ask for."""
+    if path in (routes.SINK, routes.UNDELIVERED_SINK):
+        return f"POST {path}"
+    try:
+        operation = routes.find(method, path, models=()).operation
+    except (NotFound, MethodNotAllowed):
+        return NO_ROUTE
+    return f"{operation.method} {operation.template}"
+
+
+class _Open(Collector):
+    """What is open at the moment when somebody asks."""
+
+    def __init__(self) -> None:
+        self.functions: dict[str, FunctionMetrics] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        yield _gauge(
+            "darkroom_http_requests_open",
+            "Requests that are being answered, those that wait and event streams among them.",
+            {name: its.requests for name, its in self.functions.items()},
+        )
+        yield _gauge(
+            "darkroom_sockets_open", "WebSockets.", {name: its.sockets for name, its in self.functions.items()}
+        )
+
+
+def _gauge(name: str, meaning: str, values: Mapping[str, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, meaning, labels=["function"])
+    for function, value in values.items():
+        family.add_metric([function], value)
+    return family

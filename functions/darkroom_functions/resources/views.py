@@ -1,0 +1,251 @@
+"""Views: a job, a dead letter or an undelivered event as it is shown. `openapi.py` describes them.
+
+Older clients know a job's id as `job_id`, `task_id` or `celery_task_id`, its state as `status`, and its main
+parameters at the top: all of them are here, beside the names that darkroom uses itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from darkroom.catalogue.models import Catalogue
+from darkroom.jobs import Artifact, JobEvent
+from darkroom.ledger.client import JobRecord, LogEntry
+from darkroom.ledger.dead_letters import REDRIVE_OF, DeadLetter
+from darkroom.ledger.undelivered import Undelivered
+from darkroom.links import Links
+from darkroom.times import iso
+from darkroom.updates import artifacts_of
+from darkroom.webhooks.subscriptions import PER_JOB, Delivery, Subscription, WebhookEvent, in_order
+
+from darkroom_functions.resources.redaction import redacted
+
+TOP_PARAMETERS = ("prompt", "width", "height", "seed")
+"""Parameters that also stand at the top of a view, null where the model has none of that name."""
+
+NO_WEBHOOK: Mapping[str, None] = {"webhook": None, "webhook_events_filter": None}
+"""In the view of a job that named none, in place of `Webhook.encode`."""
+
+ENDS_OF_ATTEMPT: Mapping[JobEvent, str] = {
+    JobEvent.RELEASED: "released",
+    JobEvent.RETRIED: "retried",
+    JobEvent.COMPLETED: "completed",
+    JobEvent.FAILED: "failed",
+    JobEvent.CANCELLED: "cancelled",
+}
+"""The entries of a log that end the attempt before them, and its outcome in a view."""
+
+
+def task(job_id: str, status: str) -> dict[str, Any]:
+    """What `GET /tasks/{id}` says: the state in Celery's word, and never the result."""
+    return {"task_id": job_id, "status": status}
+
+
+def job(
+    record: JobRecord, *, head: LogEntry | None, catalogue: Catalogue, links: Links, now_s: float
+) -> dict[str, Any]:
+    """All that the record says; `head` is the newest entry of the log, None where the log is no longer kept."""
+    end = record.end_data or {}
+    artifacts = artifacts_of(end)
+    model = catalogue.models.get(record.model)
+    served = model.served if model else record.model
+    paths = [links.to(artifact.key, now_s=now_s) for artifact in artifacts]
+    return {
+        **dict.fromkeys(("id", "job_id", "task_id", "celery_task_id"), record.id),
+        **dict.fromkeys(("state", "status"), record.state.value),
+        "model": record.model,
+        "model_served": end.get("model_served", served),
+        "job_type": record.fields.get("job_type"),
+        "user_id": record.fields.get("user_id"),
+        **{name: record.input.get(name) for name in TOP_PARAMETERS},
+        "input": record.input,
+        "priority": record.priority,
+        "run_timeout": record.run_timeout,
+        "start_deadline": _time(record.start_deadline),
+        "place": record.place,
+        "progress": record.progress,
+        "step": record.step,
+        "steps": record.steps,
+        "worker": record.worker,
+        "attempt": record.attempt,
+        "attempts_counted": record.counted,
+        "max_attempts": record.max_attempts,
+        "not_before": _time(record.not_before),
+        "created_at": iso(record.created),
+        "started_at": _time(record.started),
+        "ended_at": _time(record.ended),
+        "updated_at": _time(_updated(record, head)),
+        "cancel_requested_at": _time(record.cancel_requested),
+        "output_paths": paths,
+        "artifacts": [_artifact(*pair) for pair in zip(artifacts, paths, strict=True)],
+        "content_id": artifacts[0].sha256 if artifacts else None,
+        "error": end.get("error"),
+        "record": end.get("record"),
+        "traceparent": record.traceparent,
+        "redrive_of": record.fields.get(REDRIVE_OF),
+        **(record.webhook.encode() if record.webhook else NO_WEBHOOK),
+    }
+
+
+def story(
+    record: JobRecord, log: Sequence[LogEntry], *, catalogue: Catalogue, links: Links, now_s: float
+) -> dict[str, Any]:
+    """A single job, with its attempts: `log` is as much of its log as is kept."""
+    view = job(record, head=log[-1] if log else None, catalogue=catalogue, links=links, now_s=now_s)
+    return {**view, "attempts": attempts(log) if log else None}
+
+
+def dead_letter(letter: DeadLetter) -> dict[str, Any]:
+    """A job whose attempts are used up: why it failed, each attempt, and the event that asked for it."""
+    record = letter.record
+    return {
+        "id": record.id,
+        "model": record.model,
+        "user_id": record.fields.get("user_id"),
+        "created_at": iso(record.created),
+        "ended_at": _time(record.ended),
+        "error": (record.end_data or {}).get("error"),
+        "attempts": attempts(letter.log),
+        "event": letter.event,
+    }
+
+
+def undelivered(kept: Undelivered) -> dict[str, Any]:
+    """An event that Knative gave up on, as it failed last. Its secrets are hidden; its data may be left out."""
+    failure = kept.failure
+    return {
+        "id": kept.id,
+        "state": "undelivered" if kept.replayed is None else "replayed",
+        "event": redacted(kept.event.encode_structured()),
+        "bytes": kept.size,
+        "destination": redacted(failure.destination),
+        "code": failure.code,
+        "answer": redacted(failure.answer),
+        "first_failed_at": iso(kept.first),
+        "failed_at": iso(kept.last),
+        "replayed_at": _time(kept.replayed),
+    }
+
+
+def subscription(subscription: Subscription) -> dict[str, Any]:
+    """What its owner said, and what became of it. Its secret is told by itself."""
+    return {
+        "id": subscription.id,
+        "url": subscription.url,
+        "events": [event.value for event in in_order(subscription.events)],
+        "models": list(subscription.models),
+        "state": subscription.state.value,
+        "reason": subscription.reason,
+        "created_at": iso(subscription.created),
+        "changed_at": iso(subscription.changed),
+        "failing_since": _time(subscription.failing_since),
+        "allowed_rate": subscription.allowed_rate,
+    }
+
+
+def delivery(delivery: Delivery) -> dict[str, Any]:
+    """One event on its way to one address, and each try that is still known."""
+    return {
+        "id": delivery.id,
+        "job_id": delivery.job_id,
+        "event": delivery.event.value,
+        "event_id": _event_id(delivery),
+        "sequence": delivery.seq,
+        "subscription": None if delivery.recipient == PER_JOB else delivery.recipient,
+        "url": delivery.url,
+        "state": delivery.state.value,
+        "reason": delivery.reason,
+        "created_at": iso(delivery.created),
+        "ended_at": _time(delivery.ended),
+        "due_at": _time(delivery.due),
+        "tried": delivery.tried,
+        "tries": [
+            {
+                "number": each.number,
+                "at": iso(each.at),
+                "took_ms": each.took_ms,
+                "status": each.status,
+                "error": each.error,
+            }
+            for each in delivery.tries
+        ],
+    }
+
+
+def secret(
+    value: str, *, generation: int | None = None, previous: str | None = None, until: int | None = None
+) -> dict[str, Any]:
+    """What signs. Of a subscription: which of its secrets it is, and what signs beside it until then (ms)."""
+    return {"secret": value, "generation": generation, "previous": previous, "previous_until": _time(until)}
+
+
+def attempts(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
+    """Each execution of the job, in order, as the log tells it."""
+    found: list[dict[str, Any]] = []
+    for entry in log:
+        if entry.event is JobEvent.STARTED:
+            found.append(
+                {
+                    "number": entry.data["attempt"],
+                    "worker": entry.data["worker"],
+                    "started_at": iso(entry.at),
+                    "ended_at": None,
+                    "outcome": "running",
+                    "reason": None,
+                    "message": None,
+                }
+            )
+        elif entry.event in ENDS_OF_ATTEMPT and found and found[-1]["ended_at"] is None:
+            error = entry.data.get("error", {})
+            found[-1] |= {
+                "ended_at": iso(entry.at),
+                "outcome": ENDS_OF_ATTEMPT[entry.event],
+                "reason": error.get("kind", entry.data.get("reason")),
+                "message": error.get("message"),
+            }
+    return found
+
+
+def model_list(catalogue: Catalogue, schemas: Mapping[str, object]) -> dict[str, Any]:
+    """What `GET /api/v1/models` says; `schemas` are those of the models' parameters, by model."""
+    return {
+        "models": [
+            {
+                "name": model.name,
+                "title": model.title,
+                "description": model.description,
+                "served": model.served,
+                "default": model.default,
+                "run_timeout": model.run_timeout_s,
+                "parameters": schemas[model.name],
+            }
+            for model in catalogue
+        ]
+    }
+
+
+def _event_id(delivery: Delivery) -> str:
+    """As `LogEntry.event_id`, and so the `webhook-id` of each post."""
+    is_start = delivery.event is WebhookEvent.STARTED
+    return f"{delivery.job_id}:{delivery.seq if is_start else 'end'}"
+
+
+def _updated(record: JobRecord, head: LogEntry | None) -> int:
+    """When the log was last written: without a log, when the job ended, for the log outlives everything else of it."""
+    return head.at if head else record.ended or record.started or record.created
+
+
+def _artifact(artifact: Artifact, url: str) -> dict[str, Any]:
+    return {
+        "url": url,
+        "sha256": artifact.sha256,
+        "media_type": artifact.media_type,
+        "size": artifact.size,
+        "width": artifact.width,
+        "height": artifact.height,
+    }
+
+
+def _time(ms: int | None) -> str | None:
+    return None if ms is None else iso(ms)

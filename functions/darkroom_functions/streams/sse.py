@@ -1,0 +1,142 @@
+"""Server-sent events: what sockets are told, for clients of plain HTTP and the browsers' EventSource.
+
+`GET …/generation-jobs/{id}/events` follows one job to its end, `GET /api/v1/events` all jobs of the tenant. `data` is
+the message of a socket (`sockets.py`), `event` its type where it has one, and `id` the cursor behind it, so that a
+client that comes again says where it goes on from by itself (`Last-Event-ID`, before `?since=`). To one that has seen
+the end of its job the answer is 204, after which EventSource does not come again.
+
+The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+
+from darkroom.errors import DarkroomError
+from darkroom.logs import logger
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from darkroom_functions.http import routes
+from darkroom_functions.http.probes import patience
+from darkroom_functions.streams import cursors
+from darkroom_functions.streams.inbox import MESSAGE, Inbox, Told
+from darkroom_functions.streams.sockets import CLOSE_PATIENCE_S, Sockets, first_of, since_of
+from darkroom_functions.streams.wait import hang_up
+from darkroom_functions.tenants import tenant_of
+
+MEDIA_TYPE = "text/event-stream"
+
+HEADERS = {
+    "Content-Type": MEDIA_TYPE,
+    # A proxy that compresses would keep messages until its own buffer is full; it must not transform the stream.
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",  # nginx would keep messages until its buffer is full
+}
+
+RETRY = b"retry: 1000\n"
+"""The milliseconds that an EventSource waits before it connects again. No empty line follows: some clients would take
+the block for an event without data."""
+
+HEARTBEAT_S = 15.0
+"""The longest silence: proxies cut a connection after 60 s or so without a byte."""
+
+HEARTBEAT = b":\n"
+"""A comment. No empty line follows, for the same reason."""
+
+# Line terminators of Unicode, at which some clients split lines; the format itself has CR and LF alone.
+_LINE_TERMINATORS = str.maketrans({character: f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"})
+
+_log = logger(__name__)
+
+
+async def follow_job(request: Request) -> Response:
+    """`GET /api/v1/generation-jobs/{id}/events`."""
+    job_id = routes.checked_id(request.path_params["id"])
+    text = _cursor_of(request)
+    since = {} if text is None else {job_id: cursors.of_job(text, job_id)}
+    sockets: Sockets = request.app.state.sockets
+    return await _opened(request, sockets.live.follow([job_id], tenant=tenant_of(request), since=since))
+
+
+async def follow_tenant(request: Request) -> Response:
+    """`GET /api/v1/events`."""
+    text = _cursor_of(request)
+    since = None if text is None else cursors.of_news(text)
+    sockets: Sockets = request.app.state.sockets
+    return await _opened(request, sockets.news.follow(tenant=tenant_of(request), since=since))
+
+
+ROUTES: list[BaseRoute] = [
+    Route(f"{routes.JOBS}{{id}}/events", follow_job, methods=["GET"]),
+    Route(routes.NEWS, follow_tenant, methods=["GET"]),
+]
+
+
+def _cursor_of(request: Request) -> str | None:
+    """An EventSource comes again with the query that it began with: what it has seen since counts before that."""
+    return request.headers.get("last-event-id") or since_of(request)
+
+
+async def _opened(request: Request, following: AbstractAsyncContextManager[Inbox]) -> Response:
+    """The answer that tells what is followed. Raises what the following refuses, before anything is answered."""
+    async with AsyncExitStack() as stack:
+        async with patience():
+            inbox = await stack.enter_async_context(following)
+        if inbox.ended:
+            return Response(status_code=204)
+        if request.method == "HEAD":
+            return Response(headers=HEADERS)
+        return EventStream(request, inbox, stack.pop_all())
+
+
+class EventStream(Response):
+    """The answer that goes on until the last end, the end of the connection's life or of the process."""
+
+    def __init__(self, request: Request, inbox: Inbox, stack: AsyncExitStack) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._path = request.url.path
+        self._sockets: Sockets = request.app.state.sockets
+        self._closing: asyncio.Event = request.app.state.closing
+        self._inbox = inbox
+        self._stack = stack
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        end_of_life = self._sockets.end_in_time(self._inbox)
+        try:
+            async with self._stack:
+                await first_of(self._speak(send), hang_up(receive), self._inbox.failure(), self._closing.wait())
+        except DarkroomError as error:
+            _log.info("stream_cut", path=self._path, problem=error.slug, detail=error.detail)
+        finally:
+            end_of_life.cancel()
+        with suppress(TimeoutError):  # a client that does not read is left to the server
+            async with asyncio.timeout(CLOSE_PATIENCE_S):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _speak(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send(_part(RETRY))
+        while not self._inbox.ended:
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    told = await self._inbox.take()
+            except TimeoutError:
+                await send(_part(HEARTBEAT))
+            else:
+                await send(_part(encoded(told)))
+
+
+def encoded(told: Told) -> bytes:
+    """A message as an event of the stream. Its text is JSON, in one line."""
+    id_line = "" if told.cursor is None else f"id: {told.cursor}\n"
+    event_line = "" if told.kind == MESSAGE else f"event: {told.kind}\n"
+    return f"{id_line}{event_line}data: {told.text.translate(_LINE_TERMINATORS)}\n\n".encode()
+
+
+def _part(body: bytes) -> dict[str, object]:
+    return {"type": "http.response.body", "body": body, "more_body": True}

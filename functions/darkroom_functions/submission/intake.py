@@ -1,0 +1,92 @@
+"""The intake: where checked submissions go into the ledger, and what a caller is told of one that was taken.
+
+`submit` hands in what callers ask for, `jobs` the dead letters that are redriven. Submissions that arrive together
+share a round trip.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from darkroom import logs, traces
+from darkroom.errors import DarkroomError
+from darkroom.jobs import new_job_id
+from darkroom.ledger.batching import GroupCommit
+from darkroom.ledger.calls import Accepted, Submission, accept
+from darkroom.ledger.client import AsyncLedger
+
+from darkroom_functions.http import routes
+from darkroom_functions.http.probes import LEDGER_PATIENCE_S, patience
+from darkroom_functions.settings import IntakeSettings
+from darkroom_functions.submission.reading import REPEATED, SEED_BITS, Fresh
+
+MEMORY_READING_S = 1.0
+"""How old a reading of Redis' memory may be: it grows by megabytes a second at most, and 20 % are kept free."""
+
+_log = logs.logger(__name__)
+
+
+class Intake:
+    """The way into one ledger, within the limits of the settings."""
+
+    def __init__(self, ledger: AsyncLedger, settings: IntakeSettings) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._commits: GroupCommit[Accepted | DarkroomError] = GroupCommit(ledger, patience_s=LEDGER_PATIENCE_S)
+        self._memory_high = False
+        self._memory_due = 0.0
+
+    async def take(self, job: Submission, *, memory_high: bool) -> Accepted:
+        """Accept one job, after all that were handed in before. Raises what the ledger refuses it for."""
+        call = accept(
+            job,
+            backlog_limit=self._settings.backlog_limit,
+            backlog_bytes=self._settings.backlog_bytes,
+            memory_high=memory_high,
+        )
+        accepted = await self._commits.run(call)
+        if isinstance(accepted, DarkroomError):
+            raise accepted
+        _log.info(
+            "accepted",
+            job=accepted.job_id,
+            tenant=job.tenant,
+            model=job.model,
+            pool=job.pool,
+            repeated=accepted.repeated,
+            redrive_of=job.redrive_of,
+            **traces.in_logs(job.traceparent),
+        )
+        return accepted
+
+    async def is_memory_high(self) -> bool:
+        """The last reading; the first request after MEMORY_READING_S takes a new one, and no other waits for it."""
+        now = time.monotonic()
+        if now >= self._memory_due:
+            self._memory_due = now + MEMORY_READING_S
+            try:
+                async with patience():
+                    self._memory_high = (await self._ledger.memory()).high
+            except BaseException:
+                self._memory_due = 0.0  # without a reading the next request must take one
+                raise
+        return self._memory_high
+
+
+def fresh() -> Fresh:
+    """What is new with this request."""
+    return Fresh(
+        job_id=new_job_id(time.time_ns() // 1_000_000),
+        seed=secrets.randbits(SEED_BITS),
+        traceparent=traces.new_traceparent(secrets.token_bytes(traces.RANDOM_BYTES)),
+    )
+
+
+def slip_status(accepted: Accepted) -> int:
+    return 200 if accepted.repeated else 202
+
+
+def slip_headers(accepted: Accepted) -> dict[str, str]:
+    headers = {"Location": routes.JOBS + accepted.job_id}
+    return headers | {REPEATED: "true"} if accepted.repeated else headers

@@ -1,0 +1,34 @@
+"""Receivers of webhooks, as callers name them: where events go, and which. A job's request and a subscription say both.
+
+A reader raises ValueError with the reason, worded to follow the field's name. What an address must be is the guard's to
+say (`darkroom/guard.py`); it looks at what the name stands for each time that something is posted.
+"""
+
+from __future__ import annotations
+
+from darkroom.errors import InvalidInput
+from darkroom.webhooks import guard
+from darkroom.webhooks.guard import Allow
+from darkroom.webhooks.subscriptions import WebhookEvent
+
+_EVENTS = {event.value: event for event in WebhookEvent}
+
+
+def read_url(value: object, *, allow: Allow) -> str:
+    """An address to which events may be posted."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a string with an address in it")
+    try:
+        guard.check_url(value, allow)
+    except InvalidInput as error:
+        raise ValueError(error.fields[0].detail) from None
+    return value
+
+
+def read_events(value: object) -> frozenset[WebhookEvent]:
+    """The events to be told of, at least one."""
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) and name in _EVENTS for name in value):
+        raise ValueError(f"must be a list of at least one of {', '.join(_EVENTS)}")
+    if len(set(value)) < len(value):
+        raise ValueError("must name each event once")
+    return frozenset(_EVENTS[name] for name in value)

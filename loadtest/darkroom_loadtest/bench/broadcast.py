@@ -1,0 +1,438 @@
+"""How fast one result process tells many, how soon, and what a socket costs.
+
+Sockets by the thousand follow one job that all of them watch, or a job each. What happens to a job comes from the
+ledger's own scripts, over Redis, as in production; the baselines are told by Redis too. The measured process has a core
+of its own; Redis, the crowd (`crowd.py`) and this program share what is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from darkroom import updates
+from darkroom.errors import DarkroomError
+from darkroom.jobs import JobEvent, State, new_job_id
+from darkroom.ledger import calls as transitions
+from darkroom.ledger.calls import Call, Submission
+from darkroom.ledger.client import AsyncLedger, LogEntry, connect_async
+from darkroom.links import Links
+from pydantic import SecretStr
+
+from darkroom_loadtest.bench.figures import Figure, Goal, percentile, report
+from darkroom_loadtest.bench.rig import (
+    NAMESPACE,
+    REPOSITORY,
+    ROOTS,
+    BenchmarkFailed,
+    Cores,
+    Rig,
+    Server,
+    on_cores,
+    processor_s,
+    run_benchmark,
+)
+from darkroom_loadtest.load.caller import Caller
+from darkroom_loadtest.load.crowd import Report, allow_sockets
+
+BENCH = "broadcast"
+
+POOL = "instant"
+TENANT = "default"
+TOKEN = "bench"
+STEPS = 1_000_000
+"""More than any job here takes: its progress stays below a hundred."""
+
+LEASE_MS = 3_600_000
+"""No job lapses while it is measured."""
+
+ONE_BY_ONE, ONE_BY_ONE_LARGE = 40, 10
+"""Events of one run that come one after another, the next when all have the last."""
+
+BURST, BURST_TO_EACH = 100, 10
+"""Events of one run that come at once: fewer than may wait for a socket, so that nobody is cut off. With a job each: so
+many for each job."""
+
+LATE = 100
+"""Sockets of one run that are opened when their job has ended."""
+
+WARM_UP = 50
+"""Sockets before those whose memory counts: code is loaded, buffers are there."""
+
+SETTLE_S = 0.5
+"""Before the memory of idle sockets is read, and before a burst."""
+
+LIMIT_S = 60.0
+"""How long anything may take that takes seconds."""
+
+AT_ONCE = 500
+"""Calls of the ledger, or messages of a baseline, in one round trip."""
+
+ROOM_PER_SOCKET = 256 * 1024
+"""Memory that must be free for each socket of the large run, in bytes, both ends and the kernel counted."""
+
+
+Publish = Callable[[int], None]
+"""Lets so many events happen, to the one job that all watch or to each of several."""
+
+
+@dataclass(frozen=True)
+class Audience:
+    """Sockets of one side: their paths, how many messages each is told at first, and what they wait for."""
+
+    paths: Sequence[str]
+    snapshots: int
+    publish: Publish
+
+
+@dataclass
+class Side:
+    """One of those that are measured, and what was seen of it, run by run: messages for a second of its processor time,
+    ms, KiB, shares.
+    """
+
+    name: str
+    server: Server
+    per_s: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+    burst_per_s: list[float] = field(default_factory=list)
+    each_per_s: list[float] = field(default_factory=list)
+    large_per_s: list[float] = field(default_factory=list)
+    large_p99_ms: list[float] = field(default_factory=list)
+    late_p99_ms: list[float] = field(default_factory=list)
+    kib: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+
+
+class Crowd:
+    """The process of the crowd. A context manager; `open` and what it gives are one at a time."""
+
+    def __init__(self) -> None:
+        paths = os.pathsep.join(str(REPOSITORY / root) for root in ROOTS)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "darkroom_loadtest.load.crowd"],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.PIPE,  # when it closes, the crowd ends
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this program, which ends the crowd
+        )
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    @contextmanager
+    def watching(self, server: Server, audience: Audience, *, times: bool = False) -> Iterator[Watch]:
+        """The sockets of an audience; `times`: what they get is noted with when it comes."""
+        self.say({"open": server.port, "paths": list(audience.paths), "times": times})
+        self.answer()
+        watch = Watch(self, len(audience.paths), 0)
+        watch.expect(audience.snapshots)
+        watch.arrived()
+        time.sleep(SETTLE_S)
+        yield watch
+        self.say({"close": True})
+        self.answer()
+
+    def say(self, command: Mapping[str, object]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> Report:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchmarkFailed("the crowd failed")
+        return Report(**json.loads(line))
+
+
+@dataclass
+class Watch:
+    """The sockets that are open, and how many messages each has had."""
+
+    crowd: Crowd
+    sockets: int
+    had: int
+
+    def expect(self, messages: int) -> None:
+        """From now on each socket is to get so many more."""
+        self.had += messages
+        self.crowd.say({"until": self.had, "limit_s": LIMIT_S})
+
+    def arrived(self) -> Report:
+        """Once they all have what is expected."""
+        seen = self.crowd.answer()
+        if seen.lost or seen.sockets != self.sockets:
+            raise BenchmarkFailed(f"of {self.sockets} sockets {seen.lost} were closed, {seen.sockets} are left")
+        if seen.late:
+            raise BenchmarkFailed(f"{seen.late} sockets were not told everything within {LIMIT_S} s")
+        return seen
+
+
+class Jobs:
+    """Our jobs: made and driven by hand, in place of submit and a worker."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._op = 0
+
+    def running(self, count: int) -> list[str]:
+        """So many jobs that run."""
+        job_ids = [new_job_id(time.time_ns() // 1_000_000) for _ in range(count)]
+        self._run([transitions.accept(_submission(job_id), backlog_limit=10_000_000) for job_id in job_ids])
+        self._run([transitions.claim(job_id, token=TOKEN, worker=BENCH, lease_ms=LEASE_MS) for job_id in job_ids])
+        return job_ids
+
+    def ended(self, count: int) -> list[str]:
+        """So many jobs that are completed."""
+        job_ids = self.running(count)
+        data: dict[str, Any] = {"artifacts": []}
+        self._run([transitions.finish(job_id, token=TOKEN, outcome=State.COMPLETED, data=data) for job_id in job_ids])
+        return job_ids
+
+    def audience(self, job_ids: Sequence[str], sockets: int) -> Audience:
+        """That many sockets, spread over the jobs; an event is a step of each job."""
+
+        def step(events: int) -> None:
+            calls = []
+            for _ in range(events):
+                self._op += 1
+                calls += [
+                    transitions.progress(job_id, token=TOKEN, op=self._op, step=self._op, steps=STEPS, tell=True)
+                    for job_id in job_ids
+                ]
+            if len(calls) == 1:
+                self._rig.ledger.run(calls[0])
+            else:
+                self._run(calls)
+
+        paths = [f"/ws/jobs/{job_ids[number % len(job_ids)]}" for number in range(sockets)]
+        return Audience(paths, snapshots=1, publish=step)
+
+    def _run(self, calls: Sequence[Call[Any]]) -> None:
+        asyncio.run(self._run_each(calls))
+
+    async def _run_each(self, calls: Sequence[Call[Any]]) -> None:
+        async with connect_async(self._rig.redis_url) as client:
+            ledger = AsyncLedger(client, NAMESPACE)
+            for first in range(0, len(calls), AT_ONCE):
+                for answer in await ledger.run_each(calls[first : first + AT_ONCE]):
+                    if isinstance(answer, DarkroomError):
+                        raise BenchmarkFailed(f"the ledger refused: {answer.detail}")
+
+
+def _submission(job_id: str) -> Submission:
+    return Submission(
+        job_id=job_id,
+        tenant=TENANT,
+        model=POOL,
+        pool=POOL,
+        input={"prompt": "a lighthouse at dusk"},
+        fields={},
+        run_timeout=LEASE_MS / 1000,
+    )
+
+
+def _channels(rig: Rig, names: Sequence[str], sockets: int) -> Audience:
+    """That many sockets of a baseline, spread over Redis channels; an event is a message on each channel."""
+    entry = LogEntry(new_job_id(0), 42, JobEvent.PROGRESSED, State.RUNNING, 0, {"progress": 42})
+    text = json.dumps(updates.message(entry, Links("", SecretStr(""), 0), now_s=0))
+
+    def publish(events: int) -> None:
+        for _ in range(events):
+            for first in range(0, len(names), AT_ONCE):
+                pipeline = rig.redis.pipeline(transaction=False)
+                for name in names[first : first + AT_ONCE]:
+                    pipeline.publish(name, text)
+                pipeline.execute()
+
+    return Audience([f"/{names[number % len(names)]}" for number in range(sockets)], snapshots=0, publish=publish)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bench-broadcast", description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="of each side (default 5)")
+    parser.add_argument("--subscribers", type=int, default=1000, help="sockets (default 1000)")
+    parser.add_argument("--large", type=int, default=5000, help="sockets of one more run; 0: none (default 5000)")
+    options = parser.parse_args(arguments)
+    cores = Cores.of_this_machine()
+    with on_cores(cores.others):
+        return run_benchmark(
+            lambda rig: measure(rig, cores, runs=options.runs, subscribers=options.subscribers, large=options.large)
+        )
+
+
+def measure(rig: Rig, cores: Cores, *, runs: int, subscribers: int, large: int) -> None:
+    """Everything, and the report of it."""
+    began = time.monotonic()
+    notes: list[str] = []
+    if not allow_sockets(subscribers):
+        raise BenchmarkFailed(f"this machine allows no {subscribers} open sockets (`ulimit -Hn`)")
+    if large and not (allow_sockets(large) and _free_memory() > large * ROOM_PER_SOCKET):
+        notes.append(f"without the run of {large} sockets: too few files or too little memory")
+        large = 0
+    rig.ledger.run(transitions.announce(POOL, models=[POOL]))
+    with on_cores(cores.measured):
+        ours = Side("darkroom", rig.serve("result", "darkroom_functions.serve", "result"))
+        starlette = Side("starlette", rig.serve("starlette", "baselines.starlette_fanout"))
+        bare = Side("websockets", rig.serve("websockets", "baselines.websockets_broadcast"))
+    jobs = Jobs(rig)
+    one, many = jobs.running(1), jobs.running(subscribers)
+    names = [f"one-{number}" for number in range(subscribers)]
+    to_each = {ours.name: jobs.audience(many, subscribers), starlette.name: _channels(rig, names, subscribers)}
+    with Crowd() as people:
+        for run in range(1, runs + 1):
+            for side in (ours, starlette, bare):
+                to_all = jobs.audience(one, subscribers) if side is ours else _channels(rig, ["all"], subscribers)
+                _one_by_one(people, side, to_all)
+                side.burst_per_s.append(_burst(people, side, to_all, BURST))
+                if side.name in to_each:
+                    side.each_per_s.append(_burst(people, side, to_each[side.name], BURST_TO_EACH))
+                    side.kib.append(_socket_kib(rig, cores, people, side, to_each[side.name]))
+                print(
+                    f"run {run}: {side.name:10} {side.per_s[-1]:6.0f}/s one by one, 99 % within {side.p99_ms[-1]:.0f} "
+                    f"ms; {side.burst_per_s[-1]:6.0f}/s at once",
+                    flush=True,
+                )
+            ours.late_p99_ms.append(_late_p99_ms(people, ours, jobs, jobs.audience(one, subscribers)))
+        if large:
+            _one_by_one_large(people, ours, jobs.audience(one, large))
+            _one_by_one_large(people, starlette, _channels(rig, ["all"], large))
+    notes += [_shares(side) for side in (ours, starlette, bare)]
+    notes.append(f"{time.monotonic() - began:.0f} s in all")
+    report(BENCH, _figures(ours, starlette, bare, large), redis=rig.redis_version, notes=notes)
+
+
+def _figures(ours: Side, starlette: Side, bare: Side, large: int) -> list[Figure]:
+    figures = [
+        Figure.ratio("broadcast_vs_starlette", ours=ours.per_s, baseline=starlette.per_s, goal=Goal(least=0.8)),
+        Figure.ratio("broadcast_vs_websockets", ours=ours.per_s, baseline=bare.per_s),
+        Figure(name="broadcast_p99_ms", unit="ms", runs=ours.p99_ms),
+        Figure(name="starlette_p99_ms", unit="ms", runs=starlette.p99_ms),
+        Figure.ratio("burst_vs_starlette", ours=ours.burst_per_s, baseline=starlette.burst_per_s),
+        Figure.ratio("each_vs_starlette", ours=ours.each_per_s, baseline=starlette.each_per_s),
+        Figure(name="late_subscriber_p99_ms", unit="ms", runs=ours.late_p99_ms, goal=Goal(most=100)),
+        Figure(name="socket_kib", unit="KiB", runs=ours.kib, goal=Goal(most=40)),
+        Figure(name="starlette_socket_kib", unit="KiB", runs=starlette.kib),
+    ]
+    if large:
+        figures += [
+            Figure.ratio(f"broadcast_vs_starlette_at_{large}", ours=ours.large_per_s, baseline=starlette.large_per_s),
+            Figure(name=f"broadcast_p99_ms_at_{large}", unit="ms", runs=ours.large_p99_ms),
+        ]
+    return figures
+
+
+def _one_by_one(people: Crowd, side: Side, audience: Audience) -> None:
+    """How fast, and how soon, all are told of an event when nothing else happens."""
+    per_s, p99_ms = _told(people, side, audience, ONE_BY_ONE)
+    side.per_s.append(per_s)
+    side.p99_ms.append(p99_ms)
+
+
+def _one_by_one_large(people: Crowd, side: Side, audience: Audience) -> None:
+    per_s, p99_ms = _told(people, side, audience, ONE_BY_ONE_LARGE)
+    side.large_per_s.append(per_s)
+    side.large_p99_ms.append(p99_ms)
+
+
+def _told(people: Crowd, side: Side, audience: Audience, events: int) -> tuple[float, float]:
+    """Messages a second, and the ms from before an event happens until 99 % of the sockets have it."""
+    seconds, times_ms = 0.0, []
+    with people.watching(side.server, audience, times=True) as watch:
+        used = _running_s(side.server)
+        for _ in range(events):
+            watch.expect(1)
+            began = time.perf_counter()
+            audience.publish(1)
+            seen = watch.arrived()
+            seconds += seen.ended - began
+            times_ms += [1000 * (at - began) for at in seen.arrived[0]]
+        used = _running_s(side.server) - used
+    side.busy.append(used / seconds)
+    return len(audience.paths) * events / used, percentile(times_ms, 99)
+
+
+def _burst(people: Crowd, side: Side, audience: Audience, events: int) -> float:
+    """Messages a second that reach the sockets when so many events come at once."""
+    with people.watching(side.server, audience) as watch:
+        watch.expect(events)
+        used = _running_s(side.server)
+        audience.publish(events)
+        watch.arrived()
+        return len(audience.paths) * events / (_running_s(side.server) - used)
+
+
+def _running_s(server: Server) -> float:
+    """Seconds that the process had a core, to the nanosecond where Linux counts so: a rate by these is the process's
+    own, whatever else the machine does meanwhile.
+    """
+    pid = server.process.pid
+    ns = sum(int(thread.read_text().split()[0]) for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return ns / 1e9 if ns else processor_s(pid)
+
+
+def _late_p99_ms(people: Crowd, side: Side, jobs: Jobs, audience: Audience) -> float:
+    """From before a socket is opened until it has the end of its job, which has ended; others are open and idle."""
+    times = []
+    with people.watching(side.server, audience), Caller(side.server.port) as caller:
+        for job_id in jobs.ended(LATE):
+            began = time.perf_counter()
+            told = caller.await_end(job_id)
+            times.append(1000 * (told.at - began))
+    return percentile(times, 99)
+
+
+def _socket_kib(rig: Rig, cores: Cores, people: Crowd, side: Side, audience: Audience) -> float:
+    """What a socket that waits adds to the memory of a fresh process, in KiB."""
+    module, *more = side.server.process.program.command[2:]
+    with on_cores(cores.measured):
+        server = rig.serve(f"{side.name}-memory", module, *more)
+    try:
+        with people.watching(server, replace(audience, paths=audience.paths[:WARM_UP])):
+            pass
+        before = _resident_kib(server.process.pid)
+        with people.watching(server, audience):
+            return (_resident_kib(server.process.pid) - before) / len(audience.paths)
+    finally:
+        rig.stop(server.process)
+
+
+def _resident_kib(pid: int) -> int:
+    return int(_field(Path(f"/proc/{pid}/status"), "VmRSS"))
+
+
+def _free_memory() -> int:
+    """In bytes."""
+    return 1024 * int(_field(Path("/proc/meminfo"), "MemAvailable"))
+
+
+def _field(path: Path, name: str) -> str:
+    """The number in the line of that name."""
+    (line,) = (line for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
+    return line.split()[1]
+
+
+def _shares(side: Side) -> str:
+    """Who was busy: a rate is by the processor time of the process, whose core also waits between two events."""
+    return f"{side.name:10} had its core for {median(side.busy):4.0%} of the time between an event and its last socket"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

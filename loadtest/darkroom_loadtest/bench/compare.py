@@ -1,0 +1,149 @@
+"""What moved between two states of darkroom, beyond the noise: `make bench-compare A=.bench/before B=.bench/after`.
+
+A and B are folders with the files of benchmarks, directly or one folder down (`make bench ARGS="--repeat 3 --into A"`).
+Of each figure all runs on one side are held against all on the other. The shift is the median of the differences
+between any of B and any of A (Hodges and Lehmann). Its interval is that of Mann and Whitney's test, exact and without
+an assumption about how runs are spread; a figure moved where the interval does not hold zero. With 99 % and some fifty
+figures, one in three comparisons of the same with the same shows a move; fewer than five runs a side can show none.
+
+Runs of one start of a process have more in common than runs of two: repeat the whole benchmark, not only its runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+from darkroom_loadtest.bench.figures import Figure, Findings, align, read
+from darkroom_loadtest.bench.run import BENCHES
+
+LEVEL = 0.99
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far B is from A: the estimate, and the interval that holds it; None where there are too few runs for one."""
+
+    estimate: float
+    interval: tuple[float, float] | None
+
+    @property
+    def is_move(self) -> bool:
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bench-compare", description=__doc__)
+    parser.add_argument("before", type=Path, metavar="A")
+    parser.add_argument("after", type=Path, metavar="B")
+    options = parser.parse_args(arguments)
+    sides = [gather(folder) for folder in (options.before, options.after)]
+    for folder, side in zip((options.before, options.after), sides, strict=True):
+        if not side:
+            sys.stderr.write(f"{folder} has no files of benchmarks\n")
+            return 1
+    print(report(*sides))
+    return 0
+
+
+def gather(folder: Path) -> list[Findings]:
+    """All files of benchmarks in the folder, and a level deep: others write there too."""
+    paths = [*folder.glob("*.json"), *folder.glob("*/*.json")]
+    written = {f"{name}.json" for name in (*BENCHES, "chaos")}
+    return [read(path) for path in sorted(paths) if path.name in written]
+
+
+def report(before: Sequence[Findings], after: Sequence[Findings]) -> str:
+    """A line for each figure that both have, those that moved first."""
+    lines = []
+    machines = [sorted({findings.machine for findings in side}) for side in (before, after)]
+    if machines[0] != machines[1]:
+        lines += ["NOT THE SAME MACHINE:", f"  A: {'; '.join(machines[0])}", f"  B: {'; '.join(machines[1])}", ""]
+    ours, theirs = _figures(after), _figures(before)
+    rows = [_row(theirs[name], ours[name]) for name in ours if name in theirs]
+    rows.sort(key=lambda row: row[-1] in {"", TOO_FEW})
+    headings = ("figure", "A", "B", "shift", f"{LEVEL:.0%} interval", "")
+    lines.append(align([headings, *rows]))
+    lines += [f"only in {side}: {name}" for side, name in _alone(theirs, ours)]
+    return "\n".join(lines)
+
+
+def shift(before: Sequence[float], after: Sequence[float], *, level: float = LEVEL) -> Shift:
+    """By how much `after` is above `before`, in their unit."""
+    differences = sorted(late - early for early in before for late in after)
+    cut = _cut(len(before), len(after), level)
+    interval = None if cut is None else (differences[cut], differences[-1 - cut])
+    return Shift(median(differences), interval)
+
+
+TOO_FEW = "too few runs"
+
+
+def _row(before: Figure, after: Figure) -> tuple[str, ...]:
+    moved = shift(before.runs, after.runs)
+    unit = "" if after.unit == "ratio" else f" {after.unit}"
+    values = [f"{value:.4g}{unit}" for value in (before.value, after.value)]
+    interval = "" if moved.interval is None else " … ".join(_relative(edge, before.value) for edge in moved.interval)
+    verdict = TOO_FEW if moved.interval is None else _verdict(moved, after) if moved.is_move else ""
+    return (after.name, *values, _relative(moved.estimate, before.value), interval, verdict)
+
+
+def _verdict(moved: Shift, figure: Figure) -> str:
+    if figure.goal is None:
+        return "moved"
+    return "better" if (moved.estimate > 0) == (figure.goal.least is not None) else "WORSE"
+
+
+def _relative(difference: float, to: float) -> str:
+    """In per cent where there is something to be per cent of."""
+    return f"{difference / abs(to):+.1%}" if to else f"{difference:+.3g}"
+
+
+def _figures(side: Sequence[Findings]) -> dict[str, Figure]:
+    """By name, with the runs of all files together."""
+    found: dict[str, Figure] = {}
+    for findings in side:
+        for figure in findings.figures:
+            runs = [*found[figure.name].runs, *figure.runs] if figure.name in found else figure.runs
+            found[figure.name] = Figure(name=figure.name, unit=figure.unit, runs=runs, goal=figure.goal)
+    return found
+
+
+def _alone(before: Mapping[str, Figure], after: Mapping[str, Figure]) -> list[tuple[str, str]]:
+    return [("A", name) for name in before.keys() - after.keys()] + [
+        ("B", name) for name in after.keys() - before.keys()
+    ]
+
+
+def _cut(few: int, many: int, level: float) -> int | None:
+    """How many differences at either end the interval leaves out; None where not even all of them reach the level.
+
+    Mann and Whitney's U counts the differences below the true shift; it is below `k` as often as `k` differences are
+    cut off at one end for wrong.
+    """
+    total = math.comb(few + many, few)
+    cut, below = -1, 0
+    while below + _ways(few, many, cut + 1) <= (1 - level) / 2 * total:
+        cut += 1
+        below += _ways(few, many, cut)
+    return cut if cut >= 0 else None
+
+
+@cache
+def _ways(few: int, many: int, u: int) -> int:
+    """In how many orders of so many values of two kinds exactly `u` pairs stand the wrong way round."""
+    if u < 0 or u > few * many:
+        return 0
+    if few == 0 or many == 0:
+        return 1
+    return _ways(few - 1, many, u - many) + _ways(few, many - 1, u)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

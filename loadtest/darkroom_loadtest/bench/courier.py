@@ -1,0 +1,195 @@
+"""How many webhooks one courier delivers, and what one receiver that hangs does to all others.
+
+Jobs are driven through the ledger by hand, each with a webhook of its own, so that the courier is measured and nothing
+else: it has a processor core to itself, as far as there are two. When their ends are *applied*, as the result function
+does, the deliveries are stored. Throughput: what was stored while the courier stood still, to twenty receivers. Delays:
+at a steady rate, from just before `applied` to the whole post at the receiver; once with twenty receivers that answer,
+once with one of them hanging.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from darkroom.jobs import State, new_job_id
+from darkroom.ledger import calls
+from darkroom.ledger.calls import Accepted, Submission
+from darkroom.webhooks.subscriptions import Webhook
+from darkroom_cli.local import redis_server
+from darkroom_cli.local.processes import Process
+
+from darkroom_loadtest.bench.figures import Figure, Goal, percentile, report
+from darkroom_loadtest.bench.rig import BenchmarkFailed, Cores, Rig, on_cores, run_benchmark, signal_group
+
+BENCH = "courier"
+
+POOL = "bench"
+RECEIVERS = 20
+
+RATE = 100
+"""Deliveries a second while delays are measured: far from what a courier can do, so that nothing queues but behind a
+receiver that hangs.
+"""
+
+HANG_TIMEOUT_S = 5.0
+"""The courier's patience with a receiver. Short, so that what hangs times out within each run, again and again."""
+
+SLICES = 2
+"""Of a run, with and without the receiver that hangs in turn: then what else the machine does meets both."""
+
+END_SEQ = 3
+"""The end's place in a job's log: accepted, started, completed."""
+
+LIMIT_S = 120.0
+"""For all deliveries of a run."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bench-courier", description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, help="of each kind (default 3)")
+    parser.add_argument("--deliveries", type=int, default=2000, help="in one run (default 2000)")
+    options = parser.parse_args(arguments)
+    return run_benchmark(lambda rig: measure(rig, runs=options.runs, deliveries=options.deliveries))
+
+
+def measure(rig: Rig, *, runs: int, deliveries: int) -> None:
+    """Everything, and the report of it."""
+    began = time.monotonic()
+    cores = Cores.of_this_machine()
+    ports = [redis_server.free_port() for _ in range(RECEIVERS + 1)]
+    with on_cores(cores.others):
+        receivers = rig.start("receivers", "darkroom_loadtest.load.receivers", *map(str, ports))
+        bench = Bench(rig, receivers)
+        *good, last = [f"http://127.0.0.1:{port}/" for port in ports]
+        hanging = f"{last}hang"
+        with on_cores(cores.measured):
+            courier = rig.start(
+                "courier",
+                "darkroom_courier",
+                own={
+                    "K_SINK": good[0],
+                    "DARKROOM_WEBHOOK_ALLOW": "127.0.0.1",
+                    "DARKROOM_DELIVERY_RATE": "6000000",  # what the courier can do, not what it may
+                    "DARKROOM_DELIVERY_TIMEOUT_S": str(HANG_TIMEOUT_S),
+                },
+            )
+        bench.courier = courier
+        bench.delays(good, deliveries=10 * RECEIVERS)  # connections are opened, receivers asked for their consent
+        per_s, alone, beside = [], [], []
+        others = good[:-1]
+        for run in range(1, runs + 1):
+            per_s.append(bench.throughput(good, deliveries=deliveries))
+            without, with_it = [], []
+            for _ in range(SLICES):
+                without += bench.delays(good, deliveries=deliveries // SLICES, counted=others)
+                with_it += bench.delays([*others, hanging], deliveries=deliveries // SLICES, counted=others)
+            alone.append(percentile(without, 99))
+            beside.append(percentile(with_it, 99))
+            print(
+                f"run {run}: {per_s[-1]:.0f} deliveries a second; 99 %: {alone[-1]:.1f} ms, {beside[-1]:.1f} ms beside "
+                "one that hangs",
+                flush=True,
+            )
+    shift = [100 * (more / less - 1) for more, less in zip(beside, alone, strict=True)]
+    figures = [
+        Figure(name="courier_deliveries_per_s", unit="/s", runs=per_s),
+        Figure(name="courier_p99_ms", unit="ms", runs=alone),
+        Figure(name="courier_p99_shift_percent", unit="%", runs=shift, goal=Goal(most=10)),
+    ]
+    notes = [
+        f"courier_p99_ms: from applied to posted, at {RATE} deliveries a second to {RECEIVERS} receivers.",
+        f"courier_p99_shift_percent: by how much that is more for {RECEIVERS - 1} of them while the last one hangs.",
+        f"{time.monotonic() - began:.0f} s in all",
+    ]
+    report(BENCH, figures, redis=rig.redis_version, notes=notes)
+
+
+class Bench:
+    """Makes the jobs, has their ends told, and reads when they were."""
+
+    def __init__(self, rig: Rig, receivers: Process) -> None:
+        self._rig = rig
+        self._log: Path = receivers.program.log
+        self.courier = receivers
+        rig.ledger.run(calls.announce(POOL, models=[POOL]))
+
+    def throughput(self, urls: Sequence[str], *, deliveries: int) -> float:
+        """Deliveries a second, from the first post to the last, of what is due at once."""
+        signal_group(self.courier, signal.SIGSTOP)
+        ids = [self._running(urls[number % len(urls)]) for number in range(deliveries)]
+        for job_id in ids:
+            self._end(job_id)
+        signal_group(self.courier, signal.SIGCONT)
+        told = sorted(self._await(ids).values())
+        return 1000 * (len(told) - 1) / (told[-1] - told[0])
+
+    def delays(self, urls: Sequence[str], *, deliveries: int, counted: Sequence[str] | None = None) -> list[float]:
+        """What the deliveries to the receivers that count took, in ms, at a steady rate."""
+        counted = counted or urls
+        jobs = [(self._running(url), url) for url in (urls[number % len(urls)] for number in range(deliveries))]
+        applied: dict[str, float] = {}
+        next_at = time.monotonic()
+        for job_id, url in jobs:
+            time.sleep(max(0.0, next_at - time.monotonic()))
+            next_at += 1 / RATE
+            at = self._end(job_id)
+            if url in counted:
+                applied[job_id] = at
+        told = self._await(list(applied))
+        for job_id, url in jobs:
+            if url not in counted:  # nothing of this run is left to the next
+                self._rig.ledger.run(calls.forget(job_id, tenant="default"))
+        return [told[job_id] - at for job_id, at in applied.items()]
+
+    def _running(self, url: str) -> str:
+        """A job that was accepted and claimed."""
+        ledger, job_id = self._rig.ledger, new_job_id(time.time_ns() // 1_000_000)
+        job = Submission(
+            job_id=job_id,
+            tenant="default",
+            model=POOL,
+            pool=POOL,
+            input={"prompt": "a lighthouse at dusk"},
+            fields={},
+            run_timeout=60,
+            webhook=Webhook(url),
+        )
+        accepted = ledger.run(calls.accept(job, backlog_limit=1_000_000))
+        if not isinstance(accepted, Accepted):
+            raise BenchmarkFailed(f"a job was refused: {accepted}")
+        ledger.run(calls.claim(job_id, token=job_id, worker="bench"))
+        return job_id
+
+    def _end(self, job_id: str) -> float:
+        """It completes, and that is applied: answers when (ms). It counts as archived, so that nobody does that now."""
+        ledger = self._rig.ledger
+        ledger.run(calls.finish(job_id, token=job_id, outcome=State.COMPLETED, data={"artifacts": []}))
+        ledger.run(calls.archived(job_id, seq=END_SEQ))
+        at = 1000 * time.monotonic()
+        ledger.run(calls.applied(job_id, seq=END_SEQ))
+        return at
+
+    def _await(self, ids: Sequence[str]) -> dict[str, float]:
+        """When each was told, in ms, once all were."""
+        wanted = set(ids)
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            told: dict[str, float] = {}
+            for line in self._log.read_text().splitlines():
+                job_id, _, at = line.partition(" ")
+                if job_id in wanted and at:
+                    told.setdefault(job_id, float(at))
+            if len(told) == len(wanted):
+                return told
+            if not self.courier.is_alive or time.monotonic() > deadline:
+                raise BenchmarkFailed(f"{len(wanted) - len(told)} of {len(wanted)} deliveries were not made")
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,289 @@
+"""What one job costs: Redis' memory, calls and time, and the processor time of each process.
+
+Jobs go the whole way, from a request over HTTP through a worker with an engine that takes no time to the sink, and into
+the history. First they are submitted while the worker stands still, then it is let go. `darkroom_loadtest.capacity`
+reckons with these costs. Bytes and calls are the same everywhere; times are those of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+
+from darkroom.ledger import calls as transitions
+from darkroom.ledger import client
+from darkroom.ledger.calls import WorkerState
+from darkroom_cli.local.processes import Process
+
+from darkroom_loadtest.bench.figures import Figure, Goal, report
+from darkroom_loadtest.bench.rig import NAMESPACE, BenchmarkFailed, Rig, processor_s, run_benchmark
+from darkroom_loadtest.bench.samples import tree_of
+from darkroom_loadtest.bench.worker import standing_still
+from darkroom_loadtest.load.caller import Caller
+
+BENCH = "job"
+
+POOL = "instant"
+
+STEPS = 30
+"""Of the jobs with steps, as an image of 30 denoising steps has them: each is a call of the ledger."""
+
+COUNTED = 50
+"""Jobs whose calls are counted one by one."""
+
+WORKERS = 200
+"""Made-up workers, to see what one costs whoever looks at its pool."""
+
+LOOKS = 50
+
+PROMPT = "a lighthouse at dusk, long exposure, the sea like fog"
+
+EMOJI_PROMPT = "".join(chr(0x1F600 + number % 80) for number in range(4_000))
+"""As long as any model takes: 16,000 bytes of UTF-8, and 48,000 as JSON's escapes would have it."""
+
+EMOJI_JOBS = 500
+"""So many, however short the run: what Redis takes once and for all is little beside them."""
+
+MOST_EMOJI_BYTES = 20_000
+"""The input once, in UTF-8, and beside it the rest of the record, the log and the queue."""
+
+OF_EACH_JOB = ("accept", "claim", "progress", "finish", "applied", "archived")
+"""The scripts that run once for each job, and once a step. What hands out many jobs at once is not among them."""
+
+KEPT = 1_000_000
+"""Entries of Redis' log of commands: more than any count has."""
+
+STEADY_S = 0.5
+LIMIT_S = 120.0
+POLL_S = 0.02
+
+
+@dataclass
+class Costs:
+    """What was seen, run by run. Processor times are in microseconds for a job, by process."""
+
+    pending_bytes: list[float] = field(default_factory=list)
+    ended_bytes: list[float] = field(default_factory=list)
+    record_bytes: list[float] = field(default_factory=list)
+    log_bytes: list[float] = field(default_factory=list)
+    file_bytes: list[float] = field(default_factory=list)
+    submit_us: dict[str, list[float]] = field(default_factory=dict)
+    run_us: dict[str, list[float]] = field(default_factory=dict)
+    step_us: list[float] = field(default_factory=list)
+    step_file_bytes: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class System:
+    """What runs, by name. `jobs` is how many a run has."""
+
+    rig: Rig
+    processes: Mapping[str, Process]
+    caller: Caller
+    jobs: int
+
+    def processor_us(self) -> dict[str, float]:
+        """What each process has used so far, with the processes that it started."""
+        return {
+            name: 1e6 * sum(processor_s(pid) for pid in tree_of({name: process.pid}).values())
+            for name, process in self.processes.items()
+        }
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bench-job", description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="of each measurement (default 5)")
+    parser.add_argument("--jobs", type=int, default=1000, help="in one run (default 1000)")
+    options = parser.parse_args(arguments)
+    return run_benchmark(lambda rig: measure(rig, runs=options.runs, jobs=options.jobs))
+
+
+def measure(rig: Rig, *, runs: int, jobs: int) -> None:
+    """Everything, and the report of it."""
+    began = time.monotonic()
+    functions = rig.serve("functions", "darkroom_functions.serve", "all")
+    processes = {
+        "redis": rig.redis_process,
+        "functions": functions.process,
+        "courier": rig.start("courier", "darkroom_courier", own={"K_SINK": f"{functions.url}/events"}),
+        "worker": rig.start_worker(POOL),
+    }
+    costs = Costs()
+    with Caller(functions.port) as caller:
+        system = System(rig, processes, caller, jobs)
+        _do(system, COUNTED, steps=1)
+        calls, with_steps = (_calls(system, steps=steps) for steps in (1, STEPS))
+        for run in range(1, runs + 1):
+            _run(system, costs)
+            print(f"run {run}: Redis takes {costs.run_us['redis'][-1]:.0f} µs to run a job", flush=True)
+        emoji_bytes = [_emoji_bytes(system) for _ in range(runs)]
+    connections = _connections_of(rig, processes["worker"])
+    observe_us = [_observe_us(rig) for _ in range(runs)]
+    figures = [
+        Figure(name="job_pending_bytes", unit="B", runs=costs.pending_bytes),
+        Figure(name="redis_bytes_waiting_4000_emoji", unit="B", runs=emoji_bytes, goal=Goal(most=MOST_EMOJI_BYTES)),
+        Figure(name="job_ended_bytes", unit="B", runs=costs.ended_bytes),
+        Figure(name="job_record_bytes", unit="B", runs=costs.record_bytes),
+        Figure(name="job_log_bytes", unit="B", runs=costs.log_bytes),
+        Figure(name="job_file_bytes", unit="B", runs=costs.file_bytes),
+        Figure(name="job_calls", unit="calls", runs=[sum(calls[name] for name in OF_EACH_JOB) / COUNTED]),
+        Figure(
+            name="step_calls",
+            unit="calls",
+            runs=[(with_steps["progress"] - calls["progress"]) / (STEPS - 1) / COUNTED],
+        ),
+        *(Figure(name=f"submit_{name}_us", unit="µs", runs=costs.submit_us[name]) for name in ("functions", "redis")),
+        *(Figure(name=f"run_{name}_us", unit="µs", runs=costs.run_us[name]) for name in processes),
+        Figure(name="step_redis_us", unit="µs", runs=costs.step_us),
+        Figure(name="step_file_bytes", unit="B", runs=costs.step_file_bytes),
+        Figure(name="observe_worker_us", unit="µs", runs=observe_us),
+        Figure(name="worker_connections", unit="", runs=[connections]),
+    ]
+    notes = [
+        "calls of a job: " + ", ".join(f"{name} {calls[name] / COUNTED:.2f}" for name in sorted(calls)),
+        "submit_…: from the request to the 202; run_…: from the worker's start to the end in the history",
+        f"{time.monotonic() - began:.0f} s in all",
+    ]
+    report(BENCH, figures, redis=rig.redis_version, notes=notes)
+
+
+def _run(system: System, costs: Costs) -> None:
+    """One run of all that is measured with a backlog."""
+    rig, jobs = system.rig, system.jobs
+    base, base_file, before = _used(rig), _file(rig), system.processor_us()
+    with standing_still(system.processes["worker"]):
+        job_ids = [_submit(system, steps=1) for _ in range(jobs)]
+        submitted = system.processor_us()
+        costs.pending_bytes.append((_used(rig) - base) / jobs)
+    _until_over(rig, jobs)
+    ended = system.processor_us()
+    costs.ended_bytes.append((_used(rig) - base) / jobs)
+    costs.file_bytes.append((_file(rig) - base_file) / jobs)
+    costs.record_bytes.append(_bytes_of(rig, "job", job_ids))
+    costs.log_bytes.append(_bytes_of(rig, "log", job_ids))
+    for name in system.processes:
+        costs.submit_us.setdefault(name, []).append((submitted[name] - before[name]) / jobs)
+        costs.run_us.setdefault(name, []).append((ended[name] - submitted[name]) / jobs)
+    fewer, base_file = max(1, jobs // 5), _file(rig)
+    with standing_still(system.processes["worker"]):
+        for _ in range(fewer):
+            _submit(system, steps=STEPS)
+        submitted = system.processor_us()
+    _until_over(rig, fewer)
+    with_steps_us = (system.processor_us()["redis"] - submitted["redis"]) / fewer
+    costs.step_us.append((with_steps_us - costs.run_us["redis"][-1]) / (STEPS - 1))
+    costs.step_file_bytes.append(((_file(rig) - base_file) / fewer - costs.file_bytes[-1]) / (STEPS - 1))
+
+
+def _emoji_bytes(system: System) -> float:
+    """What Redis takes for a waiting job with the longest prompt, in the letters that take the most bytes."""
+    base = _used(system.rig)
+    with standing_still(system.processes["worker"]):
+        for _ in range(EMOJI_JOBS):
+            _submit(system, steps=1, prompt=EMOJI_PROMPT)
+        used = _used(system.rig) - base
+    _until_over(system.rig, EMOJI_JOBS)
+    return used / EMOJI_JOBS
+
+
+def _do(system: System, jobs: int, *, steps: int) -> None:
+    """So many jobs, one after another, to their end."""
+    for _ in range(jobs):
+        _submit(system, steps=steps)
+    _until_over(system.rig, jobs)
+
+
+def _submit(system: System, *, steps: int, prompt: str = PROMPT) -> str:
+    parameters = {"prompt": prompt, "seed": 7, "steps": steps}
+    return system.caller.submit(f"/{POOL}", json.dumps({"input": parameters}))
+
+
+def _until_over(rig: Rig, jobs: int) -> None:
+    """Until all jobs have ended, their ends are told, and they are in the history."""
+    deadline = time.monotonic() + LIMIT_S + jobs / 10
+    keys = [f"{kind}:{POOL}" for kind in ("waiting", "dispatched", "running")] + ["outbox", "history"]
+    while True:
+        pipeline = rig.redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.zcard(f"{NAMESPACE}:{key}")
+        left = pipeline.execute()
+        if not any(left):
+            return
+        if time.monotonic() > deadline:
+            raise BenchmarkFailed(f"{jobs} jobs are not over in time: {dict(zip(keys, left, strict=True))}")
+        time.sleep(POLL_S)
+
+
+def _calls(system: System, *, steps: int) -> Counter[str]:
+    """How often each script ran for COUNTED jobs, by Redis' log of all commands."""
+    redis = system.rig.redis
+    names = {hashlib.sha1(text, usedforsecurity=False).hexdigest(): name for name, text in client.scripts().items()}
+    redis.config_set("slowlog-max-len", KEPT)
+    redis.config_set("slowlog-log-slower-than", 0)
+    _do(system, COUNTED, steps=steps)
+    redis.config_set("slowlog-log-slower-than", -1)
+    commands = [entry["command"].split(b" ", 2) for entry in redis.slowlog_get(KEPT)]
+    redis.slowlog_reset()
+    return Counter(names[words[1].decode()] for words in commands if words[0].upper() == b"EVALSHA")
+
+
+def _connections_of(rig: Rig, worker: Process) -> float:
+    """How many connections to Redis a worker has that has done jobs: as many as are fewer without it."""
+    with_it = _connections(rig)
+    rig.stop(worker)
+    return float(with_it - _connections(rig))
+
+
+def _connections(rig: Rig) -> int:
+    """How many Redis has, once that does not change: it sees one later that a connection was closed."""
+    last = -1
+    while (now := int(rig.redis.info("clients")["connected_clients"])) != last:
+        last = now
+        time.sleep(STEADY_S)
+    return now
+
+
+def _observe_us(rig: Rig) -> float:
+    """What each worker of a pool adds to a look of the operator at it, in Redis' time."""
+    pool = "looked-at"
+    rig.ledger.run(transitions.announce(pool, models=[pool]))
+    without = _look_us(rig, pool)
+    for number in range(WORKERS):
+        name = f"worker-{number}"
+        rig.ledger.run(transitions.worker(name, pool=pool, state=WorkerState.READY, pod=name, models=[pool]))
+    with_them = _look_us(rig, pool)
+    for number in range(WORKERS):
+        rig.ledger.run(transitions.worker(f"worker-{number}", pool=pool, state=WorkerState.GONE, pod="", models=[pool]))
+    return (with_them - without) / WORKERS
+
+
+def _look_us(rig: Rig, pool: str) -> float:
+    rig.redis.config_resetstat()
+    for _ in range(LOOKS):
+        rig.ledger.run(transitions.observe(pool))
+    return float(rig.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+
+
+def _bytes_of(rig: Rig, kind: str, job_ids: Sequence[str]) -> float:
+    """What one key of a job takes, of all its values."""
+    return float(mean(rig.redis.memory_usage(f"{NAMESPACE}:{kind}:{job}", samples=0) for job in job_ids))
+
+
+def _used(rig: Rig) -> int:
+    return int(rig.redis.info("memory")["used_memory"])
+
+
+def _file(rig: Rig) -> int:
+    """How long the append-only file is."""
+    return int(rig.redis.info("persistence")["aof_current_size"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,263 @@
+"""The rig: all that a benchmark starts, in a folder of its own, and ends again however it ends itself.
+
+Processes are started as `darkroom up` starts them (`darkroom_cli.processes`): each in a session of its own, ended by
+its own pid, with what it started in turn. Redis listens on a free port, its append-only file synced every second.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from darkroom.ledger import calls
+from darkroom.ledger.calls import WorkerState
+from darkroom.ledger.client import Ledger, connect
+from darkroom_cli.environments.command import environment
+from darkroom_cli.local import processes, redis_server
+from darkroom_cli.local.processes import Process, Program
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOTS = ("core", "functions", "worker-images", "courier", "cli", "loadtest")
+
+NAMESPACE = "bench"
+LINK_KEY = "the benchmarks' own key, of 32 characters or more"
+WEBHOOK_KEY = "the benchmarks' own key for webhooks with 32 characters or more"
+
+READY_LIMIT_S = 60.0
+"""For anything to be ready; on an idle machine each takes a second or two."""
+
+GRACE_S = 5.0
+"""Between SIGTERM and SIGKILL when all ends."""
+
+POLL_S = 0.02
+
+SHOWN_CHARS = 2000
+"""So much of a log's end is shown, when its process did not do what it should."""
+
+INTERRUPTED = 130
+"""The exit status of a program that Ctrl-C ended, by a shell's custom."""
+
+
+class BenchmarkFailed(Exception):
+    """Something that was started does not run, or not as it must to be measured; the message says what."""
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Which processor cores the measured process has, and which all others have. On one core they share it."""
+
+    measured: frozenset[int]
+    others: frozenset[int]
+
+    @classmethod
+    def of_this_machine(cls) -> Cores:
+        """The first for the one, the rest for the others."""
+        first, *rest = sorted(os.sched_getaffinity(0))
+        return cls(frozenset({first}), frozenset(rest or {first}))
+
+
+class Rig:
+    """A context manager: on leaving it, all that was started has ended and the folder is gone."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="darkroom-bench-"))
+        self.redis_url = ""
+        self._started: list[Process] = []
+        self._redis: Any = None
+        self._ledger: Ledger | None = None
+
+    def __enter__(self) -> Self:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            self._start_redis()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    @property
+    def redis(self) -> Any:
+        """A client of the rig's Redis; redis-py types its replies in part."""
+        return self._redis
+
+    @property
+    def redis_version(self) -> str:
+        return str(self._redis.info("server")["redis_version"])
+
+    @property
+    def redis_pid(self) -> int:
+        return self._started[0].pid
+
+    @property
+    def redis_process(self) -> Process:
+        return self._started[0]
+
+    @property
+    def ledger(self) -> Ledger:
+        self._ledger = self._ledger or Ledger(self._redis, NAMESPACE)
+        return self._ledger
+
+    def start(self, name: str, module: str, *arguments: str, own: Mapping[str, str] | None = None) -> Process:
+        """Start `python -m <module> <arguments>`, with what every part is told, and `own` beside it."""
+        common = {
+            "PYTHONPATH": os.pathsep.join(str(REPOSITORY / root) for root in ROOTS),
+            "DARKROOM_REDIS_URL": self.redis_url,
+            "DARKROOM_NAMESPACE": NAMESPACE,
+            "DARKROOM_MODELS": str(REPOSITORY / "loadtest" / "models"),
+            "DARKROOM_STORE": (self.folder / "store").as_uri(),
+            "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{self.folder / 'history.sqlite'}",
+            "DARKROOM_PUBLIC_URL": "http://bench.invalid",
+            "DARKROOM_LINK_KEY": LINK_KEY,
+            "DARKROOM_WEBHOOK_KEYS": WEBHOOK_KEY,
+            "DARKROOM_BACKLOG_LIMIT": "10000000",
+            "DARKROOM_BACKLOG_BYTES": str(2**40),
+        }
+        command = [sys.executable, "-m", module, *arguments]
+        return self._start(name, command, environment({**common, **(own or {})}), folder=self.folder)
+
+    def again(self, process: Process) -> Process:
+        """Start once more what has ended; answers the new run."""
+        place = self._started.index(process)
+        self._started[place] = Process(process.program)
+        return self._started[place]
+
+    def serve(self, name: str, module: str, *arguments: str, path: str = "/readyz") -> Server:
+        """Start a server on a free port, and wait until it answers at `path`."""
+        port = redis_server.free_port()
+        server = Server(self.start(name, module, *arguments, own={"PORT": str(port)}), port)
+        self.wait(lambda: server.answers(path), what=server.process)
+        return server
+
+    def wait(self, condition: Callable[[], object], *, what: Process) -> None:
+        """Wait until the condition is true. Raises BenchmarkFailed when `what` ended, or took too long."""
+        deadline = time.monotonic() + READY_LIMIT_S
+        while not condition():
+            if not what.is_alive or time.monotonic() > deadline:
+                said = what.program.log.read_text(errors="replace")[-SHOWN_CHARS:]
+                raise BenchmarkFailed(f"{what.program.name} is not ready:\n{said}")
+            time.sleep(POLL_S)
+
+    def stop(self, process: Process) -> None:
+        """End it before all else ends."""
+        processes.end_in_order([process], hurry=lambda: False)
+
+    def start_worker(self, pool: str, *, own: Mapping[str, str] | None = None) -> Process:
+        """Start a worker of ours and wait until the ledger knows that it is ready."""
+        self.ledger.run(calls.announce(pool, models=[pool]))
+        worker = self.start("worker", "darkroom_worker", own={"DARKROOM_POOL": pool, **(own or {})})
+        self.wait(lambda: WorkerState.READY.value in self._worker_states(), what=worker)
+        return worker
+
+    def _worker_states(self) -> Collection[str]:
+        names = [name.decode() for name in self._redis.zrange(f"{NAMESPACE}:workers", 0, -1)]
+        return {(self._redis.hget(f"{NAMESPACE}:worker:{name}", "state") or b"").decode() for name in names}
+
+    def _start_redis(self) -> None:
+        server = redis_server.prepare(self.folder / "redis", port=redis_server.free_port())
+        # A rewrite of the append-only file would come in the middle of some run.
+        command = [*server.command, "--auto-aof-rewrite-percentage", "0"]
+        process = self._start("redis", command, environment({}), folder=server.folder)
+        self.wait(lambda: redis_server.serves(server.url), what=process)
+        self.redis_url = server.url
+        self._redis = connect(server.url)
+
+    def _start(self, name: str, command: Sequence[str], own: Mapping[str, str], *, folder: Path) -> Process:
+        program = Program(
+            name=name,
+            command=command,
+            environment=own,
+            folder=folder,
+            log=self.folder / f"{name}.log",
+            grace_s=GRACE_S,
+            once=True,
+        )
+        self._started.append(Process(program))
+        return self._started[-1]
+
+    def _end(self) -> None:
+        """In the reverse order. A Ctrl-C changes nothing now: the end is bounded in time anyway."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        for process in self._started:
+            signal_group(process, signal.SIGCONT)
+        processes.end_in_order(self._started[::-1], hurry=lambda: False)
+        if self._redis is not None:
+            self._redis.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that serves HTTP on `port` of loopback."""
+
+    process: Process
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def answers(self, path: str) -> bool:
+        try:
+            return httpx.get(self.url + path, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def on_cores(cores: Collection[int]) -> Iterator[None]:
+    """What is started within has these cores, and whatever it starts."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def signal_group(process: Process, number: signal.Signals) -> None:
+    """Send a signal to a process and all that it started."""
+    if process.is_alive:
+        os.killpg(process.pid, number)
+
+
+def processor_s(pid: int) -> float:
+    """Seconds of processor time that a process has used so far, its threads included and its children not."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run_benchmark(measure: Callable[[Rig], None]) -> int:
+    """Measure in a rig; answers the exit status. A Ctrl-C or SIGTERM ends it early, and nothing is left behind."""
+    try:
+        with Rig() as rig:
+            measure(rig)
+    except BenchmarkFailed as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    return 0
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,102 @@
+"""The protections that a storm can be run without, to see that it notices; and how a process gives one up.
+
+Each removal is made in the memory of a process that the storm starts (`faulty_worker.py`, `faulty_courier.py`);
+darkroom's own code has no switch for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from enum import StrEnum
+from typing import Any
+
+VARIABLE = "CHAOS_WITHOUT"
+"""Names the protection that a process is to give up; empty for none."""
+
+
+class Protection(StrEnum):
+    """What keeps jobs from being lost or doubled.
+
+    `REAPER`: a lapsed lease gives the job back. `SWEEP`: a message that was taken and never claimed is pushed again.
+    `FENCING`: only the holder of the token may finish. `OUTBOX`: an end is told until it was applied. `ATTEMPT_KEYS`:
+    each attempt has artifact keys of its own, and none is overwritten.
+    """
+
+    REAPER = "reaper"
+    SWEEP = "sweep"
+    FENCING = "fencing"
+    OUTBOX = "outbox"
+    ATTEMPT_KEYS = "attempt-keys"
+
+
+TOKEN_CHECK = b"if not rec[1] or rec[1] ~= 'running' or rec[2] ~= a.token then"
+NO_CHECK = b"if not rec[1] then"
+
+
+def remove_from_worker(protection: Protection) -> None:
+    """Give it up in this worker process, where it is one of a worker's."""
+    if protection is Protection.FENCING:
+        _remove_fencing()
+    elif protection is Protection.ATTEMPT_KEYS:
+        _remove_attempt_keys()
+
+
+def remove_from_courier(protection: Protection) -> None:
+    """Give it up in this courier process, where it is one of a courier's."""
+    from darkroom.ledger.calls import Call
+    from darkroom_courier.upkeep import Upkeep
+
+    nothing: Call[list[str]] = Call("view", ("job", ""), lambda _reply: [])
+    if protection is Protection.REAPER:
+        Upkeep._reap = lambda self, pool: nothing  # type: ignore[method-assign]
+    elif protection is Protection.SWEEP:
+        Upkeep._sweep = lambda self, pool: nothing  # type: ignore[method-assign]
+    elif protection is Protection.OUTBOX:
+        _remove_outbox()
+
+
+def _remove_fencing() -> None:
+    """Whoever finishes a job ends it, whatever it was before."""
+    from darkroom.ledger import client
+
+    texts = dict(client.scripts())
+    if TOKEN_CHECK not in texts["finish"]:
+        raise LookupError("finish.lua checks its token in other words now")
+    texts["finish"] = texts["finish"].replace(TOKEN_CHECK, NO_CHECK)
+    client.scripts = functools.cache(lambda: texts)
+    client._sha.cache_clear()
+
+
+def _remove_attempt_keys() -> None:
+    """One key for a picture of a job, whoever made it, and the last one stays."""
+    import obstore
+    from darkroom.artifacts import ArtifactStore
+    from darkroom_worker.child import run
+
+    def key(*, tenant: str, job_id: str, index: int, extension: str, **_more: object) -> str:
+        return f"{tenant}/{job_id}/{index}.{extension}"
+
+    def put(self: Any, key: str, content: bytes) -> None:
+        obstore.put(self._store, key, content, mode="overwrite")
+
+    run.artifact_key = key  # type: ignore[attr-defined]  # imported there from darkroom.artifacts
+    ArtifactStore.put = put  # type: ignore[method-assign]
+
+
+def _remove_outbox() -> None:
+    """The first 2xx of the sink counts as if the event had been applied."""
+    from darkroom.cloudevents.event import Event
+    from darkroom.ledger import calls
+    from darkroom_courier.posting.relay import Relay
+    from darkroom_courier.posting.sink import Refusal
+
+    offer = Relay._offer
+
+    async def offer_once(self: Relay, event: Event) -> Refusal | None:
+        refusal = await offer(self, event)
+        if refusal is None:
+            seq = int(str(event.extensions["sequence"]))
+            await self._ledger.run(calls.applied(event.subject or "", seq=seq))
+        return refusal
+
+    Relay._offer = offer_once  # type: ignore[method-assign]

@@ -1,0 +1,198 @@
+"""`make chaos`: nothing lost, nothing twice, while everything that can die does.
+
+A storm (`storm.py`) over the real parts, a witness (`witness.py`) that keeps what people were promised and told, and a
+verdict (`verdict.py`) with figures and goals; the exit status is 1 where one is missed. Without one protection
+(`--without`) the run must fail. The same kills on stock Celery are for scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from darkroom.artifacts import ArtifactStore
+from darkroom.checks.auditor import Auditor
+from darkroom.errors import NotFound
+from darkroom.jobs import JobEvent
+from darkroom.ledger import calls
+from darkroom.ledger.calls import WorkerState
+from darkroom.ledger.client import AsyncLedger, JobRecord, connect_async
+from darkroom.updates import artifacts_of
+
+from darkroom_loadtest.bench.figures import Figure, report
+from darkroom_loadtest.bench.fleet import Fleet
+from darkroom_loadtest.bench.rig import NAMESPACE, READY_LIMIT_S, BenchmarkFailed, Rig, run_benchmark
+from darkroom_loadtest.chaos import verdict
+from darkroom_loadtest.chaos.protections import Protection
+from darkroom_loadtest.chaos.stock_storm import StockOutcome, run_stock_storm
+from darkroom_loadtest.chaos.storm import FULL, LOOK_S, SHORT, Plan, Storm, directed
+from darkroom_loadtest.chaos.verdict import (
+    RECOVERY_ALLOWANCE_S,
+    Evidence,
+    judge,
+    missed,
+    recoveries_in_words,
+    wounds_in_words,
+)
+from darkroom_loadtest.chaos.witness import Witness
+
+BENCH = "chaos"
+
+SLICE = 200
+"""Records that one round trip reads."""
+
+AT_WORK = frozenset({WorkerState.READY, WorkerState.BUSY})
+
+SHOWN = 10
+"""So many jobs are named of those with which something is wrong."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="a minute, with a lease of 4 s and no stock Celery")
+    parser.add_argument(
+        "--without", choices=[each.value for each in Protection], help="remove this protection: the run is to fail"
+    )
+    options = parser.parse_args(arguments)
+    without = Protection(options.without) if options.without else None
+    plan = (directed(without) if without else SHORT) if options.short else FULL
+    return run_benchmark(lambda rig: asyncio.run(measure(rig, plan, without=without, short=options.short)))
+
+
+async def measure(rig: Rig, plan: Plan, *, without: Protection | None, short: bool) -> None:
+    """The storm, the verdict, and the report. Raises BenchmarkFailed where a goal is missed."""
+    began = time.monotonic()
+    storm = Storm(rig, plan, without=without)
+    try:
+        await storm.run()
+        evidence = await collect(rig, storm)
+        notes = _notes(storm, evidence)
+    finally:
+        await storm.witness.aclose()
+        storm.end()
+    found = judge(evidence, lease_s=plan.lease_s)
+    figures = verdict.figures(
+        found,
+        least_jobs=plan.jobs,
+        recovery_goal_s=None if short else plan.lease_s + RECOVERY_ALLOWANCE_S,
+    )
+    notes += _findings(found, evidence)
+    if not short and without is None:
+        stock = run_stock_storm(rig, jobs=plan.jobs, wounds=plan.wounds)
+        figures += _stock_figures(stock)
+        notes.append(stock.in_words)
+    notes.append(f"{time.monotonic() - began:.0f} s in all")
+    report(BENCH if without is None else f"{BENCH}-without-{without}", figures, redis=rig.redis_version, notes=notes)
+    if goals := missed(figures):
+        raise BenchmarkFailed(f"missed: {', '.join(goals)}")
+
+
+async def collect(rig: Rig, storm: Storm) -> Evidence:
+    """What the witness has, and what the ledger says of its jobs."""
+    witness = storm.witness
+    accepted = frozenset(witness.accepted)
+    wounds = storm.fleet.wounds
+    store = ArtifactStore((rig.folder / "store").as_uri())
+    async with connect_async(rig.redis_url) as client:
+        ledger = AsyncLedger(client, NAMESPACE)
+        records: dict[str, JobRecord] = {}
+        ids = sorted(accepted)
+        for start in range(0, len(ids), SLICE):
+            jobs = await ledger.jobs(ids[start : start + SLICE], tenant=None)
+            records |= {job.id: job for job in jobs if job is not None}
+        struck = sorted({wound.job for wound in wounds})
+        logs = dict(zip(struck, await ledger.logs(struck), strict=True))
+        workers_out = await _workers_out(ledger, storm.fleet)
+        audit = await Auditor(client, NAMESPACE, store=store, history=None).audit(repair=False)
+    return Evidence(
+        accepted=accepted,
+        told=frozenset(witness.told),
+        shown=frozenset(witness.shown),
+        ends={job: frozenset(ends) for job, ends in witness.ends.items()},
+        counted={job: record.counted for job, record in records.items()},
+        moves_ms={
+            job: [entry.at for entry in log if entry.event is JobEvent.STARTED or entry.state.is_terminal]
+            for job, log in logs.items()
+        },
+        changed=await _changed(witness, records, store),
+        wounds=wounds,
+        outages_ms=storm.outages_ms,
+        workers_out=workers_out,
+        waiting=frozenset(job for job, record in records.items() if not record.state.is_terminal),
+        disordered=frozenset(witness.disordered),
+        harmful=frozenset(storm.harmful),
+        audit_findings=[f"{fault.kind}: job {fault.job}: {fault.seen}" for fault in audit.findings],
+    )
+
+
+async def _workers_out(ledger: AsyncLedger, fleet: Fleet) -> int:
+    """The workers that take no job, once those that were started last had time to load."""
+    pids = {str(member.process.pid) for member in fleet.members}
+    deadline = time.monotonic() + READY_LIMIT_S
+    while True:
+        heard_ms = time.time_ns() // 1_000_000 - calls.WORKER_TTL_MS
+        at_work = {each.name for each in await ledger.workers() if each.state in AT_WORK and each.seen > heard_ms}
+        out = pids - {name.split("-")[-2] for name in at_work}  # a worker's name ends with its pid and a random part
+        if not out or time.monotonic() > deadline:
+            return len(out)
+        await asyncio.sleep(LOOK_S)
+
+
+async def _changed(witness: Witness, records: dict[str, JobRecord], store: ArtifactStore) -> frozenset[str]:
+    """The completed jobs whose picture in the store is not the one that people were told of."""
+    changed = set()
+    for job_id, record in records.items():
+        promised = {end.content_id for end in witness.ends.get(job_id, ()) if end.content_id is not None}
+        for artifact in artifacts_of(record.end_data or {}):
+            try:
+                _, chunks = await store.open(artifact.key)
+                content = b"".join([chunk async for chunk in chunks])
+            except NotFound:
+                content = b""
+            if promised - {hashlib.sha256(content).hexdigest()}:
+                changed.add(job_id)
+    return frozenset(changed)
+
+
+def _notes(storm: Storm, evidence: Evidence) -> list[str]:
+    witness = storm.witness
+    states = Counter(end.state for ends in evidence.ends.values() for end in ends)
+    counters = {name.decode(): int(value) for name, value in storm.counters.items()}
+    return [
+        f"ends that were told: {', '.join(f'{count} {state}' for state, count in states.items())}",
+        f"workers struck: {wounds_in_words(evidence.wounds)}",
+        f"killed beside them: {', '.join(storm.killed) or 'nobody'}",
+        f"{witness.refused_submissions} submissions and {witness.untold_posts} posts had to be repeated",
+        f"the ledger's counters: {counters}",
+    ]
+
+
+def _findings(found: verdict.Verdict, evidence: Evidence) -> list[str]:
+    notes = [f"seconds to recover, by point: {recoveries_in_words(found.recoveries)}"]
+    if found.excused:
+        notes.append(f"{found.excused} kills just before Redis went away are not in the recovery times")
+    for what, jobs in (
+        ("lost", found.lost),
+        ("twice", found.twice),
+        ("waiting", found.waiting),
+        ("disordered", found.disordered),
+        ("wrong end", found.wrong),
+    ):
+        notes += [f"{what}: {job}: {sorted(map(str, evidence.ends.get(job, ())))}" for job in jobs[:SHOWN]]
+    return notes + [f"audit: {finding}" for finding in evidence.audit_findings[:SHOWN]]
+
+
+def _stock_figures(stock: StockOutcome) -> list[Figure]:
+    return [
+        Figure(name="chaos_stock_lost", unit="jobs", runs=[stock.lost]),
+        Figure(name="chaos_stock_stranded", unit="jobs", runs=[stock.stranded]),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""A caller of darkroom that takes next to no time itself, so that the system is measured and no client library.
+
+It submits over one connection that stays open, and waits on a WebSocket until its job has ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, BinaryIO, Self, cast
+
+from darkroom_loadtest.bench.rig import BenchmarkFailed
+
+LIMIT_S = 30.0
+"""How long any answer or message may take; all take milliseconds."""
+
+TERMINAL = frozenset({"completed", "failed", "cancelled"})
+
+TEXT_FRAME = 0x81
+"""The first byte of a whole text message (RFC 6455, section 5.2)."""
+
+LENGTH_IN_TWO_BYTES = 126
+
+
+@dataclass(frozen=True)
+class Told:
+    """How the socket told of a job's end: the last message, and when it came (on the clock of `time.perf_counter`)."""
+
+    status: str
+    at: float
+
+
+class Caller:
+    """A context manager; `port` is that of the functions on loopback."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._connection, self._stream = self._connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        self._connection.close()
+
+    def submit(self, path: str, body: str) -> str:
+        """The id of the job that was accepted."""
+        content = body.encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\ncontent-type: application/json\r\n"
+        self._connection.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+        status, headers = _head(self._stream)
+        answer = json.loads(self._stream.read(int(headers["content-length"])))
+        if status != 202:
+            raise BenchmarkFailed(f"the submission was answered with {status}: {answer}")
+        job_id: str = answer["job_id"]
+        return job_id
+
+    def await_end(self, job_id: str) -> Told:
+        """Open a socket for the job, and read it until the job has ended."""
+        connection, stream = self._connect()
+        with connection, stream:
+            key = base64.b64encode(os.urandom(16)).decode()
+            connection.sendall(
+                f"GET /ws/jobs/{job_id} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\nupgrade: websocket\r\n"
+                f"connection: Upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n\r\n".encode()
+            )
+            status, _ = _head(stream)
+            if status != 101:
+                raise BenchmarkFailed(f"the socket was answered with {status}")
+            while True:
+                message = _message(stream)
+                if message.get("status") in TERMINAL:
+                    return Told(message["status"], time.perf_counter())
+
+    def _connect(self) -> tuple[socket.socket, BinaryIO]:
+        connection = socket.create_connection(("127.0.0.1", self._port), timeout=LIMIT_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection, cast(BinaryIO, connection.makefile("rb"))
+
+
+def _head(stream: BinaryIO) -> tuple[int, dict[str, str]]:
+    """The status of an answer, and its headers by lower-case name."""
+    status = int(stream.readline().split()[1])
+    headers: dict[str, str] = {}
+    while line := stream.readline().decode("latin-1").strip():
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    return status, headers
+
+
+def _message(stream: BinaryIO) -> dict[str, Any]:
+    """The next message of a socket. The server sends each as one frame, and masks none."""
+    kind, size = stream.read(2)
+    if size == LENGTH_IN_TWO_BYTES:
+        size = int.from_bytes(stream.read(2), "big")
+    content = stream.read(size)
+    if kind != TEXT_FRAME:
+        raise BenchmarkFailed(f"the socket sent a frame of kind {kind:#x}: {content!r}")
+    message: dict[str, Any] = json.loads(content)
+    return message

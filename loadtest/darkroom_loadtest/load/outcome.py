@@ -1,0 +1,302 @@
+"""The outcome of a run: what clients saw (`journal.py`), what the system says of their jobs, and the audit, in figures.
+
+Pure functions. A job is judged by the client's own list of 202s: the system is asked only what became of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from statistics import median
+
+from darkroom_loadtest.bench.figures import percentile
+from darkroom_loadtest.chaos.journal import Note
+from darkroom_loadtest.profiling.profiles import Thresholds
+
+TERMINAL = frozenset({"completed", "failed", "cancelled", "expired"})
+FAILED = frozenset({"failed", "expired"})
+
+WINDOWS = 40
+"""So many points a curve over time has: more would show noise in a run of a minute."""
+
+SHOWN = 10
+"""So many are named of jobs and errors."""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as the system shows it; times are seconds since the epoch, by its own clock."""
+
+    id: str
+    state: str
+    created: float
+    started: float | None
+    ended: float | None
+    worker: str | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Percentiles in ms, and of how many."""
+
+    count: int
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Latency | None:
+        if not values:
+            return None
+        return cls(len(values), *(percentile(values, percent) for percent in (50, 95, 99)))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the run: rates are a second, but images, which are a minute."""
+
+    at_s: float
+    offered: float
+    accepted: float
+    refused: float
+    images_per_min: float
+    submit: Latency | None
+    start: Latency | None
+    end_to_end: Latency | None
+
+
+@dataclass(frozen=True)
+class Around:
+    """What is around the engine, in ms: medians.
+
+    `attempt` is from the claim to the end, the engine in it; `between` is from one end to the next start of the same
+    worker while that job waited already, and `between_percent` its part of both; `told` is from the end to the client.
+    """
+
+    attempt: float | None
+    between: float | None
+    between_percent: float | None
+    told: float | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """A threshold: it is met where the value is known and no more than the limit, or there is no limit."""
+
+    name: str
+    value: float | None
+    limit: float | None
+
+    @property
+    def is_met(self) -> bool:
+        return self.limit is None or (self.value is not None and self.value <= self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All of it. `began` is when the first job was offered, in seconds since the epoch; 0 where none was."""
+
+    began: float
+    offered: int
+    accepted: int
+    refused: Mapping[str, int]
+    ends: Mapping[str, int]
+    lost: Sequence[str]
+    doubled: Sequence[str]
+    untold: Sequence[str]
+    hostile: Mapping[str, Mapping[str, int]]
+    errors: Mapping[str, int]
+    submit: Latency | None
+    start: Latency | None
+    end_to_end: Latency | None
+    by_way: Mapping[str, Latency | None]
+    images_per_min: float
+    settle_s: float | None
+    around: Around
+    windows: Sequence[Window]
+    checks: Sequence[Check]
+
+    @property
+    def missed(self) -> list[Check]:
+        return [check for check in self.checks if not check.is_met]
+
+
+def judge(
+    notes: Iterable[Note],
+    jobs: Mapping[str, JobView],
+    *,
+    audit_findings: int | None,
+    backlog_at_end: int | None,
+    thresholds: Thresholds,
+) -> Outcome:
+    """`audit_findings` and `backlog_at_end` are None where nobody could look: that is not none."""
+    by_kind: dict[str, list[Note]] = defaultdict(list)
+    for note in notes:
+        by_kind[note["kind"]].append(note)
+    accepted = {note["job"]: note for note in by_kind["accepted"]}
+    ended = _first_ends(by_kind["ended"])
+    terminal = {job for job in accepted if job in jobs and jobs[job].state in TERMINAL}
+    doubled = _doubled(by_kind) & accepted.keys()
+    lost = sorted(accepted.keys() - terminal)
+    untold = sorted(terminal - ended.keys())
+    ends = Counter(jobs[job].state for job in terminal)
+    submit = Latency.of([note["ms"] for note in accepted.values() if note["ms"] is not None])
+    end_to_end = Latency.of([note["ms"] for note in ended.values()])
+    errors = Counter(note["what"] for note in by_kind["error"])
+    settle_s = _settle_s(by_kind, ended)
+    otherwise = sum(note["status"] != 429 or note["retry_after"] is None for note in by_kind["refused"])
+    measured = {
+        "lost": len(lost),
+        "doubled": len(doubled),
+        "untold": len(untold),
+        "audit_findings": audit_findings,
+        "failed": sum(ends[state] for state in FAILED),
+        "not_cancelled": sum(
+            note["receipt"] != "too_late" and jobs[note["job"]].state != "cancelled"
+            for note in by_kind["cancelled"]
+            if note["job"] in terminal
+        ),
+        "errors": errors.total(),
+        "hostile_let_in": sum(not note["refused"] for note in by_kind["hostile"]),
+        "refused_otherwise": otherwise,
+        "refused_percent": 100 * len(by_kind["refused"]) / max(1, len(by_kind["offered"])),
+        # Who was promised nothing has measured nothing.
+        "submit_p95_ms": submit.p95 if submit else None,
+        "end_to_end_p95_s": end_to_end.p95 / 1000 if end_to_end else None,
+        "settle_s": settle_s,
+        "backlog_at_end": backlog_at_end,
+    }
+    windows = _windows(by_kind, ended)
+    return Outcome(
+        began=min((note["at"] for note in by_kind["offered"]), default=0.0),
+        offered=len(by_kind["offered"]),
+        accepted=len(accepted),
+        refused=dict(Counter(map(_refusal, by_kind["refused"]))),
+        ends=dict(ends),
+        lost=lost,
+        doubled=sorted(doubled),
+        untold=untold,
+        hostile=_hostile(by_kind["hostile"]),
+        errors=dict(errors.most_common(SHOWN)),
+        submit=submit,
+        start=Latency.of([note["ms"] for note in by_kind["started"]]),
+        end_to_end=end_to_end,
+        by_way=_by_way(accepted, ended),
+        images_per_min=_images_per_min(jobs, accepted),
+        settle_s=settle_s,
+        around=_around([jobs[job] for job in terminal], ended),
+        windows=windows,
+        checks=[Check(name, measured[name], limit) for name, limit in asdict(thresholds).items()],
+    )
+
+
+def _refusal(note: Note) -> str:
+    patience = "without Retry-After" if note["retry_after"] is None else "with Retry-After"
+    return f"{note['status']} {note['reason']}, {patience}"
+
+
+def _first_ends(notes: Sequence[Note]) -> dict[str, Note]:
+    """By job, the first end that its caller was told of; ends without a time were told again."""
+    found: dict[str, Note] = {}
+    for note in notes:
+        if note["ms"] is not None:
+            found.setdefault(note["job"], note)
+    return found
+
+
+def _doubled(by_kind: Mapping[str, Sequence[Note]]) -> set[str]:
+    told: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for note in by_kind.get("ended", ()):
+        told[note["job"]].add((note["event"], note["state"]))
+    twice = {job for job, ends in told.items() if len(ends) > 1}
+    promised = Counter(note["job"] for note in by_kind.get("accepted", ()))
+    shared = {job for job, count in promised.items() if count > 1}
+    return twice | shared | {note["job"] for note in by_kind.get("doubled", ())}
+
+
+def _settle_s(by_kind: Mapping[str, Sequence[Note]], ended: Mapping[str, Note]) -> float | None:
+    if not by_kind.get("offered") or not ended:
+        return None
+    last_offer = max(note["at"] for note in by_kind["offered"])
+    return max(0.0, float(max(note["at"] for note in ended.values()) - last_offer))
+
+
+def _hostile(notes: Sequence[Note]) -> dict[str, dict[str, int]]:
+    """By case: how many answers of each status, and whether one was not a refusal."""
+    cases: dict[str, Counter[str]] = defaultdict(Counter)
+    for note in notes:
+        cases[note["case"]][f"{note['status']}{'' if note['refused'] else ' NOT REFUSED'}"] += 1
+    return {case: dict(counts) for case, counts in sorted(cases.items())}
+
+
+def _by_way(accepted: Mapping[str, Note], ended: Mapping[str, Note]) -> dict[str, Latency | None]:
+    ways: dict[str, list[float]] = defaultdict(list)
+    for job, note in ended.items():
+        if job in accepted:
+            ways[accepted[job]["way"]].append(note["ms"])
+    return {way: Latency.of(values) for way, values in sorted(ways.items())}
+
+
+def _images_per_min(jobs: Mapping[str, JobView], accepted: Mapping[str, Note]) -> float:
+    """Completed jobs between the first submission and the last end, by the system's clock."""
+    done = [jobs[job] for job in accepted if job in jobs and jobs[job].state == "completed"]
+    ends = [job.ended for job in done if job.ended is not None]
+    if not ends:
+        return 0.0
+    return 60 * len(ends) / max(1.0, max(ends) - min(job.created for job in done))
+
+
+def _around(jobs: Sequence[JobView], ended: Mapping[str, Note]) -> Around:
+    by_worker: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    told: list[float] = []
+    for job in jobs:
+        if job.state != "completed" or job.started is None or job.ended is None:
+            continue
+        by_worker[job.worker or ""].append((job.started, job.ended, job.created))
+        if job.id in ended:
+            told.append(1000 * (ended[job.id]["at"] - job.ended))
+    attempts = [1000 * (end - start) for spans in by_worker.values() for start, end, _ in spans]
+    between = [
+        1000 * (start - before)
+        for spans in map(sorted, by_worker.values())
+        for (_, before, _), (start, _, created) in pairwise(spans)
+        if created < before <= start
+    ]
+    attempt = median(attempts) if attempts else None
+    gap = median(between) if between else None
+    part = 100 * gap / (gap + attempt) if gap is not None and attempt else None
+    return Around(attempt, gap, part, median(told) if told else None)
+
+
+def _windows(by_kind: Mapping[str, Sequence[Note]], ended: Mapping[str, Note]) -> list[Window]:
+    """The run in parts of equal length. A latency counts where it ended."""
+    series = {kind: by_kind.get(kind, ()) for kind in ("offered", "accepted", "refused", "started")}
+    series["ended"] = list(ended.values())
+    times = [note["at"] for notes in series.values() for note in notes]
+    if not times:
+        return []
+    began = min(times)
+    width = max(1.0, (max(times) - began) / WINDOWS)
+    parts: dict[int, dict[str, list[Note]]] = defaultdict(lambda: defaultdict(list))
+    for kind, notes in series.items():
+        for note in notes:
+            parts[int((note["at"] - began) / width)][kind].append(note)
+    found = []
+    for number in range(max(parts) + 1):
+        part = parts[number]
+        images = sum(note["state"] == "completed" for note in part["ended"])
+        found.append(
+            Window(
+                at_s=(number + 0.5) * width,
+                offered=len(part["offered"]) / width,
+                accepted=len(part["accepted"]) / width,
+                refused=len(part["refused"]) / width,
+                images_per_min=60 * images / width,
+                submit=Latency.of([note["ms"] for note in part["accepted"] if note["ms"] is not None]),
+                start=Latency.of([note["ms"] for note in part["started"]]),
+                end_to_end=Latency.of([note["ms"] for note in part["ended"]]),
+            )
+        )
+    return found

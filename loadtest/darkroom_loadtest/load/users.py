@@ -1,0 +1,358 @@
+"""Users: the kinds of callers, as locust runs them; only its processes import this.
+
+Each asks at its pace and waits in the background, so that a slow system is not asked less (an open loop). Every job
+that was accepted is watched to its end: the time from before the request to the terminal message is a request of the
+type `end-to-end`. A refusal with `Retry-After` is no failure, but it is counted and shown with its reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gevent
+from locust import FastHttpUser, task
+from locust.env import Environment
+
+from darkroom_loadtest.chaos import hostile
+from darkroom_loadtest.chaos.journal import Journal
+from darkroom_loadtest.load.prompts import PROMPTS
+from darkroom_loadtest.load.watchers import Watched, Watchers
+from darkroom_loadtest.profiling.profiles import Plan
+
+BATCH = 5
+"""Events of a batch; such a caller asks as much less often."""
+
+REPEATED = 10
+"""Every so many events are sent twice with the same id and source: one job."""
+
+REFUSALS = frozenset({429, 503})
+ACCEPTED = 202
+DONE = 200
+
+RECEIPTS = frozenset({"dequeued", "interrupting", "too_late"})
+"""What a cancel may be answered with."""
+
+ENDED_AS_IT_MUST = frozenset({"completed", "cancelled"})
+
+
+class Session:
+    """What the callers of one process share."""
+
+    def __init__(self, plan: Plan, environment: Environment) -> None:
+        self.plan = plan
+        self.environment = environment
+        self.journal = Journal()
+        self.watchers = Watchers(plan.host, self.journal, self._told)
+        self.prompts = itertools.cycle(PROMPTS)
+        self.asking = 0
+        """Requests that are not answered yet."""
+
+    @property
+    def outstanding(self) -> int:
+        """Jobs that have not ended as far as their callers know, and requests that are not answered."""
+        return len(self.watchers.outstanding) + self.asking
+
+    def report(self, name: str, ms: float, *, failure: str | None = None) -> None:
+        self.environment.events.request.fire(
+            request_type="end-to-end",
+            name=name,
+            response_time=ms,
+            response_length=0,
+            exception=RuntimeError(failure) if failure else None,
+            context={},
+        )
+
+    def _told(self, watched: Watched, state: str, ms: float) -> None:
+        self.report(watched.way, ms, failure=None if state in ENDED_AS_IT_MUST else f"ended as {state}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer; `ms` is how long it took, from `asked`. `document` is empty where there was no JSON object."""
+
+    status: int
+    document: Mapping[str, Any]
+    asked: float
+    ms: float
+
+
+class Caller(FastHttpUser):
+    """One caller. `session` is set before locust makes any."""
+
+    abstract = True
+    session: ClassVar[Session]
+    concurrency = 1000
+    connection_timeout = 30.0
+    network_timeout = 60.0
+    jobs_at_once: ClassVar[int] = 1
+    own_socket: ClassVar[bool] = False
+    way: ClassVar[str] = ""
+
+    def on_start(self) -> None:
+        """Callers that begin together do not ask together; in a short run each has asked by its first quarter."""
+        plan = self.session.plan
+        gevent.sleep(random.uniform(0, min(plan.pace_s, plan.duration_s / 4)))
+
+    def wait_time(self) -> float:
+        """Until the next request is due: the pace is even, whatever a request takes."""
+        pace_s = self.session.plan.pace_s * self.jobs_at_once
+        now = time.monotonic()
+        self._due = max(now, getattr(self, "_due", now) + pace_s)
+        return self._due - now
+
+    @task
+    def turn(self) -> None:
+        gevent.spawn(self._counted)
+
+    def _counted(self) -> None:
+        self.session.asking += 1
+        try:
+            self.act()
+        except Exception as error:  # a caller goes on; the run fails for it
+            self.session.journal.note("error", what=f"{self.way}: {type(error).__name__} {error}"[:300])
+            raise
+        finally:
+            self.session.asking -= 1
+
+    def act(self) -> None:
+        """One turn; each kind of caller has its own. locust's metaclass leaves no room for that of abstract classes."""
+        raise NotImplementedError
+
+    def input(self) -> dict[str, Any]:
+        return {"prompt": next(self.session.prompts), **self.session.plan.parameters}
+
+    def ask(
+        self, path: str, body: bytes, headers: Mapping[str, str], *, name: str, jobs: int = 1, offered: bool = True
+    ) -> Answer | None:
+        """POST a submission; None for what was refused or is an error, which is noted."""
+        journal = self.session.journal
+        if offered:
+            for _ in range(jobs):
+                journal.note("offered", way=self.way)
+        asked = time.perf_counter()
+        with self.client.post(path, data=_raw(body), headers=dict(headers), name=name, catch_response=True) as response:
+            ms = (time.perf_counter() - asked) * 1000
+            status = response.status_code
+            found = _document(response.text)
+            retry_after = (response.headers or {}).get("retry-after")
+            if status in (ACCEPTED, DONE):
+                response.success()
+                return Answer(status, found, asked, ms)
+            if status in REFUSALS and found.get("type"):
+                response.success()
+                for _ in range(jobs):
+                    self.refused(status, found, retry_after, ms)
+                return None
+            what = f"{self.way}: answered with {status} {found.get('detail') or response.error or ''}"[:300]
+            response.failure(what)
+            journal.note("error", what=what)
+        return None
+
+    def refused(self, status: int, problem: Mapping[str, Any], retry_after: str | None, ms: float) -> None:
+        reason = str(problem.get("type", "")).rpartition("/")[2]
+        self.session.journal.note("refused", way=self.way, status=status, reason=reason, retry_after=retry_after, ms=ms)
+
+    def accepted(self, job: str, answer: Answer) -> None:
+        """Note the promise, and watch the job to its end."""
+        self.session.journal.note("accepted", job=job, way=self.way, ms=answer.ms)
+        self.session.watchers.follow(Watched(job, self.way, answer.asked), own_socket=self.own_socket)
+
+    def submit_rest(self) -> str | None:
+        """The id of the job that was accepted."""
+        body = json.dumps(self.input()).encode()
+        answer = self.ask(
+            f"/{self.session.plan.model}", body, {"content-type": "application/json"}, name=f"submit: {self.way}"
+        )
+        if answer is None:
+            return None
+        job = str(answer.document["job_id"])
+        self.accepted(job, answer)
+        return job
+
+    def event(self) -> dict[str, Any]:
+        """A CloudEvent in structured mode."""
+        return {
+            "specversion": "1.0",
+            "id": str(uuid.uuid4()),
+            "source": "/loadtest",
+            "type": "dev.darkroom.job.requested",
+            "datacontenttype": "application/json",
+            "data": {"model": self.session.plan.model, **self.input()},
+        }
+
+
+class BinaryUser(Caller):
+    """CloudEvents in binary mode; every REPEATED-th is sent again, as a Broker may."""
+
+    way = "binary"
+
+    def act(self) -> None:
+        event = self.event()
+        body = json.dumps(event.pop("data")).encode()
+        media_type = event.pop("datacontenttype")
+        headers = {"content-type": media_type, **{f"ce-{name}": value for name, value in event.items()}}
+        answer = self.ask("/", body, headers, name="submit: binary")
+        if answer is None:
+            return
+        job = str(answer.document["job_id"])
+        self.accepted(job, answer)
+        if random.randrange(REPEATED) == 0:
+            again = self.ask("/", body, headers, name="submit: binary, again", offered=False)
+            if again is not None and again.document["job_id"] != job:
+                self.session.journal.note("doubled", job=job, other=again.document["job_id"])
+
+
+class StructuredUser(Caller):
+    """CloudEvents in structured mode."""
+
+    way = "structured"
+
+    def act(self) -> None:
+        body = json.dumps(self.event()).encode()
+        answer = self.ask("/", body, {"content-type": "application/cloudevents+json"}, name="submit: structured")
+        if answer is not None:
+            self.accepted(str(answer.document["job_id"]), answer)
+
+
+class BatchUser(Caller):
+    """Batches of CloudEvents; each of them has its own verdict."""
+
+    way = "batch"
+    jobs_at_once = BATCH
+
+    def act(self) -> None:
+        body = json.dumps([self.event() for _ in range(BATCH)]).encode()
+        headers = {"content-type": "application/cloudevents-batch+json"}
+        answer = self.ask("/", body, headers, name="submit: batch", jobs=BATCH)
+        for verdict in answer.document["verdicts"] if answer else ():
+            if "job_id" in verdict:
+                self.accepted(str(verdict["job_id"]), answer)  # type: ignore[arg-type]
+            else:
+                # A verdict has no headers: that it may pass is said by its status.
+                self.refused(verdict["status"], verdict["problem"], "in a batch", answer.ms)  # type: ignore[union-attr]
+
+
+class RestUser(Caller):
+    """REST; the job is followed over a socket with others."""
+
+    way = "rest"
+
+    def act(self) -> None:
+        self.submit_rest()
+
+
+class SharedSocketUser(RestUser):
+    """As `rest`: many jobs on a socket, which subscribes as they come. It has a name of its own in mixes."""
+
+    way = "shared-socket"
+
+
+class SocketUser(RestUser):
+    """REST, and a socket for each job, as the documents' clients do it."""
+
+    way = "socket"
+    own_socket = True
+
+
+class WaitingUser(Caller):
+    """`Prefer: wait`: the answer is the job's end, or the slip when the time is over."""
+
+    way = "waiting"
+
+    def act(self) -> None:
+        plan = self.session.plan
+        headers = {"content-type": "application/json", "prefer": f"wait={plan.wait_s}"}
+        answer = self.ask(f"/{plan.model}", json.dumps(self.input()).encode(), headers, name="submit and wait")
+        if answer is None:
+            return
+        job = str(answer.document["job_id"])
+        if answer.status == ACCEPTED:
+            self.accepted(job, answer)
+            return
+        state = str(answer.document["state"])
+        journal = self.session.journal
+        # Its 202 was never sent: how long the promise took is not known.
+        journal.note("accepted", job=job, way=self.way, ms=None)
+        journal.note("ended", job=job, state=state, event=f"{job}:end", ms=answer.ms, way="wait")
+        self.session.report(self.way, answer.ms, failure=None if state in ENDED_AS_IT_MUST else f"ended as {state}")
+
+
+class CancellingUser(Caller):
+    """Changes its mind: sooner or later, so that some jobs wait, some run and some have ended."""
+
+    way = "cancelling"
+
+    def act(self) -> None:
+        job = self.submit_rest()
+        if job is None:
+            return
+        gevent.sleep(random.choice((0.0, 0.05, 0.5)))
+        path = f"/api/v1/generation-jobs/{job}/cancel"
+        with self.client.post(path, name="cancel", catch_response=True) as response:
+            receipt = _document(response.text).get("receipt")
+            if response.status_code == DONE and receipt in RECEIPTS:
+                response.success()
+                self.session.journal.note("cancelled", job=job, receipt=receipt)
+            else:
+                what = f"a cancel was answered with {response.status_code}"
+                response.failure(what)
+                self.session.journal.note("error", what=what)
+
+
+class HostileUser(Caller):
+    """Sends what nobody may take: every case there is, each time."""
+
+    way = "hostile"
+
+    def act(self) -> None:
+        for case in hostile.cases(self.session.plan.model):
+            self._send(case)
+
+    def _send(self, case: hostile.Case) -> None:
+        asked = time.perf_counter()
+        with self.client.request(
+            case.method,
+            case.path,
+            data=_raw(case.body()),
+            headers=dict(case.headers),
+            name=f"hostile: {case.name}",
+            catch_response=True,
+        ) as response:
+            ms = (time.perf_counter() - asked) * 1000
+            content_type = (response.headers or {}).get("content-type") or ""
+            refused = hostile.is_refused(response.status_code, content_type)
+            if refused:
+                response.success()
+            else:
+                response.failure(f"not refused: {response.status_code} {content_type}")
+            self.session.journal.note("hostile", case=case.name, refused=refused, status=response.status_code, ms=ms)
+
+
+KINDS: Mapping[str, type[Caller]] = {
+    kind.way: kind
+    for kind in (
+        *(BinaryUser, StructuredUser, BatchUser, RestUser, WaitingUser),
+        *(SocketUser, SharedSocketUser, CancellingUser, HostileUser),
+    )
+}
+"""By the names that profiles use."""
+
+
+def _raw(body: bytes) -> Any:
+    """A body that need not be text: the client takes bytes, though its types do not say so."""
+    return body or None
+
+
+def _document(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
