@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from darkroom.history.store import PastJob
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Archived
-from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 
 from tests.databases import opened
 from tests.driven_jobs import DrivenJobs

@@ -10,7 +10,8 @@ from darkroom.artifacts import artifact_key
 from darkroom.jobs import Artifact, State, new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Accepted, Call, Ended, Submission, WorkerState
-from darkroom.ledger.client import Ledger, connect
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import connect
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from darkroom.jobs import Artifact, JobEvent, State
-from darkroom.ledger.client import JobRecord, LogEntry
+from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.links import Links
 from darkroom.times import iso
 

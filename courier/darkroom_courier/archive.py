@@ -22,8 +22,9 @@ from darkroom.history.migrations import migrate
 from darkroom.history.store import History, PastJob
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Archived
-from darkroom.ledger.client import AsyncLedger, JobRecord
+from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.epochs import NEVER, Loss
+from darkroom.ledger.records import JobRecord
 from darkroom.logs import logger
 
 from darkroom_courier.metrics import Metrics

@@ -24,7 +24,8 @@ from darkroom.history.deletion import Deletion
 from darkroom.history.lookup import Lookup
 from darkroom.history.store import History
 from darkroom.ledger.channels import Channels
-from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 from darkroom.logs import logger
 from darkroom.supervision import vital
 from darkroom.webhooks.client import GuardedClient

@@ -19,7 +19,8 @@ from darkroom.errors import DarkroomError
 from darkroom.history.store import PastJob
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger.calls import Reading, Settled
-from darkroom.ledger.client import AsyncLedger, ForeignMessages, JobRecord, Memory, Outbox
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import ForeignMessages, JobRecord, Memory, Outbox
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector

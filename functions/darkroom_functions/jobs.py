@@ -1,9 +1,9 @@
 """jobs: what became of a job, its pictures, its cancel and its deletion; dead letters, models, the description.
 
-It reads the ledger and, of what is older, the history (`darkroom.lookup`), and the object store. Two things change a
-job: `POST …/cancel` records a cancel, or ends a job that still waits, and `DELETE` removes a job that has ended. Dead
-letters are a matter of their own (`letters.py`).
-Everything is scoped by the caller's tenant; a picture's link carries its own permission.
+It reads the ledger and, of what is older, the history (`darkroom.history.lookup`), and the object store. Two things
+change a job: `POST …/cancel` records a cancel, or ends a job that still waits, and `DELETE` removes a job that has
+ended. Dead letters are a matter of their own (`letters.py`). Everything is scoped by the caller's tenant; a picture's
+link carries its own permission.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from darkroom.history.lookup import Lookup
 from darkroom.history.store import History, Tombstone
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger.calls import Cancelled, Receipt, cancel
-from darkroom.ledger.client import AsyncLedger, LogEntry, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import LogEntry
 from darkroom.links import Links
 from darkroom.settings import load
 from darkroom.updates import celery_status

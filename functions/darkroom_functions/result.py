@@ -33,7 +33,9 @@ from darkroom.history.lookup import Lookup
 from darkroom.history.store import History
 from darkroom.jobs import TERMINAL, JobEvent, is_job_id
 from darkroom.ledger import calls
-from darkroom.ledger.client import AsyncLedger, LogEntry, NewsEntry, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import LogEntry, NewsEntry
 from darkroom.links import Links
 from darkroom.settings import load
 from darkroom.supervision import vital

@@ -38,7 +38,9 @@ from darkroom.errors import (
     TemporaryError,
 )
 from darkroom.ledger.calls import Accepted, Submission
-from darkroom.ledger.client import AsyncLedger, JobRecord, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import JobRecord
 from darkroom.links import Links
 from darkroom.settings import load
 from starlette.applications import Starlette

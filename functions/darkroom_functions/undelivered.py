@@ -1,8 +1,8 @@
 """dead_letter: takes in the events that Knative gave up on, shows them, and posts them to the sink again.
 
 It is what `delivery.deadLetterSink` of a Broker names. An event that could not be delivered comes to `POST /`, or on
-one machine to `POST /events/undelivered`, with Knative's words on why (`darkroom.undelivered`), and is kept in the
-ledger, up to a number and a size, beyond which the tenant and source with the most events loses its oldest
+one machine to `POST /events/undelivered`, with Knative's words on why (`darkroom.ledger.undelivered`), and is kept in
+the ledger, up to a number and a size, beyond which the tenant and source with the most events loses its oldest
 (`lua/keep.lua`). The idempotency key is its source and id, within its tenant; a repeat is a success, and so Knative
 does not send it again.
 
@@ -25,7 +25,8 @@ from darkroom.cloudevents.http import STRUCTURED_TYPE, Mode, parse_http
 from darkroom.errors import DarkroomError, FieldError, NotFound, SinkUnavailable, UnsupportedMediaType
 from darkroom.ledger import calls, undelivered
 from darkroom.ledger.calls import Replayed
-from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 from darkroom.ledger.undelivered import Undelivered, UndeliveredEvents
 from darkroom.settings import load
 from starlette.applications import Starlette

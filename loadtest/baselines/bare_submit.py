@@ -9,7 +9,7 @@ import json
 import uuid
 from typing import Any
 
-from darkroom.ledger.client import connect_async
+from darkroom.ledger.connection import connect_async
 from darkroom.settings import LedgerSettings, load
 from starlette.applications import Starlette
 from starlette.requests import Request

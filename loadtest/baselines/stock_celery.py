@@ -1,8 +1,8 @@
 """Stock Celery on Redis as its users run it for such jobs: the defaults with `acks_late`, one job at a time.
 
 `python -m baselines.stock_celery` is a worker of it that can be struck at the same points as darkroom's
-(`darkroom_loadtest.wounds`); `stock_storm` gives it jobs. A job that has ended is a line in the file that STOCK_DONE
-names.
+(`darkroom_loadtest.chaos.wounds`); `stock_storm` gives it jobs. A job that has ended is a line in the file that
+STOCK_DONE names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What locust runs: the callers and the shape of the plan that `darkroom_loadtest.run_load` made.
+"""What locust runs: the callers and the shape of the plan that `darkroom_loadtest.load.run` made.
 
 It starts locust with this file and the plan in the environment.
 """

@@ -18,7 +18,8 @@ from uuid import uuid4
 import kopf
 from darkroom.errors import DarkroomError
 from darkroom.ledger.channels import Channels
-from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 from darkroom.logs import logger
 from darkroom.supervision import vital
 

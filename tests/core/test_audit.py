@@ -20,7 +20,7 @@ from darkroom.history.store import History, PastJob
 from darkroom.jobs import Artifact, State
 from darkroom.ledger import calls, queues
 from darkroom.ledger.calls import Outcome, WorkerState
-from darkroom.ledger.client import connect_async
+from darkroom.ledger.connection import connect_async
 from darkroom.webhooks.subscriptions import Webhook, WebhookEvent, target_of
 from kombu import Connection
 

@@ -13,7 +13,7 @@ import pytest
 import redis.asyncio
 from darkroom.errors import LedgerUnavailable
 from darkroom.ledger.channels import Channels
-from darkroom.ledger.client import connect_async
+from darkroom.ledger.connection import connect_async
 
 from tests.redis_server import RedisKind, RedisServer, needed_binary
 

@@ -18,7 +18,8 @@ from darkroom.checks.examination import examine
 from darkroom.jobs import State
 from darkroom.ledger import calls, queues
 from darkroom.ledger.calls import DroppedMessages, Ended, WorkerState
-from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 
 from tests.core.timed_jobs import POOL, WORKER, TimedJobs
 from tests.courier.sink import Answer, Sink

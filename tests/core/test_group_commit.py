@@ -14,7 +14,8 @@ from darkroom.errors import DarkroomError, KeyReused, LedgerUnavailable, NoPool
 from darkroom.ledger import calls as transitions
 from darkroom.ledger.batching import MOST_TOGETHER, GroupCommit
 from darkroom.ledger.calls import Accepted, Call, Submission
-from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 
 from tests.core.timed_jobs import START_MS, TimedJobs
 from tests.redis_server import RedisServer

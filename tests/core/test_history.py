@@ -18,7 +18,9 @@ from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import calls as transitions
 from darkroom.ledger.calls import Archived, Call, Forgotten, Reason
-from darkroom.ledger.client import AsyncLedger, JobRecord, LogEntry, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.settings import HistorySettings, load
 from pydantic import SecretStr
 from sqlalchemy import Connection, text

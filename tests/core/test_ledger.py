@@ -19,16 +19,10 @@ from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import calls as transitions
 from darkroom.ledger.calls import Accepted, Ended, Receipt, WorkerState
-from darkroom.ledger.client import (
-    AsyncLedger,
-    Ledger,
-    LogEntry,
-    WorkerRecord,
-    connect,
-    connect_async,
-    decode_live,
-    scripts,
-)
+from darkroom.ledger.client import AsyncLedger, Ledger
+from darkroom.ledger.connection import connect, connect_async
+from darkroom.ledger.records import LogEntry, WorkerRecord, decode_live
+from darkroom.ledger.scripts import texts
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -577,9 +571,9 @@ def test_a_script_has_all_that_it_names_of_the_prelude_and_little_else() -> None
     prelude = (resources.files("darkroom.ledger") / "lua" / "prelude.lua").read_text()
     defined = set(re.findall(r"^local (?:function )?(\w+)", prelude, re.MULTILINE))
     assert {"P", "a", "now", "dispatch", "end_job"} <= defined
-    for name, text in scripts().items():
+    for name, text in texts().items():
         code = re.sub(rb"--.*$|'[^'\n]*'", b"", text, flags=re.MULTILINE).decode()
         has = set(re.findall(r"^local (?:function )?(\w+)", code, re.MULTILINE))
         assert defined & set(re.findall(r"\w+", code)) <= has, name
-    assert b"end_job" in scripts()["finish"]
-    assert b"end_job" not in scripts()["renew"]
+    assert b"end_job" in texts()["finish"]
+    assert b"end_job" not in texts()["renew"]

@@ -12,7 +12,7 @@ from darkroom.errors import BacklogFull, DarkroomError, IdConflict, InvalidInput
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Accepted, Submission, WorkerState
-from darkroom.ledger.client import LogEntry
+from darkroom.ledger.records import LogEntry
 
 from tests.core.timed_jobs import POOL, START_MS, TENANT, TimedJobs
 

@@ -15,7 +15,8 @@ from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Drained, Ended, Reading, Recorded, WorkerState
-from darkroom.ledger.client import AsyncLedger, Ledger, connect, connect_async
+from darkroom.ledger.client import AsyncLedger, Ledger
+from darkroom.ledger.connection import connect, connect_async
 
 from tests.core.timed_jobs import POOL, START_MS, TimedJobs, job_of
 

@@ -15,7 +15,10 @@ from darkroom.errors import BacklogFull, MemoryHigh
 from darkroom.jobs import State, new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Accepted, Applied, Ended, Reason, Receipt, Standing, Submission
-from darkroom.ledger.client import AsyncLedger, Memory, connect_async, scripts
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import Memory
+from darkroom.ledger.scripts import texts
 from darkroom.times import iso
 
 from tests.core.timed_jobs import TimedJobs
@@ -156,7 +159,7 @@ def load_scripts(jobs: TimedJobs) -> None:
     assert jobs.claim(job_id).attempt == 1
 
 
-@pytest.mark.parametrize("name", sorted(set(scripts()) - {"accept", "view", "inspect", "inspect_delivery", "observe"}))
+@pytest.mark.parametrize("name", sorted(set(texts()) - {"accept", "view", "inspect", "inspect_delivery", "observe"}))
 def test_every_script_that_writes_begins_with_what_is_never_refused(name: str) -> None:
     folder = resources.files("darkroom.ledger") / "lua"
     lines = (folder / f"{name}.lua").read_text().splitlines()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import calls
-from darkroom.ledger.client import NEWS_START, AsyncLedger
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import NEWS_START
 
 from tests.core.timed_jobs import TENANT, TimedJobs
 

@@ -6,7 +6,8 @@ import pytest
 from darkroom.jobs import State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Reason, WorkerState
-from darkroom.ledger.client import AsyncLedger, Demand
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import Demand
 
 from tests.core.timed_jobs import POOL, START_MS, TimedJobs
 

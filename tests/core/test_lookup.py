@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from darkroom.history.lookup import merged
-from darkroom.ledger.client import Page
+from darkroom.ledger.records import Page
 from hypothesis import given
 from hypothesis import strategies as st
 

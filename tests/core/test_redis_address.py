@@ -12,7 +12,8 @@ import pytest
 import redis
 from celery import Celery
 from darkroom.ledger.address import RedisAddress
-from darkroom.ledger.client import AsyncLedger, Ledger, connect, connect_async
+from darkroom.ledger.client import AsyncLedger, Ledger
+from darkroom.ledger.connection import connect, connect_async
 
 from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.tls_redis import PASSWORD, TlsRedis

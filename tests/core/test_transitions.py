@@ -22,8 +22,9 @@ from darkroom.ledger.calls import (
     Standing,
     WorkerState,
 )
-from darkroom.ledger.client import _decode_view, scripts
 from darkroom.ledger.epochs import NEVER, Epoch
+from darkroom.ledger.records import decode_view
+from darkroom.ledger.scripts import texts
 from darkroom.webhooks.subscriptions import PER_JOB, TakenDelivery, WebhookEvent, new_subscription_id, target_of
 
 from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, TOKEN, WORKER, TimedJobs
@@ -215,7 +216,7 @@ CALLS: Mapping[str, Maker] = {
     "observe": lambda jobs, job_id: calls.observe(POOL, now=jobs.now),
     "drain": lambda jobs, job_id: calls.drain(POOL, count=1, now=jobs.now),
     "decided": lambda jobs, job_id: calls.record_decision(POOL, at=jobs.now, entry="{}"),
-    "view": lambda jobs, job_id: Call("view", ("job", job_id), _decode_view),
+    "view": lambda jobs, job_id: Call("view", ("job", job_id), decode_view),
     "inspect": lambda jobs, job_id: audit.inspect(job_id, now=jobs.now),
     "repair": lambda jobs, job_id: calls.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
     "canary": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, now=jobs.now),
@@ -383,4 +384,4 @@ def test_the_moves_are_those_of_the_transition_table() -> None:
 
 def test_every_script_is_called(jobs: TimedJobs) -> None:
     job_id = jobs.submit()
-    assert {make(jobs, job_id).script for make in CALLS.values()} == set(scripts())
+    assert {make(jobs, job_id).script for make in CALLS.values()} == set(texts())

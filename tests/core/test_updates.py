@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from darkroom.jobs import Artifact, JobEvent, State
 from darkroom.ledger.calls import Ended
-from darkroom.ledger.client import LogEntry
+from darkroom.ledger.records import LogEntry
 from darkroom.links import Links
 from darkroom.updates import CELERY_STATUS, STATUS, artifacts_of, celery_status, message, outcome
 from pydantic import SecretStr

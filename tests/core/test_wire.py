@@ -11,7 +11,8 @@ import redis.asyncio
 import uvloop
 from darkroom.errors import LedgerUnavailable
 from darkroom.ledger.calls import Call
-from darkroom.ledger.client import AsyncLedger, connect_async, translated
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async, translated
 from darkroom.ledger.wire import ask_each, pack
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse

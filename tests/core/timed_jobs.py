@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from darkroom.jobs import State, new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Accepted, Call, Cancelled, Claim, Ended, Reason, Standing, Submission, WorkerState
-from darkroom.ledger.client import JobRecord, Ledger, LogEntry, connect, decode_live
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import connect
+from darkroom.ledger.records import JobRecord, LogEntry, decode_live
 
 T = TypeVar("T")
 

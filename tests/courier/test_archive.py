@@ -20,8 +20,11 @@ from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import Artifact, State, new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Applied
-from darkroom.ledger.client import AsyncLedger, JobRecord, connect_async, scripts
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 from darkroom.ledger.epochs import NEVER, Epoch, LedgerEpoch
+from darkroom.ledger.records import JobRecord
+from darkroom.ledger.scripts import texts
 
 from tests.courier.conftest import Start
 from tests.courier.sink import Answer, Sink
@@ -219,7 +222,7 @@ def test_a_job_whose_courier_was_killed_after_the_commit_is_there_once_and_finis
     start: Start, watched: Watched, redis_url: str
 ) -> None:
     """Killed exactly there: Redis never hears that the jobs are archived."""
-    archived_sha = hashlib.sha1(scripts()["archived"], usedforsecurity=False).hexdigest()
+    archived_sha = hashlib.sha1(texts()["archived"], usedforsecurity=False).hexdigest()
     proxy = HoldingProxy(urlsplit(redis_url).port or 0, until=archived_sha.encode())
     ended = [watched.jobs.completed() for _ in range(20)]
     with proxy.running():

@@ -11,8 +11,10 @@ from darkroom.history.store import PastJob
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Applied, DroppedMessages, Settled, WorkerState
-from darkroom.ledger.client import OUTBOX_SAMPLE, AsyncLedger, JobRecord, LogEntry, Outbox, connect_async
+from darkroom.ledger.client import OUTBOX_SAMPLE, AsyncLedger
+from darkroom.ledger.connection import connect_async
 from darkroom.ledger.queues import Foreign
+from darkroom.ledger.records import JobRecord, LogEntry, Outbox
 from darkroom.webhooks.subscriptions import Webhook, WebhookEvent
 from darkroom_courier.metrics import MAX_TENANTS, OTHER, Metrics, attempts
 

@@ -7,7 +7,9 @@ import json
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from darkroom.ledger.client import NEWS_START, AsyncLedger, NewsEntry, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import NEWS_START, NewsEntry
 from darkroom_functions.streams.inbox import PAGE, Told
 from darkroom_functions.streams.news import News, NewsFollowing
 

@@ -20,7 +20,7 @@ import websockets
 from darkroom.cloudevents import event as events
 from darkroom.cloudevents import http
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger.client import scripts
+from darkroom.ledger.scripts import texts
 from darkroom.webhooks.subscriptions import Webhook, WebhookEvent
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -519,8 +519,8 @@ class TestTrouble:
         jobs.start(job_id)
         async with watching(result, job_id) as ws:
             await told(ws)
-            silent = scripts()["finish"].replace(b"redis.call('PUBLISH', P .. ':live:'", b"tostring(P .. ':live:'")
-            assert silent != scripts()["finish"]
+            silent = texts()["finish"].replace(b"redis.call('PUBLISH', P .. ':live:'", b"tostring(P .. ':live:'")
+            assert silent != texts()["finish"]
             finish = {"job": job_id, "token": "token", "outcome": "completed", "data": "{}"}
             jobs.redis.eval(silent, 1, jobs.namespace, *(text for pair in finish.items() for text in pair))
             messages, _ = await told_to_the_end(ws)
@@ -531,7 +531,7 @@ class TestTrouble:
         jobs.start(job_id)
         async with watching(result, job_id) as ws:
             await told(ws)
-            silent = scripts()["progress"].replace(b"redis.call('PUBLISH', P .. ':live:'", b"tostring(P .. ':live:'")
+            silent = texts()["progress"].replace(b"redis.call('PUBLISH', P .. ':live:'", b"tostring(P .. ':live:'")
             step = {"job": job_id, "token": "token", "op": 1, "step": 1, "steps": 2, "tell": 1}
             jobs.redis.eval(silent, 1, jobs.namespace, *(text for pair in step.items() for text in pair))
             jobs.complete(job_id)

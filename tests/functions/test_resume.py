@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 from darkroom.jobs import JobEvent
 from darkroom.ledger import calls
-from darkroom.ledger.client import AsyncLedger, LogEntry, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import LogEntry
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 

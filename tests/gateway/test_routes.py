@@ -1,4 +1,6 @@
-"""One address for all functions: each request reaches the function that `darkroom_functions.paths` names, unchanged."""
+"""One address for all functions: each request reaches the function that `darkroom_functions.http.routes` names,
+unchanged.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ import httpx
 import pytest
 import redis
 from darkroom.ledger import calls
-from darkroom.ledger.client import Ledger, connect, scripts
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import connect
+from darkroom.ledger.scripts import texts
 
 from tests.darkroom_command import darkroom
 from tests.knative import manifest_redis
@@ -68,11 +70,11 @@ SCRIPTS = {
 
 def _used_by(user: str, pattern: str) -> set[str]:
     """What the scripts of the user name in this way, comments left out."""
-    texts = scripts()
+    scripts = texts()
     return {
         found
         for name in SCRIPTS[user].split()
-        for found in re.findall(pattern, re.sub(r"--.*", "", texts[name].decode()))
+        for found in re.findall(pattern, re.sub(r"--.*", "", scripts[name].decode()))
     }
 
 

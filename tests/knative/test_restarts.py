@@ -19,7 +19,8 @@ from darkroom.checks.examination import examine
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import State
 from darkroom.ledger import calls
-from darkroom.ledger.client import AsyncLedger, connect, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect, connect_async
 from darkroom.ledger.epochs import NEVER
 
 from tests.core.timed_jobs import READERS

@@ -21,7 +21,8 @@ import trustme
 from darkroom.catalogue.models import Catalogue
 from darkroom.jobs import new_job_id
 from darkroom.ledger import calls
-from darkroom.ledger.client import Ledger, connect
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import connect
 
 from tests.driven_jobs import DrivenJobs
 from tests.knative.bootstrap_program import PROGRAM

@@ -13,7 +13,7 @@ from darkroom_loadtest.bench.figures import Figure, Goal, read, write
 
 WRITES = """
 import sys
-from darkroom_loadtest.figures import Figure, Goal, write
+from darkroom_loadtest.bench.figures import Figure, Goal, write
 name, value = sys.argv[1:]
 ratio = Figure.ratio(f"{name}_vs_other", ours=[float(value)] * 3, baseline=[2.0] * 3, goal=Goal(least=2))
 write(name, [ratio, Figure(name=f"{name}_ms", unit="ms", runs=[1.0, 9.0, 2.0])], machine="a machine")

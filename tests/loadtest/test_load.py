@@ -23,7 +23,8 @@ import httpx
 import pytest
 import yaml
 from darkroom.ledger import calls
-from darkroom.ledger.client import Ledger, connect
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import connect
 from darkroom_loadtest.profiling.profiles import SHAPES, Plan
 
 from tests.conftest import RedisServers

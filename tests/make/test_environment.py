@@ -13,7 +13,9 @@ import httpx
 import pytest
 import redis
 from darkroom.jobs import JobEvent
-from darkroom.ledger.client import AsyncLedger, LogEntry, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import LogEntry
 
 from tests.darkroom_command import command, environment
 from tests.make.targets import ROOT, make

@@ -33,13 +33,13 @@ HOLD_S = 0.15
 """How long a stand-in runs a job."""
 
 WITHOUT_DRAIN = """
-import darkroom.ledger
+import darkroom.ledger.scripts
 
-whole = dict(darkroom.ledger.scripts())
+whole = dict(darkroom.ledger.scripts.texts())
 marking = b"redis.call('HSET', worker_key(worker.name), 'draining_until', now + tonumber(a.ttl_ms))"
 assert marking in whole["drain"]
 whole["drain"] = whole["drain"].replace(marking, b"")
-darkroom.ledger.scripts = lambda: whole
+darkroom.ledger.scripts.texts = lambda: whole
 """
 """The operator takes idle workers away, and nobody tells them to take no more jobs."""
 

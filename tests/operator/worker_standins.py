@@ -10,7 +10,8 @@ from uuid import uuid4
 from darkroom.jobs import State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import WorkerState
-from darkroom.ledger.client import Ledger, connect
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import connect
 
 
 class StandIns:

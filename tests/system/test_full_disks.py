@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 from darkroom.jobs import State
-from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 from darkroom.supervision import FAILED
 
 from tests.parts import Functions, Part, environment, hooked
@@ -63,7 +64,7 @@ async def test_jobs_go_their_way_while_no_part_can_write_its_log(
 
 CHANNELS_END = """
 import asyncio
-from darkroom.channels import Channels
+from darkroom.ledger.channels import Channels
 
 async def run(self):
     await asyncio.sleep(1)
@@ -73,7 +74,7 @@ Channels.run = run
 """
 CHANNELS_CANCELLED = """
 import asyncio
-from darkroom.channels import Channels
+from darkroom.ledger.channels import Channels
 
 async def run(self):
     await asyncio.sleep(1)
@@ -83,7 +84,7 @@ async def run(self):
 Channels.run = run
 """
 WATCH_ENDS = """
-from darkroom_worker.registration import Watch
+from darkroom_worker.parent.registration import Watch
 
 def wait(self, timeout_s):
     raise SystemExit

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 from darkroom.jobs import State
-from darkroom.ledger.client import AsyncLedger, connect, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect, connect_async
 
 from tests.darkroom_command import darkroom
 from tests.parts import Functions, Part

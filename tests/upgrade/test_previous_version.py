@@ -16,7 +16,8 @@ import httpx
 import pytest
 from darkroom.jobs import RECORD_VERSION, JobEvent, State
 from darkroom.ledger.calls import WorkerState
-from darkroom.ledger.client import AsyncLedger, connect, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect, connect_async
 
 from tests.darkroom_command import darkroom
 from tests.parts import Functions, Part

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 from darkroom.checks.audit import Kind
 from darkroom.jobs import State
-from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 
 from tests.darkroom_command import darkroom
 from tests.parts import Functions, Part

@@ -21,7 +21,9 @@ import httpx
 import pytest
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import calls
-from darkroom.ledger.client import AsyncLedger, LogEntry, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import LogEntry
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 

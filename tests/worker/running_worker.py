@@ -19,7 +19,8 @@ from darkroom.errors import DarkroomError
 from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Accepted, Submission, WorkerState
-from darkroom.ledger.client import AsyncLedger, JobRecord, LogEntry, WorkerRecord
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import JobRecord, LogEntry, WorkerRecord
 
 from tests.parts import Part, environment, hooked
 from tests.waiting import DEADLINE_S

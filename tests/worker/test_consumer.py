@@ -17,7 +17,8 @@ from darkroom.checks.doctor import Limits, diagnose
 from darkroom.checks.examination import examine
 from darkroom.jobs import ErrorKind, State
 from darkroom.ledger import calls, queues
-from darkroom.ledger.client import AsyncLedger, connect, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect, connect_async
 from darkroom.updates import celery_status
 
 from tests.waiting import DEADLINE_S

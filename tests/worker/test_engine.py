@@ -658,7 +658,9 @@ def test_an_engine_that_there_is_not_is_a_bad_setting(catalogue: Catalogue) -> N
 
 
 def test_the_contract_is_there_without_torch() -> None:
-    script = "import sys, darkroom_worker.engine, darkroom_worker.engines.instant; print('torch' in sys.modules)"
+    script = (
+        "import sys, darkroom_worker.engines.registry, darkroom_worker.engines.instant; print('torch' in sys.modules)"
+    )
     assert in_another_process(script) == "False\n"
 
 
@@ -675,8 +677,8 @@ def in_another_process(script: str, *arguments: str, **environment: str) -> str:
 
 FROM_THE_HUB = """
 import json, pathlib, sys
-from darkroom.models import Catalogue, validate
-from darkroom_worker.engine import make_engine
+from darkroom.catalogue.models import Catalogue, validate
+from darkroom_worker.engines.registry import make_engine
 model = Catalogue.load([pathlib.Path(sys.argv[1])]).get("sd")
 engine = make_engine(model)
 engine.load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from darkroom.artifacts import ArtifactStore
@@ -14,7 +14,9 @@ from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import ErrorKind, JobEvent, State
 from darkroom.ledger import calls as transitions
 from darkroom.ledger.calls import Call, Standing, WorkerState
-from darkroom.ledger.client import JobRecord, Ledger, connect
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import connect
+from darkroom.ledger.records import JobRecord
 from darkroom_worker.child.memory import ChildMemory
 from darkroom_worker.child.proof import FailedJobs, proof_input, proves
 from darkroom_worker.child.run import Job, Runner, Steps, retry_delay_ms
@@ -42,13 +44,16 @@ def test_a_retry_waits_longer_each_time(counted: int, chance: float, delay_ms: i
     assert retry_delay_ms(counted, chance=chance) == delay_ms
 
 
+T = TypeVar("T")
+
+
 class AwayLedger(Ledger):
     """A ledger that can be made not to answer."""
 
     away = False
     calls = 0
 
-    def run(self, call: Call[transitions.T]) -> transitions.T:
+    def run(self, call: Call[T]) -> T:
         self.calls += 1
         if self.away:
             raise LedgerUnavailable("away")
@@ -154,7 +159,7 @@ def test_a_run_stops_when_its_time_is_up(stage: Stage) -> None:
 
 
 def test_the_time_that_a_progress_call_waits_is_no_run_time(stage: Stage) -> None:
-    def run_slowly(call: Call[transitions.T]) -> transitions.T:
+    def run_slowly(call: Call[T]) -> T:
         stage.clock.now += 60
         raise LedgerUnavailable("frozen")
 

@@ -27,7 +27,9 @@ from celery import Celery
 from darkroom.jobs import Artifact, ErrorKind, JobEvent, State
 from darkroom.ledger import calls, queues
 from darkroom.ledger.calls import Reason, Receipt, WorkerState
-from darkroom.ledger.client import AsyncLedger, JobRecord, connect, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect, connect_async
+from darkroom.ledger.records import JobRecord
 
 from tests.conftest import RedisServers
 from tests.parts import Part, environment
@@ -813,7 +815,7 @@ async def test_a_stock_celery_worker_takes_the_message_of_a_job(house: House, tm
 
 async def test_the_parent_imports_no_model_library() -> None:
     heavy = "torch", "diffusers", "transformers", "PIL"
-    code = f"import sys, darkroom_worker.program; print(*[name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, darkroom_worker.parent.supervisor; print(*[name for name in {heavy!r} if name in sys.modules])"
     variables = environment("redis://nobody", "t-nobody")
 
     answer = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
@@ -825,7 +827,7 @@ STOCK_APP = f"""
 import json, os
 from pathlib import Path
 from celery import Celery
-from darkroom.queues import TASK_NAME, transport_options
+from darkroom.ledger.queues import TASK_NAME, transport_options
 
 app = Celery("stock", broker=os.environ["DARKROOM_REDIS_URL"])
 app.conf.broker_transport_options = transport_options(os.environ["DARKROOM_NAMESPACE"], "{POOL}")

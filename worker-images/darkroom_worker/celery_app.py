@@ -17,7 +17,8 @@ from darkroom import collector, logs
 from darkroom.catalogue.models import Model
 from darkroom.ledger import queues
 from darkroom.ledger.address import RedisAddress
-from darkroom.ledger.client import Ledger, Patience, connect
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import Patience, connect
 from kombu import Exchange, Queue
 
 from darkroom_worker.child.memory import ChildMemory

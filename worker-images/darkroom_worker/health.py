@@ -15,7 +15,9 @@ import sys
 
 from darkroom.errors import LedgerUnavailable, SettingError
 from darkroom.ledger.calls import WORKER_TTL_MS, WorkerState
-from darkroom.ledger.client import AsyncLedger, WorkerRecord, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import WorkerRecord
 from darkroom.settings import load
 
 from darkroom_worker.settings import BAD_SETTING, WorkerSettings

@@ -13,7 +13,7 @@ from darkroom.artifacts import ArtifactStore
 from darkroom.checks.audit import Fault, Stale
 from darkroom.checks.auditor import Auditor, Report
 from darkroom.history.store import History
-from darkroom.ledger.client import connect_async
+from darkroom.ledger.connection import connect_async
 
 from darkroom_cli.exits import DONE, FAILED
 from darkroom_cli.local import installation

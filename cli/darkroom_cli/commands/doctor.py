@@ -9,7 +9,7 @@ from pathlib import Path
 from darkroom.checks.doctor import Diagnosis, Limits, diagnose
 from darkroom.checks.examination import examine
 from darkroom.history.store import History
-from darkroom.ledger.client import connect_async
+from darkroom.ledger.connection import connect_async
 
 from darkroom_cli.exits import DONE, FAILED
 from darkroom_cli.local import installation

@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 from darkroom.errors import InvalidInput, NotFound
-from darkroom.ledger.client import AsyncLedger, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 from darkroom.scaling import fields
 from darkroom.scaling.policy import Entry, Policy, decide
 from darkroom.scaling.simulation import Job, Outcome, PolicyScaler, simulate

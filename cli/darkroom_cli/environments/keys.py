@@ -97,7 +97,7 @@ def flush(entered: Entered, output: Output, *, yes: bool, dry_run: bool) -> int:
 
 @contextmanager
 def _connected(entered: Entered) -> Iterator[redis.Redis]:
-    from darkroom.ledger.client import connect, translated
+    from darkroom.ledger.connection import connect, translated
 
     check_redis(entered)
     with connect(entered.redis_url("operator")) as client, translated():

@@ -1,7 +1,7 @@
 """`--model NAME=SOURCE`: other weights for a model, as a model file that is read after all others.
 
 The file extends the model of that name, so parameters, limits and pipeline stay as they are; `served_as`, which calls a
-stand-in untrained, goes with the source that it spoke of (`darkroom.models`).
+stand-in untrained, goes with the source that it spoke of (`darkroom.catalogue.models`).
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ from darkroom.catalogue.models import Catalogue
 from darkroom.errors import LedgerUnavailable
 from darkroom.ledger import calls
 from darkroom.ledger.calls import WorkerState
-from darkroom.ledger.client import AsyncLedger, Ledger, WorkerRecord, connect, connect_async
+from darkroom.ledger.client import AsyncLedger, Ledger
+from darkroom.ledger.connection import connect, connect_async
+from darkroom.ledger.records import WorkerRecord
 from darkroom.settings import DatabaseUrl, ModelSettings, Namespace, RedisUrl, WebUrl, load
 
 from darkroom_cli.environments.command import environment

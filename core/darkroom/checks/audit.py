@@ -19,7 +19,7 @@ from typing import Any
 from darkroom.jobs import State
 from darkroom.ledger import queues
 from darkroom.ledger.calls import SWEEP_AGE_MS, Call
-from darkroom.ledger.client import JobRecord
+from darkroom.ledger.records import JobRecord
 from darkroom.webhooks.subscriptions import DeliveryState
 
 POOL_SETS = ("waiting", "dispatched", "due", "running")

@@ -26,7 +26,8 @@ from darkroom.jobs import Artifact
 from darkroom.ledger import calls as transitions
 from darkroom.ledger import epochs, queues
 from darkroom.ledger.calls import Call
-from darkroom.ledger.client import AsyncLedger, translated
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import translated
 from darkroom.ledger.epochs import Epoch
 
 if TYPE_CHECKING:

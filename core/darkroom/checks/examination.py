@@ -37,9 +37,11 @@ from darkroom.errors import DarkroomError, HistoryUnavailable
 from darkroom.ledger import calls as transitions
 from darkroom.ledger import queues
 from darkroom.ledger.calls import WORKER_TTL_MS, WorkerState
-from darkroom.ledger.client import AsyncLedger, WorkerRecord, translated
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import translated
 from darkroom.ledger.epochs import Loss, lost
 from darkroom.ledger.queues import CANARY
+from darkroom.ledger.records import WorkerRecord
 
 if TYPE_CHECKING:
     from darkroom.history.store import History

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from darkroom.history.store import History, PastJob, Tombstone
-from darkroom.ledger.client import AsyncLedger, JobRecord
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import JobRecord
 
 ATTEMPT_KEY = re.compile(r"[^/]+/([0-9a-f-]{36})/([0-9]+)/[0-9]+-[0-9a-f]{64}\.[a-z0-9]+")
 """What `artifact_key` makes: the job and the attempt. What else is in the store is no attempt's."""

@@ -18,7 +18,8 @@ from darkroom.artifacts import ArtifactStore, artifact_folder
 from darkroom.errors import DarkroomError, NotEnded
 from darkroom.history.store import History, Tombstone
 from darkroom.ledger.calls import Forgotten, forget
-from darkroom.ledger.client import AsyncLedger, JobRecord
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import JobRecord
 
 AT_ONCE = 8
 """Jobs whose artifacts are removed at one time. Removing is a list and a request: the store's latency, not its load."""

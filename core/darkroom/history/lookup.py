@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from darkroom.errors import Gone, HistoryUnavailable, NotFound
 from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import State
-from darkroom.ledger.client import AsyncLedger, JobRecord, LogEntry, Page
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import JobRecord, LogEntry, Page
 
 
 @dataclass(frozen=True)

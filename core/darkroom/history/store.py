@@ -26,8 +26,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from darkroom.errors import Gone, HistoryUnavailable, SettingError
 from darkroom.history.schema import CONTENT, epochs, jobs
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger.client import JobRecord, LogEntry, Page
 from darkroom.ledger.epochs import Epoch
+from darkroom.ledger.records import JobRecord, LogEntry, Page
 from darkroom.logs import logger
 from darkroom.times import iso
 

@@ -10,237 +10,52 @@ whose reply was lost (`wire.py`), which is safe because every script is idempote
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
-from importlib import resources
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import (
-    InvalidResponse,
-    MasterDownError,
     NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
     RedisError,
-    ResponseError,
 )
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
-from darkroom import traces
-from darkroom.errors import DarkroomError, LedgerUnavailable, MemoryHigh
-from darkroom.jobs import JobEvent, State
-from darkroom.ledger.address import RedisAddress
+from darkroom.errors import DarkroomError
+from darkroom.jobs import State
+from darkroom.ledger import scripts
 from darkroom.ledger.calls import DUE_SOON_MS, Call, Reading, observe
+from darkroom.ledger.connection import translated
 from darkroom.ledger.epochs import LedgerEpoch
-from darkroom.ledger.wire import Command, Line, ask_each, heed_cancellations
+from darkroom.ledger.records import (
+    NEWS_START,
+    Demand,
+    ForeignMessages,
+    JobRecord,
+    LetterPlace,
+    LogEntry,
+    Marks,
+    Memory,
+    NewsEntry,
+    Outbox,
+    Page,
+    WorkerRecord,
+    decode_delivery,
+    decode_entry,
+    decode_news,
+    decode_subscription,
+    decode_view,
+    pairs,
+)
+from darkroom.ledger.wire import Command, Line, ask_each
 from darkroom.webhooks.subscriptions import (
     Delivery,
-    DeliveryState,
     Subscription,
-    SubscriptionState,
-    Try,
-    Webhook,
-    WebhookEvent,
     is_delivery_id,
     target_of,
 )
 
 T = TypeVar("T")
-
-CONNECTIONS = 32
-"""Connections of one process at most; a caller waits for a free one rather than being refused."""
-
-SOCKET_TIMEOUT_S = 10.0
-"""Longer than any script takes, shorter than a caller's patience."""
-
-CONNECT_TIMEOUT_S = 3.0
-
-RETRIES = 3
-"""redis-py's own default of 10 would hold a caller for half a minute while Redis is away."""
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """A job as the ledger has it. Times are milliseconds since the epoch; `run_timeout` is in seconds.
-
-    `place` is the place in the queue, 1 being next, or None when it does not wait. `end_data` is the data of the
-    terminal entry: the result of a completed job, the error of another. `is_whole` is False where the history alone
-    still has the input, and `input` is empty (`Lookup.completed`).
-    """
-
-    id: str
-    tenant: str
-    model: str
-    pool: str
-    state: State
-    input: Mapping[str, Any]
-    fields: Mapping[str, Any]
-    created: int
-    started: int | None
-    ended: int | None
-    attempt: int
-    counted: int
-    max_attempts: int
-    priority: int
-    run_timeout: float
-    start_deadline: int | None
-    not_before: int | None
-    worker: str | None
-    progress: int
-    step: int | None
-    steps: int | None
-    cancel_requested: int | None
-    seq: int
-    end_seq: int | None
-    end_data: Mapping[str, Any] | None
-    traceparent: str | None
-    place: int | None
-    is_whole: bool = True
-
-    @property
-    def about(self) -> dict[str, str]:
-        """What a log line about the job says of it."""
-        return {"job": self.id, "pool": self.pool, **traces.in_logs(self.traceparent)}
-
-    @property
-    def webhook(self) -> Webhook | None:
-        """The address that the job named to be told of it."""
-        return Webhook.of(self.fields)
-
-    @property
-    def retrying(self) -> bool:
-        """Whether it waits for another attempt after one that counted."""
-        return self.state is State.PENDING and self.counted > 0
-
-    @property
-    def end(self) -> LogEntry | None:
-        """The terminal entry of its log, which the record outlives; None before the end."""
-        if self.end_seq is None or self.ended is None:
-            return None
-        return LogEntry(self.id, self.end_seq, JobEvent(self.state), self.state, self.ended, self.end_data or {})
-
-
-@dataclass(frozen=True)
-class LogEntry:
-    """One entry of a job's log: the `seq`-th thing that happened to it, at `at` (ms), and the state after it."""
-
-    job_id: str
-    seq: int
-    event: JobEvent
-    state: State
-    at: int
-    data: Mapping[str, Any]
-
-    @property
-    def event_id(self) -> str:
-        """Identifies the event for ever, on every transport; a terminal one keeps its id over a rollback of Redis."""
-        return f"{self.job_id}:end" if self.state.is_terminal else f"{self.job_id}:{self.seq}"
-
-
-@dataclass(frozen=True)
-class NewsEntry:
-    """An entry of a tenant's news: the log entry, and its `place` there, by which a reader goes on.
-
-    `is_whole` is False where the entry lacks its data, because the job's record is no longer kept.
-    """
-
-    place: str
-    entry: LogEntry
-    is_whole: bool
-
-
-NEWS_START = "0-0"
-"""The place before all news."""
-
-
-@dataclass(frozen=True)
-class Demand:
-    """How much a pool has to do: jobs waiting, dispatched, running, and due later."""
-
-    waiting: int
-    dispatched: int
-    running: int
-    due: int
-
-    @property
-    def total(self) -> int:
-        return self.waiting + self.dispatched + self.running + self.due
-
-
-@dataclass(frozen=True)
-class WorkerRecord:
-    """A worker as it registered itself."""
-
-    name: str
-    pool: str
-    pod: str
-    state: str
-    seen: int
-    job: str | None
-
-
-@dataclass(frozen=True)
-class Page:
-    """One page of a tenant's jobs, newest first. `after` asks for the next page; None when nothing is left."""
-
-    jobs: tuple[JobRecord, ...]
-    after: str | None
-
-
-@dataclass(frozen=True, order=True)
-class LetterPlace:
-    """Where a dead letter or undelivered event is in its tenant's list: when it ended or failed (ms), then its id."""
-
-    ended: int
-    id: str
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Redis' memory in bytes; `limit` is 0 where none is set."""
-
-    used: int
-    limit: int
-
-    @property
-    def high(self) -> bool:
-        """Above 80 %: what has been accepted must still find room to run and end."""
-        return self.limit > 0 and self.used > 0.8 * self.limit
-
-
-@dataclass(frozen=True)
-class ForeignMessages:
-    """How many messages that are no job's the workers of a pool dropped, ever; when (ms) and why the last of them."""
-
-    count: int
-    last: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Outbox:
-    """How many jobs something is still to be told of, and for how long (ms) the oldest of that has waited."""
-
-    jobs: int
-    age_ms: int
-
-
-@dataclass(frozen=True)
-class Marks:
-    """Of a job that has ended: when its end was applied (ms, None: not yet), and whether it became a dead letter."""
-
-    applied: int | None
-    is_dead: bool
 
 
 OUTBOX_SAMPLE = 500
@@ -253,107 +68,8 @@ SCAN_LIMIT = 2_000
 """Records that one page looks at before it answers what it has, with a cursor to go on from."""
 
 
-@cache
-def scripts() -> Mapping[str, bytes]:
-    """The text of each script by its name, before it what it needs of the prelude."""
-    folder = resources.files("darkroom.ledger") / "lua"
-    texts = {
-        entry.name.removesuffix(".lua"): entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(".lua")
-    }
-    prelude = texts.pop("prelude")
-    return {name: _needed(prelude, text) + text for name, text in texts.items()}
-
-
-def _needed(prelude: bytes, script: bytes) -> bytes:
-    """What a script uses of the prelude, and what that uses in turn. What is named in code counts as used.
-
-    Redis makes each function anew in every call: making all of them took 10 µs, a tenth to a half of a call.
-    """
-    needed: list[bytes] = []
-    words = _words(script)
-    for part in reversed(re.split(rb"^(?=local )", prelude, flags=re.MULTILINE)):
-        defined = _DEFINED.match(part)
-        if defined is None or defined[1] in words:
-            needed.append(part)
-            words |= _words(part)
-    return b"".join(reversed(needed))
-
-
-def _words(text: bytes) -> set[bytes]:
-    return set(re.findall(rb"\w+", _COMMENT.sub(b"", text)))
-
-
-_DEFINED = re.compile(rb"local (?:function )?(\w+)")
-_COMMENT = re.compile(rb"^ *--.*$", re.MULTILINE)
-
-
-@cache
-def _sha(script: str) -> str:
-    return hashlib.sha1(scripts()[script], usedforsecurity=False).hexdigest()
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a call waits for Redis: for each reply (`timeout_s`), and how often it is then sent again."""
-
-    timeout_s: float = SOCKET_TIMEOUT_S
-    retries: int = RETRIES
-
-
-def connect(url: str, patience: Patience = Patience()) -> redis.Redis:
-    """A client for workers and tools. It waits for a connection rather than failing when many ask at once."""
-    address = RedisAddress.parse(url).connection_options(redis)
-    pool = redis.BlockingConnectionPool(max_connections=CONNECTIONS, **address, **_connection_options(Retry, patience))
-    return redis.Redis.from_pool(pool)
-
-
-def connect_async(url: str) -> redis.asyncio.Redis:
-    """A client for the functions and the courier."""
-    from redis.asyncio.retry import Retry as AsyncRetry
-
-    address = RedisAddress.parse(url).connection_options(redis.asyncio)
-    pool = redis.asyncio.BlockingConnectionPool(
-        max_connections=CONNECTIONS, **address, **_connection_options(AsyncRetry, Patience())
-    )
-    heed_cancellations(pool)
-    return redis.asyncio.Redis.from_pool(pool)
-
-
-def _connection_options(retry: type[Any], patience: Patience) -> dict[str, Any]:
-    return {
-        "socket_timeout": patience.timeout_s,
-        "socket_connect_timeout": min(CONNECT_TIMEOUT_S, patience.timeout_s),
-        "health_check_interval": 30,
-        "retry": retry(ExponentialBackoff(cap=0.5, base=0.05), patience.retries),
-        "retry_on_error": [RedisConnectionError, RedisTimeoutError],
-    }
-
-
-_UNABLE = re.compile(r"\b(BUSY|MASTERDOWN|MISCONF|NOREPLICAS|READONLY)\b")
-"""Redis is there and will not write now: a script that does not end, a full disk, a replica after a failover."""
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Redis' failures as ours. redis-py takes the first word off an error that it has a class for; but 6.2 wraps what a
-    command of a script answers in a text of its own, so that no class matches.
-    """
-    try:
-        yield
-    except ResponseError as error:
-        if isinstance(error, OutOfMemoryError) or "-OOM" in str(error):
-            raise MemoryHigh("the queue broker's memory is used up; nothing was stored", retry_after=10) from error
-        if isinstance(error, MasterDownError | ReadOnlyError) or _UNABLE.search(str(error)):
-            raise LedgerUnavailable("the queue broker cannot write now", retry_after=2) from error
-        if isinstance(error, NoScriptError):  # it was loaded just now: Redis has restarted since
-            raise LedgerUnavailable("the queue broker has restarted", retry_after=1) from error
-        raise
-    except (RedisConnectionError, RedisTimeoutError, InvalidResponse) as error:
-        raise LedgerUnavailable("the queue broker does not answer", retry_after=2) from error
-
-
 def _command(namespace: str, call: Call[Any]) -> Command:
-    return ("EVALSHA", _sha(call.script), 1, namespace, *call.args)
+    return ("EVALSHA", scripts.digest(call.script), 1, namespace, *call.args)
 
 
 class Ledger:
@@ -370,13 +86,13 @@ class Ledger:
             try:
                 reply = self._line.ask(command)
             except NoScriptError:
-                self._line.ask(("SCRIPT", "LOAD", scripts()[call.script]))
+                self._line.ask(("SCRIPT", "LOAD", scripts.texts()[call.script]))
                 reply = self._line.ask(command)
         return call.decode(reply)
 
     def job(self, job_id: str) -> JobRecord | None:
         """The record, of whatever tenant: a worker is one of darkroom's own parts."""
-        return self.run(Call("view", ("job", job_id), _decode_view))
+        return self.run(Call("view", ("job", job_id), decode_view))
 
 
 class AsyncLedger:
@@ -428,7 +144,7 @@ class AsyncLedger:
     async def jobs(self, job_ids: Sequence[str], *, tenant: str | None) -> list[JobRecord | None]:
         """As `job`, for many in one round trip."""
         records: list[JobRecord | None] = []
-        for answer in await self.run_each([Call("view", ("job", job_id), _decode_view) for job_id in job_ids]):
+        for answer in await self.run_each([Call("view", ("job", job_id), decode_view) for job_id in job_ids]):
             if isinstance(answer, DarkroomError):
                 raise answer
             records.append(None if answer is None or tenant not in {None, answer.tenant} else answer)
@@ -438,7 +154,7 @@ class AsyncLedger:
         """The job's log above `after`, in order; at most `limit` entries."""
         with translated():
             entries = await self._redis.xrange(f"{self.namespace}:log:{job_id}", min=f"{after + 1}-0", count=limit)
-        return [_decode_entry(job_id, entry_id, fields) for entry_id, fields in entries]
+        return [decode_entry(job_id, entry_id, fields) for entry_id, fields in entries]
 
     async def entries(self, numbers: Mapping[str, int]) -> dict[str, LogEntry | None]:
         """The entry of that number in each job's log, in one round trip; None where the log has none."""
@@ -450,7 +166,7 @@ class AsyncLedger:
             with translated():
                 if isinstance(reply, RedisError):
                     raise reply
-            found[job_id] = _decode_entry(job_id, *reply[0]) if reply else None
+            found[job_id] = decode_entry(job_id, *reply[0]) if reply else None
         return found
 
     async def news(self, tenant: str, *, after: str, limit: int) -> list[NewsEntry]:
@@ -460,7 +176,7 @@ class AsyncLedger:
         """
         with translated():
             raw = await self._redis.xrange(f"{self.namespace}:news:{tenant}", min=f"({after}", count=limit)
-        found = [(place.decode(), _decode_news(fields)) for place, fields in raw]
+        found = [(place.decode(), decode_news(fields)) for place, fields in raw]
         ended = dict.fromkeys(entry.job_id for _, entry in found if entry.state.is_terminal)
         records = dict(zip(ended, await self.jobs(list(ended), tenant=tenant), strict=True))
         news: list[NewsEntry] = []
@@ -493,7 +209,7 @@ class AsyncLedger:
             with translated():
                 if isinstance(reply, RedisError):
                     raise reply
-            logs.append([_decode_entry(job_id, entry_id, fields) for entry_id, fields in reply])
+            logs.append([decode_entry(job_id, entry_id, fields) for entry_id, fields in reply])
         return logs
 
     async def heads(self, job_ids: Sequence[str]) -> list[LogEntry | None]:
@@ -506,7 +222,7 @@ class AsyncLedger:
             with translated():
                 if isinstance(reply, RedisError):
                     raise reply
-            heads.append(_decode_entry(job_id, *reply[0]) if reply else None)
+            heads.append(decode_entry(job_id, *reply[0]) if reply else None)
         return heads
 
     async def page(
@@ -535,7 +251,7 @@ class AsyncLedger:
                     f"{self.namespace}:tenant:{tenant}", highest, "-", start=0, num=wanted
                 )
             ids = [item.decode() for item in raw]
-            records = await self.run_each([Call("view", ("job", job_id), _decode_view) for job_id in ids])
+            records = await self.run_each([Call("view", ("job", job_id), decode_view) for job_id in ids])
             for job_id, record in zip(ids, records, strict=True):
                 if isinstance(record, DarkroomError):
                     raise record
@@ -622,12 +338,11 @@ class AsyncLedger:
 
     async def _subscriptions(self, ids: Sequence[str]) -> list[Subscription | None]:
         keys = [f"{self.namespace}:subscription:{each}" for each in ids]
-        records = [_pairs(reply) for reply in _sound(await self._pipeline([("HGETALL", key) for key in keys]))]
+        records = [pairs(reply) for reply in _sound(await self._pipeline([("HGETALL", key) for key in keys]))]
         targets = [target_of(raw["tenant"], raw["url"]) if raw else "" for raw in records]
         about = _sound(await self._pipeline([("HGETALL", f"{self.namespace}:target:{target}") for target in targets]))
         return [
-            _decode_subscription(raw, _pairs(target)) if raw else None
-            for raw, target in zip(records, about, strict=True)
+            decode_subscription(raw, pairs(target)) if raw else None for raw, target in zip(records, about, strict=True)
         ]
 
     async def deliveries(self, job_id: str, *, tenant: str) -> list[Delivery]:
@@ -645,12 +360,12 @@ class AsyncLedger:
 
     async def _deliveries(self, ids: Sequence[str]) -> list[Delivery]:
         replies = _sound(await self._pipeline([("HGETALL", f"{self.namespace}:delivery:{each}") for each in ids]))
-        records = [(each, _pairs(reply)) for each, reply in zip(ids, replies, strict=True) if reply]
+        records = [(each, pairs(reply)) for each, reply in zip(ids, replies, strict=True) if reply]
         dues = await self._pipeline(
             [("ZSCORE", f"{self.namespace}:deliveries:{raw['target']}", each) for each, raw in records]
         )
         return [
-            _decode_delivery(each, raw, None if due is None else int(float(due)))
+            decode_delivery(each, raw, None if due is None else int(float(due)))
             for (each, raw), due in zip(records, _sound(dues), strict=True)
         ]
 
@@ -696,7 +411,7 @@ class AsyncLedger:
         """The pool's decision log, oldest entry first, each as `scaling.Entry.decode` takes it; the last `limit`."""
         with translated():
             entries = await self._redis.xrevrange(f"{self.namespace}:decisions:{pool}", count=limit)
-        return [_pairs(fields)["entry"] for _, fields in reversed(entries)]
+        return [pairs(fields)["entry"] for _, fields in reversed(entries)]
 
     async def demand(self, pool: str) -> Demand:
         """What the pool has to do now."""
@@ -726,7 +441,7 @@ class AsyncLedger:
             with translated():
                 if isinstance(record, RedisError):
                     raise record
-            raw = _pairs(record)
+            raw = pairs(record)
             if raw:
                 job = busy.get(name.encode())
                 workers.append(
@@ -785,7 +500,7 @@ class AsyncLedger:
 
     async def _load(self) -> None:
         with translated():
-            for text in scripts().values():
+            for text in scripts.texts().values():
                 await self._redis.script_load(text.decode())
 
     async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
@@ -802,110 +517,3 @@ def _sound(replies: Sequence[Any]) -> Sequence[Any]:
             with translated():
                 raise reply
     return replies
-
-
-def decode_live(job_id: str, payload: bytes) -> LogEntry:
-    """A log entry as it was published."""
-    seq, event, state, at, data = payload.decode().split("\n", 4)
-    return LogEntry(job_id, int(seq), JobEvent(event), State(state), int(at), json.loads(data))
-
-
-def _decode_entry(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogEntry:
-    raw = _pairs(fields)
-    seq = int(entry_id.split(b"-")[0])
-    return LogEntry(job_id, seq, JobEvent(raw["event"]), State(raw["state"]), int(raw["at"]), json.loads(raw["data"]))
-
-
-def _decode_news(fields: Mapping[bytes, bytes]) -> LogEntry:
-    job_id, seq, event, state, at = fields[b"entry"].decode().split(" ")
-    return LogEntry(job_id, int(seq), JobEvent(event), State(state), int(at), {})
-
-
-def _pairs(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, str]:
-    """A hash or a stream entry as Redis answers it: a map, or names and values in turn."""
-    pairs = fields.items() if isinstance(fields, Mapping) else zip(fields[::2], fields[1::2], strict=True)
-    return {name.decode(): value.decode() for name, value in pairs}
-
-
-def _decode_view(reply: list[Any]) -> JobRecord | None:
-    if not reply:
-        return None
-    raw = _pairs(reply[0])
-
-    def number(name: str) -> int | None:
-        return int(raw[name]) if name in raw else None
-
-    return JobRecord(
-        id=raw["id"],
-        tenant=raw["tenant"],
-        model=raw["model"],
-        pool=raw["pool"],
-        state=State(raw["state"]),
-        input=json.loads(raw["input"]),
-        fields=json.loads(raw["fields"]),
-        created=int(raw["created"]),
-        started=number("started"),
-        ended=number("ended"),
-        attempt=int(raw["attempt"]),
-        counted=int(raw["counted"]),
-        max_attempts=int(raw["max_attempts"]),
-        priority=int(raw["priority"]),
-        run_timeout=float(raw["run_timeout"]),
-        start_deadline=number("start_deadline"),
-        not_before=number("not_before"),
-        worker=raw.get("worker"),
-        progress=int(raw.get("progress", "0")),
-        step=number("step"),
-        steps=number("steps"),
-        cancel_requested=number("cancel"),
-        seq=int(raw["seq"]),
-        end_seq=number("end_seq"),
-        end_data=json.loads(raw["end_data"]) if "end_data" in raw else None,
-        traceparent=raw.get("traceparent"),
-        place=reply[1] or None,
-        is_whole="input_archived" not in raw,
-    )
-
-
-def _decode_subscription(raw: Mapping[str, str], target: Mapping[str, str]) -> Subscription:
-    return Subscription(
-        id=raw["id"],
-        tenant=raw["tenant"],
-        url=raw["url"],
-        events=frozenset(map(WebhookEvent, raw["events"].split())),
-        models=tuple(raw["models"].split()),
-        state=SubscriptionState(raw["state"]),
-        reason=raw.get("reason"),
-        created=int(raw["created"]),
-        changed=int(raw["changed"]),
-        generation=int(raw["generation"]),
-        rotated=int(raw["rotated"]) if "rotated" in raw else None,
-        failing_since=int(raw["failing_since"]) if "failing_since" in raw else None,
-        validated=int(target["validated"]) if "validated" in target else None,
-        allowed_rate=int(target["rate"]) if "rate" in target else None,
-    )
-
-
-def _decode_delivery(delivery_id: str, raw: Mapping[str, str], due: int | None) -> Delivery:
-    numbers = sorted(int(name.removeprefix("try:")) for name in raw if name.startswith("try:"))
-    return Delivery(
-        id=delivery_id,
-        job_id=raw["job"],
-        seq=int(raw["seq"]),
-        event=WebhookEvent(raw["event"]),
-        recipient=raw["recipient"],
-        tenant=raw["tenant"],
-        url=raw["url"],
-        state=DeliveryState(raw["state"]),
-        reason=raw.get("reason"),
-        created=int(raw["created"]),
-        ended=int(raw["ended"]) if "ended" in raw else None,
-        due=due,
-        tried=int(raw["tried"]),
-        tries=tuple(_decode_try(number, raw[f"try:{number}"]) for number in numbers),
-    )
-
-
-def _decode_try(number: int, text: str) -> Try:
-    at, took_ms, status, error = text.split("\n", 3)
-    return Try(number, int(at), int(took_ms), int(status) if status else None, error or None)

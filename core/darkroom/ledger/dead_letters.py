@@ -15,7 +15,8 @@ from typing import Any
 from darkroom.cloudevents.event import requested_event
 from darkroom.history.lookup import Lookup
 from darkroom.jobs import JOB_ID_PATTERN, is_job_id
-from darkroom.ledger.client import AsyncLedger, JobRecord, LetterPlace, LogEntry
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import JobRecord, LetterPlace, LogEntry
 
 REDRIVE_OF = "redrive_of"
 """The field of a job that was made of a dead letter; its value is the id of that."""

@@ -21,7 +21,8 @@ from darkroom.cloudevents import strict_json
 from darkroom.cloudevents.event import Event
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Call
-from darkroom.ledger.client import AsyncLedger, LetterPlace
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import LetterPlace
 
 KNATIVE = "knative"
 """Begins the names of all extensions that Knative gives an event on its way: what went wrong, its arrival, and how many

@@ -9,7 +9,7 @@ from __future__ import annotations
 from darkroom import updates
 from darkroom.cloudevents import event
 from darkroom.cloudevents.event import Event
-from darkroom.ledger.client import JobRecord, LogEntry
+from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.links import Links
 
 

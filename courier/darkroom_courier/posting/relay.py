@@ -18,7 +18,8 @@ from uuid import uuid4
 from darkroom.cloudevents.event import Event
 from darkroom.errors import DarkroomError
 from darkroom.ledger import calls
-from darkroom.ledger.client import AsyncLedger, JobRecord, LogEntry
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.links import Links
 from darkroom.logs import logger
 

@@ -27,7 +27,8 @@ from darkroom.history.lookup import Lookup
 from darkroom.ledger import calls
 from darkroom.ledger.batching import GroupCommit
 from darkroom.ledger.calls import Outcome, Settled
-from darkroom.ledger.client import AsyncLedger, JobRecord, LogEntry
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.links import Links
 from darkroom.logs import logger
 from darkroom.webhooks.client import Answer, GuardedClient, Unanswered

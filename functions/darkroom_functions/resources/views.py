@@ -11,8 +11,8 @@ from typing import Any
 
 from darkroom.catalogue.models import Catalogue
 from darkroom.jobs import Artifact, JobEvent
-from darkroom.ledger.client import JobRecord, LogEntry
 from darkroom.ledger.dead_letters import REDRIVE_OF, DeadLetter
+from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.ledger.undelivered import Undelivered
 from darkroom.links import Links
 from darkroom.times import iso

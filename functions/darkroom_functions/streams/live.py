@@ -24,7 +24,8 @@ from typing import Protocol
 import redis.asyncio
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.ledger.channels import Channels
-from darkroom.ledger.client import AsyncLedger, JobRecord, LogEntry, decode_live
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import JobRecord, LogEntry, decode_live
 from darkroom.logs import logger
 from darkroom.supervision import run_vital
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 import redis.asyncio
 from darkroom.errors import DarkroomError, TooManyReplays
 from darkroom.ledger.channels import Channels
-from darkroom.ledger.client import NEWS_START, AsyncLedger, NewsEntry
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.records import NEWS_START, NewsEntry
 from darkroom.logs import logger
 from darkroom.supervision import run_vital
 

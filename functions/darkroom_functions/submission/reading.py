@@ -1,6 +1,6 @@
 """A submission: what a caller asks for, read from a CloudEvent or a REST body, checked, and complete for the ledger.
 
-`submit.py` hands in what came over HTTP and gets a `darkroom.transitions.Submission`, or one refusal with every field
+`submit.py` hands in what came over HTTP and gets a `darkroom.ledger.calls.Submission`, or one refusal with every field
 at fault. Nothing here reads a clock or draws a number: `Fresh` brings what is drawn, and times are Redis'.
 
 The fields of a request are those of `FIELDS`, and the model's parameters: flat beside them, or under `input`. A field
@@ -24,8 +24,8 @@ from darkroom.catalogue.parameters import MAX_FAULTS, SIDES, SIZE, read_integer,
 from darkroom.cloudevents.event import REQUESTED, Event
 from darkroom.errors import FieldError, InvalidEvent, InvalidInput, UnknownModel
 from darkroom.ledger.calls import DEFAULT_PRIORITY, MAX_ATTEMPTS, Submission
-from darkroom.ledger.client import JobRecord
 from darkroom.ledger.dead_letters import REDRIVE_OF
+from darkroom.ledger.records import JobRecord
 from darkroom.webhooks.guard import NOTHING, Allow
 from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, Webhook, WebhookEvent
 
@@ -73,7 +73,9 @@ _SHOWN_FAULTS = 3
 """So many faults are told in the sentence; all are in the list."""
 
 USER_ID_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]+$"
-"""Of a user id, for the description; surrogates are left out, as in a parameter's pattern (`darkroom.parameters`)."""
+"""Of a user id, for the description; surrogates are left out, as in a parameter's pattern
+(`darkroom.catalogue.parameters`).
+"""
 
 _USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 

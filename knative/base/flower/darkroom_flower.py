@@ -1,8 +1,8 @@
 """The Celery app that Flower looks through: the workers' broker, with the prefix of this environment.
 
-Flower's image holds `darkroom.redis_address` and nothing else of darkroom, so the prefix of
-`darkroom.queues.transport_options` stands here once more; a test compares the two. Without credentials it does not
-start.
+Flower's image holds `darkroom.ledger.address` and nothing else of darkroom, so the prefix of
+`darkroom.ledger.queues.transport_options` stands here once more; a test compares the two. Without credentials it does
+not start.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ from darkroom.errors import DarkroomError
 from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import calls as transitions
 from darkroom.ledger.calls import Call, Submission
-from darkroom.ledger.client import AsyncLedger, LogEntry, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import LogEntry
 from darkroom.links import Links
 from pydantic import SecretStr
 

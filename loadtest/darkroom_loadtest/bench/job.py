@@ -1,8 +1,9 @@
 """What one job costs: Redis' memory, calls and time, and the processor time of each process.
 
 Jobs go the whole way, from a request over HTTP through a worker with an engine that takes no time to the sink, and into
-the history. First they are submitted while the worker stands still, then it is let go. `darkroom_loadtest.capacity`
-reckons with these costs. Bytes and calls are the same everywhere; times are those of this machine.
+the history. First they are submitted while the worker stands still, then it is let go.
+`darkroom_loadtest.profiling.capacity` reckons with these costs. Bytes and calls are the same everywhere; times are
+those of this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 
 from darkroom.ledger import calls as transitions
-from darkroom.ledger import client
+from darkroom.ledger import scripts
 from darkroom.ledger.calls import WorkerState
 from darkroom_cli.local.processes import Process
 
@@ -224,7 +225,7 @@ def _until_over(rig: Rig, jobs: int) -> None:
 def _calls(system: System, *, steps: int) -> Counter[str]:
     """How often each script ran for COUNTED jobs, by Redis' log of all commands."""
     redis = system.rig.redis
-    names = {hashlib.sha1(text, usedforsecurity=False).hexdigest(): name for name, text in client.scripts().items()}
+    names = {hashlib.sha1(text, usedforsecurity=False).hexdigest(): name for name, text in scripts.texts().items()}
     redis.config_set("slowlog-max-len", KEPT)
     redis.config_set("slowlog-log-slower-than", 0)
     _do(system, COUNTED, steps=steps)

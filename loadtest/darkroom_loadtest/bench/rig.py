@@ -1,7 +1,7 @@
 """The rig: all that a benchmark starts, in a folder of its own, and ends again however it ends itself.
 
-Processes are started as `darkroom up` starts them (`darkroom_cli.processes`): each in a session of its own, ended by
-its own pid, with what it started in turn. Redis listens on a free port, its append-only file synced every second.
+Processes are started as `darkroom up` starts them (`darkroom_cli.local.processes`): each in a session of its own, ended
+by its own pid, with what it started in turn. Redis listens on a free port, its append-only file synced every second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any, Self
 import httpx
 from darkroom.ledger import calls
 from darkroom.ledger.calls import WorkerState
-from darkroom.ledger.client import Ledger, connect
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import connect
 from darkroom_cli.environments.command import environment
 from darkroom_cli.local import processes, redis_server
 from darkroom_cli.local.processes import Process, Program

@@ -1,4 +1,6 @@
-"""`python -m darkroom_loadtest.faulty_courier`: darkroom's courier, without the protection that CHAOS_WITHOUT names."""
+"""`python -m darkroom_loadtest.chaos.faulty_courier`: darkroom's courier, without the protection that CHAOS_WITHOUT
+names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`python -m darkroom_loadtest.faulty_worker`: darkroom's worker as it is, but that it can be struck at any point.
+"""`python -m darkroom_loadtest.chaos.faulty_worker`: darkroom's worker as it is, but that it can be struck at any
+point.
 
 It patches the worker in memory, in the parent and in the child, which imports this module again when it is spawned.
 Every run of the engine gives another picture, as GPUs of different kinds do: so it shows when one attempt's picture

@@ -57,14 +57,14 @@ def remove_from_courier(protection: Protection) -> None:
 
 def _remove_fencing() -> None:
     """Whoever finishes a job ends it, whatever it was before."""
-    from darkroom.ledger import client
+    from darkroom.ledger import scripts
 
-    texts = dict(client.scripts())
+    texts = dict(scripts.texts())
     if TOKEN_CHECK not in texts["finish"]:
         raise LookupError("finish.lua checks its token in other words now")
     texts["finish"] = texts["finish"].replace(TOKEN_CHECK, NO_CHECK)
-    client.scripts = functools.cache(lambda: texts)
-    client._sha.cache_clear()
+    scripts.texts = functools.cache(lambda: texts)
+    scripts.digest.cache_clear()
 
 
 def _remove_attempt_keys() -> None:

@@ -21,7 +21,9 @@ from darkroom.errors import NotFound
 from darkroom.jobs import JobEvent
 from darkroom.ledger import calls
 from darkroom.ledger.calls import WorkerState
-from darkroom.ledger.client import AsyncLedger, JobRecord, connect_async
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
+from darkroom.ledger.records import JobRecord
 from darkroom.updates import artifacts_of
 
 from darkroom_loadtest.bench.figures import Figure, report

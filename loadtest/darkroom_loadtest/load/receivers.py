@@ -1,4 +1,4 @@
-"""`python -m darkroom_loadtest.receivers PORT…`: receivers of webhooks, one a port, that do as little as they can.
+"""`python -m darkroom_loadtest.load.receivers PORT…`: receivers of webhooks, one a port, that do as little as they can.
 
 A post to `/hang` is never answered. Every other is noted, by the job in its `webhook-id` and the time (ms, monotonic)
 at which it was there whole: a line of each on the standard output. Other processes of the machine share that clock.

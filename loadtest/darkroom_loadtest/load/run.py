@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 from darkroom.errors import DarkroomError
-from darkroom.ledger.client import connect
+from darkroom.ledger.connection import connect
 from darkroom_cli.client import Unreachable
 from darkroom_cli.local import installation
 from darkroom_cli.local.data_folder import DataFolder

@@ -5,7 +5,7 @@ not exceed, and the hours that the replicas took. The points that no other of th
 frontier. Two sides are compared at equal wait: for waits all along the other's frontier, the hours of the cheapest of
 ours that waits no longer, to those of the cheapest of the other's. The figure is the median of these ratios, day by
 day; so it does not depend on where the other's settings happen to lie close together. Nothing runs but the simulation
-(`darkroom.simulation`).
+(`darkroom.scaling.simulation`).
 """
 
 from __future__ import annotations

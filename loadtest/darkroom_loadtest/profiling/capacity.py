@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from darkroom.ledger.calls import LEASE_MS, WORKER_TTL_MS
-from darkroom.ledger.client import CONNECTIONS
+from darkroom.ledger.connection import CONNECTIONS
 
 from darkroom_loadtest.bench.figures import align
 

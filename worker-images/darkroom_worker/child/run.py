@@ -25,7 +25,8 @@ from darkroom.errors import TemporaryError
 from darkroom.jobs import Artifact, ErrorKind, State, is_tenant
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Call, Ended, Reason, Standing
-from darkroom.ledger.client import Ledger, Patience
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import Patience
 from structlog.contextvars import bound_contextvars
 
 from darkroom_worker.child.memory import ChildMemory

@@ -1,1 +1,3 @@
-"""The engines that a model file can name. `darkroom_worker.engine.make_engine` imports the one that is asked for."""
+"""The engines that a model file can name. `darkroom_worker.engines.registry.make_engine` imports the one that is asked
+for.
+"""

@@ -20,7 +20,7 @@ from darkroom import traces
 from darkroom.jobs import ErrorKind, State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Call, Ended, Reason
-from darkroom.ledger.client import JobRecord
+from darkroom.ledger.records import JobRecord
 from darkroom.updates import celery_status
 from structlog.contextvars import bound_contextvars
 

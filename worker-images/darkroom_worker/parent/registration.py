@@ -23,8 +23,10 @@ from darkroom import logs
 from darkroom.errors import TemporaryError
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Call, DroppedMessages, Ended, Standing, WorkerState
-from darkroom.ledger.client import JobRecord, Ledger, Patience
+from darkroom.ledger.client import Ledger
+from darkroom.ledger.connection import Patience
 from darkroom.ledger.queues import Foreign
+from darkroom.ledger.records import JobRecord
 from darkroom.supervision import FAILED
 
 from darkroom_worker.child.memory import ChildMemory

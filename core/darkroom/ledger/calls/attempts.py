@@ -1,0 +1,145 @@
+"""Calls of an attempt: claimed, renewed, and finished by a worker, or released for a worker that is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from darkroom.jobs import RECORD_VERSION, State
+from darkroom.ledger.calls.call import Call, compact_json, ids, make_call, word
+
+LEASE_MS = 15_000
+"""How long a running attempt is believed without a sign of life; renewed every third of it."""
+
+REAP_GAP_MS = 5_000
+"""A longer gap between two reaps means that nobody could have renewed: then nothing is reaped for one lease."""
+
+SWEEP_AGE_MS = 5_000
+"""A message that was pushed longer ago, and is not in the list, was taken and never claimed."""
+
+
+class Standing(StrEnum):
+    """How an attempt stands, as its worker is told when it renews or reports progress."""
+
+    OK = "ok"
+    CANCEL = "cancel"
+    LOST = "lost"
+
+
+class Ended(StrEnum):
+    """What became of the job when its worker ended the attempt. `LOST`: the token was stale and nothing changed."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PENDING = "pending"
+    LOST = "lost"
+
+
+class Reason(StrEnum):
+    """Why a running job was given back. Only `WORKER_LOST` counts as an attempt."""
+
+    DRAIN = "drain"
+    WORKER_FAULT = "worker_fault"
+    WORKER_LOST = "worker_lost"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a worker gets for a message: an attempt to run, or the reason why the message is dropped.
+
+    `attempt` counts every start of the job, `counted` those that were charged to it; `run_timeout` is in seconds.
+    `input` is the JSON text of the model's parameters, as the record has it.
+    """
+
+    attempt: int | None
+    dropped: str | None
+    run_timeout: float = 0.0
+    counted: int = 0
+    tenant: str = ""
+    model: str = ""
+    input: str = "{}"
+
+
+def claim(job_id: str, *, token: str, worker: str, lease_ms: int = LEASE_MS, now: int | None = None) -> Call[Claim]:
+    """pending → running, under the attempt's fresh token."""
+
+    def decode(reply: list[bytes]) -> Claim:
+        if reply[0] == b"drop":
+            return Claim(None, reply[1].decode())
+        return Claim(
+            attempt=int(reply[1]),
+            dropped=None,
+            run_timeout=float(reply[3]),
+            counted=int(reply[4]),
+            tenant=reply[5].decode(),
+            model=reply[6].decode(),
+            input=reply[7].decode(),
+        )
+
+    return make_call(
+        "claim", decode, job=job_id, token=token, worker=worker, lease_ms=lease_ms, v=RECORD_VERSION, now=now
+    )
+
+
+def renew(job_id: str, *, token: str, lease_ms: int = LEASE_MS, now: int | None = None) -> Call[Standing]:
+    """The attempt lives: its lease is prolonged from now."""
+    return make_call("renew", word(Standing), job=job_id, token=token, lease_ms=lease_ms, now=now)
+
+
+def progress(
+    job_id: str, *, token: str, op: int, step: int, steps: int, tell: bool, now: int | None = None
+) -> Call[Standing]:
+    """Step `step` of `steps` is done. `op` counts the calls of this attempt from 1; `tell` writes a log entry."""
+    return make_call(
+        "progress", word(Standing), job=job_id, token=token, op=op, step=step, steps=steps, tell=int(tell), now=now
+    )
+
+
+def finish(job_id: str, *, token: str, outcome: State, data: Mapping[str, Any], now: int | None = None) -> Call[Ended]:
+    """running → completed, failed or cancelled. `data` goes into the terminal log entry: the result, or `error`."""
+    return make_call("finish", word(Ended), job=job_id, token=token, outcome=outcome, data=compact_json(data), now=now)
+
+
+def retry(job_id: str, *, token: str, error: Mapping[str, Any], delay_ms: int, now: int | None = None) -> Call[Ended]:
+    """running → pending in `delay_ms`; the attempt counts. `error` is `{"kind", "message"}`."""
+    return make_call(
+        "retry", word(Ended), job=job_id, token=token, error=compact_json(error), delay_ms=delay_ms, now=now
+    )
+
+
+def release(
+    job_id: str,
+    *,
+    reason: Reason,
+    detail: str,
+    token: str | None = None,
+    worker: str | None = None,
+    now: int | None = None,
+) -> Call[Ended]:
+    """running → pending, at the head. Proven by the attempt's token or, for a worker that is gone, by its name."""
+    return make_call(
+        "release", word(Ended), job=job_id, token=token, worker=worker, reason=reason, detail=detail, now=now
+    )
+
+
+def reap(
+    pool: str, *, lease_ms: int = LEASE_MS, gap_ms: int = REAP_GAP_MS, limit: int = 100, now: int | None = None
+) -> Call[list[str]]:
+    """Running jobs whose lease lapsed are given back; answers their ids."""
+    return make_call("reap", ids, pool=pool, lease_ms=lease_ms, gap_ms=gap_ms, limit=limit, now=now)
+
+
+def sweep(pool: str, *, age_ms: int = SWEEP_AGE_MS, now: int | None = None) -> Call[list[str]]:
+    """Messages that were taken and never claimed are pushed again; answers the ids of their jobs."""
+    return make_call("sweep", ids, pool=pool, age_ms=age_ms, now=now)
+
+
+def clock(*, clock_ms: int, now: int | None = None) -> Call[int]:
+    """Once a tick: bring forward what waits for a time if Redis' clock was set back; answers by how much (ms).
+
+    `clock_ms` is the time by the caller's own clock, for `darkroom doctor`.
+    """
+    return make_call("clock", int, clock=clock_ms, now=now)

@@ -1,0 +1,65 @@
+"""Calls of the audit and of `darkroom doctor`: repairs, the epoch, and the canary."""
+
+from __future__ import annotations
+
+from darkroom.ledger import queues
+from darkroom.ledger.calls.call import Call, ids, make_call
+from darkroom.ledger.epochs import Epoch, LedgerEpoch
+
+CANARY_TTL_MS = 60_000
+"""A canary that its sender forgot is forgotten by the ledger too; a worker that takes it later drops it."""
+
+
+def beat(outside: Epoch, *, acknowledge: bool = False, now: int | None = None) -> Call[LedgerEpoch]:
+    """The ledger has one beat more than `outside`, the epoch in SQL, or as many as it has; with fewer it lost data, and
+    a new epoch begins. `acknowledge`: a person has seen the loss.
+    """
+    known = {"epoch": outside.number, "beats": outside.beats, "at": outside.at}
+    return make_call("epoch", LedgerEpoch.decode, **known, acknowledge="1" if acknowledge else None, now=now)
+
+
+def repair(
+    job_id: str,
+    *,
+    pool: str | None = None,
+    worker: str | None = None,
+    letter_of: str | None = None,
+    delivery: str | None = None,
+    target: str | None = None,
+    now: int | None = None,
+) -> Call[list[str]]:
+    """Put the job where its record says that it belongs; answers what was done, nothing where all is right.
+
+    `pool` names one whose sets, `worker` one whose entry, and `letter_of` the tenant whose dead letters name the job
+    though its record does not say so. `delivery`: one of its deliveries instead, perhaps in a `target` that is not its.
+    """
+    return make_call(
+        "repair",
+        ids,
+        job=job_id,
+        pool=pool,
+        worker=worker,
+        letter_of=letter_of,
+        delivery=delivery,
+        target=target,
+        now=now,
+    )
+
+
+def canary(canary_id: str, *, pool: str, withdraw: bool = False, now: int | None = None) -> Call[str | None]:
+    """Send a canary through the pool's queue, once; answers the worker that has signed for it by now.
+
+    `canary_id` begins with `queues.CANARY`, so that nobody takes it for a job's. `withdraw` takes it back.
+    """
+    message = queues.build_message(job_id=canary_id, pool=pool, traceparent=None)
+    return make_call(
+        "canary",
+        lambda reply: reply.decode() or None,
+        canary=canary_id,
+        pool=pool,
+        message_head=message.head,
+        message_tail=message.tail,
+        ttl_ms=CANARY_TTL_MS,
+        withdraw=1 if withdraw else None,
+        now=now,
+    )

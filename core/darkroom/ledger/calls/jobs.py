@@ -1,0 +1,244 @@
+"""Calls that submit, cancel, expire and delete jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from darkroom.errors import (
+    BacklogFull,
+    DarkroomError,
+    EventReused,
+    IdConflict,
+    InvalidInput,
+    KeyReused,
+    MemoryHigh,
+    NoPool,
+    NotFound,
+    TemporaryError,
+)
+from darkroom.jobs import RECORD_VERSION, State, is_tenant
+from darkroom.ledger import queues
+from darkroom.ledger.calls.call import Call, compact_json, ids, make_call, word
+from darkroom.webhooks.subscriptions import (
+    Webhook,
+    in_order,
+    target_of,
+)
+
+BACKLOG_LIMIT = 10_000
+"""Jobs that may wait in one pool; at 60 a minute, more than two hours of work: beyond it a refusal is kinder."""
+
+BACKLOG_BYTES = 256 * 1024 * 1024
+"""Bytes of Redis that unfinished jobs of all pools may take: half of the `maxmemory` that is shipped (512 MB), so that
+finished jobs, their logs and events find room below the 80 % at which every submission is refused.
+"""
+
+MAX_ATTEMPTS = 3
+"""Attempts that count, before a job fails."""
+
+DEFAULT_PRIORITY = 5
+"""The middle of 0 (first) to 9 (last)."""
+
+
+class Receipt(StrEnum):
+    """What a cancel did."""
+
+    DEQUEUED = "dequeued"
+    INTERRUPTING = "interrupting"
+    TOO_LATE = "too_late"
+
+
+class Purged(StrEnum):
+    """What the ledger says to the purge of a dead letter. `REPEATED`: it had been purged or redriven before."""
+
+    PURGED = "purged"
+    REPEATED = "repeated"
+    UNKNOWN = "unknown"
+
+
+class Forgotten(StrEnum):
+    """Whether what Redis had of a deleted job is gone; a living one is not deleted."""
+
+    GONE = "gone"
+    LIVING = "living"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as it is handed to the ledger: validated, complete, its seed drawn.
+
+    `input` are the model's parameters; `fields` what goes with the job and concerns no engine (user, webhook, the
+    submitting event); `accepted` the data of the first log entry. `start_deadline` is in milliseconds since the epoch,
+    `start_within` in milliseconds from the acceptance, by Redis' clock; the earlier one counts. `run_timeout` is in
+    seconds. `idempotency_key` is a hash (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of`
+    is the dead letter that the job is made of. `webhook` becomes fields of the job too (`Webhook.encode`); `fields` do
+    not need them. `is_event`: the caller sent a CloudEvent, whose `source` and `id` are the idempotency key.
+    """
+
+    job_id: str
+    tenant: str
+    model: str
+    pool: str
+    input: Mapping[str, Any]
+    fields: Mapping[str, Any]
+    run_timeout: float
+    priority: int = DEFAULT_PRIORITY
+    start_deadline: int | None = None
+    start_within: int | None = None
+    max_attempts: int = MAX_ATTEMPTS
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    traceparent: str | None = None
+    accepted: Mapping[str, Any] = field(default_factory=dict)
+    redrive_of: str | None = None
+    webhook: Webhook | None = None
+    is_event: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InvalidInput for a tenant's name that the object store would refuse, once the job has run."""
+        if not is_tenant(self.tenant):
+            raise InvalidInput(f"{self.tenant!r} cannot name a tenant")
+        if self.idempotency_key is not None and self.fingerprint is None:
+            raise ValueError("an idempotency key needs the fingerprint of its request")
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The receipt: the job's id and when it was accepted (ms). `repeated`: it had been accepted before.
+
+    `state` is the job's state now; None for a repeat whose record Redis no longer has.
+    """
+
+    job_id: str
+    created_ms: int
+    repeated: bool
+    state: State | None = State.PENDING
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """A cancel's receipt and the job's state after it; `receipt` is None for a job that the caller has not."""
+
+    receipt: Receipt | None
+    state: State | None
+
+
+def accept(
+    job: Submission,
+    *,
+    backlog_limit: int,
+    backlog_bytes: int = BACKLOG_BYTES,
+    memory_high: bool = False,
+    now: int | None = None,
+) -> Call[Accepted | DarkroomError]:
+    """– → pending. Idempotent under the job id, under the idempotency key for a day, and under the dead letter that it
+    redrives.
+
+    A refusal is answered, not raised, so that many accepts can share a round trip: NoPool, BacklogFull, MemoryHigh,
+    KeyReused, IdConflict, and NotFound for a dead letter that is none. `memory_high` is the caller's reading that
+    Redis' memory is nearly used up.
+    """
+    message = queues.build_message(
+        job_id=job.job_id, pool=job.pool, traceparent=job.traceparent, event=job.fields.get("event")
+    )
+    webhook = job.webhook
+
+    def decode(reply: bytes) -> Accepted | DarkroomError:
+        answer, *about = reply.decode().split(" ")
+        if answer == "accepted":
+            return Accepted(about[0], int(about[1]), repeated=False)
+        if answer == "repeated":
+            state = State(about[2]) if about[2:] else None
+            return Accepted(about[0], int(about[1]), repeated=True, state=state)
+        return _refusal(answer, about, job)
+
+    return make_call(
+        "accept",
+        decode,
+        v=RECORD_VERSION,
+        job=job.job_id,
+        tenant=job.tenant,
+        model=job.model,
+        pool=job.pool,
+        input=compact_json(job.input),
+        fields=compact_json(job.fields if webhook is None else {**job.fields, **webhook.encode()}),
+        accepted=compact_json(job.accepted),
+        priority=job.priority,
+        max_attempts=job.max_attempts,
+        run_timeout=job.run_timeout,
+        start_deadline=job.start_deadline,
+        start_within=job.start_within,
+        idempotency_key=job.idempotency_key,
+        fingerprint=job.fingerprint,
+        redrive_of=job.redrive_of,
+        webhook=None if webhook is None else webhook.url,
+        webhook_events=None if webhook is None else " ".join(in_order(webhook.events)),
+        webhook_target=None if webhook is None else target_of(job.tenant, webhook.url),
+        traceparent=job.traceparent,
+        message_head=message.head,
+        message_tail=message.tail,
+        backlog_limit=backlog_limit,
+        backlog_bytes=backlog_bytes,
+        memory_high=1 if memory_high else None,
+        now=now,
+    )
+
+
+def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
+    match answer:
+        case "no_pool":
+            return NoPool(f"there is no worker pool {job.pool!r}, which model {job.model!r} needs", retry_after=30)
+        case "backlog_full":
+            return BacklogFull(f"{about[0]} jobs wait in pool {job.pool!r}", retry_after=_wait_s(about[1]))
+        case "bytes_full":
+            mib = int(about[0]) / 2**20
+            return BacklogFull(f"the unfinished jobs take {mib:.1f} MiB of Redis", retry_after=_wait_s(about[1]))
+        case "memory_high":
+            return MemoryHigh("the queue broker's memory is nearly used up; nothing was stored", retry_after=10)
+        case "key_reused" if job.is_event:
+            return EventReused(f"an event of this source and id came before, with other data, for job {about[0]}")
+        case "key_reused":
+            return KeyReused(f"this idempotency key came before, with another body, for job {about[0]}")
+        case "no_dead_letter":
+            return NotFound(f"job {job.redrive_of} is no dead letter")
+        case "conflict":
+            return IdConflict(f"the id {job.job_id} names a job of another tenant")
+    return TemporaryError(f"the ledger answered {answer!r}")
+
+
+def _wait_s(estimate: str) -> int:
+    return min(max(int(estimate), 1), 600)
+
+
+def promote(pool: str, *, limit: int = 100, now: int | None = None) -> Call[list[str]]:
+    """Retries whose time has come join the backlog; answers their ids."""
+    return make_call("promote", ids, pool=pool, limit=limit, now=now)
+
+
+def expire(*, limit: int = 100, now: int | None = None) -> Call[list[str]]:
+    """Pending jobs past their start deadline end; answers their ids."""
+    return make_call("expire", ids, limit=limit, now=now)
+
+
+def cancel(job_id: str, *, tenant: str | None, now: int | None = None) -> Call[Cancelled]:
+    """pending → cancelled; running: a mark. `tenant` None is for darkroom's own parts only."""
+
+    def decode(reply: list[bytes]) -> Cancelled:
+        if reply[0] == b"unknown":
+            return Cancelled(None, None)
+        return Cancelled(Receipt(reply[0].decode()), State(reply[1].decode()))
+
+    return make_call("cancel", decode, job=job_id, tenant=tenant, now=now)
+
+
+def purge(job_id: str, *, tenant: str, now: int | None = None) -> Call[Purged]:
+    """The dead letter is one no more, and no job is made of it."""
+    return make_call("purge", word(Purged), job=job_id, tenant=tenant, now=now)
+
+
+def forget(job_id: str, *, tenant: str, now: int | None = None) -> Call[Forgotten]:
+    """The job was deleted: everything that Redis has of it goes, unless it lives."""
+    return make_call("forget", word(Forgotten), job=job_id, tenant=tenant, now=now)
