@@ -29,7 +29,7 @@ def archive(jobs: DrivenJobs, redis_url: str, database_url: str, job_ids: Sequen
 
     asyncio.run(write())
     for job_id in job_ids:
-        assert jobs.run(calls.archived(job_id, seq=jobs.end_seq(job_id))) is Archived.ARCHIVED
+        assert jobs.run(calls.mark_archived(job_id, seq=jobs.end_seq(job_id))) is Archived.ARCHIVED
 
 
 def forget(jobs: DrivenJobs, job_ids: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from darkroom.artifacts import artifact_key
 from darkroom.jobs import Artifact, State, new_job_id
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Accepted, Call, Ended, Submission, WorkerState
+from darkroom.ledger.calls import Accepted, AttemptEnd, Call, Submission, WorkerState
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
 
@@ -27,7 +27,7 @@ class DrivenJobs:
         self.redis: Any = connect(redis_url)
         self.namespace = namespace
         self._ledger = Ledger(self.redis, namespace)
-        self.run(calls.announce(POOL, models=["sd"]))
+        self.run(calls.announce_pool(POOL, models=["sd"]))
 
     def close(self) -> None:
         self.redis.close()
@@ -94,7 +94,7 @@ class DrivenJobs:
 
     def announce_worker(self) -> None:
         """The worker is ready, so that the pool has a slot and messages go into its Celery list."""
-        self.run(calls.worker(WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
+        self.run(calls.register_worker(WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
 
     def state(self, job_id: str) -> State:
         return State(self.redis.hget(f"{self.namespace}:job:{job_id}", "state").decode())
@@ -112,7 +112,7 @@ class DrivenJobs:
 
     def _end(self, job_id: str, outcome: State, data: dict[str, Any], token: str) -> None:
         ended = self.run(calls.finish(job_id, token=token, outcome=outcome, data=data))
-        assert ended is Ended(outcome.value), ended
+        assert ended is AttemptEnd(outcome.value), ended
 
 
 def _artifact(job_id: str, index: int) -> Artifact:

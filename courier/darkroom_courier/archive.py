@@ -79,13 +79,13 @@ class Archive:
             self._is_in_doubt = False
         await self._beat()
         taken = await self._ledger.run(
-            calls.take_history(taker=self._taker, call=self._call, limit=BATCH, lease_ms=self._lease_ms)
+            calls.lease_history(taker=self._taker, call=self._call, limit=BATCH, lease_ms=self._lease_ms)
         )
         try:
             await self._write(taken)
         except HistoryUnavailable:
             self._is_in_doubt = True
-            await self._ledger.run_each([calls.defer_history(job_id, delay_ms=AGAIN_MS) for job_id in taken])
+            await self._ledger.run_each([calls.reschedule_history(job_id, delay_ms=AGAIN_MS) for job_id in taken])
             self._call = uuid4().hex
             raise
         self._call = uuid4().hex
@@ -98,7 +98,7 @@ class Archive:
             return
         self._beat_due = time.monotonic() + BEAT_S
         outside = await self._history.epoch(self._ledger.namespace)
-        ledger = await self._ledger.run(calls.beat(outside or NEVER))
+        ledger = await self._ledger.run(calls.advance_epoch(outside or NEVER))
         await self._history.note_epoch(self._ledger.namespace, ledger.epoch)
         if ledger.loss != self._loss and ledger.loss is not None:
             _log.error("redis_lost_data", epoch=ledger.epoch.number, lost=ledger.loss.described)
@@ -122,7 +122,7 @@ class Archive:
             raise
         except Exception:  # a record that somebody damaged, or that the database does not take
             _log.exception("not_archived", job=job_id)
-            await self._ledger.run(calls.defer_history(job_id, delay_ms=FAULTY_AGAIN_MS))
+            await self._ledger.run(calls.reschedule_history(job_id, delay_ms=FAULTY_AGAIN_MS))
 
     async def _write_together(self, job_ids: Sequence[str]) -> None:
         records = [record for record in await self._ledger.jobs(job_ids, tenant=None) if record is not None]
@@ -130,7 +130,7 @@ class Archive:
         past = [PastJob.of(record, log) for record, log in zip(records, logs, strict=True)]
         await self._history.write(past)
         marks = await self._ledger.marks([record.id for record in records])
-        answers = await self._ledger.run_each([calls.archived(job.record.id, seq=job.log[-1].seq) for job in past])
+        answers = await self._ledger.run_each([calls.mark_archived(job.record.id, seq=job.log[-1].seq) for job in past])
         for job, its, answer in zip(past, marks, answers, strict=True):
             if answer is Archived.ARCHIVED and its is not None:
                 self._metrics.job_ended(job, is_dead=its.is_dead)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from darkroom.errors import DarkroomError
 from darkroom.history.store import PastJob
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger.calls import Reading, Settled
+from darkroom.ledger.calls import AttemptResult, Reading
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import ForeignMessages, JobRecord, Memory, Outbox
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -92,7 +92,7 @@ class Metrics:
             buckets=TRY_SECONDS,
             registry=self._registry,
         )
-        for outcome in Settled:
+        for outcome in AttemptResult:
             self._tries.labels(outcome.value)
 
     def job_ended(self, job: PastJob, *, is_dead: bool) -> None:
@@ -120,7 +120,7 @@ class Metrics:
         """Its end was applied, at that time (ms)."""
         self._to_result.labels(record.pool, record.model).observe(_seconds(record.created, applied))
 
-    def tried(self, outcome: Settled, *, seconds: float) -> None:
+    def tried(self, outcome: AttemptResult, *, seconds: float) -> None:
         """A try of a delivery was settled."""
         self._tries.labels(outcome.value).observe(seconds)
 

@@ -41,7 +41,7 @@ class Upkeep:
             due.append(("promoted", pool, calls.promote(pool, limit=MOST_AT_ONCE)))
         more = False
         # The clock comes first: if it was set back, the others find what is due in spite of that.
-        clock: Call[Any] = calls.clock(clock_ms=time.time_ns() // 1_000_000)
+        clock: Call[Any] = calls.adjust_clock(clock_ms=time.time_ns() // 1_000_000)
         set_back_ms, *answers = await self._ledger.run_each([clock, *(call for _, _, call in due)])
         if isinstance(set_back_ms, DarkroomError):
             _log.warning("upkeep_failed", step="clock", error=set_back_ms.detail)

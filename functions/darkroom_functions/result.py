@@ -148,7 +148,7 @@ async def _apply(event: Event, ledger: AsyncLedger) -> None:
         return
     job_id, seq = _entry_told_by(event)
     async with patience():
-        applied = await ledger.run(calls.applied(job_id, seq=seq))
+        applied = await ledger.run(calls.mark_applied(job_id, seq=seq))
     if applied is calls.Applied.NEWER:
         raise NewerRecord(f"the record of job {job_id} is of a later version than this function knows", retry_after=5)
     log = _log.warning if applied is calls.Applied.UNKNOWN else _log.info

@@ -152,7 +152,7 @@ class Shelf:
         """Repeatable."""
         tenant = tenant_of(request)
         async with patience():
-            await self.ledger.run(calls.discard(_checked(event_id), tenant=tenant))
+            await self.ledger.run(calls.delete_undelivered(_checked(event_id), tenant=tenant))
         _log.info("discarded", id=event_id, tenant=tenant)
         return Response(status_code=204)
 

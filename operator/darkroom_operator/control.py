@@ -20,7 +20,7 @@ from darkroom.ledger import calls as transitions
 from darkroom.ledger.calls import Call, Reading, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
-from darkroom.scaling.policy import Decision, Entry, Observation, decide, is_worth_keeping, resume
+from darkroom.scaling.policy import Decision, DecisionEntry, Observation, decide, is_worth_keeping, resume
 
 from darkroom_operator.kubernetes.client import Cluster, Conflict
 from darkroom_operator.kubernetes.election import Leadership
@@ -186,7 +186,7 @@ class Control:
     def _announce(self, name: str, models: Sequence[str]) -> None:
         before = ("pool", name)
         self._unsaid = [call for call in self._unsaid if call.script != "announce" or call.args[:2] != before]
-        self._unsaid.append(transitions.announce(name, models=models, owner=self._owner))
+        self._unsaid.append(transitions.announce_pool(name, models=models, owner=self._owner))
         self.wake(name)
 
     async def withdraw_orphans(self) -> None:
@@ -244,7 +244,7 @@ class Control:
         try:
             async with self._gate:
                 texts = await self._ledger.decisions(standing.name, limit=1)
-            last = Entry.decode(texts[-1]) if texts else None
+            last = DecisionEntry.decode(texts[-1]) if texts else None
         except LedgerUnavailable as error:
             standing.reading, standing.unknown = None, error.detail
             return
@@ -267,7 +267,7 @@ class Control:
             standing.decision = decision
             if before != decision:
                 standing.decisions[decision.reason] = standing.decisions.get(decision.reason, 0) + 1
-            entry = Entry(
+            entry = DecisionEntry(
                 at=now_ms,
                 policy=standing.pool.policy,
                 observation=observation,
@@ -279,10 +279,10 @@ class Control:
                 self._write_down(standing, entry)
         return self._is_restless(standing) or self._report.has_news(standing, now_ms=now_ms)
 
-    def _write_down(self, standing: Standing, entry: Entry) -> None:
+    def _write_down(self, standing: Standing, entry: DecisionEntry) -> None:
         """An entry of the pool's decision log. It goes with the next look's round trip."""
         standing.written = entry
-        self._unsaid.append(transitions.record_decision(standing.name, at=entry.at, entry=entry.encode()))
+        self._unsaid.append(transitions.append_decision(standing.name, at=entry.at, entry=entry.encode()))
 
     def _is_restless(self, standing: Standing) -> bool:
         deployment, decision = standing.deployment, standing.decision
@@ -380,13 +380,15 @@ class Control:
                 continue
             if worker.job is not None:
                 detail = f"pod {worker.pod} is gone"
-                reason = transitions.Reason.WORKER_LOST
+                reason = transitions.ReleaseReason.WORKER_LOST
                 freed = await self._ledger.run(
                     transitions.release(worker.job, reason=reason, detail=detail, worker=worker.name)
                 )
                 _log.info("job_freed", pool=standing.name, job=worker.job, worker=worker.name, now=freed)
             await self._ledger.run(
-                transitions.worker(worker.name, pool=worker.pool, state=WorkerState.GONE, pod=worker.pod, models=())
+                transitions.register_worker(
+                    worker.name, pool=worker.pool, state=WorkerState.GONE, pod=worker.pod, models=()
+                )
             )
         for pod in pods:
             standing.gone.pop(pod, None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Ended
+from darkroom.ledger.calls import AttemptEnd
 
 from tests.darkroom_command import darkroom
 from tests.functions.api import Api, serving
@@ -31,7 +31,7 @@ def dead(api: Api, **given: Any) -> str:
         api.jobs.start(job_id, token=f"{number}")
         error = {"kind": "transient", "message": "hiccup"}
         ended = api.jobs.run(calls.retry(job_id, token=f"{number}", error=error, delay_ms=0))
-    assert ended is Ended.FAILED
+    assert ended is AttemptEnd.FAILED
     return job_id
 
 

@@ -12,7 +12,7 @@ import pytest
 from darkroom.errors import InvalidInput
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.policy import Entry, History, Observation, Policy, ScaleDown, decide
+from darkroom.scaling.policy import DecisionEntry, Observation, Policy, ScaleDown, ScalingHistory, decide
 from darkroom_cli.commands.replay import past, read_policy, replica_seconds
 
 from tests.darkroom_command import darkroom
@@ -37,10 +37,10 @@ def told(redis_url: str, namespace: str) -> dict[str, str]:
     return {"DARKROOM_REDIS_URL": redis_url, "DARKROOM_NAMESPACE": namespace}
 
 
-def an_afternoon() -> list[Entry]:
+def an_afternoon() -> list[DecisionEntry]:
     """A batch of twelve jobs comes to an empty pool, is worked off, and the pool is empty again."""
-    entries: list[Entry] = []
-    history, replicas = History(), 0
+    entries: list[DecisionEntry] = []
+    history, replicas = ScalingHistory(), 0
     for step in range(60):
         left = 12 if step < 8 else max(12 - 2 * (step - 8), 0) if step > 1 else 0
         left = 0 if step < 2 else left
@@ -58,15 +58,15 @@ def an_afternoon() -> list[Entry]:
         at = START_MS + step * STEP_MS
         decision, after = decide(observation, SPEC, history, at)
         entries.append(
-            Entry(at=at, policy=SPEC, observation=observation, history=history, decision=decision, after=after)
+            DecisionEntry(at=at, policy=SPEC, observation=observation, history=history, decision=decision, after=after)
         )
         history, replicas = after, decision.replicas
     return entries
 
 
-def write_down(jobs: DrivenJobs, entries: list[Entry]) -> None:
+def write_down(jobs: DrivenJobs, entries: list[DecisionEntry]) -> None:
     for entry in entries:
-        jobs.run(calls.record_decision(POOL, at=entry.at, entry=entry.encode()))
+        jobs.run(calls.append_decision(POOL, at=entry.at, entry=entry.encode()))
 
 
 def test_what_was_decided_is_decided_again_bit_for_bit(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_pool_that_nobody_decided_on_is_status_2(told: dict[str, str], tmp_pat
 
 
 def test_a_log_of_another_version_is_status_2(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
-    jobs.run(calls.record_decision(POOL, at=START_MS, entry='{"at": 1}'))
+    jobs.run(calls.append_decision(POOL, at=START_MS, entry='{"at": 1}'))
     done = darkroom(["replay", POOL], folder=tmp_path, **told)
     assert (done.returncode, done.stdout) == (2, "")
     assert "not written by this version" in done.stderr

@@ -19,7 +19,7 @@ from darkroom.checks.auditor import Auditor, Report
 from darkroom.history.store import History, PastJob
 from darkroom.jobs import Artifact, State
 from darkroom.ledger import calls, queues
-from darkroom.ledger.calls import Outcome, WorkerState
+from darkroom.ledger.calls import DeliveryOutcome, WorkerState
 from darkroom.ledger.connection import connect_async
 from darkroom.webhooks.subscriptions import Webhook, WebhookEvent, target_of
 from kombu import Connection
@@ -110,9 +110,9 @@ async def test_an_end_that_was_told_and_archived_is_right_too(jobs: TimedJobs, l
     jobs.finish(job_id)
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    jobs.run(calls.applied(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now))
     assert (await look()).findings == ()
-    jobs.run(calls.archived(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.mark_archived(job_id, seq=seq, now=jobs.now))
     jobs.redis.delete(jobs.key("log", job_id))  # it goes before the record does
     report = await look()
     assert (report.places["completed"], report.untold, report.findings) == (1, 0, ())
@@ -220,26 +220,26 @@ def _settled(jobs: TimedJobs) -> str:
     job_id = _completed(jobs)
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    jobs.run(calls.applied(job_id, seq=seq, now=jobs.now))
-    jobs.run(calls.archived(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.mark_archived(job_id, seq=seq, now=jobs.now))
     return job_id
 
 
 def _told(jobs: TimedJobs) -> str:
     """Its end is applied, and is to be delivered."""
     job_id = jobs.running(webhook=WEBHOOK)
-    jobs.run(calls.applied(job_id, seq=2, now=jobs.now))
+    jobs.run(calls.mark_applied(job_id, seq=2, now=jobs.now))
     jobs.finish(job_id)
-    jobs.run(calls.applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now))
+    jobs.run(calls.mark_applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now))
     return job_id
 
 
 def _delivered(jobs: TimedJobs) -> str:
     job_id = _told(jobs)
     for number in range(2):
-        call = calls.take_deliveries(taker="c", call=str(number), limit=1, per_target=1, now=jobs.now)
+        call = calls.lease_deliveries(taker="c", call=str(number), limit=1, per_target=1, now=jobs.now)
         (delivery,) = jobs.run(call)
-        jobs.run(calls.settle(delivery, outcome=Outcome.DELIVERED, now=jobs.now))
+        jobs.run(calls.record_attempt(delivery, outcome=DeliveryOutcome.DELIVERED, now=jobs.now))
     return job_id
 
 
@@ -659,7 +659,7 @@ async def test_archived_jobs_are_compared_with_the_history(jobs: TimedJobs, look
         record = jobs.record(there[place])
         await history.write([PastJob.of(record, jobs.log(record.id))])
         assert record.end_seq is not None
-        jobs.run(calls.archived(record.id, seq=record.end_seq, now=jobs.now))
+        jobs.run(calls.mark_archived(record.id, seq=record.end_seq, now=jobs.now))
     report = await look(history=history)
     assert (report.past, report.findings) == (4, ())
 

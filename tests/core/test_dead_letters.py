@@ -11,7 +11,7 @@ from darkroom.history.lookup import Lookup
 from darkroom.history.store import History
 from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Accepted, Applied, Archived, Ended, Purged, Reason, Receipt
+from darkroom.ledger.calls import Accepted, Applied, Archived, AttemptEnd, Purged, Receipt, ReleaseReason
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.dead_letters import DeadLetters
 from pydantic import SecretStr
@@ -28,7 +28,7 @@ def letters(jobs: TimedJobs, tenant: str = TENANT) -> set[str]:
 def dead(jobs: TimedJobs, **more: object) -> str:
     """A job whose one attempt failed."""
     job_id = jobs.running(max_attempts=1, **more)
-    assert jobs.retry(job_id) is Ended.FAILED
+    assert jobs.retry(job_id) is AttemptEnd.FAILED
     return job_id
 
 
@@ -36,12 +36,12 @@ def settle(jobs: TimedJobs, job_id: str) -> None:
     """Everybody is told of its end, and the history has it."""
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    assert jobs.run(calls.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
-    assert jobs.run(calls.archived(job_id, seq=seq, now=jobs.now)) is Archived.ARCHIVED
+    assert jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
+    assert jobs.run(calls.mark_archived(job_id, seq=seq, now=jobs.now)) is Archived.ARCHIVED
 
 
 def purge(jobs: TimedJobs, job_id: str, *, tenant: str = TENANT) -> Purged:
-    return jobs.run(calls.purge(job_id, tenant=tenant, now=jobs.now))
+    return jobs.run(calls.purge_dead_letter(job_id, tenant=tenant, now=jobs.now))
 
 
 def redrive(jobs: TimedJobs, letter: str, *, tenant: str = TENANT, backlog_limit: int = 100) -> object:
@@ -61,7 +61,7 @@ def is_kept(jobs: TimedJobs, job_id: str) -> bool:
 
 def _worker_lost(jobs: TimedJobs) -> str:
     job_id = jobs.running(max_attempts=1)
-    assert jobs.release(job_id, Reason.WORKER_LOST) is Ended.FAILED
+    assert jobs.release(job_id, ReleaseReason.WORKER_LOST) is AttemptEnd.FAILED
     return job_id
 
 
@@ -76,8 +76,8 @@ def _faulty(jobs: TimedJobs) -> str:
     job_id = jobs.submit()
     for number in range(10):
         jobs.start(job_id, token=str(number))
-        ended = jobs.release(job_id, Reason.WORKER_FAULT, token=str(number))
-    assert ended is Ended.FAILED
+        ended = jobs.release(job_id, ReleaseReason.WORKER_FAULT, token=str(number))
+    assert ended is AttemptEnd.FAILED
     return job_id
 
 
@@ -114,7 +114,7 @@ def _refused(jobs: TimedJobs) -> None:
 def _cancelled_at_the_last_attempt(jobs: TimedJobs) -> None:
     job_id = jobs.running(max_attempts=1)
     assert jobs.cancel(job_id).receipt is Receipt.INTERRUPTING
-    assert jobs.retry(job_id) is Ended.CANCELLED
+    assert jobs.retry(job_id) is AttemptEnd.CANCELLED
 
 
 def _expired(jobs: TimedJobs) -> None:
@@ -172,7 +172,7 @@ def test_a_repair_keeps_a_dead_letter(jobs: TimedJobs) -> None:
 
 def test_a_deleted_job_is_no_dead_letter(jobs: TimedJobs) -> None:
     job_id = dead(jobs)
-    jobs.run(calls.forget(job_id, tenant=TENANT, now=jobs.now))
+    jobs.run(calls.delete_job(job_id, tenant=TENANT, now=jobs.now))
     assert letters(jobs) == set()
     assert purge(jobs, job_id) is Purged.UNKNOWN
 

@@ -17,7 +17,7 @@ from darkroom.checks.doctor import Diagnosis, Limits, Server, Severity, diagnose
 from darkroom.checks.examination import examine
 from darkroom.jobs import State
 from darkroom.ledger import calls, queues
-from darkroom.ledger.calls import DroppedMessages, Ended, WorkerState
+from darkroom.ledger.calls import AttemptEnd, DroppedMessages, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 
@@ -187,7 +187,7 @@ def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
     """A pool of now, whose courier has just looked after it."""
     jobs = TimedJobs(any_redis_url, namespace)
     jobs.now = time.time_ns() // 1_000_000
-    jobs.run(calls.announce(POOL, models=["sd"], now=jobs.now))
+    jobs.run(calls.announce_pool(POOL, models=["sd"], now=jobs.now))
     jobs.reap()
     yield jobs
     jobs.close()
@@ -301,7 +301,7 @@ async def test_dropped_messages_are_found_for_a_day_and_a_repeated_report_of_the
 ) -> None:
     def report(op: int, count: int) -> None:
         dropped = DroppedMessages(op, count, queues.Foreign.NOT_JSON)
-        beat = calls.worker(
+        beat = calls.register_worker(
             WORKER, pool=POOL, state=WorkerState.BUSY, pod="", models=["sd"], dropped=dropped, now=jobs.now
         )
         jobs.run(beat)
@@ -318,16 +318,16 @@ async def test_dropped_messages_are_found_for_a_day_and_a_repeated_report_of_the
 
 async def test_clocks_that_differ_from_redis_are_found(jobs: TimedJobs, ask: Ask) -> None:
     now_ms = time.time_ns() // 1_000_000
-    jobs.run(calls.clock(clock_ms=now_ms))
+    jobs.run(calls.adjust_clock(clock_ms=now_ms))
     assert await ask() == {}
-    jobs.run(calls.clock(clock_ms=now_ms - 3_600_000))
+    jobs.run(calls.adjust_clock(clock_ms=now_ms - 3_600_000))
     assert (await ask())["clocks"].startswith("the clock of a courier was 60 min behind Redis'")
 
 
 async def test_redis_clock_that_was_set_back_is_found(jobs: TimedJobs, ask: Ask) -> None:
     now_ms = time.time_ns() // 1_000_000
-    jobs.run(calls.clock(clock_ms=now_ms, now=now_ms + 3_600_000))
-    assert jobs.run(calls.clock(clock_ms=now_ms)) > 3_500_000
+    jobs.run(calls.adjust_clock(clock_ms=now_ms, now=now_ms + 3_600_000))
+    assert jobs.run(calls.adjust_clock(clock_ms=now_ms)) > 3_500_000
     assert (await ask())["clocks"].startswith("the clock of Redis was set back by 60 min")
 
 
@@ -363,7 +363,7 @@ async def test_a_courier_that_was_never_there_is_found(jobs: TimedJobs, ask: Ask
 
 def ended_long_ago(jobs: TimedJobs) -> str:
     job_id: str = long_ago(jobs, jobs.running)
-    assert long_ago(jobs, lambda: jobs.finish(job_id)) is Ended.COMPLETED
+    assert long_ago(jobs, lambda: jobs.finish(job_id)) is AttemptEnd.COMPLETED
     assert jobs.state(job_id) is State.COMPLETED
     return job_id
 
@@ -377,7 +377,7 @@ async def test_a_sink_that_forgets_is_told_from_one_that_refuses(jobs: TimedJobs
     job_id = ended_long_ago(jobs)
     assert long_ago(jobs, lambda: jobs.take(call="1")) == [job_id]
     assert "accepts and forgets" in (await ask())["sink"]
-    jobs.run(calls.defer_relay(job_id, delay_ms=1))
+    jobs.run(calls.reschedule_relay(job_id, delay_ms=1))
     assert "refuses" in (await ask())["sink"]
     for call in ("2", "3"):
         jobs.now += LONG_AGO_MS
@@ -389,10 +389,10 @@ async def test_ends_that_the_history_does_not_take_are_found(jobs: TimedJobs, as
     job_id = ended_long_ago(jobs)
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    jobs.run(calls.applied(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now))
     assert set(seen := await ask()) == {"history"}
     assert job_id in seen["history"]
-    jobs.run(calls.archived(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.mark_archived(job_id, seq=seq, now=jobs.now))
     assert await ask() == {}
 
 
@@ -441,7 +441,7 @@ async def house(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator
     async with connect_async(redis_url) as client:
         ledger = AsyncLedger(client, namespace)
         house = House(ledger, redis_url=redis_url, namespace=namespace, folder=tmp_path)
-        await ledger.run(calls.announce(WORKER_POOL, models=["quick"]))
+        await ledger.run(calls.announce_pool(WORKER_POOL, models=["quick"]))
         yield house
         house.stop()
 

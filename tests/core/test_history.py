@@ -17,7 +17,7 @@ from darkroom.history.schema import metadata
 from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import calls as transitions
-from darkroom.ledger.calls import Archived, Call, Forgotten, Reason
+from darkroom.ledger.calls import Archived, Call, Deleted, ReleaseReason
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.records import JobRecord, LogEntry
@@ -102,7 +102,7 @@ async def ended_jobs(jobs: TimedJobs) -> list[str]:
     jobs.retry(failed, delay_ms=0)
     jobs.promote()
     jobs.start(failed, token="second")
-    jobs.release(failed, Reason.DRAIN, token="second")
+    jobs.release(failed, ReleaseReason.DRAIN, token="second")
     jobs.start(failed)
     jobs.finish(failed, outcome=State.FAILED)
     dequeued, interrupted = jobs.submit(), jobs.running()
@@ -393,8 +393,8 @@ def test_a_time_to_live_starts_when_the_end_is_both_told_and_written(jobs: Timed
     jobs.finish(job_id)
     seq = jobs.record(job_id).seq
     calls: dict[str, Call[Any]] = {
-        "applied": transitions.applied(job_id, seq=seq, now=jobs.now),
-        "archived": transitions.archived(job_id, seq=seq, now=jobs.now),
+        "applied": transitions.mark_applied(job_id, seq=seq, now=jobs.now),
+        "archived": transitions.mark_archived(job_id, seq=seq, now=jobs.now),
     }
     for done in order:
         assert lives_on(jobs, job_id) == (True, True)
@@ -409,7 +409,7 @@ def test_only_the_end_that_was_written_is_archived(jobs: TimedJobs) -> None:
     jobs.finish(ended)
     before = jobs.everything()
     for job_id, seq in ((living, 1), (ended, 2), ("unknown", 1)):
-        assert jobs.run(transitions.archived(job_id, seq=seq, now=jobs.now)) is Archived.UNKNOWN
+        assert jobs.run(transitions.mark_archived(job_id, seq=seq, now=jobs.now)) is Archived.UNKNOWN
     assert jobs.everything() == before
 
 
@@ -417,8 +417,8 @@ def test_the_index_loses_a_job_with_its_record(jobs: TimedJobs) -> None:
     def retire() -> str:
         job_id = jobs.running()
         jobs.finish(job_id)
-        jobs.run(transitions.applied(job_id, seq=3, now=jobs.now))
-        jobs.run(transitions.archived(job_id, seq=3, now=jobs.now))
+        jobs.run(transitions.mark_applied(job_id, seq=3, now=jobs.now))
+        jobs.run(transitions.mark_archived(job_id, seq=3, now=jobs.now))
         return job_id
 
     old = retire()
@@ -432,7 +432,7 @@ def test_what_is_taken_for_the_history_is_nobody_elses_and_no_relay(jobs: TimedJ
     ended = {jobs.finish(job_id) and job_id for job_id in [jobs.running(), jobs.running(), jobs.running()]}
 
     def take(taker: str, call: str) -> list[str]:
-        return jobs.run(transitions.take_history(taker=taker, call=call, limit=2, now=jobs.now))
+        return jobs.run(transitions.lease_history(taker=taker, call=call, limit=2, now=jobs.now))
 
     first, second = take("one", "a"), take("two", "b")
     assert (len(first), len(second)) == (2, 1)
@@ -441,9 +441,9 @@ def test_what_is_taken_for_the_history_is_nobody_elses_and_no_relay(jobs: TimedJ
     assert take("one", "a") == first, "the same call gets the same"
     assert take("one", "c") == []
     jobs.now += transitions.HISTORY_LEASE_MS
-    jobs.run(transitions.archived(second[0], seq=3, now=jobs.now))
+    jobs.run(transitions.mark_archived(second[0], seq=3, now=jobs.now))
     assert set(take("three", "d")) == set(first)
-    jobs.run(transitions.defer_history(first[0], delay_ms=500, now=jobs.now))
+    jobs.run(transitions.reschedule_history(first[0], delay_ms=500, now=jobs.now))
     assert take("three", "e") == []
     jobs.now += 500
     assert take("three", "f") == [first[0]]
@@ -465,11 +465,11 @@ def test_forget_takes_everything_of_an_ended_job_and_nothing_of_a_living_one(job
             jobs.start(job_id)
             jobs.finish(job_id, outcome=state)
     before = jobs.everything()
-    assert jobs.run(transitions.forget(job_id, tenant="another", now=jobs.now)) is Forgotten.GONE
+    assert jobs.run(transitions.delete_job(job_id, tenant="another", now=jobs.now)) is Deleted.GONE
     assert jobs.everything() == before
     for _ in range(2):
-        answer = jobs.run(transitions.forget(job_id, tenant=TENANT, now=jobs.now))
-        assert answer is (Forgotten.GONE if state.is_terminal else Forgotten.LIVING)
+        answer = jobs.run(transitions.delete_job(job_id, tenant=TENANT, now=jobs.now))
+        assert answer is (Deleted.GONE if state.is_terminal else Deleted.LIVING)
     if state.is_terminal:
         # The pool counts what it was given; that there was a job, and no more of it, stays in its tenant's news.
         aside = {jobs.key("pool", "local"), jobs.key("news", TENANT)}

@@ -18,7 +18,7 @@ import redis
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import calls as transitions
-from darkroom.ledger.calls import Accepted, Ended, Receipt, WorkerState
+from darkroom.ledger.calls import Accepted, AttemptEnd, Receipt, WorkerState
 from darkroom.ledger.client import AsyncLedger, Ledger
 from darkroom.ledger.connection import connect, connect_async
 from darkroom.ledger.records import LogEntry, WorkerRecord, decode_live
@@ -273,12 +273,14 @@ async def test_a_page_that_matches_nothing_for_long_ends_and_goes_on(
 
 
 async def test_the_pools_are_those_that_were_announced(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    jobs.run(transitions.announce("another", models=["flux", "sd"], now=jobs.now))
+    jobs.run(transitions.announce_pool("another", models=["flux", "sd"], now=jobs.now))
     assert await ledger.pools() == ["another", POOL]
 
 
 async def test_the_workers_are_those_that_said_so(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    jobs.run(transitions.worker("b", pool=POOL, state=WorkerState.BUSY, pod="pod-1", models=["sd"], now=jobs.now))
+    jobs.run(
+        transitions.register_worker("b", pool=POOL, state=WorkerState.BUSY, pod="pod-1", models=["sd"], now=jobs.now)
+    )
     jobs.worker("a", WorkerState.STARTING)
     jobs.worker("c")
     jobs.worker("c", WorkerState.GONE)
@@ -376,7 +378,7 @@ async def test_a_worker_whose_replies_were_lost_runs_the_job_once(jobs: TimedJob
         ledger.run(transitions.progress(job_id, token="t", op=1, step=1, steps=2, tell=True, now=jobs.now))
         proxy.cuts = 2
         finish = transitions.finish(job_id, token="t", outcome=State.COMPLETED, data={"artifacts": []}, now=jobs.now)
-        assert ledger.run(finish) is Ended.COMPLETED
+        assert ledger.run(finish) is AttemptEnd.COMPLETED
         assert proxy.cuts == 0
 
     job_id = jobs.submit()
@@ -441,7 +443,7 @@ async def test_calls_whose_scripts_redis_knows_are_not_made_twice_for_those_it_f
     ledger = AsyncLedger(client, namespace)
     late = jobs.submit(start_deadline=START_MS)
     jobs.redis.script_flush()
-    await ledger.run(transitions.announce(POOL, models=["sd"], now=jobs.now))  # loads all
+    await ledger.run(transitions.announce_pool(POOL, models=["sd"], now=jobs.now))  # loads all
     jobs.redis.script_flush()
     job = jobs.submission()
     jobs.run(transitions.expire(now=START_MS - 1))  # loads this one alone

@@ -155,9 +155,9 @@ def test_a_pool_that_was_never_announced_takes_nothing(jobs: TimedJobs) -> None:
 
 def test_a_pool_that_is_no_more_takes_nothing_until_it_is_announced_again(jobs: TimedJobs) -> None:
     job = jobs.submission()
-    jobs.run(calls.announce(job.pool, models=[]))
+    jobs.run(calls.announce_pool(job.pool, models=[]))
     assert isinstance(refused(offer(jobs, job)), NoPool)
-    jobs.run(calls.announce(job.pool, models=[job.model]))
+    jobs.run(calls.announce_pool(job.pool, models=[job.model]))
     assert isinstance(offer(jobs, job), Accepted)
 
 

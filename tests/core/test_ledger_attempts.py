@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Cancelled, Claim, Ended, Reason, Receipt, Standing
+from darkroom.ledger.calls import AttemptEnd, Cancelled, Claim, LeaseStatus, Receipt, ReleaseReason
 from darkroom.ledger.client import AsyncLedger
 from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, new_subscription_id
 from redis.exceptions import ResponseError
@@ -90,8 +90,8 @@ def test_a_claim_at_the_start_deadline_ends_the_job(jobs: TimedJobs) -> None:
 
 def test_progress_is_in_the_record_and_told_when_asked(jobs: TimedJobs) -> None:
     job_id = jobs.running()
-    assert jobs.progress(job_id, op=1, step=1, steps=3, tell=False) is Standing.OK
-    assert jobs.progress(job_id, op=2, step=2, steps=3, tell=True) is Standing.OK
+    assert jobs.progress(job_id, op=1, step=1, steps=3, tell=False) is LeaseStatus.OK
+    assert jobs.progress(job_id, op=2, step=2, steps=3, tell=True) is LeaseStatus.OK
     record = jobs.record(job_id)
     assert (record.progress, record.step, record.steps) == (66, 2, 3)
     told = [entry.data for entry in jobs.log(job_id) if entry.event is JobEvent.PROGRESSED]
@@ -102,7 +102,7 @@ def test_progress_that_comes_late_takes_nothing_back(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.progress(job_id, op=2, step=2, steps=4)
     before = jobs.everything()
-    assert jobs.progress(job_id, op=1, step=1, steps=4) is Standing.OK
+    assert jobs.progress(job_id, op=1, step=1, steps=4) is LeaseStatus.OK
     assert jobs.everything() == before
 
 
@@ -110,7 +110,7 @@ def test_progress_after_a_cancel_is_not_told(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.cancel(job_id)
     told = len(jobs.log(job_id))
-    assert jobs.progress(job_id, op=1, step=1, steps=4) is Standing.CANCEL
+    assert jobs.progress(job_id, op=1, step=1, steps=4) is LeaseStatus.CANCEL
     assert len(jobs.log(job_id)) == told
 
 
@@ -119,7 +119,7 @@ def test_what_waits_again_shows_no_progress(jobs: TimedJobs) -> None:
     for job_id in (retried, released):
         jobs.progress(job_id, op=1, step=3, steps=4)
     jobs.retry(retried)
-    jobs.release(released, Reason.DRAIN)
+    jobs.release(released, ReleaseReason.DRAIN)
     for job_id in (retried, released):
         record = jobs.record(job_id)
         assert (record.state, record.progress, record.step, record.steps) == (State.PENDING, 0, None, None)
@@ -164,7 +164,7 @@ def test_a_finished_jobs_message_is_kept_no_longer(jobs: TimedJobs) -> None:
 def test_once_a_cancel_is_recorded_the_end_is_cancelled(jobs: TimedJobs, outcome: State) -> None:
     job_id = jobs.running()
     jobs.cancel(job_id)
-    assert jobs.finish(job_id, outcome=outcome, data={"artifacts": ["never published"]}) is Ended.CANCELLED
+    assert jobs.finish(job_id, outcome=outcome, data={"artifacts": ["never published"]}) is AttemptEnd.CANCELLED
     assert error_of(jobs, job_id) == {"kind": "cancelled", "message": "cancelled on request"}
 
 
@@ -179,8 +179,8 @@ def test_a_worker_cannot_cancel_what_nobody_asked_to_be(jobs: TimedJobs) -> None
 def test_a_stale_token_ends_nothing_and_is_counted(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     before = jobs.everything()
-    assert jobs.finish(job_id, token="stale") is Ended.LOST
-    assert jobs.retry(job_id, token="stale") is Ended.LOST
+    assert jobs.finish(job_id, token="stale") is AttemptEnd.LOST
+    assert jobs.retry(job_id, token="stale") is AttemptEnd.LOST
     assert jobs.everything() == before
     assert (jobs.counter("stale_finish"), jobs.counter("stale_retry")) == (1, 1)
 
@@ -197,7 +197,7 @@ def test_a_repeated_end_is_not_counted_as_stale(jobs: TimedJobs) -> None:
 
 def test_a_retry_waits_for_its_time(jobs: TimedJobs) -> None:
     job_id = jobs.running()
-    assert jobs.retry(job_id, delay_ms=10_000) is Ended.PENDING
+    assert jobs.retry(job_id, delay_ms=10_000) is AttemptEnd.PENDING
     assert (jobs.members("due"), jobs.record(job_id).not_before) == ({job_id}, START_MS + 10_000)
     jobs.now += 9_999
     assert jobs.promote() == []
@@ -225,9 +225,9 @@ def test_a_job_that_waits_after_a_counted_attempt_is_retrying(jobs: TimedJobs) -
 def test_the_last_counted_attempt_fails_with_its_own_error(jobs: TimedJobs) -> None:
     job_id = jobs.submit(max_attempts=2)
     jobs.claim(job_id, token="1")
-    assert jobs.retry(job_id, token="1", delay_ms=0) is Ended.PENDING
+    assert jobs.retry(job_id, token="1", delay_ms=0) is AttemptEnd.PENDING
     jobs.claim(job_id, token="2")
-    assert jobs.retry(job_id, token="2", delay_ms=0) is Ended.FAILED
+    assert jobs.retry(job_id, token="2", delay_ms=0) is AttemptEnd.FAILED
     assert error_of(jobs, job_id) == HICCUP
     assert jobs.record(job_id).counted == 2
 
@@ -239,7 +239,7 @@ def test_a_drain_counts_no_attempt_however_often(jobs: TimedJobs) -> None:
     job_id = jobs.submit(max_attempts=1)
     for number in range(20):
         assert jobs.claim(job_id, token=str(number)).attempt == number + 1
-        assert jobs.release(job_id, Reason.DRAIN, token=str(number)) is Ended.PENDING
+        assert jobs.release(job_id, ReleaseReason.DRAIN, token=str(number)) is AttemptEnd.PENDING
     assert (jobs.record(job_id).attempt, jobs.record(job_id).counted) == (20, 0)
 
 
@@ -247,9 +247,9 @@ def test_a_job_that_ten_workers_gave_back_for_a_fault_fails(jobs: TimedJobs) -> 
     job_id = jobs.submit(max_attempts=1)
     for number in range(9):
         jobs.claim(job_id, token=str(number))
-        assert jobs.release(job_id, Reason.WORKER_FAULT, token=str(number)) is Ended.PENDING
+        assert jobs.release(job_id, ReleaseReason.WORKER_FAULT, token=str(number)) is AttemptEnd.PENDING
     jobs.claim(job_id, token="tenth")
-    assert jobs.release(job_id, Reason.WORKER_FAULT, token="tenth") is Ended.FAILED
+    assert jobs.release(job_id, ReleaseReason.WORKER_FAULT, token="tenth") is AttemptEnd.FAILED
     assert error_of(jobs, job_id)["kind"] == "worker_fault"
     assert jobs.record(job_id).counted == 0
 
@@ -257,49 +257,49 @@ def test_a_job_that_ten_workers_gave_back_for_a_fault_fails(jobs: TimedJobs) -> 
 def test_a_lost_worker_counts_and_the_last_attempt_fails(jobs: TimedJobs) -> None:
     job_id = jobs.submit(max_attempts=2)
     jobs.claim(job_id, token="1")
-    assert jobs.release(job_id, Reason.WORKER_LOST, token="1") is Ended.PENDING
+    assert jobs.release(job_id, ReleaseReason.WORKER_LOST, token="1") is AttemptEnd.PENDING
     jobs.claim(job_id, token="2")
-    assert jobs.release(job_id, Reason.WORKER_LOST, token="2", detail="killed") is Ended.FAILED
+    assert jobs.release(job_id, ReleaseReason.WORKER_LOST, token="2", detail="killed") is AttemptEnd.FAILED
     assert error_of(jobs, job_id) == {"kind": "worker_lost", "message": "killed, attempt 2 of 2"}
 
 
 def test_a_release_says_why(jobs: TimedJobs) -> None:
     job_id = jobs.running()
-    jobs.release(job_id, Reason.DRAIN)
+    jobs.release(job_id, ReleaseReason.DRAIN)
     entry = jobs.log(job_id)[-1]
     assert (entry.event, entry.state) == (JobEvent.RELEASED, State.PENDING)
     assert entry.data == {"reason": "drain", "counted": False, "attempt": 1, "worker": "one"}
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_a_release_of_a_job_that_was_cancelled_ends_it(jobs: TimedJobs, reason: Reason) -> None:
+@pytest.mark.parametrize("reason", ReleaseReason)
+def test_a_release_of_a_job_that_was_cancelled_ends_it(jobs: TimedJobs, reason: ReleaseReason) -> None:
     job_id = jobs.running()
     jobs.cancel(job_id)
-    assert jobs.release(job_id, reason) is Ended.CANCELLED
+    assert jobs.release(job_id, reason) is AttemptEnd.CANCELLED
 
 
 def test_for_a_worker_that_is_gone_its_name_is_enough(jobs: TimedJobs) -> None:
     job_id = jobs.running()
-    assert jobs.release(job_id, Reason.WORKER_LOST, token=None, worker="one") is Ended.PENDING
+    assert jobs.release(job_id, ReleaseReason.WORKER_LOST, token=None, worker="one") is AttemptEnd.PENDING
 
 
 def test_a_workers_name_releases_no_job_of_another(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     before = jobs.everything()
-    assert jobs.release(job_id, Reason.WORKER_LOST, token=None, worker="two") is Ended.LOST
+    assert jobs.release(job_id, ReleaseReason.WORKER_LOST, token=None, worker="two") is AttemptEnd.LOST
     assert jobs.everything() == before
 
 
 def test_an_attempt_that_was_released_cannot_be_claimed_again(jobs: TimedJobs) -> None:
     job_id = jobs.running()
-    jobs.release(job_id, Reason.DRAIN)
+    jobs.release(job_id, ReleaseReason.DRAIN)
     assert jobs.claim(job_id).dropped == "ended"
 
 
 def test_a_worker_whose_job_was_released_for_it_learns_that_it_lost(jobs: TimedJobs) -> None:
     job_id = jobs.running()
-    jobs.release(job_id, Reason.WORKER_LOST, token=None, worker="one")
-    assert jobs.finish(job_id) is Ended.LOST
+    jobs.release(job_id, ReleaseReason.WORKER_LOST, token=None, worker="one")
+    assert jobs.finish(job_id) is AttemptEnd.LOST
     assert jobs.counter("stale_finish") == 1
 
 
@@ -321,7 +321,7 @@ def test_an_attempt_that_is_renewed_is_never_reaped(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     for _ in range(8):
         assert jobs.reap_until(jobs.now + LEASE_MS // 3) == []
-        assert jobs.renew(job_id) is Standing.OK
+        assert jobs.renew(job_id) is LeaseStatus.OK
 
 
 def test_the_first_reap_ever_takes_nothing_for_a_lease(jobs: TimedJobs) -> None:
@@ -392,10 +392,10 @@ def test_a_worker_that_comes_back_after_the_reap_learns_that_it_lost(jobs: Timed
     job_id = jobs.running()
     jobs.reap_until(jobs.now + LEASE_MS + 1)
     before = jobs.everything()
-    assert jobs.renew(job_id) is Standing.LOST
-    assert jobs.progress(job_id, op=1, step=1, steps=4) is Standing.LOST
-    assert jobs.finish(job_id) is Ended.LOST
-    assert jobs.release(job_id, Reason.DRAIN) is Ended.LOST
+    assert jobs.renew(job_id) is LeaseStatus.LOST
+    assert jobs.progress(job_id, op=1, step=1, steps=4) is LeaseStatus.LOST
+    assert jobs.finish(job_id) is AttemptEnd.LOST
+    assert jobs.release(job_id, ReleaseReason.DRAIN) is AttemptEnd.LOST
     assert jobs.claim(job_id).dropped == "ended"
     assert jobs.everything() == before
     assert jobs.counter("stale_finish") == 1
@@ -497,7 +497,7 @@ def test_a_cancelled_job_that_waits_never_runs(jobs: TimedJobs, situation: str) 
 def test_a_running_job_is_marked_and_the_worker_is_told(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     assert jobs.cancel(job_id) == Cancelled(Receipt.INTERRUPTING, State.RUNNING)
-    assert jobs.renew(job_id) is Standing.CANCEL
+    assert jobs.renew(job_id) is LeaseStatus.CANCEL
     assert jobs.record(job_id).cancel_requested == START_MS
     assert jobs.log(job_id)[-1].event is JobEvent.CANCELLING
 
@@ -559,7 +559,7 @@ def test_an_expired_job_leaves_no_message(jobs: TimedJobs) -> None:
 def test_a_start_deadline_binds_the_first_attempt_only(jobs: TimedJobs, give_back: str) -> None:
     job_id = jobs.running(start_deadline=START_MS + 5_000)
     if give_back == "release":
-        jobs.release(job_id, Reason.DRAIN)
+        jobs.release(job_id, ReleaseReason.DRAIN)
     else:
         jobs.retry(job_id, delay_ms=0)
     jobs.now += 10_000
@@ -608,7 +608,7 @@ HOUR_MS = 3_600_000
 
 def tick(jobs: TimedJobs) -> None:
     """As the courier does each second."""
-    jobs.run(calls.clock(clock_ms=jobs.now, now=jobs.now))
+    jobs.run(calls.adjust_clock(clock_ms=jobs.now, now=jobs.now))
     jobs.expire()
     jobs.reap()
     jobs.sweep()
@@ -669,7 +669,7 @@ def test_an_event_that_the_sink_refused_is_due_in_time_though_the_clock_was_set_
     job_id = jobs.running()
     jobs.finish(job_id)
     assert jobs.take(call="1") == [job_id]
-    jobs.run(calls.defer_relay(job_id, delay_ms=5_000, now=jobs.now))
+    jobs.run(calls.reschedule_relay(job_id, delay_ms=5_000, now=jobs.now))
     set_back(jobs)
     tick_for(jobs, 7_000)
     assert jobs.take(call="2") == [job_id]
@@ -692,14 +692,14 @@ def outward(jobs: TimedJobs, kind: str) -> tuple[Any, Any, str]:
     if kind == "history":
         subject = jobs.running()
         jobs.finish(subject)
-        defer, take = calls.defer_history, calls.take_history
+        defer, take = calls.reschedule_history, calls.lease_history
     else:
         subject = new_subscription_id(jobs.now)
         said: dict[str, Any] = {"tenant": TENANT, "url": "https://receiver.test/", "events": DEFAULT_EVENTS}
         jobs.run(calls.subscribe(subject, **said, create=True, now=jobs.now))
         jobs.run(calls.subscribe(subject, tenant=TENANT, enabled=False, now=jobs.now))
         jobs.redis.zadd(jobs.key("notices"), {subject: jobs.now})
-        defer, take = calls.defer_notice, calls.take_notices
+        defer, take = calls.reschedule_notice, calls.lease_notices
     assert jobs.run(take(taker="courier", call="1", limit=10, now=jobs.now)) == [subject]
     return defer, take, subject
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from darkroom.jobs import State, new_job_id
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Applied, Forgotten, Outcome, Redelivered, Settled, Subscribed
+from darkroom.ledger.calls import Applied, AttemptResult, Deleted, DeliveryOutcome, Redelivered, Subscribed
 from darkroom.ledger.client import AsyncLedger
 from darkroom.webhooks.subscriptions import (
     DEFAULT_EVENTS,
@@ -18,9 +18,9 @@ from darkroom.webhooks.subscriptions import (
     MAX_SUBSCRIPTIONS,
     Delivery,
     DeliveryState,
+    LeasedDelivery,
     Subscription,
     SubscriptionState,
-    TakenDelivery,
     Webhook,
     WebhookEvent,
     new_subscription_id,
@@ -46,7 +46,7 @@ def subscribe(jobs: TimedJobs, url: str = URL, **more: Any) -> str:
 
 
 def permit(jobs: TimedJobs, url: str = URL, *, rate: int | None = None, tenant: str = TENANT) -> None:
-    jobs.run(calls.permit(target_of(tenant, url), rate=rate, now=jobs.now))
+    jobs.run(calls.set_rate_limit(target_of(tenant, url), rate=rate, now=jobs.now))
 
 
 def ended(jobs: TimedJobs, **more: Any) -> str:
@@ -58,14 +58,14 @@ def ended(jobs: TimedJobs, **more: Any) -> str:
 
 def apply(jobs: TimedJobs, job_id: str, *, seq: int | None = None) -> str:
     seq = seq or jobs.record(job_id).end_seq or 0
-    assert jobs.run(calls.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
+    assert jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
     return job_id
 
 
 def take(
     jobs: TimedJobs, *, limit: int = 100, per_target: int = 100, rate: int | None = None, taker: str = "courier"
-) -> list[TakenDelivery]:
-    call = calls.take_deliveries(
+) -> list[LeasedDelivery]:
+    call = calls.lease_deliveries(
         taker=taker, call=f"call-{next(_calls)}", limit=limit, per_target=per_target, rate=rate, now=jobs.now
     )
     taken = jobs.run(call)
@@ -75,8 +75,8 @@ def take(
     return taken
 
 
-def settle(jobs: TimedJobs, delivery: TakenDelivery, outcome: Outcome, **more: Any) -> Settled:
-    call = calls.settle(delivery, outcome=outcome, now=jobs.now, **more)
+def settle(jobs: TimedJobs, delivery: LeasedDelivery, outcome: DeliveryOutcome, **more: Any) -> AttemptResult:
+    call = calls.record_attempt(delivery, outcome=outcome, now=jobs.now, **more)
     answer = jobs.run(call)
     before = jobs.everything()
     assert jobs.run(call) is answer
@@ -177,19 +177,19 @@ class TestSubscriptions:
         subscription_id = subscribe(jobs)
         ended(jobs)
         (delivery,) = take(jobs)
-        settle(jobs, delivery, Outcome.GONE, status=410)
+        settle(jobs, delivery, DeliveryOutcome.GONE, status=410)
         jobs.now += 1
         change = calls.subscribe(subscription_id, tenant=TENANT, enabled=True, now=jobs.now)
         assert jobs.run(change) is Subscribed.CHANGED
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.reason, found.changed) == (SubscriptionState.ENABLED, None, jobs.now)
-        assert jobs.run(calls.take_notices(taker="c", call="1", limit=9, now=jobs.now)) == []
+        assert jobs.run(calls.lease_notices(taker="c", call="1", limit=9, now=jobs.now)) == []
 
     async def test_a_change_does_not_say_why_one_that_has_ended_did(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
         (delivery,) = take(jobs)
-        settle(jobs, delivery, Outcome.GONE, status=410)
+        settle(jobs, delivery, DeliveryOutcome.GONE, status=410)
         change = calls.subscribe(subscription_id, tenant=TENANT, url=URL, events=ALL, enabled=False, now=jobs.now + 1)
         jobs.run(change)
         found = await subscription(ledger, subscription_id)
@@ -269,7 +269,7 @@ class TestStored:
     async def test_an_event_that_comes_again_leaves_nothing_more(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         job_id = ended(jobs, webhook=Webhook(URL))
         before = jobs.everything()
-        again = calls.applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now + 1)
+        again = calls.mark_applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now + 1)
         assert jobs.run(again) is Applied.REPEATED
         assert jobs.everything() == before
 
@@ -298,8 +298,8 @@ class TestStarts:
         (start,) = (await ledger.untold([job_id]))[0]
         assert (start.event.value, start.event_id) == ("started", f"{job_id}:{start.seq}")
         assert jobs.outbox() == {job_id}
-        assert jobs.run(calls.applied(job_id, seq=start.seq, now=jobs.now)) is Applied.APPLIED
-        assert jobs.run(calls.applied(job_id, seq=start.seq, now=jobs.now)) is Applied.REPEATED
+        assert jobs.run(calls.mark_applied(job_id, seq=start.seq, now=jobs.now)) is Applied.APPLIED
+        assert jobs.run(calls.mark_applied(job_id, seq=start.seq, now=jobs.now)) is Applied.REPEATED
         assert jobs.outbox() == set()
         jobs.finish(job_id)
         assert jobs.outbox() == {job_id}
@@ -332,7 +332,7 @@ class TestStarts:
         (start,) = (await ledger.untold([job_id]))[0]
         jobs.finish(job_id)
         end = apply(jobs, job_id)
-        jobs.run(calls.archived(end, seq=jobs.record(end).end_seq or 0, now=jobs.now))
+        jobs.run(calls.mark_archived(end, seq=jobs.record(end).end_seq or 0, now=jobs.now))
         assert jobs.outbox() == {job_id}
         assert jobs.redis.pttl(jobs.key("job", job_id)) == -1, "its log is still needed"
         apply(jobs, job_id, seq=start.seq)
@@ -357,21 +357,21 @@ class TestOrder:
         jobs.finish(job_id)
         return apply(jobs, job_id)
 
-    @pytest.mark.parametrize("outcome", [Outcome.DELIVERED, Outcome.FAILED, Outcome.GONE])
+    @pytest.mark.parametrize("outcome", [DeliveryOutcome.DELIVERED, DeliveryOutcome.FAILED, DeliveryOutcome.GONE])
     async def test_the_end_waits_until_the_try_of_the_start_is_settled(
-        self, jobs: TimedJobs, ledger: AsyncLedger, outcome: Outcome
+        self, jobs: TimedJobs, ledger: AsyncLedger, outcome: DeliveryOutcome
     ) -> None:
         permit(jobs)
         job_id = self.started_and_completed(jobs, webhook=Webhook(URL, ALL))
         (start,) = take(jobs)
         assert start.event is WebhookEvent.STARTED
         assert take(jobs, taker="another") == []
-        settle(jobs, start, outcome, again_ms=1000 if outcome is Outcome.FAILED else None)
+        settle(jobs, start, outcome, again_ms=1000 if outcome is DeliveryOutcome.FAILED else None)
         (end,) = take(jobs)
         assert end.event is WebhookEvent.COMPLETED
         jobs.now += 1000
         assert take(jobs) == [], "a start that failed is not posted after the end"
-        if outcome is Outcome.FAILED:
+        if outcome is DeliveryOutcome.FAILED:
             first, _ = await seen(ledger, job_id)
             assert (first.state, first.reason) == (DeliveryState.GIVEN_UP, "overtaken by a later event of the job")
 
@@ -383,7 +383,7 @@ class TestOrder:
         jobs.now += LEASE_MS + 1
         (start,) = take(jobs)
         assert start.event is WebhookEvent.STARTED
-        settle(jobs, start, Outcome.DELIVERED, status=204)
+        settle(jobs, start, DeliveryOutcome.DELIVERED, status=204)
         assert [each.event for each in take(jobs)] == [WebhookEvent.COMPLETED]
 
     def test_many_starts_keep_their_order(self, jobs: TimedJobs) -> None:
@@ -403,7 +403,7 @@ class TestOrder:
         while taken := take(jobs):
             (delivery,) = taken
             posted.append(delivery.seq)
-            settle(jobs, delivery, Outcome.DELIVERED, status=204)
+            settle(jobs, delivery, DeliveryOutcome.DELIVERED, status=204)
         assert posted == seqs
 
     def test_recipients_do_not_wait_for_each_other(self, jobs: TimedJobs) -> None:
@@ -414,7 +414,7 @@ class TestOrder:
         assert {each.recipient for each in starts} == {"job", subscription_id}
         assert {each.event for each in starts} == {WebhookEvent.STARTED}
         of_job = next(each for each in starts if each.recipient == "job")
-        settle(jobs, of_job, Outcome.DELIVERED, status=204)
+        settle(jobs, of_job, DeliveryOutcome.DELIVERED, status=204)
         assert [(each.recipient, each.event) for each in take(jobs)] == [("job", WebhookEvent.COMPLETED)]
 
     async def test_a_start_that_is_applied_after_the_end_is_not_delivered(
@@ -453,9 +453,11 @@ class TestTurns:
         (second,) = take(jobs, taker="two")
         assert (second.id, second.number) == (first.id, 1)
         assert second.token != first.token
-        assert settle(jobs, first, Outcome.FAILED, again_ms=1) is Settled.LOST, "it is another's by now"
-        assert settle(jobs, first, Outcome.DELIVERED, status=204) is Settled.DELIVERED, "what was taken in was"
-        assert settle(jobs, second, Outcome.FAILED, again_ms=1) is Settled.LOST
+        assert settle(jobs, first, DeliveryOutcome.FAILED, again_ms=1) is AttemptResult.LOST, "it is another's by now"
+        assert settle(jobs, first, DeliveryOutcome.DELIVERED, status=204) is AttemptResult.DELIVERED, (
+            "what was taken in was"
+        )
+        assert settle(jobs, second, DeliveryOutcome.FAILED, again_ms=1) is AttemptResult.LOST
 
     def test_a_target_gets_so_many_at_a_time_and_the_others_theirs(self, jobs: TimedJobs) -> None:
         slow, quick = "https://slow.test/", "https://quick.test/"
@@ -468,7 +470,7 @@ class TestTurns:
         taken = take(jobs, per_target=2)
         assert sorted(each.url for each in taken) == [quick, quick, slow, slow]
         assert take(jobs, per_target=2) == []
-        settle(jobs, next(each for each in taken if each.url == quick), Outcome.DELIVERED, status=200)
+        settle(jobs, next(each for each in taken if each.url == quick), DeliveryOutcome.DELIVERED, status=200)
         assert [each.url for each in take(jobs, per_target=2)] == [quick]
 
     def test_targets_take_turns(self, jobs: TimedJobs) -> None:
@@ -514,10 +516,10 @@ class TestTurns:
             ended(jobs, webhook=Webhook(URL))
         posted: list[int] = []
         for number in range(180_000 // 500):
-            call = calls.take_deliveries(taker="courier", call=str(number), limit=100, per_target=100, now=jobs.now)
+            call = calls.lease_deliveries(taker="courier", call=str(number), limit=100, per_target=100, now=jobs.now)
             for each in jobs.run(call):
                 posted.append(jobs.now)
-                jobs.run(calls.settle(each, outcome=Outcome.DELIVERED, now=jobs.now))
+                jobs.run(calls.record_attempt(each, outcome=DeliveryOutcome.DELIVERED, now=jobs.now))
             jobs.now += 500
         busiest = max(sum(begin <= at < begin + 60_000 for at in posted) for begin in posted)
         assert busiest <= 30
@@ -532,7 +534,7 @@ class TestTurns:
         began = jobs.now
         while jobs.now < began + 3000:
             for each in take(jobs, rate=600):
-                settle(jobs, each, Outcome.DELIVERED, status=204)
+                settle(jobs, each, DeliveryOutcome.DELIVERED, status=204)
                 posted.append(jobs.now - began)
             jobs.now += 50
         assert len([at for at in posted if at < 1000]) <= 20, "ten a second, and a burst of a second"
@@ -543,10 +545,10 @@ class TestTurns:
         for _ in range(8):
             ended(jobs, webhook=Webhook(URL))
         for each in take(jobs, per_target=3):
-            settle(jobs, each, Outcome.FAILED, again_ms=DAY_MS)
+            settle(jobs, each, DeliveryOutcome.FAILED, again_ms=DAY_MS)
         (probe,) = take(jobs, per_target=3)
         assert take(jobs, per_target=3) == []
-        settle(jobs, probe, Outcome.DELIVERED, status=200)
+        settle(jobs, probe, DeliveryOutcome.DELIVERED, status=200)
         assert len(take(jobs, per_target=3)) == 3
 
     def test_a_target_that_asks_for_a_pause_gets_it(self, jobs: TimedJobs) -> None:
@@ -554,7 +556,7 @@ class TestTurns:
         for _ in range(2):
             ended(jobs, webhook=Webhook(URL))
         (first,) = take(jobs, limit=1)
-        settle(jobs, first, Outcome.FAILED, status=429, again_ms=90_000, pause_ms=90_000)
+        settle(jobs, first, DeliveryOutcome.FAILED, status=429, again_ms=90_000, pause_ms=90_000)
         jobs.now += 89_999
         assert take(jobs) == []
         jobs.now += 1
@@ -593,7 +595,7 @@ class TestTries:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
         (delivery,) = take(jobs)
-        assert settle(jobs, delivery, Outcome.DELIVERED, status=202, took_ms=7) is Settled.DELIVERED
+        assert settle(jobs, delivery, DeliveryOutcome.DELIVERED, status=202, took_ms=7) is AttemptResult.DELIVERED
         (found,) = await seen(ledger, job_id)
         assert (found.state, found.ended, found.due, found.tried) == (DeliveryState.DELIVERED, jobs.now, None, 1)
         ((number, status, took_ms, error),) = [(t.number, t.status, t.took_ms, t.error) for t in found.tries]
@@ -609,13 +611,13 @@ class TestTries:
         for number in (1, 2):
             (delivery,) = take(jobs)
             assert (delivery.number, delivery.attempt) == (number, number)
-            failed = settle(jobs, delivery, Outcome.FAILED, status=500, error="status 500", again_ms=5_000)
-            assert failed is Settled.AGAIN
+            failed = settle(jobs, delivery, DeliveryOutcome.FAILED, status=500, error="status 500", again_ms=5_000)
+            assert failed is AttemptResult.AGAIN
             jobs.now += 4_999
             assert take(jobs) == []
             jobs.now += 1
         (delivery,) = take(jobs)
-        assert settle(jobs, delivery, Outcome.FAILED, error="no answer\nat all") is Settled.GIVEN_UP
+        assert settle(jobs, delivery, DeliveryOutcome.FAILED, error="no answer\nat all") is AttemptResult.GIVEN_UP
         (found,) = await seen(ledger, job_id)
         assert (found.state, found.reason, found.tried) == (DeliveryState.GIVEN_UP, "all tries failed", 3)
         assert [(each.number, each.status, each.error) for each in found.tries] == [
@@ -632,10 +634,10 @@ class TestTries:
             permit(jobs, url)
             ended(jobs, webhook=Webhook(url))
         failed, held = sorted(take(jobs), key=lambda each: each.url, reverse=True)
-        settle(jobs, failed, Outcome.FAILED, status=429, again_ms=5_000, pause_ms=5_000)
-        jobs.run(calls.clock(clock_ms=jobs.now, now=jobs.now))
+        settle(jobs, failed, DeliveryOutcome.FAILED, status=429, again_ms=5_000, pause_ms=5_000)
+        jobs.run(calls.adjust_clock(clock_ms=jobs.now, now=jobs.now))
         jobs.now -= 3_600_000
-        jobs.run(calls.clock(clock_ms=jobs.now, now=jobs.now))
+        jobs.run(calls.adjust_clock(clock_ms=jobs.now, now=jobs.now))
         assert take(jobs) == []
         jobs.now += 5_000
         assert [each.id for each in take(jobs, taker="two")] == [failed.id]
@@ -646,7 +648,7 @@ class TestTries:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
         (delivery,) = take(jobs)
-        assert settle(jobs, delivery, Outcome.PUT_OFF, again_ms=1_000) is Settled.AGAIN
+        assert settle(jobs, delivery, DeliveryOutcome.PUT_OFF, again_ms=1_000) is AttemptResult.AGAIN
         (found,) = await seen(ledger, job_id)
         assert (found.tried, found.due) == (0, jobs.now + 1_000)
 
@@ -655,7 +657,7 @@ class TestTries:
         job_id = ended(jobs, webhook=Webhook(URL))
         for _ in range(25):
             (delivery,) = take(jobs)
-            settle(jobs, delivery, Outcome.FAILED, again_ms=0)
+            settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0)
         (found,) = await seen(ledger, job_id)
         assert found.tried == 25
         assert [each.number for each in found.tries] == list(range(6, 26))
@@ -665,23 +667,23 @@ class TestTries:
         ended(jobs)
         ended(jobs)
         first, second = take(jobs)
-        assert settle(jobs, first, Outcome.GONE, status=410) is Settled.ENDED
-        assert settle(jobs, second, Outcome.GONE, status=410) is Settled.GIVEN_UP, "it is said once"
+        assert settle(jobs, first, DeliveryOutcome.GONE, status=410) is AttemptResult.ENDED
+        assert settle(jobs, second, DeliveryOutcome.GONE, status=410) is AttemptResult.GIVEN_UP, "it is said once"
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.reason) == (SubscriptionState.ENDED, "its receiver answered 410")
         assert await seen(ledger, ended(jobs)) == []
         assert await ledger.untold([jobs.running()]) == [[]], "nor does it ask for starts any more"
-        notices = calls.take_notices(taker="courier", call="1", limit=10, now=jobs.now)
+        notices = calls.lease_notices(taker="courier", call="1", limit=10, now=jobs.now)
         assert jobs.run(notices) == [subscription_id]
-        assert jobs.run(calls.noticed(subscription_id, changed=found.changed, now=jobs.now))
+        assert jobs.run(calls.ack_notice(subscription_id, changed=found.changed, now=jobs.now))
         jobs.now += DAY_MS
-        assert jobs.run(calls.take_notices(taker="courier", call="2", limit=10, now=jobs.now)) == []
+        assert jobs.run(calls.lease_notices(taker="courier", call="2", limit=10, now=jobs.now)) == []
 
     async def test_410_to_a_jobs_own_webhook_ends_that_delivery(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
         (delivery,) = take(jobs)
-        assert settle(jobs, delivery, Outcome.GONE, status=410) is Settled.GIVEN_UP
+        assert settle(jobs, delivery, DeliveryOutcome.GONE, status=410) is AttemptResult.GIVEN_UP
         (found,) = await seen(ledger, job_id)
         assert found.reason == "the receiver wants nothing more: 410"
 
@@ -690,38 +692,38 @@ class TestTries:
         ended(jobs)
         began = jobs.now
         (delivery,) = take(jobs)
-        assert settle(jobs, delivery, Outcome.FAILED, again_ms=0) is Settled.AGAIN
+        assert settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.AGAIN
         jobs.now = began + FAILING_LIMIT_MS - 1
         (delivery,) = take(jobs)
-        assert settle(jobs, delivery, Outcome.FAILED, again_ms=0) is Settled.AGAIN
+        assert settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.AGAIN
         assert (await subscription(ledger, subscription_id)).failing_since == began
         jobs.now += 1
         (delivery,) = take(jobs)
-        assert settle(jobs, delivery, Outcome.FAILED, again_ms=0) is Settled.DISABLED
+        assert settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.DISABLED
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.changed) == (SubscriptionState.DISABLED, jobs.now)
-        assert jobs.run(calls.take_notices(taker="c", call="1", limit=9, now=jobs.now)) == [subscription_id]
+        assert jobs.run(calls.lease_notices(taker="c", call="1", limit=9, now=jobs.now)) == [subscription_id]
 
     async def test_one_success_ends_the_run_of_failures(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
         (delivery,) = take(jobs)
-        settle(jobs, delivery, Outcome.FAILED, again_ms=DAY_MS)
+        settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=DAY_MS)
         ended(jobs)
         (other,) = take(jobs)
-        settle(jobs, other, Outcome.DELIVERED, status=200)
+        settle(jobs, other, DeliveryOutcome.DELIVERED, status=200)
         assert (await subscription(ledger, subscription_id)).failing_since is None
         jobs.now += FAILING_LIMIT_MS
         permit(jobs)
         (delivery,) = take(jobs)
-        assert settle(jobs, delivery, Outcome.FAILED, again_ms=0) is Settled.AGAIN
+        assert settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.AGAIN
 
     def test_a_notice_of_what_is_no_more_stays_until_the_new_one_is_told(self, jobs: TimedJobs) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
         (delivery,) = take(jobs)
-        settle(jobs, delivery, Outcome.GONE, status=410)
-        assert not jobs.run(calls.noticed(subscription_id, changed=jobs.now - 1, now=jobs.now))
+        settle(jobs, delivery, DeliveryOutcome.GONE, status=410)
+        assert not jobs.run(calls.ack_notice(subscription_id, changed=jobs.now - 1, now=jobs.now))
         assert jobs.redis.zcard(jobs.key("notices")) == 1
         jobs.run(calls.unsubscribe(subscription_id, tenant=TENANT, now=jobs.now))
         assert jobs.redis.zcard(jobs.key("notices")) == 0
@@ -734,7 +736,7 @@ class TestRedelivery:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
         (delivery,) = take(jobs)
-        settle(jobs, delivery, Outcome.FAILED)
+        settle(jobs, delivery, DeliveryOutcome.FAILED)
         call = calls.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
         assert jobs.run(call) is Redelivered.DUE
         before = jobs.everything()
@@ -745,7 +747,7 @@ class TestRedelivery:
         (again,) = take(jobs)
         assert (again.id, again.number, again.attempt) == (delivery.id, 2, 1)
         assert jobs.run(call) is Redelivered.OPEN, "it is being posted"
-        settle(jobs, again, Outcome.DELIVERED, status=200)
+        settle(jobs, again, DeliveryOutcome.DELIVERED, status=200)
         (found,) = await seen(ledger, job_id)
         assert (found.state, found.tried, found.reason) == (DeliveryState.DELIVERED, 2, None)
 
@@ -753,7 +755,7 @@ class TestRedelivery:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
         (delivery,) = take(jobs)
-        settle(jobs, delivery, Outcome.FAILED, again_ms=DAY_MS)
+        settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=DAY_MS)
         call = calls.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
         assert jobs.run(call) is Redelivered.DUE
         assert [each.attempt for each in take(jobs)] == [1]
@@ -776,7 +778,7 @@ class TestRedelivery:
         subscribe(jobs)
         job_id = ended(jobs)
         (delivery,) = take(jobs)
-        settle(jobs, delivery, Outcome.GONE, status=410)
+        settle(jobs, delivery, DeliveryOutcome.GONE, status=410)
         call = calls.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
         assert jobs.run(call) is Redelivered.NOT_ENABLED
 
@@ -793,11 +795,11 @@ class TestForgotten:
         (delivery,) = take(jobs)
         if not has_record:
             jobs.redis.delete(jobs.key("job", job_id), jobs.key("log", job_id))
-        assert jobs.run(calls.forget(job_id, tenant="stranger")) is Forgotten.GONE
+        assert jobs.run(calls.delete_job(job_id, tenant="stranger")) is Deleted.GONE
         assert len(await seen(ledger, job_id)) == 1, "a stranger deletes nothing"
         for _ in range(2):
-            assert jobs.run(calls.forget(job_id, tenant=TENANT)) is Forgotten.GONE
-        assert settle(jobs, delivery, Outcome.DELIVERED, status=200) is Settled.LOST
+            assert jobs.run(calls.delete_job(job_id, tenant=TENANT)) is Deleted.GONE
+        assert settle(jobs, delivery, DeliveryOutcome.DELIVERED, status=200) is AttemptResult.LOST
         assert not [key for key in jobs.everything() if job_id in key]
         for kind in ("targets", f"deliveries:{delivery.target}", f"leased:{delivery.target}"):
             assert jobs.redis.zcard(jobs.key(kind)) == 0

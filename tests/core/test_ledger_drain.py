@@ -14,7 +14,7 @@ import pytest
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import State
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Drained, Ended, Reading, Recorded, WorkerState
+from darkroom.ledger.calls import AttemptEnd, Drained, Reading, Recorded, WorkerState
 from darkroom.ledger.client import AsyncLedger, Ledger
 from darkroom.ledger.connection import connect, connect_async
 
@@ -25,7 +25,7 @@ TTL_MS = calls.DRAIN_TTL_MS
 
 def worker(jobs: TimedJobs, name: str, state: WorkerState = WorkerState.READY, *, pool: str = POOL) -> None:
     """The heartbeat of a worker whose pod has a name like its own."""
-    jobs.run(calls.worker(name, pool=pool, state=state, pod=f"pod-{name}", models=["sd"], now=jobs.now))
+    jobs.run(calls.register_worker(name, pool=pool, state=state, pod=f"pod-{name}", models=["sd"], now=jobs.now))
 
 
 def drain(jobs: TimedJobs, count: int, pods: list[str] | None = None) -> list[str]:
@@ -83,7 +83,7 @@ def test_faulty_and_starting_workers_are_marked_before_idle_ones(jobs: TimedJobs
 
 
 def test_workers_of_other_pools_silent_ones_and_those_that_drain_themselves_are_let_alone(jobs: TimedJobs) -> None:
-    jobs.run(calls.announce("other", models=["flux"], now=jobs.now))
+    jobs.run(calls.announce_pool("other", models=["flux"], now=jobs.now))
     worker(jobs, "silent")
     jobs.now += calls.WORKER_TTL_MS + 1
     worker(jobs, "theirs", pool="other")
@@ -189,7 +189,7 @@ class Crowd:
     def _work(self, name: str) -> None:
         client: Any = connect(self._redis_url)
         ledger, dice = Ledger(client, self._jobs.namespace), random.Random(name)
-        heartbeat = calls.worker(name, pool=POOL, state=WorkerState.READY, pod=f"pod-{name}", models=["sd"])
+        heartbeat = calls.register_worker(name, pool=POOL, state=WorkerState.READY, pod=f"pod-{name}", models=["sd"])
         while not self._stopping.is_set():
             ledger.run(heartbeat)
             message = client.rpop(self._jobs.list_key)
@@ -201,7 +201,7 @@ class Crowd:
                 continue
             time.sleep(dice.random() * 0.004)
             call = calls.finish(job_id, token=token, outcome=State.COMPLETED, data={"artifacts": []})
-            (self.done if ledger.run(call) is Ended.COMPLETED else self.lost).append(job_id)
+            (self.done if ledger.run(call) is AttemptEnd.COMPLETED else self.lost).append(job_id)
         client.close()
 
     def _submit(self) -> None:
@@ -353,24 +353,24 @@ async def test_a_redis_that_is_away_is_no_reading(namespace: str) -> None:
 async def test_decisions_are_kept_in_order(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     assert await ledger.decisions(POOL) == []
     for step in range(3):
-        recorded = jobs.run(calls.record_decision(POOL, at=START_MS + step, entry=f'{{"at":{step}}}'))
+        recorded = jobs.run(calls.append_decision(POOL, at=START_MS + step, entry=f'{{"at":{step}}}'))
         assert recorded is Recorded.RECORDED
     assert await ledger.decisions(POOL) == ['{"at":0}', '{"at":1}', '{"at":2}']
     assert await ledger.decisions(POOL, limit=2) == ['{"at":1}', '{"at":2}']
 
 
 async def test_a_decision_is_written_down_once(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    call = calls.record_decision(POOL, at=START_MS, entry="first")
+    call = calls.append_decision(POOL, at=START_MS, entry="first")
     jobs.run(call)
     before = jobs.everything()
     assert jobs.run(call) is Recorded.REPEATED
-    assert jobs.run(calls.record_decision(POOL, at=START_MS - 1, entry="late")) is Recorded.REPEATED
+    assert jobs.run(calls.append_decision(POOL, at=START_MS - 1, entry="late")) is Recorded.REPEATED
     assert jobs.everything() == before
 
 
 async def test_the_log_is_bounded_and_forgotten_in_the_end(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     for step in range(600):
-        jobs.run(calls.record_decision(POOL, at=START_MS + step, entry=str(step), keep=100))
+        jobs.run(calls.append_decision(POOL, at=START_MS + step, entry=str(step), keep=100))
     kept = await ledger.decisions(POOL)
     assert 100 <= len(kept) < 300
     assert kept[-1] == "599"

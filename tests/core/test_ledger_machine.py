@@ -22,15 +22,15 @@ from darkroom.ledger import calls
 from darkroom.ledger.calls import (
     Accepted,
     Archived,
+    AttemptEnd,
+    AttemptResult,
     Call,
-    Ended,
-    Outcome,
+    DeliveryOutcome,
+    LeaseStatus,
     Purged,
-    Reason,
     Receipt,
     Redelivered,
-    Settled,
-    Standing,
+    ReleaseReason,
     Submission,
     WorkerState,
 )
@@ -38,7 +38,7 @@ from darkroom.ledger.client import Ledger
 from darkroom.webhooks.subscriptions import (
     DEFAULT_EVENTS,
     DeliveryState,
-    TakenDelivery,
+    LeasedDelivery,
     Webhook,
     WebhookEvent,
     new_subscription_id,
@@ -141,7 +141,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize()
     def announced(self) -> None:
-        self.run(calls.announce(POOL, models=["flux"], now=self.now))
+        self.run(calls.announce_pool(POOL, models=["flux"], now=self.now))
 
     # -- submitters ----------------------------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WORKERS), state=st.sampled_from([WorkerState.READY, WorkerState.BUSY, WorkerState.GONE]))
     def heartbeat(self, name: str, state: WorkerState) -> None:
-        self.run(calls.worker(name, pool=POOL, state=state, pod=name, models=["flux"], now=self.now))
+        self.run(calls.register_worker(name, pool=POOL, state=state, pod=name, models=["flux"], now=self.now))
 
     @rule(target=taken)
     def take_a_message(self) -> Any:
@@ -273,7 +273,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _held(self, pick: int) -> Attempt:
         """One of the attempts that were ever begun; three times of four one that still holds its job, if any does."""
-        live = [attempt for attempt in self.attempts if self.standing(attempt) is not Standing.LOST]
+        live = [attempt for attempt in self.attempts if self.standing(attempt) is not LeaseStatus.LOST]
         candidates = live if live and pick % 4 else self.attempts
         return candidates[pick % len(candidates)]
 
@@ -304,8 +304,8 @@ class LedgerMachine(RuleBasedStateMachine):
         standing = self.standing(attempt)
         call = calls.finish(attempt.job_id, token=attempt.token, outcome=outcome, data=data, now=self.now)
         answer = self.run(call)
-        if standing is not Standing.LOST:
-            assert answer == (Ended.CANCELLED if standing is Standing.CANCEL else Ended(outcome.value))
+        if standing is not LeaseStatus.LOST:
+            assert answer == (AttemptEnd.CANCELLED if standing is LeaseStatus.CANCEL else AttemptEnd(outcome.value))
 
     @precondition(has_attempts)
     @rule(pick=PICK, delay=st.sampled_from([0, 2_000, 30_000]))
@@ -315,20 +315,20 @@ class LedgerMachine(RuleBasedStateMachine):
         standing = self.standing(attempt)
         call = calls.retry(attempt.job_id, token=attempt.token, error=error, delay_ms=delay, now=self.now)
         answer = self.run(call)
-        if standing is Standing.CANCEL:
-            assert answer is Ended.CANCELLED
+        if standing is LeaseStatus.CANCEL:
+            assert answer is AttemptEnd.CANCELLED
 
     @precondition(has_attempts)
-    @rule(pick=PICK, reason=st.sampled_from(Reason))
-    def release(self, pick: int, reason: Reason) -> None:
+    @rule(pick=PICK, reason=st.sampled_from(ReleaseReason))
+    def release(self, pick: int, reason: ReleaseReason) -> None:
         attempt = self._held(pick)
         standing = self.standing(attempt)
         counted = self.field(attempt.job_id, "counted")
         call = calls.release(attempt.job_id, reason=reason, detail="gone", token=attempt.token, now=self.now)
         answer = self.run(call)
-        if standing is Standing.CANCEL:
-            assert answer is Ended.CANCELLED
-        if reason is not Reason.WORKER_LOST:
+        if standing is LeaseStatus.CANCEL:
+            assert answer is AttemptEnd.CANCELLED
+        if reason is not ReleaseReason.WORKER_LOST:
             assert self.field(attempt.job_id, "counted") == counted
 
     @precondition(has_attempts)
@@ -336,7 +336,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_operator_sees_the_pod_gone(self, pick: int) -> None:
         attempt = self._held(pick)
         call = calls.release(
-            attempt.job_id, reason=Reason.WORKER_LOST, detail="gone", worker=attempt.worker, now=self.now
+            attempt.job_id, reason=ReleaseReason.WORKER_LOST, detail="gone", worker=attempt.worker, now=self.now
         )
         self.run(call, twice_alike=False)
 
@@ -373,11 +373,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(apply=st.booleans())
     def courier_relays(self, apply: bool) -> None:
-        call = calls.take_relays(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
+        call = calls.lease_relays(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
         for job_id in self.run(call):
             assert self.state(job_id).is_terminal or self.untold(job_id)
             if not apply:
-                self.run(calls.defer_relay(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
+                self.run(calls.reschedule_relay(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
                 continue
             for seq in self.untold(job_id):
                 self._apply(job_id, seq)
@@ -394,7 +394,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """The event is applied. Each recipient that asked for it gets a delivery, unless a later event came first."""
         event = WebhookEvent.STARTED if seq else WebhookEvent(self.state(job_id))
         seq = seq or int(self.field(job_id, "end_seq"))
-        answer = self.run(calls.applied(job_id, seq=seq, now=self.now), twice_alike=False)
+        answer = self.run(calls.mark_applied(job_id, seq=seq, now=self.now), twice_alike=False)
         assert answer == ("repeated" if (job_id, seq) in self.believed.applied else "applied")
         is_overtaken = any(job == job_id and later > seq for job, later in self.believed.applied)
         if answer == "applied" and not is_overtaken:
@@ -429,22 +429,24 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(url=st.sampled_from(URLS), rate=st.sampled_from([None, None, 60]))
     def a_receiver_consents(self, url: str, rate: int | None) -> None:
-        self.run(calls.permit(target_of("default", url), rate=rate, now=self.now))
+        self.run(calls.set_rate_limit(target_of("default", url), rate=rate, now=self.now))
 
     @rule(
         limit=st.integers(1, 4),
         per_target=st.integers(1, 2),
-        outcomes=st.lists(st.none() | st.sampled_from(Outcome), min_size=4, max_size=4),
+        outcomes=st.lists(st.none() | st.sampled_from(DeliveryOutcome), min_size=4, max_size=4),
         again=st.sampled_from([None, 0, 5_000]),
     )
-    def courier_delivers(self, limit: int, per_target: int, outcomes: list[Outcome | None], again: int | None) -> None:
+    def courier_delivers(
+        self, limit: int, per_target: int, outcomes: list[DeliveryOutcome | None], again: int | None
+    ) -> None:
         """None: it was killed before it could say what came of it."""
         for delivery, outcome in zip(self._take_deliveries(limit, per_target), outcomes, strict=False):
             if outcome is not None:
                 self._settle(delivery, outcome, again)
 
-    def _take_deliveries(self, limit: int, per_target: int) -> list[TakenDelivery]:
-        call = calls.take_deliveries(
+    def _take_deliveries(self, limit: int, per_target: int) -> list[LeasedDelivery]:
+        call = calls.lease_deliveries(
             taker="courier",
             call=secrets.token_hex(4),
             limit=limit,
@@ -462,12 +464,12 @@ class LedgerMachine(RuleBasedStateMachine):
             assert len(self.leased(delivery.url)) <= max(per_target, len(held[delivery.url]))
         return taken
 
-    def _settle(self, delivery: TakenDelivery, outcome: Outcome, again: int | None) -> None:
-        again = 1_000 if outcome is Outcome.PUT_OFF else again
-        settled = self.run(calls.settle(delivery, outcome=outcome, again_ms=again, now=self.now))
-        assert settled is not Settled.LOST
-        assert (settled is Settled.DELIVERED) == (outcome is Outcome.DELIVERED)
-        if settled in {Settled.ENDED, Settled.DISABLED}:
+    def _settle(self, delivery: LeasedDelivery, outcome: DeliveryOutcome, again: int | None) -> None:
+        again = 1_000 if outcome is DeliveryOutcome.PUT_OFF else again
+        settled = self.run(calls.record_attempt(delivery, outcome=outcome, again_ms=again, now=self.now))
+        assert settled is not AttemptResult.LOST
+        assert (settled is AttemptResult.DELIVERED) == (outcome is DeliveryOutcome.DELIVERED)
+        if settled in {AttemptResult.ENDED, AttemptResult.DISABLED}:
             del self.believed.subscribed[delivery.recipient]
 
     @precondition(lambda self: bool(self.believed.deliveries))
@@ -485,13 +487,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(commit=st.booleans())
     def courier_archives(self, commit: bool) -> None:
         """As often as not the history takes nothing."""
-        call = calls.take_history(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
+        call = calls.lease_history(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
         for job_id in self.run(call):
             assert self.state(job_id).is_terminal
             if commit:
                 self._archive(job_id)
             else:
-                self.run(calls.defer_history(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
+                self.run(calls.reschedule_history(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
 
     @rule(job_id=jobs)
     def a_late_courier_archives(self, job_id: str) -> None:
@@ -500,13 +502,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self._archive(job_id)
         else:
             before = self.snapshot()
-            answer = self.run(calls.archived(job_id, seq=int(self.field(job_id, "seq")), now=self.now))
+            answer = self.run(calls.mark_archived(job_id, seq=int(self.field(job_id, "seq")), now=self.now))
             assert answer is Archived.UNKNOWN
             assert self.snapshot() == before
 
     def _archive(self, job_id: str) -> None:
         seq = int(self.field(job_id, "end_seq"))
-        answer = self.run(calls.archived(job_id, seq=seq, now=self.now), twice_alike=False)
+        answer = self.run(calls.mark_archived(job_id, seq=seq, now=self.now), twice_alike=False)
         assert answer in {Archived.ARCHIVED, Archived.REPEATED}
 
     # -- dead letters --------------------------------------------------------------------------------------------------
@@ -514,7 +516,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def purge(self, job_id: str) -> None:
         is_letter = job_id in self.letters()
-        answer = self.run(calls.purge(job_id, tenant="default", now=self.now), twice_alike=False)
+        answer = self.run(calls.purge_dead_letter(job_id, tenant="default", now=self.now), twice_alike=False)
         if is_letter:
             assert answer is Purged.PURGED
             self.believed.left_dead.add(job_id)
@@ -656,7 +658,9 @@ class LedgerMachine(RuleBasedStateMachine):
             if not self.believed.accepted or not self._unfinished():
                 break
             self.now += 1_000
-            self.run(calls.worker("one", pool=POOL, state=WorkerState.READY, pod="one", models=[], now=self.now))
+            self.run(
+                calls.register_worker("one", pool=POOL, state=WorkerState.READY, pod="one", models=[], now=self.now)
+            )
             self._tick()
             message = self.redis.rpop(self.list_key)
             if message is not None:
@@ -673,7 +677,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._apply(job_id, seq)
             self._apply(job_id)
             self._archive(job_id)
-            self.run(calls.purge(job_id, tenant="default", now=self.now), twice_alike=False)
+            self.run(calls.purge_dead_letter(job_id, tenant="default", now=self.now), twice_alike=False)
             assert self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0
         self._deliver_all()
         for kind in ("outbox", "history", "targets"):
@@ -692,7 +696,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for url in URLS:
                 self.a_receiver_consents(url, None)
             for delivery in self._take_deliveries(100, 100):
-                self._settle(delivery, Outcome.DELIVERED, None)
+                self._settle(delivery, DeliveryOutcome.DELIVERED, None)
         self.every_delivery_is_due_or_has_ended()
 
     # -- helpers -------------------------------------------------------------------------------------------------------
@@ -751,11 +755,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def state(self, job_id: str) -> State:
         return State(self.field(job_id, "state"))
 
-    def standing(self, attempt: Attempt) -> Standing:
+    def standing(self, attempt: Attempt) -> LeaseStatus:
         """How an attempt must stand by the record alone."""
         if self.state(attempt.job_id) is not State.RUNNING or self.field(attempt.job_id, "token") != attempt.token:
-            return Standing.LOST
-        return Standing.CANCEL if self.field(attempt.job_id, "cancel") else Standing.OK
+            return LeaseStatus.LOST
+        return LeaseStatus.CANCEL if self.field(attempt.job_id, "cancel") else LeaseStatus.OK
 
     def _unfinished(self) -> list[str]:
         return [job_id for job_id in self.believed.accepted if not self.state(job_id).is_terminal]

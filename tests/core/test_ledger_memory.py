@@ -14,7 +14,7 @@ import pytest
 from darkroom.errors import BacklogFull, MemoryHigh
 from darkroom.jobs import State, new_job_id
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Accepted, Applied, Ended, Reason, Receipt, Standing, Submission
+from darkroom.ledger.calls import Accepted, Applied, AttemptEnd, LeaseStatus, Receipt, ReleaseReason, Submission
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.records import Memory
@@ -95,13 +95,13 @@ def test_with_a_full_redis_a_job_runs_to_its_end(jobs: TimedJobs) -> None:
     jobs.worker()
     assert jobs.take_message() == job_id
     assert jobs.claim(job_id).attempt == 1
-    assert jobs.renew(job_id) is Standing.OK
-    assert jobs.progress(job_id, op=1, step=1, steps=2) is Standing.OK
-    assert jobs.finish(job_id, data={"artifacts": [], "record": {"prompt": LONG_PROMPT}}) is Ended.COMPLETED
+    assert jobs.renew(job_id) is LeaseStatus.OK
+    assert jobs.progress(job_id, op=1, step=1, steps=2) is LeaseStatus.OK
+    assert jobs.finish(job_id, data={"artifacts": [], "record": {"prompt": LONG_PROMPT}}) is AttemptEnd.COMPLETED
     assert jobs.take(call="1") == [job_id]
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    assert jobs.run(calls.applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
+    assert jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
     assert jobs.state(job_id) is State.COMPLETED
 
 
@@ -130,14 +130,14 @@ def expire(jobs: TimedJobs) -> None:
 def promote(jobs: TimedJobs) -> None:
     due = jobs.running()
     fill(jobs)
-    assert jobs.retry(due, delay_ms=0) is Ended.PENDING
+    assert jobs.retry(due, delay_ms=0) is AttemptEnd.PENDING
     assert jobs.promote() == [due]
 
 
 def release(jobs: TimedJobs) -> None:
     running = jobs.running()
     fill(jobs)
-    assert jobs.release(running, Reason.DRAIN) is Ended.PENDING
+    assert jobs.release(running, ReleaseReason.DRAIN) is AttemptEnd.PENDING
 
 
 def cancel(jobs: TimedJobs) -> None:
@@ -149,7 +149,7 @@ def cancel(jobs: TimedJobs) -> None:
 
 def announce(jobs: TimedJobs) -> None:
     fill(jobs)
-    assert jobs.run(calls.announce("another", models=["sd"], now=jobs.now)) == "ok"
+    assert jobs.run(calls.announce_pool("another", models=["sd"], now=jobs.now)) == "ok"
 
 
 def load_scripts(jobs: TimedJobs) -> None:
@@ -232,7 +232,7 @@ def submit_emoji(jobs: TimedJobs) -> str:
 def archive(jobs: TimedJobs, job_id: str) -> None:
     seq = jobs.record(job_id).end_seq
     assert seq is not None
-    jobs.run(calls.archived(job_id, seq=seq, now=jobs.now))
+    jobs.run(calls.mark_archived(job_id, seq=seq, now=jobs.now))
 
 
 def test_a_waiting_job_with_four_thousand_emoji_takes_20_kb(jobs: TimedJobs) -> None:
@@ -290,7 +290,7 @@ def offer_within(jobs: TimedJobs, backlog_bytes: int, **more: object) -> object:
 
 
 def test_the_bytes_of_unfinished_jobs_of_all_pools_are_bounded(jobs: TimedJobs) -> None:
-    jobs.run(calls.announce("another", models=["sd"], now=jobs.now))
+    jobs.run(calls.announce_pool("another", models=["sd"], now=jobs.now))
     emoji = {"input": {"prompt": EMOJI}}
     accepted = 0
     while isinstance(offer_within(jobs, 10 * EMOJI_BYTES, **emoji, pool=("local", "another")[accepted % 2]), Accepted):

@@ -67,7 +67,7 @@ async def test_a_refusal_and_a_repeat_are_no_news(jobs: TimedJobs, ledger: Async
 async def test_nothing_but_that_it_ended_is_left_of_a_deleted_job(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
-    jobs.run(calls.forget(job_id, tenant=TENANT))
+    jobs.run(calls.delete_job(job_id, tenant=TENANT))
     *_, end = await ledger.news(TENANT, after=NEWS_START, limit=10)
     assert (end.entry.job_id, end.entry.state, end.entry.data, end.is_whole) == (job_id, State.COMPLETED, {}, False)
 

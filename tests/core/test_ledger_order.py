@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from darkroom.jobs import State
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Reason, WorkerState
+from darkroom.ledger.calls import ReleaseReason, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import Demand
 
@@ -48,8 +48,8 @@ def test_the_arrival_counts_and_not_the_id(jobs: TimedJobs) -> None:
     assert run_all(jobs) == [blocker, late, early]
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_a_released_job_is_the_next(jobs: TimedJobs, reason: Reason) -> None:
+@pytest.mark.parametrize("reason", ReleaseReason)
+def test_a_released_job_is_the_next(jobs: TimedJobs, reason: ReleaseReason) -> None:
     released = jobs.running()
     waiting = submit_many(jobs, 4)
     jobs.release(released, reason)
@@ -61,7 +61,7 @@ def test_a_released_job_is_the_next_where_the_list_was_full(jobs: TimedJobs) -> 
     released = jobs.running()
     waiting = submit_many(jobs, 8)
     assert len(jobs.listed()) == 3
-    jobs.release(released, Reason.DRAIN)
+    jobs.release(released, ReleaseReason.DRAIN)
     assert jobs.listed() == [released, *waiting[:2]], "the last message went back, so that the bound holds"
     assert jobs.members("waiting") == set(waiting[2:])
     assert run_all(jobs) == [released, *waiting]
@@ -71,7 +71,7 @@ def test_a_released_job_does_not_pass_a_more_urgent_one_that_waits(jobs: TimedJo
     released = jobs.running()
     listed = jobs.submit()
     urgent = jobs.submit(priority=0)
-    jobs.release(released, Reason.DRAIN)
+    jobs.release(released, ReleaseReason.DRAIN)
     assert run_all(jobs) == [listed, urgent, released]
 
 
@@ -179,7 +179,7 @@ def test_the_bound_holds_however_jobs_come_back(jobs: TimedJobs) -> None:
     lost = jobs.take_message()
     assert lost is not None
     for job_id in submitted[:3]:
-        jobs.release(job_id, Reason.DRAIN, token=job_id)
+        jobs.release(job_id, ReleaseReason.DRAIN, token=job_id)
     jobs.retry(submitted[3], token=submitted[3], delay_ms=0)
     jobs.promote()
     jobs.now += calls.SWEEP_AGE_MS
@@ -191,7 +191,7 @@ def test_the_bound_holds_however_jobs_come_back(jobs: TimedJobs) -> None:
 def test_one_call_pushes_a_hundred_messages_at_most(jobs: TimedJobs) -> None:
     for number in range(60):
         jobs.worker(f"worker {number}")
-    jobs.run(calls.announce("other", models=["sd"], now=jobs.now))
+    jobs.run(calls.announce_pool("other", models=["sd"], now=jobs.now))
     jobs.redis.zunionstore(jobs.key("slots", "other"), [jobs.key("slots", POOL)])
     for _ in range(130):
         jobs.redis.delete(jobs.key("slots", POOL))
@@ -277,7 +277,7 @@ def test_the_place_of_a_released_job_is_the_first(jobs: TimedJobs) -> None:
     released, *waiting = submit_many(jobs, 6)
     jobs.start(released)
     jobs.now += 1_000
-    jobs.release(released, Reason.DRAIN)
+    jobs.release(released, ReleaseReason.DRAIN)
     assert places(jobs, [released, *waiting]) == [1, 2, 3, 4, 5, 6]
 
 

@@ -22,12 +22,12 @@ def ended(jobs: TimedJobs, *, tenant: str = TENANT) -> str:
 
 def apply(jobs: TimedJobs, job_id: str, *, seq: int | None = None) -> Applied:
     seq = seq or jobs.record(job_id).end_seq or 0
-    return jobs.run(calls.applied(job_id, seq=seq, now=jobs.now))
+    return jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now))
 
 
 def archive(jobs: TimedJobs, job_id: str) -> Archived:
     seq = jobs.record(job_id).end_seq or 0
-    return jobs.run(calls.archived(job_id, seq=seq, now=jobs.now))
+    return jobs.run(calls.mark_archived(job_id, seq=seq, now=jobs.now))
 
 
 def lives_for(jobs: TimedJobs, kind: str, job_id: str) -> int:
@@ -100,7 +100,7 @@ def test_the_oldest_ends_are_taken_first(jobs: TimedJobs) -> None:
 def test_what_the_sink_refused_is_due_again_after_the_delay(jobs: TimedJobs) -> None:
     job_id = ended(jobs)
     jobs.take(call="1")
-    jobs.run(calls.defer_relay(job_id, delay_ms=2_000, now=jobs.now))
+    jobs.run(calls.reschedule_relay(job_id, delay_ms=2_000, now=jobs.now))
     jobs.now += 1_999
     assert jobs.take(call="2") == []
     jobs.now += 1
@@ -112,7 +112,7 @@ def test_what_the_sink_refused_does_not_lengthen_the_lease(jobs: TimedJobs) -> N
     job_id = ended(jobs)
     for number in range(5):
         assert jobs.take(call=str(number)) == [job_id]
-        jobs.run(calls.defer_relay(job_id, delay_ms=1_000, now=jobs.now))
+        jobs.run(calls.reschedule_relay(job_id, delay_ms=1_000, now=jobs.now))
         jobs.now += 1_000
     leases = []
     for number in range(5, 7):
@@ -127,7 +127,7 @@ def test_what_was_applied_meanwhile_is_not_put_off(jobs: TimedJobs) -> None:
     job_id = ended(jobs)
     jobs.take(call="1")
     apply(jobs, job_id)
-    assert jobs.run(calls.defer_relay(job_id, delay_ms=0, now=jobs.now)) == 0
+    assert jobs.run(calls.reschedule_relay(job_id, delay_ms=0, now=jobs.now)) == 0
     assert jobs.take(call="2") == []
 
 

@@ -15,7 +15,7 @@ import pytest
 import redis
 from celery import Celery
 from darkroom.ledger import calls, queues
-from darkroom.ledger.calls import Reason
+from darkroom.ledger.calls import ReleaseReason
 from kombu import Exchange, Queue
 
 from tests.core.timed_jobs import TimedJobs
@@ -107,7 +107,7 @@ def test_nothing_in_a_trace_passes_for_the_delivery_tag(jobs: TimedJobs) -> None
     assert json.loads(jobs.redis.lindex(jobs.list_key, -1))["headers"]["traceparent"] == trace
     jobs.now += calls.SWEEP_AGE_MS
     assert jobs.sweep() == [], "it knows each message of the list"
-    jobs.release(submitted[0], Reason.DRAIN)
+    jobs.release(submitted[0], ReleaseReason.DRAIN)
     assert jobs.listed() == submitted[:3], "it knows the one that it took back"
     assert jobs.members("waiting") == {submitted[3]}
 

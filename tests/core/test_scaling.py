@@ -16,14 +16,14 @@ from darkroom.scaling.policy import (
     PEAKS,
     RESUMED_WITHIN_S,
     Decision,
-    Entry,
-    History,
+    DecisionEntry,
     Observation,
     Paused,
     Policy,
     Reason,
     ScaleDown,
     ScaleUp,
+    ScalingHistory,
     Window,
     decide,
     is_worth_keeping,
@@ -56,107 +56,131 @@ def measured(replicas: int, *, service_s: float, cold_s: float, **reading: Any) 
     return seen(replicas, observed=observed, service_ms=service_s * 1000, **reading)
 
 
-def wanted_until(ago_s: float, number: int) -> History:
+def wanted_until(ago_s: float, number: int) -> ScalingHistory:
     """So many were wanted last that long ago."""
-    return History(peaks=((NOW - int(ago_s * 1000), number),))
+    return ScalingHistory(peaks=((NOW - int(ago_s * 1000), number),))
 
 
 UNKNOWN = Observation(reading=None, replicas=3)
 
-TABLE: dict[str, tuple[Observation, Policy, History, int, Reason]] = {
+TABLE: dict[str, tuple[Observation, Policy, ScalingHistory, int, Reason]] = {
     # Nothing to do.
-    "an empty pool without jobs stays empty": (seen(0), policy(), History(), 0, Reason.AT_TARGET),
+    "an empty pool without jobs stays empty": (seen(0), policy(), ScalingHistory(), 0, Reason.AT_TARGET),
     "jobs that each have a replica ask for no more": (
         seen(2, running=2, busy=2),
         policy(),
-        History(),
+        ScalingHistory(),
         2,
         Reason.AT_TARGET,
     ),
     # Up.
-    "one job on an empty pool starts one replica at once": (seen(0, waiting=1), policy(), History(), 1, Reason.DEMAND),
+    "one job on an empty pool starts one replica at once": (
+        seen(0, waiting=1),
+        policy(),
+        ScalingHistory(),
+        1,
+        Reason.DEMAND,
+    ),
     "what waits, is dispatched, runs and is due soon is all demand": (
         seen(1, waiting=1, dispatched=1, running=1, due_soon=1, busy=1),
         policy(),
-        History(),
+        ScalingHistory(),
         4,
         Reason.DEMAND,
     ),
-    "jobs per replica are rounded up": (seen(0, waiting=9), policy(jobs_per_replica=4), History(), 3, Reason.DEMAND),
-    "no target means a replica for each job": (
-        seen(0, waiting=3),
-        policy(jobs_per_replica=None),
-        History(),
+    "jobs per replica are rounded up": (
+        seen(0, waiting=9),
+        policy(jobs_per_replica=4),
+        ScalingHistory(),
         3,
         Reason.DEMAND,
     ),
-    "no more than the maximum": (seen(9, waiting=50, busy=9), policy(), History(), 10, Reason.DEMAND),
-    "at the maximum it says that more is wanted": (seen(10, waiting=50), policy(), History(), 10, Reason.AT_MAXIMUM),
+    "no target means a replica for each job": (
+        seen(0, waiting=3),
+        policy(jobs_per_replica=None),
+        ScalingHistory(),
+        3,
+        Reason.DEMAND,
+    ),
+    "no more than the maximum": (seen(9, waiting=50, busy=9), policy(), ScalingHistory(), 10, Reason.DEMAND),
+    "at the maximum it says that more is wanted": (
+        seen(10, waiting=50),
+        policy(),
+        ScalingHistory(),
+        10,
+        Reason.AT_MAXIMUM,
+    ),
     "no more than a step at once": (
         seen(1, waiting=9),
         policy(scale_up=ScaleUp(max_step=2)),
-        History(),
+        ScalingHistory(),
         3,
         Reason.DEMAND,
     ),
     "it waits before it grows, where it is told to": (
         seen(0, waiting=1),
         policy(scale_up=ScaleUp(wait_seconds=10)),
-        History(short_since=NOW - 9_999),
+        ScalingHistory(short_since=NOW - 9_999),
         0,
         Reason.WAITING,
     ),
     "it grows once it has waited": (
         seen(0, waiting=1),
         policy(scale_up=ScaleUp(wait_seconds=10)),
-        History(short_since=NOW - 10_000),
+        ScalingHistory(short_since=NOW - 10_000),
         1,
         Reason.DEMAND,
     ),
     "replicas that are starting are not started again": (
         seen(3, waiting=3, starting=3),
         policy(),
-        History(),
+        ScalingHistory(),
         3,
         Reason.AT_TARGET,
     ),
-    "the buffer is beyond the demand": (seen(2, running=2, busy=2), policy(buffer=1), History(), 3, Reason.DEMAND),
-    "the buffer stays without demand": (seen(0), policy(buffer=1), History(), 1, Reason.DEMAND),
+    "the buffer is beyond the demand": (
+        seen(2, running=2, busy=2),
+        policy(buffer=1),
+        ScalingHistory(),
+        3,
+        Reason.DEMAND,
+    ),
+    "the buffer stays without demand": (seen(0), policy(buffer=1), ScalingHistory(), 1, Reason.DEMAND),
     "a faulty worker is made up for": (
         seen(3, running=2, waiting=1, busy=2, faulty=1),
         policy(),
-        History(),
+        ScalingHistory(),
         4,
         Reason.DEMAND,
     ),
     # The floor.
-    "no fewer than the minimum": (seen(0), policy(min_replicas=2), History(), 2, Reason.FLOOR),
-    "the minimum is no demand": (seen(2, idle=2), policy(min_replicas=2), History(), 2, Reason.AT_TARGET),
+    "no fewer than the minimum": (seen(0), policy(min_replicas=2), ScalingHistory(), 2, Reason.FLOOR),
+    "the minimum is no demand": (seen(2, idle=2), policy(min_replicas=2), ScalingHistory(), 2, Reason.AT_TARGET),
     "an open window raises the floor": (
         seen(0),
         policy(schedule=(Window(start="0 8 * * 1-5", end="0 18 * * 1-5", replicas=3),)),
-        History(),
+        ScalingHistory(),
         3,
         Reason.FLOOR,
     ),
     "a closed window does not": (
         seen(0),
         policy(schedule=(Window(start="0 8 * * 6", end="0 18 * * 6", replicas=3),)),
-        History(),
+        ScalingHistory(),
         0,
         Reason.AT_TARGET,
     ),
     "a window reads its own clock": (
         seen(0),
         policy(schedule=(Window(start="0 21 * * *", end="0 22 * * *", timezone="Asia/Tokyo", replicas=3),)),
-        History(),
+        ScalingHistory(),
         3,
         Reason.FLOOR,
     ),
     "a window cannot exceed the maximum": (
         seen(0),
         policy(max_replicas=2, schedule=(Window(start="0 0 * * *", end="59 23 * * *", replicas=9),)),
-        History(),
+        ScalingHistory(),
         2,
         Reason.FLOOR,
     ),
@@ -164,42 +188,42 @@ TABLE: dict[str, tuple[Observation, Policy, History, int, Reason]] = {
     "without a measured time a wait goal falls back to depth": (
         seen(0, waiting=4),
         wait(300),
-        History(),
+        ScalingHistory(),
         4,
         Reason.DEMAND,
     ),
     "without a measured cold start too": (
         seen(0, waiting=4, service_ms=1000.0),
         wait(300),
-        History(),
+        ScalingHistory(),
         4,
         Reason.DEMAND,
     ),
     "within a long wait one replica takes many jobs": (
         measured(0, waiting=20, service_s=10, cold_s=60),
         wait(160),
-        History(),
+        ScalingHistory(),
         2,  # after the cold start 100 s are left: the first job and ten more
         Reason.DEMAND,
     ),
     "a wait below the cold start asks for a replica for each job": (
         measured(0, waiting=5, service_s=10, cold_s=60),
         wait(5),
-        History(),
+        ScalingHistory(),
         5,
         Reason.DEMAND,
     ),
     "what those that work can start before a new one is up needs no new one": (
         measured(2, waiting=12, running=2, busy=2, service_s=10, cold_s=60),
         wait(5),
-        History(),
+        ScalingHistory(),
         2,
         Reason.AT_TARGET,
     ),
     "what they cannot does": (
         measured(2, waiting=14, running=2, busy=2, service_s=10, cold_s=60),
         wait(5),
-        History(),
+        ScalingHistory(),
         4,
         Reason.DEMAND,
     ),
@@ -279,7 +303,7 @@ TABLE: dict[str, tuple[Observation, Policy, History, int, Reason]] = {
     "and the next step when it was idle as long again": (
         seen(7, idle=7),
         policy(scale_down=ScaleDown(max_step=2)),
-        History(shrunk_at=NOW - 59_000),
+        ScalingHistory(shrunk_at=NOW - 59_000),
         7,
         Reason.SETTLING,
     ),
@@ -298,14 +322,14 @@ TABLE: dict[str, tuple[Observation, Policy, History, int, Reason]] = {
         3,
         Reason.ROLLOUT,
     ),
-    "but it grows": (seen(3, waiting=4, observed={"rolling": True}), policy(), History(), 4, Reason.DEMAND),
+    "but it grows": (seen(3, waiting=4, observed={"rolling": True}), policy(), ScalingHistory(), 4, Reason.DEMAND),
     # Paused.
-    "paused, it neither grows": (seen(1, waiting=5), policy(paused=Paused.ALL), History(), 1, Reason.PAUSED),
+    "paused, it neither grows": (seen(1, waiting=5), policy(paused=Paused.ALL), ScalingHistory(), 1, Reason.PAUSED),
     "nor shrinks": (seen(3, idle=3), policy(paused=Paused.ALL), wanted_until(600, 3), 3, Reason.PAUSED),
     "paused for scale-out it does not grow": (
         seen(1, waiting=5),
         policy(paused=Paused.SCALE_OUT),
-        History(),
+        ScalingHistory(),
         1,
         Reason.PAUSED,
     ),
@@ -317,43 +341,43 @@ TABLE: dict[str, tuple[Observation, Policy, History, int, Reason]] = {
         3,
         Reason.PAUSED,
     ),
-    "but grows": (seen(1, waiting=5), policy(paused=Paused.SCALE_IN), History(), 5, Reason.DEMAND),
+    "but grows": (seen(1, waiting=5), policy(paused=Paused.SCALE_IN), ScalingHistory(), 5, Reason.DEMAND),
     # Unknown, broken, faulty.
     "without a reading the replicas stay": (UNKNOWN, policy(), wanted_until(600, 3), 3, Reason.UNKNOWN),
-    "also those above the maximum": (UNKNOWN, policy(max_replicas=1), History(), 3, Reason.UNKNOWN),
-    "also those below the minimum": (UNKNOWN, policy(min_replicas=5), History(), 3, Reason.UNKNOWN),
+    "also those above the maximum": (UNKNOWN, policy(max_replicas=1), ScalingHistory(), 3, Reason.UNKNOWN),
+    "also those below the minimum": (UNKNOWN, policy(min_replicas=5), ScalingHistory(), 3, Reason.UNKNOWN),
     "a crash-looping pool is not scaled further": (
         seen(2, waiting=9, observed={"broken": CRASHES}),
         policy(),
-        History(),
+        ScalingHistory(),
         2,
         Reason.NOT_STARTING,
     ),
     "not when as many work as crash": (
         seen(4, waiting=9, busy=2, observed={"broken": CRASHES}),
         policy(),
-        History(),
+        ScalingHistory(),
         4,
         Reason.NOT_STARTING,
     ),
     "but where most work, one bad node stops nothing": (
         seen(5, waiting=9, busy=3, observed={"broken": CRASHES}),
         policy(),
-        History(),
+        ScalingHistory(),
         9,
         Reason.DEMAND,
     ),
     "an all-faulty pool is not scaled further": (
         seen(2, waiting=9, faulty=2),
         policy(),
-        History(),
+        ScalingHistory(),
         2,
         Reason.FAULTY,
     ),
     "pods that wait for a node hold nothing up: a new node may come for them": (
         seen(2, waiting=9, observed={"unplaced": 2}),
         policy(),
-        History(),
+        ScalingHistory(),
         9,
         Reason.DEMAND,
     ),
@@ -361,7 +385,9 @@ TABLE: dict[str, tuple[Observation, Policy, History, int, Reason]] = {
 
 
 @pytest.mark.parametrize(("observation", "of", "history", "replicas", "reason"), TABLE.values(), ids=TABLE)
-def test_the_table(observation: Observation, of: Policy, history: History, replicas: int, reason: Reason) -> None:
+def test_the_table(
+    observation: Observation, of: Policy, history: ScalingHistory, replicas: int, reason: Reason
+) -> None:
     decision, _ = decide(observation, of, history, NOW)
     assert (decision.replicas, decision.reason) == (replicas, reason)
 
@@ -377,7 +403,7 @@ def test_time_without_a_reading_is_no_idle_time() -> None:
 
 
 def test_a_short_gap_in_the_demand_takes_nothing_away() -> None:
-    history, replicas = History(), 4
+    history, replicas = ScalingHistory(), 4
     for second in range(0, 600, 10):
         busy = 4 if second % 50 == 0 else 0
         observation = seen(replicas, running=busy, busy=busy, idle=replicas - busy)
@@ -387,7 +413,7 @@ def test_a_short_gap_in_the_demand_takes_nothing_away() -> None:
 
 def test_each_step_up_waits_anew() -> None:
     of = policy(scale_up=ScaleUp(max_step=2, wait_seconds=10))
-    history, replicas, steps = History(), 0, []
+    history, replicas, steps = ScalingHistory(), 0, []
     for second in range(60):
         decision, history = decide(seen(replicas, waiting=6), of, history, NOW + second * 1000)
         if decision.replicas != replicas:
@@ -398,14 +424,14 @@ def test_each_step_up_waits_anew() -> None:
 
 def test_the_wait_begins_anew_when_enough_were_there_meanwhile() -> None:
     of = policy(scale_up=ScaleUp(wait_seconds=10))
-    _, history = decide(seen(0, waiting=1), of, History(), NOW)
+    _, history = decide(seen(0, waiting=1), of, ScalingHistory(), NOW)
     _, history = decide(seen(0), of, history, NOW + 5_000)
     decision, _ = decide(seen(0, waiting=1), of, history, NOW + 10_000)
     assert decision.reason is Reason.WAITING
 
 
 def test_the_history_is_bounded_and_forgets_no_peak_too_early() -> None:
-    history = History()
+    history = ScalingHistory()
     of = policy(max_replicas=1000)
     for step in range(500):  # each number is a peak of its own, since the demand falls all the time
         _, history = decide(seen(1000, waiting=500 - step), of, history, NOW + step * 10)
@@ -417,7 +443,7 @@ def test_the_history_is_bounded_and_forgets_no_peak_too_early() -> None:
 def test_the_history_goes_on_from_the_log_after_a_restart() -> None:
     """Three were wanted until half a minute before the last entry, ten seconds before the restart."""
     of = policy()
-    _, history = decide(seen(3, running=3, busy=3), of, History(), NOW - 40_000)
+    _, history = decide(seen(3, running=3, busy=3), of, ScalingHistory(), NOW - 40_000)
     decision, after = decide(seen(3, idle=3), of, history, NOW - 10_000)
     resumed = resume(replace(entry(-10), decision=decision, after=after), replicas=3, now=NOW)
     assert decide(seen(3, idle=3), of, resumed, NOW)[0].reason is Reason.SETTLING
@@ -437,7 +463,7 @@ def faulty(replicas: int, *, stays: int, **more: Any) -> Observation:
 
 
 def test_workers_that_stay_faulty_are_replaced_with_longer_and_longer_pauses() -> None:
-    history, replaced = History(), []
+    history, replaced = ScalingHistory(), []
     for second in range(3600):
         decision, history = decide(faulty(2, stays=2, waiting=5), policy(), history, NOW + second * 1000)
         assert (decision.replicas, decision.reason) == (2, Reason.FAULTY)
@@ -447,7 +473,7 @@ def test_workers_that_stay_faulty_are_replaced_with_longer_and_longer_pauses() -
 
 
 def test_a_replacement_long_after_the_last_begins_a_new_row() -> None:
-    before = History(replaced_at=NOW - (IN_A_ROW_WITHIN_S + 1) * 1000, replacements=5)
+    before = ScalingHistory(replaced_at=NOW - (IN_A_ROW_WITHIN_S + 1) * 1000, replacements=5)
     decision, history = decide(faulty(1, stays=1, waiting=1), policy(), before, NOW)
     assert (decision.replace, history.replacements) == (1, 1)
 
@@ -463,12 +489,12 @@ def test_a_replacement_long_after_the_last_begins_a_new_row() -> None:
     ],
 )
 def test_faulty_workers_are_not_replaced(observation: Observation, of: Policy) -> None:
-    assert decide(observation, of, History(), NOW)[0].replace == 0
+    assert decide(observation, of, ScalingHistory(), NOW)[0].replace == 0
 
 
 @pytest.mark.parametrize("now", [NOW, NOW + 86_400_000])
 def test_faulty_workers_of_the_floor_are_replaced_without_jobs_too(now: int) -> None:
-    assert decide(faulty(2, stays=1, idle=1), policy(min_replicas=2), History(), now)[0].replace == 1
+    assert decide(faulty(2, stays=1, idle=1), policy(min_replicas=2), ScalingHistory(), now)[0].replace == 1
 
 
 WEEK = {
@@ -582,13 +608,15 @@ STEPS = st.lists(st.tuples(OBSERVATIONS, st.integers(0, 10**6)), min_size=1, max
 @settings(max_examples=200, deadline=None)
 @given(of=policies(), steps=STEPS)
 def test_what_was_written_down_decides_alike_bit_for_bit(of: Policy, steps: list[tuple[Observation, int]]) -> None:
-    now, history = NOW, History()
+    now, history = NOW, ScalingHistory()
     for observation, pause in steps:
         now += pause
         decision, after = decide(observation, of, history, now)
-        entry = Entry(at=now, policy=of, observation=observation, history=history, decision=decision, after=after)
+        entry = DecisionEntry(
+            at=now, policy=of, observation=observation, history=history, decision=decision, after=after
+        )
         text = entry.encode()
-        read = Entry.decode(text)
+        read = DecisionEntry.decode(text)
         again, after_again = decide(read.observation, read.policy, read.history, read.at)
         assert replace(read, decision=again, after=after_again).encode() == text
         history = after
@@ -597,7 +625,7 @@ def test_what_was_written_down_decides_alike_bit_for_bit(of: Policy, steps: list
 @settings(max_examples=300, deadline=None)
 @given(of=policies(), steps=STEPS)
 def test_no_decision_breaks_a_bound(of: Policy, steps: list[tuple[Observation, int]]) -> None:
-    now, history = NOW, History()
+    now, history = NOW, ScalingHistory()
     for observation, pause in steps:
         now += pause
         decision, history = decide(observation, of, history, now)
@@ -715,16 +743,18 @@ def test_all_faults_of_a_spec_are_said_at_once() -> None:
 # -- the decision log --------------------------------------------------------------------------------------------------
 
 
-def entry(at_s: float, *, observation: Observation | None = None, **decided: Any) -> Entry:
+def entry(at_s: float, *, observation: Observation | None = None, **decided: Any) -> DecisionEntry:
     looked = observation or seen(1, idle=1)
     decision = Decision(**{"replicas": looked.replicas, "reason": Reason.AT_TARGET, **decided})
     at = NOW + int(at_s * 1000)
-    return Entry(at=at, policy=policy(), observation=looked, history=History(), decision=decision, after=History())
+    return DecisionEntry(
+        at=at, policy=policy(), observation=looked, history=ScalingHistory(), decision=decision, after=ScalingHistory()
+    )
 
 
 OTHER = seen(1, idle=1, arrivals=1)
 
-KEPT: dict[str, tuple[Entry, bool]] = {
+KEPT: dict[str, tuple[DecisionEntry, bool]] = {
     "a change": (entry(1, replicas=2), True),
     "another reason": (entry(1, reason=Reason.SETTLING), True),
     "another policy": (replace(entry(1), policy=policy(buffer=1)), True),
@@ -736,7 +766,7 @@ KEPT: dict[str, tuple[Entry, bool]] = {
 
 
 @pytest.mark.parametrize(("this", "kept"), KEPT.values(), ids=KEPT)
-def test_the_log_keeps_what_says_something_new(this: Entry, kept: bool) -> None:
+def test_the_log_keeps_what_says_something_new(this: DecisionEntry, kept: bool) -> None:
     assert is_worth_keeping(this, entry(0)) is kept
     assert is_worth_keeping(this, None)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from darkroom.scaling.policy import Policy, ScaleDown, ScaleUp, Window
-from darkroom.scaling.simulation import Fleet, Job, Outcome, PolicyScaler, Takes, simulate
+from darkroom.scaling.simulation import PolicyScaler, SimulatedFleet, SimulatedJob, SimulationResult, Takes, simulate
 
 COLD_MS = 60_000
 HOUR_MS = 3_600_000
@@ -21,12 +21,14 @@ class Scripted:
         self.takes = takes
         self._steps = steps
 
-    def ask(self, fleet: Fleet, jobs: Sequence[Job], now: int) -> tuple[int, int | None]:
+    def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
         wanted = max(step for step in self._steps if step[0] <= now)[1]
         return wanted, min((at for at, _ in self._steps if at > now), default=None)
 
 
-def run(jobs: Sequence[Job], scaler: Scripted | PolicyScaler, *, replicas: int = 0, seed: int = 0) -> Outcome:
+def run(
+    jobs: Sequence[SimulatedJob], scaler: Scripted | PolicyScaler, *, replicas: int = 0, seed: int = 0
+) -> SimulationResult:
     return simulate(jobs, scaler, cold_start_ms=COLD_MS, until=HOUR_MS, replicas=replicas, seed=seed)
 
 
@@ -35,13 +37,15 @@ def ours(**policy: object) -> PolicyScaler:
 
 
 def test_a_job_waits_for_the_cold_start() -> None:
-    outcome = run([Job(500, 10_000)], ours(scale_down=ScaleDown(idle_seconds=30)))
+    outcome = run([SimulatedJob(500, 10_000)], ours(scale_down=ScaleDown(idle_seconds=30)))
     assert list(outcome.waits) == pytest.approx([60.5])  # asked at the next full second
     assert outcome.replica_seconds == pytest.approx(60 + 10 + 30, abs=2)
 
 
 def test_jobs_are_taken_in_their_order_one_at_a_time() -> None:
-    outcome = run([Job(0, 10_000), Job(1_000, 5_000), Job(2_000, 1_000)], Scripted((0, 1)), replicas=1)
+    outcome = run(
+        [SimulatedJob(0, 10_000), SimulatedJob(1_000, 5_000), SimulatedJob(2_000, 1_000)], Scripted((0, 1)), replicas=1
+    )
     assert outcome.waits == [0, 9, 13]
 
 
@@ -50,14 +54,14 @@ def test_replicas_count_from_their_creation_to_the_end_of_the_day() -> None:
 
 
 def test_what_is_unused_goes_first_and_a_busy_one_never() -> None:
-    jobs = [Job(0, 600_000)]
+    jobs = [SimulatedJob(0, 600_000)]
     outcome = run(jobs, Scripted((0, 3), (10_000, 0), takes=Takes.UNUSED), replicas=2)
     assert (outcome.kills, outcome.waits) == (0, [0])
     assert outcome.replica_seconds == pytest.approx(10 + 10 + 3600)  # a starting and an idle one went at 10 s
 
 
 def test_a_replica_set_takes_busy_ones_too_and_the_job_runs_again() -> None:
-    jobs = [Job(0, 600_000)]
+    jobs = [SimulatedJob(0, 600_000)]
     outcome = run(jobs, Scripted((0, 1), (100_000, 0), (200_000, 1), takes=Takes.ANY), replicas=1)
     assert outcome.kills == 1
     assert list(outcome.waits) == pytest.approx(
@@ -67,24 +71,24 @@ def test_a_replica_set_takes_busy_ones_too_and_the_job_runs_again() -> None:
 
 
 def test_a_job_that_ends_within_the_grace_is_not_interrupted() -> None:
-    outcome = run([Job(0, 120_000)], Scripted((0, 1), (100_000, 0), takes=Takes.ANY), replicas=1)
+    outcome = run([SimulatedJob(0, 120_000)], Scripted((0, 1), (100_000, 0), takes=Takes.ANY), replicas=1)
     assert (outcome.kills, outcome.waits, outcome.unfinished) == (0, [0], 0)
     assert outcome.replica_seconds == pytest.approx(120)
 
 
 def test_replicas_that_are_not_ready_go_before_all_others() -> None:
-    outcome = run([Job(0, 600_000)], Scripted((0, 2), (10_000, 1), takes=Takes.ANY), replicas=1)
+    outcome = run([SimulatedJob(0, 600_000)], Scripted((0, 2), (10_000, 1), takes=Takes.ANY), replicas=1)
     assert outcome.kills == 0
 
 
 def test_a_job_that_nobody_runs_is_unfinished_and_waits_to_the_end() -> None:
-    outcome = run([Job(0, 1_000)], Scripted((0, 0)))
+    outcome = run([SimulatedJob(0, 1_000)], Scripted((0, 0)))
     assert outcome.unfinished == 1
     assert outcome.waits == [3600]
 
 
 def test_the_same_seed_is_the_same_day() -> None:
-    jobs = [Job(at * 1_000, 200_000) for at in range(30)]
+    jobs = [SimulatedJob(at * 1_000, 200_000) for at in range(30)]
     steps = [(0, 10), (200_000, 4), (400_000, 10), (600_000, 2), (900_000, 8)]
     first, again, other = (run(jobs, Scripted(*steps, takes=Takes.ANY), seed=seed) for seed in (1, 1, 2))
     assert first == again
@@ -107,7 +111,7 @@ def test_the_same_seed_is_the_same_day() -> None:
     ],
 )
 def test_with_ours_all_jobs_end_and_none_is_interrupted(scaler: Callable[[], PolicyScaler]) -> None:
-    jobs = [Job(at * 7_000, 1_000 + at * 4_001 % 40_000) for at in range(200)]
+    jobs = [SimulatedJob(at * 7_000, 1_000 + at * 4_001 % 40_000) for at in range(200)]
     outcome = run(jobs, scaler())
     assert (outcome.kills, outcome.unfinished, len(outcome.waits)) == (0, 0, 200)
     work = sum(job.service for job in jobs) / 1000
@@ -115,7 +119,7 @@ def test_with_ours_all_jobs_end_and_none_is_interrupted(scaler: Callable[[], Pol
 
 
 def test_ours_goes_back_to_nothing_in_the_end() -> None:
-    short = run([Job(0, 1_000)], ours(scale_down=ScaleDown(idle_seconds=60)))
+    short = run([SimulatedJob(0, 1_000)], ours(scale_down=ScaleDown(idle_seconds=60)))
     assert short.replica_seconds == pytest.approx(60 + 1 + 60, abs=2)
 
 
@@ -128,6 +132,6 @@ def test_a_window_is_read_in_the_time_of_the_past_day() -> None:
 
 
 def test_percentiles_are_waits_that_somebody_had() -> None:
-    outcome = Outcome([3.0, 1.0, 2.0, 4.0], 0.0, 0, 0)
+    outcome = SimulationResult([3.0, 1.0, 2.0, 4.0], 0.0, 0, 0)
     assert (outcome.wait(50), outcome.wait(95), outcome.wait(0)) == (2.0, 4.0, 1.0)
-    assert Outcome([], 0.0, 0, 0).wait(95) == 0.0
+    assert SimulationResult([], 0.0, 0, 0).wait(95) == 0.0

@@ -12,20 +12,20 @@ from darkroom.ledger import calls
 from darkroom.ledger.calls import (
     Applied,
     Archived,
+    AttemptEnd,
     Call,
     Cancelled,
     Claim,
-    Ended,
-    Outcome,
-    Reason,
+    DeliveryOutcome,
+    LeaseStatus,
     Receipt,
-    Standing,
+    ReleaseReason,
     WorkerState,
 )
 from darkroom.ledger.epochs import NEVER, Epoch
 from darkroom.ledger.records import decode_view
 from darkroom.ledger.scripts import texts
-from darkroom.webhooks.subscriptions import PER_JOB, TakenDelivery, WebhookEvent, new_subscription_id, target_of
+from darkroom.webhooks.subscriptions import PER_JOB, LeasedDelivery, WebhookEvent, new_subscription_id, target_of
 
 from tests.core.timed_jobs import HICCUP, POOL, START_MS, TENANT, TOKEN, WORKER, TimedJobs
 
@@ -63,7 +63,7 @@ def _missed(jobs: TimedJobs) -> str:
 
 def _due(jobs: TimedJobs) -> str:
     job_id = _running(jobs)
-    assert jobs.retry(job_id) is Ended.PENDING
+    assert jobs.retry(job_id) is AttemptEnd.PENDING
     return job_id
 
 
@@ -116,9 +116,9 @@ PENDING = ("waiting", "dispatched", "missed", "due")
 ENDED = ("completed", "failed", "cancelled", "expired")
 
 
-def _held_delivery(job_id: str) -> TakenDelivery:
+def _held_delivery(job_id: str) -> LeasedDelivery:
     """The end of a job on its way to the job's own webhook."""
-    return TakenDelivery(
+    return LeasedDelivery(
         id=f"{job_id}.3.job",
         job_id=job_id,
         seq=3,
@@ -158,35 +158,37 @@ CALLS: Mapping[str, Maker] = {
     ),
     "retry": lambda jobs, job_id: calls.retry(job_id, token=TOKEN, error=HICCUP, delay_ms=10_000, now=jobs.now),
     "release": lambda jobs, job_id: calls.release(
-        job_id, token=TOKEN, reason=Reason.DRAIN, detail="the pod goes", now=jobs.now
+        job_id, token=TOKEN, reason=ReleaseReason.DRAIN, detail="the pod goes", now=jobs.now
     ),
     "release for a worker": lambda jobs, job_id: calls.release(
-        job_id, worker=WORKER, reason=Reason.WORKER_LOST, detail="the pod is gone", now=jobs.now
+        job_id, worker=WORKER, reason=ReleaseReason.WORKER_LOST, detail="the pod is gone", now=jobs.now
     ),
     "reap": lambda jobs, job_id: calls.reap(POOL, gap_ms=LATER_MS, now=START_MS + LATER_MS),
-    "clock": lambda jobs, job_id: calls.clock(clock_ms=jobs.now, now=jobs.now),
+    "clock": lambda jobs, job_id: calls.adjust_clock(clock_ms=jobs.now, now=jobs.now),
     "sweep": lambda jobs, job_id: calls.sweep(POOL, now=START_MS + LATER_MS),
     "promote": lambda jobs, job_id: calls.promote(POOL, now=START_MS + LATER_MS),
     "expire": lambda jobs, job_id: calls.expire(now=START_MS + LATER_MS),
     "cancel": lambda jobs, job_id: calls.cancel(job_id, tenant=TENANT, now=jobs.now),
     "cancel by a stranger": lambda jobs, job_id: calls.cancel(job_id, tenant="stranger", now=jobs.now),
-    "applied": lambda jobs, job_id: calls.applied(
+    "applied": lambda jobs, job_id: calls.mark_applied(
         job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
     ),
-    "archived": lambda jobs, job_id: calls.archived(
+    "archived": lambda jobs, job_id: calls.mark_archived(
         job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
     ),
-    "purge": lambda jobs, job_id: calls.purge(job_id, tenant=TENANT, now=jobs.now),
-    "forget for a stranger": lambda jobs, job_id: calls.forget(job_id, tenant="stranger", now=jobs.now),
-    "take": lambda jobs, job_id: calls.take_relays(taker="courier", call=TAKE, limit=10, now=jobs.now),
-    "take for the history": lambda jobs, job_id: calls.take_history(taker="courier", call=TAKE, limit=10, now=jobs.now),
-    "defer": lambda jobs, job_id: calls.defer_relay(job_id, delay_ms=1_000, now=jobs.now),
-    "defer for the history": lambda jobs, job_id: calls.defer_history(job_id, delay_ms=1_000, now=jobs.now),
-    "keep": lambda jobs, job_id: calls.keep(
+    "purge": lambda jobs, job_id: calls.purge_dead_letter(job_id, tenant=TENANT, now=jobs.now),
+    "forget for a stranger": lambda jobs, job_id: calls.delete_job(job_id, tenant="stranger", now=jobs.now),
+    "take": lambda jobs, job_id: calls.lease_relays(taker="courier", call=TAKE, limit=10, now=jobs.now),
+    "take for the history": lambda jobs, job_id: calls.lease_history(
+        taker="courier", call=TAKE, limit=10, now=jobs.now
+    ),
+    "defer": lambda jobs, job_id: calls.reschedule_relay(job_id, delay_ms=1_000, now=jobs.now),
+    "defer for the history": lambda jobs, job_id: calls.reschedule_history(job_id, delay_ms=1_000, now=jobs.now),
+    "keep": lambda jobs, job_id: calls.store_undelivered(
         "und_1", tenant=TENANT, attributes='{"source": "/tests"}', data="{}", failure="{}", now=jobs.now
     ),
     "mark replayed": lambda jobs, job_id: calls.mark_replayed("und_1", last=jobs.now, now=jobs.now),
-    "discard": lambda jobs, job_id: calls.discard("und_1", tenant=TENANT, now=jobs.now),
+    "discard": lambda jobs, job_id: calls.delete_undelivered("und_1", tenant=TENANT, now=jobs.now),
     "subscribe": lambda jobs, job_id: calls.subscribe(
         SUBSCRIPTION, tenant=TENANT, url=URL, events=list(WebhookEvent), create=True, now=jobs.now
     ),
@@ -195,27 +197,31 @@ CALLS: Mapping[str, Maker] = {
     ),
     "unsubscribe": lambda jobs, job_id: calls.unsubscribe(SUBSCRIPTION, tenant=TENANT, now=jobs.now),
     "rotate": lambda jobs, job_id: calls.rotate_secret(SUBSCRIPTION, tenant=TENANT, generation=1, now=jobs.now),
-    "deliver": lambda jobs, job_id: calls.take_deliveries(
+    "deliver": lambda jobs, job_id: calls.lease_deliveries(
         taker="courier", call=TAKE, limit=10, per_target=10, now=jobs.now
     ),
-    "settle": lambda jobs, job_id: calls.settle(_held_delivery(job_id), outcome=Outcome.FAILED, now=jobs.now),
-    "permit": lambda jobs, job_id: calls.permit(target_of(TENANT, URL), rate=60, now=jobs.now),
+    "settle": lambda jobs, job_id: calls.record_attempt(
+        _held_delivery(job_id), outcome=DeliveryOutcome.FAILED, now=jobs.now
+    ),
+    "permit": lambda jobs, job_id: calls.set_rate_limit(target_of(TENANT, URL), rate=60, now=jobs.now),
     "redeliver": lambda jobs, job_id: calls.redeliver(f"{job_id}.3.job", job_id=job_id, tenant=TENANT, now=jobs.now),
-    "take for the notices": lambda jobs, job_id: calls.take_notices(taker="courier", call=TAKE, limit=10, now=jobs.now),
-    "noticed": lambda jobs, job_id: calls.noticed(SUBSCRIPTION, changed=START_MS, now=jobs.now),
+    "take for the notices": lambda jobs, job_id: calls.lease_notices(
+        taker="courier", call=TAKE, limit=10, now=jobs.now
+    ),
+    "noticed": lambda jobs, job_id: calls.ack_notice(SUBSCRIPTION, changed=START_MS, now=jobs.now),
     "inspect a delivery": lambda jobs, job_id: audit.inspect_delivery(f"{job_id}.3.job"),
-    "epoch": lambda jobs, job_id: calls.beat(Epoch(1, 7, jobs.now - 5000), now=jobs.now),
-    "epoch acknowledged": lambda jobs, job_id: calls.beat(NEVER, acknowledge=True, now=jobs.now),
-    "announce": lambda jobs, job_id: calls.announce(POOL, models=["sd"], now=jobs.now),
-    "worker": lambda jobs, job_id: calls.worker(
+    "epoch": lambda jobs, job_id: calls.advance_epoch(Epoch(1, 7, jobs.now - 5000), now=jobs.now),
+    "epoch acknowledged": lambda jobs, job_id: calls.advance_epoch(NEVER, acknowledge=True, now=jobs.now),
+    "announce": lambda jobs, job_id: calls.announce_pool(POOL, models=["sd"], now=jobs.now),
+    "worker": lambda jobs, job_id: calls.register_worker(
         WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"], now=jobs.now
     ),
-    "worker gone": lambda jobs, job_id: calls.worker(
+    "worker gone": lambda jobs, job_id: calls.register_worker(
         WORKER, pool=POOL, state=WorkerState.GONE, pod="", models=["sd"], now=jobs.now
     ),
     "observe": lambda jobs, job_id: calls.observe(POOL, now=jobs.now),
     "drain": lambda jobs, job_id: calls.drain(POOL, count=1, now=jobs.now),
-    "decided": lambda jobs, job_id: calls.record_decision(POOL, at=jobs.now, entry="{}"),
+    "decided": lambda jobs, job_id: calls.append_decision(POOL, at=jobs.now, entry="{}"),
     "view": lambda jobs, job_id: Call("view", ("job", job_id), decode_view),
     "inspect": lambda jobs, job_id: audit.inspect(job_id, now=jobs.now),
     "repair": lambda jobs, job_id: calls.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
@@ -290,33 +296,33 @@ ANSWERS: Mapping[str, Mapping[str, Any]] = {
         **dict.fromkeys(("running", "cancelling"), _dropped("leased")),
         "due": _run(2, counted=1),
     },
-    "renew": {**LOST_BUT_WHILE_IT_RUNS, "running": Standing.OK, "cancelling": Standing.CANCEL},
-    "progress": {**LOST_BUT_WHILE_IT_RUNS, "running": Standing.OK, "cancelling": Standing.CANCEL},
+    "renew": {**LOST_BUT_WHILE_IT_RUNS, "running": LeaseStatus.OK, "cancelling": LeaseStatus.CANCEL},
+    "progress": {**LOST_BUT_WHILE_IT_RUNS, "running": LeaseStatus.OK, "cancelling": LeaseStatus.CANCEL},
     "finish": {
         **LOST_BUT_WHILE_IT_RUNS,
-        "running": Ended.COMPLETED,
-        "cancelling": Ended.CANCELLED,
+        "running": AttemptEnd.COMPLETED,
+        "cancelling": AttemptEnd.CANCELLED,
         # As the holder of the token was told before:
-        "due": Ended.PENDING,
-        "completed": Ended.COMPLETED,
-        "failed": Ended.FAILED,
+        "due": AttemptEnd.PENDING,
+        "completed": AttemptEnd.COMPLETED,
+        "failed": AttemptEnd.FAILED,
     },
-    "finish by another": dict.fromkeys(SITUATIONS, Ended.LOST),
+    "finish by another": dict.fromkeys(SITUATIONS, AttemptEnd.LOST),
     "retry": {
         **LOST_BUT_WHILE_IT_RUNS,
-        "running": Ended.PENDING,
-        "cancelling": Ended.CANCELLED,
-        "due": Ended.PENDING,
-        "completed": Ended.COMPLETED,
-        "failed": Ended.FAILED,
+        "running": AttemptEnd.PENDING,
+        "cancelling": AttemptEnd.CANCELLED,
+        "due": AttemptEnd.PENDING,
+        "completed": AttemptEnd.COMPLETED,
+        "failed": AttemptEnd.FAILED,
     },
     "release": {
         **LOST_BUT_WHILE_IT_RUNS,
-        "running": Ended.PENDING,
-        "cancelling": Ended.CANCELLED,
-        "due": Ended.PENDING,
-        "completed": Ended.COMPLETED,
-        "failed": Ended.FAILED,
+        "running": AttemptEnd.PENDING,
+        "cancelling": AttemptEnd.CANCELLED,
+        "due": AttemptEnd.PENDING,
+        "completed": AttemptEnd.COMPLETED,
+        "failed": AttemptEnd.FAILED,
     },
     "cancel": {
         **dict.fromkeys(PENDING, Cancelled(Receipt.DEQUEUED, State.CANCELLED)),

@@ -32,7 +32,7 @@ def keep_small(jobs: TimedJobs, number: int, *, most: int, most_bytes: int = 1_0
     """As `keep`, at a later time each; answers how many had to go."""
     jobs.now += 1
     return jobs.run(
-        calls.keep(
+        calls.store_undelivered(
             f"und_{number:032x}",
             tenant=TENANT,
             attributes='{"specversion":"1.0","id":"1","source":"/","type":"t"}',
@@ -99,14 +99,14 @@ async def test_no_more_stay_than_the_bytes_hold(jobs: TimedJobs, ledger: AsyncLe
     assert await listed(ledger) == [f"und_{number:032x}" for number in (5, 4)]
     assert keep_small(jobs, 6, most=100, most_bytes=1) == 2
     assert await listed(ledger) == [f"und_{6:032x}"], "one stays, however large it is"
-    jobs.run(calls.discard(f"und_{6:032x}", tenant=TENANT, now=jobs.now))
+    jobs.run(calls.delete_undelivered(f"und_{6:032x}", tenant=TENANT, now=jobs.now))
     assert int(jobs.redis.hget(jobs.key("counters"), "undelivered_bytes")) == 0
 
 
 @pytest.fixture
 def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of the store that a few events reach: 20 events, in 100 kB."""
-    call = calls.keep
+    call = calls.store_undelivered
     monkeypatch.setattr(calls, "keep", lambda *args, **named: call(*args, most=20, most_bytes=100_000, **named))
 
 
@@ -162,7 +162,7 @@ class TestOneSource:
         weights = (jobs.key("undelivered-by-bytes"), jobs.key("undelivered-by-count"))
         assert [jobs.redis.zrange(key, 0, -1, withscores=True)[0][1] for key in weights] == [found.size + other.size, 2]
         for event_id in {*kept}:
-            jobs.run(calls.discard(event_id, tenant=TENANT, now=jobs.now))
+            jobs.run(calls.delete_undelivered(event_id, tenant=TENANT, now=jobs.now))
         left = {key.decode() for key in jobs.redis.scan_iter(f"{jobs.namespace}:undelivered*")}
         assert left == set()
 
@@ -203,10 +203,10 @@ async def test_an_event_that_fails_again_after_its_replay_is_undelivered_again(
 
 async def test_a_stranger_discards_nothing(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     event_id = keep(jobs, event())
-    jobs.run(calls.discard(event_id, tenant="stranger", now=jobs.now))
+    jobs.run(calls.delete_undelivered(event_id, tenant="stranger", now=jobs.now))
     assert await listed(ledger) == [event_id]
     for _ in range(2):
-        assert jobs.run(calls.discard(event_id, tenant=TENANT, now=jobs.now)) == "gone"
+        assert jobs.run(calls.delete_undelivered(event_id, tenant=TENANT, now=jobs.now)) == "gone"
     assert await listed(ledger) == []
 
 

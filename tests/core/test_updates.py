@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from darkroom.jobs import Artifact, JobEvent, State
-from darkroom.ledger.calls import Ended
+from darkroom.ledger.calls import AttemptEnd
 from darkroom.ledger.records import LogEntry
 from darkroom.links import Links
 from darkroom.updates import CELERY_STATUS, STATUS, artifacts_of, celery_status, message, outcome
@@ -113,7 +113,7 @@ def test_celerys_word_for_a_job_follows_it(redis_url: str, namespace: str) -> No
     words.append(celery_status(jobs.record(job_id)))
     jobs.start(job_id)
     words.append(celery_status(jobs.record(job_id)))
-    assert jobs.retry(job_id, delay_ms=0) is Ended.PENDING
+    assert jobs.retry(job_id, delay_ms=0) is AttemptEnd.PENDING
     words.append(celery_status(jobs.record(job_id)))
     jobs.claim(job_id, token="second")
     words.append(celery_status(jobs.record(job_id)))

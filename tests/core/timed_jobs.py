@@ -13,7 +13,17 @@ from typing import Any, TypeVar
 
 from darkroom.jobs import State, new_job_id
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Accepted, Call, Cancelled, Claim, Ended, Reason, Standing, Submission, WorkerState
+from darkroom.ledger.calls import (
+    Accepted,
+    AttemptEnd,
+    Call,
+    Cancelled,
+    Claim,
+    LeaseStatus,
+    ReleaseReason,
+    Submission,
+    WorkerState,
+)
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
 from darkroom.ledger.records import JobRecord, LogEntry, decode_live
@@ -46,7 +56,7 @@ class TimedJobs:
         self.namespace = namespace
         self.ledger = Ledger(self.redis, namespace)
         self.now = START_MS
-        self.run(calls.announce(POOL, models=["sd"], now=self.now))
+        self.run(calls.announce_pool(POOL, models=["sd"], now=self.now))
 
     def close(self) -> None:
         self.redis.close()
@@ -83,7 +93,7 @@ class TimedJobs:
 
     def worker(self, name: str = WORKER, state: WorkerState = WorkerState.READY) -> None:
         """Its heartbeat."""
-        self.run(calls.worker(name, pool=POOL, state=state, pod="", models=["sd"], now=self.now))
+        self.run(calls.register_worker(name, pool=POOL, state=state, pod="", models=["sd"], now=self.now))
 
     def take_message(self) -> str | None:
         """The job of the next message in the Celery list, which is taken as kombu does; None where it is empty."""
@@ -103,25 +113,31 @@ class TimedJobs:
         """A job that was submitted and started."""
         return self.start(self.submit(**more))
 
-    def progress(self, job_id: str, *, op: int, step: int, steps: int, tell: bool = True) -> Standing:
+    def progress(self, job_id: str, *, op: int, step: int, steps: int, tell: bool = True) -> LeaseStatus:
         return self.run(calls.progress(job_id, token=TOKEN, op=op, step=step, steps=steps, tell=tell, now=self.now))
 
-    def renew(self, job_id: str) -> Standing:
+    def renew(self, job_id: str) -> LeaseStatus:
         return self.run(calls.renew(job_id, token=TOKEN, now=self.now))
 
     def finish(
         self, job_id: str, *, outcome: State = State.COMPLETED, data: dict[str, Any] | None = None, token: str = TOKEN
-    ) -> Ended:
+    ) -> AttemptEnd:
         if data is None:
             data = {"artifacts": []} if outcome is State.COMPLETED else {"error": HICCUP}
         return self.run(calls.finish(job_id, token=token, outcome=outcome, data=data, now=self.now))
 
-    def retry(self, job_id: str, *, delay_ms: int = 10_000, token: str = TOKEN) -> Ended:
+    def retry(self, job_id: str, *, delay_ms: int = 10_000, token: str = TOKEN) -> AttemptEnd:
         return self.run(calls.retry(job_id, token=token, error=HICCUP, delay_ms=delay_ms, now=self.now))
 
     def release(
-        self, job_id: str, reason: Reason, *, token: str | None = TOKEN, worker: str | None = None, detail: str = "gone"
-    ) -> Ended:
+        self,
+        job_id: str,
+        reason: ReleaseReason,
+        *,
+        token: str | None = TOKEN,
+        worker: str | None = None,
+        detail: str = "gone",
+    ) -> AttemptEnd:
         return self.run(calls.release(job_id, reason=reason, detail=detail, token=token, worker=worker, now=self.now))
 
     # -- the courier ---------------------------------------------------------------------------------------------------
@@ -147,7 +163,7 @@ class TimedJobs:
         return self.run(calls.expire(now=self.now))
 
     def take(self, *, taker: str = "courier", call: str, limit: int = 10) -> list[str]:
-        return self.run(calls.take_relays(taker=taker, call=call, limit=limit, now=self.now))
+        return self.run(calls.lease_relays(taker=taker, call=call, limit=limit, now=self.now))
 
     # -- what is there -------------------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ class Watched:
 
     def apply(self, job_id: str) -> None:
         """What result does with its event."""
-        assert self.jobs.run(calls.applied(job_id, seq=self.jobs.end_seq(job_id))) is Applied.APPLIED
+        assert self.jobs.run(calls.mark_applied(job_id, seq=self.jobs.end_seq(job_id))) is Applied.APPLIED
 
     def is_archived(self, job_id: str) -> bool:
         return bool(self.jobs.redis.hexists(f"{self.jobs.namespace}:job:{job_id}", "archived"))
@@ -390,7 +390,7 @@ def test_a_redis_that_lost_its_data_begins_a_new_epoch(start: Start, watched: Wa
     eventually(lambda: courier.said("redis_lost_data"), what="the courier's log")
 
     courier.stop()
-    jobs.run(calls.beat(NEVER, acknowledge=True))
+    jobs.run(calls.advance_epoch(NEVER, acknowledge=True))
     start(**{**watched.settings, "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/empty.sqlite"})
     beats = ledger().epoch.at
     eventually(lambda: ledger().epoch.at > beats, what="the beat of a courier with an empty database")

@@ -43,7 +43,7 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def apply(jobs: DrivenJobs, event: Event) -> Applied:
     """What result does with an event."""
     assert event.subject is not None
-    return jobs.run(calls.applied(event.subject, seq=int(event.extensions["sequence"])))
+    return jobs.run(calls.mark_applied(event.subject, seq=int(event.extensions["sequence"])))
 
 
 class TestRelay:

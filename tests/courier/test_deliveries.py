@@ -74,7 +74,7 @@ class Told:
         return job_id
 
     def _apply(self, job_id: str, seq: int) -> None:
-        assert self._jobs.run(calls.applied(job_id, seq=seq)) is Applied.APPLIED
+        assert self._jobs.run(calls.mark_applied(job_id, seq=seq)) is Applied.APPLIED
 
     def subscribe(self, url: str, **more: Any) -> str:
         subscription_id = new_subscription_id(int(time.time() * 1000))
@@ -117,7 +117,7 @@ class TestPosts:
         jobs.start(job_id)
         jobs.complete(job_id)
         (of_sink, *_) = sink.await_post(job_id)
-        jobs.run(calls.applied(job_id, seq=int(of_sink.extensions["sequence"])))
+        jobs.run(calls.mark_applied(job_id, seq=int(of_sink.extensions["sequence"])))
         (post,) = receiver.await_posts(job_id)
         parsed = parse_http({"content-type": post.headers["content-type"]}, post.body)
         (event,) = parsed.events
@@ -233,7 +233,7 @@ class TestPosts:
         jobs.start(job_id)
         jobs.complete(job_id)
         for seq in ([2] if event is WebhookEvent.STARTED else []) + [jobs.end_seq(job_id)]:
-            jobs.run(calls.applied(job_id, seq=seq))
+            jobs.run(calls.mark_applied(job_id, seq=seq))
         receiver.await_posts(job_id)
         eventually(
             lambda: jobs.redis.hexists(f"{jobs.namespace}:job:{job_id}", "archived"), what="the job being archived"
@@ -477,7 +477,7 @@ def apply_as_result_does(jobs: DrivenJobs, sink: Sink) -> Any:
     accept = sink.behave
 
     def behave(event: Event) -> Any:
-        jobs.run(calls.applied(str(event.subject), seq=int(event.extensions["sequence"])))
+        jobs.run(calls.mark_applied(str(event.subject), seq=int(event.extensions["sequence"])))
         return accept(event)
 
     return behave

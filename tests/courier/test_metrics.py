@@ -10,7 +10,7 @@ import pytest
 from darkroom.history.store import PastJob
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Applied, DroppedMessages, Settled, WorkerState
+from darkroom.ledger.calls import Applied, AttemptResult, DroppedMessages, WorkerState
 from darkroom.ledger.client import OUTBOX_SAMPLE, AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.queues import Foreign
@@ -47,7 +47,7 @@ def courier(start: Start, **more: str) -> int:
 
 def apply(jobs: DrivenJobs, job_id: str) -> None:
     """What result does with its event."""
-    assert jobs.run(calls.applied(job_id, seq=jobs.end_seq(job_id))) is Applied.APPLIED
+    assert jobs.run(calls.mark_applied(job_id, seq=jobs.end_seq(job_id))) is Applied.APPLIED
 
 
 def counted(ports: list[int], series: str, **labels: str) -> float:
@@ -94,7 +94,7 @@ def test_the_result_is_counted_when_its_end_is_applied_also_long_after_it_was_ar
     assert said.value("darkroom_outbox_jobs") == 2
     assert said.value("darkroom_outbox_age_seconds") >= 0
     # Of one that is deleted nothing is waited for any more.
-    jobs.run(calls.forget(untold, tenant="default"))
+    jobs.run(calls.delete_job(untold, tenant="default"))
     created = int(jobs.redis.hget(f"{jobs.namespace}:job:{told}", "created"))
     apply(jobs, told)
     applied = int(jobs.redis.hget(f"{jobs.namespace}:job:{told}", "applied"))
@@ -121,7 +121,7 @@ def test_foreign_messages_that_workers_dropped_are_counted(start: Start, jobs: D
     port = courier(start)
     assert ask(port).value("darkroom_pool_foreign_messages_total", pool=POOL) == 0
     dropped = DroppedMessages(1, 3, Foreign.NOT_JSON)
-    jobs.run(calls.worker("w-1", pool=POOL, state=WorkerState.BUSY, pod="", models=["sd"], dropped=dropped))
+    jobs.run(calls.register_worker("w-1", pool=POOL, state=WorkerState.BUSY, pod="", models=["sd"], dropped=dropped))
     assert ask(port).value("darkroom_pool_foreign_messages_total", pool=POOL) == 3
 
 
@@ -129,7 +129,7 @@ def test_a_dead_letter_a_lost_attempt_and_a_try_of_a_webhook_are_counted(start: 
     port = courier(start, DARKROOM_WEBHOOK_ALLOW="127.0.0.1")
     before = ask(port)
     assert ("darkroom_dead_letters_total", frozenset({("pool", POOL)})) in before.values, "or the first were no rise"
-    jobs.run(calls.worker("w", pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
+    jobs.run(calls.register_worker("w", pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
     nobody = f"http://127.0.0.1:{free_port()}/"
     dead = jobs.submit(max_attempts=1, webhook=Webhook(nobody, frozenset(WebhookEvent)))
     jobs.start(dead)
@@ -219,7 +219,7 @@ async def test_figures_are_made_of_the_times_of_the_record() -> None:
     assert said.value("darkroom_ledger_known") == 0
     of_the_ledger = {"darkroom_outbox_jobs", "darkroom_outbox_age_seconds", "darkroom_redis_memory_used_bytes"}
     assert not of_the_ledger & {name for name, _ in said.values}
-    assert set(Settled) == {
+    assert set(AttemptResult) == {
         dict(labels)["outcome"] for name, labels in said.values if name == "darkroom_delivery_try_seconds_count"
     }
 

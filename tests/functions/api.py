@@ -183,7 +183,7 @@ def serving(
         jobs = DrivenJobs(redis_url, namespace)
         if announce:
             for model in Catalogue.load():
-                jobs.run(calls.announce(model.pool, models=[model.name]))
+                jobs.run(calls.announce_pool(model.pool, models=[model.name]))
         api = Api(functions, jobs, store)
         yield api
         api.close()

@@ -532,7 +532,7 @@ class TestNews:
     async def test_a_job_that_was_deleted_is_told_without_what_it_made(self, own: Own) -> None:
         result, jobs = own()
         deleted, kept = jobs.completed(), jobs.completed()
-        jobs.run(calls.forget(deleted, tenant="default"))
+        jobs.run(calls.delete_job(deleted, tenant="default"))
         async with socket(result, "/ws/events?since=0") as ws:
             messages = [await told(ws) for _ in range(6)]
         ends = {message["job_id"]: message for message in messages if message["state"] == "completed"}

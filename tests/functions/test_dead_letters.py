@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from darkroom.jobs import ErrorKind, State
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Ended
+from darkroom.ledger.calls import AttemptEnd
 
 from tests.driven_jobs import WORKER
 from tests.functions.api import EVENT_TYPE, JOBS, Api, binary, faults, slug
@@ -30,7 +30,7 @@ def kill(api: Api, job_id: str) -> str:
         api.jobs.start(job_id, token=f"{number}")
         error = {"kind": ErrorKind.TRANSIENT, "message": f"hiccup {number}"}
         ended = api.jobs.run(calls.retry(job_id, token=f"{number}", error=error, delay_ms=0))
-    assert ended is Ended.FAILED
+    assert ended is AttemptEnd.FAILED
     return job_id
 
 
@@ -146,7 +146,7 @@ def test_a_letter_of_another_tenant_is_not_there(api: Api) -> None:
     job_id = api.jobs.submit(tenant="stranger", max_attempts=1)
     api.jobs.start(job_id)
     error = {"kind": ErrorKind.TRANSIENT, "message": "hiccup"}
-    assert api.jobs.run(calls.retry(job_id, token="token", error=error, delay_ms=0)) is Ended.FAILED
+    assert api.jobs.run(calls.retry(job_id, token="token", error=error, delay_ms=0)) is AttemptEnd.FAILED
     assert listed(api) == []
     for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/redrive")):
         assert api.request(method, f"{LETTERS}/{job_id}{path}").status_code == 404

@@ -16,7 +16,7 @@ import pytest
 from darkroom.artifacts import ArtifactStore, artifact_key
 from darkroom.jobs import Artifact, State
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Ended, Reason
+from darkroom.ledger.calls import AttemptEnd, ReleaseReason
 
 from tests.ageing import archive, forget
 from tests.conftest import Databases, RedisServers
@@ -82,7 +82,7 @@ def complete(api: Api, job_id: str, content: bytes) -> None:
         "run_ms": 12,
     }
     call = calls.finish(job_id, token="token", outcome=State.COMPLETED, data=data)
-    assert api.jobs.run(call) is Ended.COMPLETED
+    assert api.jobs.run(call) is AttemptEnd.COMPLETED
 
 
 def ended(api: Api, state: State, **body: object) -> str:
@@ -94,7 +94,7 @@ def ended(api: Api, state: State, **body: object) -> str:
         api.jobs.cancel(job_id)
     else:
         api.jobs.start(job_id, token="first")
-        api.jobs.run(calls.release(job_id, reason=Reason.DRAIN, detail="shutting down", token="first"))
+        api.jobs.run(calls.release(job_id, reason=ReleaseReason.DRAIN, detail="shutting down", token="first"))
         api.jobs.start(job_id)
         if state is State.COMPLETED:
             complete(api, job_id, b"a picture")
@@ -134,7 +134,7 @@ def test_a_large_input_is_shown_as_before_when_only_the_history_has_it(aged: Age
     job_id = aged.api.submit(LARGE)
     for attempt in ("1", "2", "3"):
         aged.jobs.start(job_id, token=attempt)
-        aged.jobs.run(calls.release(job_id, reason=Reason.WORKER_LOST, detail="gone", token=attempt))
+        aged.jobs.run(calls.release(job_id, reason=ReleaseReason.WORKER_LOST, detail="gone", token=attempt))
     letters = "/api/v1/dead-letters"
     paths = (f"{JOBS}{job_id}", f"{JOBS}?limit=1", f"{letters}?limit=1", f"{letters}/{job_id}")
     before = [aged.api.get(path).json() for path in paths]

@@ -15,7 +15,7 @@ import pytest
 from darkroom.artifacts import ArtifactStore, artifact_key
 from darkroom.jobs import Artifact, ErrorKind, State
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Ended, Reason
+from darkroom.ledger.calls import AttemptEnd, ReleaseReason
 from darkroom.links import Links
 from pydantic import SecretStr
 
@@ -46,7 +46,7 @@ def publish(api: Api, job_id: str, *contents: bytes, attempt: int = 1) -> list[A
         "run_ms": 12,
     }
     call = calls.finish(job_id, token="token", outcome=State.COMPLETED, data=data)
-    assert api.jobs.run(call) is Ended.COMPLETED
+    assert api.jobs.run(call) is AttemptEnd.COMPLETED
     return artifacts
 
 
@@ -180,7 +180,7 @@ def test_every_attempt_is_shown_with_how_it_ended(api: Api) -> None:
     while api.job(job_id)["place"] is None:
         api.jobs.run(calls.promote("flux"))
     api.jobs.start(job_id, token="two")
-    api.jobs.run(calls.release(job_id, reason=Reason.DRAIN, detail="shutting down", token="two"))
+    api.jobs.run(calls.release(job_id, reason=ReleaseReason.DRAIN, detail="shutting down", token="two"))
     api.jobs.start(job_id)
     publish(api, job_id, b"third time lucky", attempt=3)
     job = api.job(job_id)
@@ -286,7 +286,7 @@ def test_a_running_job_is_told_to_stop(api: Api) -> None:
     ended = api.jobs.run(
         calls.finish(job_id, token="token", outcome=State.CANCELLED, data={"error": {"kind": "x", "message": ""}})
     )
-    assert ended is Ended.CANCELLED
+    assert ended is AttemptEnd.CANCELLED
     assert api.post(f"{JOBS}{job_id}/cancel").json()["receipt"] == "interrupting"
     assert api.job(job_id)["attempts"][0]["outcome"] == "cancelled"
 

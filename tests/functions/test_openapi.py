@@ -214,7 +214,7 @@ def documents(api: Api) -> list[str]:
     """A path of each operation that reads a document which changes."""
     job_id = api.jobs.completed()
     api.client.post(SUBSCRIPTIONS, json={"url": RECEIVER})
-    api.jobs.run(calls.applied(job_id, seq=api.jobs.end_seq(job_id)))
+    api.jobs.run(calls.mark_applied(job_id, seq=api.jobs.end_seq(job_id)))
     subscription = api.get(SUBSCRIPTIONS).json()["subscriptions"][0]["id"]
     delivery = api.get(f"{JOBS}{job_id}/deliveries").json()["deliveries"][0]["id"]
     letter = dead_letter(api, api.jobs.submit())
@@ -358,7 +358,7 @@ def refused_bodies() -> list[dict[str, Any]]:
 def provoke_deliveries(api: Api) -> None:
     """Every answer about deliveries but those of an outage; there are subscriptions when they begin."""
     job_id = api.jobs.completed()
-    api.jobs.run(calls.applied(job_id, seq=api.jobs.end_seq(job_id)))
+    api.jobs.run(calls.mark_applied(job_id, seq=api.jobs.end_seq(job_id)))
     deliveries = f"{JOBS}{job_id}/deliveries"
     (delivery, *_) = api.get(deliveries).json()["deliveries"]
     api.get(deliveries, params={"limit": "0"})

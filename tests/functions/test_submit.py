@@ -437,7 +437,7 @@ def test_the_message_is_a_celery_task_of_the_jobs_id_with_the_event_that_asked(
     redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     with serving(redis_url, namespace, tmp_path) as api:
-        api.jobs.run(calls.worker("w", pool="flux", state=WorkerState.READY, pod="", models=["flux"]))
+        api.jobs.run(calls.register_worker("w", pool="flux", state=WorkerState.READY, pod="", models=["flux"]))
         headers = binary("for the worker", source="/studio", traceparent=TRACEPARENT, subject="order-42")
         response = api.client.post("/", headers=headers, json={"prompt": "x", "user_id": "anna"})
         job_id = response.json()["id"]

@@ -14,13 +14,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from darkroom import times
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Applied, Outcome
+from darkroom.ledger.calls import Applied, DeliveryOutcome
 from darkroom.webhooks import signatures
 from darkroom.webhooks.signatures import Signer
 from darkroom.webhooks.subscriptions import (
     MAX_PER_TARGET,
     MAX_SUBSCRIPTIONS,
-    TakenDelivery,
+    LeasedDelivery,
     Webhook,
     WebhookEvent,
     new_subscription_id,
@@ -161,7 +161,7 @@ def test_one_that_its_receiver_ended_can_be_begun_again(api: Api) -> None:
     subscription_id = subscribe(api)["id"]
     job_id = ended(api)
     delivery = taken(api, f"{job_id}.{api.jobs.end_seq(job_id)}.{subscription_id}")
-    api.jobs.run(calls.settle(delivery, outcome=Outcome.GONE, status=410, error="status 410"))
+    api.jobs.run(calls.record_attempt(delivery, outcome=DeliveryOutcome.GONE, status=410, error="status 410"))
     view = shown(api, subscription_id)
     assert (view["state"], view["reason"]) == ("ended", "its receiver answered 410")
     assert changed(api, subscription_id, models=["sd"])["state"] == "ended"
@@ -372,7 +372,7 @@ def test_no_secret_is_where_it_was_not_asked_for(api: Api) -> None:
 def ended(api: Api, **more: Any) -> str:
     """A job whose end the result function has applied."""
     job_id = api.jobs.completed(**more)
-    assert api.jobs.run(calls.applied(job_id, seq=api.jobs.end_seq(job_id))) is Applied.APPLIED
+    assert api.jobs.run(calls.mark_applied(job_id, seq=api.jobs.end_seq(job_id))) is Applied.APPLIED
     return job_id
 
 
@@ -383,14 +383,14 @@ def deliveries(api: Api, job_id: str, **query: Any) -> list[dict[str, Any]]:
     return views
 
 
-def taken(api: Api, delivery_id: str, *, tenant: str = "default") -> TakenDelivery:
+def taken(api: Api, delivery_id: str, *, tenant: str = "default") -> LeasedDelivery:
     """As a courier takes it, with what other tests have left: the receiver consented, so it gets all at once."""
-    api.jobs.run(calls.permit(target_of(tenant, URL), rate=None))
-    seen: dict[str, TakenDelivery] = {}
+    api.jobs.run(calls.set_rate_limit(target_of(tenant, URL), rate=None))
+    seen: dict[str, LeasedDelivery] = {}
 
     def is_taken() -> bool:
         call = f"{time.time_ns()}"
-        found = api.jobs.run(calls.take_deliveries(taker="test", call=call, limit=100, per_target=1000))
+        found = api.jobs.run(calls.lease_deliveries(taker="test", call=call, limit=100, per_target=1000))
         seen.update({each.id: each for each in found})
         return delivery_id in seen
 
@@ -423,11 +423,13 @@ def test_a_delivery_is_shown_with_each_try(api: Api) -> None:
         "tried": 0,
         "tries": [],
     }
-    first = calls.settle(
-        taken(api, view["id"]), outcome=Outcome.FAILED, took_ms=12, status=500, error="status 500", again_ms=0
+    first = calls.record_attempt(
+        taken(api, view["id"]), outcome=DeliveryOutcome.FAILED, took_ms=12, status=500, error="status 500", again_ms=0
     )
     api.jobs.run(first)
-    api.jobs.run(calls.settle(taken(api, view["id"]), outcome=Outcome.DELIVERED, took_ms=34, status=204))
+    api.jobs.run(
+        calls.record_attempt(taken(api, view["id"]), outcome=DeliveryOutcome.DELIVERED, took_ms=34, status=204)
+    )
     response = api.get(f"{JOBS}{job_id}/deliveries/{view['id']}")
     after = response.json()
     assert deliveries(api, job_id) == [after]
@@ -444,9 +446,9 @@ def test_each_recipient_and_each_event_is_a_delivery_of_its_own(api: Api) -> Non
     subscribe(api, models=["flux"])
     job_id = api.jobs.submit(webhook=Webhook(URL))
     api.jobs.start(job_id)
-    assert api.jobs.run(calls.applied(job_id, seq=2)) is Applied.APPLIED
+    assert api.jobs.run(calls.mark_applied(job_id, seq=2)) is Applied.APPLIED
     api.jobs.complete(job_id)
-    assert api.jobs.run(calls.applied(job_id, seq=3)) is Applied.APPLIED
+    assert api.jobs.run(calls.mark_applied(job_id, seq=3)) is Applied.APPLIED
     found = [(each["event"], each["event_id"], each["subscription"]) for each in deliveries(api, job_id)]
     assert found == [
         ("started", f"{job_id}:2", everything),
@@ -490,7 +492,7 @@ def test_a_query_that_cannot_be_taken_is_refused_by_name(api: Api, query: str, f
 def test_a_delivery_that_came_to_its_end_is_due_again_when_it_is_asked_for(api: Api) -> None:
     job_id = ended(api, webhook=Webhook(URL))
     (view,) = deliveries(api, job_id)
-    gone = calls.settle(taken(api, view["id"]), outcome=Outcome.GONE, status=410, error="status 410")
+    gone = calls.record_attempt(taken(api, view["id"]), outcome=DeliveryOutcome.GONE, status=410, error="status 410")
     api.jobs.run(gone)
     (given_up,) = deliveries(api, job_id)
     assert given_up["state"] == "given_up"
@@ -502,7 +504,7 @@ def test_a_delivery_that_came_to_its_end_is_due_again_when_it_is_asked_for(api: 
     again = taken(api, view["id"])
     assert (again.number, again.attempt) == (2, 1)
     assert api.post(path).status_code == 202  # it is being posted just now
-    api.jobs.run(calls.settle(again, outcome=Outcome.DELIVERED, status=200))
+    api.jobs.run(calls.record_attempt(again, outcome=DeliveryOutcome.DELIVERED, status=200))
     assert [each["number"] for each in deliveries(api, job_id)[0]["tries"]] == [1, 2]
 
 

@@ -269,7 +269,7 @@ def test_each_part_does_its_work_under_its_user(users: Users, repository: Path, 
     settings = place.environment()
     with ExitStack() as stack:
         operator = Ledger(stack.enter_context(connect(users["operator"])), PREFIX)
-        operator.run(calls.announce(POOL, models=[MODEL]))
+        operator.run(calls.announce_pool(POOL, models=[MODEL]))
         stack.callback(place.stop)
         place.worker()
         functions = Functions(
@@ -298,7 +298,7 @@ def test_each_part_does_its_work_under_its_user(users: Users, repository: Path, 
             eventually(is_done, what="its end is applied and archived")
             redis_itself.script_flush()
         operator.run(calls.observe(POOL))
-        operator.run(calls.record_decision(POOL, at=1, entry="{}"))
+        operator.run(calls.append_decision(POOL, at=1, entry="{}"))
         for command in ("doctor", "audit"):
             done = darkroom([command], folder=tmp_path, DARKROOM_REDIS_URL=users["admin"], DARKROOM_NAMESPACE=PREFIX)
             assert "NOPERM" not in done.stdout + done.stderr

@@ -140,7 +140,7 @@ def test_a_redis_that_is_killed_comes_back_with_all_that_it_had(
         assert {jobs.state(job_id) for job_id in completed} == {State.COMPLETED}
         assert all(jobs.redis.exists(f"{PREFIX}:job:{job_id}") for job_id in accepted)
 
-        jobs.run(calls.beat(NEVER))
+        jobs.run(calls.advance_epoch(NEVER))
         before = everything(server)
         killed(server)
         assert everything(server) == before
@@ -168,7 +168,7 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
 
             async def beat() -> None:
                 """As the courier does."""
-                noted = await ledger.run(calls.beat(await history.epoch(PREFIX) or NEVER))
+                noted = await ledger.run(calls.advance_epoch(await history.epoch(PREFIX) or NEVER))
                 await history.note_epoch(PREFIX, noted.epoch)
 
             async def problems() -> set[str]:
@@ -179,7 +179,7 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
                 auditor = Auditor(client, PREFIX, store=None, history=history, second_look_s=0)
                 return [fault.kind for fault in (await auditor.audit(repair=repair)).unrepaired]
 
-            await ledger.run(calls.announce("local", models=["sd"]))
+            await ledger.run(calls.announce_pool("local", models=["sd"]))
             for _ in range(3):
                 await beat()
             assert await problems() == {"redis-users"}

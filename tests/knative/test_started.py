@@ -228,7 +228,7 @@ def _subscribers(objects: list[Object]) -> set[str]:
 def test_what_subscribers_answer_is_empty_or_an_event(users: Users, rendered: Rendered, tmp_path: Path) -> None:
     """Of each address that a Trigger or a dead-letter sink names; a repeat too. Anything else Knative would retry."""
     with connect(users["operator"]) as client:
-        Ledger(client, PREFIX).run(calls.announce("flux", models=[model.name for model in Catalogue.load()]))
+        Ledger(client, PREFIX).run(calls.announce_pool("flux", models=[model.name for model in Catalogue.load()]))
     jobs = DrivenJobs(users["admin"], PREFIX)
     job_id = jobs.completed()
     end = f"{jobs.end_seq(job_id):020}"
@@ -321,7 +321,7 @@ def test_the_job_of_the_samples_posts_an_event_that_submit_takes(
 ) -> None:
     """Its Broker is submit here, to which a Trigger would hand the event."""
     with connect(redis_url) as client:
-        Ledger(client, namespace).run(calls.announce("flux", models=["flux"]))
+        Ledger(client, namespace).run(calls.announce_pool("flux", models=["flux"]))
     submit = Functions("submit", environment=environment(redis_url, namespace), log=tmp_path / "submit")
     submit.start()
     try:

@@ -78,7 +78,7 @@ def system(redis_servers: RedisServers, repository: Path, tmp_path_factory: pyte
     with ExitStack() as stack:
         client = stack.enter_context(connect(redis_url))
         ledger = Ledger(client, namespace)
-        ledger.run(calls.announce(POOL, models=[POOL]))
+        ledger.run(calls.announce_pool(POOL, models=[POOL]))
         functions = Functions("all", environment=variables, log=folder / "functions.log")
         stack.callback(functions.stop)
         functions.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from darkroom.scaling.simulation import Fleet, Job, Replica, simulate
+from darkroom.scaling.simulation import Replica, SimulatedFleet, SimulatedJob, simulate
 from darkroom_loadtest.policy.bench import OURS, Point, frontier, ratios
 from darkroom_loadtest.policy.days import KINDS, SEEDS, day
 from darkroom_loadtest.policy.rivals import Fixed, Keda, KedaSettings, QueueDelay
@@ -26,8 +26,8 @@ def keda(**more: int | float | bool) -> Keda:
     return Keda(KedaSettings(**{**defaults, **more}))  # type: ignore[arg-type]
 
 
-def fleet(*, waiting: int = 0, busy: int = 0, idle: int = 0) -> Fleet:
-    found = Fleet()
+def fleet(*, waiting: int = 0, busy: int = 0, idle: int = 0) -> SimulatedFleet:
+    found = SimulatedFleet()
     found.waiting.extend(range(waiting))
     found.busy.update({number: Replica(number, 0, ready=0, job=number) for number in range(busy)})
     found.idle.update({100 + number: Replica(100 + number, 0, ready=0) for number in range(idle)})
@@ -64,14 +64,14 @@ def test_unacknowledged_messages_count_where_they_are_added() -> None:
 
 
 def test_keda_goes_to_zero_when_the_list_was_empty_for_its_cooldown_busy_or_not() -> None:
-    jobs = [Job(0, 1000 * SECOND)]
+    jobs = [SimulatedJob(0, 1000 * SECOND)]
     outcome = simulate(jobs, keda(), cold_start_ms=COLD_MS, until=3600 * SECOND)
     assert outcome.kills > 0
 
 
 def test_the_queue_delay_adds_a_worker_for_each_request_that_is_late_and_none_for_those_that_start() -> None:
     scaler = QueueDelay(delay=4 * SECOND, idle=5 * SECOND, least=0, most=40)
-    jobs = [Job(0, SECOND), Job(SECOND, SECOND), Job(9 * SECOND, SECOND)]
+    jobs = [SimulatedJob(0, SECOND), SimulatedJob(SECOND, SECOND), SimulatedJob(9 * SECOND, SECOND)]
     seen = fleet(waiting=3)
     assert scaler.ask(seen, jobs, 5 * SECOND)[0] == 2
     seen.starting[1] = Replica(1, 0)
@@ -80,7 +80,7 @@ def test_the_queue_delay_adds_a_worker_for_each_request_that_is_late_and_none_fo
 
 def test_the_queue_delay_takes_workers_away_that_were_idle_for_long_enough() -> None:
     outcome = simulate(
-        [Job(0, 10 * SECOND)],
+        [SimulatedJob(0, 10 * SECOND)],
         QueueDelay(delay=4 * SECOND, idle=5 * SECOND, least=0, most=40),
         cold_start_ms=COLD_MS,
         until=3600 * SECOND,

@@ -235,7 +235,7 @@ def test_a_pool_that_is_deleted_while_no_operator_runs_is_withdrawn_by_the_next(
     first.lead()
     stage.apply("flux")
     submitted(jobs, 1)
-    jobs.run(calls.announce("sd", models=["sd"]))
+    jobs.run(calls.announce_pool("sd", models=["sd"]))
     first.end(signal.SIGKILL)
     stage.control_plane.kubectl("-n", stage.namespace, "delete", "wp/flux", "--timeout=30s")
     stage.operator(**SHORT_LEASE).lead()

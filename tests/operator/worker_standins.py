@@ -68,4 +68,4 @@ class StandIns:
 
     def _register(self, name: str, state: WorkerState) -> None:
         pool = self.pods[name]
-        self._ledger.run(calls.worker(name, pool=pool, state=state, pod=name, models=[pool], ttl_ms=600_000))
+        self._ledger.run(calls.register_worker(name, pool=pool, state=state, pod=name, models=[pool], ttl_ms=600_000))

@@ -36,7 +36,7 @@ def test_each_line_about_a_job_names_its_trace(redis_url: str, namespace: str, t
     courier.start()
     jobs = DrivenJobs(redis_url, namespace)
     pool = Catalogue.load().get("sd").pool
-    jobs.run(calls.announce(pool, models=["sd"]))
+    jobs.run(calls.announce_pool(pool, models=["sd"]))
     try:
         with Receiver().running() as receiver:
             answer = httpx.post(

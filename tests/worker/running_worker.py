@@ -203,7 +203,7 @@ class House(Place):
         job_id = new_job_id(time.time_ns() // 1_000_000)
         model = given.pop("model", MODEL)
         parameters = {"prompt": "a test", "steps": 1, "seconds": 0, "images": 1, "seed": 7} | given
-        await self.ledger.run(calls.announce(POOL, models=[MODEL]))
+        await self.ledger.run(calls.announce_pool(POOL, models=[MODEL]))
         answer = await self.ledger.run(
             calls.accept(
                 Submission(

@@ -13,7 +13,7 @@ from darkroom.catalogue.models import Catalogue, Model
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import ErrorKind, JobEvent, State
 from darkroom.ledger import calls as transitions
-from darkroom.ledger.calls import Call, Standing, WorkerState
+from darkroom.ledger.calls import Call, LeaseStatus, WorkerState
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
 from darkroom.ledger.records import JobRecord
@@ -136,17 +136,17 @@ def test_a_cancel_stops_the_run_at_the_next_step(stage: Stage) -> None:
     with pytest.raises(Interrupted):
         stage.step(2, at=1)
 
-    assert stage.steps.stopped_by is Standing.CANCEL
+    assert stage.steps.stopped_by is LeaseStatus.CANCEL
 
 
 def test_a_lost_lease_stops_the_run_at_the_next_step(stage: Stage) -> None:
-    reason = transitions.Reason.WORKER_LOST
+    reason = transitions.ReleaseReason.WORKER_LOST
     stage.jobs.run(transitions.release(stage.job_id, reason=reason, detail="", token="token"))
 
     with pytest.raises(Interrupted):
         stage.step(1, at=1)
 
-    assert stage.steps.stopped_by is Standing.LOST
+    assert stage.steps.stopped_by is LeaseStatus.LOST
 
 
 def test_a_run_stops_when_its_time_is_up(stage: Stage) -> None:

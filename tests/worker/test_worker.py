@@ -26,7 +26,7 @@ import pytest
 from celery import Celery
 from darkroom.jobs import Artifact, ErrorKind, JobEvent, State
 from darkroom.ledger import calls, queues
-from darkroom.ledger.calls import Reason, Receipt, WorkerState
+from darkroom.ledger.calls import Receipt, ReleaseReason, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect, connect_async
 from darkroom.ledger.records import JobRecord
@@ -680,7 +680,7 @@ async def test_a_worker_that_lost_its_job_stops_and_publishes_nothing(staffed: H
     running = await staffed.running(job_id)
 
     # As the courier does for a worker that it takes for dead.
-    reason, name = Reason.WORKER_LOST, running.worker
+    reason, name = ReleaseReason.WORKER_LOST, running.worker
     await staffed.ledger.run(calls.release(job_id, reason=reason, detail="no sign of life", worker=name))
     record = await staffed.ended(job_id)
 

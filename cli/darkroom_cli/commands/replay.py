@@ -20,8 +20,8 @@ from darkroom.errors import InvalidInput, NotFound
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.scaling import fields
-from darkroom.scaling.policy import Entry, Policy, decide
-from darkroom.scaling.simulation import Job, Outcome, PolicyScaler, simulate
+from darkroom.scaling.policy import DecisionEntry, Policy, decide
+from darkroom.scaling.simulation import PolicyScaler, SimulatedJob, SimulationResult, simulate
 from darkroom.times import iso
 
 from darkroom_cli.exits import DONE, FAILED
@@ -49,8 +49,8 @@ class Options:
 class Difference:
     """A decision that is not made again: what was written down, and what is decided now."""
 
-    recorded: Entry
-    now: Entry
+    recorded: DecisionEntry
+    now: DecisionEntry
 
 
 def replay(options: Options, output: Output) -> int:
@@ -87,16 +87,16 @@ def read_policy(path: Path) -> Policy:
     return Policy.from_spec(spec)
 
 
-async def _read(where: Installation, pool: str) -> list[Entry]:
+async def _read(where: Installation, pool: str) -> list[DecisionEntry]:
     async with connect_async(where.redis_url) as client:
         texts = await AsyncLedger(client, where.namespace).decisions(pool)
     try:
-        return [Entry.decode(text) for text in texts]
+        return [DecisionEntry.decode(text) for text in texts]
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"the decision log of {pool!r} was not written by this version: {error!r}") from error
 
 
-def differences(entries: Sequence[Entry]) -> list[Difference]:
+def differences(entries: Sequence[DecisionEntry]) -> list[Difference]:
     """The decisions that come out differently, be it by a bit."""
     found = []
     for entry in entries:
@@ -111,14 +111,14 @@ def differences(entries: Sequence[Entry]) -> list[Difference]:
 class Past:
     """What the log says of the jobs: when they came, how long one took; and of a cold start. In ms, from `origin`."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[SimulatedJob]
     origin: int
     until: int
     cold_start_ms: int
     replicas: int
 
 
-def past(entries: Sequence[Entry]) -> Past:
+def past(entries: Sequence[DecisionEntry]) -> Past:
     """The jobs of a log. Those that came between two entries are spread evenly between them. Raises InvalidInput."""
     origin, jobs = entries[0].at, []
     service = next((ms for each in entries if (ms := _service_ms(each)) is not None), None)
@@ -134,7 +134,7 @@ def past(entries: Sequence[Entry]) -> Past:
             came = reading.jobs
         else:  # Redis may have been emptied meanwhile
             came = reading.arrivals - arrived if reading.arrivals >= arrived else reading.arrivals
-        jobs += [Job(since + (at - since) * number // came, int(service)) for number in range(1, came + 1)]
+        jobs += [SimulatedJob(since + (at - since) * number // came, int(service)) for number in range(1, came + 1)]
         arrived, since = reading.arrivals, at
     cold = next((each.observation.cold_start_seconds for each in reversed(entries) if _cold(each)), None)
     return Past(
@@ -146,15 +146,15 @@ def past(entries: Sequence[Entry]) -> Past:
     )
 
 
-def _service_ms(entry: Entry) -> float | None:
+def _service_ms(entry: DecisionEntry) -> float | None:
     return None if entry.observation.reading is None else entry.observation.reading.service_ms
 
 
-def _cold(entry: Entry) -> bool:
+def _cold(entry: DecisionEntry) -> bool:
     return entry.observation.cold_start_seconds is not None
 
 
-def _say_what_if(entries: Sequence[Entry], policy: Policy, output: Output) -> None:
+def _say_what_if(entries: Sequence[DecisionEntry], policy: Policy, output: Output) -> None:
     jobs = past(entries)
     output.result(f"\n{len(jobs.jobs)} jobs, simulated with a cold start of {jobs.cold_start_ms / 1000:g} s:")
     output.result(f"{'':24}{'wait p50':>10}{'wait p95':>10}{'replica-seconds':>17}{'kills':>7}")
@@ -173,7 +173,7 @@ def _say_what_if(entries: Sequence[Entry], policy: Policy, output: Output) -> No
     output.result(f"in truth the replicas took {taken:.0f} s, by the log")
 
 
-def _numbers(outcome: Outcome) -> dict[str, Any]:
+def _numbers(outcome: SimulationResult) -> dict[str, Any]:
     return {
         "jobs": len(outcome.waits),
         "wait_p50_s": outcome.wait(50),
@@ -184,12 +184,12 @@ def _numbers(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def replica_seconds(entries: Sequence[Entry]) -> float:
+def replica_seconds(entries: Sequence[DecisionEntry]) -> float:
     """What the replicas of the log took together: each decision holds until the next."""
     return sum(entry.decision.replicas * (later.at - entry.at) for entry, later in pairwise(entries)) / 1000
 
 
-def _time(entry: Entry) -> str:
+def _time(entry: DecisionEntry) -> str:
     return iso(entry.at)
 
 

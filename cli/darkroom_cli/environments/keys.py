@@ -89,7 +89,7 @@ def flush(entered: Entered, output: Output, *, yes: bool, dry_run: bool) -> int:
             deleted += client.unlink(*batch)
         ledger = Ledger(client, entered.environment.namespace)
         for pool, models in pools.items():
-            ledger.run(calls.announce(pool, models=models))
+            ledger.run(calls.announce_pool(pool, models=models))
     output.result(f"deleted {deleted} keys of {entered.environment.name}; pictures and the history stay")
     output.record({"deleted": deleted})
     return DONE

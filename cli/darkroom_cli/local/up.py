@@ -359,7 +359,7 @@ class Machine:
 
     def _announce(self, redis_url: str, models: Sequence[str]) -> None:
         with connect(redis_url) as client:
-            Ledger(client, self._settings.namespace).run(calls.announce(POOL, models=models))
+            Ledger(client, self._settings.namespace).run(calls.announce_pool(POOL, models=models))
 
     def _has_worker(self, redis_url: str, *, beside: Collection[str]) -> bool:
         """Whether a worker is ready beside those that were there before: a killed one is believed in for a while."""

@@ -334,7 +334,7 @@ class Auditor:
                 still = await self._of_lists(look.pool, [fault.job])
                 after.append(fault if still else fault.after("the pool was swept"))
             elif fault.kind is Kind.WENT_BACK:
-                beat = transitions.beat(await self._outside() or epochs.NEVER, acknowledge=True)
+                beat = transitions.advance_epoch(await self._outside() or epochs.NEVER, acknowledge=True)
                 noted = await self._ledger.run(beat)
                 after.append(fault.after(f"acknowledged, in epoch {noted.epoch.number}; what is lost stays lost"))
             elif fault.kind in REPAIRABLE:

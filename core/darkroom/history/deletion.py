@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from darkroom.artifacts import ArtifactStore, artifact_folder
 from darkroom.errors import DarkroomError, NotEnded
 from darkroom.history.store import History, Tombstone
-from darkroom.ledger.calls import Forgotten, forget
+from darkroom.ledger.calls import Deleted, delete_job
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import JobRecord
 
@@ -42,14 +42,14 @@ class Deletion:
     async def finish(self, tombstones: Sequence[Tombstone], *, now: int) -> None:
         """Remove what is left of these jobs beside their tombstones. Raises as `delete` does."""
         answers = await self.ledger.run_each(
-            [forget(tombstone.job_id, tenant=tombstone.tenant) for tombstone in tombstones]
+            [delete_job(tombstone.job_id, tenant=tombstone.tenant) for tombstone in tombstones]
         )
         gone: list[Tombstone] = []
         for tombstone, answer in zip(tombstones, answers, strict=True):
             if isinstance(answer, DarkroomError):
                 raise answer
             # Alive again: Redis lost its last second, in which the job had ended. It is finished when it has once more.
-            if answer is Forgotten.GONE:
+            if answer is Deleted.GONE:
                 gone.append(tombstone)
         places = asyncio.Semaphore(AT_ONCE)
         await asyncio.gather(*(self._remove_artifacts(tombstone, places) for tombstone in gone))

@@ -133,7 +133,7 @@ def keep(event: Event, failure: Failure, *, tenant: str, now: int | None = None)
     """Keep it. Returns how many others had to go."""
     attributes = event.encode_structured()
     data = attributes.pop("data", None)
-    return calls.keep(
+    return calls.store_undelivered(
         id_of(event, tenant=tenant),
         tenant=tenant,
         attributes=strict_json.encode(attributes).decode(),

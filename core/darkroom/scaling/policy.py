@@ -216,7 +216,7 @@ class Observation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class History:
+class ScalingHistory:
     """What one decision hands to the next; a pool that was never decided on has an empty one.
 
     `peaks`: numbers that were wanted lately, each with when it was wanted last; only those that no later one reached,
@@ -239,7 +239,7 @@ class History:
         return self.replaced_at + min(REPLACED_AGAIN_AFTER_S << doublings, LONGEST_PAUSE_S) * 1000
 
     @classmethod
-    def from_json(cls, members: Mapping[str, Any]) -> History:
+    def from_json(cls, members: Mapping[str, Any]) -> ScalingHistory:
         return cls(**{**members, "peaks": tuple((at, wanted) for at, wanted in members["peaks"])})
 
 
@@ -263,15 +263,15 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class DecisionEntry:
     """One entry of a pool's decision log: a decision with everything that it was made of, and what follows from it."""
 
     at: int
     policy: Policy
     observation: Observation
-    history: History
+    history: ScalingHistory
     decision: Decision
-    after: History
+    after: ScalingHistory
 
     def encode(self) -> str:
         """As JSON text; equal entries give equal text."""
@@ -286,19 +286,19 @@ class Entry:
         return json.dumps(members, sort_keys=True, separators=(",", ":"))
 
     @classmethod
-    def decode(cls, text: str | bytes) -> Entry:
+    def decode(cls, text: str | bytes) -> DecisionEntry:
         members = json.loads(text)
         return cls(
             at=members["at"],
             policy=Policy.from_spec(members["policy"]),
             observation=Observation.from_json(members["observation"]),
-            history=History.from_json(members["history"]),
+            history=ScalingHistory.from_json(members["history"]),
             decision=Decision.from_json(members["decision"]),
-            after=History.from_json(members["after"]),
+            after=ScalingHistory.from_json(members["after"]),
         )
 
 
-def is_worth_keeping(entry: Entry, before: Entry | None) -> bool:
+def is_worth_keeping(entry: DecisionEntry, before: DecisionEntry | None) -> bool:
     """Whether the decision log needs `entry`; `before` is the last that was written.
 
     Every decision that changes something, and every other reason, is kept. What lies between is kept now and then, so
@@ -312,7 +312,9 @@ def is_worth_keeping(entry: Entry, before: Entry | None) -> bool:
     return entry.at - before.at >= (KEPT_WHILE_BUSY_S if moves else KEPT_WHILE_QUIET_S) * 1000
 
 
-def decide(observation: Observation, policy: Policy, history: History, now: int) -> tuple[Decision, History]:
+def decide(
+    observation: Observation, policy: Policy, history: ScalingHistory, now: int
+) -> tuple[Decision, ScalingHistory]:
     """How many replicas there are to be at `now` (ms), and the history for the next decision."""
     replicas, reading = observation.replicas, observation.reading
     if reading is None:
@@ -356,20 +358,20 @@ def decide(observation: Observation, policy: Policy, history: History, now: int)
     return Decision(replicas=number, reason=reason, inputs=inputs, replace=replaced), after
 
 
-def resume(last: Entry | None, *, replicas: int, now: int) -> History:
+def resume(last: DecisionEntry | None, *, replicas: int, now: int) -> ScalingHistory:
     """The history for the first decision of a process; `last` is the newest entry of the decision log.
 
     What was wanted last is taken as wanted until now, since a log has no entry while nothing changes. Without a log,
     and after a longer gap, as many were wanted as there are: unknown time is no idle time.
     """
-    history = History() if last is None else last.after
+    history = ScalingHistory() if last is None else last.after
     is_continued = last is not None and 0 <= now - last.at <= RESUMED_WITHIN_S * 1000
     wanted = last.decision.inputs.get("wanted", replicas) if last is not None and is_continued else replicas
     peaks = (*((at, peak) for at, peak in history.peaks if peak > wanted), (now, wanted))
     return replace(history, peaks=peaks, short_since=history.short_since if is_continued else None)
 
 
-def _replaced(observation: Observation, policy: Policy, history: History, now: int) -> int:
+def _replaced(observation: Observation, policy: Policy, history: ScalingHistory, now: int) -> int:
     """How many workers that stay faulty are replaced now, where none of them can be spared."""
     allowed_at = history.replaceable_at()
     if policy.paused is Paused.ALL or observation.rolling or (allowed_at is not None and now < allowed_at):
@@ -397,7 +399,7 @@ def _up(
 
 
 def _down(
-    observation: Observation, policy: Policy, history: History, *, held: int, removable: int, now: int
+    observation: Observation, policy: Policy, history: ScalingHistory, *, held: int, removable: int, now: int
 ) -> tuple[int, Reason]:
     """Less is wanted than there is. `held` is the most that was wanted within the idle time."""
     replicas = observation.replicas

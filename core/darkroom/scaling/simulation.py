@@ -21,7 +21,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.policy import Decision, History, Observation, Policy, Reason, decide
+from darkroom.scaling.policy import Decision, Observation, Policy, Reason, ScalingHistory, decide
 
 TICK_MS = 1_000
 """The operator looks each second, and when a backlog turns non-empty: here within the second."""
@@ -37,7 +37,7 @@ SMOOTHING = 0.1
 
 
 @dataclass(frozen=True)
-class Job:
+class SimulatedJob:
     """When it comes, and how long it runs."""
 
     arrival: int
@@ -65,7 +65,7 @@ class Replica:
 
 
 @dataclass
-class Fleet:
+class SimulatedFleet:
     """What a scaler may look at."""
 
     starting: dict[int, Replica] = field(default_factory=dict)
@@ -86,13 +86,13 @@ class Scaler(Protocol):
     takes: Takes
     listens: bool
 
-    def ask(self, fleet: Fleet, jobs: Sequence[Job], now: int) -> tuple[int, int | None]:
+    def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
         """How many replicas there are to be, and when to ask again at the latest (None: when something changes)."""
         ...
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SimulationResult:
     """What came of a day: how long each job waited for the start of the attempt that ended it (s; of one that had not
     ended an hour after the day, until then), what the replicas took together within the day, cold starts included (s),
     how many jobs were interrupted, and how many had not ended.
@@ -118,10 +118,10 @@ class PolicyScaler:
     def __init__(self, policy: Policy, *, cold_start_ms: int, origin: int = 0) -> None:
         self._policy, self._origin = policy, origin
         self._cold_start_s = cold_start_ms / 1000
-        self._history = History()
+        self._history = ScalingHistory()
         self._unchanged: tuple[Observation, int] | None = None
 
-    def ask(self, fleet: Fleet, jobs: Sequence[Job], now: int) -> tuple[int, int | None]:
+    def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
         """What `decide` says; and the first second at which it may say something else though nothing happens."""
         reading = Reading(
             waiting=len(fleet.waiting),
@@ -161,8 +161,8 @@ class PolicyScaler:
 
 
 def simulate(
-    jobs: Sequence[Job], scaler: Scaler, *, cold_start_ms: int, until: int, seed: int = 0, replicas: int = 0
-) -> Outcome:
+    jobs: Sequence[SimulatedJob], scaler: Scaler, *, cold_start_ms: int, until: int, seed: int = 0, replicas: int = 0
+) -> SimulationResult:
     """A day from 0 to `until`, and on to the end of its last job. `jobs` are in the order in which they come; `seed` is
     for the choices of a ReplicaSet; `replicas` are there, and ready, at the beginning.
     """
@@ -178,10 +178,12 @@ class _Kind(Enum):
 
 
 class _Day:
-    def __init__(self, jobs: Sequence[Job], scaler: Scaler, *, cold_start_ms: int, until: int, seed: int) -> None:
+    def __init__(
+        self, jobs: Sequence[SimulatedJob], scaler: Scaler, *, cold_start_ms: int, until: int, seed: int
+    ) -> None:
         self._jobs, self._scaler, self._cold_start_ms, self._until = jobs, scaler, cold_start_ms, until
         self._dice = random.Random(seed)  # noqa: S311 - which pod goes, in a simulation
-        self._fleet = Fleet()
+        self._fleet = SimulatedFleet()
         self._leaving: dict[int, Replica] = {}
         self._events: list[tuple[int, int, int, _Kind, int]] = []
         self._numbers = self._order = 0
@@ -190,7 +192,7 @@ class _Day:
         self._replica_ms = self._kills = self._now = 0
         self._ask_at: int | None = None
 
-    def run(self, replicas: int) -> Outcome:
+    def run(self, replicas: int) -> SimulationResult:
         for _ in range(replicas):
             self._create()
             self._on_ready(self._numbers)
@@ -221,7 +223,7 @@ class _Day:
             self._count(replica)
         for job in self._unfinished:
             self._waits[job] = (self._now - self._jobs[job].arrival) / 1000
-        return Outcome(self._waits, self._replica_ms / 1000, self._kills, len(self._unfinished))
+        return SimulationResult(self._waits, self._replica_ms / 1000, self._kills, len(self._unfinished))
 
     def _count(self, replica: Replica) -> None:
         """What it took of the day: it is gone now."""

@@ -163,7 +163,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class TakenDelivery:
+class LeasedDelivery:
     """A delivery as a courier gets it to post: it is leased to nobody else. `token` proves that.
 
     `number` counts all tries from 1, this one included; `attempt` those since it was last asked to be delivered, which

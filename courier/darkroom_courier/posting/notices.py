@@ -39,7 +39,7 @@ class Notices:
 
     async def step(self) -> bool:
         """Post one that is due. True: there may be more. Raises LedgerUnavailable."""
-        taken = await self._ledger.run(calls.take_notices(taker=self._taker, call=uuid4().hex, limit=1))
+        taken = await self._ledger.run(calls.lease_notices(taker=self._taker, call=uuid4().hex, limit=1))
         for subscription_id in taken:
             subscription = await self._ledger.subscription(subscription_id, tenant=None)
             if subscription is not None and subscription.state is not SubscriptionState.ENABLED:
@@ -49,7 +49,7 @@ class Notices:
     async def _tell(self, subscription: Subscription) -> None:
         refusal = await self._sink.offer(notice_event(subscription, source=self._settings.public_url))
         if refusal is None:
-            await self._ledger.run(calls.noticed(subscription.id, changed=subscription.changed))
+            await self._ledger.run(calls.ack_notice(subscription.id, changed=subscription.changed))
             _log.info("noticed", subscription=subscription.id, state=subscription.state.value)
             self._streaks.succeed(SINK)
             return
@@ -57,7 +57,7 @@ class Notices:
         delay_s = back_off(age_ms / 1000, refusal.retry_after_s, dice=0)
         again_in_s = round(delay_s, 1)
         self._streaks.fail(SINK, subscription=subscription.id, reason=refusal.reason, again_in_s=again_in_s)
-        await self._ledger.run(calls.defer_notice(subscription.id, delay_ms=round(delay_s * 1000)))
+        await self._ledger.run(calls.reschedule_notice(subscription.id, delay_ms=round(delay_s * 1000)))
 
 
 def notice_event(subscription: Subscription, *, source: str) -> Event:

@@ -87,7 +87,7 @@ class Relay:
         """Take jobs that have something to be told, and start posting."""
         lease_ms = round(self._settings.relay_lease_s * 1000)
         taken = await self._ledger.run(
-            calls.take_relays(taker=self._taker, call=self._call, limit=limit, lease_ms=lease_ms)
+            calls.lease_relays(taker=self._taker, call=self._call, limit=limit, lease_ms=lease_ms)
         )
         starts = await self._ledger.untold(taken)
         records = await self._ledger.jobs(taken, tenant=None)  # read last: what ended meanwhile is told now
@@ -131,7 +131,7 @@ class Relay:
     async def _put_off(self, record: JobRecord, refusal: Refusal, *, age_s: float) -> None:
         delay_s = back_off(age_s, refusal.retry_after_s, dice=random.random())  # noqa: S311 - no secret
         self._streaks.fail(SINK, reason=refusal.reason, again_in_s=round(delay_s, 1), **record.about)
-        await self._ledger.run(calls.defer_relay(record.id, delay_ms=round(delay_s * 1000)))
+        await self._ledger.run(calls.reschedule_relay(record.id, delay_ms=round(delay_s * 1000)))
 
 
 def back_off(age_s: float, retry_after_s: float | None, *, dice: float) -> float:

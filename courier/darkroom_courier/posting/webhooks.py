@@ -26,14 +26,14 @@ from darkroom.errors import DarkroomError, Gone, HistoryUnavailable, InvalidInpu
 from darkroom.history.lookup import Lookup
 from darkroom.ledger import calls
 from darkroom.ledger.batching import GroupCommit
-from darkroom.ledger.calls import Outcome, Settled
+from darkroom.ledger.calls import AttemptResult, DeliveryOutcome
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.links import Links
 from darkroom.logs import logger
 from darkroom.webhooks.client import Answer, GuardedClient, Unanswered
 from darkroom.webhooks.signatures import Signer, subscription_recipients, tenant_recipient
-from darkroom.webhooks.subscriptions import PER_JOB, TakenDelivery, WebhookEvent
+from darkroom.webhooks.subscriptions import PER_JOB, LeasedDelivery, WebhookEvent
 
 from darkroom_courier.metrics import Metrics
 from darkroom_courier.posting.events import job_event
@@ -75,7 +75,7 @@ _log = logger(__name__)
 class Ending:
     """How a try ended, in the words of `transitions.settle`. Without `again_ms`, what failed is given up."""
 
-    outcome: Outcome
+    outcome: DeliveryOutcome
     status: int | None = None
     error: str | None = None
     again_ms: int | None = None
@@ -107,7 +107,7 @@ class Deliveries:
         self._call = uuid4().hex
         self._posts = InFlight(settings.deliveries)
         self._streaks = Streaks(failed="post_failed", recovered="receiver_recovered")
-        self._settlements: GroupCommit[Settled] = GroupCommit(ledger, patience_s=LEDGER_PATIENCE_S)
+        self._settlements: GroupCommit[AttemptResult] = GroupCommit(ledger, patience_s=LEDGER_PATIENCE_S)
 
     def wake(self) -> None:
         """There is something to deliver."""
@@ -130,10 +130,10 @@ class Deliveries:
         """Let the posts in flight come to their end."""
         await self._posts.finish(patience_s=patience_s)
 
-    async def _take(self, limit: int) -> Sequence[TakenDelivery]:
+    async def _take(self, limit: int) -> Sequence[LeasedDelivery]:
         lapses = time.monotonic() + self._settings.delivery_lease_s
         taken = await self._ledger.run(
-            calls.take_deliveries(
+            calls.lease_deliveries(
                 taker=self._taker,
                 call=self._call,
                 limit=limit,
@@ -149,7 +149,7 @@ class Deliveries:
                 self._posts.start(each.id, self._deliver(each, record, lapses=lapses))
         return taken
 
-    async def _deliver(self, delivery: TakenDelivery, record: JobRecord | None, *, lapses: float) -> None:
+    async def _deliver(self, delivery: LeasedDelivery, record: JobRecord | None, *, lapses: float) -> None:
         """One try, and what follows from it. `lapses`: when the lease does, by the monotonic clock."""
         about: dict[str, Any] = {"job": delivery.job_id, "delivery": delivery.id, "try": delivery.number}
         about |= {} if record is None else record.about
@@ -161,7 +161,7 @@ class Deliveries:
                 return
             took_s = time.monotonic() - began
             settled = await self._settlements.run(
-                calls.settle(
+                calls.record_attempt(
                     delivery,
                     outcome=ending.outcome,
                     took_ms=round(1000 * took_s),
@@ -171,7 +171,7 @@ class Deliveries:
                     pause_ms=ending.pause_ms,
                 )
             )
-            if ending.outcome is not Outcome.PUT_OFF:
+            if ending.outcome is not DeliveryOutcome.PUT_OFF:
                 self._metrics.tried(settled, seconds=took_s)
             self._note(settled, ending, about, target=delivery.target)
         except DarkroomError as error:
@@ -180,26 +180,26 @@ class Deliveries:
             _log.exception("delivery_failed", **about)
         self._posts.wake()  # its target has a place again
 
-    def _note(self, settled: Settled, ending: Ending, about: Mapping[str, Any], *, target: str) -> None:
+    def _note(self, settled: AttemptResult, ending: Ending, about: Mapping[str, Any], *, target: str) -> None:
         """Log what came of the try. A receiver that fails again and again is named once, and counted."""
         fields = {**about, "status": ending.status, "error": ending.error}
-        if settled is Settled.AGAIN and ending.outcome is not Outcome.PUT_OFF:
+        if settled is AttemptResult.AGAIN and ending.outcome is not DeliveryOutcome.PUT_OFF:
             self._streaks.fail(target, **fields)
         else:
-            log = _log.info if settled in {Settled.DELIVERED, Settled.AGAIN} else _log.warning
+            log = _log.info if settled in {AttemptResult.DELIVERED, AttemptResult.AGAIN} else _log.warning
             log(settled.value, **fields, target=target)
-        if settled is Settled.DELIVERED:
+        if settled is AttemptResult.DELIVERED:
             self._streaks.succeed(target)
 
-    async def _try(self, delivery: TakenDelivery, record: JobRecord | None, *, lapses: float) -> Ending | None:
+    async def _try(self, delivery: LeasedDelivery, record: JobRecord | None, *, lapses: float) -> Ending | None:
         """None: it took so long to come to the post that the delivery is another courier's by now."""
         try:
             record, entry = await self._told(delivery, record)
         except (NotFound, Gone) as error:
-            return Ending(Outcome.FAILED, error=error.detail)
+            return Ending(DeliveryOutcome.FAILED, error=error.detail)
         except (HistoryUnavailable, LedgerUnavailable) as error:
             _log.warning("event_unread", job=delivery.job_id, delivery=delivery.id, error=error.detail)
-            return Ending(Outcome.PUT_OFF, again_ms=round(PUT_OFF_S * 1000))
+            return Ending(DeliveryOutcome.PUT_OFF, again_ms=round(PUT_OFF_S * 1000))
         try:
             if not delivery.is_permitted and not await self._ask(delivery):
                 return self._failed(delivery, error="the receiver takes posts from others only")
@@ -214,14 +214,14 @@ class Deliveries:
             _log.exception("post_not_made", delivery=delivery.id, **record.about)
             return self._failed(delivery, error="darkroom could not make this post")
         if answer.is_success:
-            return Ending(Outcome.DELIVERED, status=answer.status)
+            return Ending(DeliveryOutcome.DELIVERED, status=answer.status)
         if answer.status == GONE:
-            return Ending(Outcome.GONE, status=answer.status, error=f"status {answer.status}")
+            return Ending(DeliveryOutcome.GONE, status=answer.status, error=f"status {answer.status}")
         asked_s = retry_after(answer.headers, now=datetime.now(UTC))
         return self._failed(delivery, status=answer.status, error=f"status {answer.status}", asked_s=asked_s)
 
     def _failed(
-        self, delivery: TakenDelivery, *, error: str, status: int | None = None, asked_s: float | None = None
+        self, delivery: LeasedDelivery, *, error: str, status: int | None = None, asked_s: float | None = None
     ) -> Ending:
         delay_s = delay_after(
             delivery.attempt,
@@ -231,14 +231,14 @@ class Deliveries:
         )
         pause_s = min(asked_s or 0, RETRY_AFTER_MAX_S) if status in BUSY else 0.0
         return Ending(
-            Outcome.FAILED,
+            DeliveryOutcome.FAILED,
             status=status,
             error=error[:ERROR_CHARS],
             again_ms=None if delay_s is None else round(delay_s * 1000),
             pause_ms=max(0, round(pause_s * 1000)),
         )
 
-    async def _told(self, delivery: TakenDelivery, record: JobRecord | None) -> tuple[JobRecord, LogEntry]:
+    async def _told(self, delivery: LeasedDelivery, record: JobRecord | None) -> tuple[JobRecord, LogEntry]:
         """The job, and the entry of its log that is to be told. Raises NotFound, Gone, and what is away."""
         if delivery.event is WebhookEvent.STARTED:
             record, log = await self._lookup.story(delivery.job_id, tenant=delivery.tenant)
@@ -250,7 +250,7 @@ class Deliveries:
             raise NotFound(f"entry {delivery.seq} of the job's log is kept no longer")
         return record, entry
 
-    async def _ask(self, delivery: TakenDelivery) -> bool:
+    async def _ask(self, delivery: LeasedDelivery) -> bool:
         """Ask the receiver for its consent, as an address is first used, and then once a day."""
         try:
             async with asyncio.timeout(PERMISSION_LIMIT_S):
@@ -258,10 +258,10 @@ class Deliveries:
         except (TimeoutError, Unanswered):
             return True  # it may not know what OPTIONS is; nothing is known of it, so it is asked again
         if permission.is_granted:
-            await self._ledger.run(calls.permit(delivery.target, rate=permission.per_minute))
+            await self._ledger.run(calls.set_rate_limit(delivery.target, rate=permission.per_minute))
         return permission.is_granted
 
-    async def _post(self, delivery: TakenDelivery, record: JobRecord, entry: LogEntry) -> Answer:
+    async def _post(self, delivery: LeasedDelivery, record: JobRecord, entry: LogEntry) -> Answer:
         now_s = time.time()
         event = job_event(record, entry, self._links, source=self._settings.public_url, now_s=now_s)
         headers, body = encode_structured(event)
@@ -274,7 +274,7 @@ class Deliveries:
         return await self._client.send("POST", delivery.url, headers=headers, body=body)
 
 
-def recipients_of(delivery: TakenDelivery, *, now_s: float) -> Sequence[str]:
+def recipients_of(delivery: LeasedDelivery, *, now_s: float) -> Sequence[str]:
     """Whose secrets sign."""
     if delivery.recipient == PER_JOB:
         return [tenant_recipient(delivery.tenant)]

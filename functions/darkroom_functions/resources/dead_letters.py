@@ -12,7 +12,7 @@ from darkroom.cloudevents import event
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.history.lookup import Lookup
 from darkroom.jobs import State
-from darkroom.ledger.calls import Purged, purge
+from darkroom.ledger.calls import Purged, purge_dead_letter
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.dead_letters import DeadLetters
 from starlette.requests import Request
@@ -102,7 +102,7 @@ class Letters:
         """Repeatable, and the same for one that was redriven: it is a dead letter no more."""
         tenant = tenant_of(request)
         async with patience():
-            done = await self._ledger.run(purge(checked_id(job_id), tenant=tenant))
+            done = await self._ledger.run(purge_dead_letter(checked_id(job_id), tenant=tenant))
         if done is Purged.UNKNOWN:
             raise _no_letter(job_id)
         _log.info("purged", job=job_id, tenant=tenant, repeated=done is Purged.REPEATED)
@@ -115,7 +115,7 @@ class Letters:
         while True:
             async with patience():
                 places = await self._ledger.dead_letters(tenant, limit=PURGED_AT_ONCE, after=after)
-                done = await self._ledger.run_each([purge(place.id, tenant=tenant) for place in places])
+                done = await self._ledger.run_each([purge_dead_letter(place.id, tenant=tenant) for place in places])
             for each in done:
                 if isinstance(each, DarkroomError):
                     raise each

@@ -289,7 +289,7 @@ def measure(rig: Rig, cores: Cores, *, runs: int, subscribers: int, large: int) 
     if large and not (allow_sockets(large) and _free_memory() > large * ROOM_PER_SOCKET):
         notes.append(f"without the run of {large} sockets: too few files or too little memory")
         large = 0
-    rig.ledger.run(transitions.announce(POOL, models=[POOL]))
+    rig.ledger.run(transitions.announce_pool(POOL, models=[POOL]))
     with on_cores(cores.measured):
         ours = Side("darkroom", rig.serve("result", "darkroom_functions.serve", "result"))
         starlette = Side("starlette", rig.serve("starlette", "baselines.starlette_fanout"))

@@ -116,7 +116,7 @@ class Bench:
         self._rig = rig
         self._log: Path = receivers.program.log
         self.courier = receivers
-        rig.ledger.run(calls.announce(POOL, models=[POOL]))
+        rig.ledger.run(calls.announce_pool(POOL, models=[POOL]))
 
     def throughput(self, urls: Sequence[str], *, deliveries: int) -> float:
         """Deliveries a second, from the first post to the last, of what is due at once."""
@@ -143,7 +143,7 @@ class Bench:
         told = self._await(list(applied))
         for job_id, url in jobs:
             if url not in counted:  # nothing of this run is left to the next
-                self._rig.ledger.run(calls.forget(job_id, tenant="default"))
+                self._rig.ledger.run(calls.delete_job(job_id, tenant="default"))
         return [told[job_id] - at for job_id, at in applied.items()]
 
     def _running(self, url: str) -> str:
@@ -169,9 +169,9 @@ class Bench:
         """It completes, and that is applied: answers when (ms). It counts as archived, so that nobody does that now."""
         ledger = self._rig.ledger
         ledger.run(calls.finish(job_id, token=job_id, outcome=State.COMPLETED, data={"artifacts": []}))
-        ledger.run(calls.archived(job_id, seq=END_SEQ))
+        ledger.run(calls.mark_archived(job_id, seq=END_SEQ))
         at = 1000 * time.monotonic()
-        ledger.run(calls.applied(job_id, seq=END_SEQ))
+        ledger.run(calls.mark_applied(job_id, seq=END_SEQ))
         return at
 
     def _await(self, ids: Sequence[str]) -> dict[str, float]:

@@ -254,14 +254,16 @@ def _connections(rig: Rig) -> int:
 def _observe_us(rig: Rig) -> float:
     """What each worker of a pool adds to a look of the operator at it, in Redis' time."""
     pool = "looked-at"
-    rig.ledger.run(transitions.announce(pool, models=[pool]))
+    rig.ledger.run(transitions.announce_pool(pool, models=[pool]))
     without = _look_us(rig, pool)
     for number in range(WORKERS):
         name = f"worker-{number}"
-        rig.ledger.run(transitions.worker(name, pool=pool, state=WorkerState.READY, pod=name, models=[pool]))
+        rig.ledger.run(transitions.register_worker(name, pool=pool, state=WorkerState.READY, pod=name, models=[pool]))
     with_them = _look_us(rig, pool)
     for number in range(WORKERS):
-        rig.ledger.run(transitions.worker(f"worker-{number}", pool=pool, state=WorkerState.GONE, pod="", models=[pool]))
+        rig.ledger.run(
+            transitions.register_worker(f"worker-{number}", pool=pool, state=WorkerState.GONE, pod="", models=[pool])
+        )
     return (with_them - without) / WORKERS
 
 

@@ -160,7 +160,7 @@ class Rig:
 
     def start_worker(self, pool: str, *, own: Mapping[str, str] | None = None) -> Process:
         """Start a worker of ours and wait until the ledger knows that it is ready."""
-        self.ledger.run(calls.announce(pool, models=[pool]))
+        self.ledger.run(calls.announce_pool(pool, models=[pool]))
         worker = self.start("worker", "darkroom_worker", own={"DARKROOM_POOL": pool, **(own or {})})
         self.wait(lambda: WorkerState.READY.value in self._worker_states(), what=worker)
         return worker

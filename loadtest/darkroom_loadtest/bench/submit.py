@@ -141,7 +141,7 @@ def _load(side: Side, *, requests: int, rate: float | None = None) -> Outcome:
 def _clear(rig: Rig) -> None:
     """Each run begins with an empty Redis, where the pool of the model is known."""
     rig.redis.flushall()
-    rig.ledger.run(calls.announce("flux", models=["flux"]))
+    rig.ledger.run(calls.announce_pool("flux", models=["flux"]))
 
 
 def _shares(side: Side) -> str:

@@ -96,7 +96,7 @@ def _remove_outbox() -> None:
         refusal = await offer(self, event)
         if refusal is None:
             seq = int(str(event.extensions["sequence"]))
-            await self._ledger.run(calls.applied(event.subject or "", seq=seq))
+            await self._ledger.run(calls.mark_applied(event.subject or "", seq=seq))
         return refusal
 
     Relay._offer = offer_once  # type: ignore[method-assign]

@@ -253,7 +253,7 @@ class Storm:
         self.killed: list[str] = []
         self.harmful: set[str] = set()
         self._sink_port = redis_server.free_port()
-        rig.ledger.run(calls.announce(POOL, models=[POOL]))
+        rig.ledger.run(calls.announce_pool(POOL, models=[POOL]))
         functions = rig.serve("functions", "darkroom_functions.serve", "all")
         self._functions = functions.process
         self.witness = Witness(

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 
-from darkroom.scaling.simulation import Job
+from darkroom.scaling.simulation import SimulatedJob
 
 DAY_S = 24 * 3600
 
@@ -69,11 +69,11 @@ KINDS: Mapping[str, Callable[[random.Random], Iterator[float]]] = {
 }
 
 
-def day(kind: str, seed: int) -> list[Job]:
+def day(kind: str, seed: int) -> list[SimulatedJob]:
     """The jobs of a day, in the order in which they come."""
     dice = random.Random(f"{kind} {seed}")
     arrivals = sorted(at for at in KINDS[kind](dice) if at < DAY_S)
     return [
-        Job(int(at * 1000), int(1000 * min(dice.lognormvariate(math.log(MEDIAN_S), SIGMA), LONGEST_S)))
+        SimulatedJob(int(at * 1000), int(1000 * min(dice.lognormvariate(math.log(MEDIAN_S), SIGMA), LONGEST_S)))
         for at in arrivals
     ]

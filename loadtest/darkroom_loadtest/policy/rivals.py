@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from darkroom.scaling.simulation import TICK_MS, Fleet, Job, Takes
+from darkroom.scaling.simulation import TICK_MS, SimulatedFleet, SimulatedJob, Takes
 
 SYNC_MS = 15_000
 """The controller manager's `--horizontal-pod-autoscaler-sync-period`."""
@@ -59,7 +59,7 @@ class Keda:
         self._active_at: int | None = None
         self._recommended: deque[tuple[int, int]] = deque()
 
-    def ask(self, fleet: Fleet, jobs: Sequence[Job], now: int) -> tuple[int, int | None]:
+    def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
         """What both say, when it is their turn; they look at their own times only."""
         metric = len(fleet.waiting) + (len(fleet.busy) if self._settings.counts_unacked else 0)
         replicas = fleet.replicas
@@ -106,7 +106,7 @@ class QueueDelay:
     def __init__(self, *, delay: int, idle: int, least: int, most: int) -> None:
         self._delay, self._idle, self._least, self._most = delay, idle, least, most
 
-    def ask(self, fleet: Fleet, jobs: Sequence[Job], now: int) -> tuple[int, int | None]:
+    def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
         late = 0
         for job in fleet.waiting:
             if now - jobs[job].arrival < self._delay:
@@ -131,5 +131,5 @@ class Fixed:
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
 
-    def ask(self, fleet: Fleet, jobs: Sequence[Job], now: int) -> tuple[int, int | None]:
+    def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
         return self._replicas, None

@@ -73,7 +73,7 @@ def under_submissions(rig: Rig, seconds: float) -> Iterator[int]:
     cores = Cores.of_this_machine()
     with on_cores(cores.measured):
         server = rig.serve("submit", "darkroom_functions.serve", "submit")
-    rig.ledger.run(calls.announce("flux", models=["flux"]))
+    rig.ledger.run(calls.announce_pool("flux", models=["flux"]))
     plan = Plan(server.port, "/flux", submit.BODY, submit.CONNECTIONS, sys.maxsize, seconds)
     with on_cores(cores.others):
         generator = rig.start("generator", "darkroom_loadtest.load.generator", json.dumps(asdict(plan)))

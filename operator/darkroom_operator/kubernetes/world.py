@@ -15,7 +15,7 @@ from typing import Any
 
 from darkroom import times
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.policy import Decision, Entry, History
+from darkroom.scaling.policy import Decision, DecisionEntry, ScalingHistory
 
 from darkroom_operator.kubernetes.client import Object
 from darkroom_operator.pools import DELETION_COST, POOL_LABEL, SERVING, Pool
@@ -135,12 +135,12 @@ class Standing:
     victims: dict[str, float] = field(default_factory=dict)
     faulty: dict[str, float] = field(default_factory=dict)
     is_resumed: bool = False
-    history: History = field(default_factory=History)
+    history: ScalingHistory = field(default_factory=ScalingHistory)
     reading: Reading | None = None
     unknown: str | None = None
     decision: Decision | None = None
     cold_start_s: float | None = None
-    written: Entry | None = None
+    written: DecisionEntry | None = None
     last_change: Mapping[str, Any] | None = None
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
     said: dict[str, Any] = field(default_factory=dict)

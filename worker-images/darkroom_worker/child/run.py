@@ -24,7 +24,7 @@ from darkroom.catalogue.models import Model
 from darkroom.errors import TemporaryError
 from darkroom.jobs import Artifact, ErrorKind, State, is_tenant
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Call, Ended, Reason, Standing
+from darkroom.ledger.calls import AttemptEnd, Call, LeaseStatus, ReleaseReason
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import Patience
 from structlog.contextvars import bound_contextvars
@@ -95,7 +95,7 @@ class Ending:
     `failure`: why it failed, where that may be the worker's doing as well as the job's.
     """
 
-    call: Call[Ended] | None
+    call: Call[AttemptEnd] | None
     fault: bool = False
     failure: ErrorKind | None = None
 
@@ -168,7 +168,7 @@ class Steps:
         self._told_at = -math.inf
         self._silent_until = -math.inf
         self.waited_s = 0.0
-        self.stopped_by: Standing | None = None
+        self.stopped_by: LeaseStatus | None = None
 
     def __call__(self, step: int, steps: int) -> None:
         now = self._clock()
@@ -199,8 +199,8 @@ class Steps:
             return
         self._go_on(standing)
 
-    def _go_on(self, standing: Standing) -> None:
-        if standing is not Standing.OK:
+    def _go_on(self, standing: LeaseStatus) -> None:
+        if standing is not LeaseStatus.OK:
             self.stopped_by = standing
             raise Interrupted(f"the ledger says: {standing}")
 
@@ -253,13 +253,13 @@ class Runner:
             began = time.monotonic()
             self._memory.begin_attempt(job.model)
             ending = self._attempt(job)
-            ended = self._insist(ending.call) if ending.call else Ended.LOST
+            ended = self._insist(ending.call) if ending.call else AttemptEnd.LOST
             seconds = round(time.monotonic() - began, 3)
             self._log.info("attempt_ended", attempt=job.attempt, ended=ended, seconds=seconds)
             if ending.fault:
                 end_process()
             self._memory.end_attempt()
-            if ended is Ended.COMPLETED:
+            if ended is AttemptEnd.COMPLETED:
                 self._failed_jobs.completed()
             return f"{ended}: {ending.failure}" if ending.failure else f"{ended}"
 
@@ -357,27 +357,27 @@ class Runner:
             pause_s = min(2 * pause_s, INSIST_TO_S)
 
 
-def _interrupted(job: Job, stopped_by: Standing | None) -> Ending:
+def _interrupted(job: Job, stopped_by: LeaseStatus | None) -> Ending:
     if stopped_by is None:
         return Ending(_failed(job, ErrorKind.DEADLINE, f"it ran longer than {job.run_timeout_s:g} s"))
-    if stopped_by is Standing.LOST:
+    if stopped_by is LeaseStatus.LOST:
         return Ending(None)
     data = _error(ErrorKind.CANCELLED, "cancelled on request")
     return Ending(calls.finish(job.id, token=job.token, outcome=State.CANCELLED, data=data))
 
 
-def _failed(job: Job, kind: ErrorKind, message: str) -> Call[Ended]:
+def _failed(job: Job, kind: ErrorKind, message: str) -> Call[AttemptEnd]:
     return calls.finish(job.id, token=job.token, outcome=State.FAILED, data=_error(kind, message))
 
 
-def _retry(job: Job, kind: ErrorKind, message: str) -> Call[Ended]:
+def _retry(job: Job, kind: ErrorKind, message: str) -> Call[AttemptEnd]:
     delay_ms = retry_delay_ms(job.counted, chance=random.random())  # noqa: S311 - no secret
     error = {"kind": kind, "message": message}
     return calls.retry(job.id, token=job.token, error=error, delay_ms=delay_ms)
 
 
-def _fault(job: Job, detail: str) -> Call[Ended]:
-    return calls.release(job.id, reason=Reason.WORKER_FAULT, detail=detail, token=job.token)
+def _fault(job: Job, detail: str) -> Call[AttemptEnd]:
+    return calls.release(job.id, reason=ReleaseReason.WORKER_FAULT, detail=detail, token=job.token)
 
 
 def _error(kind: ErrorKind, message: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from celery.worker.request import Request
 from darkroom import traces
 from darkroom.jobs import ErrorKind, State
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Call, Ended, Reason
+from darkroom.ledger.calls import AttemptEnd, Call, ReleaseReason
 from darkroom.ledger.records import JobRecord
 from darkroom.updates import celery_status
 from structlog.contextvars import bound_contextvars
@@ -70,7 +70,7 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         Celery takes whatever a task returns for a success, so that it is called for a completed job alone.
         """
         has_raised, answer, _ = outcome
-        if has_raised or answer.strip("'") == Ended.COMPLETED:
+        if has_raised or answer.strip("'") == AttemptEnd.COMPLETED:
             self._celerys_on_success(outcome, **kwargs)
         else:
             celery_state.task_ready(self)
@@ -107,7 +107,7 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         """
         match "REVOKED" if record is None else celery_status(record):
             case "SUCCESS":
-                self.send_event("task-succeeded", result=repr(str(Ended.COMPLETED)), runtime=None)
+                self.send_event("task-succeeded", result=repr(str(AttemptEnd.COMPLETED)), runtime=None)
             case "FAILURE":
                 self.send_event("task-failed", exception=_failure(record), traceback="")
             case "REVOKED":
@@ -120,14 +120,14 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
             case status:
                 raise ValueError(f"no event for the status {status!r}")
 
-    def _ending(self, error: BaseException) -> Call[Ended]:
+    def _ending(self, error: BaseException) -> Call[AttemptEnd]:
         if self.sentence is Sentence.OVERDUE or isinstance(error, TimeLimitExceeded):
             data = {"error": {"kind": ErrorKind.DEADLINE, "message": "it ran longer than it may"}}
             return calls.finish(self.id, token=self.token, outcome=State.FAILED, data=data)
         if self.sentence is Sentence.DRAINED:
-            return calls.release(self.id, reason=Reason.DRAIN, detail="the worker was stopped", token=self.token)
+            return calls.release(self.id, reason=ReleaseReason.DRAIN, detail="the worker was stopped", token=self.token)
         return calls.release(
-            self.id, reason=Reason.WORKER_LOST, detail="the worker's process ended in mid-run", token=self.token
+            self.id, reason=ReleaseReason.WORKER_LOST, detail="the worker's process ended in mid-run", token=self.token
         )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 from darkroom import logs
-from darkroom.ledger.calls import Ended, WorkerState
+from darkroom.ledger.calls import AttemptEnd, WorkerState
 
 from darkroom_worker.child.memory import ChildMemory
 
@@ -136,7 +136,7 @@ class Gate:
 
     def on_answer(self, answer: str) -> None:
         """The child ended an attempt, and says how: the end and, behind a colon, why the attempt failed."""
-        if answer == Ended.COMPLETED:
+        if answer == AttemptEnd.COMPLETED:
             self._faults = 0
             self._suspects = None if self._suspects is None else set()
 

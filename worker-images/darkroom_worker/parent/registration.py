@@ -22,7 +22,7 @@ from celery.worker import state as celery_state
 from darkroom import logs
 from darkroom.errors import TemporaryError
 from darkroom.ledger import calls
-from darkroom.ledger.calls import Call, DroppedMessages, Ended, Standing, WorkerState
+from darkroom.ledger.calls import AttemptEnd, Call, DroppedMessages, LeaseStatus, WorkerState
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import Patience
 from darkroom.ledger.queues import Foreign
@@ -79,7 +79,7 @@ class Booking:
     """
 
     attempt: Attempt
-    ending: Call[Ended] | None
+    ending: Call[AttemptEnd] | None
 
 
 @dataclass
@@ -153,7 +153,7 @@ class Watch(threading.Thread):
             if self._current is not None and self._current.attempt is attempt:
                 self._current = None
 
-    def book(self, attempt: Attempt, ending: Call[Ended] | None) -> None:
+    def book(self, attempt: Attempt, ending: Call[AttemptEnd] | None) -> None:
         """End an attempt in place of the child that cannot, and emit its event: now, or when Redis is back."""
         if ending is not None or attempt.is_watched:
             self._mail.put(Booking(attempt, ending))
@@ -284,11 +284,11 @@ class Watch(threading.Thread):
             return
         standing = self._ledger.run(calls.renew(run.attempt.id, token=run.attempt.token))
         run.renew_at = now + RENEW_EVERY_S
-        if standing is Standing.OK:
+        if standing is LeaseStatus.OK:
             run.disturbed_at = None
-        elif standing is Standing.CANCEL or run.confirmed:
+        elif standing is LeaseStatus.CANCEL or run.confirmed:
             run.disturbed_at = run.disturbed_at or now
-        run.confirmed = run.confirmed or standing is not Standing.LOST
+        run.confirmed = run.confirmed or standing is not LeaseStatus.LOST
         if run.confirmed and run.overdue_at is None:
             record = self._ledger.job(run.attempt.id)
             if record is not None:
@@ -320,7 +320,9 @@ class Watch(threading.Thread):
 
     def _registration(self, state: WorkerState, dropped: DroppedMessages | None = None) -> Call[str]:
         who = self._identity
-        return calls.worker(who.name, pool=who.pool, state=state, pod=who.pod, models=who.models, dropped=dropped)
+        return calls.register_worker(
+            who.name, pool=who.pool, state=state, pod=who.pod, models=who.models, dropped=dropped
+        )
 
     def _judge(self, now: float) -> None:
         """End the child where the job may not go on and the engine did not stop by itself."""

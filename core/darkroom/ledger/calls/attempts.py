@@ -20,7 +20,7 @@ SWEEP_AGE_MS = 5_000
 """A message that was pushed longer ago, and is not in the list, was taken and never claimed."""
 
 
-class Standing(StrEnum):
+class LeaseStatus(StrEnum):
     """How an attempt stands, as its worker is told when it renews or reports progress."""
 
     OK = "ok"
@@ -28,7 +28,7 @@ class Standing(StrEnum):
     LOST = "lost"
 
 
-class Ended(StrEnum):
+class AttemptEnd(StrEnum):
     """What became of the job when its worker ended the attempt. `LOST`: the token was stale and nothing changed."""
 
     COMPLETED = "completed"
@@ -38,7 +38,7 @@ class Ended(StrEnum):
     LOST = "lost"
 
 
-class Reason(StrEnum):
+class ReleaseReason(StrEnum):
     """Why a running job was given back. Only `WORKER_LOST` counts as an attempt."""
 
     DRAIN = "drain"
@@ -84,44 +84,50 @@ def claim(job_id: str, *, token: str, worker: str, lease_ms: int = LEASE_MS, now
     )
 
 
-def renew(job_id: str, *, token: str, lease_ms: int = LEASE_MS, now: int | None = None) -> Call[Standing]:
+def renew(job_id: str, *, token: str, lease_ms: int = LEASE_MS, now: int | None = None) -> Call[LeaseStatus]:
     """The attempt lives: its lease is prolonged from now."""
-    return make_call("renew", word(Standing), job=job_id, token=token, lease_ms=lease_ms, now=now)
+    return make_call("renew", word(LeaseStatus), job=job_id, token=token, lease_ms=lease_ms, now=now)
 
 
 def progress(
     job_id: str, *, token: str, op: int, step: int, steps: int, tell: bool, now: int | None = None
-) -> Call[Standing]:
+) -> Call[LeaseStatus]:
     """Step `step` of `steps` is done. `op` counts the calls of this attempt from 1; `tell` writes a log entry."""
     return make_call(
-        "progress", word(Standing), job=job_id, token=token, op=op, step=step, steps=steps, tell=int(tell), now=now
+        "progress", word(LeaseStatus), job=job_id, token=token, op=op, step=step, steps=steps, tell=int(tell), now=now
     )
 
 
-def finish(job_id: str, *, token: str, outcome: State, data: Mapping[str, Any], now: int | None = None) -> Call[Ended]:
+def finish(
+    job_id: str, *, token: str, outcome: State, data: Mapping[str, Any], now: int | None = None
+) -> Call[AttemptEnd]:
     """running → completed, failed or cancelled. `data` goes into the terminal log entry: the result, or `error`."""
-    return make_call("finish", word(Ended), job=job_id, token=token, outcome=outcome, data=compact_json(data), now=now)
+    return make_call(
+        "finish", word(AttemptEnd), job=job_id, token=token, outcome=outcome, data=compact_json(data), now=now
+    )
 
 
-def retry(job_id: str, *, token: str, error: Mapping[str, Any], delay_ms: int, now: int | None = None) -> Call[Ended]:
+def retry(
+    job_id: str, *, token: str, error: Mapping[str, Any], delay_ms: int, now: int | None = None
+) -> Call[AttemptEnd]:
     """running → pending in `delay_ms`; the attempt counts. `error` is `{"kind", "message"}`."""
     return make_call(
-        "retry", word(Ended), job=job_id, token=token, error=compact_json(error), delay_ms=delay_ms, now=now
+        "retry", word(AttemptEnd), job=job_id, token=token, error=compact_json(error), delay_ms=delay_ms, now=now
     )
 
 
 def release(
     job_id: str,
     *,
-    reason: Reason,
+    reason: ReleaseReason,
     detail: str,
     token: str | None = None,
     worker: str | None = None,
     now: int | None = None,
-) -> Call[Ended]:
+) -> Call[AttemptEnd]:
     """running → pending, at the head. Proven by the attempt's token or, for a worker that is gone, by its name."""
     return make_call(
-        "release", word(Ended), job=job_id, token=token, worker=worker, reason=reason, detail=detail, now=now
+        "release", word(AttemptEnd), job=job_id, token=token, worker=worker, reason=reason, detail=detail, now=now
     )
 
 
@@ -137,7 +143,7 @@ def sweep(pool: str, *, age_ms: int = SWEEP_AGE_MS, now: int | None = None) -> C
     return make_call("sweep", ids, pool=pool, age_ms=age_ms, now=now)
 
 
-def clock(*, clock_ms: int, now: int | None = None) -> Call[int]:
+def adjust_clock(*, clock_ms: int, now: int | None = None) -> Call[int]:
     """Once a tick: bring forward what waits for a time if Redis' clock was set back; answers by how much (ms).
 
     `clock_ms` is the time by the caller's own clock, for `darkroom doctor`.

@@ -10,7 +10,7 @@ CANARY_TTL_MS = 60_000
 """A canary that its sender forgot is forgotten by the ledger too; a worker that takes it later drops it."""
 
 
-def beat(outside: Epoch, *, acknowledge: bool = False, now: int | None = None) -> Call[LedgerEpoch]:
+def advance_epoch(outside: Epoch, *, acknowledge: bool = False, now: int | None = None) -> Call[LedgerEpoch]:
     """The ledger has one beat more than `outside`, the epoch in SQL, or as many as it has; with fewer it lost data, and
     a new epoch begins. `acknowledge`: a person has seen the loss.
     """

@@ -59,7 +59,7 @@ class Purged(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Forgotten(StrEnum):
+class Deleted(StrEnum):
     """Whether what Redis had of a deleted job is gone; a living one is not deleted."""
 
     GONE = "gone"
@@ -234,11 +234,11 @@ def cancel(job_id: str, *, tenant: str | None, now: int | None = None) -> Call[C
     return make_call("cancel", decode, job=job_id, tenant=tenant, now=now)
 
 
-def purge(job_id: str, *, tenant: str, now: int | None = None) -> Call[Purged]:
+def purge_dead_letter(job_id: str, *, tenant: str, now: int | None = None) -> Call[Purged]:
     """The dead letter is one no more, and no job is made of it."""
     return make_call("purge", word(Purged), job=job_id, tenant=tenant, now=now)
 
 
-def forget(job_id: str, *, tenant: str, now: int | None = None) -> Call[Forgotten]:
+def delete_job(job_id: str, *, tenant: str, now: int | None = None) -> Call[Deleted]:
     """The job was deleted: everything that Redis has of it goes, unless it lives."""
-    return make_call("forget", word(Forgotten), job=job_id, tenant=tenant, now=now)
+    return make_call("forget", word(Deleted), job=job_id, tenant=tenant, now=now)

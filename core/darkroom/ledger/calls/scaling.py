@@ -100,12 +100,12 @@ class Drained:
     pod: str
 
 
-def announce(pool: str, *, models: Sequence[str], owner: str | None = None, now: int | None = None) -> Call[str]:
+def announce_pool(pool: str, *, models: Sequence[str], owner: str | None = None, now: int | None = None) -> Call[str]:
     """The pool exists and serves `models`; none, where it is no more. `owner`: the operator that withdraws it again."""
     return make_call("announce", bytes.decode, pool=pool, models=",".join(models), owner=owner, now=now)
 
 
-def worker(
+def register_worker(
     name: str,
     *,
     pool: str,
@@ -173,7 +173,7 @@ def drain(
     return make_call("drain", decode, pool=pool, count=count, pods=listed, ttl_ms=ttl_ms, now=now)
 
 
-def record_decision(pool: str, *, at: int, entry: str, keep: int = DECISIONS_KEPT) -> Call[Recorded]:
+def append_decision(pool: str, *, at: int, entry: str, keep: int = DECISIONS_KEPT) -> Call[Recorded]:
     """One more entry of the pool's decision log: `scaling.Entry.encode`, of the decision that was made at `at` (ms).
 
     Idempotent under pool and time.

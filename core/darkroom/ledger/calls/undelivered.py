@@ -20,7 +20,7 @@ class Replayed(StrEnum):
     CHANGED = "changed"
 
 
-def keep(
+def store_undelivered(
     event_id: str,
     *,
     tenant: str,
@@ -55,6 +55,6 @@ def mark_replayed(event_id: str, *, last: int, now: int | None = None) -> Call[R
     return make_call("mark_replayed", word(Replayed), event=event_id, last=last, now=now)
 
 
-def discard(event_id: str, *, tenant: str, now: int | None = None) -> Call[str]:
+def delete_undelivered(event_id: str, *, tenant: str, now: int | None = None) -> Call[str]:
     """The undelivered event is kept no longer."""
     return make_call("discard", bytes.decode, event=event_id, tenant=tenant, now=now)

@@ -10,8 +10,8 @@ from darkroom.webhooks.subscriptions import (
     FAILING_LIMIT_MS,
     MAX_PER_TARGET,
     MAX_SUBSCRIPTIONS,
+    LeasedDelivery,
     SubscriptionState,
-    TakenDelivery,
     WebhookEvent,
     in_order,
     target_of,
@@ -36,7 +36,7 @@ class Subscribed(StrEnum):
     TARGET_FULL = "target_full"
 
 
-class Outcome(StrEnum):
+class DeliveryOutcome(StrEnum):
     """How a try to deliver ended. `GONE`: the receiver wants nothing more (410). `PUT_OFF`: there was no try."""
 
     DELIVERED = "delivered"
@@ -45,7 +45,7 @@ class Outcome(StrEnum):
     PUT_OFF = "put_off"
 
 
-class Settled(StrEnum):
+class AttemptResult(StrEnum):
     """What follows from a try. `DISABLED` and `ENDED` are said once, of the subscription. `LOST`: it was settled before
     or is somebody else's by now, and nothing changed.
     """
@@ -124,7 +124,7 @@ def unsubscribe(subscription_id: str, *, tenant: str, now: int | None = None) ->
     return make_call("unsubscribe", bool, subscription=subscription_id, tenant=tenant, now=now)
 
 
-def take_deliveries(
+def lease_deliveries(
     *,
     taker: str,
     call: str,
@@ -133,7 +133,7 @@ def take_deliveries(
     rate: int | None = None,
     lease_ms: int = DELIVERY_LEASE_MS,
     now: int | None = None,
-) -> Call[list[TakenDelivery]]:
+) -> Call[list[LeasedDelivery]]:
     """Up to `limit` deliveries that are due, at most `per_target` at a time of one target, leased to `taker`. `call`
     names this call, and is the token of what it takes. `rate`: so many a minute to a target that granted no rate.
     """
@@ -150,11 +150,11 @@ def take_deliveries(
     )
 
 
-def _taken(row: list[bytes], token: str) -> TakenDelivery:
+def _taken(row: list[bytes], token: str) -> LeasedDelivery:
     delivery, job, seq, event, recipient, tenant, url, target, number, attempt, generation, rotated, permitted = (
         value.decode() for value in row
     )
-    return TakenDelivery(
+    return LeasedDelivery(
         id=delivery,
         job_id=job,
         seq=int(seq),
@@ -172,23 +172,23 @@ def _taken(row: list[bytes], token: str) -> TakenDelivery:
     )
 
 
-def settle(
-    delivery: TakenDelivery,
+def record_attempt(
+    delivery: LeasedDelivery,
     *,
-    outcome: Outcome,
+    outcome: DeliveryOutcome,
     took_ms: int = 0,
     status: int | None = None,
     error: str | None = None,
     again_ms: int | None = None,
     pause_ms: int = 0,
     now: int | None = None,
-) -> Call[Settled]:
+) -> Call[AttemptResult]:
     """A try ended. `again_ms`: after how long it is tried again, unless it was delivered; None: it is given up.
     `pause_ms`: for so long nothing is posted to its target.
     """
     return make_call(
         "settle",
-        word(Settled),
+        word(AttemptResult),
         delivery=delivery.id,
         token=delivery.token,
         number=delivery.number,
@@ -203,7 +203,7 @@ def settle(
     )
 
 
-def permit(target: str, *, rate: int | None, now: int | None = None) -> Call[str]:
+def set_rate_limit(target: str, *, rate: int | None, now: int | None = None) -> Call[str]:
     """The target's receiver was asked for its consent, and granted `rate` requests a minute; None: it named none."""
     return make_call("permit", bytes.decode, target=target, rate=rate, now=now)
 
@@ -213,18 +213,18 @@ def redeliver(delivery_id: str, *, job_id: str, tenant: str, now: int | None = N
     return make_call("redeliver", word(Redelivered), delivery=delivery_id, job=job_id, tenant=tenant, now=now)
 
 
-def take_notices(
+def lease_notices(
     *, taker: str, call: str, limit: int, lease_ms: int = NOTICE_LEASE_MS, now: int | None = None
 ) -> Call[list[str]]:
     """Up to `limit` subscriptions that were disabled or ended, which the sink is to be told of. As `take_relays`."""
     return make_call("take", ids, kind="notice", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now)
 
 
-def defer_notice(subscription_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
+def reschedule_notice(subscription_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
     """The sink did not take the notice of this subscription: it is due again in `delay_ms`."""
     return make_call("defer", int, kind="notice", job=subscription_id, delay_ms=delay_ms, now=now)
 
 
-def noticed(subscription_id: str, *, changed: int, now: int | None = None) -> Call[bool]:
+def ack_notice(subscription_id: str, *, changed: int, now: int | None = None) -> Call[bool]:
     """The sink has taken the notice of the subscription's state as it was since `changed`. False: it is another now."""
     return make_call("noticed", bool, subscription=subscription_id, changed=changed, now=now)
