@@ -27,7 +27,7 @@ def test_every_file_that_the_architecture_names_is_there(repository: Path) -> No
 
 
 def test_every_script_is_in_the_transition_table(repository: Path) -> None:
-    scripts = {path.stem for path in (repository / "core/darkroom/ledger/lua").glob("*.lua")} - {"prelude"}
+    scripts = {path.stem for path in (repository / "core/darkroom/ledger/lua").glob("*/*.lua")}
     rows = [line.split("|")[1] for line in architecture(repository).splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert scripts <= named

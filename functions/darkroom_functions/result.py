@@ -1,10 +1,11 @@
 """result: takes in how jobs ended, and tells people, live.
 
 The courier posts each job's terminal CloudEvent, and those of its starts where a webhook asked for them, until this
-function has *applied* it (`lua/applied.lua`), which stores what is to be delivered to webhooks: to a Knative Broker,
-whose Trigger delivers it to `POST /`, or on one machine straight to `POST /events`. It may come many times and is
-applied once; the idempotency key is the job with the number of the entry in its log. A repeat is a success, and so is
-an event that nothing can be done about: only what may succeed later is answered so that it comes again.
+function has *applied* it (`lua/outbox/mark_applied.lua`), which stores what is to be delivered to webhooks: to a
+Knative Broker, whose Trigger delivers it to `POST /`, or on one machine straight to `POST /events`. It may come many
+times and is applied once; the idempotency key is the job with the number of the entry in its log. A repeat is a
+success, and so is an event that nothing can be done about: only what may succeed later is answered so that it comes
+again.
 
 People do not wait for that: sockets (`sockets.py`) and event streams (`sse.py`) follow the job logs themselves.
 """

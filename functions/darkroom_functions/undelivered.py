@@ -3,8 +3,8 @@
 It is what `delivery.deadLetterSink` of a Broker names. An event that could not be delivered comes to `POST /`, or on
 one machine to `POST /events/undelivered`, with Knative's words on why (`darkroom.ledger.undelivered`), and is kept in
 the ledger, up to a number and a size, beyond which the tenant and source with the most events loses its oldest
-(`lua/keep.lua`). The idempotency key is its source and id, within its tenant; a repeat is a success, and so Knative
-does not send it again.
+(`lua/undelivered/store_undelivered.lua`). The idempotency key is its source and id, within its tenant; a repeat is a
+success, and so Knative does not send it again.
 
 A replay posts it to K_SINK as it was sent first. Whoever took it already knows it by its id. What is shown of an event
 is never a secret (`redaction.py`); what is replayed is whole.

@@ -185,7 +185,7 @@ class Control:
 
     def _announce(self, name: str, models: Sequence[str]) -> None:
         before = ("pool", name)
-        self._unsaid = [call for call in self._unsaid if call.script != "announce" or call.args[:2] != before]
+        self._unsaid = [call for call in self._unsaid if call.script != "announce_pool" or call.args[:2] != before]
         self._unsaid.append(transitions.announce_pool(name, models=models, owner=self._owner))
         self.wake(name)
 

@@ -222,7 +222,7 @@ CALLS: Mapping[str, Maker] = {
     "observe": lambda jobs, job_id: calls.observe(POOL, now=jobs.now),
     "drain": lambda jobs, job_id: calls.drain(POOL, count=1, now=jobs.now),
     "decided": lambda jobs, job_id: calls.append_decision(POOL, at=jobs.now, entry="{}"),
-    "view": lambda jobs, job_id: Call("view", ("job", job_id), decode_view),
+    "view": lambda jobs, job_id: Call("read_job", ("job", job_id), decode_view),
     "inspect": lambda jobs, job_id: audit.inspect(job_id, now=jobs.now),
     "repair": lambda jobs, job_id: calls.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
     "canary": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, now=jobs.now),

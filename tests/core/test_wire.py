@@ -83,7 +83,7 @@ def test_a_redis_that_restarts_while_a_script_is_loaded_is_away(own_redis: Redis
             await self._redis.script_flush()
 
     async def act(client: redis.asyncio.Redis) -> None:
-        ledger, call = Forgetful(client, "any"), Call("view", ("job", "any"), lambda reply: reply)
+        ledger, call = Forgetful(client, "any"), Call("read_job", ("job", "any"), lambda reply: reply)
         with pytest.raises(LedgerUnavailable):
             await ledger.run(call)
         (answer,) = await ledger.run_each([call])

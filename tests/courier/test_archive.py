@@ -222,7 +222,7 @@ def test_a_job_whose_courier_was_killed_after_the_commit_is_there_once_and_finis
     start: Start, watched: Watched, redis_url: str
 ) -> None:
     """Killed exactly there: Redis never hears that the jobs are archived."""
-    archived_sha = hashlib.sha1(texts()["archived"], usedforsecurity=False).hexdigest()
+    archived_sha = hashlib.sha1(texts()["mark_archived"], usedforsecurity=False).hexdigest()
     proxy = HoldingProxy(urlsplit(redis_url).port or 0, until=archived_sha.encode())
     ended = [watched.jobs.completed() for _ in range(20)]
     with proxy.running():

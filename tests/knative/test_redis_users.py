@@ -55,15 +55,17 @@ def users(
 
 SCRIPTS = {
     "functions": (
-        "accept cancel applied forget purge subscribe unsubscribe rotate redeliver keep mark_replayed discard view"
+        "accept cancel mark_applied delete_job purge_dead_letter subscribe unsubscribe rotate_secret "
+        "redeliver store_undelivered mark_replayed delete_undelivered read_job"
     ),
     "courier": (
-        "clock reap sweep promote expire take defer archived deliver settle permit noticed forget observe view epoch"
+        "adjust_clock reap sweep promote expire lease_outbox reschedule mark_archived lease_deliveries "
+        "record_attempt set_rate_limit ack_notice delete_job observe read_job advance_epoch"
     ),
-    "operator": "announce drain decided reap release worker observe view",
-    "worker": "claim renew progress finish retry release cancel worker view",
+    "operator": "announce_pool drain append_decision reap release register_worker observe read_job",
+    "worker": "claim renew progress finish retry release cancel register_worker read_job",
     "flower": "",
-    "admin": "announce canary inspect inspect_delivery repair sweep view observe epoch",
+    "admin": "announce_pool canary inspect_job inspect_delivery repair sweep read_job observe advance_epoch",
 }
 """The scripts that each user runs (ARCHITECTURE.md, section 5)."""
 

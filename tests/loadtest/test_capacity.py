@@ -76,7 +76,7 @@ def test_each_worker_is_looked_at_in_every_tick_and_says_that_it_lives() -> None
 
 
 def test_the_model_reckons_with_the_times_of_the_ledger_and_the_worker(repository: Path) -> None:
-    prelude = (repository / "core" / "darkroom" / "lua" / "prelude.lua").read_text()
+    prelude = (repository / "core" / "darkroom" / "ledger" / "lua" / "prelude.lua").read_text()
     for name, hours in (("RECORD_TTL_MS", capacity.RECORD_KEPT_H), ("LOG_TTL_MS", capacity.LOG_KEPT_H)):
         (factors,) = re.findall(rf"^local {name} = ([\d *]+)$", prelude, re.MULTILINE)
         assert math.prod(int(factor) for factor in factors.split("*")) == 1000 * capacity.HOUR_S * hours

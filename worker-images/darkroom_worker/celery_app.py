@@ -114,7 +114,7 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
             **queues.transport_options(settings.namespace, settings.pool),
             **CONNECTION_OPTIONS,
             # What was taken is remembered in this process alone. kombu would also write it into `unacked`, and out of
-            # it: two more round trips a job, for a visibility timeout that recovers nothing here (`lua/sweep.lua` and
+            # it: two more round trips a job, for a visibility timeout that recovers nothing here (`sweep.lua` and
             # `reap.lua` do). And of a message that a full Redis refused to take in there, nothing would be left.
             "ack_emulation": False,
         },

@@ -85,12 +85,12 @@ REPAIRABLE = frozenset(
         Kind.DELIVERY_NO_RECORD,
     }
 )
-"""What `lua/repair.lua` puts right. A lost message and a lapsed lease are the courier's; the rest is for people."""
+"""What `repair.lua` repairs. A lost message and a lapsed lease are the courier's; the rest is for people."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """One job at one moment, as `lua/inspect.lua` read it. Times are milliseconds since the epoch.
+    """One job at one moment, as `lua/checks/inspect_job.lua` read it. Times are milliseconds since the epoch.
 
     `scores` are of the sets that it is in: of all pools (`OTHER_SETS`) and of the one that was looked in (`POOL_SETS`).
     `indexed`: its tenant's index has it. `untold`: starts of it are still to be told. `dead`: its attempts were used
@@ -172,7 +172,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class DeliveryLook:
-    """One delivery at one moment, as `lua/inspect_delivery.lua` read it. `state` is None where there is no record.
+    """One delivery at one moment, as `lua/checks/inspect_delivery.lua` read it. `state` is None where there is no
+    record.
 
     `is_due`: the target that was looked in has it among what is due to it; `is_known`: that target is among those that
     are looked at. `is_open_of_job`: its job counts it as open. `expires`: its record has a time to live.
@@ -225,7 +226,7 @@ def inspect(
     """
     named = {"job": job_id, "pool": pool, "letter_of": letter_of, "now": None if now is None else str(now)}
     args = [text for name, value in named.items() if value is not None for text in (name, value)]
-    return Call("inspect", tuple(args), partial(_decode, job_id))
+    return Call("inspect_job", tuple(args), partial(_decode, job_id))
 
 
 def inspect_delivery(delivery_id: str, *, target: str | None = None) -> Call[DeliveryLook]:
@@ -248,7 +249,7 @@ def _decode_delivery(delivery_id: str, reply: list[Any]) -> DeliveryLook:
 
 
 def _decode(job_id: str, reply: list[Any]) -> Look:
-    """The order of the reply is that of `lua/inspect.lua`."""
+    """The order of the reply is that of `lua/checks/inspect_job.lua`."""
     record, *in_sets, indexed, letter, busy, length, last, ttl, quiet, now = reply
     state, pool, tenant, seq, end_seq, applied, archived, worker, lease, pushed, end_data, untold, dead = (
         None if value is None else value.decode() for value in record

@@ -1,9 +1,9 @@
 """The auditor: reads all that the ledger holds, a slice at a time, and tells what is wrong with it (`darkroom audit`).
 
 It looks twice. Reading takes a while, and jobs move meanwhile: what seems wrong is a suspicion, and counts when it is
-still so two seconds later. Each look at a job is one short script (`lua/inspect.lua`), so it is of one moment; no
-reading holds Redis up. What is right and wrong is written in `audit.py`. With `repair` each finding goes to
-`lua/repair.lua`, one job at a time, where the record decides once more.
+still so two seconds later. Each look at a job is one short script (`lua/checks/inspect_job.lua`), so it is of one
+moment; no reading holds Redis up. What is right and wrong is written in `audit.py`. With `repair` each finding goes to
+`lua/checks/repair.lua`, one job at a time, where the record decides once more.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What the doctor looks at: Redis' own word, the ledger's sets, the workers, and whether these take messages.
 
 Everything is read, and nothing changed, but for canaries: messages that stand for no job and go through the queue of a
-pool with idle workers, as a job's would. A worker that takes one signs for it (`lua/claim.lua`) and drops it. As many
-are sent at once as workers are waited for, because Redis gives to whoever waits longest: each goes to another of those
-that consume. What is wrong with all this is for `doctor.py` to say.
+pool with idle workers, as a job's would. A worker that takes one signs for it (`lua/attempts/claim.lua`) and drops it.
+As many are sent at once as workers are waited for, because Redis gives to whoever waits longest: each goes to another
+of those that consume. What is wrong with all this is for `doctor.py` to say.
 
 Redis' CONFIG is never asked: managed servers refuse it.
 """
@@ -314,7 +314,9 @@ class Examination:
     # -- what is to be told and archived -------------------------------------------------------------------------------
 
     async def _overdue(self, name: str, kind: str) -> list[Overdue]:
-        """Of a set of ended jobs, those that ended too long ago; `kind` is what `lua/take.lua` calls the set."""
+        """Of a set of ended jobs, those that ended too long ago; `kind` is what `lua/outbox/lease_outbox.lua` calls the
+        set.
+        """
         found: list[Overdue] = []
         cursor = 0
         while True:

@@ -92,7 +92,7 @@ class Ledger:
 
     def job(self, job_id: str) -> JobRecord | None:
         """The record, of whatever tenant: a worker is one of darkroom's own parts."""
-        return self.run(Call("view", ("job", job_id), decode_view))
+        return self.run(Call("read_job", ("job", job_id), decode_view))
 
 
 class AsyncLedger:
@@ -144,7 +144,7 @@ class AsyncLedger:
     async def jobs(self, job_ids: Sequence[str], *, tenant: str | None) -> list[JobRecord | None]:
         """As `job`, for many in one round trip."""
         records: list[JobRecord | None] = []
-        for answer in await self.run_each([Call("view", ("job", job_id), decode_view) for job_id in job_ids]):
+        for answer in await self.run_each([Call("read_job", ("job", job_id), decode_view) for job_id in job_ids]):
             if isinstance(answer, DarkroomError):
                 raise answer
             records.append(None if answer is None or tenant not in {None, answer.tenant} else answer)
@@ -251,7 +251,7 @@ class AsyncLedger:
                     f"{self.namespace}:tenant:{tenant}", highest, "-", start=0, num=wanted
                 )
             ids = [item.decode() for item in raw]
-            records = await self.run_each([Call("view", ("job", job_id), decode_view) for job_id in ids])
+            records = await self.run_each([Call("read_job", ("job", job_id), decode_view) for job_id in ids])
             for job_id, record in zip(ids, records, strict=True):
                 if isinstance(record, DarkroomError):
                     raise record

@@ -1,8 +1,9 @@
 """Dead letters: jobs whose attempts are used up, kept with all that is known of them until somebody decides.
 
 A job comes here when its last attempt fails (`end_dead` in `lua/prelude.lua`); what its input or its deadline ended
-does not. It leaves when it is purged (`lua/purge.lua`), redriven, which makes a new job of it (`lua/accept.lua`), or
-deleted. Until then its record and its log have no time to live. The jobs function shows and moves what is read here.
+does not. It leaves when it is purged (`lua/jobs/purge_dead_letter.lua`), redriven, which makes a new job of it
+(`lua/jobs/accept.lua`), or deleted. Until then its record and its log have no time to live. The jobs function shows and
+moves what is read here.
 """
 
 from __future__ import annotations

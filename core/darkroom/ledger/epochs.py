@@ -1,8 +1,9 @@
 """Epochs: whether Redis went back in time, as after a restart that lost data, a failover or a restore.
 
-The courier counts beats, some each second, in the ledger and then in SQL (`lua/epoch.lua`, `history.py`). A ledger
-that has fewer beats than SQL lost what it wrote since: a new epoch begins, and the loss stays noted in the ledger until
-`darkroom audit --repair` acknowledges it. A ledger without a counter beside an empty database is a new installation.
+The courier counts beats, some each second, in the ledger and then in SQL (`lua/checks/advance_epoch.lua`,
+`history.py`). A ledger that has fewer beats than SQL lost what it wrote since: a new epoch begins, and the loss stays
+noted in the ledger until `darkroom audit --repair` acknowledges it. A ledger without a counter beside an empty database
+is a new installation.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class LedgerEpoch:
 
     @classmethod
     def decode(cls, reply: Sequence[bytes | None]) -> LedgerEpoch:
-        """From the five fields of its record, in the order of `lua/epoch.lua`."""
+        """From the five fields of its record, in the order of `lua/checks/advance_epoch.lua`."""
         number, beats, at, since, until = (int(value or 0) for value in reply)
         return cls(Epoch(number, beats, at), None if reply[4] is None else Loss(since, until))
 

@@ -13,10 +13,13 @@ from importlib import resources
 def texts() -> Mapping[str, bytes]:
     """The text of each script by its name, before it what it needs of the prelude."""
     folder = resources.files("darkroom.ledger") / "lua"
+    prelude = (folder / "prelude.lua").read_bytes()
     found = {
-        entry.name.removesuffix(".lua"): entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith(".lua")
+        entry.name.removesuffix(".lua"): entry.read_bytes()
+        for room in folder.iterdir()
+        if room.is_dir()
+        for entry in room.iterdir()
     }
-    prelude = found.pop("prelude")
     return {name: _needed(prelude, text) + text for name, text in found.items()}
 
 

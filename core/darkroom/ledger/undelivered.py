@@ -1,8 +1,8 @@
 """Undelivered events: CloudEvents that Knative gave up on, kept until somebody replays or discards them.
 
 A Broker that could not deliver an event sends it to the dead-letter function, with what went wrong in extensions of its
-own. Here these come off (`taken_apart`), the event is kept (`lua/keep.lua`), and read again. What is kept is the event
-as it was sent, whole: replayed, it is what the Broker had from its source.
+own. Here these come off (`taken_apart`), the event is kept (`lua/undelivered/store_undelivered.lua`), and read again.
+What is kept is the event as it was sent, whole: replayed, it is what the Broker had from its source.
 
 https://knative.dev/docs/eventing/event-delivery/#configuring-broker-event-delivery
 """

@@ -33,7 +33,7 @@ OVERTIME_MS = 3_600_000
 """How long after the day its jobs may still end. Some ways of scaling kill a long job over and over."""
 
 SMOOTHING = 0.1
-"""Of the measured service time, as the ledger smooths it (`lua/finish.lua`)."""
+"""Of the measured service time, as the ledger smooths it (`lua/attempts/finish.lua`)."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Webhooks: addresses of callers that are told how jobs go, and what was tried to tell them.
 
 A job may name one (`Webhook`), and a tenant may register others for all of its jobs (`Subscription`). When an event of
-a job is applied (`lua/applied.lua`), the ledger stores one `Delivery` for each address that asked for such events; the
-courier posts it (`darkroom_courier/deliveries.py`), again and again by a schedule, and each `Try` is kept. The
-functions submit and jobs take addresses in and show what became of them.
+a job is applied (`lua/outbox/mark_applied.lua`), the ledger stores one `Delivery` for each address that asked for such
+events; the courier posts it (`darkroom_courier/deliveries.py`), again and again by a schedule, and each `Try` is kept.
+The functions submit and jobs take addresses in and show what became of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from darkroom.jobs import JOB_ID_PATTERN, JobEvent, is_job_id, new_job_id
 SUBSCRIPTION_PREFIX = "sub_"
 
 MAX_SUBSCRIPTIONS = 100
-"""Subscriptions of one tenant: `lua/applied.lua` looks at all of them for each event."""
+"""Subscriptions of one tenant: `lua/outbox/mark_applied.lua` looks at all of them for each event."""
 
 MAX_PER_TARGET = 10
 """Of these to one origin: each event of a job is posted there as often."""

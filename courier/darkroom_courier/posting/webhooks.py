@@ -1,9 +1,10 @@
 """Deliveries: from the ledger's due deliveries to the webhooks of callers.
 
-It takes what is due, so many of one target at a time (`lua/deliver.lua`), and posts each event in structured mode,
-signed (`darkroom/signatures.py`), through the guard (`darkroom/guarded_client.py`). The event is made at each try, of
-the job's record or, when Redis has it no more, of the history: nothing but its number is stored. What came of the try
-goes to the ledger (`lua/settle.lua`), which decides what becomes of the delivery and its subscription.
+It takes what is due, so many of one target at a time (`lua/webhooks/lease_deliveries.lua`), and posts each event in
+structured mode, signed (`darkroom/signatures.py`), through the guard (`darkroom/guarded_client.py`). The event is made
+at each try, of the job's record or, when Redis has it no more, of the history: nothing but its number is stored. What
+came of the try goes to the ledger (`lua/webhooks/record_attempt.lua`), which decides what becomes of the delivery and
+its subscription.
 
 An event is delivered at least once, by any number of couriers: a courier that is killed between a post and its
 settlement leaves a delivery that another one makes again, with the same `webhook-id`, by which receivers tell repeats.

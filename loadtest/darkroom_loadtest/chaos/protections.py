@@ -46,7 +46,7 @@ def remove_from_courier(protection: Protection) -> None:
     from darkroom.ledger.calls import Call
     from darkroom_courier.upkeep import Upkeep
 
-    nothing: Call[list[str]] = Call("view", ("job", ""), lambda _reply: [])
+    nothing: Call[list[str]] = Call("read_job", ("job", ""), lambda _reply: [])
     if protection is Protection.REAPER:
         Upkeep._reap = lambda self, pool: nothing  # type: ignore[method-assign]
     elif protection is Protection.SWEEP:

@@ -10,7 +10,7 @@ only `celery_app.py` names these classes, to Celery.
   `message_dropped` is sent. Its content is neither logged nor kept: it may hold a prompt.
 - When a connection is lost, kombu tries to put the messages that were not acknowledged back over that connection, and
   writes those that it cannot put back into a file in the temporary folder. Here neither is done: the ledger pushes a
-  message again whose job was not claimed (`lua/sweep.lua`), and a running job does not need its message.
+  message again whose job was not claimed (`lua/attempts/sweep.lua`), and a running job does not need its message.
 """
 
 from __future__ import annotations

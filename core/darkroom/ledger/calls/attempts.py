@@ -148,4 +148,4 @@ def adjust_clock(*, clock_ms: int, now: int | None = None) -> Call[int]:
 
     `clock_ms` is the time by the caller's own clock, for `darkroom doctor`.
     """
-    return make_call("clock", int, clock=clock_ms, now=now)
+    return make_call("adjust_clock", int, clock=clock_ms, now=now)

@@ -15,7 +15,7 @@ def advance_epoch(outside: Epoch, *, acknowledge: bool = False, now: int | None 
     a new epoch begins. `acknowledge`: a person has seen the loss.
     """
     known = {"epoch": outside.number, "beats": outside.beats, "at": outside.at}
-    return make_call("epoch", LedgerEpoch.decode, **known, acknowledge="1" if acknowledge else None, now=now)
+    return make_call("advance_epoch", LedgerEpoch.decode, **known, acknowledge="1" if acknowledge else None, now=now)
 
 
 def repair(

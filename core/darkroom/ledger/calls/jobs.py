@@ -236,9 +236,9 @@ def cancel(job_id: str, *, tenant: str | None, now: int | None = None) -> Call[C
 
 def purge_dead_letter(job_id: str, *, tenant: str, now: int | None = None) -> Call[Purged]:
     """The dead letter is one no more, and no job is made of it."""
-    return make_call("purge", word(Purged), job=job_id, tenant=tenant, now=now)
+    return make_call("purge_dead_letter", word(Purged), job=job_id, tenant=tenant, now=now)
 
 
 def delete_job(job_id: str, *, tenant: str, now: int | None = None) -> Call[Deleted]:
     """The job was deleted: everything that Redis has of it goes, unless it lives."""
-    return make_call("forget", word(Deleted), job=job_id, tenant=tenant, now=now)
+    return make_call("delete_job", word(Deleted), job=job_id, tenant=tenant, now=now)

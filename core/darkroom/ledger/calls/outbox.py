@@ -35,33 +35,35 @@ def mark_applied(job_id: str, *, seq: int, now: int | None = None) -> Call[Appli
     """The event of the job that is entry `seq` of its log has been taken in: its end or, where somebody asked for that,
     its start.
     """
-    return make_call("applied", word(Applied), job=job_id, seq=seq, v=RECORD_VERSION, now=now)
+    return make_call("mark_applied", word(Applied), job=job_id, seq=seq, v=RECORD_VERSION, now=now)
 
 
 def mark_archived(job_id: str, *, seq: int, now: int | None = None) -> Call[Archived]:
     """The ended job, whose terminal event is entry `seq` of its log, has been committed to the history."""
-    return make_call("archived", word(Archived), job=job_id, seq=seq, now=now)
+    return make_call("mark_archived", word(Archived), job=job_id, seq=seq, now=now)
 
 
 def lease_relays(
     *, taker: str, call: str, limit: int, lease_ms: int = RELAY_LEASE_MS, now: int | None = None
 ) -> Call[list[str]]:
     """Up to `limit` jobs that have events to be posted, leased to `taker`. `call` names this call."""
-    return make_call("take", ids, kind="relay", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now)
+    return make_call("lease_outbox", ids, kind="relay", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now)
 
 
 def reschedule_relay(job_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
     """The sink did not take this job's event: it is due again in `delay_ms`."""
-    return make_call("defer", int, kind="relay", job=job_id, delay_ms=delay_ms, now=now)
+    return make_call("reschedule", int, kind="relay", job=job_id, delay_ms=delay_ms, now=now)
 
 
 def lease_history(
     *, taker: str, call: str, limit: int, lease_ms: int = HISTORY_LEASE_MS, now: int | None = None
 ) -> Call[list[str]]:
     """Up to `limit` ended jobs that are to be written to the history, leased to `taker`. `call` names this call."""
-    return make_call("take", ids, kind="history", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now)
+    return make_call(
+        "lease_outbox", ids, kind="history", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now
+    )
 
 
 def reschedule_history(job_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
     """The history did not take this job: it is due again in `delay_ms`."""
-    return make_call("defer", int, kind="history", job=job_id, delay_ms=delay_ms, now=now)
+    return make_call("reschedule", int, kind="history", job=job_id, delay_ms=delay_ms, now=now)

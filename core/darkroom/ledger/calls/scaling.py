@@ -102,7 +102,7 @@ class Drained:
 
 def announce_pool(pool: str, *, models: Sequence[str], owner: str | None = None, now: int | None = None) -> Call[str]:
     """The pool exists and serves `models`; none, where it is no more. `owner`: the operator that withdraws it again."""
-    return make_call("announce", bytes.decode, pool=pool, models=",".join(models), owner=owner, now=now)
+    return make_call("announce_pool", bytes.decode, pool=pool, models=",".join(models), owner=owner, now=now)
 
 
 def register_worker(
@@ -118,7 +118,7 @@ def register_worker(
 ) -> Call[str]:
     """A worker's heartbeat: what it is now, and the foreign messages that it dropped since its last report of them."""
     return make_call(
-        "worker",
+        "register_worker",
         bytes.decode,
         worker=name,
         pool=pool,
@@ -179,5 +179,5 @@ def append_decision(pool: str, *, at: int, entry: str, keep: int = DECISIONS_KEP
     Idempotent under pool and time.
     """
     return make_call(
-        "decided", word(Recorded), pool=pool, at=at, entry=entry, keep=keep, ttl_ms=DECISIONS_TTL_MS, now=None
+        "append_decision", word(Recorded), pool=pool, at=at, entry=entry, keep=keep, ttl_ms=DECISIONS_TTL_MS, now=None
     )

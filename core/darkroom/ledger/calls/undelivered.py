@@ -7,7 +7,9 @@ from enum import StrEnum
 from darkroom.ledger.calls.call import Call, make_call, word
 
 MAX_UNDELIVERED = 10_000
-"""CloudEvents that Knative gave up on, of all tenants; beyond it the largest group loses its oldest (`keep.lua`)."""
+"""CloudEvents that Knative gave up on, of all tenants; beyond it the largest group loses its oldest
+(`store_undelivered.lua`).
+"""
 
 MAX_UNDELIVERED_BYTES = 64 * 1024 * 1024
 """And so many bytes of them: 6 KB each, where there are as many as there may be. Memory is for jobs."""
@@ -36,7 +38,7 @@ def store_undelivered(
     """
     size = sum(len(text.encode()) for text in (attributes, data or "", failure))
     return make_call(
-        "keep",
+        "store_undelivered",
         int,
         event=event_id,
         tenant=tenant,
@@ -57,4 +59,4 @@ def mark_replayed(event_id: str, *, last: int, now: int | None = None) -> Call[R
 
 def delete_undelivered(event_id: str, *, tenant: str, now: int | None = None) -> Call[str]:
     """The undelivered event is kept no longer."""
-    return make_call("discard", bytes.decode, event=event_id, tenant=tenant, now=now)
+    return make_call("delete_undelivered", bytes.decode, event=event_id, tenant=tenant, now=now)

@@ -110,7 +110,7 @@ def rotate_secret(subscription_id: str, *, tenant: str, generation: int, now: in
     + 1, or what it was already where another rotation came first; None for a subscription that the tenant has not.
     """
     return make_call(
-        "rotate",
+        "rotate_secret",
         lambda reply: int(reply) or None,
         subscription=subscription_id,
         tenant=tenant,
@@ -138,7 +138,7 @@ def lease_deliveries(
     names this call, and is the token of what it takes. `rate`: so many a minute to a target that granted no rate.
     """
     return make_call(
-        "deliver",
+        "lease_deliveries",
         lambda reply: [_taken(row, call) for row in reply],
         taker=taker,
         call=call,
@@ -187,7 +187,7 @@ def record_attempt(
     `pause_ms`: for so long nothing is posted to its target.
     """
     return make_call(
-        "settle",
+        "record_attempt",
         word(AttemptResult),
         delivery=delivery.id,
         token=delivery.token,
@@ -205,7 +205,7 @@ def record_attempt(
 
 def set_rate_limit(target: str, *, rate: int | None, now: int | None = None) -> Call[str]:
     """The target's receiver was asked for its consent, and granted `rate` requests a minute; None: it named none."""
-    return make_call("permit", bytes.decode, target=target, rate=rate, now=now)
+    return make_call("set_rate_limit", bytes.decode, target=target, rate=rate, now=now)
 
 
 def redeliver(delivery_id: str, *, job_id: str, tenant: str, now: int | None = None) -> Call[Redelivered]:
@@ -217,14 +217,16 @@ def lease_notices(
     *, taker: str, call: str, limit: int, lease_ms: int = NOTICE_LEASE_MS, now: int | None = None
 ) -> Call[list[str]]:
     """Up to `limit` subscriptions that were disabled or ended, which the sink is to be told of. As `take_relays`."""
-    return make_call("take", ids, kind="notice", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now)
+    return make_call(
+        "lease_outbox", ids, kind="notice", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now
+    )
 
 
 def reschedule_notice(subscription_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
     """The sink did not take the notice of this subscription: it is due again in `delay_ms`."""
-    return make_call("defer", int, kind="notice", job=subscription_id, delay_ms=delay_ms, now=now)
+    return make_call("reschedule", int, kind="notice", job=subscription_id, delay_ms=delay_ms, now=now)
 
 
 def ack_notice(subscription_id: str, *, changed: int, now: int | None = None) -> Call[bool]:
     """The sink has taken the notice of the subscription's state as it was since `changed`. False: it is another now."""
-    return make_call("noticed", bool, subscription=subscription_id, changed=changed, now=now)
+    return make_call("ack_notice", bool, subscription=subscription_id, changed=changed, now=now)

@@ -1,6 +1,6 @@
 -- applied: the result function has taken in an event of the job: its end or, where somebody asked for that, a start. For
 -- each address that asked for such events a delivery is stored: the job's own, and the subscriptions of its tenant. When
--- nothing is left to be told the outbox entry goes. Once the history has the job too (`archived.lua`), its time to live
+-- nothing is left to be told the outbox entry goes. Once the history has the job too (`mark_archived.lua`), its time to live
 -- starts; that of a dead letter when it is purged or redriven. Answers `applied` the first time, `repeated` later,
 -- `unknown` for a job or event that never was, and `newer` where the record is of a later version than `v`, which is the
 -- latest that the caller knows: it could pass over a webhook. An event that a later one of the job has overtaken (a Broker

@@ -76,7 +76,7 @@ end
 local answer = follow()
 redis.call('HSET', key, 'settled_token', a.token, 'settled_answer', answer)
 if redis.call('HDEL', key, 'followed') == 1 then
-  -- Later events of the job waited for this try (`deliver.lua`).
+  -- Later events of the job waited for this try (`lease_deliveries.lua`).
   local seq, recipient = delivery_parts(a.delivery)
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', deliveries_of_key(rec[7]), 1, 1)) do
     local its_seq, its_recipient = delivery_parts(other)

@@ -1,5 +1,5 @@
 -- archived: the courier has committed the ended job to the history database: the history entry goes, and the record's
--- input if it is large. Once the job's event is applied too (`applied.lua`), its time to live starts; that of a dead letter when it is purged or redriven. Answers
+-- input if it is large. Once the job's event is applied too (`mark_applied.lua`), its time to live starts; that of a dead letter when it is purged or redriven. Answers
 -- `archived` the first time, `repeated` later, `unknown` for a job or end that is not there (any more).
 may_always_run()
 local key = job_key(a.job)
