@@ -1,1 +1,1 @@
-"""What all parts of darkroom agree on: jobs, events, models, queues, the ledger, settings, errors, logs."""
+"""What all parts share: jobs, settings, errors, logs, and a package for each further subject."""

@@ -1,1 +1,1 @@
-"""The courier carries what the ledger has to tell outside, and keeps time for it."""
+"""The courier: publishes events, delivers webhooks, archives jobs, and runs the ledger's timers."""

@@ -1,1 +1,1 @@
-"""The Knative functions: submit, jobs, result. `serve.py` runs them; each function's own file says what reaches it."""
+"""The Knative functions: submit, jobs, result and dead_letter. `serve.py` runs them."""

@@ -1,1 +1,1 @@
-"""Baselines: what darkroom is held against, each as short as it can honestly be."""
+"""Baselines: what darkroom is measured against, each as short as possible."""

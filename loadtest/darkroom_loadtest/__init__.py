@@ -1,1 +1,1 @@
-"""Benchmarks: each starts what it measures, beside a baseline under the same settings, and says what it saw."""
+"""Benchmarks, load tests and fault injection, each beside a baseline under the same settings."""

@@ -1,1 +1,1 @@
-"""The operator: worker pools with as many workers as their jobs need, and never one less under a busy one."""
+"""The kopf operator: scales worker pools on queue depth, without a replica fewer under a busy worker."""

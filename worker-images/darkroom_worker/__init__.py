@@ -1,1 +1,1 @@
-"""The worker: takes a pool's jobs from the queue broker and develops them with an engine."""
+"""The GPU worker: a Celery parent that claims a pool's jobs, and a child that runs them with an engine."""

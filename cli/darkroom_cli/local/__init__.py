@@ -1,1 +1,1 @@
-"""local."""
+"""`darkroom up`: all parts of darkroom as processes of one machine."""

@@ -1,1 +1,1 @@
-"""terminal."""
+"""What commands write: lines and JSON, progress bars, picture files."""

@@ -1,1 +1,1 @@
-"""catalogue."""
+"""The models that jobs can name: one TOML file each, its parameters, and their validation."""

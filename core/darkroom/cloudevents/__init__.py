@@ -1,1 +1,1 @@
-"""cloudevents."""
+"""CloudEvents 1.0: the event, its attributes, its HTTP bindings, and strict JSON."""

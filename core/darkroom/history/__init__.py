@@ -1,1 +1,1 @@
-"""history."""
+"""The history: finished jobs in SQL, their tombstones, and the lookup that spans ledger and history."""

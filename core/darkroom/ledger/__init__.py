@@ -1,1 +1,1 @@
-"""ledger."""
+"""The ledger: every job, in Redis. Start with `client.py`; `calls/` has the transitions, `lua/` their rules."""

@@ -1,1 +1,1 @@
-"""scaling."""
+"""Scaling decisions as pure functions, and the simulation that replays them."""

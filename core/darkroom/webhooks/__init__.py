@@ -1,1 +1,1 @@
-"""webhooks."""
+"""Webhooks: subscriptions, the guard against foreign addresses, the HTTP client behind it, signatures."""

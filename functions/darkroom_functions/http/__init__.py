@@ -1,1 +1,1 @@
-"""http."""
+"""HTTP around the functions: routes, bodies, responses, conditional requests, OpenAPI, probes, metrics."""

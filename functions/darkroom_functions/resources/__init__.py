@@ -1,1 +1,1 @@
-"""resources."""
+"""The resources of the API: how each is read, changed and shown."""

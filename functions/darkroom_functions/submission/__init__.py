@@ -1,1 +1,1 @@
-"""submission."""
+"""From a request to an accepted job: parsing, validation, webhooks, and batched accepts."""

@@ -1,1 +1,1 @@
-"""policy."""
+"""`make bench-policy`: scaling policies compared on simulated days."""

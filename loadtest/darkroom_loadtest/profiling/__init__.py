@@ -1,1 +1,1 @@
-"""profiling."""
+"""Flame graphs of submissions and workers, and the capacity model."""

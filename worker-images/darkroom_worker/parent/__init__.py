@@ -1,1 +1,1 @@
-"""parent."""
+"""The parent process: Celery's consumer, the lease of the running attempt, drain, probes."""
