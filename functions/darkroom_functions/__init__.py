@@ -1,1 +1,1 @@
-"""The Knative functions: submit, jobs, result and dead_letter. `serve.py` runs them."""
+"""The Knative functions: submit, jobs, result and undelivered. `serve.py` runs them."""

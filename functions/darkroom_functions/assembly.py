@@ -37,7 +37,7 @@ from darkroom_functions.http import probes, responses, routes
 from darkroom_functions.http.metrics import FunctionMetrics, Metrics
 from darkroom_functions.http.semantics import Validators
 
-FUNCTIONS = ("submit", "jobs", "result", "dead_letter")
+FUNCTIONS = ("submit", "jobs", "result", "undelivered")
 """The functions there are; each is the file of its name in this folder."""
 
 CLIENT_CLOSED = 499

@@ -1,4 +1,4 @@
-"""The process of a function: `python -m darkroom_functions.serve submit|jobs|result|dead_letter|all`.
+"""The process of a function: `python -m darkroom_functions.serve submit|jobs|result|undelivered|all`.
 
 In a cluster each function is a Knative Service of its own; on one machine `darkroom up` starts `all`, behind one
 port. SIGTERM and SIGINT end it after the requests that are under way, with status 0; a setting that cannot be used

@@ -121,8 +121,8 @@ class ResultSettings(LedgerSettings, HistorySettings, LinkSettings, BodySettings
     that Redis' pub/sub lost."""
 
 
-class DeadLetterSettings(LedgerSettings, BodySettings):
-    """What dead_letter needs."""
+class UndeliveredSettings(LedgerSettings, BodySettings):
+    """Settings of the function `undelivered`."""
 
     sink: SinkUrl | None = Field(default=None, validation_alias="K_SINK")
     """Where undelivered events are posted again: the Broker that gave up on them. Without it nothing is replayed."""

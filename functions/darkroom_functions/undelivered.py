@@ -1,4 +1,4 @@
-"""dead_letter: takes in the events that Knative gave up on, shows them, and posts them to the sink again.
+"""undelivered: takes in the events that Knative gave up on, shows them, and posts them to the sink again.
 
 It is what `delivery.deadLetterSink` of a Broker names. An event that could not be delivered comes to `POST /`, or on
 one machine to `POST /events/undelivered`, with Knative's words on why (`darkroom.ledger.undelivered`), and is kept in
@@ -23,11 +23,11 @@ from darkroom import logs, traces
 from darkroom.cloudevents.event import Event
 from darkroom.cloudevents.http import STRUCTURED_TYPE, Mode, parse_http
 from darkroom.errors import DarkroomError, FieldError, NotFound, SinkUnavailable, UnsupportedMediaType
-from darkroom.ledger import calls, undelivered
+from darkroom.ledger import calls
 from darkroom.ledger.calls import Replayed
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
-from darkroom.ledger.undelivered import Undelivered, UndeliveredEvents
+from darkroom.ledger.undelivered import Undelivered, UndeliveredEvents, id_of, is_undelivered_id, keep, taken_apart
 from darkroom.settings import load
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -40,7 +40,7 @@ from darkroom_functions.http.probes import patience
 from darkroom_functions.http.responses import answer, problem
 from darkroom_functions.resources import listing, views
 from darkroom_functions.resources.redaction import redacted
-from darkroom_functions.settings import DeadLetterSettings
+from darkroom_functions.settings import UndeliveredSettings
 from darkroom_functions.tenants import tenant_of
 
 DOORS = ("/", routes.UNDELIVERED_SINK)
@@ -58,7 +58,7 @@ _log = logs.logger(__name__)
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Everything that outlives one request."""
-    settings = load(DeadLetterSettings)
+    settings = load(UndeliveredSettings)
     client = connect_async(settings.redis_url.get_secret_value())
     app.state.ledger = AsyncLedger(client, settings.namespace)
     async with httpx.AsyncClient(timeout=settings.replay_timeout_s, trust_env=False) as posting:
@@ -70,7 +70,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 @functions_framework.aio.http
-async def dead_letter(request: Request) -> Response:
+async def undelivered(request: Request) -> Response:
     """An event at one of the doors, and everything that `paths.OPERATIONS` gives to this function."""
     shelf: Shelf = request.app.state.shelf
     path = request.scope["path"]
@@ -99,7 +99,7 @@ class Shelf:
     ledger: AsyncLedger
     events: UndeliveredEvents
     posting: httpx.AsyncClient
-    settings: DeadLetterSettings
+    settings: UndeliveredSettings
 
     async def keep(self, request: Request) -> Response:
         """Answers 204 with nothing in it: an event in the answer would go into the Broker."""
@@ -108,13 +108,13 @@ class Shelf:
         if parsed.mode is Mode.BATCH or not isinstance(event, Event):
             detail = f"must be {STRUCTURED_TYPE}, or that of the data in binary mode: no batch is read here"
             raise UnsupportedMediaType(f"Content-Type {detail}", fields=[FieldError("content-type", detail)])
-        sent, failure = undelivered.taken_apart(event)
+        sent, failure = taken_apart(event)
         tenant = _tenant_named_by(sent)
         async with patience():
-            displaced = await self.ledger.run(undelivered.keep(sent, failure, tenant=tenant))
+            displaced = await self.ledger.run(keep(sent, failure, tenant=tenant))
         _log.warning(
             "undelivered",
-            id=undelivered.id_of(sent, tenant=tenant),
+            id=id_of(sent, tenant=tenant),
             tenant=tenant,
             event_id=sent.id,
             type=sent.type,
@@ -182,7 +182,7 @@ class Shelf:
 
 
 def _checked(event_id: str) -> str:
-    if not undelivered.is_undelivered_id(event_id):
+    if not is_undelivered_id(event_id):
         raise NotFound("there is no such undelivered event: the list has their ids")
     return event_id
 

@@ -130,7 +130,7 @@ def test_every_missing_setting_is_named(tmp_path: Path) -> None:
 def test_the_process_says_what_it_can_be_asked_to_serve(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     ended = serve(*arguments, environment=told(tmp_path))
     assert ended.returncode == 2
-    assert "submit|jobs|result|dead_letter|all" in ended.stderr
+    assert "submit|jobs|result|undelivered|all" in ended.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -159,7 +159,7 @@ def test_a_function_alone_answers_for_itself_only(redis_url: str, namespace: str
         assert slug(response) == "not-found"
 
 
-@pytest.mark.parametrize("name", ["submit", "jobs", "result", "dead_letter", "all"])
+@pytest.mark.parametrize("name", ["submit", "jobs", "result", "undelivered", "all"])
 def test_a_process_is_healthy_at_once_and_ready_once_redis_was_there(
     own_redis: RedisServer, namespace: str, tmp_path: Path, name: str
 ) -> None:

@@ -129,7 +129,7 @@ def test_large_events_of_one_source_leave_those_of_others_in_place(api: Api) -> 
 def test_in_a_cluster_the_function_takes_them_at_its_own_address(
     redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
-    function = Functions("dead_letter", environment=environment(redis_url, namespace), log=tmp_path / "log")
+    function = Functions("undelivered", environment=environment(redis_url, namespace), log=tmp_path / "log")
     function.start()
     try:
         assert give_up(function.url, event()).status_code == 204
@@ -195,7 +195,7 @@ def test_a_body_above_the_limit_is_413(api: Api) -> None:
 def test_while_redis_is_away_the_event_is_asked_for_again(
     own_redis: RedisServer, namespace: str, tmp_path: Path
 ) -> None:
-    function = Functions("dead_letter", environment=environment(own_redis.url, namespace), log=tmp_path / "log")
+    function = Functions("undelivered", environment=environment(own_redis.url, namespace), log=tmp_path / "log")
     function.start()
     try:
         own_redis.stop()

@@ -24,7 +24,7 @@ from tests.parts import scratch
 from tests.ports import free_port
 from tests.waiting import eventually
 
-FUNCTIONS = ("SUBMIT", "JOBS", "RESULT", "DEAD_LETTER")
+FUNCTIONS = ("SUBMIT", "JOBS", "RESULT", "UNDELIVERED")
 STOP_DEADLINE_S = 90
 
 

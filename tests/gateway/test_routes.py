@@ -142,7 +142,7 @@ def test_a_door_for_the_inside_is_not_there(path: str, client: httpx.Client) -> 
 
 
 def test_without_an_address_of_dead_letter_nothing_shows_undelivered_events(staged: Staged, tmp_path: Path) -> None:
-    places = {name: each.place for name, each in staged.functions.items() if name != "DEAD_LETTER"}
+    places = {name: each.place for name, each in staged.functions.items() if name != "UNDELIVERED"}
     with running(tmp_path / "gateway", places) as gateway:
         for path in (routes.UNDELIVERED, f"{routes.UNDELIVERED}/1/replay"):
             assert problem(httpx.get(gateway.url + path, trust_env=False))["status"] == 404

@@ -27,7 +27,7 @@ PLACES = {
     "submit": SERVING,
     "jobs": SERVING,
     "result": SERVING,
-    "dead-letter": SERVING,
+    "undelivered": SERVING,
     "courier": "apps/v1",
     "flower": "apps/v1",
     "gateway": "apps/v1",

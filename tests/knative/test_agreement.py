@@ -21,11 +21,11 @@ from darkroom_cli.environments import environment as named_environment
 from darkroom_courier.settings import CourierSettings
 from darkroom_functions import assembly
 from darkroom_functions.settings import (
-    DeadLetterSettings,
     JobsSettings,
     ResultSettings,
     ServeSettings,
     SubmitSettings,
+    UndeliveredSettings,
 )
 from darkroom_operator import pools
 from darkroom_operator.settings import OperatorSettings
@@ -51,7 +51,7 @@ FUNCTIONS: dict[str, tuple[type[Settings], ...]] = {
     "submit": (SubmitSettings, ServeSettings),
     "jobs": (JobsSettings, ServeSettings),
     "result": (ResultSettings, ServeSettings),
-    "dead-letter": (DeadLetterSettings, ServeSettings),
+    "undelivered": (UndeliveredSettings, ServeSettings),
 }
 
 GIVEN = {"PORT", "K_SINK", "K_CE_OVERRIDES", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S", "DARKROOM_PROBE_PORT"}
@@ -336,4 +336,4 @@ def test_redis_is_open_to_the_pods_that_need_it_by_their_labels(rendered: Render
         for value in expression["values"]
     }
     assert label in named
-    assert {"courier", "darkroom-operator", "flower", "submit", "jobs", "result", "dead-letter"} <= named
+    assert {"courier", "darkroom-operator", "flower", "submit", "jobs", "result", "undelivered"} <= named

@@ -193,7 +193,7 @@ def test_prometheus_reads_its_configuration(promtool: Path, tmp_path: Path) -> N
 def test_prometheus_is_told_of_each_pod_that_serves_metrics(overlay: str, rendered: dict[str, list[Object]]) -> None:
     objects = rendered[overlay]
     functions = [
-        find(objects, "Service", name, version=SERVING) for name in ("submit", "jobs", "result", "dead-letter")
+        find(objects, "Service", name, version=SERVING) for name in ("submit", "jobs", "result", "undelivered")
     ]
     for workload in (
         *functions,

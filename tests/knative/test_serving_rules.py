@@ -45,7 +45,7 @@ def _spoilt(rendered: dict[str, list[Object]], rule: str) -> Object:
 def test_serving_refuses_nothing_of_ours(overlay: str, rendered: dict[str, list[Object]]) -> None:
     services = [*of_kind(rendered[overlay], "Service", version=SERVING)]
     services += of_kind(sample("subscription"), "Service", version=SERVING)
-    assert {each["metadata"]["name"] for each in services} == {"submit", "jobs", "result", "dead-letter", "printer"}
+    assert {each["metadata"]["name"] for each in services} == {"submit", "jobs", "result", "undelivered", "printer"}
     assert {each["metadata"]["name"]: refusals(each) for each in services if refusals(each)} == {}
 
 

@@ -44,7 +44,7 @@ FLOWER_PATHS = (
 )
 """What Flower serves only with its password. Its `/healthcheck`, which the probes ask for, needs none."""
 
-PLACES = ("submit", "jobs", "result", "dead-letter", "courier", "flower")
+PLACES = ("submit", "jobs", "result", "undelivered", "courier", "flower")
 
 
 class Started:
@@ -242,7 +242,7 @@ def test_what_subscribers_answer_is_empty_or_an_event(users: Users, rendered: Re
             _event("dev.darkroom.job.failed", **{**told, "subject": new_job_id(1), "sequence": f"{3:020}"}),
             _event("dev.darkroom.subscription.disabled", **told),
         ],
-        "dead-letter": [_event("dev.somebody.else", knativeerrorcode="500")],
+        "undelivered": [_event("dev.somebody.else", knativeerrorcode="500")],
     }
     assert sent.keys() == _subscribers(rendered["k3d"])
     for name, events in sent.items():

@@ -54,7 +54,7 @@ def replaced(before: list[Object], after: list[Object]) -> set[tuple[str, str]]:
     return {name for name in old if old[name]["spec"]["template"] != new[name]["spec"]["template"]}
 
 
-FUNCTIONS = {("Service", name) for name in ("submit", "jobs", "result", "dead-letter")}
+FUNCTIONS = {("Service", name) for name in ("submit", "jobs", "result", "undelivered")}
 PARTS = FUNCTIONS | {("Deployment", name) for name in ("courier", "flower", "gateway", "darkroom-operator")}
 """All of ours that run at any time; pools follow the operator and their own images."""
 

@@ -11,7 +11,7 @@ import pytest
 from darkroom.settings import PREFIX, Settings
 from darkroom_cli.environments.environment import ENVIRONMENTS, LEDGER_USERS, EnvironmentSettings
 from darkroom_courier.settings import CourierSettings
-from darkroom_functions.settings import DeadLetterSettings, JobsSettings, ResultSettings, ServeSettings, SubmitSettings
+from darkroom_functions.settings import JobsSettings, ResultSettings, ServeSettings, SubmitSettings, UndeliveredSettings
 from darkroom_worker.settings import WorkerSettings
 from pydantic import SecretStr
 
@@ -21,7 +21,7 @@ from tests.knative.rendering import KNATIVE
 from tests.redis_server import RedisKind, needed_binary
 
 KINDS: tuple[type[Settings], ...] = (
-    *(EnvironmentSettings, SubmitSettings, JobsSettings, ResultSettings, DeadLetterSettings, ServeSettings),
+    *(EnvironmentSettings, SubmitSettings, JobsSettings, ResultSettings, UndeliveredSettings, ServeSettings),
     *(CourierSettings, WorkerSettings),
 )
 

@@ -210,7 +210,7 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
         running = Deployment(house, services, told, tmp_path)
         stack.push_async_callback(running.stop)
         await house.ledger.run(calls.announce_pool(POOL, models=[MODEL]))
-        parts = (*FUNCTIONS, "dead_letter", "courier", "gateway")
+        parts = (*FUNCTIONS, "undelivered", "courier", "gateway")
         await asyncio.gather(*map(running.replace, parts), *(running.add_worker() for _ in range(WORKERS)))
 
         url = f"http://{services['gateway'].address}"

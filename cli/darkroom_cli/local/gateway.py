@@ -41,7 +41,7 @@ class Gateway:
         functions = f"{self.host}:{self.functions_port}"
         return environment(
             {
-                **{f"DARKROOM_GATEWAY_{name}": functions for name in ("SUBMIT", "JOBS", "RESULT", "DEAD_LETTER")},
+                **{f"DARKROOM_GATEWAY_{name}": functions for name in ("SUBMIT", "JOBS", "RESULT", "UNDELIVERED")},
                 "DARKROOM_HOST": self.host,
                 "DARKROOM_GATEWAY_PORT": str(self.port),
                 "DARKROOM_GATEWAY_FOLDER": str(self.folder),

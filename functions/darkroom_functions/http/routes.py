@@ -1,7 +1,7 @@
 """Paths: which operation a method and a path are, and which function carries it out.
 
 One table for all functions: each function finds its operation here, `assembly.together` the function, `openapi.py`
-what to describe. The doors of `result` (sockets, and the courier's sink) and of `dead_letter` (the Broker's) are their
+what to describe. The doors of `result` (sockets, and the courier's sink) and of `undelivered` (the Broker's) are their
 own: `function_of` only knows where they begin.
 """
 
@@ -59,10 +59,10 @@ OPERATIONS = (
     Operation("readDeadLetter", "jobs", "GET", DEAD_LETTERS + "/{id}"),
     Operation("purgeDeadLetter", "jobs", "DELETE", DEAD_LETTERS + "/{id}"),
     Operation("redriveDeadLetter", "jobs", "POST", DEAD_LETTERS + "/{id}/redrive"),
-    Operation("listUndelivered", "dead_letter", "GET", UNDELIVERED),
-    Operation("readUndelivered", "dead_letter", "GET", UNDELIVERED + "/{id}"),
-    Operation("discardUndelivered", "dead_letter", "DELETE", UNDELIVERED + "/{id}"),
-    Operation("replayUndelivered", "dead_letter", "POST", UNDELIVERED + "/{id}/replay"),
+    Operation("listUndelivered", "undelivered", "GET", UNDELIVERED),
+    Operation("readUndelivered", "undelivered", "GET", UNDELIVERED + "/{id}"),
+    Operation("discardUndelivered", "undelivered", "DELETE", UNDELIVERED + "/{id}"),
+    Operation("replayUndelivered", "undelivered", "POST", UNDELIVERED + "/{id}/replay"),
     Operation("listSubscriptions", "jobs", "GET", SUBSCRIPTIONS),
     Operation("createSubscription", "jobs", "POST", SUBSCRIPTIONS),
     Operation("readSubscription", "jobs", "GET", SUBSCRIPTIONS + "/{id}"),
@@ -120,7 +120,7 @@ def function_of(kind: str, method: str, path: str) -> str:
     if kind == "websocket" or path == SINK or path.startswith("/ws/"):
         return "result"
     if path == UNDELIVERED_SINK:
-        return "dead_letter"
+        return "undelivered"
     try:
         return find(method, path, models=()).operation.function
     except (NotFound, MethodNotAllowed):
