@@ -6,7 +6,7 @@ application; what it has no hook for is added here. A function's file may hold, 
 - `lifespan(app)`, an async context manager: it reads the settings (SettingError ends the process) and puts what the
   function needs on `app.state`, among it `ledger`, an AsyncLedger. `request.app.state` is that of the function, also
   behind one port;
-- `routes`, a list of Starlette routes that come before the function, WebSockets mostly.
+- `ROUTES`, a list of Starlette routes that come before the function, WebSockets mostly.
 
 `app.state.closing` is an asyncio.Event that is set when the process is about to end: a handler that holds its request
 open for long answers then.
@@ -57,7 +57,7 @@ def build(name: str, figures: Metrics | None = None) -> Starlette:
             route.methods = None  # the framework's list names all that it knows, and not what the function takes
     # The framework's last route takes every path; those before it take some of them, to no other end.
     everything = app.router.routes[-1]
-    app.router.routes[:] = [*probes.routes_for(app, figures=figures), *getattr(module, "routes", []), everything]
+    app.router.routes[:] = [*probes.routes_for(app, figures=figures), *getattr(module, "ROUTES", []), everything]
     app.router.redirect_slashes = False  # the last route takes all but a few odd paths, and those are nowhere
     app.router.default = _nowhere
     app.router.lifespan_context = module.lifespan

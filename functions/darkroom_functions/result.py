@@ -44,7 +44,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from darkroom_functions.http import routes as paths
+from darkroom_functions.http import routes
 from darkroom_functions.http.bodies import read_body
 from darkroom_functions.http.probes import patience
 from darkroom_functions.http.responses import problem
@@ -53,7 +53,7 @@ from darkroom_functions.streams import sockets, sse
 from darkroom_functions.streams.live import Live
 from darkroom_functions.streams.news import News
 
-DOORS = ("/", paths.SINK)
+DOORS = ("/", routes.SINK)
 """Where events come in: a Trigger's delivery, and the courier's post on one machine."""
 
 APPLIED_TYPES = frozenset({type_of(JobEvent.STARTED), *(type_of(JobEvent(state)) for state in TERMINAL)})
@@ -62,7 +62,7 @@ APPLIED_TYPES = frozenset({type_of(JobEvent.STARTED), *(type_of(JobEvent(state))
 OWN_TYPES = "dev.darkroom."
 """All that darkroom itself tells the sink begins so. What is not applied is for other subscribers."""
 
-routes = [*sockets.ROUTES, *sse.ROUTES]
+ROUTES = [*sockets.ROUTES, *sse.ROUTES]
 
 _log = logs.logger(__name__)
 
@@ -120,7 +120,7 @@ async def result(request: Request) -> Response:
     """
     path = request.scope["path"]
     if path not in DOORS:
-        other = paths.find(request.method, path, models=()).operation.function
+        other = routes.find(request.method, path, models=()).operation.function
         raise NotFound(f"{request.method} {path} is answered by the function {other}")
     if request.method != "POST":
         raise MethodNotAllowed(f"{path} does not take {request.method}", allow=["POST"])
