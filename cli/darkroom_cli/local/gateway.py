@@ -14,7 +14,7 @@ from pathlib import Path
 
 from darkroom_cli.environments.command import environment
 
-START = Path(__file__).resolve().parents[2] / "functions" / "gateway" / "start"
+START = Path(__file__).resolve().parents[3] / "functions" / "gateway" / "start"
 """The program that runs it, in a checkout: it is no part of the Python package."""
 
 CHECK_LIMIT_S = 30.0

@@ -28,7 +28,7 @@ from darkroom_cli.environments.command import environment
 from darkroom_cli.local import processes, redis_server
 from darkroom_cli.local.processes import Process, Program
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 ROOTS = ("core", "functions", "worker-images", "courier", "cli", "loadtest")
 
 NAMESPACE = "bench"

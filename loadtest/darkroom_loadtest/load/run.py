@@ -40,7 +40,7 @@ from darkroom_loadtest.load.gauges import Gauge, Gauges
 from darkroom_loadtest.load.outcome import TERMINAL, JobView, Outcome, judge
 from darkroom_loadtest.profiling.profiles import PLAN_VARIABLE, PROFILES, SCALES, SHAPES, Plan
 
-LOCUSTFILE = Path(__file__).with_name("locustfile.py").resolve()
+LOCUSTFILE = Path(__file__).resolve().parents[1] / "locustfile.py"
 
 HOST = "http://127.0.0.1:8000"
 """Where `darkroom up` serves unless told otherwise."""
