@@ -16,7 +16,7 @@ from typing import Any
 
 from darkroom import times
 from darkroom.errors import DarkroomError, LedgerUnavailable
-from darkroom.ledger import calls as transitions
+from darkroom.ledger import calls
 from darkroom.ledger.calls import Call, Reading, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
@@ -186,7 +186,7 @@ class Control:
     def _announce(self, name: str, models: Sequence[str]) -> None:
         before = ("pool", name)
         self._unsaid = [call for call in self._unsaid if call.script != "announce_pool" or call.args[:2] != before]
-        self._unsaid.append(transitions.announce_pool(name, models=models, owner=self._owner))
+        self._unsaid.append(calls.announce_pool(name, models=models, owner=self._owner))
         self.wake(name)
 
     async def withdraw_orphans(self) -> None:
@@ -217,15 +217,15 @@ class Control:
     async def _observe(self, standings: list[Standing], *, reap: bool) -> None:
         """The demand of each pool, all in one round trip, and the upkeep that goes with it."""
         unsaid, self._unsaid = self._unsaid[-MOST_UNSAID:], []
-        calls: list[Call[Any]] = [transitions.observe(standing.name) for standing in standings]
+        batch: list[Call[Any]] = [calls.observe(standing.name) for standing in standings]
         # A pool in which nothing ran at the last look has nothing to be reaped.
         due = [standing for standing in standings if reap and (standing.reading is None or standing.reading.running)]
-        calls += [transitions.reap(standing.name) for standing in due]
+        batch += [calls.reap(standing.name) for standing in due]
         try:
-            answers: list[Any] = await self._ledger.run_each([*calls, *unsaid])
+            answers: list[Any] = await self._ledger.run_each([*batch, *unsaid])
         except LedgerUnavailable as error:
             self._unsaid = unsaid + self._unsaid
-            answers = [error] * len(calls)
+            answers = [error] * len(batch)
         for standing, answer in zip(standings, answers, strict=False):
             if isinstance(answer, Reading):
                 standing.reading, standing.unknown = answer, None
@@ -233,7 +233,7 @@ class Control:
                 if standing.unknown is None:
                     _log.warning("demand_unknown", pool=standing.name, error=answer.detail)
                 standing.reading, standing.unknown = None, answer.detail
-        for standing, answer in zip(due, answers[len(standings) : len(calls)], strict=True):
+        for standing, answer in zip(due, answers[len(standings) : len(batch)], strict=True):
             if isinstance(answer, list) and answer:
                 _log.info("reaped", pool=standing.name, jobs=answer)
 
@@ -282,7 +282,7 @@ class Control:
     def _write_down(self, standing: Standing, entry: DecisionEntry) -> None:
         """An entry of the pool's decision log. It goes with the next look's round trip."""
         standing.written = entry
-        self._unsaid.append(transitions.append_decision(standing.name, at=entry.at, entry=entry.encode()))
+        self._unsaid.append(calls.append_decision(standing.name, at=entry.at, entry=entry.encode()))
 
     def _is_restless(self, standing: Standing) -> bool:
         deployment, decision = standing.deployment, standing.decision
@@ -380,15 +380,13 @@ class Control:
                 continue
             if worker.job is not None:
                 detail = f"pod {worker.pod} is gone"
-                reason = transitions.ReleaseReason.WORKER_LOST
+                reason = calls.ReleaseReason.WORKER_LOST
                 freed = await self._ledger.run(
-                    transitions.release(worker.job, reason=reason, detail=detail, worker=worker.name)
+                    calls.release(worker.job, reason=reason, detail=detail, worker=worker.name)
                 )
                 _log.info("job_freed", pool=standing.name, job=worker.job, worker=worker.name, now=freed)
             await self._ledger.run(
-                transitions.register_worker(
-                    worker.name, pool=worker.pool, state=WorkerState.GONE, pod=worker.pod, models=()
-                )
+                calls.register_worker(worker.name, pool=worker.pool, state=WorkerState.GONE, pod=worker.pod, models=())
             )
         for pod in pods:
             standing.gone.pop(pod, None)

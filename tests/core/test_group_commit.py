@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from darkroom.errors import DarkroomError, KeyReused, LedgerUnavailable, NoPool
-from darkroom.ledger import calls as transitions
+from darkroom.ledger import calls
 from darkroom.ledger.batching import MOST_TOGETHER, GroupCommit
 from darkroom.ledger.calls import Accepted, Call, Submission
 from darkroom.ledger.client import AsyncLedger
@@ -60,7 +60,7 @@ def commits(ledger: ListeningLedger) -> Commits:
 
 
 def accepting(job: Submission) -> Call[Accepted | DarkroomError]:
-    return transitions.accept(job, backlog_limit=10_000, now=START_MS)
+    return calls.accept(job, backlog_limit=10_000, now=START_MS)
 
 
 async def test_a_lone_caller_waits_for_nobody(jobs: TimedJobs, ledger: ListeningLedger, commits: Commits) -> None:

@@ -16,7 +16,7 @@ from darkroom.history.migrations import migrate
 from darkroom.history.schema import metadata
 from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import calls as transitions
+from darkroom.ledger import calls
 from darkroom.ledger.calls import Archived, Call, Deleted, ReleaseReason
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
@@ -392,13 +392,13 @@ def test_a_time_to_live_starts_when_the_end_is_both_told_and_written(jobs: Timed
     job_id = jobs.running()
     jobs.finish(job_id)
     seq = jobs.record(job_id).seq
-    calls: dict[str, Call[Any]] = {
-        "applied": transitions.mark_applied(job_id, seq=seq, now=jobs.now),
-        "archived": transitions.mark_archived(job_id, seq=seq, now=jobs.now),
+    marks: dict[str, Call[Any]] = {
+        "applied": calls.mark_applied(job_id, seq=seq, now=jobs.now),
+        "archived": calls.mark_archived(job_id, seq=seq, now=jobs.now),
     }
     for done in order:
         assert lives_on(jobs, job_id) == (True, True)
-        assert [jobs.run(calls[done]) for _ in range(2)] == [done, "repeated"]
+        assert [jobs.run(marks[done]) for _ in range(2)] == [done, "repeated"]
     assert 0 < jobs.redis.pttl(jobs.key("log", job_id)) <= 3600 * 1000
     assert 23 * 3600 * 1000 < jobs.redis.pttl(jobs.key("job", job_id)) <= 24 * 3600 * 1000
 
@@ -409,7 +409,7 @@ def test_only_the_end_that_was_written_is_archived(jobs: TimedJobs) -> None:
     jobs.finish(ended)
     before = jobs.everything()
     for job_id, seq in ((living, 1), (ended, 2), ("unknown", 1)):
-        assert jobs.run(transitions.mark_archived(job_id, seq=seq, now=jobs.now)) is Archived.UNKNOWN
+        assert jobs.run(calls.mark_archived(job_id, seq=seq, now=jobs.now)) is Archived.UNKNOWN
     assert jobs.everything() == before
 
 
@@ -417,8 +417,8 @@ def test_the_index_loses_a_job_with_its_record(jobs: TimedJobs) -> None:
     def retire() -> str:
         job_id = jobs.running()
         jobs.finish(job_id)
-        jobs.run(transitions.mark_applied(job_id, seq=3, now=jobs.now))
-        jobs.run(transitions.mark_archived(job_id, seq=3, now=jobs.now))
+        jobs.run(calls.mark_applied(job_id, seq=3, now=jobs.now))
+        jobs.run(calls.mark_archived(job_id, seq=3, now=jobs.now))
         return job_id
 
     old = retire()
@@ -432,7 +432,7 @@ def test_what_is_taken_for_the_history_is_nobody_elses_and_no_relay(jobs: TimedJ
     ended = {jobs.finish(job_id) and job_id for job_id in [jobs.running(), jobs.running(), jobs.running()]}
 
     def take(taker: str, call: str) -> list[str]:
-        return jobs.run(transitions.lease_history(taker=taker, call=call, limit=2, now=jobs.now))
+        return jobs.run(calls.lease_history(taker=taker, call=call, limit=2, now=jobs.now))
 
     first, second = take("one", "a"), take("two", "b")
     assert (len(first), len(second)) == (2, 1)
@@ -440,10 +440,10 @@ def test_what_is_taken_for_the_history_is_nobody_elses_and_no_relay(jobs: TimedJ
     assert set(jobs.take(taker="one", call="a")) == ended, "a relay of the same courier is another matter"
     assert take("one", "a") == first, "the same call gets the same"
     assert take("one", "c") == []
-    jobs.now += transitions.HISTORY_LEASE_MS
-    jobs.run(transitions.mark_archived(second[0], seq=3, now=jobs.now))
+    jobs.now += calls.HISTORY_LEASE_MS
+    jobs.run(calls.mark_archived(second[0], seq=3, now=jobs.now))
     assert set(take("three", "d")) == set(first)
-    jobs.run(transitions.reschedule_history(first[0], delay_ms=500, now=jobs.now))
+    jobs.run(calls.reschedule_history(first[0], delay_ms=500, now=jobs.now))
     assert take("three", "e") == []
     jobs.now += 500
     assert take("three", "f") == [first[0]]
@@ -465,10 +465,10 @@ def test_forget_takes_everything_of_an_ended_job_and_nothing_of_a_living_one(job
             jobs.start(job_id)
             jobs.finish(job_id, outcome=state)
     before = jobs.everything()
-    assert jobs.run(transitions.delete_job(job_id, tenant="another", now=jobs.now)) is Deleted.GONE
+    assert jobs.run(calls.delete_job(job_id, tenant="another", now=jobs.now)) is Deleted.GONE
     assert jobs.everything() == before
     for _ in range(2):
-        answer = jobs.run(transitions.delete_job(job_id, tenant=TENANT, now=jobs.now))
+        answer = jobs.run(calls.delete_job(job_id, tenant=TENANT, now=jobs.now))
         assert answer is (Deleted.GONE if state.is_terminal else Deleted.LIVING)
     if state.is_terminal:
         # The pool counts what it was given; that there was a job, and no more of it, stays in its tenant's news.

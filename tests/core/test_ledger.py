@@ -17,7 +17,7 @@ import pytest
 import redis
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import calls as transitions
+from darkroom.ledger import calls
 from darkroom.ledger.calls import Accepted, AttemptEnd, Receipt, WorkerState
 from darkroom.ledger.client import AsyncLedger, Ledger
 from darkroom.ledger.connection import connect, connect_async
@@ -110,7 +110,7 @@ async def test_what_is_told_live_is_the_entry_of_the_log(jobs: TimedJobs, ledger
     with jobs.redis.pubsub() as channel:
         channel.subscribe(ledger.live_channel(job.job_id))
         assert channel.get_message(timeout=60)["type"] == "subscribe"
-        jobs.run(transitions.accept(job, backlog_limit=10, now=jobs.now))
+        jobs.run(calls.accept(job, backlog_limit=10, now=jobs.now))
         jobs.claim(job.job_id)
         jobs.progress(job.job_id, op=1, step=1, steps=3)
         jobs.retry(job.job_id, delay_ms=0)
@@ -156,7 +156,7 @@ def test_json_is_read_as_it_was_written(jobs: TimedJobs) -> None:
 
 def test_the_error_of_a_retry_is_kept_byte_for_byte(jobs: TimedJobs) -> None:
     job_id = jobs.running()
-    jobs.run(transitions.retry(job_id, token="token", error=AWKWARD, delay_ms=0, now=jobs.now))
+    jobs.run(calls.retry(job_id, token="token", error=AWKWARD, delay_ms=0, now=jobs.now))
     assert b'{"error":' + AWKWARD_JSON + b"," in jobs.redis.xrevrange(jobs.key("log", job_id), count=1)[0][1][b"data"]
     assert jobs.log(job_id)[-1].data["error"] == AWKWARD
 
@@ -166,12 +166,12 @@ def test_the_error_of_a_retry_is_kept_byte_for_byte(jobs: TimedJobs) -> None:
 
 async def submit_many(jobs: TimedJobs, ledger: AsyncLedger, count: int, **more: Any) -> list[str]:
     """Jobs of `count` milliseconds, in the order of their ids."""
-    calls = []
+    batch = []
     for number in range(count):
         job = jobs.submission(job_id=new_job_id(START_MS + number), **more)
-        calls.append(transitions.accept(job, backlog_limit=10_000, now=START_MS + number))
+        batch.append(calls.accept(job, backlog_limit=10_000, now=START_MS + number))
     accepted: list[str] = []
-    for answer in await ledger.run_each(calls):
+    for answer in await ledger.run_each(batch):
         assert isinstance(answer, Accepted)
         accepted.append(answer.job_id)
     return accepted
@@ -273,14 +273,12 @@ async def test_a_page_that_matches_nothing_for_long_ends_and_goes_on(
 
 
 async def test_the_pools_are_those_that_were_announced(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    jobs.run(transitions.announce_pool("another", models=["flux", "sd"], now=jobs.now))
+    jobs.run(calls.announce_pool("another", models=["flux", "sd"], now=jobs.now))
     assert await ledger.pools() == ["another", POOL]
 
 
 async def test_the_workers_are_those_that_said_so(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    jobs.run(
-        transitions.register_worker("b", pool=POOL, state=WorkerState.BUSY, pod="pod-1", models=["sd"], now=jobs.now)
-    )
+    jobs.run(calls.register_worker("b", pool=POOL, state=WorkerState.BUSY, pod="pod-1", models=["sd"], now=jobs.now))
     jobs.worker("a", WorkerState.STARTING)
     jobs.worker("c")
     jobs.worker("c", WorkerState.GONE)
@@ -294,7 +292,7 @@ async def test_the_workers_are_those_that_said_so(jobs: TimedJobs, ledger: Async
 
 async def test_a_worker_that_is_silent_for_long_is_forgotten(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     jobs.worker("old")
-    jobs.now += 5 * transitions.WORKER_TTL_MS + 1
+    jobs.now += 5 * calls.WORKER_TTL_MS + 1
     jobs.worker("new")
     assert [worker.name for worker in await ledger.workers()] == ["new"]
 
@@ -346,7 +344,7 @@ async def test_a_job_whose_slip_was_lost_is_accepted_once(jobs: TimedJobs, any_r
         await ledger.ping()
         proxy.cuts = 1
         job = jobs.submission()
-        answer = await ledger.run(transitions.accept(job, backlog_limit=10, now=jobs.now))
+        answer = await ledger.run(calls.accept(job, backlog_limit=10, now=jobs.now))
         assert answer == Accepted(job.job_id, START_MS, repeated=True)
         assert (proxy.cuts, jobs.listed(), len(jobs.log(job.job_id))) == (0, [job.job_id], 1)
         await client.aclose()
@@ -359,9 +357,7 @@ async def test_jobs_whose_slips_were_lost_together_are_each_accepted_once(jobs: 
         await ledger.ping()
         proxy.cuts = 2
         submissions = [jobs.submission() for _ in range(3)]
-        answers = await ledger.run_each(
-            [transitions.accept(job, backlog_limit=10, now=jobs.now) for job in submissions]
-        )
+        answers = await ledger.run_each([calls.accept(job, backlog_limit=10, now=jobs.now) for job in submissions])
         assert answers == [Accepted(job.job_id, START_MS, repeated=True) for job in submissions]
         assert proxy.cuts == 0
         assert len(jobs.members("waiting") | jobs.members("dispatched")) == 3
@@ -373,11 +369,11 @@ async def test_a_worker_whose_replies_were_lost_runs_the_job_once(jobs: TimedJob
     def work(client: Any, proxy: Cutter) -> None:
         ledger = Ledger(client, jobs.namespace)
         proxy.cuts = 1
-        assert ledger.run(transitions.claim(job_id, token="t", worker="one", now=jobs.now)).attempt == 1
+        assert ledger.run(calls.claim(job_id, token="t", worker="one", now=jobs.now)).attempt == 1
         proxy.cuts = 1
-        ledger.run(transitions.progress(job_id, token="t", op=1, step=1, steps=2, tell=True, now=jobs.now))
+        ledger.run(calls.progress(job_id, token="t", op=1, step=1, steps=2, tell=True, now=jobs.now))
         proxy.cuts = 2
-        finish = transitions.finish(job_id, token="t", outcome=State.COMPLETED, data={"artifacts": []}, now=jobs.now)
+        finish = calls.finish(job_id, token="t", outcome=State.COMPLETED, data={"artifacts": []}, now=jobs.now)
         assert ledger.run(finish) is AttemptEnd.COMPLETED
         assert proxy.cuts == 0
 
@@ -425,11 +421,11 @@ async def test_scripts_that_redis_forgot_are_loaded_again_for_a_round_trip(
     ledger = AsyncLedger(client, namespace)
     job_id = jobs.submit()
     jobs.redis.script_flush()
-    cancel = transitions.cancel(job_id, tenant=TENANT, now=jobs.now)
+    cancel = calls.cancel(job_id, tenant=TENANT, now=jobs.now)
     assert (await ledger.run(cancel)).receipt is Receipt.DEQUEUED
     jobs.redis.script_flush()
     submissions = [jobs.submission() for _ in range(3)]
-    answers = await ledger.run_each([transitions.accept(job, backlog_limit=10, now=jobs.now) for job in submissions])
+    answers = await ledger.run_each([calls.accept(job, backlog_limit=10, now=jobs.now) for job in submissions])
     assert answers == [Accepted(job.job_id, START_MS, repeated=False) for job in submissions]
     await client.aclose()
     jobs.close()
@@ -443,15 +439,15 @@ async def test_calls_whose_scripts_redis_knows_are_not_made_twice_for_those_it_f
     ledger = AsyncLedger(client, namespace)
     late = jobs.submit(start_deadline=START_MS)
     jobs.redis.script_flush()
-    await ledger.run(transitions.announce_pool(POOL, models=["sd"], now=jobs.now))  # loads all
+    await ledger.run(calls.announce_pool(POOL, models=["sd"], now=jobs.now))  # loads all
     jobs.redis.script_flush()
     job = jobs.submission()
-    jobs.run(transitions.expire(now=START_MS - 1))  # loads this one alone
-    calls: list[transitions.Call[Any]] = [
-        transitions.expire(now=jobs.now),
-        transitions.accept(job, backlog_limit=10, now=jobs.now),
+    jobs.run(calls.expire(now=START_MS - 1))  # loads this one alone
+    batch: list[calls.Call[Any]] = [
+        calls.expire(now=jobs.now),
+        calls.accept(job, backlog_limit=10, now=jobs.now),
     ]
-    assert await ledger.run_each(calls) == [[late], Accepted(job.job_id, START_MS, repeated=False)]
+    assert await ledger.run_each(batch) == [[late], Accepted(job.job_id, START_MS, repeated=False)]
     await client.aclose()
     jobs.close()
 
@@ -459,7 +455,7 @@ async def test_calls_whose_scripts_redis_knows_are_not_made_twice_for_those_it_f
 # -- a Redis that is away ----------------------------------------------------------------------------------------------
 
 READS: dict[str, Callable[[AsyncLedger], Awaitable[Any]]] = {
-    "run": lambda ledger: ledger.run(transitions.expire()),
+    "run": lambda ledger: ledger.run(calls.expire()),
     "job": lambda ledger: ledger.job("job", tenant=None),
     "jobs": lambda ledger: ledger.jobs(["job"], tenant=None),
     "log": lambda ledger: ledger.log("job"),
@@ -477,14 +473,14 @@ async def refusals(url: str, namespace: str) -> dict[str, object]:
     """What each way into the ledger raises."""
     client, sync_client = connect_async(url), connect(url)
     ledger, sync_ledger = AsyncLedger(client, namespace), Ledger(sync_client, namespace)
-    calls = {name: read(ledger) for name, read in READS.items()}
-    calls["run_each"] = ledger.run_each([transitions.expire(), transitions.expire()])
-    calls["sync run"] = asyncio.to_thread(sync_ledger.run, transitions.expire())
-    calls["sync job"] = asyncio.to_thread(sync_ledger.job, "job")
-    answers = await asyncio.gather(*calls.values(), return_exceptions=True)
+    reads = {name: read(ledger) for name, read in READS.items()}
+    reads["run_each"] = ledger.run_each([calls.expire(), calls.expire()])
+    reads["sync run"] = asyncio.to_thread(sync_ledger.run, calls.expire())
+    reads["sync job"] = asyncio.to_thread(sync_ledger.job, "job")
+    answers = await asyncio.gather(*reads.values(), return_exceptions=True)
     await client.aclose()
     sync_client.close()
-    return dict(zip(calls, answers, strict=True))
+    return dict(zip(reads, answers, strict=True))
 
 
 def assert_all_unavailable(answers: dict[str, object]) -> None:
@@ -559,10 +555,10 @@ async def test_a_redis_that_will_not_write_is_away_for_changes(own_redis: RedisS
     job_id = jobs.submit()
     jobs.redis.replicaof("127.0.0.1", "1")
     with pytest.raises(LedgerUnavailable):
-        await ledger.run(transitions.accept(jobs.submission(), backlog_limit=10))
+        await ledger.run(calls.accept(jobs.submission(), backlog_limit=10))
     with pytest.raises(LedgerUnavailable):
         jobs.claim(job_id)
-    (answer,) = await ledger.run_each([transitions.cancel(job_id, tenant=TENANT)])
+    (answer,) = await ledger.run_each([calls.cancel(job_id, tenant=TENANT)])
     assert isinstance(answer, LedgerUnavailable)
     assert await ledger.job(job_id, tenant=TENANT) is not None, "it reads all the same"
     await client.aclose()

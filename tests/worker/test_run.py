@@ -12,7 +12,7 @@ from darkroom.artifacts import ArtifactStore
 from darkroom.catalogue.models import Catalogue, Model
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import ErrorKind, JobEvent, State
-from darkroom.ledger import calls as transitions
+from darkroom.ledger import calls
 from darkroom.ledger.calls import Call, LeaseStatus, WorkerState
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
@@ -131,7 +131,7 @@ def test_progress_is_told_after_a_quarter_of_a_second_and_at_the_last_step(stage
 
 def test_a_cancel_stops_the_run_at_the_next_step(stage: Stage) -> None:
     stage.step(1, at=0)
-    stage.jobs.run(transitions.cancel(stage.job_id, tenant=None))
+    stage.jobs.run(calls.cancel(stage.job_id, tenant=None))
 
     with pytest.raises(Interrupted):
         stage.step(2, at=1)
@@ -140,8 +140,8 @@ def test_a_cancel_stops_the_run_at_the_next_step(stage: Stage) -> None:
 
 
 def test_a_lost_lease_stops_the_run_at_the_next_step(stage: Stage) -> None:
-    reason = transitions.ReleaseReason.WORKER_LOST
-    stage.jobs.run(transitions.release(stage.job_id, reason=reason, detail="", token="token"))
+    reason = calls.ReleaseReason.WORKER_LOST
+    stage.jobs.run(calls.release(stage.job_id, reason=reason, detail="", token="token"))
 
     with pytest.raises(Interrupted):
         stage.step(1, at=1)

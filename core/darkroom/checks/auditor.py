@@ -23,8 +23,7 @@ from darkroom.checks import audit
 from darkroom.checks.audit import OTHER_SETS, PLACES, POOL_SETS, REPAIRABLE, Fault, Kind, Look, Message, Stale
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import Artifact
-from darkroom.ledger import calls as transitions
-from darkroom.ledger import epochs, queues
+from darkroom.ledger import calls, epochs, queues
 from darkroom.ledger.calls import Call
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import translated
@@ -330,15 +329,15 @@ class Auditor:
         for fault in findings:
             if fault.kind is Kind.MESSAGE_LOST:
                 (look,) = await self._looks([fault.job])
-                await self._ledger.run(transitions.sweep(look.pool))
+                await self._ledger.run(calls.sweep(look.pool))
                 still = await self._of_lists(look.pool, [fault.job])
                 after.append(fault if still else fault.after("the pool was swept"))
             elif fault.kind is Kind.WENT_BACK:
-                beat = transitions.advance_epoch(await self._outside() or epochs.NEVER, acknowledge=True)
+                beat = calls.advance_epoch(await self._outside() or epochs.NEVER, acknowledge=True)
                 noted = await self._ledger.run(beat)
                 after.append(fault.after(f"acknowledged, in epoch {noted.epoch.number}; what is lost stays lost"))
             elif fault.kind in REPAIRABLE:
-                repair = transitions.repair(
+                repair = calls.repair(
                     fault.job,
                     pool=fault.pool,
                     worker=fault.worker,
@@ -358,9 +357,9 @@ class Auditor:
         """Each at a moment of its own."""
         return await self._answers([audit.inspect(job_id, pool=pool, letter_of=letter_of) for job_id in ids])
 
-    async def _answers(self, calls: Sequence[Call[T]]) -> list[T]:
+    async def _answers(self, batch: Sequence[Call[T]]) -> list[T]:
         answers: list[T] = []
-        for answer in await self._ledger.run_each(calls):
+        for answer in await self._ledger.run_each(batch):
             if isinstance(answer, DarkroomError):
                 raise answer
             answers.append(answer)

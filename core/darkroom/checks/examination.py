@@ -34,8 +34,7 @@ from darkroom.checks.doctor import (
     Worker,
 )
 from darkroom.errors import DarkroomError, HistoryUnavailable
-from darkroom.ledger import calls as transitions
-from darkroom.ledger import queues
+from darkroom.ledger import calls, queues
 from darkroom.ledger.calls import WORKER_TTL_MS, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import translated
@@ -258,8 +257,8 @@ class Examination:
 
     async def _canaries(self, pool: str, ids: Sequence[str], *, withdraw: bool) -> list[str | None]:
         answers: list[str | None] = []
-        calls = [transitions.canary(canary_id, pool=pool, withdraw=withdraw) for canary_id in ids]
-        for answer in await self._ledger.run_each(calls):
+        canaries = [calls.canary(canary_id, pool=pool, withdraw=withdraw) for canary_id in ids]
+        for answer in await self._ledger.run_each(canaries):
             if isinstance(answer, DarkroomError):
                 raise answer
             answers.append(answer)

@@ -24,7 +24,7 @@ from typing import Any
 from darkroom import updates
 from darkroom.errors import DarkroomError
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import calls as transitions
+from darkroom.ledger import calls
 from darkroom.ledger.calls import Call, Submission
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
@@ -197,44 +197,44 @@ class Jobs:
     def running(self, count: int) -> list[str]:
         """So many jobs that run."""
         job_ids = [new_job_id(time.time_ns() // 1_000_000) for _ in range(count)]
-        self._run([transitions.accept(_submission(job_id), backlog_limit=10_000_000) for job_id in job_ids])
-        self._run([transitions.claim(job_id, token=TOKEN, worker=BENCH, lease_ms=LEASE_MS) for job_id in job_ids])
+        self._run([calls.accept(_submission(job_id), backlog_limit=10_000_000) for job_id in job_ids])
+        self._run([calls.claim(job_id, token=TOKEN, worker=BENCH, lease_ms=LEASE_MS) for job_id in job_ids])
         return job_ids
 
     def ended(self, count: int) -> list[str]:
         """So many jobs that are completed."""
         job_ids = self.running(count)
         data: dict[str, Any] = {"artifacts": []}
-        self._run([transitions.finish(job_id, token=TOKEN, outcome=State.COMPLETED, data=data) for job_id in job_ids])
+        self._run([calls.finish(job_id, token=TOKEN, outcome=State.COMPLETED, data=data) for job_id in job_ids])
         return job_ids
 
     def audience(self, job_ids: Sequence[str], sockets: int) -> Audience:
         """That many sockets, spread over the jobs; an event is a step of each job."""
 
         def step(events: int) -> None:
-            calls = []
+            batch = []
             for _ in range(events):
                 self._op += 1
-                calls += [
-                    transitions.progress(job_id, token=TOKEN, op=self._op, step=self._op, steps=STEPS, tell=True)
+                batch += [
+                    calls.progress(job_id, token=TOKEN, op=self._op, step=self._op, steps=STEPS, tell=True)
                     for job_id in job_ids
                 ]
-            if len(calls) == 1:
-                self._rig.ledger.run(calls[0])
+            if len(batch) == 1:
+                self._rig.ledger.run(batch[0])
             else:
-                self._run(calls)
+                self._run(batch)
 
         paths = [f"/ws/jobs/{job_ids[number % len(job_ids)]}" for number in range(sockets)]
         return Audience(paths, snapshots=1, publish=step)
 
-    def _run(self, calls: Sequence[Call[Any]]) -> None:
-        asyncio.run(self._run_each(calls))
+    def _run(self, batch: Sequence[Call[Any]]) -> None:
+        asyncio.run(self._run_each(batch))
 
-    async def _run_each(self, calls: Sequence[Call[Any]]) -> None:
+    async def _run_each(self, batch: Sequence[Call[Any]]) -> None:
         async with connect_async(self._rig.redis_url) as client:
             ledger = AsyncLedger(client, NAMESPACE)
-            for first in range(0, len(calls), AT_ONCE):
-                for answer in await ledger.run_each(calls[first : first + AT_ONCE]):
+            for first in range(0, len(batch), AT_ONCE):
+                for answer in await ledger.run_each(batch[first : first + AT_ONCE]):
                     if isinstance(answer, DarkroomError):
                         raise BenchmarkFailed(f"the ledger refused: {answer.detail}")
 
@@ -289,7 +289,7 @@ def measure(rig: Rig, cores: Cores, *, runs: int, subscribers: int, large: int) 
     if large and not (allow_sockets(large) and _free_memory() > large * ROOM_PER_SOCKET):
         notes.append(f"without the run of {large} sockets: too few files or too little memory")
         large = 0
-    rig.ledger.run(transitions.announce_pool(POOL, models=[POOL]))
+    rig.ledger.run(calls.announce_pool(POOL, models=[POOL]))
     with on_cores(cores.measured):
         ours = Side("darkroom", rig.serve("result", "darkroom_functions.serve", "result"))
         starlette = Side("starlette", rig.serve("starlette", "baselines.starlette_fanout"))

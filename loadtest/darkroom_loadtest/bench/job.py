@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
-from darkroom.ledger import calls as transitions
-from darkroom.ledger import scripts
+from darkroom.ledger import calls, scripts
 from darkroom.ledger.calls import WorkerState
 from darkroom_cli.local.processes import Process
 
@@ -120,7 +119,7 @@ def measure(rig: Rig, *, runs: int, jobs: int) -> None:
     with Caller(functions.port) as caller:
         system = System(rig, processes, caller, jobs)
         _do(system, COUNTED, steps=1)
-        calls, with_steps = (_calls(system, steps=steps) for steps in (1, STEPS))
+        counts, with_steps = (_calls(system, steps=steps) for steps in (1, STEPS))
         for run in range(1, runs + 1):
             _run(system, costs)
             print(f"run {run}: Redis takes {costs.run_us['redis'][-1]:.0f} µs to run a job", flush=True)
@@ -134,11 +133,11 @@ def measure(rig: Rig, *, runs: int, jobs: int) -> None:
         Figure(name="job_record_bytes", unit="B", runs=costs.record_bytes),
         Figure(name="job_log_bytes", unit="B", runs=costs.log_bytes),
         Figure(name="job_file_bytes", unit="B", runs=costs.file_bytes),
-        Figure(name="job_calls", unit="calls", runs=[sum(calls[name] for name in OF_EACH_JOB) / COUNTED]),
+        Figure(name="job_calls", unit="calls", runs=[sum(counts[name] for name in OF_EACH_JOB) / COUNTED]),
         Figure(
             name="step_calls",
             unit="calls",
-            runs=[(with_steps["progress"] - calls["progress"]) / (STEPS - 1) / COUNTED],
+            runs=[(with_steps["progress"] - counts["progress"]) / (STEPS - 1) / COUNTED],
         ),
         *(Figure(name=f"submit_{name}_us", unit="µs", runs=costs.submit_us[name]) for name in ("functions", "redis")),
         *(Figure(name=f"run_{name}_us", unit="µs", runs=costs.run_us[name]) for name in processes),
@@ -148,7 +147,7 @@ def measure(rig: Rig, *, runs: int, jobs: int) -> None:
         Figure(name="worker_connections", unit="", runs=[connections]),
     ]
     notes = [
-        "calls of a job: " + ", ".join(f"{name} {calls[name] / COUNTED:.2f}" for name in sorted(calls)),
+        "calls of a job: " + ", ".join(f"{name} {counts[name] / COUNTED:.2f}" for name in sorted(counts)),
         "submit_…: from the request to the 202; run_…: from the worker's start to the end in the history",
         f"{time.monotonic() - began:.0f} s in all",
     ]
@@ -254,15 +253,15 @@ def _connections(rig: Rig) -> int:
 def _observe_us(rig: Rig) -> float:
     """What each worker of a pool adds to a look of the operator at it, in Redis' time."""
     pool = "looked-at"
-    rig.ledger.run(transitions.announce_pool(pool, models=[pool]))
+    rig.ledger.run(calls.announce_pool(pool, models=[pool]))
     without = _look_us(rig, pool)
     for number in range(WORKERS):
         name = f"worker-{number}"
-        rig.ledger.run(transitions.register_worker(name, pool=pool, state=WorkerState.READY, pod=name, models=[pool]))
+        rig.ledger.run(calls.register_worker(name, pool=pool, state=WorkerState.READY, pod=name, models=[pool]))
     with_them = _look_us(rig, pool)
     for number in range(WORKERS):
         rig.ledger.run(
-            transitions.register_worker(f"worker-{number}", pool=pool, state=WorkerState.GONE, pod="", models=[pool])
+            calls.register_worker(f"worker-{number}", pool=pool, state=WorkerState.GONE, pod="", models=[pool])
         )
     return (with_them - without) / WORKERS
 
@@ -270,7 +269,7 @@ def _observe_us(rig: Rig) -> float:
 def _look_us(rig: Rig, pool: str) -> float:
     rig.redis.config_resetstat()
     for _ in range(LOOKS):
-        rig.ledger.run(transitions.observe(pool))
+        rig.ledger.run(calls.observe(pool))
     return float(rig.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
 
 
