@@ -426,12 +426,6 @@ def test_what_the_pipeline_refuses_is_invalid_input(studio: Studio) -> None:
     assert isinstance(caught.value, errors.PermanentError)
 
 
-def test_a_parameter_that_the_model_no_longer_takes_is_invalid_input(studio: Studio) -> None:
-    parameters = complete(studio.catalogue.get("sd")) | {"sharpness": 2}
-    with pytest.raises(InvalidInput, match="sharpness"):
-        studio.engine("sd").run(parameters, job_id="a-job", on_step=ignore)
-
-
 def test_more_than_the_memory_holds_is_out_of_memory_and_the_engine_stays_usable(studio: Studio) -> None:
     before = studio.run("sd")
     # Latents of 2^52 bytes: more than any process can address, so the machine refuses them at once.

@@ -191,10 +191,8 @@ class DiffusersEngine:
                     _scheduler(str(name), like=self._pipeline.scheduler)
 
     def _arguments(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """The pipeline's keywords. A name that the model file does not know was accepted under an older one."""
+        """The keyword arguments of the pipeline."""
         known = self._model.parameters
-        if unknown := parameters.keys() - known.keys() - OWN_PARAMETERS:
-            raise InvalidInput(f"model {self._model.name} takes no {', '.join(sorted(unknown))}")
         return {
             _argument(known[name]): value
             for name, value in parameters.items()
