@@ -13,7 +13,7 @@ from darkroom import logs, settings, supervision
 from darkroom.errors import SettingError
 from lightkube import ConfigError
 
-from darkroom_operator.program import Program
+from darkroom_operator.program import OperatorProcess
 from darkroom_operator.settings import OperatorSettings
 
 
@@ -24,7 +24,7 @@ def main() -> int:
         logs.configure("operator")
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it says each request again
         logging.getLogger("kopf").setLevel(logging.WARNING)  # it says each handler's success
-        return asyncio.run(Program(operator_settings).run()) or supervision.exit_status()
+        return asyncio.run(OperatorProcess(operator_settings).run()) or supervision.exit_status()
     except SettingError as error:
         sys.stderr.write(f"{error.detail}\n")
     except ConfigError as error:

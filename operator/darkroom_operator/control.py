@@ -20,16 +20,16 @@ from darkroom.ledger import calls
 from darkroom.ledger.calls import Call, Reading, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
-from darkroom.scaling.policy import Decision, DecisionEntry, Observation, decide, is_worth_keeping, resume
+from darkroom.scaling.policy import Decision, DecisionEntry, PoolObservation, decide, is_recorded, resume
 
 from darkroom_operator.kubernetes.client import Cluster, Conflict
 from darkroom_operator.kubernetes.election import Leadership
-from darkroom_operator.kubernetes.world import DEPLOYMENTS, Standing, World, essence
-from darkroom_operator.pools import Pool
+from darkroom_operator.kubernetes.world import DEPLOYMENTS, ClusterState, PoolState, essence
+from darkroom_operator.pools import PoolSpec
 from darkroom_operator.reconciliation import InvalidTemplate, Reconciliation
-from darkroom_operator.replacement import Replacement
-from darkroom_operator.report import NORMAL, REPLACED, WARNING, Report, next_replacement
-from darkroom_operator.scale_in import SEEN_S, ScaleIn
+from darkroom_operator.replacement import FaultyWorkerReplacement
+from darkroom_operator.report import NORMAL, REPLACED, WARNING, StatusWriter, next_replacement
+from darkroom_operator.scale_in import PROPAGATION_S, ScaleIn
 
 ROUND_LIMIT_S = 20.0
 """One look takes no longer: a Redis or an API server that takes connections and does not answer is a failure too."""
@@ -40,7 +40,7 @@ POOLS_AT_ONCE = 16
 RETRY_S = 2.0
 """Pause before a specification that could not be put in force is tried again."""
 
-MOST_UNSAID = 10_000
+MAX_PENDING_WRITES = 10_000
 """Entries of decision logs that wait for Redis; beyond it the oldest are dropped."""
 
 INVALID_SPEC, INVALID_TEMPLATE = "InvalidSpec", "InvalidTemplate"
@@ -49,14 +49,14 @@ INVALID_SPEC, INVALID_TEMPLATE = "InvalidSpec", "InvalidTemplate"
 _log = logger(__name__)
 
 
-class Control:
+class ControlLoop:
     """The loop. Handlers and the resync change the world beside it; they call `wake` where it should look."""
 
     def __init__(
         self,
         cluster: Cluster,
         ledger: AsyncLedger,
-        world: World,
+        world: ClusterState,
         leadership: Leadership,
         *,
         tick_s: float,
@@ -67,8 +67,8 @@ class Control:
         self._tick_s = tick_s
         self._reconciliation = Reconciliation(cluster, config_maps=config_maps)
         self._scale = ScaleIn(cluster, ledger, world)
-        self._replacement = Replacement(cluster, ledger, after_s=replace_after_s)
-        self._report = Report(cluster)
+        self._replacement = FaultyWorkerReplacement(cluster, ledger, after_s=replace_after_s)
+        self._report = StatusWriter(cluster)
         self._woken: set[str] = set()
         self._to_do = asyncio.Event()
         self._changed = asyncio.Event()
@@ -120,7 +120,7 @@ class Control:
                 async with asyncio.timeout(RETRY_S):
                     await self._changed.wait()
 
-    async def _try(self, standing: Standing) -> None:
+    async def _try(self, standing: PoolState) -> None:
         if time.monotonic() < standing.try_again_at:
             return
         try:
@@ -152,7 +152,7 @@ class Control:
         restless = [standing for standing in standings if self._think(standing, now_ms)]
         await asyncio.gather(*(self._attend(standing, now_ms) for standing in restless))
 
-    async def reconcile(self, standing: Standing) -> None:
+    async def reconcile(self, standing: PoolState) -> None:
         """The pool's objects are as its specification says. Raises what stands in the way, if a repeat may cure it."""
         pool = standing.pool
         if pool is None or standing.ending:
@@ -175,7 +175,7 @@ class Control:
             self.announce(pool)
         self.wake(standing.name)
 
-    def announce(self, pool: Pool) -> None:
+    def announce(self, pool: PoolSpec) -> None:
         """Announce the pool to the ledger, with the next look."""
         self._announce(pool.name, pool.models)
 
@@ -202,7 +202,7 @@ class Control:
                 _log.info("orphan_withdrawn", pool=name)
                 self.withdraw(name)
 
-    async def _find_fault(self, standing: Standing, reason: str, message: str) -> None:
+    async def _find_fault(self, standing: PoolState, reason: str, message: str) -> None:
         if standing.fault == (reason, message):
             return
         standing.fault = (reason, message)
@@ -210,13 +210,13 @@ class Control:
         await self._report.event(standing, WARNING, reason, message)
         self.wake(standing.name)
 
-    async def refuse(self, standing: Standing, message: str) -> None:
+    async def refuse(self, standing: PoolState, message: str) -> None:
         """The newest specification is not understood; the last one that was stays in force."""
         await self._find_fault(standing, INVALID_SPEC, message)
 
-    async def _observe(self, standings: list[Standing], *, reap: bool) -> None:
+    async def _observe(self, standings: list[PoolState], *, reap: bool) -> None:
         """The demand of each pool, all in one round trip, and the upkeep that goes with it."""
-        unsaid, self._unsaid = self._unsaid[-MOST_UNSAID:], []
+        unsaid, self._unsaid = self._unsaid[-MAX_PENDING_WRITES:], []
         batch: list[Call[Any]] = [calls.observe(standing.name) for standing in standings]
         # A pool in which nothing ran at the last look has nothing to be reaped.
         due = [standing for standing in standings if reap and (standing.reading is None or standing.reading.running)]
@@ -237,7 +237,7 @@ class Control:
             if isinstance(answer, list) and answer:
                 _log.info("reaped", pool=standing.name, jobs=answer)
 
-    async def _resume(self, standing: Standing, now_ms: int) -> None:
+    async def _resume(self, standing: PoolState, now_ms: int) -> None:
         """Continue from the pool's decision log. Without it the demand counts as unknown."""
         if standing.pool is None or standing.unknown is not None:
             return
@@ -257,7 +257,7 @@ class Control:
             standing.cold_start_s = last.observation.cold_start_seconds
         standing.is_resumed = True
 
-    def _think(self, standing: Standing, now_ms: int) -> bool:
+    def _think(self, standing: PoolState, now_ms: int) -> bool:
         """Decide on one pool; answers whether anything is to be done or said."""
         before = standing.decision
         if standing.pool is not None and not standing.ending:
@@ -275,16 +275,16 @@ class Control:
                 decision=decision,
                 after=standing.history,
             )
-            if is_worth_keeping(entry, standing.written):
+            if is_recorded(entry, standing.written):
                 self._write_down(standing, entry)
         return self._is_restless(standing) or self._report.has_news(standing, now_ms=now_ms)
 
-    def _write_down(self, standing: Standing, entry: DecisionEntry) -> None:
+    def _write_down(self, standing: PoolState, entry: DecisionEntry) -> None:
         """An entry of the pool's decision log. It goes with the next look's round trip."""
         standing.written = entry
         self._unsaid.append(calls.append_decision(standing.name, at=entry.at, entry=entry.encode()))
 
-    def _is_restless(self, standing: Standing) -> bool:
+    def _is_restless(self, standing: PoolState) -> bool:
         deployment, decision = standing.deployment, standing.decision
         if standing.gone or standing.victims:
             return True
@@ -294,7 +294,7 @@ class Control:
             return True
         return any(pod.counts and (pod.chosen or pod.serving is not True) for pod in standing.pods.values())
 
-    async def _attend(self, standing: Standing, now_ms: int) -> None:
+    async def _attend(self, standing: PoolState, now_ms: int) -> None:
         """Act on one pool; what fails is of this pool alone, and the next look tries again."""
         async with self._gate:
             try:
@@ -315,7 +315,7 @@ class Control:
             if standing.uid is not None:
                 await self._report.status(standing, now_ms=now_ms)
 
-    async def _act(self, standing: Standing, pool: Pool, decision: Decision, now_ms: int) -> None:
+    async def _act(self, standing: PoolState, pool: PoolSpec, decision: Decision, now_ms: int) -> None:
         """The replicas are as decided, as far as that takes no busy worker away."""
         deployment = standing.deployment
         if deployment is None:
@@ -337,13 +337,13 @@ class Control:
         elif decision.replicas < before:
             after = await self._scale.lower(standing, to=decision.replicas)
             if after == before and standing.victims:
-                asyncio.get_running_loop().call_later(SEEN_S, self.wake, standing.name)
+                asyncio.get_running_loop().call_later(PROPAGATION_S, self.wake, standing.name)
             elif after < before:
                 await self._tell(standing, before, after, decision, now_ms)
         if decision.replace and not standing.victims:
             await self._replace(standing, decision.replace)
 
-    async def _tell(self, standing: Standing, before: int, after: int, decision: Decision, now_ms: int) -> None:
+    async def _tell(self, standing: PoolState, before: int, after: int, decision: Decision, now_ms: int) -> None:
         """A change of the replicas: a log line, a Kubernetes Event, the status."""
         if before == after:
             return
@@ -360,7 +360,7 @@ class Control:
         message = f"from {before} to {after} replicas: {decision.reason.value}, {inputs.get('jobs', 0)} jobs"
         await self._report.event(standing, NORMAL, reason, message)
 
-    async def _replace(self, standing: Standing, number: int) -> None:
+    async def _replace(self, standing: PoolState, number: int) -> None:
         """Replace the pods of workers that stay faulty: a log line, and a Kubernetes Event."""
         pods = await self._replacement.replace(standing, number)
         if not pods:
@@ -370,7 +370,7 @@ class Control:
         message = f"{len(pods)} workers stayed faulty; their pods are replaced: {names}. {next_replacement(standing)}"
         await self._report.event(standing, WARNING, REPLACED, message)
 
-    async def _free_jobs(self, standing: Standing) -> None:
+    async def _free_jobs(self, standing: PoolState) -> None:
         """Jobs of workers whose pod is gone are given back at once, and wait for no lease."""
         if not standing.gone:
             return
@@ -391,7 +391,7 @@ class Control:
         for pod in pods:
             standing.gone.pop(pod, None)
 
-    def _count_time(self, standing: Standing) -> None:
+    def _count_time(self, standing: PoolState) -> None:
         """Replica-seconds by what the replicas did, since the last look."""
         now = time.monotonic()
         since, standing.counted_at = standing.counted_at, now
@@ -402,12 +402,12 @@ class Control:
                 standing.replica_seconds[state] = standing.replica_seconds.get(state, 0.0) + number * (now - since)
 
 
-def _is_new(standing: Standing) -> bool:
+def _is_new(standing: PoolState) -> bool:
     """Whether the pool has a specification that was not tried yet."""
     return standing.pool is not None and not standing.ending and standing.pool.generation != standing.tried
 
 
-def replicas_by_state(standing: Standing) -> dict[str, int]:
+def replicas_by_state(standing: PoolState) -> dict[str, int]:
     """What the pool's pods do, as far as is known."""
     pods = sum(pod.counts for pod in standing.pods.values())
     reading = standing.reading or Reading()
@@ -421,9 +421,9 @@ def replicas_by_state(standing: Standing) -> dict[str, int]:
     return {"starting": max(pods - sum(known.values()), 0), **known}
 
 
-def _observation(standing: Standing, now_ms: int, *, stays_faulty: int) -> Observation:
+def _observation(standing: PoolState, now_ms: int, *, stays_faulty: int) -> PoolObservation:
     deployment = standing.deployment
-    return Observation(
+    return PoolObservation(
         reading=standing.reading,
         replicas=deployment.replicas if deployment is not None else 0,
         ready=sum(pod.counts and pod.ready_ms is not None for pod in standing.pods.values()),

@@ -15,9 +15,9 @@ from darkroom.errors import DarkroomError, InvalidInput
 from darkroom.logs import logger
 
 from darkroom_operator import pools
-from darkroom_operator.control import INVALID_SPEC, Control
+from darkroom_operator.control import INVALID_SPEC, ControlLoop
 from darkroom_operator.kubernetes.election import Leadership
-from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, POOLS, World, pool_of
+from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, POOLS, ClusterState, pool_of
 from darkroom_operator.pools import GROUP, POOL_LABEL
 from darkroom_operator.reconciliation import has_drifted
 
@@ -29,7 +29,7 @@ _log = logger(__name__)
 class Handlers:
     """What kopf calls. `registry` has all of it."""
 
-    def __init__(self, world: World, control: Control, leadership: Leadership) -> None:
+    def __init__(self, world: ClusterState, control: ControlLoop, leadership: Leadership) -> None:
         self._world, self._control, self._leadership = world, control, leadership
 
     def registry(self) -> kopf.OperatorRegistry:

@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from darkroom_operator.control import replicas_by_state
-from darkroom_operator.kubernetes.world import World
+from darkroom_operator.kubernetes.world import ClusterState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,14 +25,14 @@ DEMAND = ("waiting", "dispatched", "running", "due_soon")
 
 REPLICA_STATES = ("starting", "idle", "busy", "draining", "faulty")
 
-Answer = Callable[[], tuple[int, dict[str, object]]]
+ProbeResponse = Callable[[], tuple[int, dict[str, object]]]
 """Status and body for a probe."""
 
 
-class PoolFigures(Collector):
+class PoolMetrics(Collector):
     """All pools, as they stand."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: ClusterState) -> None:
         self._world = world
 
     def collect(self) -> Iterator[Metric]:
@@ -71,18 +71,20 @@ class PoolFigures(Collector):
 
 
 @asynccontextmanager
-async def served(world: World, *, healthy: Answer, ready: Answer, host: str, port: int | None) -> AsyncIterator[None]:
+async def served(
+    world: ClusterState, *, healthy: ProbeResponse, ready: ProbeResponse, host: str, port: int | None
+) -> AsyncIterator[None]:
     """Answers on `port` while the block runs; without one it answers nobody."""
     if port is None:
         yield
         return
     registry = CollectorRegistry()
-    registry.register(PoolFigures(world))
+    registry.register(PoolMetrics(world))
 
     async def figures(_request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    def probe(answer: Answer) -> Callable[[web.Request], object]:
+    def probe(answer: ProbeResponse) -> Callable[[web.Request], object]:
         async def handle(_request: web.Request) -> web.Response:
             status, body = answer()
             return web.json_response(body, status=status)

@@ -1,7 +1,7 @@
 """A `WorkerPool` as the operator understands it, and the objects that are made of it.
 
-Nothing here speaks to anybody: an object comes in, a `Pool` or an InvalidInput that names the fields comes out, and a
-`Pool` says what its Deployment, ServiceAccount and PodDisruptionBudget are. The rules between fields are those of the
+Nothing here speaks to anybody: an object comes in, a `PoolSpec` or an InvalidInput that names the fields comes out, and a
+`PoolSpec` says what its Deployment, ServiceAccount and PodDisruptionBudget are. The rules between fields are those of the
 schema (`knative/base/operator/workerpools.yaml`), for what came in while the schema was an older one.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from darkroom.errors import FieldError, InvalidInput
 from darkroom.scaling import fields
-from darkroom.scaling.policy import Policy
+from darkroom.scaling.policy import ScalingPolicy
 
 from darkroom_operator.kubernetes.client import Object
 
@@ -31,7 +31,7 @@ SERVING = f"{GROUP}/serving"
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 """Which of equally ready pods a ReplicaSet takes away first (Kubernetes 1.22 and newer)."""
 
-STAY: Mapping[str, str] = {
+DO_NOT_EVICT: Mapping[str, str] = {
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     "karpenter.sh/do-not-disrupt": "true",
 }
@@ -54,14 +54,14 @@ DEFAULT_GPU = "nvidia.com/gpu"
 
 
 @dataclass(frozen=True)
-class Pool:
+class PoolSpec:
     """One pool, understood. `template` is the pod template as its owner wrote it."""
 
     name: str
     uid: str
     generation: int
     models: tuple[str, ...]
-    policy: Policy
+    policy: ScalingPolicy
     template: Object
     gpus: int
     gpu_resource: str
@@ -81,16 +81,16 @@ def objects_name(pool: str) -> str:
     return f"darkroom-{pool}"
 
 
-def read(resource: Object) -> Pool:
+def read(resource: Object) -> PoolSpec:
     """The pool of a `WorkerPool` object. Raises InvalidInput, whose `fields` name what is at fault."""
     metadata, spec = resource["metadata"], resource.get("spec") or {}
     faults = fields.unknown(spec)
     try:
-        policy = Policy.from_spec(spec)
+        policy = ScalingPolicy.from_spec(spec)
     except InvalidInput as error:
         raise _invalid([*faults, *error.fields]) from error
     gpu, rollout = spec.get("gpu") or {}, spec.get("rollout") or {}
-    pool = Pool(
+    pool = PoolSpec(
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata.get("generation", 1),
@@ -114,7 +114,7 @@ def _invalid(faults: Sequence[FieldError]) -> InvalidInput:
     return InvalidInput("; ".join(f"{fault.field}: {fault.detail}" for fault in faults), fields=faults)
 
 
-def _faults(pool: Pool) -> list[FieldError]:
+def _faults(pool: PoolSpec) -> list[FieldError]:
     checks = [
         ("metadata.name", NAME.fullmatch(pool.name) is not None, "must be a letter and up to 40 of a-z, 0-9 and -"),
         ("models", bool(pool.models), "must name a model"),
@@ -129,7 +129,7 @@ def _faults(pool: Pool) -> list[FieldError]:
     return [FieldError(field, detail) for field, good, detail in checks if not good]
 
 
-def owner_reference(pool: Pool) -> Object:
+def owner_reference(pool: PoolSpec) -> Object:
     """What belongs to the pool goes with it, and holds up nothing of its deletion: the finalizer drains first."""
     return {
         "apiVersion": API_VERSION,
@@ -141,7 +141,7 @@ def owner_reference(pool: Pool) -> Object:
     }
 
 
-def service_account(pool: Pool) -> Object:
+def service_account(pool: PoolSpec) -> Object:
     """Workers speak to Redis and the object store alone: no token for the API server."""
     return {
         "apiVersion": "v1",
@@ -151,7 +151,7 @@ def service_account(pool: Pool) -> Object:
     }
 
 
-def disruption_budget(pool: Pool) -> Object:
+def disruption_budget(pool: PoolSpec) -> Object:
     """Who empties nodes takes one worker of the pool at a time."""
     return {
         "apiVersion": "policy/v1",
@@ -161,7 +161,7 @@ def disruption_budget(pool: Pool) -> Object:
     }
 
 
-def deployment(pool: Pool, *, config_maps: Mapping[str, str]) -> dict[str, Any]:
+def deployment(pool: PoolSpec, *, config_maps: Mapping[str, str]) -> dict[str, Any]:
     """The pool's Deployment, as it is applied: without a number of replicas, which is never applied.
 
     `config_maps`: the current names of ConfigMaps by those that the template may use for them.
@@ -198,16 +198,16 @@ def _labels(pool: str) -> dict[str, str]:
     }
 
 
-def _metadata(pool: Pool) -> dict[str, Any]:
+def _metadata(pool: PoolSpec) -> dict[str, Any]:
     return {"name": pool.objects_name, "labels": _labels(pool.name), "ownerReferences": [owner_reference(pool)]}
 
 
-def _pod_template(pool: Pool) -> dict[str, Any]:
+def _pod_template(pool: PoolSpec) -> dict[str, Any]:
     """The owner's template with what every worker needs. The operator's own labels and annotations win."""
     template = deepcopy(dict(pool.template))
     metadata, spec = dict(template.get("metadata") or {}), dict(template["spec"])
     labels = {**(metadata.get("labels") or {}), **_labels(pool.name)}
-    annotations = {**(metadata.get("annotations") or {}), **STAY}
+    annotations = {**(metadata.get("annotations") or {}), **DO_NOT_EVICT}
     spec.setdefault("serviceAccountName", pool.objects_name)
     spec.setdefault("automountServiceAccountToken", False)
     spec["terminationGracePeriodSeconds"] = pool.grace_s
@@ -239,7 +239,7 @@ def _worker_of(containers: list[dict[str, Any]]) -> dict[str, Any]:
     return next((container for container in containers if container.get("name") == WORKER), containers[0])
 
 
-def _equip(container: dict[str, Any], pool: Pool) -> None:
+def _equip(container: dict[str, Any], pool: PoolSpec) -> None:
     told = {
         "DARKROOM_POOL": pool.name,
         "DARKROOM_DRAIN_GRACE_S": str(pool.drain_s),

@@ -23,12 +23,12 @@ from darkroom.ledger.connection import connect_async
 from darkroom.logs import logger
 from darkroom.supervision import vital
 
-from darkroom_operator.control import Control
+from darkroom_operator.control import ControlLoop
 from darkroom_operator.handlers import Handlers, kopf_settings
 from darkroom_operator.kubernetes.client import Cluster, connected
 from darkroom_operator.kubernetes.election import Leadership
 from darkroom_operator.kubernetes.resync import Resync
-from darkroom_operator.kubernetes.world import World
+from darkroom_operator.kubernetes.world import ClusterState
 from darkroom_operator.metrics import served
 from darkroom_operator.settings import OperatorSettings
 
@@ -51,15 +51,15 @@ RETRY_S = 1.0
 _log = logger(__name__)
 
 
-class Program:
+class OperatorProcess:
     """The whole process. `run` answers the exit status."""
 
     def __init__(self, settings: OperatorSettings) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._world = World()
+        self._world = ClusterState()
         self._leadership: Leadership | None = None
-        self._control: Control | None = None
+        self._control: ControlLoop | None = None
         self._resync: Resync | None = None
         self._is_up = False
 
@@ -98,7 +98,7 @@ class Program:
 
     async def _lead(self, cluster: Cluster, ledger: AsyncLedger, redis: Any, leadership: Leadership) -> int:
         world = self._world
-        control = Control(
+        control = ControlLoop(
             cluster,
             ledger,
             world,

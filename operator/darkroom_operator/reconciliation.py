@@ -13,9 +13,16 @@ from typing import Any
 from darkroom.errors import InvalidInput
 
 from darkroom_operator import pools
-from darkroom_operator.kubernetes.client import CREATOR, DEPLOYMENT, Cluster, Conflict, Object, Refused
+from darkroom_operator.kubernetes.client import (
+    CREATION_FIELD_MANAGER,
+    DEPLOYMENT,
+    Cluster,
+    Conflict,
+    Object,
+    RequestRejected,
+)
 from darkroom_operator.kubernetes.world import essence
-from darkroom_operator.pools import POOL_LABEL, Pool
+from darkroom_operator.pools import POOL_LABEL, PoolSpec
 
 UNPROCESSABLE = frozenset({400, 403, 422})
 """What the API server answers to an object that is at fault, or that a policy of the cluster forbids."""
@@ -36,7 +43,7 @@ class Reconciliation:
         self._cluster = cluster
         self._config_maps = config_maps
 
-    async def apply(self, pool: Pool) -> Object | None:
+    async def apply(self, pool: PoolSpec) -> Object | None:
         """All objects of the pool are as it says; answers the Deployment, or None where that is not there yet.
 
         Raises InvalidTemplate, and has changed nothing then.
@@ -60,22 +67,22 @@ class Reconciliation:
                 applied = await self._cluster.get(DEPLOYMENT, pool.objects_name) or applied
         return applied
 
-    async def create(self, pool: Pool, *, replicas: int) -> Object | None:
+    async def create(self, pool: PoolSpec, *, replicas: int) -> Object | None:
         """The pool's Deployment, with so many replicas; None where somebody was faster. Raises InvalidTemplate."""
         body = pools.deployment(pool, config_maps=self._config_maps)
         body["spec"] = {"replicas": replicas, **body["spec"]}
         try:
-            await self._cluster.create(body, field_manager=CREATOR)
+            await self._cluster.create(body, field_manager=CREATION_FIELD_MANAGER)
         except Conflict:
             return None
-        except Refused as error:
+        except RequestRejected as error:
             raise InvalidTemplate(error.detail) from error
         return await self.apply(pool)
 
     async def _try(self, deployment: Mapping[str, Any]) -> None:
         try:
             await self._cluster.apply(deployment, dry_run=True)
-        except Refused as error:
+        except RequestRejected as error:
             if error.code in UNPROCESSABLE:
                 raise InvalidTemplate(error.detail) from error
             raise
@@ -87,10 +94,12 @@ def has_drifted(present: Object, applied: str) -> bool:
 
 
 def _is_owned_by_its_creator(deployment: Object) -> bool:
-    return any(entry.get("manager") == CREATOR for entry in deployment["metadata"].get("managedFields", []))
+    return any(
+        entry.get("manager") == CREATION_FIELD_MANAGER for entry in deployment["metadata"].get("managedFields", [])
+    )
 
 
-def _belongs_to(deployment: Object, pool: Pool) -> bool:
+def _belongs_to(deployment: Object, pool: PoolSpec) -> bool:
     metadata = deployment["metadata"]
     owners = [owner.get("uid") for owner in metadata.get("ownerReferences") or [] if owner.get("controller")]
     return owners == [pool.uid] or (not owners and (metadata.get("labels") or {}).get(POOL_LABEL) == pool.name)

@@ -16,19 +16,19 @@ from darkroom.ledger.calls import WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
 
-from darkroom_operator.kubernetes.client import NOT_FOUND, POD, Cluster, Refused
-from darkroom_operator.kubernetes.world import Standing
+from darkroom_operator.kubernetes.client import NOT_FOUND, POD, Cluster, RequestRejected
+from darkroom_operator.kubernetes.world import PoolState
 
 _log = logger(__name__)
 
 
-class Replacement:
+class FaultyWorkerReplacement:
     """Observes how long workers have been faulty, and replaces pods."""
 
     def __init__(self, cluster: Cluster, ledger: AsyncLedger, *, after_s: float) -> None:
         self._cluster, self._ledger, self._after_s = cluster, ledger, after_s
 
-    async def observe(self, standings: Sequence[Standing]) -> None:
+    async def observe(self, standings: Sequence[PoolState]) -> None:
         """Update since when workers of these pools have been faulty. One that starts for a test of itself still is."""
         of_interest = {each.name: each for each in standings if each.faulty or (each.reading and each.reading.faulty)}
         if not of_interest:
@@ -47,13 +47,13 @@ class Replacement:
                 if state == WorkerState.FAULTY or (state == WorkerState.STARTING and pod in standing.faulty)
             }
 
-    def overdue(self, standing: Standing) -> list[str]:
+    def overdue(self, standing: PoolState) -> list[str]:
         """Pods whose worker has been faulty for too long, the longest first."""
         before = time.monotonic() - self._after_s
         since = {pod: at for pod, at in standing.faulty.items() if pod in standing.pods and standing.pods[pod].counts}
         return sorted((pod for pod, at in since.items() if at <= before), key=lambda pod: since[pod])
 
-    async def replace(self, standing: Standing, number: int) -> list[str]:
+    async def replace(self, standing: PoolState, number: int) -> list[str]:
         """Delete that many of the overdue pods; answers those that were deleted."""
         names = self.overdue(standing)[:number]
         marked = await self._ledger.run(calls.drain(standing.name, count=len(names), pods=names))
@@ -61,7 +61,7 @@ class Replacement:
         for pod in sorted({worker.pod for worker in marked} & set(names)):
             try:
                 await self._cluster.delete(POD, pod)
-            except Refused as error:
+            except RequestRejected as error:
                 if error.code != NOT_FOUND:
                     _log.warning("pod_not_replaced", pool=standing.name, pod=pod, error=error.detail)
             else:

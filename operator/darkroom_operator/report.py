@@ -17,8 +17,8 @@ from darkroom.errors import DarkroomError
 from darkroom.logs import logger
 from darkroom.scaling.policy import Paused, Reason
 
-from darkroom_operator.kubernetes.client import Cluster, Refused
-from darkroom_operator.kubernetes.world import Standing
+from darkroom_operator.kubernetes.client import Cluster, RequestRejected
+from darkroom_operator.kubernetes.world import PoolState
 from darkroom_operator.pools import API_VERSION, selector_text
 
 COMPONENT = "darkroom-operator"
@@ -39,13 +39,13 @@ REPLACED = "WorkersReplaced"
 _log = logger(__name__)
 
 
-class Report:
+class StatusWriter:
     """Writes statuses and Events. Neither is needed by anything that the operator does: failing, they are logged."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    async def event(self, standing: Standing, kind: str, reason: str, message: str) -> None:
+    async def event(self, standing: PoolState, kind: str, reason: str, message: str) -> None:
         """A Kubernetes Event about the pool."""
         if standing.uid is None:
             return
@@ -76,7 +76,7 @@ class Report:
         except DarkroomError as error:
             _log.warning("event_not_recorded", pool=standing.name, reason=reason, error=error.detail)
 
-    def has_news(self, standing: Standing, *, now_ms: int) -> bool:
+    def has_news(self, standing: PoolState, *, now_ms: int) -> bool:
         """Whether the pool's status is to be written now. Of a pool where nothing moves that is seen at a glance."""
         if standing.uid is None:
             return False
@@ -87,14 +87,14 @@ class Report:
         standing.settled = seen if status == standing.said else None
         return bool(self._changed(standing, status))
 
-    def _changed(self, standing: Standing, status: dict[str, Any]) -> dict[str, Any]:
+    def _changed(self, standing: PoolState, status: dict[str, Any]) -> dict[str, Any]:
         said = standing.said
         changed = {name: value for name, value in status.items() if said.get(name, _NOTHING) != value}
         if changed.keys() <= COUNTS and said and time.monotonic() - standing.said_at < COUNTS_EVERY_S:
             return {}
         return changed
 
-    async def status(self, standing: Standing, *, now_ms: int) -> None:
+    async def status(self, standing: PoolState, *, now_ms: int) -> None:
         """Write what has changed of the pool's status."""
         status = status_of(standing, now_ms=now_ms)
         changed = self._changed(standing, status)
@@ -102,7 +102,7 @@ class Report:
             return
         try:
             await self._cluster.merge_status(standing.name, changed)
-        except Refused as error:
+        except RequestRejected as error:
             _log.warning("status_refused", pool=standing.name, error=error.detail)  # most often, it was just deleted
         except DarkroomError as error:
             _log.warning("status_not_written", pool=standing.name, error=error.detail)
@@ -113,7 +113,7 @@ class Report:
 _NOTHING = object()
 
 
-def _all_that_counts(standing: Standing) -> tuple[Any, ...]:
+def _all_that_counts(standing: PoolState) -> tuple[Any, ...]:
     """What a status is made of, but for the time: without waiting jobs it says nothing of that."""
     return (
         *(standing.generation, standing.in_force, standing.fault, standing.ending, standing.unknown),
@@ -122,7 +122,7 @@ def _all_that_counts(standing: Standing) -> tuple[Any, ...]:
     )
 
 
-def status_of(standing: Standing, *, now_ms: int) -> dict[str, Any]:
+def status_of(standing: PoolState, *, now_ms: int) -> dict[str, Any]:
     """The status of a pool as it stands."""
     conditions = _conditions(standing, now_ms=now_ms)
     status: dict[str, Any] = {
@@ -154,7 +154,7 @@ def status_of(standing: Standing, *, now_ms: int) -> dict[str, Any]:
     return status
 
 
-def _oldest(standing: Standing, now_ms: int) -> str | None:
+def _oldest(standing: PoolState, now_ms: int) -> str | None:
     reading, said = standing.reading, standing.said.get("oldest")
     if reading is None or reading.oldest_ms is None:
         return None
@@ -164,7 +164,7 @@ def _oldest(standing: Standing, now_ms: int) -> str | None:
     return times.iso(since)
 
 
-def trouble(standing: Standing) -> tuple[str, str] | None:
+def trouble(standing: PoolState) -> tuple[str, str] | None:
     """What keeps replicas from working, the gravest first: reason and message."""
     pods = [pod for pod in standing.pods.values() if pod.counts]
     for pod in pods:
@@ -186,13 +186,13 @@ def trouble(standing: Standing) -> tuple[str, str] | None:
     return None
 
 
-def next_replacement(standing: Standing) -> str:
+def next_replacement(standing: PoolState) -> str:
     """When faulty workers may be replaced again, as a sentence; empty where none was replaced."""
     at, times_in_a_row = standing.history.replaceable_at(), standing.history.replacements
     return "" if at is None else f"Replacements in a row: {times_in_a_row}, the next not before {times.iso(at)}"
 
 
-def _reason(standing: Standing) -> str:
+def _reason(standing: PoolState) -> str:
     found = standing.fault or trouble(standing)
     if found is not None:
         return found[0]
@@ -203,7 +203,7 @@ def _reason(standing: Standing) -> str:
     return standing.decision.reason.value if standing.decision is not None else "Starting"
 
 
-def _conditions(standing: Standing, *, now_ms: int) -> list[dict[str, Any]]:
+def _conditions(standing: PoolState, *, now_ms: int) -> list[dict[str, Any]]:
     fault, found = standing.fault, trouble(standing)
     if fault is not None:
         ready = ("False", *fault)
@@ -218,7 +218,7 @@ def _conditions(standing: Standing, *, now_ms: int) -> list[dict[str, Any]]:
     return [_condition(standing, kind, *words, now_ms=now_ms) for kind, words in said.items()]
 
 
-def _scaling(standing: Standing) -> tuple[str, str, str]:
+def _scaling(standing: PoolState) -> tuple[str, str, str]:
     if standing.ending:
         return "False", "Deleting", "the pool is being deleted"
     if standing.pool is None:
@@ -230,7 +230,9 @@ def _scaling(standing: Standing) -> tuple[str, str, str]:
     return "True", "FollowingDemand", "the replicas follow the demand"
 
 
-def _condition(standing: Standing, kind: str, status: str, reason: str, message: str, *, now_ms: int) -> dict[str, Any]:
+def _condition(
+    standing: PoolState, kind: str, status: str, reason: str, message: str, *, now_ms: int
+) -> dict[str, Any]:
     before: Mapping[str, Any] = standing.conditions.get(kind, {})
     same = before.get("status") == status
     condition = {

@@ -22,25 +22,25 @@ from darkroom.ledger import calls
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
 
-from darkroom_operator.kubernetes.client import POD, Cluster, Conflict, Refused
-from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, Pod, Standing, World
+from darkroom_operator.kubernetes.client import POD, Cluster, Conflict, RequestRejected
+from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, ClusterState, Pod, PoolState
 from darkroom_operator.pools import DELETION_COST, SERVING
 
-COST = "-1000"
+CHOSEN_POD_COST = "-1000"
 """Below that of any pod that nobody has chosen, which is 0."""
 
-SEEN_S = 0.25
+PROPAGATION_S = 0.25
 """Between choosing pods and lowering the replicas. A ReplicaSet hears of pods and of its replicas on two watches:
 without a pause it was seen to take other pods than those that were chosen a few milliseconds before.
 """
 
-SETTLE_S = 5.0
+SCALE_TIMEOUT_S = 5.0
 """How long a ReplicaSet is given to take pods away before those that stayed are taken back."""
 
 TRIES = 4
 """How often the replicas are set anew on what another has just written."""
 
-MOST_AT_ONCE = 16
+MAX_CONCURRENT_REQUESTS = 16
 """Requests to the API server on their way at one time, for one pool."""
 
 _log = logger(__name__)
@@ -49,14 +49,14 @@ _log = logger(__name__)
 class ScaleIn:
     """Changes the replicas of Deployments: up at once, down as said above."""
 
-    def __init__(self, cluster: Cluster, ledger: AsyncLedger, world: World) -> None:
+    def __init__(self, cluster: Cluster, ledger: AsyncLedger, world: ClusterState) -> None:
         self._cluster = cluster
         self._ledger = ledger
         self._world = world
         self._scaled_at: dict[str, float] = {}  # monotonic, by pool
         self._spared_at: dict[str, float] = {}
 
-    async def lower(self, standing: Standing, *, to: int) -> int:
+    async def lower(self, standing: PoolState, *, to: int) -> int:
         """Fewer replicas, as far as there are some that run nothing; answers how many there are to be now."""
         deployment = standing.deployment
         if deployment is None or to >= deployment.replicas:
@@ -68,7 +68,7 @@ class ScaleIn:
         count = deployment.replicas - to
         never_made = min(deployment.replicas - len(present), count)
         if any(pod.is_on_its_way(now_ms) for pod in present) or (
-            never_made and _age(self._scaled_at, standing) < SETTLE_S
+            never_made and _age(self._scaled_at, standing) < SCALE_TIMEOUT_S
         ):
             return deployment.replicas  # a ReplicaSet would take these before any that we choose
         free = [pod for pod in present if pod.is_stuck(now_ms)][: count - never_made]
@@ -88,15 +88,15 @@ class ScaleIn:
             self._spared_at[standing.name] = time.monotonic()
         fresh = [pod for pod in present if pod.name in names - before.keys()]
         await self._each(standing, fresh, self._choose)
-        seen = [name for name, at in standing.victims.items() if name in before and now - at >= SEEN_S]
-        if _age(self._spared_at, standing) < SEEN_S:
+        seen = [name for name, at in standing.victims.items() if name in before and now - at >= PROPAGATION_S]
+        if _age(self._spared_at, standing) < PROPAGATION_S:
             return deployment.replicas
         lowered = max(deployment.replicas - never_made - len(seen), to)
         if lowered < deployment.replicas:
             await self.scale(standing, to=lowered)
         return lowered
 
-    async def scale(self, standing: Standing, *, to: int) -> None:
+    async def scale(self, standing: PoolState, *, to: int) -> None:
         """Set the replicas, if they are still what was seen. Raises Conflict."""
         seen = standing.deployment
         assert seen is not None  # noqa: S101 - who calls has looked
@@ -114,7 +114,7 @@ class ScaleIn:
         standing.deployment = replace(seen, replicas=to, version=version)
         self._world.note_version(DEPLOYMENTS, seen.name, version)
 
-    async def settle(self, standing: Standing) -> None:
+    async def settle(self, standing: PoolState) -> None:
         """Renew the marks of pods that are to go, take back those that stay after all, and let new pods serve."""
         deployment = standing.deployment
         present = {pod.name: pod for pod in standing.pods.values() if pod.counts}
@@ -124,8 +124,8 @@ class ScaleIn:
             replicas = deployment.replicas if deployment is not None else 0
             wants_fewer = standing.decision is not None and standing.decision.replicas < replicas
             newest = max(standing.victims.values(), default=-math.inf)
-            is_choosing = wants_fewer and time.monotonic() - newest < SETTLE_S
-            if len(present) > replicas or _age(self._scaled_at, standing) < SETTLE_S or is_choosing:
+            is_choosing = wants_fewer and time.monotonic() - newest < SCALE_TIMEOUT_S
+            if len(present) > replicas or _age(self._scaled_at, standing) < SCALE_TIMEOUT_S or is_choosing:
                 names = [pod.name for pod in chosen]
                 await self._ledger.run(calls.drain(standing.name, count=len(names), pods=names))
             else:
@@ -133,22 +133,22 @@ class ScaleIn:
         fresh = [pod for pod in present.values() if pod.serving is not True and not pod.chosen]
         await self._each(standing, fresh, self._let_serve)
 
-    async def _take_back(self, standing: Standing, chosen: list[Pod]) -> None:
+    async def _take_back(self, standing: PoolState, chosen: list[Pod]) -> None:
         _log.info("taken_back", pool=standing.name, pods=[pod.name for pod in chosen])
         await self._each(standing, chosen, self._spare)
         standing.victims = {}
         self._spared_at[standing.name] = time.monotonic()
         await self._ledger.run(calls.drain(standing.name, count=0))
 
-    async def _each(self, standing: Standing, pods: list[Pod], act: Any) -> list[Pod]:
+    async def _each(self, standing: PoolState, pods: list[Pod], act: Any) -> list[Pod]:
         """Do it to each; answers those that it was done to. What a pod that is gone refuses is no failure."""
-        gate = asyncio.Semaphore(MOST_AT_ONCE)
+        gate = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
 
         async def one(pod: Pod) -> Pod | None:
             async with gate:
                 try:
                     await act(pod)
-                except Refused:
+                except RequestRejected:
                     return None
                 except DarkroomError as error:
                     _log.warning("pod_unchanged", pool=standing.name, pod=pod.name, error=error.detail)
@@ -159,7 +159,7 @@ class ScaleIn:
         return [pod for pod in done if pod is not None]
 
     async def _choose(self, pod: Pod) -> None:
-        await self._annotate(pod, COST)
+        await self._annotate(pod, CHOSEN_POD_COST)
         await self._cluster.set_conditions(pod.name, _conditions(serving=False))
 
     async def _spare(self, pod: Pod) -> None:
@@ -176,7 +176,7 @@ class ScaleIn:
             self._world.take_pod(resource)
 
 
-def _age(times: Mapping[str, float], standing: Standing) -> float:
+def _age(times: Mapping[str, float], standing: PoolState) -> float:
     return time.monotonic() - times[standing.name] if standing.name in times else math.inf
 
 

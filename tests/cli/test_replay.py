@@ -12,7 +12,7 @@ import pytest
 from darkroom.errors import InvalidInput
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.policy import DecisionEntry, Observation, Policy, ScaleDown, ScalingHistory, decide
+from darkroom.scaling.policy import DecisionEntry, PoolObservation, ScaleDown, ScalingHistory, ScalingPolicy, decide
 from darkroom_cli.commands.replay import past, read_policy, replica_seconds
 
 from tests.darkroom_command import darkroom
@@ -21,7 +21,7 @@ from tests.driven_jobs import DrivenJobs
 POOL = "pictures"
 START_MS = 1_800_000_000_000
 STEP_MS = 10_000
-SPEC = Policy(max_replicas=8, jobs_per_replica=1, scale_down=ScaleDown(idle_seconds=30))
+SPEC = ScalingPolicy(max_replicas=8, jobs_per_replica=1, scale_down=ScaleDown(idle_seconds=30))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def an_afternoon() -> list[DecisionEntry]:
             arrivals=0 if step < 2 else 12,
             service_ms=None if step < 9 else 20_000.5,
         )
-        observation = Observation(reading=reading, replicas=replicas, cold_start_seconds=60.0)
+        observation = PoolObservation(reading=reading, replicas=replicas, cold_start_seconds=60.0)
         at = START_MS + step * STEP_MS
         decision, after = decide(observation, SPEC, history, at)
         entries.append(

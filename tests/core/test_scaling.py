@@ -17,16 +17,16 @@ from darkroom.scaling.policy import (
     RESUMED_WITHIN_S,
     Decision,
     DecisionEntry,
-    Observation,
     Paused,
-    Policy,
+    PoolObservation,
     Reason,
     ScaleDown,
     ScaleUp,
     ScalingHistory,
-    Window,
+    ScalingPolicy,
+    ScheduleWindow,
     decide,
-    is_worth_keeping,
+    is_recorded,
     resume,
 )
 from hypothesis import given, settings
@@ -37,20 +37,20 @@ LONG_AGO = NOW - 3_600_000
 CRASHES = {"CrashLoopBackOff": 2}
 
 
-def policy(**more: Any) -> Policy:
+def policy(**more: Any) -> ScalingPolicy:
     """0 to 10 replicas, one for each job, unless it is said otherwise."""
-    return Policy(**{"max_replicas": 10, "jobs_per_replica": 1, **more})
+    return ScalingPolicy(**{"max_replicas": 10, "jobs_per_replica": 1, **more})
 
 
-def wait(seconds: float, **more: Any) -> Policy:
+def wait(seconds: float, **more: Any) -> ScalingPolicy:
     return policy(jobs_per_replica=None, wait_seconds=seconds, **more)
 
 
-def seen(replicas: int, *, observed: dict[str, Any] | None = None, **reading: Any) -> Observation:
-    return Observation(reading=Reading(**reading), replicas=replicas, **(observed or {}))
+def seen(replicas: int, *, observed: dict[str, Any] | None = None, **reading: Any) -> PoolObservation:
+    return PoolObservation(reading=Reading(**reading), replicas=replicas, **(observed or {}))
 
 
-def measured(replicas: int, *, service_s: float, cold_s: float, **reading: Any) -> Observation:
+def measured(replicas: int, *, service_s: float, cold_s: float, **reading: Any) -> PoolObservation:
     """A pool whose times are known."""
     observed = {"cold_start_seconds": cold_s}
     return seen(replicas, observed=observed, service_ms=service_s * 1000, **reading)
@@ -61,9 +61,9 @@ def wanted_until(ago_s: float, number: int) -> ScalingHistory:
     return ScalingHistory(peaks=((NOW - int(ago_s * 1000), number),))
 
 
-UNKNOWN = Observation(reading=None, replicas=3)
+UNKNOWN = PoolObservation(reading=None, replicas=3)
 
-TABLE: dict[str, tuple[Observation, Policy, ScalingHistory, int, Reason]] = {
+TABLE: dict[str, tuple[PoolObservation, ScalingPolicy, ScalingHistory, int, Reason]] = {
     # Nothing to do.
     "an empty pool without jobs stays empty": (seen(0), policy(), ScalingHistory(), 0, Reason.AT_TARGET),
     "jobs that each have a replica ask for no more": (
@@ -158,28 +158,28 @@ TABLE: dict[str, tuple[Observation, Policy, ScalingHistory, int, Reason]] = {
     "the minimum is no demand": (seen(2, idle=2), policy(min_replicas=2), ScalingHistory(), 2, Reason.AT_TARGET),
     "an open window raises the floor": (
         seen(0),
-        policy(schedule=(Window(start="0 8 * * 1-5", end="0 18 * * 1-5", replicas=3),)),
+        policy(schedule=(ScheduleWindow(start="0 8 * * 1-5", end="0 18 * * 1-5", replicas=3),)),
         ScalingHistory(),
         3,
         Reason.FLOOR,
     ),
     "a closed window does not": (
         seen(0),
-        policy(schedule=(Window(start="0 8 * * 6", end="0 18 * * 6", replicas=3),)),
+        policy(schedule=(ScheduleWindow(start="0 8 * * 6", end="0 18 * * 6", replicas=3),)),
         ScalingHistory(),
         0,
         Reason.AT_TARGET,
     ),
     "a window reads its own clock": (
         seen(0),
-        policy(schedule=(Window(start="0 21 * * *", end="0 22 * * *", timezone="Asia/Tokyo", replicas=3),)),
+        policy(schedule=(ScheduleWindow(start="0 21 * * *", end="0 22 * * *", timezone="Asia/Tokyo", replicas=3),)),
         ScalingHistory(),
         3,
         Reason.FLOOR,
     ),
     "a window cannot exceed the maximum": (
         seen(0),
-        policy(max_replicas=2, schedule=(Window(start="0 0 * * *", end="59 23 * * *", replicas=9),)),
+        policy(max_replicas=2, schedule=(ScheduleWindow(start="0 0 * * *", end="59 23 * * *", replicas=9),)),
         ScalingHistory(),
         2,
         Reason.FLOOR,
@@ -386,7 +386,7 @@ TABLE: dict[str, tuple[Observation, Policy, ScalingHistory, int, Reason]] = {
 
 @pytest.mark.parametrize(("observation", "of", "history", "replicas", "reason"), TABLE.values(), ids=TABLE)
 def test_the_table(
-    observation: Observation, of: Policy, history: ScalingHistory, replicas: int, reason: Reason
+    observation: PoolObservation, of: ScalingPolicy, history: ScalingHistory, replicas: int, reason: Reason
 ) -> None:
     decision, _ = decide(observation, of, history, NOW)
     assert (decision.replicas, decision.reason) == (replicas, reason)
@@ -458,7 +458,7 @@ def test_time_without_a_log_is_no_idle_time(age_s: int | None) -> None:
     assert decide(seen(3, idle=3), policy(), resumed, NOW + 60_000)[0].replicas == 0
 
 
-def faulty(replicas: int, *, stays: int, **more: Any) -> Observation:
+def faulty(replicas: int, *, stays: int, **more: Any) -> PoolObservation:
     return seen(replicas, observed={"stays_faulty": stays}, faulty=stays, **more)
 
 
@@ -488,7 +488,7 @@ def test_a_replacement_long_after_the_last_begins_a_new_row() -> None:
         pytest.param(seen(2, faulty=2, waiting=2), policy(), id="they may recover"),
     ],
 )
-def test_faulty_workers_are_not_replaced(observation: Observation, of: Policy) -> None:
+def test_faulty_workers_are_not_replaced(observation: PoolObservation, of: ScalingPolicy) -> None:
     assert decide(observation, of, ScalingHistory(), NOW)[0].replace == 0
 
 
@@ -540,7 +540,7 @@ def of_week(text: str) -> int:
 def test_a_window_is_open_from_a_start_until_the_next_end(
     start: str, end: str, opened: set[str], closed: set[str]
 ) -> None:
-    window = Window(start=start, end=end, replicas=1, timezone="Europe/Paris")
+    window = ScheduleWindow(start=start, end=end, replicas=1, timezone="Europe/Paris")
     assert {when for when in opened | closed if window.is_open(of_week(when))} == opened
 
 
@@ -565,7 +565,7 @@ READINGS = st.builds(
     service_ms=st.none() | st.floats(0, 1e7),
 )
 OBSERVATIONS = st.builds(
-    Observation,
+    PoolObservation,
     reading=st.none() | READINGS,
     replicas=COUNT,
     ready=COUNT,
@@ -576,7 +576,7 @@ OBSERVATIONS = st.builds(
     stays_faulty=COUNT,
 )
 WINDOWS = st.builds(
-    Window,
+    ScheduleWindow,
     start=st.sampled_from(["0 8 * * 1-5", "*/5 * * * *"]),
     end=st.sampled_from(["0 18 * * *", "3-59/5 * * * *"]),
     replicas=COUNT,
@@ -588,9 +588,9 @@ GOALS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
 
 
 @st.composite
-def policies(draw: st.DrawFn) -> Policy:
+def policies(draw: st.DrawFn) -> ScalingPolicy:
     lowest = draw(st.integers(0, 5))
-    return Policy(
+    return ScalingPolicy(
         min_replicas=lowest,
         max_replicas=draw(st.integers(max(lowest, 1), 25)),
         scale_up=ScaleUp(max_step=draw(st.none() | st.integers(1, 5)), wait_seconds=draw(SPAN)),
@@ -607,7 +607,9 @@ STEPS = st.lists(st.tuples(OBSERVATIONS, st.integers(0, 10**6)), min_size=1, max
 
 @settings(max_examples=200, deadline=None)
 @given(of=policies(), steps=STEPS)
-def test_what_was_written_down_decides_alike_bit_for_bit(of: Policy, steps: list[tuple[Observation, int]]) -> None:
+def test_what_was_written_down_decides_alike_bit_for_bit(
+    of: ScalingPolicy, steps: list[tuple[PoolObservation, int]]
+) -> None:
     now, history = NOW, ScalingHistory()
     for observation, pause in steps:
         now += pause
@@ -624,7 +626,7 @@ def test_what_was_written_down_decides_alike_bit_for_bit(of: Policy, steps: list
 
 @settings(max_examples=300, deadline=None)
 @given(of=policies(), steps=STEPS)
-def test_no_decision_breaks_a_bound(of: Policy, steps: list[tuple[Observation, int]]) -> None:
+def test_no_decision_breaks_a_bound(of: ScalingPolicy, steps: list[tuple[PoolObservation, int]]) -> None:
     now, history = NOW, ScalingHistory()
     for observation, pause in steps:
         now += pause
@@ -665,20 +667,20 @@ def test_a_policy_is_read_as_it_stands_in_the_spec() -> None:
         "schedule": [{"start": "0 8 * * MON-FRI", "end": "0 18 * * 1-5", "timezone": "Europe/Paris", "replicas": 3}],
         "paused": "scaleIn",
     }
-    assert Policy.from_spec(spec) == Policy(
+    assert ScalingPolicy.from_spec(spec) == ScalingPolicy(
         min_replicas=1,
         max_replicas=8,
         wait_seconds=30,
         scale_up=ScaleUp(max_step=4, wait_seconds=1.5),
         scale_down=ScaleDown(idle_seconds=120, max_step=2),
         buffer=1,
-        schedule=(Window(start="0 8 * * MON-FRI", end="0 18 * * 1-5", timezone="Europe/Paris", replicas=3),),
+        schedule=(ScheduleWindow(start="0 8 * * MON-FRI", end="0 18 * * 1-5", timezone="Europe/Paris", replicas=3),),
         paused=Paused.SCALE_IN,
     )
 
 
 def test_what_the_spec_leaves_out_has_a_default() -> None:
-    assert Policy.from_spec({"target": None, "schedule": None}) == Policy()
+    assert ScalingPolicy.from_spec({"target": None, "schedule": None}) == ScalingPolicy()
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -730,20 +732,22 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("spec", "name"), BAD.values(), ids=BAD)
 def test_a_spec_that_cannot_be_followed_is_refused_by_field(spec: dict[str, Any], name: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        Policy.from_spec(spec)
+        ScalingPolicy.from_spec(spec)
     assert name in {fault.field for fault in refused.value.fields}
 
 
 def test_all_faults_of_a_spec_are_said_at_once() -> None:
     with pytest.raises(InvalidInput) as refused:
-        Policy.from_spec({"buffer": -1, "paused": "yes", "schedule": [{"start": "x", "end": "y", "replicas": "z"}]})
+        ScalingPolicy.from_spec(
+            {"buffer": -1, "paused": "yes", "schedule": [{"start": "x", "end": "y", "replicas": "z"}]}
+        )
     assert len(refused.value.fields) == 5
 
 
 # -- the decision log --------------------------------------------------------------------------------------------------
 
 
-def entry(at_s: float, *, observation: Observation | None = None, **decided: Any) -> DecisionEntry:
+def entry(at_s: float, *, observation: PoolObservation | None = None, **decided: Any) -> DecisionEntry:
     looked = observation or seen(1, idle=1)
     decision = Decision(**{"replicas": looked.replicas, "reason": Reason.AT_TARGET, **decided})
     at = NOW + int(at_s * 1000)
@@ -767,8 +771,8 @@ KEPT: dict[str, tuple[DecisionEntry, bool]] = {
 
 @pytest.mark.parametrize(("this", "kept"), KEPT.values(), ids=KEPT)
 def test_the_log_keeps_what_says_something_new(this: DecisionEntry, kept: bool) -> None:
-    assert is_worth_keeping(this, entry(0)) is kept
-    assert is_worth_keeping(this, None)
+    assert is_recorded(this, entry(0)) is kept
+    assert is_recorded(this, None)
 
 
 def test_an_entry_is_one_line_of_json() -> None:

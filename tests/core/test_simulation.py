@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from darkroom.scaling.policy import Policy, ScaleDown, ScaleUp, Window
-from darkroom.scaling.simulation import PolicyScaler, SimulatedFleet, SimulatedJob, SimulationResult, Takes, simulate
+from darkroom.scaling.policy import ScaleDown, ScaleUp, ScalingPolicy, ScheduleWindow
+from darkroom.scaling.simulation import (
+    PolicyScaler,
+    RemovalOrder,
+    SimulatedFleet,
+    SimulatedJob,
+    SimulationResult,
+    simulate,
+)
 
 COLD_MS = 60_000
 HOUR_MS = 3_600_000
@@ -17,7 +24,7 @@ class Scripted:
 
     listens = False
 
-    def __init__(self, *steps: tuple[int, int], takes: Takes = Takes.UNUSED) -> None:
+    def __init__(self, *steps: tuple[int, int], takes: RemovalOrder = RemovalOrder.UNUSED) -> None:
         self.takes = takes
         self._steps = steps
 
@@ -33,7 +40,7 @@ def run(
 
 
 def ours(**policy: object) -> PolicyScaler:
-    return PolicyScaler(Policy(**{"max_replicas": 10, **policy}), cold_start_ms=COLD_MS)  # type: ignore[arg-type]
+    return PolicyScaler(ScalingPolicy(**{"max_replicas": 10, **policy}), cold_start_ms=COLD_MS)  # type: ignore[arg-type]
 
 
 def test_a_job_waits_for_the_cold_start() -> None:
@@ -55,14 +62,14 @@ def test_replicas_count_from_their_creation_to_the_end_of_the_day() -> None:
 
 def test_what_is_unused_goes_first_and_a_busy_one_never() -> None:
     jobs = [SimulatedJob(0, 600_000)]
-    outcome = run(jobs, Scripted((0, 3), (10_000, 0), takes=Takes.UNUSED), replicas=2)
+    outcome = run(jobs, Scripted((0, 3), (10_000, 0), takes=RemovalOrder.UNUSED), replicas=2)
     assert (outcome.kills, outcome.waits) == (0, [0])
     assert outcome.replica_seconds == pytest.approx(10 + 10 + 3600)  # a starting and an idle one went at 10 s
 
 
 def test_a_replica_set_takes_busy_ones_too_and_the_job_runs_again() -> None:
     jobs = [SimulatedJob(0, 600_000)]
-    outcome = run(jobs, Scripted((0, 1), (100_000, 0), (200_000, 1), takes=Takes.ANY), replicas=1)
+    outcome = run(jobs, Scripted((0, 1), (100_000, 0), (200_000, 1), takes=RemovalOrder.ANY), replicas=1)
     assert outcome.kills == 1
     assert list(outcome.waits) == pytest.approx(
         [260]
@@ -71,13 +78,13 @@ def test_a_replica_set_takes_busy_ones_too_and_the_job_runs_again() -> None:
 
 
 def test_a_job_that_ends_within_the_grace_is_not_interrupted() -> None:
-    outcome = run([SimulatedJob(0, 120_000)], Scripted((0, 1), (100_000, 0), takes=Takes.ANY), replicas=1)
+    outcome = run([SimulatedJob(0, 120_000)], Scripted((0, 1), (100_000, 0), takes=RemovalOrder.ANY), replicas=1)
     assert (outcome.kills, outcome.waits, outcome.unfinished) == (0, [0], 0)
     assert outcome.replica_seconds == pytest.approx(120)
 
 
 def test_replicas_that_are_not_ready_go_before_all_others() -> None:
-    outcome = run([SimulatedJob(0, 600_000)], Scripted((0, 2), (10_000, 1), takes=Takes.ANY), replicas=1)
+    outcome = run([SimulatedJob(0, 600_000)], Scripted((0, 2), (10_000, 1), takes=RemovalOrder.ANY), replicas=1)
     assert outcome.kills == 0
 
 
@@ -90,7 +97,7 @@ def test_a_job_that_nobody_runs_is_unfinished_and_waits_to_the_end() -> None:
 def test_the_same_seed_is_the_same_day() -> None:
     jobs = [SimulatedJob(at * 1_000, 200_000) for at in range(30)]
     steps = [(0, 10), (200_000, 4), (400_000, 10), (600_000, 2), (900_000, 8)]
-    first, again, other = (run(jobs, Scripted(*steps, takes=Takes.ANY), seed=seed) for seed in (1, 1, 2))
+    first, again, other = (run(jobs, Scripted(*steps, takes=RemovalOrder.ANY), seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first.kills > 0
     assert other.waits != first.waits
@@ -107,7 +114,9 @@ def test_the_same_seed_is_the_same_day() -> None:
             ),
             id="steps",
         ),
-        pytest.param(lambda: ours(schedule=(Window(start="10 * * * *", end="20 * * * *", replicas=3),)), id="schedule"),
+        pytest.param(
+            lambda: ours(schedule=(ScheduleWindow(start="10 * * * *", end="20 * * * *", replicas=3),)), id="schedule"
+        ),
     ],
 )
 def test_with_ours_all_jobs_end_and_none_is_interrupted(scaler: Callable[[], PolicyScaler]) -> None:
@@ -124,7 +133,7 @@ def test_ours_goes_back_to_nothing_in_the_end() -> None:
 
 
 def test_a_window_is_read_in_the_time_of_the_past_day() -> None:
-    policy = Policy(max_replicas=5, schedule=(Window(start="0 9 * * *", end="30 9 * * *", replicas=2),))
+    policy = ScalingPolicy(max_replicas=5, schedule=(ScheduleWindow(start="0 9 * * *", end="30 9 * * *", replicas=2),))
     nine = 9 * HOUR_MS
     at_nine = run([], PolicyScaler(policy, cold_start_ms=COLD_MS, origin=nine))
     assert at_nine.replica_seconds == pytest.approx(2 * 30 * 60, abs=300)

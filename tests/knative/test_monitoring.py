@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 from darkroom.ledger import calls
-from darkroom_operator.kubernetes.world import World
+from darkroom_operator.kubernetes.world import ClusterState
 from darkroom_operator.metrics import served
 
 from tests.conftest import RedisServers
@@ -76,7 +76,7 @@ async def _operator() -> dict[str, str]:
     """The operator's metrics and their kinds, as it serves them where there is no pool."""
     port = free_port()
     async with (
-        served(World(), healthy=lambda: (200, {}), ready=lambda: (200, {}), host="127.0.0.1", port=port),
+        served(ClusterState(), healthy=lambda: (200, {}), ready=lambda: (200, {}), host="127.0.0.1", port=port),
         httpx.AsyncClient(trust_env=False) as client,
     ):
         text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text

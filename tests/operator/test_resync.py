@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
-from darkroom_operator.control import Control
+from darkroom_operator.control import ControlLoop
 from darkroom_operator.handlers import Handlers
 from darkroom_operator.kubernetes.client import POD, Cluster, Kind, Object
 from darkroom_operator.kubernetes.election import Leadership
 from darkroom_operator.kubernetes.resync import Resync
-from darkroom_operator.kubernetes.world import PODS, World
+from darkroom_operator.kubernetes.world import PODS, ClusterState
 
 from tests.operator.test_world import pod_resource
 
@@ -33,18 +33,18 @@ class NobodyToWake:
         pass
 
 
-def resync_of(listed: ListedPods, world: World) -> Resync:
-    cluster, control = cast("Cluster", listed), cast("Control", NobodyToWake())
+def resync_of(listed: ListedPods, world: ClusterState) -> Resync:
+    cluster, control = cast("Cluster", listed), cast("ControlLoop", NobodyToWake())
     handlers = Handlers(world, control, cast("Leadership", None))
     return Resync(cluster, world, control, handlers)
 
 
-def names(world: World) -> list[str]:
+def names(world: ClusterState) -> list[str]:
     return [name for standing in world.standings.values() for name in standing.pods]
 
 
 async def test_what_no_watch_told_is_found() -> None:
-    world, listed = World(), ListedPods()
+    world, listed = ClusterState(), ListedPods()
     listed.pods = [pod_resource()]
     resync = resync_of(listed, world)
     await resync.read()
@@ -55,7 +55,7 @@ async def test_what_no_watch_told_is_found() -> None:
 
 
 async def test_a_watch_that_is_silent_until_the_next_resync_is_deaf() -> None:
-    world, listed = World(), ListedPods()
+    world, listed = ClusterState(), ListedPods()
     resync = resync_of(listed, world)
     listed.pods = [pod_resource()]
     await resync.read()
@@ -68,7 +68,7 @@ async def test_a_watch_that_is_silent_until_the_next_resync_is_deaf() -> None:
 
 
 async def test_a_quiet_watch_of_a_quiet_world_is_not_deaf() -> None:
-    world, listed = World(), ListedPods()
+    world, listed = ClusterState(), ListedPods()
     listed.pods = [pod_resource()]
     resync = resync_of(listed, world)
     await resync.read(first=True)
@@ -78,7 +78,7 @@ async def test_a_quiet_watch_of_a_quiet_world_is_not_deaf() -> None:
 
 
 async def test_a_change_on_its_way_to_the_watch_is_no_sign_of_deafness() -> None:
-    world, listed = World(), ListedPods()
+    world, listed = ClusterState(), ListedPods()
     resync = resync_of(listed, world)
     world.hear(PODS)
     listed.pods = [pod_resource()]

@@ -11,7 +11,7 @@ from darkroom.ledger.calls import Reading
 from darkroom_operator import pools
 from darkroom_operator.kubernetes import world
 from darkroom_operator.kubernetes.resync import covers
-from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, World
+from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, ClusterState
 from darkroom_operator.report import status_of
 
 Object = dict[str, Any]
@@ -96,7 +96,7 @@ def test_a_deployment_is_described_without_a_number_of_replicas() -> None:
 
 
 def test_an_older_version_is_no_news() -> None:
-    known = World()
+    known = ClusterState()
     assert known.is_news(PODS, pod_resource(version="10"))
     assert not known.is_news(PODS, pod_resource(version="10"))
     assert not known.is_news(PODS, pod_resource(version="9"))
@@ -104,7 +104,7 @@ def test_an_older_version_is_no_news() -> None:
 
 
 def test_what_a_newer_list_does_not_have_is_gone() -> None:
-    known = World()
+    known = ClusterState()
     known.is_news(PODS, pod_resource(version="10"))
     assert known.missing(PODS, [], version="11") == ["darkroom-flux-1"]
     assert known.missing(PODS, [], version="9") == []  # the list is older than the pod
@@ -151,7 +151,7 @@ def test_the_trouble_of_a_pod_has_a_reason(status: Object, trouble: str | None, 
 
 
 def test_a_pod_that_is_gone_or_over_is_remembered_for_its_workers_job() -> None:
-    known = World()
+    known = ClusterState()
     known.take_pod(pod_resource())
     standing = known.lose_pod("darkroom-flux-1")
     assert standing is not None
@@ -160,7 +160,7 @@ def test_a_pod_that_is_gone_or_over_is_remembered_for_its_workers_job() -> None:
 
 
 def test_the_cold_start_is_measured_from_the_pods_making_to_its_being_ready() -> None:
-    known = World()
+    known = ClusterState()
     known.take_pod(pod_resource(version="7", phase="Pending"))
     ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-20T18:00:42Z"}
     standing = known.take_pod(pod_resource(version="8", conditions=[ready]))
@@ -168,7 +168,7 @@ def test_the_cold_start_is_measured_from_the_pods_making_to_its_being_ready() ->
 
 
 def test_the_status_tells_when_the_oldest_job_came_and_does_not_waver() -> None:
-    standing = World().standing("flux")
+    standing = ClusterState().standing("flux")
     standing.reading = Reading(waiting=1, oldest_ms=5_000)
     first = status_of(standing, now_ms=NOW_MS)
     standing.said = first
@@ -179,7 +179,7 @@ def test_the_status_tells_when_the_oldest_job_came_and_does_not_waver() -> None:
 
 
 def test_a_condition_keeps_the_time_of_its_last_change() -> None:
-    standing = World().standing("flux")
+    standing = ClusterState().standing("flux")
     (before, *_) = status_of(standing, now_ms=NOW_MS)["conditions"]
     (after, *_) = status_of(standing, now_ms=NOW_MS + 60_000)["conditions"]
     assert after["lastTransitionTime"] == before["lastTransitionTime"]
@@ -206,7 +206,7 @@ def test_an_object_is_intact_when_it_has_all_that_was_applied(present: object, w
 
 
 def test_times_of_the_watch_are_kept_by_kind() -> None:
-    known = World()
+    known = ClusterState()
     before = time.monotonic()
     known.hear(PODS)
     assert known.heard[PODS] >= before

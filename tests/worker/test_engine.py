@@ -25,12 +25,12 @@ from darkroom_worker.engines.registry import (
     SEEDS,
     Engine,
     EngineError,
+    EngineResult,
     Interrupted,
-    InvalidInput,
     OutOfMemory,
     Picture,
-    Run,
-    Transient,
+    RejectedInput,
+    TransientFailure,
     WorkerFault,
     make_engine,
 )
@@ -62,7 +62,7 @@ class Studio:
             self._engines[name] = loaded(self.catalogue.get(name))
         return self._engines[name]
 
-    def run(self, name: str, on_step: Callable[[int, int], None] | None = None, **given: Any) -> Run:
+    def run(self, name: str, on_step: Callable[[int, int], None] | None = None, **given: Any) -> EngineResult:
         parameters = complete(self.catalogue.get(name), **given)
         return self.engine(name).run(parameters, job_id="a-job", on_step=on_step or ignore)
 
@@ -420,7 +420,7 @@ def test_weights_without_a_checker_are_not_called_checked(studio: Studio) -> Non
 
 def test_what_the_pipeline_refuses_is_invalid_input(studio: Studio) -> None:
     parameters = complete(studio.catalogue.get("sd")) | {"width": 100}
-    with structlog.testing.capture_logs(), pytest.raises(InvalidInput, match="divisible by 8") as caught:
+    with structlog.testing.capture_logs(), pytest.raises(RejectedInput, match="divisible by 8") as caught:
         studio.engine("sd").run(parameters, job_id="a-job", on_step=ignore)
     assert caught.value.kind is ErrorKind.INVALID_INPUT
     assert isinstance(caught.value, errors.PermanentError)
@@ -524,9 +524,9 @@ def test_a_pipeline_that_does_not_go_back_to_its_gpu_is_a_worker_fault(
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), WorkerFault),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), WorkerFault),
-        (RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu!"), Transient),
-        (RuntimeError("The size of tensor a (2) must match the size of tensor b (3)"), Transient),
-        (OSError("Input/output error"), Transient),
+        (RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu!"), TransientFailure),
+        (RuntimeError("The size of tensor a (2) must match the size of tensor b (3)"), TransientFailure),
+        (OSError("Input/output error"), TransientFailure),
     ],
     ids=["out of memory", "cuBLAS without memory", "illegal access", "cuDNN", "two devices", "other", "disk"],
 )
@@ -560,7 +560,10 @@ def test_what_fails_after_the_first_step_is_not_the_inputs_fault(
         raise ValueError("not a matter of the prompt")
 
     monkeypatch.setattr(unet, "forward", fail_the_second_time)
-    with structlog.testing.capture_logs(), pytest.raises(Transient, match="ValueError: not a matter of the prompt"):
+    with (
+        structlog.testing.capture_logs(),
+        pytest.raises(TransientFailure, match="ValueError: not a matter of the prompt"),
+    ):
         studio.run("sd")
 
 
@@ -571,7 +574,7 @@ def test_a_result_that_is_not_a_number_is_no_black_picture_but_a_failure(
     pipeline.vae.decoder.conv_out.bias.data.fill_(float("nan"))
     pipeline.save_pretrained(tmp_path)
     model = replace(catalogue.get("sd"), source=str(tmp_path))
-    with structlog.testing.capture_logs(), pytest.raises(Transient, match="not a number"):
+    with structlog.testing.capture_logs(), pytest.raises(TransientFailure, match="not a number"):
         loaded(model).run(complete(model), job_id="a-job", on_step=ignore)
 
 

@@ -18,11 +18,11 @@ from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
 from darkroom.ledger.records import JobRecord
 from darkroom_worker.child.memory import ChildMemory
-from darkroom_worker.child.proof import FailedJobs, proof_input, proves
-from darkroom_worker.child.run import Job, Runner, Steps, retry_delay_ms
+from darkroom_worker.child.proof import FailedJobs, passes_self_test, self_test_input
+from darkroom_worker.child.run import ClaimedJob, ProgressReporter, Runner, retry_delay_ms
 from darkroom_worker.engines.instant import InstantEngine
-from darkroom_worker.engines.registry import Interrupted, OnStep, OutOfMemory, Run, WorkerFault
-from darkroom_worker.parent.pool import EXIT_FAULT, PROBE_FROM_S, Gate
+from darkroom_worker.engines.registry import EngineResult, Interrupted, OnStep, OutOfMemory, WorkerFault
+from darkroom_worker.parent.pool import EXIT_FAULT, PROBE_FROM_S, QueueGate
 from darkroom_worker.parent.probes import answer
 
 from tests.driven_jobs import DrivenJobs
@@ -78,7 +78,7 @@ class Stage:
         self.clock = Clock()
         self.job_id = self.jobs.submit()
         token = self.jobs.start(self.job_id)
-        job = Job(
+        job = ClaimedJob(
             id=self.job_id,
             token=token,
             tenant="default",
@@ -88,7 +88,7 @@ class Stage:
             counted=0,
             run_timeout_s=100,
         )
-        self.steps = Steps(self.ledger, job, clock=self.clock)
+        self.steps = ProgressReporter(self.ledger, job, clock=self.clock)
 
     def step(self, number: int, *, at: float, of: int = 100) -> None:
         self.clock.now = at
@@ -229,7 +229,7 @@ class NarrowEngine(InstantEngine):
         self.lean_fails = lean_fails
         self.runs: list[bool] = []
 
-    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> EngineResult:
         self.runs.append(lean)
         if self.lean_fails or not lean:
             raise OutOfMemory(f"too small, lean {lean}")
@@ -284,26 +284,28 @@ def test_a_job_that_does_not_fit_lean_either_is_tried_again_later(
 # The gate
 
 
-def is_out(gate: Gate) -> bool:
+def is_out(gate: QueueGate) -> bool:
     return gate.state is WorkerState.FAULTY
 
 
 @pytest.fixture
-def gate(memory: ChildMemory) -> Gate:
+def gate(memory: ChildMemory) -> QueueGate:
     """Of a worker whose child is up."""
-    gate = Gate("pool.quick", memory)
+    gate = QueueGate("pool.quick", memory)
     gate.on_child_up()
     return gate
 
 
-def test_what_jobs_do_to_an_attempt_takes_no_worker_out(gate: Gate) -> None:
+def test_what_jobs_do_to_an_attempt_takes_no_worker_out(gate: QueueGate) -> None:
     for kind in (*[ErrorKind.TRANSIENT] * 5, *[ErrorKind.OUT_OF_MEMORY] * 5):
         gate.on_answer(f"pending: {kind}")
     assert not is_out(gate)
     assert gate.suspects is None
 
 
-def test_a_child_that_replaces_another_proves_itself_with_other_models_first(gate: Gate, memory: ChildMemory) -> None:
+def test_a_child_that_replaces_another_proves_itself_with_other_models_first(
+    gate: QueueGate, memory: ChildMemory
+) -> None:
     for model in ("quick", "slow"):
         memory.begin_attempt(model)
         gate.on_child_end(-9)
@@ -320,7 +322,7 @@ def test_a_child_that_replaces_another_proves_itself_with_other_models_first(gat
 def test_two_faults_in_a_row_take_a_worker_out_until_a_child_has_proven_itself(
     clock: Clock, memory: ChildMemory
 ) -> None:
-    gate = Gate("pool.quick", memory, clock=clock)
+    gate = QueueGate("pool.quick", memory, clock=clock)
     seen = []
     for _ in range(2):
         gate.on_child_end(EXIT_FAULT)
@@ -341,7 +343,7 @@ def test_two_faults_in_a_row_take_a_worker_out_until_a_child_has_proven_itself(
 
 
 def test_a_probe_that_fails_is_repeated_later_each_time(clock: Clock, memory: ChildMemory) -> None:
-    gate = Gate("pool.quick", memory, clock=clock)
+    gate = QueueGate("pool.quick", memory, clock=clock)
     gate.on_child_end(EXIT_FAULT)
     pauses = []
     for _ in range(8):
@@ -353,7 +355,7 @@ def test_a_probe_that_fails_is_repeated_later_each_time(clock: Clock, memory: Ch
     assert pauses == [5, 10, 20, 40, 80, 160, 300, 300]
 
 
-def test_a_completed_job_clears_faults(gate: Gate) -> None:
+def test_a_completed_job_clears_faults(gate: QueueGate) -> None:
     for _ in range(3):
         gate.on_child_end(EXIT_FAULT)
         gate.on_child_up()
@@ -361,7 +363,7 @@ def test_a_completed_job_clears_faults(gate: Gate) -> None:
     assert not is_out(gate)
 
 
-def test_a_worker_that_drains_counts_no_faults(gate: Gate) -> None:
+def test_a_worker_that_drains_counts_no_faults(gate: QueueGate) -> None:
     gate.draining = True
     for _ in range(3):
         gate.on_child_end(EXIT_FAULT)
@@ -380,7 +382,7 @@ def test_three_different_jobs_that_fail_in_a_row_cause_a_proof_run() -> None:
 
 @pytest.mark.parametrize("model", list(Catalogue.load()), ids=lambda model: model.name)
 def test_a_proof_run_is_the_smallest_job_of_its_model(model: Model) -> None:
-    given = proof_input(model)
+    given = self_test_input(model)
     assert (given["width"], given["height"], given["steps"], given["images"]) == (64, 64, 1, 1)
 
 
@@ -392,7 +394,7 @@ class CountingEngine(InstantEngine):
         self.failures, self.error = failures, error
         self.runs = 0
 
-    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> EngineResult:
         self.runs += 1
         if self.runs <= self.failures:
             raise self.error("broken")
@@ -417,7 +419,7 @@ def test_a_proof_fails_when_every_run_of_it_does(
 ) -> None:
     model = Catalogue.load().get("sd")
     engine = CountingEngine(model, failures=failures, error=error)
-    assert proves({"sd": (model, engine)}, give_up=unexpected) is is_proven
+    assert passes_self_test({"sd": (model, engine)}, give_up=unexpected) is is_proven
     assert engine.runs == runs
 
 
@@ -426,7 +428,7 @@ def test_a_model_that_works_proves_the_device_though_another_does_not() -> None:
     broken = CountingEngine(catalogue.get("flux"), failures=99)
     works = CountingEngine(catalogue.get("sd"), failures=0)
     engines = {"flux": (catalogue.get("flux"), broken), "sd": (catalogue.get("sd"), works)}
-    assert proves(engines, suspects={"flux"}, give_up=unexpected)
+    assert passes_self_test(engines, suspects={"flux"}, give_up=unexpected)
     assert (broken.runs, works.runs) == (0, 1)
 
 

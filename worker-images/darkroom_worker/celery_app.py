@@ -26,8 +26,8 @@ from darkroom_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from darkroom_worker.child.run import Runner
-    from darkroom_worker.parent.pool import Gate
-    from darkroom_worker.parent.registration import Watch
+    from darkroom_worker.parent.pool import QueueGate
+    from darkroom_worker.parent.registration import Supervisor
 
 CONNECTION_OPTIONS: dict[str, Any] = {
     # redis-py's own default of 5 s is near the second that kombu's BRPOP blocks; without any, a frozen Redis would hold
@@ -73,8 +73,8 @@ class WorkerApp(Celery):  # type: ignore[misc]  # as above
     worker_name: str
     memory: ChildMemory
     suspects: Collection[str] | None
-    gate: Gate
-    watch: Watch
+    gate: QueueGate
+    watch: Supervisor
     runner: Runner
 
     def ledger(self, patience: Patience = Patience()) -> Ledger:  # noqa: B008 - frozen
@@ -164,7 +164,7 @@ def _configure_logs(pool: str) -> None:
 
 
 def _handled(record: logging.LogRecord) -> bool:
-    """The end of a child is no error: `Gate` counts the faults among them, and the job's attempt is ended at once."""
+    """The end of a child is no error: `QueueGate` counts the faults among them, and the job's attempt is ended at once."""
     if "exited with" in str(record.msg) and record.levelno == logging.ERROR:
         record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
     return True

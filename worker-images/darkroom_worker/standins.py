@@ -105,7 +105,7 @@ class StandIn:
 
 
 @dataclass(frozen=True)
-class Made:
+class InstalledStandIn:
     """A stand-in in its place. `fresh`: made by this call, not found there."""
 
     stand_in: StandIn
@@ -114,7 +114,7 @@ class Made:
     fresh: bool
 
 
-def make_stand_ins(folder: Path) -> tuple[Made, ...]:
+def make_stand_ins(folder: Path) -> tuple[InstalledStandIn, ...]:
     """Make in `folder`, which may be new, every stand-in that is not there yet or not as it should be.
 
     Safe to repeat and to run twice at once. Raises `OSError` where nothing can be written.
@@ -145,7 +145,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make_one(stand_in: StandIn, folder: Path, models: Path) -> Made:
+def _make_one(stand_in: StandIn, folder: Path, models: Path) -> InstalledStandIn:
     place, model_file = folder / stand_in.folder, models / f"{stand_in.model}.toml"
     text = MODEL_FILE.format(
         model=stand_in.model,
@@ -164,7 +164,7 @@ def _make_one(stand_in: StandIn, folder: Path, models: Path) -> Made:
         if not model_file.exists() or model_file.read_bytes() != text.encode():
             (scratch / model_file.name).write_bytes(text.encode())
             (scratch / model_file.name).replace(model_file)
-    return Made(stand_in=stand_in, folder=place, model_file=model_file, fresh=fresh)
+    return InstalledStandIn(stand_in=stand_in, folder=place, model_file=model_file, fresh=fresh)
 
 
 def _toml(text: str) -> str:

@@ -20,7 +20,7 @@ from darkroom.errors import InvalidInput, NotFound
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.scaling import fields
-from darkroom.scaling.policy import DecisionEntry, Policy, decide
+from darkroom.scaling.policy import DecisionEntry, ScalingPolicy, decide
 from darkroom.scaling.simulation import PolicyScaler, SimulatedJob, SimulationResult, simulate
 from darkroom.times import iso
 
@@ -72,7 +72,7 @@ def replay(options: Options, output: Output) -> int:
     return FAILED if found else DONE
 
 
-def read_policy(path: Path) -> Policy:
+def read_policy(path: Path) -> ScalingPolicy:
     """The policy of a YAML or JSON file: a `WorkerPool`, or the spec of one. Raises InvalidInput."""
     try:
         content = yaml.safe_load(path.read_text())
@@ -84,7 +84,7 @@ def read_policy(path: Path) -> Policy:
     if faults := fields.unknown(spec):
         said = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
         raise InvalidInput(f"--policy {path}: {said}", fields=faults)
-    return Policy.from_spec(spec)
+    return ScalingPolicy.from_spec(spec)
 
 
 async def _read(where: Installation, pool: str) -> list[DecisionEntry]:
@@ -154,7 +154,7 @@ def _cold(entry: DecisionEntry) -> bool:
     return entry.observation.cold_start_seconds is not None
 
 
-def _say_what_if(entries: Sequence[DecisionEntry], policy: Policy, output: Output) -> None:
+def _say_what_if(entries: Sequence[DecisionEntry], policy: ScalingPolicy, output: Output) -> None:
     jobs = past(entries)
     output.result(f"\n{len(jobs.jobs)} jobs, simulated with a cold start of {jobs.cold_start_ms / 1000:g} s:")
     output.result(f"{'':24}{'wait p50':>10}{'wait p95':>10}{'replica-seconds':>17}{'kills':>7}")

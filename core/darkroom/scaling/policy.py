@@ -97,7 +97,7 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class ScheduleWindow:
     """A span of the week in which at least `replicas` are kept.
 
     `start` and `end` are cron lines of five fields, read in `timezone` (an IANA name). The window is open from a start
@@ -133,7 +133,7 @@ class ScaleDown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class ScalingPolicy:
     """What the owner of a pool asks for: the part of a `WorkerPool`'s spec that says how many replicas there are.
 
     The target is one of two. `jobs_per_replica`: for so many jobs that wait, run or are due soon there is one replica.
@@ -150,11 +150,11 @@ class Policy:
     scale_up: ScaleUp = field(default_factory=ScaleUp)
     scale_down: ScaleDown = field(default_factory=ScaleDown)
     buffer: int = 0
-    schedule: tuple[Window, ...] = ()
+    schedule: tuple[ScheduleWindow, ...] = ()
     paused: Paused = Paused.NONE
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> Policy:
+    def from_spec(cls, spec: Mapping[str, Any]) -> ScalingPolicy:
         """The policy in the spec of a `WorkerPool`; what else is in there is not looked at.
 
         Raises InvalidInput; its `fields` name each field at fault as the spec does (`scaleUp.maxStep`).
@@ -190,7 +190,7 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
+class PoolObservation:
     """What the operator sees of a pool at one time.
 
     `reading`: what the ledger says, None where it could not be read. `replicas`: what the Deployment asks for. `ready`:
@@ -210,7 +210,7 @@ class Observation:
     stays_faulty: int = 0
 
     @classmethod
-    def from_json(cls, members: Mapping[str, Any]) -> Observation:
+    def from_json(cls, members: Mapping[str, Any]) -> PoolObservation:
         reading = members["reading"]
         return cls(**{**members, "reading": None if reading is None else Reading(**reading)})
 
@@ -267,8 +267,8 @@ class DecisionEntry:
     """One entry of a pool's decision log: a decision with everything that it was made of, and what follows from it."""
 
     at: int
-    policy: Policy
-    observation: Observation
+    policy: ScalingPolicy
+    observation: PoolObservation
     history: ScalingHistory
     decision: Decision
     after: ScalingHistory
@@ -290,15 +290,15 @@ class DecisionEntry:
         members = json.loads(text)
         return cls(
             at=members["at"],
-            policy=Policy.from_spec(members["policy"]),
-            observation=Observation.from_json(members["observation"]),
+            policy=ScalingPolicy.from_spec(members["policy"]),
+            observation=PoolObservation.from_json(members["observation"]),
             history=ScalingHistory.from_json(members["history"]),
             decision=Decision.from_json(members["decision"]),
             after=ScalingHistory.from_json(members["after"]),
         )
 
 
-def is_worth_keeping(entry: DecisionEntry, before: DecisionEntry | None) -> bool:
+def is_recorded(entry: DecisionEntry, before: DecisionEntry | None) -> bool:
     """Whether the decision log needs `entry`; `before` is the last that was written.
 
     Every decision that changes something, and every other reason, is kept. What lies between is kept now and then, so
@@ -313,7 +313,7 @@ def is_worth_keeping(entry: DecisionEntry, before: DecisionEntry | None) -> bool
 
 
 def decide(
-    observation: Observation, policy: Policy, history: ScalingHistory, now: int
+    observation: PoolObservation, policy: ScalingPolicy, history: ScalingHistory, now: int
 ) -> tuple[Decision, ScalingHistory]:
     """How many replicas there are to be at `now` (ms), and the history for the next decision."""
     replicas, reading = observation.replicas, observation.reading
@@ -371,7 +371,7 @@ def resume(last: DecisionEntry | None, *, replicas: int, now: int) -> ScalingHis
     return replace(history, peaks=peaks, short_since=history.short_since if is_continued else None)
 
 
-def _replaced(observation: Observation, policy: Policy, history: ScalingHistory, now: int) -> int:
+def _replaced(observation: PoolObservation, policy: ScalingPolicy, history: ScalingHistory, now: int) -> int:
     """How many workers that stay faulty are replaced now, where none of them can be spared."""
     allowed_at = history.replaceable_at()
     if policy.paused is Paused.ALL or observation.rolling or (allowed_at is not None and now < allowed_at):
@@ -380,7 +380,7 @@ def _replaced(observation: Observation, policy: Policy, history: ScalingHistory,
 
 
 def _up(
-    observation: Observation, reading: Reading, policy: Policy, *, wanted: int, waited_ms: int
+    observation: PoolObservation, reading: Reading, policy: ScalingPolicy, *, wanted: int, waited_ms: int
 ) -> tuple[int, Reason]:
     """More is wanted than there is."""
     replicas = observation.replicas
@@ -399,7 +399,7 @@ def _up(
 
 
 def _down(
-    observation: Observation, policy: Policy, history: ScalingHistory, *, held: int, removable: int, now: int
+    observation: PoolObservation, policy: ScalingPolicy, history: ScalingHistory, *, held: int, removable: int, now: int
 ) -> tuple[int, Reason]:
     """Less is wanted than there is. `held` is the most that was wanted within the idle time."""
     replicas = observation.replicas
@@ -417,7 +417,7 @@ def _down(
     return replicas - fewer, Reason.ABOVE_MAXIMUM if replicas > policy.max_replicas else Reason.IDLE
 
 
-def _for_target(reading: Reading, cold_start_seconds: float | None, policy: Policy) -> int:
+def _for_target(reading: Reading, cold_start_seconds: float | None, policy: ScalingPolicy) -> int:
     """The replicas that the jobs need, whatever the bounds."""
     if policy.jobs_per_replica is not None:
         return -(-reading.jobs // policy.jobs_per_replica)
@@ -447,7 +447,9 @@ def _for_wait(reading: Reading, cold_start_seconds: float, wait_seconds: float) 
     return reading.running + (math.ceil(spare / (1 + each)) if spare > 0 else 0)
 
 
-def _risen(peaks: tuple[tuple[int, int], ...], wanted: int, policy: Policy, now: int) -> tuple[tuple[int, int], ...]:
+def _risen(
+    peaks: tuple[tuple[int, int], ...], wanted: int, policy: ScalingPolicy, now: int
+) -> tuple[tuple[int, int], ...]:
     """The peaks with what is wanted now. One that is too old, or that a later one is no less than, goes."""
     oldest = now - policy.scale_down.idle_seconds * 1000
     kept = [(at, peak) for at, peak in peaks if at > oldest and peak > wanted]
@@ -471,8 +473,8 @@ class _Spec:
         self._spec = spec
         self._faults: list[FieldError] = []
 
-    def policy(self) -> Policy:
-        policy = Policy(
+    def policy(self) -> ScalingPolicy:
+        policy = ScalingPolicy(
             min_replicas=self._count("minReplicas", 0),
             max_replicas=self._count("maxReplicas", 1, least=1),
             jobs_per_replica=self._count_or_none("target.jobsPerReplica"),
@@ -549,7 +551,7 @@ class _Spec:
         self._fault("paused", f"is none of {', '.join(Paused)}: {value!r}")
         return Paused.NONE
 
-    def _schedule(self) -> tuple[Window, ...]:
+    def _schedule(self) -> tuple[ScheduleWindow, ...]:
         value = self._value("schedule")
         if value is None:
             return ()
@@ -562,7 +564,7 @@ class _Spec:
             if (window := self._window(f"schedule[{index}]", each)) is not None
         )
 
-    def _window(self, path: str, value: Any) -> Window | None:
+    def _window(self, path: str, value: Any) -> ScheduleWindow | None:
         if not isinstance(value, Mapping):
             self._fault(path, "is not an object")
             return None
@@ -578,7 +580,7 @@ class _Spec:
         replicas = self._whole(f"{path}.replicas", value.get("replicas"), least=0)
         if replicas is None or len(self._faults) > faults:
             return None
-        return Window(start=value["start"], end=value["end"], timezone=timezone, replicas=replicas)
+        return ScheduleWindow(start=value["start"], end=value["end"], timezone=timezone, replicas=replicas)
 
 
 def _is_cron(line: Any) -> bool:

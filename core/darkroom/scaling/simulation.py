@@ -21,7 +21,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.policy import Decision, Observation, Policy, Reason, ScalingHistory, decide
+from darkroom.scaling.policy import Decision, PoolObservation, Reason, ScalingHistory, ScalingPolicy, decide
 
 TICK_MS = 1_000
 """The operator looks each second, and when a backlog turns non-empty: here within the second."""
@@ -44,7 +44,7 @@ class SimulatedJob:
     service: int
 
 
-class Takes(Enum):
+class RemovalOrder(Enum):
     """Which replicas go when there are to be fewer."""
 
     UNUSED = "those that are starting, then idle ones: as `drain` marks them"
@@ -83,7 +83,7 @@ class SimulatedFleet:
 class Scaler(Protocol):
     """A way of scaling. `listens`: it is asked within a second when something changed, not only when it says so."""
 
-    takes: Takes
+    takes: RemovalOrder
     listens: bool
 
     def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
@@ -112,14 +112,14 @@ class SimulationResult:
 class PolicyScaler:
     """Ours: `decide`, each second and whenever something changes. `origin`: the day's begin, for the schedule (ms)."""
 
-    takes = Takes.UNUSED
+    takes = RemovalOrder.UNUSED
     listens = True
 
-    def __init__(self, policy: Policy, *, cold_start_ms: int, origin: int = 0) -> None:
+    def __init__(self, policy: ScalingPolicy, *, cold_start_ms: int, origin: int = 0) -> None:
         self._policy, self._origin = policy, origin
         self._cold_start_s = cold_start_ms / 1000
         self._history = ScalingHistory()
-        self._unchanged: tuple[Observation, int] | None = None
+        self._unchanged: tuple[PoolObservation, int] | None = None
 
     def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
         """What `decide` says; and the first second at which it may say something else though nothing happens."""
@@ -133,7 +133,7 @@ class PolicyScaler:
             busy=len(fleet.busy),
             service_ms=fleet.service_ms,
         )
-        observation = Observation(
+        observation = PoolObservation(
             reading=reading,
             replicas=fleet.replicas,
             ready=len(fleet.idle) + len(fleet.busy),
@@ -260,11 +260,11 @@ class _Day:
         starting = sorted(fleet.starting.values(), key=lambda each: -each.number)
         idle = sorted(fleet.idle.values(), key=lambda each: each.since)
         match self._scaler.takes:
-            case Takes.UNUSED:
+            case RemovalOrder.UNUSED:
                 order = [*starting, *idle]
-            case Takes.IDLE:
+            case RemovalOrder.IDLE:
                 order = idle
-            case Takes.ANY:
+            case RemovalOrder.ANY:
                 order = [*starting, *sorted([*idle, *fleet.busy.values()], key=self._by_age)]
         for replica in order[:count]:
             if replica.job is None:

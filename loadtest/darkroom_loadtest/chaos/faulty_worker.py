@@ -41,7 +41,7 @@ def _shorten_lease(lease_ms: int) -> None:
     calls.claim = functools.partial(calls.claim, lease_ms=lease_ms)
     calls.renew = functools.partial(calls.renew, lease_ms=lease_ms)
     registration.RENEW_EVERY_S = lease_ms / 3000
-    registration.TICK_S = min(registration.TICK_S, lease_ms / 6000)
+    registration.CHECK_EVERY_S = min(registration.CHECK_EVERY_S, lease_ms / 6000)
 
 
 def _mark_parent() -> None:
@@ -70,7 +70,7 @@ def _mark_child() -> None:
     from darkroom.ledger.client import Ledger
     from darkroom_worker.child.run import Runner
     from darkroom_worker.engines.instant import InstantEngine
-    from darkroom_worker.engines.registry import Picture, Run
+    from darkroom_worker.engines.registry import EngineResult, Picture
 
     picture, put, run = InstantEngine._picture, ArtifactStore.put, Ledger.run
     run_engine = InstantEngine.run
@@ -78,7 +78,7 @@ def _mark_child() -> None:
     def other_picture(self: InstantEngine, parameters: Mapping[str, Any], seed: int) -> Picture:
         return picture(self, parameters, seed ^ secrets.randbits(SEED_BITS))
 
-    def harmed_run(self: InstantEngine, parameters: Mapping[str, Any], **more: Any) -> Run:
+    def harmed_run(self: InstantEngine, parameters: Mapping[str, Any], **more: Any) -> EngineResult:
         if parameters["prompt"] == Harm.RAISE:
             raise RuntimeError("the job's prompt requests this error")
         if parameters["prompt"] == Harm.KILL_CHILD:

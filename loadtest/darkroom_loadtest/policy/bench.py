@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from darkroom.scaling.policy import Policy, ScaleDown
+from darkroom.scaling.policy import ScaleDown, ScalingPolicy
 from darkroom.scaling.simulation import PolicyScaler, Scaler, simulate
 
 from darkroom_loadtest.bench.figures import FOLDER, Figure, Goal, report
@@ -96,8 +96,8 @@ class Point:
     unfinished: int
 
 
-def _policy(number: Mapping[str, float]) -> Policy:
-    return Policy(
+def _policy(number: Mapping[str, float]) -> ScalingPolicy:
+    return ScalingPolicy(
         min_replicas=int(number["min"]),
         max_replicas=MOST,
         jobs_per_replica=int(number["jobs"]) if "jobs" in number else None,

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from darkroom.scaling.simulation import TICK_MS, SimulatedFleet, SimulatedJob, Takes
+from darkroom.scaling.simulation import TICK_MS, RemovalOrder, SimulatedFleet, SimulatedJob
 
 SYNC_MS = 15_000
 """The controller manager's `--horizontal-pod-autoscaler-sync-period`."""
@@ -51,7 +51,7 @@ class KedaSettings:
 class Keda:
     """KEDA and its HPA."""
 
-    takes = Takes.ANY
+    takes = RemovalOrder.ANY
     listens = False
 
     def __init__(self, settings: KedaSettings) -> None:
@@ -100,7 +100,7 @@ class Keda:
 class QueueDelay:
     """RunPod's scaling by queue delay."""
 
-    takes = Takes.IDLE
+    takes = RemovalOrder.IDLE
     listens = True
 
     def __init__(self, *, delay: int, idle: int, least: int, most: int) -> None:
@@ -125,7 +125,7 @@ class QueueDelay:
 class Fixed:
     """So many, whatever comes."""
 
-    takes = Takes.IDLE
+    takes = RemovalOrder.IDLE
     listens = False
 
     def __init__(self, replicas: int) -> None:

@@ -1,7 +1,7 @@
 """What the operator says to the API server, and the only place that does, kopf's own watches aside.
 
 Objects are plain mappings, as kopf hands them out; `pools.py` and `world.py` make types of them. Every failure is one
-of three: `Conflict` (look again), `Refused` (as it is, never), `ClusterUnavailable` (later).
+of three: `Conflict` (look again), `RequestRejected` (as it is, never), `ClusterUnavailable` (later).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from lightkube.types import PatchType
 FIELD_MANAGER = "darkroom-operator"
 """Who owns the fields that we apply (server-side apply)."""
 
-CREATOR = "darkroom-operator-create"
+CREATION_FIELD_MANAGER = "darkroom-operator-create"
 """Who owns a Deployment's fields for the moment between its creation and the first apply."""
 
-PATIENCE_S = 5.0
+REQUEST_TIMEOUT_S = 5.0
 """How long an answer may take: the Lease must be renewed several times in 15 s."""
 
 Object = Mapping[str, Any]
@@ -55,7 +55,7 @@ class Conflict(TemporaryError):
     """The object is another than was thought."""
 
 
-class Refused(PermanentError):
+class RequestRejected(PermanentError):
     """The API server does not take the request. `code` is its HTTP status."""
 
     def __init__(self, detail: str, *, code: int) -> None:
@@ -73,17 +73,17 @@ def translated() -> Iterator[None]:
         message = error.status.message or str(error)
         # An apply that names an unknown field is answered with 500 by servers before 1.26.
         if code == SERVER_ERROR and "not declared in schema" in message:
-            raise Refused(message, code=422) from error
+            raise RequestRejected(message, code=422) from error
         if code == CONFLICT:
             raise Conflict(message) from error
         if code == TOO_MANY or code >= SERVER_ERROR:
             raise ClusterUnavailable(message) from error
-        raise Refused(message, code=code) from error
+        raise RequestRejected(message, code=code) from error
     except httpx2.HTTPStatusError as error:  # an answer that is no Status: of something between us and the API server
         code = error.response.status_code
         if code == TOO_MANY or code >= SERVER_ERROR:
             raise ClusterUnavailable(f"the API server answers {code}") from error
-        raise Refused(f"the API server answers {code}", code=code) from error
+        raise RequestRejected(f"the API server answers {code}", code=code) from error
     except (httpx2.HTTPError, OSError) as error:
         raise ClusterUnavailable(f"the API server does not answer: {type(error).__name__} {error}") from error
 
@@ -196,7 +196,9 @@ class Cluster:
         number of replicas stays what it is.
         """
         metadata = deployment["metadata"]
-        managers = [entry for entry in metadata.get("managedFields", []) if entry.get("manager") != CREATOR]
+        managers = [
+            entry for entry in metadata.get("managedFields", []) if entry.get("manager") != CREATION_FIELD_MANAGER
+        ]
         patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "managedFields": managers}}
         return await self.merge(DEPLOYMENT, metadata["name"], patch)
 
@@ -223,7 +225,7 @@ class Cluster:
 @asynccontextmanager
 async def connected(namespace: str) -> AsyncIterator[Cluster]:
     """The cluster, by the service account of this pod or by `KUBECONFIG`."""
-    client = AsyncClient(namespace=namespace, timeout=httpx2.Timeout(PATIENCE_S), field_manager=FIELD_MANAGER)
+    client = AsyncClient(namespace=namespace, timeout=httpx2.Timeout(REQUEST_TIMEOUT_S), field_manager=FIELD_MANAGER)
     try:
         yield Cluster(client, namespace)
     finally:

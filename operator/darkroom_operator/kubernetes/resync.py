@@ -14,7 +14,7 @@ from darkroom.errors import DarkroomError
 from darkroom.logs import logger
 
 from darkroom_operator import pools
-from darkroom_operator.control import Control
+from darkroom_operator.control import ControlLoop
 from darkroom_operator.handlers import Handlers
 from darkroom_operator.kubernetes.client import (
     DEPLOYMENT,
@@ -26,13 +26,13 @@ from darkroom_operator.kubernetes.client import (
     Kind,
     Object,
 )
-from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, POOLS, World
+from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, POOLS, ClusterState
 from darkroom_operator.pools import POOL_LABEL
 
-TELLING_S = 5.0
+WATCH_DELAY_S = 5.0
 """A change that is younger than this may be on its way to the watch."""
 
-UNLISTED = frozenset({"apiVersion", "kind"})
+OMITTED_IN_LISTS = frozenset({"apiVersion", "kind"})
 """What objects in a list do not say."""
 
 _log = logger(__name__)
@@ -41,7 +41,7 @@ _log = logger(__name__)
 class Resync:
     """`read` is one resync."""
 
-    def __init__(self, cluster: Cluster, world: World, control: Control, handlers: Handlers) -> None:
+    def __init__(self, cluster: Cluster, world: ClusterState, control: ControlLoop, handlers: Handlers) -> None:
         self._cluster, self._world, self._control, self._handlers = cluster, world, control, handlers
         self._suspected: dict[str, float] = {}
         self.deaf: frozenset[str] = frozenset()
@@ -73,11 +73,11 @@ class Resync:
         for resource in listed:
             name = resource["metadata"]["name"]
             if not self._world.is_known(kind, resource):
-                missed = missed or time.monotonic() - self._world.heard[kind] > TELLING_S
+                missed = missed or time.monotonic() - self._world.heard[kind] > WATCH_DELAY_S
                 await self._take(kind, resource)
                 _log.debug("resynced", kind=kind, name=name)
         for name in self._world.missing(kind, (resource["metadata"]["name"] for resource in listed), version=version):
-            missed = missed or time.monotonic() - self._world.heard[kind] > TELLING_S
+            missed = missed or time.monotonic() - self._world.heard[kind] > WATCH_DELAY_S
             self._lose(kind, name)
         return missed
 
@@ -124,7 +124,7 @@ def covers(present: object, wanted: object) -> bool:
     """Whether all that is wanted is so; what else is there does not matter. Lists name no version and kind."""
     if isinstance(wanted, Mapping):
         return isinstance(present, Mapping) and all(
-            name in UNLISTED or covers(present.get(name), value) for name, value in wanted.items()
+            name in OMITTED_IN_LISTS or covers(present.get(name), value) for name, value in wanted.items()
         )
     if isinstance(wanted, list):
         return isinstance(present, list) and len(present) == len(wanted) and all(map(covers, present, wanted))

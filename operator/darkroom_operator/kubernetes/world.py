@@ -1,7 +1,7 @@
 """The world as the watches told of it: pools with their Deployments and pods. The operator decides on this alone.
 
 kopf's handlers put in what they hear, and the resync what it read; the newer of two versions stays. What the operator
-thinks of a pool besides, from one look to the next, is here too (`Standing`), and nowhere else.
+thinks of a pool besides, from one look to the next, is here too (`PoolState`), and nowhere else.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from darkroom.ledger.calls import Reading
 from darkroom.scaling.policy import Decision, DecisionEntry, ScalingHistory
 
 from darkroom_operator.kubernetes.client import Object
-from darkroom_operator.pools import DELETION_COST, POOL_LABEL, SERVING, Pool
+from darkroom_operator.pools import DELETION_COST, POOL_LABEL, SERVING, PoolSpec
 
 POOLS, DEPLOYMENTS, PODS = "pools", "deployments", "pods"
 
-CANNOT_START = frozenset(
+FAILED_WAITING_REASONS = frozenset(
     {
         "CrashLoopBackOff",
         "ImagePullBackOff",
@@ -39,7 +39,7 @@ CANNOT_START = frozenset(
 GONE_KEPT_S = 60.0
 """For how long a pod that is gone is remembered: its worker may be in the ledger for as long as that."""
 
-PLACING_MS = 5_000
+SCHEDULING_MS = 5_000
 """A scheduler has an answer within milliseconds. A pod that has none after this waits for one in vain."""
 
 NO_GPU_NODE = "NoGpuNode"
@@ -96,7 +96,7 @@ class Pod:
         """Whether nothing can run in it: its container does not start, or no node takes it."""
         if self.trouble is not None or self.unplaced is not None:
             return True
-        return self.is_pending and not self.has_node and now_ms - self.created_ms > PLACING_MS
+        return self.is_pending and not self.has_node and now_ms - self.created_ms > SCHEDULING_MS
 
     def is_on_its_way(self, now_ms: int) -> bool:
         """Whether it is neither stuck nor running yet. A ReplicaSet takes such a pod first, and it may run at any
@@ -106,7 +106,7 @@ class Pod:
 
 
 @dataclass
-class Standing:
+class PoolState:
     """What is known of one pool, and what was last decided, said and measured. Only the operator's loop changes it.
 
     `pool` is the last specification that was understood, `fault` what is wrong with the newest one: reason and message.
@@ -125,7 +125,7 @@ class Standing:
     generation: int = 0
     in_force: int = 0
     tried: int = 0
-    pool: Pool | None = None
+    pool: PoolSpec | None = None
     fault: tuple[str, str] | None = None
     ending: bool = False
     deployment: Deployment | None = None
@@ -165,17 +165,17 @@ class Standing:
         return sum(pod.counts and pod.trouble is None and pod.is_stuck(now_ms) for pod in self.pods.values())
 
 
-class World:
+class ClusterState:
     """All pools by name."""
 
     def __init__(self) -> None:
-        self.standings: dict[str, Standing] = {}
+        self.standings: dict[str, PoolState] = {}
         self.heard: dict[str, float] = dict.fromkeys((POOLS, DEPLOYMENTS, PODS), 0.0)
         self._versions: dict[tuple[str, str], str] = {}
 
-    def standing(self, name: str) -> Standing:
+    def standing(self, name: str) -> PoolState:
         if name not in self.standings:
-            self.standings[name] = Standing(name)
+            self.standings[name] = PoolState(name)
         return self.standings[name]
 
     def hear(self, kind: str) -> None:
@@ -212,12 +212,12 @@ class World:
             if known_kind == kind and name not in listed and not _newer(known, version)
         ]
 
-    def take_deployment(self, resource: Object) -> Standing:
+    def take_deployment(self, resource: Object) -> PoolState:
         standing = self.standing(pool_of(resource))
         standing.deployment = read_deployment(resource)
         return standing
 
-    def take_pod(self, resource: Object) -> Standing:
+    def take_pod(self, resource: Object) -> PoolState:
         standing = self.standing(pool_of(resource))
         pod = read_pod(resource)
         before = standing.pods.get(pod.name)
@@ -230,7 +230,7 @@ class World:
             standing.gone[pod.name] = time.monotonic()
         return standing
 
-    def lose_pod(self, name: str) -> Standing | None:
+    def lose_pod(self, name: str) -> PoolState | None:
         """The pod is gone; answers whose it was."""
         for standing in self.standings.values():
             if standing.pods.pop(name, None) is not None:
@@ -243,7 +243,7 @@ class World:
         """The pool is gone. Its Deployment and its pods follow, and are known until then."""
         before = self.standings.pop(name, None)
         if before is not None:
-            self.standings[name] = Standing(name, deployment=before.deployment, pods=before.pods, gone=before.gone)
+            self.standings[name] = PoolState(name, deployment=before.deployment, pods=before.pods, gone=before.gone)
 
     def prune(self) -> None:
         """Drop what is left of pools that are gone, once nothing of them is there."""
@@ -329,7 +329,7 @@ def _trouble(status: Mapping[str, Any]) -> tuple[str, str] | None:
     containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     for container in containers:
         waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in CANNOT_START:
+        if waiting.get("reason") in FAILED_WAITING_REASONS:
             return waiting["reason"], f"container {container.get('name')}: {waiting.get('message') or 'no message'}"
     return None
 

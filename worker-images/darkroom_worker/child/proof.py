@@ -53,7 +53,7 @@ class FailedJobs:
         return len(self._jobs) >= MAX_FAILED_JOBS
 
 
-def proof_input(model: Model) -> dict[str, object]:
+def self_test_input(model: Model) -> dict[str, object]:
     """The input of the smallest job that the model accepts: one picture of the smallest size, in as few steps."""
     needed = {name: _any_value(each) for name, each in model.parameters.items() if each.required}
     smallest = {name: each.minimum for name, each in model.parameters.items() if _counts_work(each)}
@@ -64,7 +64,7 @@ def proof_input(model: Model) -> dict[str, object]:
         return models.validate(model, needed)
 
 
-def proves(
+def passes_self_test(
     engines: Mapping[str, tuple[Model, Engine]], *, suspects: Collection[str] = (), give_up: Callable[[], None]
 ) -> bool:
     """Whether one of the models runs. Models that others say are at fault, `suspects`, are tried last.
@@ -84,7 +84,7 @@ def proves(
 def _runs(model: Model, engine: Engine) -> bool:
     for number in range(1, TRIES + 1):
         try:
-            engine.run(proof_input(model), job_id=f"proof-{number}", on_step=lambda _step, _steps: None)
+            engine.run(self_test_input(model), job_id=f"proof-{number}", on_step=lambda _step, _steps: None)
         except WorkerFault as error:  # the process can run nothing any more
             _log.warning("proof_failed", model=model.name, kind=error.kind, detail=error.detail)
             return False

@@ -30,9 +30,9 @@ from darkroom.ledger.connection import Patience
 from structlog.contextvars import bound_contextvars
 
 from darkroom_worker.child.memory import ChildMemory
-from darkroom_worker.child.proof import FailedJobs, proves
-from darkroom_worker.child.storing import Storing
-from darkroom_worker.engines.registry import Engine, EngineError, Interrupted, OutOfMemory, Run, make_engine
+from darkroom_worker.child.proof import FailedJobs, passes_self_test
+from darkroom_worker.child.storing import ArtifactUploader
+from darkroom_worker.engines.registry import Engine, EngineError, EngineResult, Interrupted, OutOfMemory, make_engine
 from darkroom_worker.parent.pool import EXIT_FAULT
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TELL_EVERY_S = 0.25
+LOG_PROGRESS_EVERY_S = 0.25
 """Progress is written to the log of a job at most four times a second: people see no more."""
 
-STEP_PATIENCE = Patience(timeout_s=1.0, retries=0)
+PROGRESS_TIMEOUTS = Patience(timeout_s=1.0, retries=0)
 """A progress call holds the engine up: it waits for one short time-out, and is not repeated."""
 
 SILENCE_S = 2.0
 """After Redis did not answer, steps go on for so long without asking: each call would hold the engine up."""
 
-INSIST_FROM_S = 0.1
-INSIST_TO_S = 5.0
+RETRY_CALL_FROM_S = 0.1
+RETRY_CALL_TO_S = 5.0
 """The pause between two tries to make a call of the ledger doubles, without a limit of their number: an outage of Redis
 counts as no attempt of a job. The lease lapses meanwhile, but no process reaps while Redis is away.
 """
@@ -62,8 +62,8 @@ RETRY_JITTER = 0.25
 UNKNOWN_MODEL_PAUSE_S = 5.0
 """Before a job is given back whose model this worker does not know, as in a rollout: time for another to be there."""
 
-PUT_BACK = frozenset({"draining", "newer"})
-PUT_BACK_PAUSE_S = 1.0
+REQUEUED = frozenset({"draining", "newer"})
+REQUEUED_PAUSE_S = 1.0
 """After a job was put back, because the operator marked this worker or because the job's record is of a later version
 than it knows: time for another to take it. This worker would take it again at once.
 """
@@ -72,7 +72,7 @@ PNG = "image/png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ClaimedJob:
     """A job that was claimed here. `input` is JSON text.
 
     `attempt` counts its starts, `counted` the attempts that were charged to it before.
@@ -89,7 +89,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ending:
+class AttemptResult:
     """What becomes of an attempt; without a call, it is another's. `fault`: this process must not run another job.
 
     `failure`: why it failed, where that may be the worker's doing as well as the job's.
@@ -126,10 +126,10 @@ def open_runner(app: WorkerApp) -> Runner:
             app.ledger(),
             store,
             app.worker_name,
-            of_steps=app.ledger(STEP_PATIENCE),
+            of_steps=app.ledger(PROGRESS_TIMEOUTS),
             memory=app.memory,
         )
-        is_proven = app.suspects is None or proves(engines, suspects=app.suspects, give_up=end_process)
+        is_proven = app.suspects is None or passes_self_test(engines, suspects=app.suspects, give_up=end_process)
     except Exception:  # Celery would log it and take the child for ready
         log.exception("not_loaded")
         end_process()
@@ -154,14 +154,14 @@ def end_process() -> NoReturn:
     os._exit(EXIT_FAULT)
 
 
-class Steps:
+class ProgressReporter:
     """What an engine calls after each denoising step: tells the ledger, and stops the run when it should not go on.
 
     `stopped_by` then gives the reason: the job was cancelled, it is another's, or (None) its time is up. The time that
     the calls take, `waited_s` in all, is not run time.
     """
 
-    def __init__(self, ledger: Ledger, job: Job, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ledger: Ledger, job: ClaimedJob, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger, self._job, self._clock = ledger, job, clock
         self._overdue_at = clock() + job.run_timeout_s
         self._op = 0
@@ -177,7 +177,7 @@ class Steps:
         last = step >= steps
         if now < self._silent_until and not last:
             return
-        tell = last or now - self._told_at >= TELL_EVERY_S
+        tell = last or now - self._told_at >= LOG_PROGRESS_EVERY_S
         self._op += 1
         call = calls.progress(self._job.id, token=self._job.token, op=self._op, step=step, steps=steps, tell=tell)
         try:
@@ -223,7 +223,7 @@ class Runner:
         memory: ChildMemory,
     ) -> None:
         self._engines, self._ledger, self._worker = engines, ledger, worker
-        self._storing = Storing(store, worker)
+        self._storing = ArtifactUploader(store, worker)
         self._of_steps = of_steps
         self._memory = memory
         self._failed_jobs = FailedJobs()
@@ -237,10 +237,10 @@ class Runner:
             claim = self._insist(calls.claim(job_id, token=token, worker=self._worker))
             if claim.attempt is None:
                 self._log.info("dropped", reason=claim.dropped)
-                if claim.dropped in PUT_BACK:
-                    time.sleep(PUT_BACK_PAUSE_S)
+                if claim.dropped in REQUEUED:
+                    time.sleep(REQUEUED_PAUSE_S)
                 return f"dropped: {claim.dropped}"
-            job = Job(
+            job = ClaimedJob(
                 id=job_id,
                 token=token,
                 tenant=claim.tenant,
@@ -268,9 +268,9 @@ class Runner:
         for _, engine in self._engines.values():
             engine.close()
 
-    def _attempt(self, job: Job) -> Ending:
+    def _attempt(self, job: ClaimedJob) -> AttemptResult:
         """Run the job and decide how the attempt ends. Nothing but that end is left to do then."""
-        steps = Steps(self._of_steps, job)
+        steps = ProgressReporter(self._of_steps, job)
         began = time.monotonic()
         try:
             model, engine, parameters = self._prepare(job)
@@ -282,31 +282,33 @@ class Runner:
         except errors.UnknownModel as error:
             self._log.warning("unknown_model", detail=error.detail)
             time.sleep(UNKNOWN_MODEL_PAUSE_S)
-            return Ending(_fault(job, error.detail))
+            return AttemptResult(_fault(job, error.detail))
         except errors.InvalidInput as error:
-            return Ending(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
+            return AttemptResult(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
         except StoreRefused as error:
             self._log.exception("store_refused")
-            return Ending(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
+            return AttemptResult(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
         except EngineError as error:
             self._log.exception("engine_failed", kind=error.kind)
             if error.kind is ErrorKind.WORKER_FAULT:
-                return Ending(_fault(job, error.detail), fault=True)
+                return AttemptResult(_fault(job, error.detail), fault=True)
             return self._charged(job, error.kind, error.detail)
         except Exception as error:
             self._log.exception("run_failed")
             return self._charged(job, ErrorKind.TRANSIENT, f"the run failed ({type(error).__name__})")
 
-    def _charged(self, job: Job, kind: ErrorKind, message: str) -> Ending:
+    def _charged(self, job: ClaimedJob, kind: ErrorKind, message: str) -> AttemptResult:
         """The end of a failed attempt: the job is charged for it, unless the device fails in a proof run too."""
         if self._failed_jobs.failed(job.id):
             with self._memory.paused():
-                if not proves(self._engines, give_up=end_process):
-                    return Ending(_fault(job, f"{message}; a proof run failed too"), fault=True)
+                if not passes_self_test(self._engines, give_up=end_process):
+                    return AttemptResult(_fault(job, f"{message}; a proof run failed too"), fault=True)
             self._failed_jobs.completed()
-        return Ending(_retry(job, kind, message), failure=kind)
+        return AttemptResult(_retry(job, kind, message), failure=kind)
 
-    def _run(self, engine: Engine, parameters: Mapping[str, Any], *, job_id: str, on_step: Steps) -> Run:
+    def _run(
+        self, engine: Engine, parameters: Mapping[str, Any], *, job_id: str, on_step: ProgressReporter
+    ) -> EngineResult:
         """Run the engine and, where the device's memory does not suffice, at once a second time in its leaner way."""
         try:
             return engine.run(parameters, job_id=job_id, on_step=on_step)
@@ -314,7 +316,7 @@ class Runner:
             self._log.warning("out_of_memory", detail=error.detail, again="lean")
         return engine.run(parameters, job_id=job_id, on_step=on_step, lean=True)
 
-    def _prepare(self, job: Job) -> tuple[Model, Engine, dict[str, object]]:
+    def _prepare(self, job: ClaimedJob) -> tuple[Model, Engine, dict[str, object]]:
         """The job's model, its engine and its parameters. Raises InvalidInput, UnknownModel."""
         if not is_tenant(job.tenant):
             raise errors.InvalidInput(f"{job.tenant!r} cannot name a tenant: no picture of it could be stored")
@@ -323,7 +325,9 @@ class Runner:
         model, engine = self._engines[job.model]
         return model, engine, models.validate(model, json.loads(job.input))
 
-    def _completed(self, job: Job, *, model: Model, run: Run, run_ms: int, check: Callable[[], None]) -> Ending:
+    def _completed(
+        self, job: ClaimedJob, *, model: Model, run: EngineResult, run_ms: int, check: Callable[[], None]
+    ) -> AttemptResult:
         """Store the pictures, then have them published. Raises StoreRefused, and what `check` raises."""
         artifacts = []
         for index, picture in enumerate(run.pictures):
@@ -343,40 +347,40 @@ class Runner:
             "worker": self._worker,
             "run_ms": run_ms,
         }
-        return Ending(calls.finish(job.id, token=job.token, outcome=State.COMPLETED, data=data))
+        return AttemptResult(calls.finish(job.id, token=job.token, outcome=State.COMPLETED, data=data))
 
     def _insist(self, call: Call[T]) -> T:
         """Make the call until Redis answers. A drain ends the process that waits here."""
-        pause_s = INSIST_FROM_S
+        pause_s = RETRY_CALL_FROM_S
         while True:
             try:
                 return self._ledger.run(call)
             except TemporaryError as error:
                 self._log.warning("ledger_away", script=call.script, detail=error.detail)
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, INSIST_TO_S)
+            pause_s = min(2 * pause_s, RETRY_CALL_TO_S)
 
 
-def _interrupted(job: Job, stopped_by: LeaseStatus | None) -> Ending:
+def _interrupted(job: ClaimedJob, stopped_by: LeaseStatus | None) -> AttemptResult:
     if stopped_by is None:
-        return Ending(_failed(job, ErrorKind.DEADLINE, f"it ran longer than {job.run_timeout_s:g} s"))
+        return AttemptResult(_failed(job, ErrorKind.DEADLINE, f"it ran longer than {job.run_timeout_s:g} s"))
     if stopped_by is LeaseStatus.LOST:
-        return Ending(None)
+        return AttemptResult(None)
     data = _error(ErrorKind.CANCELLED, "cancelled on request")
-    return Ending(calls.finish(job.id, token=job.token, outcome=State.CANCELLED, data=data))
+    return AttemptResult(calls.finish(job.id, token=job.token, outcome=State.CANCELLED, data=data))
 
 
-def _failed(job: Job, kind: ErrorKind, message: str) -> Call[AttemptEnd]:
+def _failed(job: ClaimedJob, kind: ErrorKind, message: str) -> Call[AttemptEnd]:
     return calls.finish(job.id, token=job.token, outcome=State.FAILED, data=_error(kind, message))
 
 
-def _retry(job: Job, kind: ErrorKind, message: str) -> Call[AttemptEnd]:
+def _retry(job: ClaimedJob, kind: ErrorKind, message: str) -> Call[AttemptEnd]:
     delay_ms = retry_delay_ms(job.counted, chance=random.random())  # noqa: S311 - no secret
     error = {"kind": kind, "message": message}
     return calls.retry(job.id, token=job.token, error=error, delay_ms=delay_ms)
 
 
-def _fault(job: Job, detail: str) -> Call[AttemptEnd]:
+def _fault(job: ClaimedJob, detail: str) -> Call[AttemptEnd]:
     return calls.release(job.id, reason=ReleaseReason.WORKER_FAULT, detail=detail, token=job.token)
 
 

@@ -30,7 +30,7 @@ REFUSED_AFTER_S = 300.0
 above the length of an outage of one folder or of one server among many. A guess."""
 
 
-class Storing:
+class ArtifactUploader:
     """The store as one child uses it. `worker` names the object that a probe writes."""
 
     def __init__(self, store: ArtifactStore, worker: str) -> None:

@@ -32,12 +32,12 @@ from PIL import Image
 from darkroom_worker.engines.pictures import encode_png
 from darkroom_worker.engines.registry import (
     EngineError,
-    InvalidInput,
+    EngineResult,
     OnStep,
     OutOfMemory,
     Picture,
-    Run,
-    Transient,
+    RejectedInput,
+    TransientFailure,
     WorkerFault,
     picture_seeds,
     record_of,
@@ -124,14 +124,14 @@ class DiffusersEngine:
             raise WorkerFault(f"model {self._model.name} does not load from {self._model.source}: {error}") from error
         self._settle_device()
 
-    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> EngineResult:
         if not lean:
             return self._run(parameters, job_id=job_id, on_step=on_step)
         with self._sparing():
             run = self._run(parameters, job_id=job_id, on_step=on_step)
-        return Run(pictures=run.pictures, record={**run.record, "lean": True})
+        return EngineResult(pictures=run.pictures, record={**run.record, "lean": True})
 
-    def _run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep) -> Run:
+    def _run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep) -> EngineResult:
         seeds = picture_seeds(parameters, job_id=job_id)
         arguments = self._arguments(parameters)
         progress = _Progress(on_step, pictures=len(seeds), steps=self._steps(arguments))
@@ -149,7 +149,7 @@ class DiffusersEngine:
             self._warn_if_silent(progress)
             pictures = tuple(picture for picture, _ in developed)
             flagged = [flag for _, flag in developed]
-            return Run(pictures=pictures, record=self._record(parameters, pictures, scheduler, flagged))
+            return EngineResult(pictures=pictures, record=self._record(parameters, pictures, scheduler, flagged))
         # Only here, with the exception and its frames gone, nothing holds the run's tensors any more.
         self._free_memory()
         raise failure
@@ -415,5 +415,5 @@ def _failure(error: Exception, *, begun: bool) -> EngineError:
     ):
         return WorkerFault(detail)
     if isinstance(error, ValueError) and not begun:
-        return InvalidInput(str(error))
-    return Transient(detail)
+        return RejectedInput(str(error))
+    return TransientFailure(detail)

@@ -19,12 +19,12 @@ from PIL import Image
 from darkroom_worker.engines.pictures import encode_png
 from darkroom_worker.engines.registry import (
     EngineError,
-    InvalidInput,
+    EngineResult,
     OnStep,
     OutOfMemory,
     Picture,
-    Run,
-    Transient,
+    RejectedInput,
+    TransientFailure,
     WorkerFault,
     picture_seeds,
     record_of,
@@ -34,9 +34,9 @@ SIDE = 8
 """Pixels of a picture's side: small enough that making it takes no time beside the rest of a job."""
 
 FAILURES: Mapping[str, type[EngineError]] = {
-    ErrorKind.INVALID_INPUT: InvalidInput,
+    ErrorKind.INVALID_INPUT: RejectedInput,
     ErrorKind.OUT_OF_MEMORY: OutOfMemory,
-    ErrorKind.TRANSIENT: Transient,
+    ErrorKind.TRANSIENT: TransientFailure,
     ErrorKind.WORKER_FAULT: WorkerFault,
 }
 
@@ -50,7 +50,7 @@ class InstantEngine:
     def load(self) -> None:
         """Nothing to load."""
 
-    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> EngineResult:
         seeds = picture_seeds(parameters, job_id=job_id)  # which take no memory to speak of, lean or not
         total = len(seeds) * parameters.get("steps", 1)
         pause = parameters.get("seconds", 0) / max(total, 1)
@@ -62,7 +62,7 @@ class InstantEngine:
             if failure:
                 raise FAILURES[failure](f"job {job_id} asked to fail so")
         pictures = tuple(self._picture(parameters, seed) for seed in seeds)
-        return Run(pictures=pictures, record=record_of(self._model, parameters, pictures))
+        return EngineResult(pictures=pictures, record=record_of(self._model, parameters, pictures))
 
     def close(self) -> None:
         """Nothing to give back."""

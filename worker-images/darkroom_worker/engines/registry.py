@@ -37,7 +37,7 @@ class EngineError(errors.DarkroomError):
     kind: ClassVar[ErrorKind]
 
 
-class InvalidInput(EngineError, errors.InvalidInput):
+class RejectedInput(EngineError, errors.InvalidInput):
     """The pipeline refuses the parameters. The same job will fail again."""
 
     kind = ErrorKind.INVALID_INPUT
@@ -49,7 +49,7 @@ class OutOfMemory(EngineError, errors.TemporaryError):
     slug, title, kind = "out-of-memory", "The device ran out of memory", ErrorKind.OUT_OF_MEMORY
 
 
-class Transient(EngineError, errors.TemporaryError):
+class TransientFailure(EngineError, errors.TemporaryError):
     """The run failed, and another attempt may not."""
 
     slug, title, kind = "transient", "The run failed", ErrorKind.TRANSIENT
@@ -72,7 +72,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Run:
+class EngineResult:
     """What a run gives. `record` says how to get the same pictures again; JSON takes it as it is."""
 
     pictures: tuple[Picture, ...]
@@ -85,7 +85,7 @@ class Engine(Protocol):
     def load(self) -> None:
         """Make ready: weights to the device. Raises `WorkerFault` when that cannot be done."""
 
-    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> Run:
+    def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> EngineResult:
         """Develop one job.
 
         `parameters` are validated and complete (`seed` is always there). `job_id` is for the logs: it never changes the

@@ -27,7 +27,7 @@ from structlog.contextvars import bound_contextvars
 TOKEN_BYTES = 16
 
 
-class Sentence(StrEnum):
+class KillReason(StrEnum):
     """Why the watch ends a child that runs a job."""
 
     OVERDUE = "overdue"
@@ -44,7 +44,7 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         super().__init__(*args, **kwargs)
         self.token = secrets.token_hex(TOKEN_BYTES)
         self.request_dict["token"] = self.token
-        self.sentence: Sentence | None = None
+        self.sentence: KillReason | None = None
         # Celery makes a class of its own for each task, with an `on_success` that no method of ours would come before.
         self._celerys_on_success = self.on_success
         self.on_success = self._on_success
@@ -121,10 +121,10 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
                 raise ValueError(f"no event for the status {status!r}")
 
     def _ending(self, error: BaseException) -> Call[AttemptEnd]:
-        if self.sentence is Sentence.OVERDUE or isinstance(error, TimeLimitExceeded):
+        if self.sentence is KillReason.OVERDUE or isinstance(error, TimeLimitExceeded):
             data = {"error": {"kind": ErrorKind.DEADLINE, "message": "it ran longer than it may"}}
             return calls.finish(self.id, token=self.token, outcome=State.FAILED, data=data)
-        if self.sentence is Sentence.DRAINED:
+        if self.sentence is KillReason.DRAINED:
             return calls.release(self.id, reason=ReleaseReason.DRAIN, detail="the worker was stopped", token=self.token)
         return calls.release(
             self.id, reason=ReleaseReason.WORKER_LOST, detail="the worker's process ended in mid-run", token=self.token

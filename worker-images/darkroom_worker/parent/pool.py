@@ -2,7 +2,7 @@
 
 Celery's parent says "ready" and pops a message while its child still loads; a death in between leaves the job waiting
 though others could have run it. So the worker starts without its queue. The pool of children (`ChildPool`) tells the
-`Gate` when a child is up, which is after its models are loaded, and when one ended; the gate adds the queue and cancels
+`QueueGate` when a child is up, which is after its models are loaded, and when one ended; the gate adds the queue and cancels
 it. A message that Redis popped while the queue was being cancelled is put back by kombu, and one that was lost on the
 way is pushed again by the ledger's sweep.
 
@@ -44,7 +44,7 @@ EXIT_POLL_S = 0.02
 """How often a child is looked for that has closed its pipe and is not ended yet: it takes milliseconds."""
 
 
-class Gate:
+class QueueGate:
     """Whether the queue is consumed, and why not.
 
     Only evidence about the worker itself takes it out as `faulty`: a child that cannot be started, a model that does
@@ -159,7 +159,7 @@ class Gate:
 class WatchedPool(AsynPool):  # type: ignore[misc]  # Celery has no types
     """The pool of one child, which tells the gate what becomes of it."""
 
-    gate: Gate
+    gate: QueueGate
 
     def register_with_event_loop(self, hub: Hub) -> None:
         """Celery limits the time to load of every child but the first, which starts before the event loop."""

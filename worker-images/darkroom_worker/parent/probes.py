@@ -21,7 +21,7 @@ STALL_S = 30.0
 """A watch that has not gone round for so long hangs: a round takes some 10 s at most, whatever Redis does."""
 
 
-class Watched(Protocol):
+class Supervised(Protocol):
     """What the answers are made of."""
 
     @property
@@ -33,7 +33,7 @@ class Watched(Protocol):
         """Whether the ledger confirmed lately that the worker is ready or busy."""
 
 
-def answer(path: str, watch: Watched, *, clock: Callable[[], float] = time.monotonic) -> Answer:
+def answer(path: str, watch: Supervised, *, clock: Callable[[], float] = time.monotonic) -> Answer:
     """The answer to a probe."""
     if path == "/healthz":
         silent_s = clock() - watch.went_round_at
@@ -48,7 +48,7 @@ def answer(path: str, watch: Watched, *, clock: Callable[[], float] = time.monot
 class ProbeServer(threading.Thread):
     """Answers probes on a socket that listens, until the process ends."""
 
-    def __init__(self, watch: Watched, listening: socket.socket) -> None:
+    def __init__(self, watch: Supervised, listening: socket.socket) -> None:
         super().__init__(name="probes", daemon=True)
         self._watch, self._listening = watch, listening
 

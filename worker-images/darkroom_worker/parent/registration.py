@@ -1,6 +1,6 @@
 """What a worker says to the ledger while it lives, and the one thread of the parent that says it.
 
-The `Watch` registers the worker and says so again before that is forgotten, renews the lease of the job that the child
+The `Supervisor` registers the worker and says so again before that is forgotten, renews the lease of the job that the child
 runs, ends a child that does not stop where it should, books what a dead child could not, and sees a drain through. When
 Redis goes away it stays, and catches up later.
 
@@ -31,39 +31,39 @@ from darkroom.supervision import FAILED
 
 from darkroom_worker.child.memory import ChildMemory
 from darkroom_worker.health import TAKING
-from darkroom_worker.parent.attempt import Attempt, Sentence
-from darkroom_worker.parent.pool import Gate, kill_child
+from darkroom_worker.parent.attempt import Attempt, KillReason
+from darkroom_worker.parent.pool import QueueGate, kill_child
 
 if TYPE_CHECKING:
     from celery.apps.worker import Worker
 
-TICK_S = 1.0
+CHECK_EVERY_S = 1.0
 """How often it looks. A state that lasts less is not told: short jobs must not cost calls of their own."""
 
-DRAIN_TICK_S = 0.05
+DRAIN_CHECK_EVERY_S = 0.05
 """How often it looks while it drains, so that the process ends as soon as its job has."""
 
 RENEW_EVERY_S = calls.LEASE_MS / 3000
 
-WATCH_PATIENCE = Patience(timeout_s=2.5, retries=1)
+SUPERVISOR_TIMEOUTS = Patience(timeout_s=2.5, retries=1)
 """A connection may be dead without a sign of it, so that only the time-out shows it. A renewal is due after a third of
 the lease: with this time-out it can be sent three times more before the lease lapses.
 """
 
-TELL_EVERY_S = calls.WORKER_TTL_MS / 3000
+HEARTBEAT_EVERY_S = calls.WORKER_TTL_MS / 3000
 
 RETRY_EVERY_S = 1.0
 """How long it lets Redis be after it did not answer."""
 
-COLD_STOP_AFTER_S = 5.0
+FORCED_STOP_AFTER_S = 5.0
 """A drain that still waits so long after its grace, for a message that no child will take, is cut short."""
 
-FAREWELL_S = 10.0
+SHUTDOWN_TIMEOUT_S = 10.0
 """How long the end of the process waits for Redis to take what is still to be booked. Past that, the lease lapses."""
 
 
 @dataclass(frozen=True)
-class Identity:
+class WorkerIdentity:
     """Who a worker is. `name` is this process' alone, `pod` what Kubernetes, or the host, calls the machine."""
 
     name: str
@@ -73,7 +73,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Booking:
+class PendingReport:
     """What is left to do for an attempt that did not complete its job: the end that its child cannot make, if there is
     one, and Celery's event, which follows from the job's record then.
     """
@@ -83,7 +83,7 @@ class Booking:
 
 
 @dataclass
-class _Run:
+class _RunningAttempt:
     """The attempt that the child runs, and what is known of it. Times are the monotonic clock's.
 
     `confirmed`: the ledger knew the token at least once; before, the child may not have claimed yet. `disturbed_at`:
@@ -97,14 +97,14 @@ class _Run:
     overdue_at: float | None = None
 
 
-class Watch(threading.Thread):
+class Supervisor(threading.Thread):
     """Lives from `start` to `close`. Where it ends before, `has_failed`, and so does the process."""
 
     def __init__(
         self,
-        identity: Identity,
+        identity: WorkerIdentity,
         ledger: Ledger,
-        gate: Gate,
+        gate: QueueGate,
         memory: ChildMemory,
         *,
         drain_grace_s: float,
@@ -115,10 +115,10 @@ class Watch(threading.Thread):
         self._drain_grace_s, self._interrupt_grace_s = drain_grace_s, interrupt_grace_s
         self._log = logs.logger(__name__)
         self._program: Worker | None = None
-        self._mail: SimpleQueue[Booking | None] = SimpleQueue()
-        self._bookings: list[Booking] = []
+        self._mail: SimpleQueue[PendingReport | None] = SimpleQueue()
+        self._bookings: list[PendingReport] = []
         self._unreported: set[Attempt] = set()
-        self._current: _Run | None = None
+        self._current: _RunningAttempt | None = None
         self._changing = threading.Lock()
         self._dropped = 0
         self._dropped_reason = Foreign.NOT_A_MESSAGE
@@ -146,7 +146,7 @@ class Watch(threading.Thread):
 
     def attempt_began(self, attempt: Attempt) -> None:
         with self._changing:
-            self._current = _Run(attempt, renew_at=time.monotonic() + RENEW_EVERY_S)
+            self._current = _RunningAttempt(attempt, renew_at=time.monotonic() + RENEW_EVERY_S)
 
     def attempt_ended(self, attempt: Attempt) -> None:
         with self._changing:
@@ -156,7 +156,7 @@ class Watch(threading.Thread):
     def book(self, attempt: Attempt, ending: Call[AttemptEnd] | None) -> None:
         """End an attempt in place of the child that cannot, and emit its event: now, or when Redis is back."""
         if ending is not None or attempt.is_watched:
-            self._mail.put(Booking(attempt, ending))
+            self._mail.put(PendingReport(attempt, ending))
 
     def message_dropped(self, reason: Foreign) -> None:
         """A message on the pool's list was no job's: that is reported with the next heartbeat."""
@@ -206,8 +206,8 @@ class Watch(threading.Thread):
                 except Exception:  # the worker is not let alone because of one of them
                     self._log.exception("watch_failed")
             self.went_round_at = time.monotonic()
-            self._wait(DRAIN_TICK_S if self._drain_until is not None else TICK_S)
-        self._say_farewell(time.monotonic() + FAREWELL_S)
+            self._wait(DRAIN_CHECK_EVERY_S if self._drain_until is not None else CHECK_EVERY_S)
+        self._say_farewell(time.monotonic() + SHUTDOWN_TIMEOUT_S)
 
     def _wait(self, timeout_s: float) -> None:
         try:
@@ -262,7 +262,7 @@ class Watch(threading.Thread):
         if ending is not None:
             ended = self._ledger.run(ending)
             self._log.warning("attempt_ended_for_child", transition=ending.script, ended=ended, **attempt.about)
-            self._bookings[0] = Booking(attempt, None)
+            self._bookings[0] = PendingReport(attempt, None)
         if attempt.is_watched:
             self._emit(attempt, self._ledger.job(attempt.id))
 
@@ -305,7 +305,7 @@ class Watch(threading.Thread):
         self._report = None
         if state is not self._told:
             self._log.info("state", worker=self._identity.name, state=state)
-        self._told, self._tell_at, self._told_at = state, now + TELL_EVERY_S, now
+        self._told, self._tell_at, self._told_at = state, now + HEARTBEAT_EVERY_S, now
 
     def _report_dropped(self, now: float) -> None:
         """Make a report of dropped messages, if one is due. One that the ledger did not confirm is repeated."""
@@ -314,7 +314,7 @@ class Watch(threading.Thread):
         with self._changing:
             count, reason, self._dropped = self._dropped, self._dropped_reason, 0
         self._dropped_op += 1
-        self._report_at = now + TELL_EVERY_S
+        self._report_at = now + HEARTBEAT_EVERY_S
         self._report = DroppedMessages(self._dropped_op, count, reason)
         self._log.warning("foreign_messages_dropped", count=count, reason=reason)
 
@@ -331,13 +331,13 @@ class Watch(threading.Thread):
             return
         overdue_at = math.inf if run.overdue_at is None else run.overdue_at + self._memory.paused_s
         if now > overdue_at and self._away_since is None:
-            self._end_child(run, Sentence.OVERDUE)
+            self._end_child(run, KillReason.OVERDUE)
         elif run.disturbed_at is not None and now > run.disturbed_at + self._interrupt_grace_s:
-            self._end_child(run, Sentence.INTERRUPTED)
+            self._end_child(run, KillReason.INTERRUPTED)
         elif self._drain_until is not None and now > self._drain_until:
-            self._end_child(run, Sentence.DRAINED)
+            self._end_child(run, KillReason.DRAINED)
 
-    def _end_child(self, run: _Run, sentence: Sentence) -> None:
+    def _end_child(self, run: _RunningAttempt, sentence: KillReason) -> None:
         # Under the lock the child cannot be given another job that would die in this one's place.
         with self._changing:
             if self._current is not run or run.attempt.sentence is not None:
@@ -361,7 +361,7 @@ class Watch(threading.Thread):
             return
         idle = self._gate.is_shut and not celery_state.reserved_requests
         is_reporting = self._unreported or not self._mail.empty()
-        if (not idle or is_reporting) and now < self._drain_until + COLD_STOP_AFTER_S:
+        if (not idle or is_reporting) and now < self._drain_until + FORCED_STOP_AFTER_S:
             return
         self._stopping = True
         if self._program.pool is not None and not (idle and self._gate.child_up):

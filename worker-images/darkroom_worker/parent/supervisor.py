@@ -21,9 +21,9 @@ from darkroom.supervision import FAILED
 
 from darkroom_worker.celery_app import WorkerApp, make_app
 from darkroom_worker.child.memory import ChildMemory
-from darkroom_worker.parent.pool import Gate
+from darkroom_worker.parent.pool import QueueGate
 from darkroom_worker.parent.probes import ProbeServer
-from darkroom_worker.parent.registration import WATCH_PATIENCE, Identity, Watch
+from darkroom_worker.parent.registration import SUPERVISOR_TIMEOUTS, Supervisor, WorkerIdentity
 from darkroom_worker.parent.remote_control import replace_commands
 from darkroom_worker.parent.transport import message_dropped
 from darkroom_worker.settings import WorkerSettings
@@ -31,7 +31,7 @@ from darkroom_worker.settings import WorkerSettings
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
-class Program(Worker):  # type: ignore[misc]  # Celery has no types
+class DrainingWorker(Worker):  # type: ignore[misc]  # Celery has no types
     """Celery's worker program, without its signal handlers."""
 
     app: WorkerApp
@@ -51,7 +51,7 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
     """
     pod = platform.node()
     queue = queues.queue_name(settings.pool)
-    identity = Identity(
+    identity = WorkerIdentity(
         name=f"{pod}-{os.getpid()}-{secrets.token_hex(4)}",
         pod=pod,
         pool=settings.pool,
@@ -59,10 +59,10 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
     )
     memory = ChildMemory(identity.models)
     app = make_app(settings, models, identity.name, memory)
-    app.gate = Gate(queue, memory)
-    app.watch = Watch(
+    app.gate = QueueGate(queue, memory)
+    app.watch = Supervisor(
         identity,
-        app.ledger(WATCH_PATIENCE),
+        app.ledger(SUPERVISOR_TIMEOUTS),
         app.gate,
         memory,
         drain_grace_s=settings.drain_grace_s,
@@ -72,7 +72,7 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
         lambda reason, **_: app.watch.message_dropped(reason), weak=False, dispatch_uid="darkroom-dropped"
     )
     replace_commands(app.ledger(), app.watch.drain)
-    program = Program(
+    program = DrainingWorker(
         app=app,
         hostname=f"{settings.pool}@{identity.name}",
         exclude_queues=[queue],

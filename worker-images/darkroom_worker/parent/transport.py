@@ -31,14 +31,14 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
-TELL_EVENTS_EVERY_S = 0.25
+SEND_EVENTS_EVERY_S = 0.25
 """How long what happens to tasks may wait to be emitted; as often as progress is. 24 together are emitted at once."""
 
 message_dropped = Signal(name="message_dropped", providing_args={"reason"})
 """Sent in the event loop's thread after a message was dropped; `reason` is a `Foreign`."""
 
 
-LOST = tuple(
+CONNECTION_LOST = tuple(
     kind
     for kind in (*kombu_redis.Transport.connection_errors, *kombu_redis.Transport.channel_errors)
     if kind is not KeyError
@@ -56,8 +56,8 @@ class GatheringConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         now = time.monotonic()
         if self.hub is not None and now >= self._tell_at:
             # By the clock and not by a flag: a lost connection clears the calendar.
-            self._tell_at = now + TELL_EVENTS_EVERY_S
-            self.hub.call_later(TELL_EVENTS_EVERY_S, self._flush_events)
+            self._tell_at = now + SEND_EVENTS_EVERY_S
+            self.hub.call_later(SEND_EVENTS_EVERY_S, self._flush_events)
 
     def stop(self) -> None:
         """What is still to be emitted is emitted, before the connection goes."""
@@ -71,7 +71,7 @@ class GatheringConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         def receive_or_drop(message: Any) -> None:
             try:
                 receive(message)
-            except LOST:
+            except CONNECTION_LOST:
                 raise
             except Exception:
                 self._drop(message)
@@ -139,7 +139,7 @@ class Channel(kombu_redis.Channel):
         """What cannot be read as JSON raises here, also from the hooks by which kombu reads dates and the like."""
         try:
             return read()
-        except (Empty, *LOST):
+        except (Empty, *CONNECTION_LOST):
             raise
         except Exception:
             message_dropped.send(sender=self, reason=Foreign.NOT_JSON)
