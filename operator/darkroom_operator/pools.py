@@ -1,8 +1,8 @@
 """A `WorkerPool` as the operator understands it, and the objects that are made of it.
 
-Nothing here speaks to anybody: an object comes in, a `PoolSpec` or an InvalidInput that names the fields comes out, and a
-`PoolSpec` says what its Deployment, ServiceAccount and PodDisruptionBudget are. The rules between fields are those of the
-schema (`knative/base/operator/workerpools.yaml`), for what came in while the schema was an older one.
+Nothing here speaks to anybody: an object comes in, a `PoolSpec` or an InvalidInput that names the fields comes out, and
+a `PoolSpec` says what its Deployment, ServiceAccount and PodDisruptionBudget are. The rules between fields are those of
+the schema (`knative/base/operator/workerpools.yaml`), for what came in while the schema was an older one.
 """
 
 from __future__ import annotations

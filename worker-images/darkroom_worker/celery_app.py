@@ -164,7 +164,7 @@ def _configure_logs(pool: str) -> None:
 
 
 def _handled(record: logging.LogRecord) -> bool:
-    """The end of a child is no error: `QueueGate` counts the faults among them, and the job's attempt is ended at once."""
+    """The end of a child is no error: `QueueGate` counts the faults, and the attempt is finished at once."""
     if "exited with" in str(record.msg) and record.levelno == logging.ERROR:
         record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
     return True

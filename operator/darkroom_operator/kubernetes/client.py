@@ -163,7 +163,7 @@ class Cluster:
             return answer
 
     async def delete(self, kind: Kind, name: str) -> None:
-        """Raises Refused where it is gone already."""
+        """Raises RequestRejected where it is gone already."""
         with translated():
             await self._client.delete(kind, name, namespace=self.namespace)
 

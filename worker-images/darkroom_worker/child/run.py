@@ -231,7 +231,7 @@ class Runner:
 
     def run_job(self, job_id: str, *, token: str, traceparent: str | None) -> str:
         """One message from its arrival to its end. Answers what became of the attempt, in a word or two: for Flower to
-        show, and for the parent (`Gate.on_answer`).
+        show, and for the parent (`QueueGate.on_answer`).
         """
         with bound_contextvars(job=job_id, **traces.in_logs(traceparent)):
             claim = self._insist(calls.claim(job_id, token=token, worker=self._worker))

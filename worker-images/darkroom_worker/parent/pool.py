@@ -2,9 +2,9 @@
 
 Celery's parent says "ready" and pops a message while its child still loads; a death in between leaves the job waiting
 though others could have run it. So the worker starts without its queue. The pool of children (`ChildPool`) tells the
-`QueueGate` when a child is up, which is after its models are loaded, and when one ended; the gate adds the queue and cancels
-it. A message that Redis popped while the queue was being cancelled is put back by kombu, and one that was lost on the
-way is pushed again by the ledger's sweep.
+`QueueGate` when a child is up, which is after its models are loaded, and when one ended; the gate adds the queue and
+cancels it. A message that Redis popped while the queue was being cancelled is put back by kombu, and one that was lost
+on the way is pushed again by the ledger's sweep.
 
 All of this happens in the thread of the parent's event loop, but `Gate.draining`, which the watch sets.
 """

@@ -1,8 +1,8 @@
 """What a worker says to the ledger while it lives, and the one thread of the parent that says it.
 
-The `Supervisor` registers the worker and says so again before that is forgotten, renews the lease of the job that the child
-runs, ends a child that does not stop where it should, books what a dead child could not, and sees a drain through. When
-Redis goes away it stays, and catches up later.
+The `Supervisor` registers the worker and says so again before that is forgotten, renews the lease of the job that the
+child runs, ends a child that does not stop where it should, books what a dead child could not, and sees a drain
+through. When Redis goes away it stays, and catches up later.
 
 The parent's other thread is Celery's event loop. This thread hands it what only the loop may do (`Hub.call_soon`); the
 loop hands over, as mail, what may block.
@@ -241,7 +241,9 @@ class Supervisor(threading.Thread):
             self._away_since = self._away_until = None
 
     def _postpone_overdue(self, away_s: float) -> None:
-        """The child may have waited for the ledger as long as this thread did: that is no run time (`Steps`)."""
+        """The child may have waited for the ledger as long as this thread did: that is no run time
+        (`ProgressReporter`).
+        """
         run = self._current
         if run is not None and run.overdue_at is not None:
             run.overdue_at += away_s
