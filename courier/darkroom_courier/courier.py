@@ -106,7 +106,7 @@ class Courier:
                     for wake in wakes.values():
                         wake()
 
-                channels = Channels(redis, heard=heard, confirmed=lambda _channel: wake_all())
+                channels = Channels(redis, on_message=heard, on_subscribed=lambda _channel: wake_all())
                 loops = [
                     self._vital(self._loop("relay", relay.step), name="relay"),
                     self._vital(self._loop("deliveries", deliveries.step), name="deliveries"),

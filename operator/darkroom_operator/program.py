@@ -118,7 +118,7 @@ class OperatorProcess:
             if text.startswith(BACKLOG):
                 control.wake(text.removeprefix(BACKLOG))
 
-        channels = Channels(redis, heard=heard, confirmed=lambda _channel: None)
+        channels = Channels(redis, on_message=heard, on_subscribed=lambda _channel: None)
         kopf_is_up, kopf_stop = asyncio.Event(), asyncio.Event()
         ending = asyncio.Event()
         beside = [

@@ -1,4 +1,4 @@
-"""Channels, on a real Redis: what is said after `open` is heard, over lost connections too."""
+"""Channels, on a real Redis: messages published after `open` are received, over lost connections too."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from tests.redis_server import RedisKind, RedisServer, needed_binary
 DEADLINE_S = 60.0
 
 
-class Ear:
-    """Hears channels, and notes what it heard."""
+class Receiver:
+    """Subscribes to channels, and records what it receives."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self.messages: list[tuple[str, bytes]] = []
         self.confirmed: list[str] = []
         self.channels = Channels(
-            client, heard=lambda name, payload: self.messages.append((name, payload)), confirmed=self.confirmed.append
+            client,
+            on_message=lambda name, payload: self.messages.append((name, payload)),
+            on_subscribed=self.confirmed.append,
         )
 
 
 @asynccontextmanager
-async def listening(url: str) -> AsyncIterator[tuple[Ear, Any]]:
-    """An ear, and a client to speak with."""
+async def receiving(url: str) -> AsyncIterator[tuple[Receiver, Any]]:
+    """A receiver, and a client to publish with."""
     client = connect_async(url)
-    ear = Ear(client)
-    running = asyncio.create_task(ear.channels.run())
+    receiver = Receiver(client)
+    running = asyncio.create_task(receiver.channels.run())
     try:
-        yield ear, client
+        yield receiver, client
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):
@@ -61,136 +63,136 @@ def name() -> str:
     return f"c-{secrets.token_hex(8)}"
 
 
-async def test_what_is_said_after_open_is_heard(any_redis_url: str, name: str) -> None:
-    async with listening(any_redis_url) as (ear, client):
-        await ear.channels.open([name])
+async def test_a_message_published_after_open_is_received(any_redis_url: str, name: str) -> None:
+    async with receiving(any_redis_url) as (receiver, client):
+        await receiver.channels.open([name])
         assert await client.publish(name, "one") == 1
         await client.publish(name, "two")
-        await until(lambda: len(ear.messages) == 2, "two messages")
-        assert ear.messages == [(name, b"one"), (name, b"two")]
+        await until(lambda: len(receiver.messages) == 2, "two messages")
+        assert receiver.messages == [(name, b"one"), (name, b"two")]
 
 
-async def test_a_closed_channel_is_heard_no_more(redis_url: str, name: str) -> None:
-    async with listening(redis_url) as (ear, client):
-        await ear.channels.open([name, f"{name}-other"])
-        ear.channels.close([name])
-        await ear.channels.open([f"{name}-third"])
+async def test_a_closed_channel_receives_no_messages(redis_url: str, name: str) -> None:
+    async with receiving(redis_url) as (receiver, client):
+        await receiver.channels.open([name, f"{name}-other"])
+        receiver.channels.close([name])
+        await receiver.channels.open([f"{name}-third"])
         assert await client.publish(name, "lost") == 0
-        assert await client.publish(f"{name}-other", "heard") == 1
-        await until(lambda: ear.messages == [(f"{name}-other", b"heard")], "the other channel's message")
+        assert await client.publish(f"{name}-other", "received") == 1
+        await until(lambda: receiver.messages == [(f"{name}-other", b"received")], "the other channel's message")
 
 
-async def test_a_channel_that_is_opened_again_at_once_is_confirmed_only_when_redis_has_done_it(
+async def test_a_channel_that_is_opened_again_at_once_is_confirmed_only_after_redis_has(
     redis_url: str, name: str
 ) -> None:
-    async with listening(redis_url) as (ear, client):
+    async with receiving(redis_url) as (receiver, client):
         for _ in range(50):
-            opening = asyncio.create_task(ear.channels.open([name]))
+            opening = asyncio.create_task(receiver.channels.open([name]))
             await asyncio.sleep(0)
-            ear.channels.close([name])
-            await ear.channels.open([name])
+            receiver.channels.close([name])
+            await receiver.channels.open([name])
             assert await client.publish(name, "x") == 1
-            ear.channels.close([name])
+            receiver.channels.close([name])
             opening.cancel()
 
 
-async def test_many_may_wait_for_one_channel(redis_url: str, name: str) -> None:
-    async with listening(redis_url) as (ear, client):
-        await asyncio.gather(*(ear.channels.open([name]) for _ in range(20)))
-        assert ear.confirmed == [name]
+async def test_concurrent_calls_can_open_the_same_channel(redis_url: str, name: str) -> None:
+    async with receiving(redis_url) as (receiver, client):
+        await asyncio.gather(*(receiver.channels.open([name]) for _ in range(20)))
+        assert receiver.confirmed == [name]
         assert await client.publish(name, "x") == 1
 
 
-async def test_a_lost_connection_is_made_anew_with_all_its_channels(redis_url: str, name: str) -> None:
+async def test_a_lost_connection_is_restored_with_all_its_channels(redis_url: str, name: str) -> None:
     names = [f"{name}-{number}" for number in range(2500)]
-    async with listening(redis_url) as (ear, client):
-        await ear.channels.open(names)
-        ear.confirmed.clear()
+    async with receiving(redis_url) as (receiver, client):
+        await receiver.channels.open(names)
+        receiver.confirmed.clear()
         await client.client_kill_filter(_type="pubsub", skipme=True)
-        await until(lambda: len(ear.confirmed) == len(names), "all channels to be confirmed again")
+        await until(lambda: len(receiver.confirmed) == len(names), "all channels to be confirmed again")
         assert await client.publish(names[-1], "x") == 1
-        await until(lambda: ear.messages == [(names[-1], b"x")], "the message")
+        await until(lambda: receiver.messages == [(names[-1], b"x")], "the message")
 
 
-async def test_a_channel_that_is_opened_while_redis_is_away_is_heard_when_it_is_back(
+async def test_a_channel_opened_while_redis_is_unavailable_receives_messages_afterwards(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom.ledger.channels.OPEN_PATIENCE_S", 0.2)
+    monkeypatch.setattr("darkroom.ledger.channels.SUBSCRIBE_TIMEOUT_S", 0.2)
     binary = needed_binary(RedisKind.EMBEDDED)
     server = RedisServer(binary, tmp_path)
-    async with listening(server.url) as (ear, client):
+    async with receiving(server.url) as (receiver, client):
         with pytest.raises(LedgerUnavailable):
-            await ear.channels.open([name])
+            await receiver.channels.open([name])
         server.start()
         try:
-            await until(lambda: ear.confirmed == [name], "the channel to be confirmed")
+            await until(lambda: receiver.confirmed == [name], "the channel to be confirmed")
             assert await client.publish(name, "x") == 1
-            await until(lambda: ear.messages == [(name, b"x")], "the message")
+            await until(lambda: receiver.messages == [(name, b"x")], "the message")
         finally:
             server.stop()
 
 
-async def test_a_redis_that_hangs_is_left_for_a_new_connection(
+async def test_a_connection_to_a_redis_that_hangs_is_replaced(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection over which nothing comes, not even the answer to a ping, is closed."""
+    """A connection over which nothing arrives, not even the answer to a ping, is closed."""
     monkeypatch.setattr("darkroom.ledger.channels.SILENCE_S", 0.2)
     binary = needed_binary(RedisKind.EMBEDDED)
     server = RedisServer(binary, tmp_path)
     server.start()
     try:
-        async with listening(server.url) as (ear, client):
-            await ear.channels.open([name])
+        async with receiving(server.url) as (receiver, client):
+            await receiver.channels.open([name])
             await client.client_pause(3000)
-            await until(lambda: len(ear.confirmed) == 2, "the channel to be confirmed again")
+            await until(lambda: len(receiver.confirmed) == 2, "the channel to be confirmed again")
             assert await client.publish(name, "x") == 1
     finally:
         server.stop()
 
 
-async def test_a_listener_that_fails_makes_nobody_deaf(redis_url: str, name: str) -> None:
-    heard: list[bytes] = []
+async def test_an_error_in_a_callback_does_not_end_the_subscriptions(redis_url: str, name: str) -> None:
+    received: list[bytes] = []
 
-    def hear(_name: str, payload: bytes) -> None:
+    def receive(_name: str, payload: bytes) -> None:
         if payload == b"bad":
             raise ValueError(payload)
-        heard.append(payload)
+        received.append(payload)
 
     confirmed: list[str] = []
     client: Any = connect_async(redis_url)
-    channels = Channels(client, heard=hear, confirmed=confirmed.append)
+    channels = Channels(client, on_message=receive, on_subscribed=confirmed.append)
     running = asyncio.create_task(channels.run())
     try:
         await channels.open([name])
         await client.publish(name, "bad")
         await until(lambda: len(confirmed) == 2, "the channel to be confirmed again")
         await client.publish(name, "good")
-        await until(lambda: heard == [b"good"], "the next message")
+        await until(lambda: received == [b"good"], "the next message")
     finally:
         running.cancel()
         await asyncio.wait([running])
         await client.aclose()
 
 
-@pytest.mark.parametrize("end", ["_speak", "_listen"])
-async def test_a_connection_that_is_only_half_served_is_made_anew(redis_url: str, name: str, end: str) -> None:
-    """Messages go on coming, so that the silence of the speaker would never be noticed."""
-    async with listening(redis_url) as (ear, _):
-        await ear.channels.open([name])
+@pytest.mark.parametrize("end", ["_send", "_receive"])
+async def test_a_connection_that_only_sends_or_only_receives_is_replaced(redis_url: str, name: str, end: str) -> None:
+    """Messages keep arriving, so a sender that has stopped would never be noticed."""
+    async with receiving(redis_url) as (receiver, _):
+        await receiver.channels.open([name])
         (task,) = (task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__name__", "") == end)
         task.cancel()
-        await until(lambda: len(ear.confirmed) == 2, "the channel to be confirmed again")
-        await ear.channels.open([f"{name}-other"])
+        await until(lambda: len(receiver.confirmed) == 2, "the channel to be confirmed again")
+        await receiver.channels.open([f"{name}-other"])
 
 
 @pytest.mark.parametrize("steps", range(5))
-async def test_who_is_told_to_end_while_it_speaks_ends(redis_url: str, name: str, steps: int) -> None:
-    """The last socket of a process leaves its channel just as the process is told to end."""
+async def test_cancelling_while_a_command_is_sent_ends_the_task(redis_url: str, name: str, steps: int) -> None:
+    """The last socket of a process closes its channel just as the process is stopped."""
     client = connect_async(redis_url)
-    ear = Ear(client)
-    running = asyncio.create_task(ear.channels.run())
-    await ear.channels.open([name])
-    ear.channels.close([name])
+    receiver = Receiver(client)
+    running = asyncio.create_task(receiver.channels.run())
+    await receiver.channels.open([name])
+    receiver.channels.close([name])
     for _ in range(steps):
         await asyncio.sleep(0)
     running.cancel()

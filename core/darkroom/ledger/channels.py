@@ -1,8 +1,8 @@
-"""Channels of Redis: who listens to the ledger hears at once what it says.
+"""Redis channels: the messages that the ledger's scripts publish.
 
-The result function listens for new entries of job logs, the courier for work; the ledger's scripts publish both. A
-process has one connection for all its channels. Redis keeps nothing for a listener that is away, so whoever listens
-must read again what it follows each time a channel is `confirmed`; then nothing is lost but time.
+The result function subscribes to new entries of job logs, the courier and the operator to notifications of work. A
+process has one connection for all its channels. Redis keeps nothing for a subscriber that is away, so a subscriber must
+read again what it follows each time that a channel is subscribed; then no data is lost, only time.
 """
 
 from __future__ import annotations
@@ -20,107 +20,108 @@ from darkroom.errors import LedgerUnavailable
 from darkroom.logs import logger
 
 SILENCE_S = 10.0
-"""After so long without a word Redis is asked for one; after as long again without an answer the connection is dead."""
+"""After so long without a message Redis is pinged; after as long again without an answer the connection is dead."""
 
-OPEN_PATIENCE_S = 5.0
-"""How long `open` waits for Redis' word. It comes within a millisecond, or Redis is away."""
+SUBSCRIBE_TIMEOUT_S = 5.0
+"""How long `open` waits for Redis to confirm. It does so within a millisecond, or it is unavailable."""
 
 RECONNECT_S = 0.5
-"""Pause before a lost connection is made anew: short, because people wait at the other end."""
+"""Pause before the connection is restored: short, because clients wait for these messages."""
 
-MOST_NAMED = 1_000
-"""Channels in one command, so that many thousands after an outage do not make one huge one."""
+CHANNELS_PER_COMMAND = 1_000
+"""So that many thousands after an outage do not make one huge command."""
 
-MOST_HEARD = 32
-"""Messages heard before others in this process get their turn, so that a burst can be handed on as it comes. With more
-of them a socket's messages share a write; with fewer, nobody waits long, and small buffers do. To a thousand sockets 32
-take a tenth less time than 16."""
+MESSAGES_PER_TURN = 32
+"""Messages received before other tasks of this process run, so that a burst is passed on as it comes. With more of
+them, several messages of a socket share a write; with fewer, other tasks wait less and small buffers suffice. Sending
+to a thousand sockets takes a tenth less time with 32 than with 16."""
 
-_NOBODY = ""
+_NO_CHANNEL = ""
 """In place of a channel in a command that names none."""
 
 _log = logger(__name__)
 
 
 class Channels:
-    """The channels that one process listens to. `run` is its heart and must run beside it.
+    """The channels that one process subscribes to. `run` must run in the background.
 
-    `heard` gets each message: the channel's name and the payload. `confirmed` gets the name of each channel as Redis
-    confirms it, and again whenever it does so after a lost connection. Both are called in the event loop and must not
-    wait.
+    `on_message` is called with the channel's name and the payload of each message, `on_subscribed` with the name of
+    each channel when Redis confirms the subscription, and again when it does so after a lost connection. Both are
+    called in the event loop and must not block.
     """
 
     def __init__(
         self,
         client: redis.asyncio.Redis,
         *,
-        heard: Callable[[str, bytes], None],
-        confirmed: Callable[[str], None],
+        on_message: Callable[[str, bytes], None],
+        on_subscribed: Callable[[str], None],
     ) -> None:
         self._client: Any = client  # redis-py types its connections in part
-        self._heard = heard
-        self._confirmed = confirmed
-        self._waiting: dict[str, list[asyncio.Future[None]]] = {}  # all channels, and who waits for each
-        self._open: set[str] = set()  # those that Redis has confirmed on the connection that there is
+        self._on_message = on_message
+        self._on_subscribed = on_subscribed
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}  # all channels, each with the calls that wait for it
+        self._open: set[str] = set()  # those that Redis has confirmed on the present connection
         self._connected = False
-        self._unsaid: deque[tuple[str, str]] = deque()  # commands for it, each with its channel
+        self._unsent: deque[tuple[str, str]] = deque()  # commands, each with its channel
         self._unanswered: Counter[str] = Counter()  # commands that Redis has not answered yet, by channel
-        self._to_say = asyncio.Event()
+        self._to_send = asyncio.Event()
 
     async def open(self, names: Iterable[str]) -> None:
-        """Listen to these; returns once Redis does so for all of them. Raises LedgerUnavailable while Redis is away.
+        """Subscribe to these channels, and return once Redis has confirmed all of them.
 
-        Even then they are listened to, from the moment when Redis is back, until they are closed.
+        Raises LedgerUnavailable while Redis is unavailable. The subscription then takes effect when Redis is available
+        again, until `close`.
         """
         loop = asyncio.get_running_loop()
         waits: list[asyncio.Future[None]] = []
-        fresh: list[str] = []
+        new: list[str] = []
         for name in names:
             if name in self._open:
                 continue
             if name not in self._waiting:
                 self._waiting[name] = []
-                fresh.append(name)
+                new.append(name)
             waits.append(loop.create_future())
             self._waiting[name].append(waits[-1])
-        self._say("SUBSCRIBE", fresh)
+        self._enqueue("SUBSCRIBE", new)
         if not waits:
             return
-        _, late = await asyncio.wait(waits, timeout=OPEN_PATIENCE_S)
+        _, late = await asyncio.wait(waits, timeout=SUBSCRIBE_TIMEOUT_S)
         if late:
-            raise LedgerUnavailable("the queue broker does not answer", retry_after=2)
+            raise LedgerUnavailable("Redis is unavailable", retry_after=2)
 
     def close(self, names: Iterable[str]) -> None:
-        """Listen to these no longer."""
+        """Unsubscribe from these channels."""
         known = [name for name in names if name in self._waiting]
         for name in known:
             del self._waiting[name]
             self._open.discard(name)
-        self._say("UNSUBSCRIBE", known)
+        self._enqueue("UNSUBSCRIBE", known)
 
     async def run(self) -> None:
-        """Listen until cancelled. A lost connection is made anew, with all channels."""
+        """Receive messages until cancelled. A lost connection is restored, with all channels."""
         while True:
             try:
-                await self._converse()
+                await self._connect()
             except (RedisError, OSError) as error:
                 _log.warning("channels_lost", channels=len(self._waiting), error=str(error))
-            except Exception:  # a listener's own failure must not make the process deaf
+            except Exception:  # an error in a callback must not end the subscriptions
                 _log.exception("channels_lost", channels=len(self._waiting))
             await asyncio.sleep(RECONNECT_S)
 
-    async def _converse(self) -> NoReturn:
-        """One connection, until speaking or listening ends for whatever reason: either alone is of no use."""
+    async def _connect(self) -> NoReturn:
+        """One connection, until sending or receiving ends for any reason: either alone is of no use."""
         connection = self._client.connection_pool.make_connection()
         try:
             await connection.connect()
-            self._unsaid.clear()
+            self._unsent.clear()
             self._unanswered.clear()
             self._connected = True
-            self._say("SUBSCRIBE", self._waiting)
+            self._enqueue("SUBSCRIBE", self._waiting)
             tasks = [
-                asyncio.create_task(self._speak(connection), name="channels speak"),
-                asyncio.create_task(self._listen(connection), name="channels listen"),
+                asyncio.create_task(self._send(connection), name="channels send"),
+                asyncio.create_task(self._receive(connection), name="channels receive"),
             ]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -135,50 +136,50 @@ class Channels:
             self._open.clear()
             await connection.disconnect(nowait=True)
 
-    def _say(self, command: str, names: Iterable[str]) -> None:
-        """Put on the way. Without a connection there is no need: the next one begins with all channels."""
+    def _enqueue(self, command: str, names: Iterable[str]) -> None:
+        """Send a command soon. Without a connection there is no need: the next one begins with all channels."""
         if self._connected:
             for name in names:
-                self._unsaid.append((command, name))
+                self._unsent.append((command, name))
                 self._unanswered[name] += 1
-            self._to_say.set()
+            self._to_send.set()
 
-    async def _speak(self, connection: Any) -> NoReturn:
-        """Its own task, so that nobody who is cancelled while he speaks breaks the connection of all."""
+    async def _send(self, connection: Any) -> NoReturn:
+        """Send commands, in a task of its own: a caller that is cancelled must not break the connection of all."""
         while True:
-            await self._to_say.wait()
-            self._to_say.clear()
-            while self._unsaid:
-                command, name = self._unsaid.popleft()
-                names = [] if name == _NOBODY else [name]
-                while self._unsaid and self._unsaid[0][0] == command and len(names) < MOST_NAMED:
-                    names.append(self._unsaid.popleft()[1])
+            await self._to_send.wait()
+            self._to_send.clear()
+            while self._unsent:
+                command, name = self._unsent.popleft()
+                names = [] if name == _NO_CHANNEL else [name]
+                while self._unsent and self._unsent[0][0] == command and len(names) < CHANNELS_PER_COMMAND:
+                    names.append(self._unsent.popleft()[1])
                 await connection.send_command(command, *names, check_health=False)
 
-    async def _listen(self, connection: Any) -> NoReturn:
-        asked, heard = False, 0
+    async def _receive(self, connection: Any) -> NoReturn:
+        pinged, received = False, 0
         while True:
             reply = await connection.read_response(timeout=SILENCE_S, push_request=True)
             if reply is not None:
-                asked = False
-                self._take(reply)
-                heard += 1
-                if heard % MOST_HEARD == 0:
+                pinged = False
+                self._dispatch(reply)
+                received += 1
+                if received % MESSAGES_PER_TURN == 0:
                     await asyncio.sleep(0)
-            elif asked:
+            elif pinged:
                 raise RedisConnectionError(f"no answer within {SILENCE_S} s")
             else:
-                asked = True
-                self._say("PING", [_NOBODY])
+                pinged = True
+                self._enqueue("PING", [_NO_CHANNEL])
 
-    def _take(self, reply: Any) -> None:
-        """One reply: a message, a confirmation, or the answer to a ping (which may be no list)."""
+    def _dispatch(self, reply: Any) -> None:
+        """Handle a reply: a message, a confirmation, or the answer to a ping (which may not be a list)."""
         if not isinstance(reply, list):
             return
         kind, name = reply[0], reply[1].decode()
         if kind == b"message":
             if name in self._waiting:
-                self._heard(name, reply[2])
+                self._on_message(name, reply[2])
         elif kind in {b"subscribe", b"unsubscribe"}:
             self._unanswered[name] -= 1
             if self._unanswered[name] <= 0:
@@ -192,4 +193,4 @@ class Channels:
         for wait in waiting:
             if not wait.done():
                 wait.set_result(None)
-        self._confirmed(name)
+        self._on_subscribed(name)
