@@ -48,7 +48,7 @@ from darkroom_functions.resources.dead_letters import Letters
 from darkroom_functions.resources.deliveries import Deliveries
 from darkroom_functions.resources.subscriptions import Subscriptions
 from darkroom_functions.settings import JobsSettings, catalogue_of
-from darkroom_functions.streams.wait import Waiting
+from darkroom_functions.streams.wait import JobWaits
 from darkroom_functions.tenants import tenant_of
 
 MEDIA_TYPES = {"png": "image/png"}
@@ -80,7 +80,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         subscriptions=Subscriptions(app.state.ledger, catalogue, settings),
         deliveries=Deliveries(app.state.ledger, lookup),
         deletion=Deletion(app.state.ledger, history, store),
-        waiting=Waiting(app.state.ledger, client, most_s=settings.max_wait_s, closing=app.state.closing),
+        waiting=JobWaits(app.state.ledger, client, most_s=settings.max_wait_s, closing=app.state.closing),
         catalogue=catalogue,
         store=store,
         links=Links.of(settings),
@@ -138,7 +138,7 @@ class Library:
     subscriptions: Subscriptions
     deliveries: Deliveries
     deletion: Deletion
-    waiting: Waiting
+    waiting: JobWaits
     catalogue: Catalogue
     store: ArtifactStore
     links: Links

@@ -1,13 +1,13 @@
-"""result: takes in how jobs ended, and tells people, live.
+"""result: applies the events of jobs, and sends the updates of jobs to clients.
 
 The courier posts each job's terminal CloudEvent, and those of its starts where a webhook asked for them, until this
-function has *applied* it (`lua/outbox/mark_applied.lua`), which stores what is to be delivered to webhooks: to a
-Knative Broker, whose Trigger delivers it to `POST /`, or on one machine straight to `POST /events`. It may come many
-times and is applied once; the idempotency key is the job with the number of the entry in its log. A repeat is a
-success, and so is an event that nothing can be done about: only what may succeed later is answered so that it comes
-again.
+function has *applied* it (`lua/outbox/mark_applied.lua`), which stores the deliveries for webhooks. It posts to a
+Knative Broker, whose Trigger delivers to `POST /`, or on one machine directly to `POST /events`. An event may arrive
+many times and is applied once; the idempotency key is the job with the number of the entry in its log. A repeat is a
+success, and so is an event of an unknown job: only failures that may pass are answered in a way that makes the sender
+retry.
 
-People do not wait for that: sockets (`sockets.py`) and event streams (`sse.py`) follow the job logs themselves.
+Sockets (`sockets.py`) and event streams (`sse.py`) do not depend on that: they follow the job logs themselves.
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ from darkroom_functions.http.probes import patience
 from darkroom_functions.http.responses import problem
 from darkroom_functions.settings import ResultSettings
 from darkroom_functions.streams import sockets, sse
-from darkroom_functions.streams.live import Live
-from darkroom_functions.streams.news import News
+from darkroom_functions.streams.follower import Follower, Source
+from darkroom_functions.streams.job_logs import JobLogs
+from darkroom_functions.streams.tenant_streams import TenantStreams
 
-DOORS = ("/", routes.SINK)
-"""Where events come in: a Trigger's delivery, and the courier's post on one machine."""
+EVENT_PATHS = ("/", routes.SINK)
+"""Where events arrive: the delivery of a Trigger, and on one machine the courier's request."""
 
 APPLIED_TYPES = frozenset({type_of(JobEvent.STARTED), *(type_of(JobEvent(state)) for state in TERMINAL)})
-"""The events that webhooks are told of."""
+"""The events that webhooks can subscribe to."""
 
 OWN_TYPES = "dev.darkroom."
-"""All that darkroom itself tells the sink begins so. What is not applied is for other subscribers."""
+"""The prefix of the types of darkroom's own events. Those that are not applied are for other subscribers."""
 
 ROUTES = [*sockets.ROUTES, *sse.ROUTES]
 
@@ -69,7 +70,7 @@ _log = logs.logger(__name__)
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Everything that outlives one request or socket."""
+    """The state that all requests and sockets share: `app.state`."""
     settings = load(ResultSettings)
     links = Links.of(settings)
     history = History(settings.database_url)
@@ -79,27 +80,29 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     def encode(entry: LogEntry) -> str:
         return orjson.dumps(updates.message(entry, links, now_s=time.time())).decode()
 
-    def encode_news(news: NewsEntry) -> str:
-        known = updates.message(news.entry, links, now_s=time.time()) if news.is_whole else updates.bare(news.entry)
-        return orjson.dumps({**known, "cursor": news.place}).decode()
+    def encode_of_tenant(item: NewsEntry) -> str:
+        known = updates.message(item.entry, links, now_s=time.time()) if item.is_whole else updates.bare(item.entry)
+        return orjson.dumps({**known, "cursor": item.place}).decode()
 
-    buffer, look_every_s = settings.socket_buffer, settings.look_every_s
+    def follower(source: Source) -> Follower:
+        return Follower(source, client, buffer=settings.socket_buffer, check_interval_s=settings.look_every_s)
+
     past = Lookup(ledger, history).past
-    live = Live(ledger, client, encode=encode, buffer=buffer, look_every_s=look_every_s, past=past)
-    news = News(ledger, client, encode=encode_news, buffer=buffer, look_every_s=look_every_s)
+    jobs = follower(JobLogs(ledger, encode=encode, past=past))
+    tenants = follower(TenantStreams(ledger, encode=encode_of_tenant))
     app.state.settings = settings
     app.state.ledger = ledger
     app.state.sockets = sockets.Sockets(
-        live,
-        news,
+        jobs,
+        tenants,
         grace_s=settings.socket_grace_s,
         idle_s=settings.socket_idle_s,
         life_s=settings.socket_life_s,
     )
     ending = asyncio.Event()
     running = [
-        vital(live.run(), name="live", may_end=ending.is_set),
-        vital(news.run(), name="news", may_end=ending.is_set),
+        vital(jobs.run(), name="follow jobs", may_end=ending.is_set),
+        vital(tenants.run(), name="follow tenants", may_end=ending.is_set),
     ]
     try:
         yield
@@ -116,10 +119,10 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 async def result(request: Request) -> Response:
     """`POST /` and `POST /events`: one CloudEvent in binary or structured mode.
 
-    Answers 204 with nothing in it: a Trigger's subscriber may answer nothing, or an event.
+    The answer is 204 without a body: a Trigger's subscriber may answer with an event, or with nothing.
     """
     path = request.scope["path"]
-    if path not in DOORS:
+    if path not in EVENT_PATHS:
         other = routes.find(request.method, path, models=()).operation.function
         raise NotFound(f"{request.method} {path} is answered by the function {other}")
     if request.method != "POST":
@@ -137,17 +140,17 @@ async def _read(request: Request) -> Event:
     parsed = parse_http(request.headers, await read_body(request, limit=settings.max_body_bytes))
     (event, *_) = parsed.events or (None,)
     if parsed.mode is Mode.BATCH or not isinstance(event, Event):
-        detail = f"must be {STRUCTURED_TYPE}, or that of the data in binary mode: no batch is read here"
+        detail = f"must be {STRUCTURED_TYPE}, or that of the data in binary mode; batches are not accepted here"
         raise UnsupportedMediaType(f"Content-Type {detail}", fields=[FieldError("content-type", detail)])
     return event
 
 
 async def _apply(event: Event, ledger: AsyncLedger) -> None:
-    """Raises InvalidEvent for what tells nothing of a job, LedgerUnavailable and NewerRecord so that it comes again."""
+    """Raises InvalidEvent for an event that names no job, LedgerUnavailable and NewerRecord so that it is retried."""
     if event.type.startswith(OWN_TYPES) and event.type not in APPLIED_TYPES:
         _log.info("event_ignored", event_id=event.id, type=event.type, job=event.subject)
         return
-    job_id, seq = _entry_told_by(event)
+    job_id, seq = _entry_of(event)
     async with patience():
         applied = await ledger.run(calls.mark_applied(job_id, seq=seq))
     if applied is calls.Applied.NEWER:
@@ -157,8 +160,8 @@ async def _apply(event: Event, ledger: AsyncLedger) -> None:
     log("event_taken", job=job_id, event_id=event.id, type=event.type, seq=seq, outcome=applied.value, **trace)
 
 
-def _entry_told_by(event: Event) -> tuple[str, int]:
-    """The job that the event tells of, and the number of that entry in its log. Raises InvalidEvent."""
+def _entry_of(event: Event) -> tuple[str, int]:
+    """The job that the event is about, and the number of the entry in its log. Raises InvalidEvent."""
     sequence = str(event.extensions.get("sequence", ""))
     faults: list[FieldError] = []
     if event.type not in APPLIED_TYPES:

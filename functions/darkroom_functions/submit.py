@@ -53,7 +53,7 @@ from darkroom_functions.http.probes import patience
 from darkroom_functions.http.responses import answer, problem, problem_members, problem_of
 from darkroom_functions.resources import views
 from darkroom_functions.settings import SubmitSettings, catalogue_of
-from darkroom_functions.streams.wait import Wait, Waiting
+from darkroom_functions.streams.wait import JobWaits, Wait
 from darkroom_functions.submission import reading
 from darkroom_functions.submission.intake import Intake, fresh, slip_headers, slip_status
 from darkroom_functions.submission.reading import RestRequest
@@ -71,7 +71,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     catalogue = catalogue_of(settings)
     client = connect_async(settings.redis_url.get_secret_value())
     app.state.ledger = AsyncLedger(client, settings.namespace)
-    waiting = Waiting(app.state.ledger, client, most_s=settings.max_wait_s, closing=app.state.closing)
+    waiting = JobWaits(app.state.ledger, client, most_s=settings.max_wait_s, closing=app.state.closing)
     app.state.desk = Desk(app.state.ledger, Intake(app.state.ledger, settings), waiting, catalogue, settings)
     try:
         async with waiting.running():
@@ -101,7 +101,7 @@ class Desk:
 
     ledger: AsyncLedger
     intake: Intake
-    waiting: Waiting
+    waiting: JobWaits
     catalogue: Catalogue
     settings: SubmitSettings
 

@@ -1,4 +1,4 @@
-"""Those who listen to result in the tests: on a socket, or on an event stream."""
+"""Clients of result for the tests: on a socket, or on an event stream."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.parts import Functions
 
 DEADLINE_S = 60.0
 
-MOST_NEWS = 10_000
-"""Entries of a tenant's news that are kept (`MAX_NEWS` in `lua/prelude.lua`)."""
+MAX_STREAM_ENTRIES = 10_000
+"""Entries of a tenant's stream that are kept (`MAX_NEWS` in `lua/prelude.lua`)."""
 
 REPLAYS = 40
 """Clients that replay at one time: about twice as many as one process admits."""
@@ -35,33 +35,33 @@ async def socket(function: Functions, path: str) -> AsyncIterator[ClientConnecti
 
 
 @asynccontextmanager
-async def watching(function: Functions, *job_ids: str, since: str | None = None) -> AsyncIterator[ClientConnection]:
+async def following(function: Functions, *job_ids: str, since: str | None = None) -> AsyncIterator[ClientConnection]:
     """A socket that follows one job by its path, or several by `job_ids`."""
     path = f"/ws/jobs/{job_ids[0]}?" if len(job_ids) == 1 else f"/ws/jobs?job_ids={','.join(job_ids)}&"
     async with socket(function, path if since is None else f"{path}since={since}") as ws:
         yield ws
 
 
-async def told(ws: ClientConnection) -> Message:
+async def next_message(ws: ClientConnection) -> Message:
     """The next message."""
     async with asyncio.timeout(DEADLINE_S):
         message: Message = json.loads(await ws.recv())
     return message
 
 
-async def told_to_the_end(ws: ClientConnection) -> tuple[list[Message], int]:
+async def all_messages(ws: ClientConnection) -> tuple[list[Message], int]:
     """All messages until the server closes, and the code it closes with."""
     messages: list[Message] = []
     with suppress(ConnectionClosed):
         while True:
-            messages.append(await told(ws))
+            messages.append(await next_message(ws))
     assert ws.close_code is not None
     return messages, ws.close_code
 
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """An event of an event stream, as EventSource would tell it."""
+    """An event of an event stream, as EventSource would deliver it."""
 
     kind: str
     id: str | None
@@ -70,7 +70,7 @@ class StreamEvent:
 
 @asynccontextmanager
 async def stream(function: Functions, path: str, **more: Any) -> AsyncIterator[httpx.Response]:
-    """The answer to a request for an event stream; what it tells is read by `events`."""
+    """The answer to a request for an event stream; its messages are read by `events`."""
     async with (
         httpx.AsyncClient(base_url=function.url, timeout=DEADLINE_S, trust_env=False) as http,
         http.stream("GET", path, **more) as response,
@@ -100,24 +100,24 @@ async def got(function: Functions, path: str, *, method: str = "GET", **more: An
         return await http.request(method, path, **more)
 
 
-async def next_of(messages: AsyncIterator[StreamEvent]) -> StreamEvent:
+async def next_event(messages: AsyncIterator[StreamEvent]) -> StreamEvent:
     async with asyncio.timeout(DEADLINE_S):
         return await anext(messages)
 
 
-def fill_news(jobs: DrivenJobs) -> None:
-    """As many entries in the news of the default tenant as are kept: copies of the oldest."""
+def fill_tenant_stream(jobs: DrivenJobs) -> None:
+    """Fill the stream of the default tenant up to its maximum length with copies of the oldest entry."""
     key = f"{jobs.namespace}:news:default"
     ((_, entry),) = jobs.redis.xrange(key, count=1)
     with jobs.redis.pipeline(transaction=False) as pipeline:
-        for _ in range(MOST_NEWS - jobs.redis.xlen(key)):
+        for _ in range(MAX_STREAM_ENTRIES - jobs.redis.xlen(key)):
             pipeline.xadd(key, entry)
         pipeline.execute()
 
 
 @asynccontextmanager
 async def replaying(function: Functions) -> AsyncIterator[None]:
-    """While the block runs, REPLAYS clients read all of the tenant's news, again and again. Takes `fill_news`."""
+    """While the block runs, REPLAYS clients read the whole stream of the tenant repeatedly (`fill_tenant_stream`)."""
     request = f"GET {routes.NEWS}?since=0 HTTP/1.1\r\nHost: 127.0.0.1:{function.port}\r\n\r\n".encode()
 
     async def replay() -> None:
@@ -126,7 +126,7 @@ async def replaying(function: Functions) -> AsyncIterator[None]:
             try:
                 writer.write(request)
                 count = 0
-                while count < MOST_NEWS * 9 // 10:  # some are divided between two reads
+                while count < MAX_STREAM_ENTRIES * 9 // 10:  # some are divided between two reads
                     part = await reader.read(1 << 16)
                     count += part.count(b"data: ")
                     if not part or b"too-many-replays" in part:

@@ -23,8 +23,8 @@ from starlette.routing import Route
 from websockets.exceptions import InvalidStatus
 
 from tests.databases import migrated
-from tests.functions.listeners import socket as socket_of
-from tests.functions.listeners import told_to_the_end
+from tests.functions.stream_clients import all_messages
+from tests.functions.stream_clients import socket as socket_of
 from tests.parts import Functions, environment, hooked
 from tests.ports import free_port
 from tests.redis_server import RedisServer
@@ -128,7 +128,7 @@ async def test_a_request_may_name_a_hundred_jobs_with_their_cursors_percent_enco
     job_ids = [f"01980000-0000-7000-8000-{number:012}" for number in range(100)]
     query = urlencode({"job_ids": ",".join(job_ids), "since": ",".join(f"{job_id}:{10**15 - 1}" for job_id in job_ids)})
     async with socket_of(result, f"/ws/jobs?{query}") as ws:
-        _, code = await told_to_the_end(ws)
+        _, code = await all_messages(ws)
     assert code == 4404
 
 

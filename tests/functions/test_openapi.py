@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from tests.courier.sink import Sink
 from tests.functions.api import JOBS, Api, binary, serving, structured
-from tests.functions.listeners import DEADLINE_S, fill_news, replaying
+from tests.functions.stream_clients import DEADLINE_S, fill_tenant_stream, replaying
 from tests.parts import LINK_KEY, PUBLIC_URL
 from tests.redis_server import RedisServer
 
@@ -263,7 +263,7 @@ def provoke_streams(api: Api) -> None:
     api.get(f"{JOBS}123/events")
     api.request("HEAD", routes.NEWS)
     api.get(routes.NEWS, params={"since": "soon"})
-    fill_news(api.jobs)
+    fill_tenant_stream(api.jobs)
     asyncio.run(provoke_refused_replay(api))
 
 

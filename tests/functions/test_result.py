@@ -1,4 +1,4 @@
-"""result as a process, on a real Redis: events come in over HTTP, people listen on real sockets.
+"""result as a process, on a real Redis, with events over HTTP and clients on real sockets.
 
 A test drives the jobs through the ledger itself, in place of submit, a worker and the courier.
 """
@@ -28,22 +28,22 @@ from websockets.exceptions import ConnectionClosed
 from tests.conftest import RedisServers
 from tests.databases import migrated
 from tests.driven_jobs import TENANT, DrivenJobs
-from tests.functions.listeners import DEADLINE_S, told, told_to_the_end, watching
+from tests.functions.stream_clients import DEADLINE_S, all_messages, following, next_message
 from tests.parts import PUBLIC_URL, Functions, environment
 from tests.redis_server import RedisKind, RedisServer
 from tests.waiting import eventually
 
 GRACE_S = 0.3
-"""How long the sockets of these tests stay after their last end: enough for a pong."""
+"""How long the sockets of these tests stay open after their last job ended: enough for a pong."""
 
-NOBODYS_ID = "01980000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "01980000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
 def shared(
     redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Functions, str, str]]:
-    """One process of result for all tests of this file that do it no harm, its Redis and its namespace."""
+    """One process of result for all tests of this file that leave it intact, its Redis and its namespace."""
     url, namespace = redis_servers(RedisKind.EMBEDDED).url, f"t-{secrets.token_hex(8)}"
     log = tmp_path_factory.mktemp("result") / "result.log"
     settings = environment(url, namespace, DARKROOM_SOCKET_GRACE_S=str(GRACE_S))
@@ -75,8 +75,8 @@ def own(tmp_path: Path, own_redis: RedisServer) -> Iterator[Callable[..., tuple[
     def start(**settings: str) -> tuple[Functions, DrivenJobs, RedisServer]:
         jobs = DrivenJobs(own_redis.url, "own")
         stops.append(jobs.close)
-        told = environment(own_redis.url, "own", DARKROOM_SOCKET_GRACE_S=str(GRACE_S), **settings)
-        function = Functions("result", environment=told, log=tmp_path / "result.log")
+        variables = environment(own_redis.url, "own", DARKROOM_SOCKET_GRACE_S=str(GRACE_S), **settings)
+        function = Functions("result", environment=variables, log=tmp_path / "result.log")
         stops.append(function.stop)
         function.start()
         return function, jobs, own_redis
@@ -87,7 +87,7 @@ def own(tmp_path: Path, own_redis: RedisServer) -> Iterator[Callable[..., tuple[
 
 
 def terminal_event(job_id: str, seq: int, *, kind: JobEvent = JobEvent.COMPLETED, **changes: Any) -> events.Event:
-    """The event that the courier posts for a job's end."""
+    """The event that the courier posts for a terminal job."""
     event = events.job_event(
         job_id=job_id,
         kind=kind,
@@ -112,7 +112,7 @@ def post(function: Functions, event: events.Event, *, path: str = "/", structure
 
 
 class TestEvents:
-    """What comes in over HTTP."""
+    """CloudEvents over HTTP."""
 
     @pytest.mark.parametrize("structured", [False, True], ids=["binary", "structured"])
     @pytest.mark.parametrize("path", ["/", "/events"])
@@ -129,7 +129,7 @@ class TestEvents:
         assert outcomes == ["applied", "repeated"]
 
     @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED, State.EXPIRED])
-    def test_every_way_to_end_is_applied(self, result: Functions, jobs: DrivenJobs, state: State) -> None:
+    def test_every_terminal_state_is_applied(self, result: Functions, jobs: DrivenJobs, state: State) -> None:
         job_id = jobs.submit(start_deadline=1 if state is State.EXPIRED else None)
         match state:
             case State.FAILED:
@@ -142,18 +142,18 @@ class TestEvents:
         assert post(result, terminal_event(job_id, jobs.end_seq(job_id), kind=JobEvent(state))).status_code == 204
         assert jobs.is_applied(job_id)
 
-    def test_an_unknown_job_is_logged_and_not_asked_for_again(self, result: Functions) -> None:
-        answer = post(result, terminal_event(NOBODYS_ID, 3))
+    def test_an_event_of_an_unknown_job_is_logged_and_not_retried(self, result: Functions) -> None:
+        answer = post(result, terminal_event(UNKNOWN_ID, 3))
         assert (answer.status_code, answer.content) == (204, b"")
-        assert [line["level"] for line in result.said("event_taken") if line["job"] == NOBODYS_ID] == ["warning"]
+        assert [line["level"] for line in result.said("event_taken") if line["job"] == UNKNOWN_ID] == ["warning"]
 
-    def test_a_number_that_is_not_the_ends_changes_nothing(self, result: Functions, jobs: DrivenJobs) -> None:
+    def test_a_sequence_that_is_not_terminal_changes_nothing(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.completed()
         assert post(result, terminal_event(job_id, 1)).status_code == 204
         assert job_id in jobs.outbox()
         assert not jobs.is_applied(job_id)
 
-    def test_a_start_is_applied_too_where_somebody_asked_for_it(self, result: Functions, jobs: DrivenJobs) -> None:
+    def test_a_start_is_applied_where_a_webhook_asked_for_it(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.submit(webhook=Webhook("https://receiver.test/hook", frozenset({WebhookEvent.STARTED})))
         jobs.start(job_id)
         assert job_id in jobs.outbox()
@@ -166,7 +166,7 @@ class TestEvents:
     @pytest.mark.parametrize(
         "kind", ["job.requested", "job.accepted", "job.progressed", "job.anything", "subscription.disabled"]
     )
-    def test_other_events_of_ours_are_ignored(self, result: Functions, jobs: DrivenJobs, kind: str) -> None:
+    def test_other_events_of_darkroom_are_ignored(self, result: Functions, jobs: DrivenJobs, kind: str) -> None:
         job_id = jobs.completed()
         event = terminal_event(job_id, jobs.end_seq(job_id), type=f"dev.darkroom.{kind}")
         assert post(result, event).status_code == 204
@@ -181,13 +181,13 @@ class TestEvents:
             pytest.param({"sequence": "one"}, "sequence", id="a sequence that is no number"),
             pytest.param({"sequence": "-1"}, "sequence", id="a negative sequence"),
             pytest.param({"sequence": "1" * 21}, "sequence", id="a sequence that is too long"),
-            pytest.param({"type": "com.example.made"}, "type", id="somebody else's event"),
+            pytest.param({"type": "com.example.made"}, "type", id="a foreign event"),
         ],
     )
-    def test_a_terminal_event_that_names_no_end_is_refused_for_good(
+    def test_an_event_that_names_no_entry_is_rejected_permanently(
         self, result: Functions, changes: dict[str, Any], field: str
     ) -> None:
-        answer = post(result, terminal_event(NOBODYS_ID, 1, **changes))
+        answer = post(result, terminal_event(UNKNOWN_ID, 1, **changes))
         assert answer.status_code == 422
         assert answer.headers["content-type"] == "application/problem+json"
         assert [error["field"] for error in answer.json()["errors"]] == [field]
@@ -204,29 +204,29 @@ class TestEvents:
             pytest.param({"ce-id": "1", "ce-type": "t", "ce-source": "/s"}, b"", id="no specversion"),
         ],
     )
-    def test_what_is_no_event_is_refused_for_good(
+    def test_an_invalid_event_is_rejected_permanently(
         self, result: Functions, headers: dict[str, str], body: bytes
     ) -> None:
         answer = httpx.post(result.url, headers=headers, content=body, trust_env=False)
         assert answer.status_code == 422
         assert answer.json()["status"] == 422
 
-    def test_a_batch_is_refused_whole(self, result: Functions, jobs: DrivenJobs) -> None:
+    def test_a_batch_is_rejected(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.completed()
         headers, body = http.encode_batch([terminal_event(job_id, jobs.end_seq(job_id))])
         assert httpx.post(result.url, headers=headers, content=body, trust_env=False).status_code == 422
         assert not jobs.is_applied(job_id)
 
     def test_a_body_above_the_limit_is_413(self, result: Functions) -> None:
-        answer = post(result, terminal_event(NOBODYS_ID, 1, data={"text": "x" * 3_000_000}))
+        answer = post(result, terminal_event(UNKNOWN_ID, 1, data={"text": "x" * 3_000_000}))
         assert answer.status_code == 413
 
-    def test_other_methods_and_paths_are_refused(self, result: Functions) -> None:
+    def test_other_methods_and_paths_are_rejected(self, result: Functions) -> None:
         refused = httpx.get(f"{result.url}/events", trust_env=False)
         assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
         assert httpx.post(f"{result.url}/elsewhere", trust_env=False).status_code == 404
 
-    def test_while_redis_is_away_the_event_is_asked_for_again(
+    def test_while_redis_is_unavailable_the_event_is_retried(
         self, own: Callable[..., tuple[Functions, DrivenJobs, RedisServer]]
     ) -> None:
         result, jobs, redis = own()
@@ -238,31 +238,31 @@ class TestEvents:
         assert int(answer.headers["retry-after"]) >= 1
         assert httpx.get(f"{result.url}/readyz", trust_env=False).status_code == 200
         redis.start()
-        eventually(lambda: post(result, event).status_code == 204, what="the event to be taken")
+        eventually(lambda: post(result, event).status_code == 204, what="the event to be accepted")
         assert jobs.is_applied(job_id)
 
 
 class TestSockets:
-    """What people are told."""
+    """The messages of sockets."""
 
-    async def test_a_job_is_told_from_waiting_to_completed(self, result: Functions, jobs: DrivenJobs) -> None:
+    async def test_a_job_is_followed_from_pending_to_completed(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.submit()
-        async with watching(result, job_id) as ws:
-            first = await told(ws)
+        async with following(result, job_id) as ws:
+            first = await next_message(ws)
             assert first.keys() == {"job_id", "status", "timestamp", "seq", "event_id", "state"}
             assert (first["job_id"], first["status"], first["state"], first["seq"]) == (job_id, "pending", "pending", 1)
             assert first["event_id"] == f"{job_id}:1"
             assert first["timestamp"].endswith("Z")
 
             jobs.start(job_id)
-            assert (await told(ws))["status"] == "started"
+            assert (await next_message(ws))["status"] == "started"
 
             jobs.progress(job_id, step=2, steps=4)
-            update = await told(ws)
+            update = await next_message(ws)
             assert (update["status"], update["progress"], update["state"]) == ("processing", 50, "running")
 
             pictures = jobs.complete(job_id, pictures=2)
-            messages, code = await told_to_the_end(ws)
+            messages, code = await all_messages(ws)
             assert code == 1000
             (last,) = messages
             assert (last["status"], last["state"], last["progress"]) == ("completed", "completed", 100)
@@ -272,35 +272,35 @@ class TestSockets:
                 f"{PUBLIC_URL}/artifacts/{picture.key}" for picture in pictures
             ]
 
-    async def test_a_failure_is_told_with_its_reason(self, result: Functions, jobs: DrivenJobs) -> None:
+    async def test_a_failure_has_its_error(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.submit()
         jobs.start(job_id)
-        async with watching(result, job_id) as ws:
-            assert (await told(ws))["status"] == "started"
+        async with following(result, job_id) as ws:
+            assert (await next_message(ws))["status"] == "started"
             jobs.fail(job_id, message="out of ideas")
-            last = await told(ws)
+            last = await next_message(ws)
             assert (last["status"], last["error"]) == ("failed", "out of ideas")
 
-    async def test_an_expired_job_is_told_as_failed(self, result: Functions, jobs: DrivenJobs) -> None:
+    async def test_an_expired_job_has_the_status_failed(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.submit(start_deadline=1)
-        async with watching(result, job_id) as ws:
-            assert (await told(ws))["status"] == "pending"
+        async with following(result, job_id) as ws:
+            assert (await next_message(ws))["status"] == "pending"
             jobs.expire(job_id)
-            last = await told(ws)
+            last = await next_message(ws)
             assert (last["status"], last["state"]) == ("failed", "expired")
             assert last["error"].startswith("expired:")
 
-    async def test_a_cancel_is_told(self, result: Functions, jobs: DrivenJobs) -> None:
+    async def test_a_cancelled_job_is_reported(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.submit()
-        async with watching(result, job_id) as ws:
-            assert (await told(ws))["status"] == "pending"
+        async with following(result, job_id) as ws:
+            assert (await next_message(ws))["status"] == "pending"
             jobs.cancel(job_id)
-            assert (await told(ws))["status"] == "cancelled"
+            assert (await next_message(ws))["status"] == "cancelled"
 
     async def test_a_late_subscriber_gets_the_terminal_event(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.completed()
-        async with watching(result, job_id) as ws:
-            messages, code = await told_to_the_end(ws)
+        async with following(result, job_id) as ws:
+            messages, code = await all_messages(ws)
         assert [message["status"] for message in messages] == ["completed"]
         assert code == 1000
 
@@ -311,51 +311,51 @@ class TestSockets:
         jobs.start(job_id)
         jobs.progress(job_id, step=1, steps=4)
         jobs.progress(job_id, step=3, steps=4)
-        async with watching(result, job_id) as ws:
-            assert (await told(ws))["progress"] == 75
+        async with following(result, job_id) as ws:
+            assert (await next_message(ws))["progress"] == 75
             jobs.complete(job_id)
-            assert (await told(ws))["status"] == "completed"
+            assert (await next_message(ws))["status"] == "completed"
 
-    async def test_the_end_is_told_after_the_log_has_gone(self, result: Functions, jobs: DrivenJobs) -> None:
+    async def test_the_end_is_sent_after_the_log_was_dropped(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.completed()
         jobs.redis.delete(f"{jobs.namespace}:log:{job_id}")
-        async with watching(result, job_id) as ws:
-            assert (await told(ws))["event_id"] == f"{job_id}:end"
+        async with following(result, job_id) as ws:
+            assert (await next_message(ws))["event_id"] == f"{job_id}:end"
 
     async def test_several_jobs_share_a_socket(self, result: Functions, jobs: DrivenJobs) -> None:
         """One message for the state of each, in the order asked for; it closes when the last has ended."""
         waiting, done, running = jobs.submit(), jobs.completed(), jobs.submit()
         jobs.start(running)
-        async with watching(result, waiting, done, running, waiting) as ws:
-            snapshot = [await told(ws) for _ in range(3)]
+        async with following(result, waiting, done, running, waiting) as ws:
+            snapshot = [await next_message(ws) for _ in range(3)]
             assert [(message["job_id"], message["status"]) for message in snapshot] == [
                 (waiting, "pending"),
                 (done, "completed"),
                 (running, "started"),
             ]
             jobs.complete(running)
-            assert (await told(ws))["job_id"] == running
+            assert (await next_message(ws))["job_id"] == running
             await ws.send('{"type": "ping"}')
-            assert await told(ws) == {"type": "pong"}
+            assert await next_message(ws) == {"type": "pong"}
             jobs.cancel(waiting)
-            messages, code = await told_to_the_end(ws)
+            messages, code = await all_messages(ws)
         assert [(message["job_id"], message["status"]) for message in messages] == [(waiting, "cancelled")]
         assert code == 1000
 
-    async def test_only_those_who_follow_a_job_are_told_of_it(self, result: Functions, jobs: DrivenJobs) -> None:
-        one, other = jobs.submit(), jobs.submit()
-        async with watching(result, one) as of_one, watching(result, other) as of_other:
-            await told(of_one)
-            await told(of_other)
-            jobs.start(one)
-            jobs.cancel(other)
-            assert [message["job_id"] for message in (await told_to_the_end(of_other))[0]] == [other]
-            assert (await told(of_one))["job_id"] == one
-
-    async def test_nobody_misses_an_entry_or_gets_one_twice_whenever_he_comes(
+    async def test_only_clients_that_follow_a_job_receive_its_updates(
         self, result: Functions, jobs: DrivenJobs
     ) -> None:
-        """Forty sockets open while the job runs: from its snapshot on, each is told every entry up to the end."""
+        one, other = jobs.submit(), jobs.submit()
+        async with following(result, one) as of_one, following(result, other) as of_other:
+            await next_message(of_one)
+            await next_message(of_other)
+            jobs.start(one)
+            jobs.cancel(other)
+            assert [message["job_id"] for message in (await all_messages(of_other))[0]] == [other]
+            assert (await next_message(of_one))["job_id"] == one
+
+    async def test_no_client_misses_an_entry_or_receives_one_twice(self, result: Functions, jobs: DrivenJobs) -> None:
+        """Forty sockets open while the job runs: from its snapshot on, each receives every entry up to the end."""
         job_id = jobs.submit()
         jobs.start(job_id)
         steps = 400
@@ -367,8 +367,8 @@ class TestSockets:
 
         async def watch(delay_s: float) -> list[int]:
             await asyncio.sleep(delay_s)
-            async with watching(result, job_id) as ws:
-                messages, code = await told_to_the_end(ws)
+            async with following(result, job_id) as ws:
+                messages, code = await all_messages(ws)
             assert code == 1000
             return [message["seq"] for message in messages]
 
@@ -379,15 +379,15 @@ class TestSockets:
         for seqs in numbers:
             assert seqs == list(range(seqs[0], steps + 4))
 
-    async def test_a_pong_comes_for_a_ping_until_the_grace_is_over(self, result: Functions, jobs: DrivenJobs) -> None:
+    async def test_a_ping_is_answered_until_the_grace_is_over(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.completed()
-        async with watching(result, job_id) as ws:
-            assert (await told(ws))["status"] == "completed"
+        async with following(result, job_id) as ws:
+            assert (await next_message(ws))["status"] == "completed"
             await ws.send('{"type":"ping"}')
-            assert await told(ws) == {"type": "pong"}
-            assert await told_to_the_end(ws) == ([], 1000)
+            assert await next_message(ws) == {"type": "pong"}
+            assert await all_messages(ws) == ([], 1000)
 
-    async def test_a_channel_is_open_while_somebody_listens_and_once_for_all(
+    async def test_a_channel_is_open_once_for_all_clients_until_the_last_leaves(
         self, result: Functions, jobs: DrivenJobs
     ) -> None:
         job_id = jobs.submit()
@@ -397,15 +397,15 @@ class TestSockets:
             return int(jobs.redis.pubsub_numsub(channel)[0][1])
 
         assert listeners() == 0
-        async with watching(result, job_id) as one, watching(result, job_id) as other:
-            await told(one)
-            await told(other)
+        async with following(result, job_id) as one, following(result, job_id) as other:
+            await next_message(one)
+            await next_message(other)
             assert listeners() == 1
         eventually(lambda: listeners() == 0, what="the channel to be closed")
 
 
 class TestBadInput:
-    """What a client may send and ask for by mistake, or worse."""
+    """Invalid messages and requests, by mistake or on purpose."""
 
     @pytest.mark.parametrize(
         "frame",
@@ -422,38 +422,38 @@ class TestBadInput:
             pytest.param(b"\xff\x00", id="binary junk"),
         ],
     )
-    async def test_what_means_nothing_is_answered_with_an_error_and_the_socket_stays(
+    async def test_an_invalid_message_is_answered_with_an_error_and_the_socket_stays_open(
         self, result: Functions, jobs: DrivenJobs, frame: str | bytes
     ) -> None:
         job_id = jobs.submit()
-        async with watching(result, job_id) as ws:
-            await told(ws)
+        async with following(result, job_id) as ws:
+            await next_message(ws)
             await ws.send(frame)
-            error = await told(ws)
+            error = await next_message(ws)
             assert (error["type"], error["code"]) == ("error", "bad-frame")
             assert error["detail"]
             jobs.cancel(job_id)
-            assert (await told(ws))["status"] == "cancelled"
+            assert (await next_message(ws))["status"] == "cancelled"
 
-    async def test_one_who_goes_on_with_it_is_closed(self, result: Functions, jobs: DrivenJobs) -> None:
-        async with watching(result, jobs.submit()) as ws:
-            await told(ws)
+    async def test_too_many_invalid_messages_close_the_socket(self, result: Functions, jobs: DrivenJobs) -> None:
+        async with following(result, jobs.submit()) as ws:
+            await next_message(ws)
             for _ in range(17):
                 await ws.send("junk")
-            messages, code = await told_to_the_end(ws)
+            messages, code = await all_messages(ws)
         assert [message["code"] for message in messages] == ["bad-frame"] * 16 + ["bad-frames"]
         assert code == 1008
 
     async def test_a_message_of_a_megabyte_closes_the_socket(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.submit()
-        async with watching(result, job_id) as ws, watching(result, job_id) as other:
-            await told(ws)
-            await told(other)
+        async with following(result, job_id) as ws, following(result, job_id) as other:
+            await next_message(ws)
+            await next_message(other)
             with suppress(ConnectionClosed):  # it may be closed before all of it is sent
                 await ws.send("x" * 1_000_000)
-            assert await told_to_the_end(ws) == ([], 1009)
+            assert await all_messages(ws) == ([], 1009)
             jobs.cancel(job_id)
-            assert (await told(other))["status"] == "cancelled"
+            assert (await next_message(other))["status"] == "cancelled"
 
     @pytest.mark.parametrize(
         "query",
@@ -461,125 +461,125 @@ class TestBadInput:
             pytest.param("", id="none"),
             pytest.param("?job_ids=", id="empty"),
             pytest.param("?job_ids=123,456,789", id="numbers"),
-            pytest.param(f"?job_ids={NOBODYS_ID},", id="a comma too many"),
-            pytest.param(f"?job_ids={NOBODYS_ID.upper().replace('0', 'A')}", id="upper case"),
-            pytest.param("?job_ids=" + ",".join([NOBODYS_ID] * 101), id="too many"),
+            pytest.param(f"?job_ids={UNKNOWN_ID},", id="a comma too many"),
+            pytest.param(f"?job_ids={UNKNOWN_ID.upper().replace('0', 'A')}", id="upper case"),
+            pytest.param("?job_ids=" + ",".join([UNKNOWN_ID] * 101), id="too many"),
             pytest.param("?job_ids=%00%0a%ff", id="control characters"),
             pytest.param("?jobs=1", id="another name"),
         ],
     )
     async def test_bad_job_ids_are_named_and_the_socket_closes(self, result: Functions, query: str) -> None:
         async with connect(f"{result.ws_url}/ws/jobs{query}", proxy=None) as ws:
-            (error,), code = await told_to_the_end(ws)
+            (error,), code = await all_messages(ws)
         assert (error["type"], error["code"], code) == ("error", "invalid-input", 4400)
         assert "job_ids" in error["detail"]
 
-    @pytest.mark.parametrize("job_id", [NOBODYS_ID, "123", "a" * 5000, "%00", "a%20b"])
-    async def test_a_job_that_is_not_there_is_said_to_be_so(self, result: Functions, job_id: str) -> None:
-        async with watching(result, job_id) as ws:
-            (error,), code = await told_to_the_end(ws)
+    @pytest.mark.parametrize("job_id", [UNKNOWN_ID, "123", "a" * 5000, "%00", "a%20b"])
+    async def test_an_unknown_job_closes_the_socket(self, result: Functions, job_id: str) -> None:
+        async with following(result, job_id) as ws:
+            (error,), code = await all_messages(ws)
         assert (error["type"], error["code"], code) == ("error", "not-found", 4404)
 
-    async def test_anothers_job_is_not_there(self, result: Functions, jobs: DrivenJobs) -> None:
-        """The same words as for a job that never was, alone or among one's own, and no channel is opened for it."""
-        own, anothers = jobs.submit(), jobs.submit(tenant="somebody-else")
-        for job_ids in [(anothers,), (own, anothers)]:
-            async with watching(result, *job_ids) as ws:
-                (error,), code = await told_to_the_end(ws)
-            assert (error["code"], error["detail"], code) == ("not-found", f"there is no job {anothers}", 4404)
-        assert jobs.redis.pubsub_numsub(f"{jobs.namespace}:live:{anothers}")[0][1] == 0
+    async def test_the_job_of_another_tenant_is_unknown(self, result: Functions, jobs: DrivenJobs) -> None:
+        """The error is that of an unknown job, alone or among known ones, and no channel is opened for it."""
+        own, foreign = jobs.submit(), jobs.submit(tenant="another-tenant")
+        for job_ids in [(foreign,), (own, foreign)]:
+            async with following(result, *job_ids) as ws:
+                (error,), code = await all_messages(ws)
+            assert (error["code"], error["detail"], code) == ("not-found", f"there is no job {foreign}", 4404)
+        assert jobs.redis.pubsub_numsub(f"{jobs.namespace}:live:{foreign}")[0][1] == 0
 
-    async def test_another_path_is_no_socket(self, result: Functions) -> None:
+    async def test_another_path_is_not_a_socket(self, result: Functions) -> None:
         with pytest.raises(websockets.exceptions.InvalidStatus):
             await connect(f"{result.ws_url}/ws/elsewhere", proxy=None)
 
 
-class TestTrouble:
-    """Slow clients, lost connections, an absent Redis, the end of the process."""
+class TestFailures:
+    """Slow clients, lost connections, an unavailable Redis, a process that stops."""
 
     async def test_a_lost_connection_to_redis_loses_no_message(
         self, own: Callable[..., tuple[Functions, DrivenJobs, RedisServer]]
     ) -> None:
-        """What was said while nobody listened is read from the log."""
+        """Entries that were published during the outage are read from the log."""
         result, jobs, _ = own()
         job_id = jobs.submit()
-        async with watching(result, job_id) as ws:
-            await told(ws)
+        async with following(result, job_id) as ws:
+            await next_message(ws)
             assert jobs.redis.client_kill_filter(_type="pubsub") == 1
             jobs.start(job_id)
             jobs.progress(job_id, step=1, steps=2)
             jobs.complete(job_id)
-            messages, code = await told_to_the_end(ws)
+            messages, code = await all_messages(ws)
         assert [message["seq"] for message in messages] == [2, 3, 4]
         assert code == 1000
 
-    async def test_a_last_message_that_was_lost_hangs_nobody(self, result: Functions, jobs: DrivenJobs) -> None:
-        """The end is in the log, and no channel ever said so: the next look finds it."""
+    async def test_a_last_message_that_was_lost_is_found(self, result: Functions, jobs: DrivenJobs) -> None:
+        """The end is in the log but was never published: the next comparison finds it."""
         job_id = jobs.submit()
         jobs.start(job_id)
-        async with watching(result, job_id) as ws:
-            await told(ws)
+        async with following(result, job_id) as ws:
+            await next_message(ws)
             silent = texts()["finish"].replace(b"redis.call('PUBLISH', P .. ':live:'", b"tostring(P .. ':live:'")
             assert silent != texts()["finish"]
             finish = {"job": job_id, "token": "token", "outcome": "completed", "data": "{}"}
             jobs.redis.eval(silent, 1, jobs.namespace, *(text for pair in finish.items() for text in pair))
-            messages, _ = await told_to_the_end(ws)
+            messages, _ = await all_messages(ws)
         assert [message["event_id"] for message in messages] == [f"{job_id}:end"]
 
-    async def test_a_gap_in_what_is_heard_is_read_from_the_log(self, result: Functions, jobs: DrivenJobs) -> None:
+    async def test_a_gap_in_what_was_published_is_read_from_the_log(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.submit()
         jobs.start(job_id)
-        async with watching(result, job_id) as ws:
-            await told(ws)
+        async with following(result, job_id) as ws:
+            await next_message(ws)
             silent = texts()["progress"].replace(b"redis.call('PUBLISH', P .. ':live:'", b"tostring(P .. ':live:'")
             step = {"job": job_id, "token": "token", "op": 1, "step": 1, "steps": 2, "tell": 1}
             jobs.redis.eval(silent, 1, jobs.namespace, *(text for pair in step.items() for text in pair))
             jobs.complete(job_id)
-            messages, _ = await told_to_the_end(ws)
+            messages, _ = await all_messages(ws)
         assert [(message["seq"], message["status"]) for message in messages] == [(3, "processing"), (4, "completed")]
 
-    async def test_an_absent_redis_is_told_and_whoever_followed_goes_on_afterwards(
+    async def test_an_unavailable_redis_rejects_new_sockets_and_open_ones_resume(
         self, own: Callable[..., tuple[Functions, DrivenJobs, RedisServer]]
     ) -> None:
         result, jobs, redis = own()
         job_id = jobs.submit()
-        async with watching(result, job_id) as ws:
-            await told(ws)
+        async with following(result, job_id) as ws:
+            await next_message(ws)
             redis.stop()
-            async with watching(result, job_id) as late:
-                (error,), code = await told_to_the_end(late)
+            async with following(result, job_id) as late:
+                (error,), code = await all_messages(late)
             assert (error["type"], error["code"], code) == ("error", "ledger-unavailable", 1013)
             await ws.send('{"type": "ping"}')
-            assert await told(ws) == {"type": "pong"}
+            assert await next_message(ws) == {"type": "pong"}
             redis.start()
             jobs.start(job_id)
             jobs.complete(job_id)
-            messages, code = await told_to_the_end(ws)
+            messages, code = await all_messages(ws)
         assert [message["status"] for message in messages] == ["started", "completed"]
         assert code == 1000
 
-    async def test_a_job_that_a_redis_lost_is_told_to_be_gone(
+    async def test_a_job_that_redis_lost_closes_the_socket(
         self, own: Callable[..., tuple[Functions, DrivenJobs, RedisServer]]
     ) -> None:
-        """A Redis that comes back without its last second: nobody may wait for what it does not know."""
+        """After a Redis that lost its last second, no client may wait for a job that it does not have."""
         result, jobs, _ = own()
         job_id = jobs.submit()
-        async with watching(result, job_id) as ws:
-            await told(ws)
+        async with following(result, job_id) as ws:
+            await next_message(ws)
             jobs.redis.flushdb()
             jobs.redis.client_kill_filter(_type="pubsub")
-            (error,), code = await told_to_the_end(ws)
+            (error,), code = await all_messages(ws)
         assert (error["code"], code) == ("not-found", 4404)
 
-    async def test_a_slow_client_is_cut_off_and_slows_nobody(
+    async def test_a_slow_client_is_disconnected_and_delays_no_other(
         self, own: Callable[..., tuple[Functions, DrivenJobs, RedisServer]]
     ) -> None:
         result, jobs, _ = own(DARKROOM_SOCKET_BUFFER="64")
         job_id = jobs.submit()
         jobs.start(job_id)
         with _stuck_client(result, job_id) as stuck:
-            async with watching(result, job_id) as ws:
-                await told(ws)
+            async with following(result, job_id) as ws:
+                await next_message(ws)
 
                 def run() -> None:
                     step = 0
@@ -589,7 +589,7 @@ class TestTrouble:
                     jobs.complete(job_id)
 
                 running = asyncio.create_task(asyncio.to_thread(run))
-                messages, code = await told_to_the_end(ws)
+                messages, code = await all_messages(ws)
                 await running
             assert code == 1000
             seqs = [message["seq"] for message in messages]
@@ -598,14 +598,14 @@ class TestTrouble:
             assert refused["problem"] == "too-slow"
             assert stuck.recv(1)
 
-    async def test_the_end_of_the_process_is_told_to_all_sockets(
+    async def test_stopping_the_process_closes_all_sockets(
         self, own: Callable[..., tuple[Functions, DrivenJobs, RedisServer]]
     ) -> None:
         result, jobs, _ = own()
-        async with watching(result, jobs.submit()) as ws:
-            await told(ws)
+        async with following(result, jobs.submit()) as ws:
+            await next_message(ws)
             result.signal(signal.SIGTERM)
-            assert await told_to_the_end(ws) == ([], 1012)
+            assert await all_messages(ws) == ([], 1012)
         assert result.wait() == 0
 
 
@@ -629,17 +629,17 @@ def test_a_bad_setting_ends_the_process_with_one_line(tmp_path: Path, variable: 
 
 async def test_a_socket_may_follow_a_hundred_jobs(result: Functions, jobs: DrivenJobs) -> None:
     job_ids = [jobs.submit() for _ in range(100)]
-    async with watching(result, *job_ids) as ws:
-        assert [(await told(ws))["job_id"] for _ in job_ids] == job_ids
+    async with following(result, *job_ids) as ws:
+        assert [(await next_message(ws))["job_id"] for _ in job_ids] == job_ids
         for job_id in job_ids:
             jobs.cancel(job_id)
-        messages, code = await told_to_the_end(ws)
+        messages, code = await all_messages(ws)
     assert [message["job_id"] for message in messages] == job_ids
     assert code == 1000
 
 
 def _stuck_client(function: Functions, job_id: str) -> socket.socket:
-    """A client that opens a socket, reads the handshake, and then nothing any more."""
+    """A client that opens a socket, reads the handshake, and nothing after that."""
     stuck = socket.socket()
     stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     stuck.connect(("127.0.0.1", function.port))

@@ -1,6 +1,6 @@
-"""Whoever comes again goes on where he was: over sockets and event streams, on one replica or another.
+"""Clients resume at their cursor after a lost connection: on sockets and event streams, on one replica or another.
 
-Two processes of result, a real Redis, and between them a way on which a third of all published messages get lost.
+Two processes of result, a real Redis, and between them a proxy that drops a third of all published messages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.driven_jobs import DrivenJobs
-from tests.functions.listeners import DEADLINE_S, Message, events, stream, told_to_the_end, watching
+from tests.functions.stream_clients import DEADLINE_S, Message, all_messages, events, following, stream
 from tests.lossy_redis import LossyRedis
 from tests.parts import Functions, environment
 from tests.redis_server import RedisServer
@@ -35,14 +35,14 @@ NAMESPACE = "own"
 
 CUTS = 200
 LONGEST = 12
-"""Messages that a connection lives to see at most, while there are cuts left."""
+"""The most messages of a connection before it is cut, while there are cuts left."""
 
 LOST = 1 / 3
 LOOK_EVERY_S = 0.2
-"""Ten seconds in production: what is lost would be found as surely, and much later."""
+"""Ten seconds in production: lost messages would be found as surely, but much later."""
 
 STEP_S = 0.01
-"""So often a step of one of the jobs: they run while all connections are cut, and their logs are of human size."""
+"""The interval of steps: the jobs run while all connections are cut, and their logs stay readable."""
 
 Event = tuple[str, int, str]
 """What identifies an entry to a client: job, seq, event_id."""
@@ -52,7 +52,7 @@ Cut = tuple[list[Functions], DrivenJobs, LossyRedis]
 
 @dataclass
 class Cutter:
-    """Cuts connections at random, CUTS of them in all; then it lets them be."""
+    """Cuts connections at random, CUTS of them in all."""
 
     chance: random.Random
     left: int = CUTS
@@ -67,12 +67,12 @@ class Cutter:
 
 @dataclass
 class Client:
-    """One who follows something to its end, over whatever transport, with a cursor for each job or for all news."""
+    """A client that follows jobs to their end, over any transport, with a cursor for each job."""
 
     replicas: Sequence[Functions]
     cutter: Cutter
     job_ids: list[str]
-    told: list[Event] = field(default_factory=list)
+    received: list[Event] = field(default_factory=list)
     others: list[Message] = field(default_factory=list)
     transports: set[str] = field(default_factory=set)
     cursors: dict[str, str] = field(default_factory=dict)
@@ -82,14 +82,14 @@ class Client:
         return [job_id for job_id in self.job_ids if self.cursors.get(job_id) != "end"]
 
     async def follow(self) -> None:
-        """Every job to its end. A busy machine may make a server say that it waited too long for Redis."""
+        """Follow every job to its end. On a busy machine a server may answer that Redis is unavailable."""
         while self.living:
             transport = self.cutter.chance.choice(self.choices)
             self.transports.add(transport.__name__)
             with suppress(ConnectionClosed):
                 async for message in until(transport(self.cutter.chance.choice(self.replicas)), self.cutter.next_cut()):
                     if "type" not in message:
-                        self.take(message)
+                        self.record(message)
                     elif message.get("code") != "ledger-unavailable":
                         self.others.append(message)
                     if not self.living:
@@ -97,10 +97,10 @@ class Client:
 
     @property
     def choices(self) -> list[Callable[[Functions], AsyncGenerator[Message]]]:
-        return [self.socket, self.steered_socket, self.event_stream]
+        return [self.socket, self.subscribing_socket, self.event_stream]
 
-    def take(self, message: Message) -> None:
-        self.told.append((message["job_id"], message["seq"], message["event_id"]))
+    def record(self, message: Message) -> None:
+        self.received.append((message["job_id"], message["seq"], message["event_id"]))
         self.cursors[message["job_id"]] = message["event_id"].rpartition(":")[2]
 
     def since(self, job_ids: Sequence[str]) -> dict[str, str]:
@@ -118,8 +118,8 @@ class Client:
             async for text in ws:
                 yield json.loads(text)
 
-    async def steered_socket(self, replica: Functions) -> AsyncGenerator[Message]:
-        """A socket that begins with one job; the others are subscribed to as it goes."""
+    async def subscribing_socket(self, replica: Functions) -> AsyncGenerator[Message]:
+        """A socket that begins with one job and subscribes to the others."""
         first, *others = self.living
         async with aborted(replica, f"/ws/jobs/{first}?since={self.since([first])[first]}") as ws:
             if others:
@@ -150,28 +150,28 @@ class Client:
 
 
 class TenantsClient(Client):
-    """One who follows all jobs at once; `cursors` has the one of the news under `""`."""
+    """A client of the stream of a tenant, whose cursor is under `""`."""
 
     @property
     def choices(self) -> list[Callable[[Functions], AsyncGenerator[Message]]]:
-        return [self.news_socket, self.news_stream]
+        return [self.tenant_socket, self.tenant_stream]
 
-    def take(self, message: Message) -> None:
-        super().take(message)
+    def record(self, message: Message) -> None:
+        super().record(message)
         self.cursors[""] = message["cursor"]
 
-    async def news_socket(self, replica: Functions) -> AsyncGenerator[Message]:
+    async def tenant_socket(self, replica: Functions) -> AsyncGenerator[Message]:
         async with aborted(replica, f"/ws/events?since={self.cursors.get('', '0')}") as ws:
             async for text in ws:
                 yield json.loads(text)
 
-    async def news_stream(self, replica: Functions) -> AsyncGenerator[Message]:
+    async def tenant_stream(self, replica: Functions) -> AsyncGenerator[Message]:
         async for message in self.stream_of(replica, "/api/v1/events", ""):
             yield message
 
 
 async def until(messages: AsyncGenerator[Message], cut: int | None) -> AsyncIterator[Message]:
-    """As many of the messages as `cut` says, and then the connection goes."""
+    """The first `cut` messages, after which the connection is cut."""
     async with aclosing(messages):
         count = 0
         while count != cut:
@@ -186,7 +186,7 @@ async def until(messages: AsyncGenerator[Message], cut: int | None) -> AsyncIter
 
 @asynccontextmanager
 async def aborted(replica: Functions, path: str) -> AsyncIterator[ClientConnection]:
-    """A socket that ends without a farewell."""
+    """A socket that is aborted without a close frame."""
     ws = await connect(replica.ws_url + path, proxy=None)
     try:
         yield ws
@@ -197,13 +197,13 @@ async def aborted(replica: Functions, path: str) -> AsyncIterator[ClientConnecti
 
 @pytest.fixture
 async def replicas(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Cut]]]:
-    """Starts two processes of result that hear two thirds of what is published."""
+    """Starts two processes of result that receive two thirds of what is published."""
     started: list[Functions] = []
     jobs = DrivenJobs(own_redis.url, NAMESPACE)
     async with LossyRedis(own_redis.port, lost=LOST, seed=4).running() as lossy:
 
         async def start(**settings: str) -> Cut:
-            told = environment(
+            variables = environment(
                 lossy.url,
                 NAMESPACE,
                 DARKROOM_LOOK_EVERY_S=str(LOOK_EVERY_S),
@@ -211,7 +211,7 @@ async def replicas(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[Call
                 **settings,
             )
             for number in range(2):
-                started.append(Functions("result", environment=told, log=tmp_path / f"result-{number}.log"))
+                started.append(Functions("result", environment=variables, log=tmp_path / f"result-{number}.log"))
                 await asyncio.to_thread(started[-1].start)
             return started, jobs, lossy
 
@@ -229,7 +229,7 @@ async def logs_of(redis: RedisServer, job_ids: Sequence[str]) -> dict[str, list[
 
 
 def drive(jobs: DrivenJobs, job_ids: Sequence[str], chance: random.Random, *, running: Callable[[], bool]) -> None:
-    """Runs the jobs beside one another, a step of one of them at a time; they end once `running` says no."""
+    """Run the jobs concurrently, a step of one of them at a time; they complete once `running` returns False."""
     steps = dict.fromkeys(job_ids, 0)
     while steps:
         job_id = chance.choice(list(steps))
@@ -245,7 +245,7 @@ def drive(jobs: DrivenJobs, job_ids: Sequence[str], chance: random.Random, *, ru
         time.sleep(STEP_S)
 
 
-async def test_whoever_is_cut_at_random_is_told_the_log_exactly(
+async def test_a_client_that_is_cut_at_random_receives_exactly_the_log(
     replicas: Callable[..., Awaitable[Cut]], own_redis: RedisServer
 ) -> None:
     """Sockets and event streams of a running set of jobs are cut 200 times, and published messages get lost."""
@@ -260,20 +260,20 @@ async def test_whoever_is_cut_at_random_is_told_the_log_exactly(
         group.create_task(asyncio.to_thread(drive, jobs, job_ids, random.Random(1), running=lambda: cutter.left > 0))
     logs = await logs_of(own_redis, job_ids)
     for client in clients:
-        told: dict[str, list[Event]] = defaultdict(list)
-        for event in client.told:
-            told[event[0]].append(event)
-        assert told == {
+        received: dict[str, list[Event]] = defaultdict(list)
+        for event in client.received:
+            received[event[0]].append(event)
+        assert received == {
             job_id: [(job_id, entry.seq, entry.event_id) for entry in logs[job_id]] for job_id in client.job_ids
         }
         assert client.others == []
     assert cutter.left == 0
-    assert set().union(*(client.transports for client in clients)) == {"socket", "steered_socket", "event_stream"}
+    assert set().union(*(client.transports for client in clients)) == {"socket", "subscribing_socket", "event_stream"}
     assert lossy.dropped > 0
     assert lossy.passed > 0
 
 
-async def test_whoever_follows_a_tenant_and_is_cut_is_told_its_news_exactly(
+async def test_a_client_of_a_tenant_that_is_cut_receives_exactly_its_stream(
     replicas: Callable[..., Awaitable[Cut]], own_redis: RedisServer
 ) -> None:
     functions, jobs, lossy = await replicas()
@@ -299,22 +299,22 @@ async def test_whoever_follows_a_tenant_and_is_cut_is_told_its_news_exactly(
         group.create_task(asyncio.to_thread(work))
     logs = await logs_of(own_redis, job_ids)
     for client in clients:
-        told: dict[str, list[Event]] = defaultdict(list)
-        for event in client.told:
-            told[event[0]].append(event)
-        assert told == {
+        received: dict[str, list[Event]] = defaultdict(list)
+        for event in client.received:
+            received[event[0]].append(event)
+        assert received == {
             job_id: [
                 (job_id, entry.seq, entry.event_id) for entry in logs[job_id] if entry.event is not JobEvent.PROGRESSED
             ]
             for job_id in job_ids
         }
-        assert client.told == clients[0].told, "all are told in the same order"
+        assert client.received == clients[0].received, "all clients receive the same order"
         assert client.others == []
-    assert set().union(*(client.transports for client in clients)) == {"news_socket", "news_stream"}
+    assert set().union(*(client.transports for client in clients)) == {"tenant_socket", "tenant_stream"}
     assert lossy.dropped > 0
 
 
-async def test_one_replica_goes_on_where_another_has_said_connect_again(
+async def test_one_replica_resumes_where_another_closed_the_connection(
     replicas: Callable[..., Awaitable[Cut]],
 ) -> None:
     functions, jobs, _ = await replicas(DARKROOM_SOCKET_LIFE_S="1")
@@ -325,8 +325,8 @@ async def test_one_replica_goes_on_where_another_has_said_connect_again(
     working = asyncio.create_task(asyncio.to_thread(_run_for, jobs, job_id, seconds=3.5))
     async with asyncio.timeout(2 * DEADLINE_S):
         while cursor != "end":
-            async with watching(functions[len(codes) % 2], job_id, since=cursor) as ws:
-                messages, code = await told_to_the_end(ws)
+            async with following(functions[len(codes) % 2], job_id, since=cursor) as ws:
+                messages, code = await all_messages(ws)
             codes.append(code)
             numbers += [message["seq"] for message in messages]
             cursor = messages[-1]["event_id"].rpartition(":")[2] if messages else cursor

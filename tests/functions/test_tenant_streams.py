@@ -1,4 +1,4 @@
-"""A tenant's news as one follower is told them, where that is not to be seen from outside at will."""
+"""A tenant's stream as one client receives it, where that cannot be provoked from outside."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
-from darkroom.ledger.records import NEWS_START, NewsEntry
-from darkroom_functions.streams.inbox import PAGE, Told
-from darkroom_functions.streams.news import News, NewsFollowing
+from darkroom.ledger.records import NewsEntry
+from darkroom_functions.streams.cursors import STREAM_START, Cursor
+from darkroom_functions.streams.feed import PAGE, Feed
+from darkroom_functions.streams.follower import Follower
+from darkroom_functions.streams.messages import StreamMessage
+from darkroom_functions.streams.tenant_streams import TenantStreams
 
 from tests.core.timed_jobs import TENANT, TimedJobs
 
@@ -26,32 +29,32 @@ def jobs(redis_url: str, namespace: str) -> Iterator[TimedJobs]:
 
 
 @pytest.fixture
-async def news(redis_url: str, namespace: str) -> AsyncIterator[News]:
+async def tenants(redis_url: str, namespace: str) -> AsyncIterator[Follower]:
     client = connect_async(redis_url)
 
     def encode(item: NewsEntry) -> str:
         return json.dumps({"job_id": item.entry.job_id})
 
-    news = News(AsyncLedger(client, namespace), client, encode=encode, buffer=10)
-    listening = asyncio.create_task(news.run())
-    yield news
-    listening.cancel()
-    await asyncio.wait([listening])
+    follower = Follower(TenantStreams(AsyncLedger(client, namespace), encode=encode), client, buffer=10)
+    running = asyncio.create_task(follower.run())
+    yield follower
+    running.cancel()
+    await asyncio.wait([running])
     await client.aclose()
 
 
-async def told(following: NewsFollowing, count: int) -> list[Told]:
-    return [await following.take() for _ in range(count)]
+async def received(feed: Feed, count: int) -> list[StreamMessage]:
+    return [await feed.take() for _ in range(count)]
 
 
-async def test_who_reads_so_slowly_that_news_are_thrown_away_before_is_told_of_the_gap(
-    jobs: TimedJobs, news: News
+async def test_a_client_that_reads_so_slowly_that_entries_are_dropped_receives_a_gap(
+    jobs: TimedJobs, tenants: Follower
 ) -> None:
     accepted = [jobs.submit() for _ in range(2 * PAGE)]
-    async with news.follow(tenant=TENANT, since=NEWS_START) as following:
-        first = await told(following, PAGE)
+    async with tenants.follow([TENANT], tenant=TENANT, since={TENANT: Cursor(STREAM_START)}) as feed:
+        first = await received(feed, PAGE)
         jobs.redis.xtrim(f"{jobs.namespace}:news:{TENANT}", maxlen=KEPT, approximate=False)
-        gap, *rest = await told(following, 1 + KEPT)
+        gap, *rest = await received(feed, 1 + KEPT)
     assert gap.kind == "gap"
     assert json.loads(gap.text) == {"type": "gap", "reason": "log-gone"}
     assert [json.loads(each.text)["job_id"] for each in (*first, *rest)] == accepted[:PAGE] + accepted[-KEPT:]

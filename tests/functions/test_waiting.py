@@ -1,6 +1,6 @@
-"""Waiting for a job's end over HTTP: reads with `?wait=` or `Prefer: wait`, and submissions with `Prefer: wait`.
+"""Waiting for a terminal state over HTTP: reads with `?wait=` or `Prefer: wait`, submissions with `Prefer: wait`.
 
-A wait that is to end by the job, or at once, is asked for with far more seconds than its test may take.
+A wait that is to end with the job, or at once, asks for far more seconds than its test may take.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tests.redis_server import RedisKind, RedisServer
 from tests.waiting import eventually
 
 LONG = 500
-"""Seconds that a request may wait here, and that no test waits for: its client gives up before."""
+"""Seconds that a request may wait here. No test takes so long: its client times out before."""
 
-NOBODYS_ID = "01980000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "01980000-0000-7000-8000-000000000000"
 
 PREFER_LONG = {"Prefer": f"wait={LONG}"}
 
@@ -43,7 +43,7 @@ def history_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def api(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory, history_url: str) -> Iterator[Api]:
-    """One process for all tests of this file that do it no harm."""
+    """One process for all tests of this file that leave it intact."""
     redis_url, folder = redis_servers(RedisKind.EMBEDDED).url, tmp_path_factory.mktemp("waiting")
     with serving(
         redis_url,
@@ -57,7 +57,7 @@ def api(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory, h
 
 @contextmanager
 def meanwhile(ask: Callable[[], httpx.Response]) -> Iterator[Future[httpx.Response]]:
-    """The answer to a request that is made beside the block."""
+    """The answer to a request that is made while the block runs."""
     with ThreadPoolExecutor(1) as executor:
         yield executor.submit(ask)
 
@@ -67,23 +67,23 @@ def lines_of(functions: Functions, event: str, job_id: str) -> list[dict[str, An
 
 
 def is_waited_for(functions: Functions, job_id: str, *, times: int = 1) -> None:
-    """Returns once so many requests wait for the job."""
+    """Return once so many requests wait for the job."""
     eventually(lambda: len(lines_of(functions, "waits", job_id)) >= times, what=f"{times} to wait for {job_id}")
 
 
 def waited_for(functions: Functions) -> set[str]:
-    """The jobs that somebody has waited for so far."""
+    """The jobs that requests have waited for so far."""
     return {line["job"] for line in functions.said("waits")}
 
 
 def one_more(functions: Functions, known: set[str]) -> str:
-    """The job that a submission waits for, once it does; `known` are those that were waited for before."""
+    """The job that a submission waits for, once it does; `known` are those of earlier waits."""
     (job_id,) = eventually(lambda: waited_for(functions) - known, what="a submission to wait for its job")
     return job_id
 
 
 class TestPreference:
-    """RFC 7240: what a `Prefer` header asks for."""
+    """RFC 7240: the wait that `Prefer` headers ask for."""
 
     @pytest.mark.parametrize(
         ("headers", "seconds"),
@@ -131,7 +131,7 @@ class TestPreference:
         ],
         ids=repr,
     )
-    def test_what_cannot_be_read_is_no_preference_and_no_error(self, headers: list[str]) -> None:
+    def test_an_invalid_preference_is_ignored(self, headers: list[str]) -> None:
         wait = preferred(headers, most_s=60)
         assert wait == Wait(0)
         assert wait.headers == {}
@@ -144,7 +144,7 @@ class TestReads:
         "asked", [{"params": {"wait": LONG}}, {"headers": PREFER_LONG}], ids=["query", "preference"]
     )
     @pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
-    def test_a_read_is_answered_as_soon_as_the_job_has_ended(self, api: Api, asked: Any, end: str) -> None:
+    def test_a_read_is_answered_as_soon_as_the_job_is_terminal(self, api: Api, asked: Any, end: str) -> None:
         job_id = api.jobs.submit()
         with meanwhile(lambda: api.get(JOBS + job_id, **asked)) as answer:
             is_waited_for(api.functions, job_id)
@@ -164,14 +164,14 @@ class TestReads:
         assert response.headers.get("Preference-Applied") == (f"wait={LONG}" if "headers" in asked else None)
         assert lines_of(api.functions, "waited", job_id)[-1]["over"] == "ended"
 
-    def test_a_read_whose_time_is_over_is_answered_with_the_job_as_it_is(self, api: Api) -> None:
+    def test_a_read_whose_time_is_over_is_answered_with_the_present_state(self, api: Api) -> None:
         job_id = api.jobs.submit()
         response = api.get(JOBS + job_id, headers={"Prefer": "wait=1"})
         assert (response.status_code, response.json()["state"]) == (200, "pending")
         assert response.headers["Preference-Applied"] == "wait=1"
         assert lines_of(api.functions, "waited", job_id)[-1]["over"] == "time"
 
-    def test_a_job_that_has_ended_is_answered_at_once(self, api: Api) -> None:
+    def test_a_terminal_job_is_answered_at_once(self, api: Api) -> None:
         response = api.get(JOBS + api.jobs.completed(), params={"wait": LONG})
         assert response.json()["state"] == "completed"
 
@@ -184,8 +184,8 @@ class TestReads:
         assert api.get(JOBS + job_id, params={"wait": LONG}).json()["state"] == "completed"
         assert lines_of(api.functions, "waited", job_id)[-1]["over"] == "unknown"
 
-    def test_a_job_that_is_not_there_is_404_at_once(self, api: Api) -> None:
-        assert api.get(JOBS + NOBODYS_ID, params={"wait": LONG}).status_code == 404
+    def test_an_unknown_job_is_404_at_once(self, api: Api) -> None:
+        assert api.get(JOBS + UNKNOWN_ID, params={"wait": LONG}).status_code == 404
         assert api.get(JOBS + "123", params={"wait": LONG}).status_code == 404
 
     def test_a_deleted_job_is_410_at_once(self, api: Api) -> None:
@@ -201,38 +201,38 @@ class TestReads:
             assert answer.result(TIMEOUT_S).status_code == 200
 
     @pytest.mark.parametrize("query", ["wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "wait=1&wait=2", "wait=٣"])
-    def test_a_wait_that_cannot_be_read_is_refused_by_name(self, api: Api, query: str) -> None:
+    def test_an_invalid_wait_is_rejected_by_name(self, api: Api, query: str) -> None:
         response = api.get(f"{JOBS}{api.jobs.submit()}?{query}")
         assert (response.status_code, slug(response), faults(response)) == (422, "invalid-input", ["wait"])
 
-    def test_a_preference_that_cannot_be_read_is_as_none(self, api: Api) -> None:
+    def test_an_invalid_preference_does_not_wait(self, api: Api) -> None:
         response = api.get(JOBS + api.jobs.submit(), headers={"Prefer": "wait=soon"})
         assert response.status_code == 200
         assert "Preference-Applied" not in response.headers
 
-    def test_the_query_counts_before_the_preference(self, api: Api) -> None:
+    def test_the_query_takes_precedence_over_the_preference(self, api: Api) -> None:
         response = api.get(JOBS + api.jobs.submit(), params={"wait": 0}, headers=PREFER_LONG)
         assert response.json()["state"] == "pending"
         assert "Preference-Applied" not in response.headers
 
-    def test_many_who_wait_for_one_job_are_one_listener_to_redis(self, api: Api) -> None:
+    def test_many_waits_for_one_job_share_a_subscription(self, api: Api) -> None:
         job_id, many = api.jobs.submit(), 40
         with ThreadPoolExecutor(many) as executor:
             answers = [executor.submit(api.get, JOBS + job_id, params={"wait": LONG}) for _ in range(many)]
             is_waited_for(api.functions, job_id, times=many)
-            assert listeners(api, job_id) == 1
+            assert subscribers(api, job_id) == 1
             api.jobs.start(job_id)
             api.jobs.complete(job_id)
             assert {answer.result(TIMEOUT_S).json()["state"] for answer in answers} == {"completed"}
-        eventually(lambda: listeners(api, job_id) == 0, what="nobody to listen any more")
+        eventually(lambda: subscribers(api, job_id) == 0, what="no subscriber to be left")
 
 
 class TestSubmissions:
-    """`Prefer: wait` where jobs are handed in over REST."""
+    """`Prefer: wait` in REST submissions."""
 
     @pytest.mark.parametrize("path", [JOBS, "/sd"])
     @pytest.mark.parametrize("end", ["completed", "failed"])
-    def test_a_submission_is_answered_with_the_job_when_that_has_ended(self, api: Api, path: str, end: str) -> None:
+    def test_a_submission_is_answered_with_the_job_when_that_is_terminal(self, api: Api, path: str, end: str) -> None:
         known = waited_for(api.functions)
         with meanwhile(lambda: api.post(path, json={"prompt": "a lighthouse"}, headers=PREFER_LONG)) as answer:
             job_id = one_more(api.functions, known)
@@ -249,7 +249,7 @@ class TestSubmissions:
         assert (view["id"], view["state"]) == (job_id, end)
         assert without_links(view) == without_links(api.job(job_id))
 
-    def test_when_the_time_is_over_it_is_202_with_the_slip(self, api: Api) -> None:
+    def test_when_the_time_is_over_the_answer_is_202_with_the_receipt(self, api: Api) -> None:
         response = api.post("/sd", headers={"Prefer": "respond-async, wait=1"})
         assert response.status_code == 202
         job_id = response.json()["id"]
@@ -257,8 +257,8 @@ class TestSubmissions:
         assert response.headers["Location"] == JOBS + job_id
         assert response.headers["Preference-Applied"] == "wait=1"
 
-    def test_a_repeat_waits_for_the_job_that_there_is(self, api: Api) -> None:
-        """Its status tells whether the job has ended, and the header that it is a repeat."""
+    def test_a_repeat_waits_for_the_existing_job(self, api: Api) -> None:
+        """Its status depends on whether the job is terminal; a header marks the repeat."""
         key = {"Idempotency-Key": "waited for"}
         job_id = api.post("/sd", headers=key).json()["id"]
         repeat = api.post("/sd", headers=key | {"Prefer": "wait=0"})
@@ -273,14 +273,14 @@ class TestSubmissions:
         assert api.post("/sd", json={"colour": "red"}, headers=PREFER_LONG).status_code == 422
 
     def test_a_cloudevent_does_not_wait(self, api: Api) -> None:
-        """Its answer is an event for a Broker, or nothing."""
+        """Its answer is an event for a Broker, or empty."""
         response = api.post("/", headers=binary("not waited for") | PREFER_LONG, json={})
         assert response.status_code == 202
         assert response.headers["ce-type"] == "dev.darkroom.job.accepted"
         assert "Preference-Applied" not in response.headers
 
 
-def test_the_requests_of_the_document_wait_as_it_says(api: Api, repository: Path) -> None:
+def test_the_documented_requests_wait(api: Api, repository: Path) -> None:
     (block,) = re.findall(r"```sh\n(.*?)```", (repository / "docs/clients/README.md").read_text(), re.DOTALL)
     submit, read = (line.replace("http://localhost:8000", api.functions.url) for line in block.splitlines())
 
@@ -299,16 +299,16 @@ def test_the_requests_of_the_document_wait_as_it_says(api: Api, repository: Path
             assert asked.result(TIMEOUT_S)["state"] == "completed"
 
 
-class TestWhoGoes:
-    """A caller who hangs up, and a process that ends."""
+class TestEndOfWaits:
+    """Clients that disconnect, and a process that stops."""
 
-    def test_a_caller_who_hangs_up_is_waited_for_no_longer_and_the_job_goes_on(self, api: Api) -> None:
+    def test_a_read_whose_client_disconnects_stops_waiting_and_the_job_continues(self, api: Api) -> None:
         job_id = api.jobs.submit()
-        hang_up(api, f"GET {JOBS}{job_id}?wait={LONG} HTTP/1.1", job_id)
+        disconnect(api, f"GET {JOBS}{job_id}?wait={LONG} HTTP/1.1", job_id)
         assert lines_of(api.functions, "waited", job_id)[-1]["over"] == "gone"
         assert api.job(job_id)["state"] == "pending"
 
-    def test_so_is_one_who_submitted(self, api: Api) -> None:
+    def test_a_submission_whose_client_disconnects_stops_waiting(self, api: Api) -> None:
         known = waited_for(api.functions)
         with socket.create_connection(("127.0.0.1", api.functions.port)) as connection:
             request = f"POST /sd HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nPrefer: wait={LONG}\r\n\r\n"
@@ -318,7 +318,7 @@ class TestWhoGoes:
         assert lines_of(api.functions, "waited", job_id)[-1]["over"] == "gone"
         assert api.job(job_id)["state"] == "pending"
 
-    def test_who_waits_is_answered_when_the_process_ends_and_does_not_hold_it_up(
+    def test_waits_are_answered_when_the_process_stops_and_do_not_delay_it(
         self, redis_url: str, namespace: str, tmp_path: Path
     ) -> None:
         with serving(redis_url, namespace, tmp_path, DARKROOM_MAX_WAIT_S=str(LONG)) as api:
@@ -331,14 +331,14 @@ class TestWhoGoes:
 
 
 class TestOutages:
-    """Redis goes away, and mostly comes back."""
+    """Redis becomes unavailable, and mostly available again."""
 
     @pytest.fixture
     def own(self, own_redis: RedisServer, namespace: str, tmp_path: Path) -> Iterator[Api]:
         with serving(own_redis.url, namespace, tmp_path, DARKROOM_MAX_WAIT_S=str(LONG)) as api:
             yield api
 
-    def test_an_outage_in_between_costs_nobody_the_answer(self, own: Api, own_redis: RedisServer) -> None:
+    def test_a_wait_survives_an_outage(self, own: Api, own_redis: RedisServer) -> None:
         job_id = own.jobs.submit()
         with meanwhile(lambda: own.get(JOBS + job_id, params={"wait": LONG})) as answer:
             is_waited_for(own.functions, job_id)
@@ -360,7 +360,7 @@ class TestOutages:
             response = answer.result(TIMEOUT_S)
         assert (response.status_code, slug(response)) == (503, "ledger-unavailable")
 
-    def test_a_wait_that_begins_in_an_outage_is_refused_at_once(self, own: Api, own_redis: RedisServer) -> None:
+    def test_a_wait_that_begins_in_an_outage_is_rejected_at_once(self, own: Api, own_redis: RedisServer) -> None:
         job_id = own.jobs.submit()
         own_redis.stop()
         read = own.get(JOBS + job_id, params={"wait": LONG})
@@ -368,10 +368,10 @@ class TestOutages:
         for response in (read, submitted):
             assert (response.status_code, slug(response)) == (503, "ledger-unavailable")
 
-    def test_a_submission_that_was_accepted_is_never_refused_for_an_outage_after_it(
+    def test_a_submission_that_was_accepted_is_never_rejected_for_a_later_outage(
         self, own: Api, own_redis: RedisServer
     ) -> None:
-        """Else its caller would hand it in again."""
+        """Else its client would submit it again."""
         known = waited_for(own.functions)
         with meanwhile(lambda: own.post("/sd", headers={"Prefer": "wait=5"})) as answer:
             job_id = one_more(own.functions, known)
@@ -382,14 +382,14 @@ class TestOutages:
         assert own.job(job_id)["state"] == "pending"
 
 
-def listeners(api: Api, job_id: str) -> int:
-    """Connections to Redis that listen to the job."""
+def subscribers(api: Api, job_id: str) -> int:
+    """Connections to Redis that are subscribed to the job."""
     ((_, count),) = api.jobs.redis.pubsub_numsub(f"{api.jobs.namespace}:live:{job_id}")
     return int(count)
 
 
-def hang_up(api: Api, request_line: str, job_id: str) -> None:
-    """Ask for something that waits for the job, and go; returns when that is noticed."""
+def disconnect(api: Api, request_line: str, job_id: str) -> None:
+    """Send a request that waits for the job, and disconnect; return when the server has noticed."""
     with socket.create_connection(("127.0.0.1", api.functions.port)) as connection:
         connection.sendall(f"{request_line}\r\nHost: localhost\r\n\r\n".encode())
         is_waited_for(api.functions, job_id)
@@ -398,10 +398,10 @@ def hang_up(api: Api, request_line: str, job_id: str) -> None:
 
 def is_waited_for_no_more(api: Api, job_id: str) -> None:
     eventually(lambda: lines_of(api.functions, "waited", job_id), what="the wait to be over")
-    eventually(lambda: listeners(api, job_id) == 0, what="nobody to listen any more")
+    eventually(lambda: subscribers(api, job_id) == 0, what="no subscriber to be left")
 
 
 def without_links(view: Mapping[str, Any]) -> dict[str, Any]:
-    """Links carry the time when they were made."""
+    """Links contain the time when they were made."""
     artifacts = [{name: value for name, value in each.items() if name != "url"} for each in view["artifacts"]]
     return {**view, "artifacts": artifacts, "output_paths": len(view["output_paths"])}

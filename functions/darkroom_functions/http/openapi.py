@@ -948,7 +948,7 @@ _DESCRIBED: Mapping[str, _Described] = {
     ),
     "followTenant": _Described(
         "What happens to all jobs, but for their progress, as server-sent events",
-        parameters=_cursors(cursors.OF_NEWS_PATTERN, "A message's `id`; `0`: all that is kept."),
+        parameters=_cursors(cursors.OF_TENANT_PATTERN, "A message's `id`; `0`: all that is kept."),
         answers={"200": {"description": "What comes, from now on or behind the cursor.", **_STREAM}},
         refusals=(errors.InvalidInput, errors.TooManyReplays, errors.LedgerUnavailable),
     ),

@@ -1,12 +1,12 @@
-"""Sockets: `/ws/jobs/{job_id}`, `/ws/jobs?job_ids=a,b,c` and `/ws/events`, which tell people of their jobs.
+"""WebSockets: `/ws/jobs/{job_id}`, `/ws/jobs?job_ids=a,b,c` and `/ws/events`.
 
-A socket is told the state of each of its jobs (one message each), then everything that happens, as it happens
-(`live.py`); the messages are those of `darkroom.updates`. With `since=` it is told what it has not seen instead
-(`cursors.py`). `/ws/events` is told what happens to all jobs of the tenant (`news.py`). What a client may say, and
-every code that closes a socket, is in `docs/results.md`.
+A socket first sends the present state of each of its jobs (one message each), then every entry of their logs as it is
+written (`follower.py`); the messages are those of `darkroom.updates`. With `since=` it sends the entries behind the
+cursor instead (`cursors.py`). `/ws/events` sends the stream of the tenant: the entries of all of its jobs, without
+progress. What a client may send, and every code that closes a socket, is in `docs/results.md`.
 
-A client that sends neither a cursor nor a message is told of its jobs and nothing else, as in earlier systems. Whoever
-closes, a client may come again at any time.
+A client that sends neither a cursor nor a message receives updates of its jobs and nothing else, as in earlier systems.
+Whichever side closes, a client may connect again at any time.
 """
 
 from __future__ import annotations
@@ -28,142 +28,144 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from darkroom_functions.http.probes import patience
 from darkroom_functions.streams import cursors
-from darkroom_functions.streams.inbox import Inbox, Note, TooSlow, note
-from darkroom_functions.streams.live import Following, Live
-from darkroom_functions.streams.news import News
+from darkroom_functions.streams.feed import Feed, TooSlow
+from darkroom_functions.streams.follower import Follower
+from darkroom_functions.streams.messages import ControlMessage, control
 from darkroom_functions.tenants import tenant_of
 
 MAX_JOBS = 100
 """Jobs of one socket at a time. A guess: a page of pictures."""
 
 MAX_BAD_FRAMES = 16
-"""Messages that mean nothing here, before the socket is closed: enough to see in a console what one does wrong."""
+"""Invalid messages before the socket is closed: enough to see the mistake in a console."""
 
-CLOSE_PATIENCE_S = 2.0
-"""How long the last words of a socket may take to be taken; a client that does not read gets none."""
+CLOSE_TIMEOUT_S = 2.0
+"""How long a client may take to receive the last message and the close frame; one that does not read gets neither."""
 
-PONG = Note("pong", '{"type":"pong"}')
+PONG = ControlMessage("pong", '{"type":"pong"}')
 
 NORMAL = 1000
-POLICY = 1008
-INTERNAL = 1011
-COME_AGAIN = 1012
-TRY_LATER = 1013
+POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
+SERVICE_RESTART = 1012
+TRY_AGAIN_LATER = 1013
 BAD_QUERY = 4400
-NO_JOB = 4404
-DELETED_JOB = 4410
-SLOW = 4408
-IDLE = 4409
+JOB_NOT_FOUND = 4404
+SLOW_CLIENT = 4408
+IDLE_CLIENT = 4409
+JOB_DELETED = 4410
 
 _log = logger(__name__)
 
 
 class BadFrames(PermanentError):
-    """A client that goes on sending what means nothing."""
+    """A client sent too many invalid messages."""
 
-    slug, title = "bad-frames", "Too many messages that mean nothing here"
+    slug, title = "bad-frames", "Too many invalid messages"
 
 
-class TimeIsUp(TemporaryError):
-    """The longest life of a connection is over."""
+class ConnectionExpired(TemporaryError):
+    """The maximum lifetime of a connection is over."""
 
     slug, title = "time-is-up", "Connect again"
 
 
 class Idle(TemporaryError):
-    """A socket that follows nothing, and whose client says nothing."""
+    """A socket follows no job, and its client sends nothing."""
 
-    slug, title = "idle", "Nothing was followed, and nothing was said"
+    slug, title = "idle", "No job was followed, and no message was received"
 
 
 @dataclass(frozen=True)
 class Sockets:
     """What the connections of a process share: `app.state.sockets`.
 
-    `grace_s` is how long a socket stays after its last end, `idle_s` how long one whose client subscribes as it goes
-    stays without a job, `life_s` how long any connection stays.
+    `grace_s` is how long a socket stays open after its last job ended, `idle_s` how long one whose client subscribes
+    stays open without a job, `life_s` the maximum lifetime of any connection.
     """
 
-    live: Live
-    news: News
+    jobs: Follower
+    tenants: Follower
     grace_s: float
     idle_s: float
     life_s: float
 
-    def end_in_time(self, inbox: Inbox) -> asyncio.TimerHandle:
-        """End the following when its connection's life is over, before a proxy cuts it off in mid-message."""
-        fault = TimeIsUp(f"a connection lives for {self.life_s:g} s")
-        return asyncio.get_running_loop().call_later(self.life_s, inbox.fail, fault)
+    def end_in_time(self, feed: Feed) -> asyncio.TimerHandle:
+        """End the feed when the lifetime of its connection is over, before a proxy cuts it off in mid-message."""
+        error = ConnectionExpired(f"a connection lives for {self.life_s:g} s")
+        return asyncio.get_running_loop().call_later(self.life_s, feed.fail, error)
 
 
-async def watch_job(websocket: WebSocket) -> None:
+Opening = Callable[[Sockets], AbstractAsyncContextManager[Feed]]
+"""Reads a request and begins to follow what it names. Raises InvalidInput, NotFound and Gone."""
+
+
+async def follow_job(websocket: WebSocket) -> None:
     """`/ws/jobs/{job_id}`: one job."""
 
-    def opening(sockets: Sockets) -> AbstractAsyncContextManager[Following]:
+    def opening(sockets: Sockets) -> AbstractAsyncContextManager[Feed]:
         job_id = websocket.path_params["job_id"]
         if not is_job_id(job_id):
             raise NotFound(f"there is no job {job_id[:64]!a}")
         text = since_of(websocket)
         since = {} if text is None else {job_id: cursors.of_job(text, job_id)}
-        return sockets.live.follow([job_id], tenant=tenant_of(websocket), since=since)
+        return sockets.jobs.follow([job_id], tenant=tenant_of(websocket), since=since)
 
     await _serve(websocket, opening)
 
 
-async def watch_jobs(websocket: WebSocket) -> None:
+async def follow_jobs(websocket: WebSocket) -> None:
     """`/ws/jobs?job_ids=a,b,c`: up to MAX_JOBS."""
 
-    def opening(sockets: Sockets) -> AbstractAsyncContextManager[Following]:
+    def opening(sockets: Sockets) -> AbstractAsyncContextManager[Feed]:
         job_ids = _ids_of(",".join(websocket.query_params.getlist("job_ids")))
         text = since_of(websocket)
         since = {} if text is None else cursors.of_jobs(text, job_ids)
-        return sockets.live.follow(job_ids, tenant=tenant_of(websocket), since=since)
+        return sockets.jobs.follow(job_ids, tenant=tenant_of(websocket), since=since)
 
     await _serve(websocket, opening)
 
 
-async def watch_tenant(websocket: WebSocket) -> None:
-    """`/ws/events`: all jobs of the tenant, but for their progress."""
+async def follow_tenant(websocket: WebSocket) -> None:
+    """`/ws/events`: all jobs of the tenant, without progress."""
 
-    def opening(sockets: Sockets) -> AbstractAsyncContextManager[Inbox]:
-        text = since_of(websocket)
-        since = None if text is None else cursors.of_news(text)
-        return sockets.news.follow(tenant=tenant_of(websocket), since=since)
+    def opening(sockets: Sockets) -> AbstractAsyncContextManager[Feed]:
+        text, tenant = since_of(websocket), tenant_of(websocket)
+        since = {} if text is None else {tenant: cursors.of_tenant(text)}
+        return sockets.tenants.follow([tenant], tenant=tenant, since=since)
 
-    await _serve(websocket, opening)
+    await _serve(websocket, opening, can_subscribe=False)
 
 
 ROUTES: list[BaseRoute] = [
-    WebSocketRoute("/ws/jobs/{job_id}", watch_job),
-    WebSocketRoute("/ws/jobs", watch_jobs),
-    WebSocketRoute("/ws/events", watch_tenant),
+    WebSocketRoute("/ws/jobs/{job_id}", follow_job),
+    WebSocketRoute("/ws/jobs", follow_jobs),
+    WebSocketRoute("/ws/events", follow_tenant),
 ]
 
 
 def since_of(connection: HTTPConnection) -> str | None:
-    """The query's cursor, unread; None where it has none."""
+    """The cursor in the query, as text; None where it has none."""
     values = connection.query_params.getlist(cursors.SINCE)
     return ",".join(values) if values else None
 
 
-async def _serve(websocket: WebSocket, opening: Callable[[Sockets], AbstractAsyncContextManager[Inbox]]) -> None:
-    """One socket from its first to its last message. `opening` reads the request; it raises InvalidInput, NotFound and
-    Gone.
-    """
+async def _serve(websocket: WebSocket, opening: Opening, *, can_subscribe: bool = True) -> None:
+    """One socket from its first to its last message."""
     sockets: Sockets = websocket.app.state.sockets
     await websocket.accept()
     try:
         async with AsyncExitStack() as stack:
             async with patience():
-                inbox = await stack.enter_async_context(opening(sockets))
-            await _Conversation(websocket, sockets, inbox).hold()
+                feed = await stack.enter_async_context(opening(sockets))
+            await _Conversation(websocket, sockets, feed, can_subscribe=can_subscribe).run()
     except WebSocketDisconnect:
         return
     except DarkroomError as error:
         await _end(websocket, error)
     except Exception:
         _log.exception("socket_failed", path=websocket.url.path)
-        await _end(websocket, DarkroomError("The socket met an error of ours. It has been logged."))
+        await _end(websocket, DarkroomError("The socket met an internal error. It has been logged."))
     else:
         await _close(websocket, NORMAL, "all jobs have ended")
 
@@ -176,7 +178,7 @@ def _ids_of(text: str) -> list[str]:
         _refuse_ids(f"must name at most {MAX_JOBS} jobs, not {len(job_ids)}")
     for job_id in job_ids:
         if not is_job_id(job_id):
-            _refuse_ids(f"must be job ids with commas between them: {job_id[:64]!a} is none")
+            _refuse_ids(f"must be job ids separated by commas, not {job_id[:64]!a}")
     return job_ids
 
 
@@ -185,48 +187,53 @@ def _refuse_ids(detail: str) -> NoReturn:
 
 
 class _Conversation:
-    """What is said on one socket. `is_steered`: its client subscribes as it goes, so it outlives its jobs."""
+    """The messages of one socket, in both directions.
 
-    def __init__(self, websocket: WebSocket, sockets: Sockets, inbox: Inbox) -> None:
+    `_subscribes`: its client sent a subscription, so the socket stays open when its jobs have ended.
+    """
+
+    def __init__(self, websocket: WebSocket, sockets: Sockets, feed: Feed, *, can_subscribe: bool) -> None:
         self._websocket = websocket
         self._sockets = sockets
-        self._inbox = inbox
-        self._is_steered = False
+        self._feed = feed
+        self._can_subscribe = can_subscribe
+        self._subscribes = False
 
-    async def hold(self) -> None:
-        """Returns when all jobs have ended and the grace is over. Raises what else ends the socket."""
-        if isinstance(self._inbox, Following):
-            _log.info("socket_follows", jobs=self._inbox.job_ids)
-        end_of_life = self._sockets.end_in_time(self._inbox)
+    async def run(self) -> None:
+        """Returns when all jobs have ended and the grace is over. Raises any other reason to close the socket."""
+        if self._can_subscribe:
+            _log.info("socket_follows", jobs=self._feed.sources)
+        end_of_life = self._sockets.end_in_time(self._feed)
         try:
-            await first_of(self._speak(), self._listen(), self._inbox.failure())
+            await first_of(self._send(), self._receive(), self._feed.failure())
         finally:
             end_of_life.cancel()
 
-    async def _speak(self) -> None:
-        """Everything it is to be told; after the last end, answers to its client for as long as it stays."""
+    async def _send(self) -> None:
+        """All updates; after the last job ended, answers to the client for as long as the socket stays open."""
         loop = asyncio.get_running_loop()
         until: float | None = None
         while True:
-            if not self._inbox.ended:
+            if not self._feed.ended:
                 until = None
-                await self._websocket.send_text((await self._inbox.take()).text)
+                await self._websocket.send_text((await self._feed.take()).text)
                 continue
-            if self._is_steered:
+            if self._subscribes:
                 until = loop.time() + self._sockets.idle_s
             elif until is None:
                 until = loop.time() + self._sockets.grace_s
             try:
                 async with asyncio.timeout_at(until):
-                    told = await self._inbox.take()
+                    message = await self._feed.take()
             except TimeoutError:
-                if self._is_steered:
-                    raise Idle(f"no job was followed and nothing was said for {self._sockets.idle_s:g} s") from None
+                if self._subscribes:
+                    idle_s = self._sockets.idle_s
+                    raise Idle(f"no job was followed and no message was received for {idle_s:g} s") from None
                 return
-            await self._websocket.send_text(told.text)
+            await self._websocket.send_text(message.text)
 
-    async def _listen(self) -> None:
-        """What the client says. Raises WebSocketDisconnect when it is gone, BadFrames when it goes on and on."""
+    async def _receive(self) -> None:
+        """The client's messages. Raises WebSocketDisconnect when it has gone, BadFrames after too many invalid ones."""
         bad_frames = 0
         while True:
             message = await self._websocket.receive()
@@ -234,48 +241,47 @@ class _Conversation:
                 raise WebSocketDisconnect(message.get("code", NORMAL))
             try:
                 await self._answer(message.get("text"))
-            except _BadFrame as flaw:
+            except _BadFrame as error:
                 bad_frames += 1
                 if bad_frames > MAX_BAD_FRAMES:
-                    raise BadFrames(f"more than {MAX_BAD_FRAMES} messages meant nothing here") from None
-                self._inbox.say(_error("bad-frame", str(flaw)))
+                    raise BadFrames(f"more than {MAX_BAD_FRAMES} messages were invalid") from None
+                self._feed.put(_error("bad-frame", str(error)))
             except DarkroomError as error:
-                self._inbox.say(_error(error.slug, error.detail))
+                self._feed.put(_error(error.slug, error.detail))
 
     async def _answer(self, text: str | None) -> None:
-        """Raises _BadFrame for what means nothing, and the errors of a subscription, which changes nothing then."""
+        """Raises _BadFrame for an invalid message, and the errors of a subscription, which then changes nothing."""
         frame = _frame_of(text)
         match frame.get("type"):
             case "ping":
-                self._inbox.say(PONG)
-            case "subscribe" if isinstance(self._inbox, Following):
-                await self._subscribe(self._inbox, frame)
-            case "unsubscribe" if isinstance(self._inbox, Following):
+                self._feed.put(PONG)
+            case "subscribe" if self._can_subscribe:
+                await self._subscribe(frame)
+            case "unsubscribe" if self._can_subscribe:
                 job_ids = _ids_in(frame, {"type", "job_ids"})
-                self._inbox.leave(job_ids)
-                self._is_steered = True
-                self._inbox.say(note("unsubscribed", job_ids=job_ids))
+                self._feed.leave(job_ids)
+                self._subscribes = True
+                self._feed.put(control("unsubscribed", job_ids=job_ids))
             case _:
-                known = '"ping", "subscribe", "unsubscribe"' if isinstance(self._inbox, Following) else '"ping"'
+                known = '"ping", "subscribe", "unsubscribe"' if self._can_subscribe else '"ping"'
                 raise _BadFrame(f"type must be one of {known}")
 
-    async def _subscribe(self, following: Following, frame: dict[str, Any]) -> None:
+    async def _subscribe(self, frame: dict[str, Any]) -> None:
         job_ids = _ids_in(frame, {"type", "job_ids", cursors.SINCE})
         try:
             since = cursors.of_frame(frame.get(cursors.SINCE, {}), job_ids)
         except InvalidInput as error:
             raise _BadFrame(error.detail) from None
-        if len({*job_ids, *following.job_ids}) > MAX_JOBS:
-            _refuse_ids(f"must leave room: a socket follows at most {MAX_JOBS} jobs at a time")
+        if len({*job_ids, *self._feed.sources}) > MAX_JOBS:
+            _refuse_ids(f"must not exceed {MAX_JOBS} jobs, together with those that the socket follows")
+        greeting = control("subscribed", job_ids=job_ids)
         async with patience():
-            await self._sockets.live.subscribe(
-                following, job_ids, since=since, greeting=note("subscribed", job_ids=job_ids)
-            )
-        self._is_steered = True
+            await self._sockets.jobs.subscribe(self._feed, job_ids, since=since, greeting=greeting)
+        self._subscribes = True
 
 
 async def first_of(*ways: Coroutine[Any, Any, object]) -> None:
-    """Runs all until one is over, ends the others, and raises what that one raised."""
+    """Run all until one has finished, cancel the others, and raise what that one raised."""
     tasks = [asyncio.create_task(way) for way in ways]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -289,70 +295,70 @@ async def first_of(*ways: Coroutine[Any, Any, object]) -> None:
 
 
 class _BadFrame(Exception):
-    """Why a client's message means nothing here."""
+    """Why a client's message is invalid."""
 
 
 def _frame_of(text: str | None) -> dict[str, Any]:
     if text is None:
-        raise _BadFrame("must be text; binary messages mean nothing here")
+        raise _BadFrame("the message must be text, not binary")
     try:
         frame = strict_json.parse(text.encode())
     except strict_json.JsonError as error:
         raise _BadFrame(f"the message {error}") from None
     if not isinstance(frame, dict):
-        raise _BadFrame('must be an object such as {"type": "ping"}')
+        raise _BadFrame('the message must be an object such as {"type": "ping"}')
     return frame
 
 
 def _ids_in(frame: dict[str, Any], members: set[str]) -> list[str]:
-    """The `job_ids` of a frame that has these members and no others."""
+    """The `job_ids` of a frame that may have these members and no others."""
     if unknown := frame.keys() - members:
-        raise _BadFrame(f'"{shown(sorted(unknown)[0])}" means nothing in a message of this type')
+        raise _BadFrame(f'"{shown(sorted(unknown)[0])}" is not a member of messages of this type')
     job_ids = frame.get("job_ids")
     if not isinstance(job_ids, list) or not 1 <= len(job_ids) <= MAX_JOBS:
         raise _BadFrame(f"job_ids must be a list of 1 to {MAX_JOBS} job ids")
     for job_id in job_ids:
         if not isinstance(job_id, str) or not is_job_id(job_id):
-            raise _BadFrame(f"job_ids must be job ids: {str(job_id)[:64]!a} is none")
+            raise _BadFrame(f"job_ids must be job ids, not {str(job_id)[:64]!a}")
     return list(dict.fromkeys(job_ids))
 
 
-def _error(code: str, detail: str) -> Note:
-    return note("error", code=code, detail=detail)
+def _error(code: str, detail: str) -> ControlMessage:
+    return control("error", code=code, detail=detail)
 
 
 async def _end(websocket: WebSocket, error: DarkroomError) -> None:
-    """The last words: what the matter is, and the code for it."""
+    """Close a socket because of an error, with the message that explains it."""
     _log.info("socket_refused", path=websocket.url.path, problem=error.slug, detail=error.detail)
-    last_words = None if isinstance(error, TooSlow | TimeIsUp) else _error(error.slug, error.detail).text
-    await _close(websocket, _code_of(error), error.title, last_words=last_words)
+    last = None if isinstance(error, TooSlow | ConnectionExpired) else _error(error.slug, error.detail).text
+    await _close(websocket, _code_of(error), error.title, last=last)
 
 
 def _code_of(error: DarkroomError) -> int:
     match error:
         case TooSlow():
-            return SLOW
-        case TimeIsUp():
-            return COME_AGAIN
+            return SLOW_CLIENT
+        case ConnectionExpired():
+            return SERVICE_RESTART
         case Idle():
-            return IDLE
+            return IDLE_CLIENT
         case TemporaryError():
-            return TRY_LATER
+            return TRY_AGAIN_LATER
         case NotFound():
-            return NO_JOB
+            return JOB_NOT_FOUND
         case Gone():
-            return DELETED_JOB
+            return JOB_DELETED
         case InvalidInput():
             return BAD_QUERY
         case BadFrames():
-            return POLICY
-    return INTERNAL
+            return POLICY_VIOLATION
+    return INTERNAL_ERROR
 
 
-async def _close(websocket: WebSocket, code: int, reason: str, *, last_words: str | None = None) -> None:
-    """To one that is gone, or does not read, there is nothing to say: the server then ends the connection."""
+async def _close(websocket: WebSocket, code: int, reason: str, *, last: str | None = None) -> None:
+    """Send the last message and close. Where the client has gone or does not read, the server ends the connection."""
     with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
-        async with asyncio.timeout(CLOSE_PATIENCE_S):
-            if last_words is not None:
-                await websocket.send_text(last_words)
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            if last is not None:
+                await websocket.send_text(last)
             await websocket.close(code, reason)

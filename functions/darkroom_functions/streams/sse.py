@@ -1,9 +1,9 @@
-"""Server-sent events: what sockets are told, for clients of plain HTTP and the browsers' EventSource.
+"""Server-sent events: the messages of sockets, for clients of plain HTTP and the browsers' EventSource.
 
 `GET …/generation-jobs/{id}/events` follows one job to its end, `GET /api/v1/events` all jobs of the tenant. `data` is
-the message of a socket (`sockets.py`), `event` its type where it has one, and `id` the cursor behind it, so that a
-client that comes again says where it goes on from by itself (`Last-Event-ID`, before `?since=`). To one that has seen
-the end of its job the answer is 204, after which EventSource does not come again.
+the message of a socket (`sockets.py`), `event` its type where it has one, and `id` the cursor behind it, with which a
+client connects again by itself (`Last-Event-ID`, which takes precedence over `?since=`). A client that has the end of
+its job is answered with 204, after which EventSource does not connect again.
 
 The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -23,23 +23,24 @@ from starlette.types import Receive, Scope, Send
 from darkroom_functions.http import routes
 from darkroom_functions.http.probes import patience
 from darkroom_functions.streams import cursors
-from darkroom_functions.streams.inbox import MESSAGE, Inbox, Told
-from darkroom_functions.streams.sockets import CLOSE_PATIENCE_S, Sockets, first_of, since_of
-from darkroom_functions.streams.wait import hang_up
+from darkroom_functions.streams.feed import Feed
+from darkroom_functions.streams.messages import MESSAGE, StreamMessage
+from darkroom_functions.streams.sockets import CLOSE_TIMEOUT_S, Sockets, first_of, since_of
+from darkroom_functions.streams.wait import disconnected
 from darkroom_functions.tenants import tenant_of
 
 MEDIA_TYPE = "text/event-stream"
 
 HEADERS = {
     "Content-Type": MEDIA_TYPE,
-    # A proxy that compresses would keep messages until its own buffer is full; it must not transform the stream.
+    # A proxy that compresses would hold messages back until its own buffer is full; it must not transform the stream.
     "Cache-Control": "no-store, no-transform",
-    "X-Accel-Buffering": "no",  # nginx would keep messages until its buffer is full
+    "X-Accel-Buffering": "no",  # nginx would hold messages back until its buffer is full
 }
 
 RETRY = b"retry: 1000\n"
-"""The milliseconds that an EventSource waits before it connects again. No empty line follows: some clients would take
-the block for an event without data."""
+"""The milliseconds that an EventSource waits before it connects again. No empty line follows: some clients would read
+the block as an event without data."""
 
 HEARTBEAT_S = 15.0
 """The longest silence: proxies cut a connection after 60 s or so without a byte."""
@@ -59,15 +60,15 @@ async def follow_job(request: Request) -> Response:
     text = _cursor_of(request)
     since = {} if text is None else {job_id: cursors.of_job(text, job_id)}
     sockets: Sockets = request.app.state.sockets
-    return await _opened(request, sockets.live.follow([job_id], tenant=tenant_of(request), since=since))
+    return await _opened(request, sockets.jobs.follow([job_id], tenant=tenant_of(request), since=since))
 
 
 async def follow_tenant(request: Request) -> Response:
     """`GET /api/v1/events`."""
-    text = _cursor_of(request)
-    since = None if text is None else cursors.of_news(text)
+    text, tenant = _cursor_of(request), tenant_of(request)
+    since = {} if text is None else {tenant: cursors.of_tenant(text)}
     sockets: Sockets = request.app.state.sockets
-    return await _opened(request, sockets.news.follow(tenant=tenant_of(request), since=since))
+    return await _opened(request, sockets.tenants.follow([tenant], tenant=tenant, since=since))
 
 
 ROUTES: list[BaseRoute] = [
@@ -77,65 +78,65 @@ ROUTES: list[BaseRoute] = [
 
 
 def _cursor_of(request: Request) -> str | None:
-    """An EventSource comes again with the query that it began with: what it has seen since counts before that."""
+    """An EventSource reconnects with the query that it began with, so its last event id takes precedence."""
     return request.headers.get("last-event-id") or since_of(request)
 
 
-async def _opened(request: Request, following: AbstractAsyncContextManager[Inbox]) -> Response:
-    """The answer that tells what is followed. Raises what the following refuses, before anything is answered."""
+async def _opened(request: Request, opening: AbstractAsyncContextManager[Feed]) -> Response:
+    """The answer that sends a feed. Raises the errors of `Follower.follow` before the answer begins."""
     async with AsyncExitStack() as stack:
         async with patience():
-            inbox = await stack.enter_async_context(following)
-        if inbox.ended:
+            feed = await stack.enter_async_context(opening)
+        if feed.ended:
             return Response(status_code=204)
         if request.method == "HEAD":
             return Response(headers=HEADERS)
-        return EventStream(request, inbox, stack.pop_all())
+        return EventStream(request, feed, stack.pop_all())
 
 
 class EventStream(Response):
-    """The answer that goes on until the last end, the end of the connection's life or of the process."""
+    """The answer that goes on until the log ends, the lifetime of the connection is over or the process stops."""
 
-    def __init__(self, request: Request, inbox: Inbox, stack: AsyncExitStack) -> None:
+    def __init__(self, request: Request, feed: Feed, stack: AsyncExitStack) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._path = request.url.path
         self._sockets: Sockets = request.app.state.sockets
         self._closing: asyncio.Event = request.app.state.closing
-        self._inbox = inbox
+        self._feed = feed
         self._stack = stack
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        end_of_life = self._sockets.end_in_time(self._inbox)
+        end_of_life = self._sockets.end_in_time(self._feed)
         try:
             async with self._stack:
-                await first_of(self._speak(send), hang_up(receive), self._inbox.failure(), self._closing.wait())
+                await first_of(self._send(send), disconnected(receive), self._feed.failure(), self._closing.wait())
         except DarkroomError as error:
             _log.info("stream_cut", path=self._path, problem=error.slug, detail=error.detail)
         finally:
             end_of_life.cancel()
         with suppress(TimeoutError):  # a client that does not read is left to the server
-            async with asyncio.timeout(CLOSE_PATIENCE_S):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _speak(self, send: Send) -> None:
+    async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send(_part(RETRY))
-        while not self._inbox.ended:
+        while not self._feed.ended:
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
-                    told = await self._inbox.take()
+                    message = await self._feed.take()
             except TimeoutError:
                 await send(_part(HEARTBEAT))
             else:
-                await send(_part(encoded(told)))
+                await send(_part(encoded(message)))
 
 
-def encoded(told: Told) -> bytes:
+def encoded(message: StreamMessage) -> bytes:
     """A message as an event of the stream. Its text is JSON, in one line."""
-    id_line = "" if told.cursor is None else f"id: {told.cursor}\n"
-    event_line = "" if told.kind == MESSAGE else f"event: {told.kind}\n"
-    return f"{id_line}{event_line}data: {told.text.translate(_LINE_TERMINATORS)}\n\n".encode()
+    id_line = "" if message.cursor is None else f"id: {message.cursor}\n"
+    event_line = "" if message.kind == MESSAGE else f"event: {message.kind}\n"
+    return f"{id_line}{event_line}data: {message.text.translate(_LINE_TERMINATORS)}\n\n".encode()
 
 
 def _part(body: bytes) -> dict[str, object]:

@@ -1,10 +1,10 @@
-"""Waiting: a request that is answered when a job has ended, or when the time that it gave is over.
+"""Waiting: a request that is answered when a job has reached a terminal state, or when its time is over.
 
-`jobs` reads a job so (`?wait=30`, or `Prefer: wait=30`), `submit` answers so (`Prefer: wait=30`). Who waits follows the
-job's log as a socket does (`live.py`): one connection to Redis for all who wait in this process, and nobody asks again
-and again. A wait only says *when* to look; the handler then reads the job as it would have without one.
+Both reads (`?wait=30`, or `Prefer: wait=30`) and submissions (`Prefer: wait=30`) can wait. A wait follows the job's log
+as a socket does (`follower.py`): one connection to Redis serves all waits of the process, and there is no polling. It
+only determines *when* the handler reads the job, which it does as without a wait.
 
-A wait also ends when its client has gone, and when the process is about to end: nobody who waits holds up a rollout.
+A wait also ends when its client disconnects, and when the process is about to stop: no wait delays a rollout.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from darkroom_functions.http.probes import patience
-from darkroom_functions.streams.live import Following, Live
+from darkroom_functions.streams.feed import Feed
+from darkroom_functions.streams.follower import Follower
+from darkroom_functions.streams.job_logs import JobLogs
 
 PARAMETER = "wait"
-"""Of the query: seconds, as the preference of that name."""
+"""The parameter of the query, in seconds, and the preference of that name."""
 
 APPLIED = "Preference-Applied"
 
-MOST_TEXTS = 1_000
-"""What may wait for one who waits: texts that are empty here, and are taken at once."""
+BUFFER = 1_000
+"""Messages that may be waiting for one request: they are empty here, and are taken at once."""
 
 _SECONDS = re.compile(r"[0-9]+")
 
@@ -46,35 +48,35 @@ _log = logger(__name__)
 
 @dataclass(frozen=True)
 class Wait:
-    """How long a request is to wait, in whole seconds; `is_preferred` where a header asked for it."""
+    """How long a request waits, in whole seconds; `is_preferred` where a `Prefer` header asked for it."""
 
     seconds: int
     is_preferred: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the answer says of it: the seconds that were granted, which may be fewer than were asked for."""
+        """The headers of the answer: the seconds that were granted, which may be fewer than were asked for."""
         return {APPLIED: f"wait={self.seconds}"} if self.is_preferred else {}
 
 
 NO_WAIT = Wait(0)
 
 
-class Over(StrEnum):
+class WaitResult(StrEnum):
     """Why a wait is over."""
 
-    ENDED = "ended"  # the job has
+    ENDED = "ended"  # the job reached a terminal state
     TIME = "time"
-    GONE = "gone"  # the client has
-    UNKNOWN = "unknown"  # the ledger knows no such job: it is in the history, or nowhere
-    CLOSING = "closing"  # the process is about to end
+    GONE = "gone"  # the client disconnected
+    UNKNOWN = "unknown"  # Redis has no such job: only the history may have it
+    CLOSING = "closing"  # the process is about to stop
 
 
 def preferred(headers: Sequence[str], *, most_s: int) -> Wait:
     """The wait that the `Prefer` headers of a request ask for, at most `most_s`.
 
-    A preference that comes twice counts as it came first; one that cannot be read is no preference, and no error
-    (RFC 7240, section 2; `wait` is section 4.3).
+    The first of several preferences counts; one that cannot be parsed is ignored (RFC 7240, section 2; `wait` is
+    section 4.3).
     """
     for element in parse_http_list(", ".join(headers)):
         if re.split("[=;]", element, maxsplit=1)[0].strip().lower() == PARAMETER:
@@ -87,38 +89,38 @@ def _granted(seconds: str, most_s: int) -> int:
     return int(min(float(seconds), most_s))  # a float takes any number of digits
 
 
-class Waiting:
-    """All who wait in one process, each at most `most_s`, while `running`. `client` is the ledger's.
+class JobWaits:
+    """The waits of one process, each of at most `most_s`, while `running`. `client` is the ledger's.
 
-    `closing` is set when the process is about to end.
+    `closing` is set when the process is about to stop.
     """
 
     def __init__(
         self, ledger: AsyncLedger, client: redis.asyncio.Redis, *, most_s: int, closing: asyncio.Event
     ) -> None:
-        self._live = Live(ledger, client, encode=lambda _entry: "", buffer=MOST_TEXTS)
+        self._follower = Follower(JobLogs(ledger, encode=lambda _entry: ""), client, buffer=BUFFER)
         self._most_s = most_s
         self._closing = closing
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Listen to the ledger while the block runs."""
+        """Follow job logs while the block runs."""
         ending = asyncio.Event()
-        listening = vital(self._live.run(), name="live", may_end=ending.is_set)
+        following = vital(self._follower.run(), name="follow jobs", may_end=ending.is_set)
         try:
             yield
         finally:
             ending.set()
-            listening.cancel()
-            await asyncio.wait([listening])
+            following.cancel()
+            await asyncio.wait([following])
 
     def asked(self, request: Request) -> Wait:
-        """The wait that a reading asks for: the query counts before `Prefer`. Raises InvalidInput."""
+        """The wait that a read asks for: the query takes precedence over `Prefer`. Raises InvalidInput."""
         values = request.query_params.getlist(PARAMETER)
         if not values:
             return self.preferred(request)
         if len(values) > 1 or not _SECONDS.fullmatch(values[0]):
-            detail = "must come once, and be a whole number of seconds"
+            detail = "must be given once, as a whole number of seconds"
             raise InvalidInput(f"{PARAMETER} {detail}", fields=[FieldError(PARAMETER, detail)])
         return Wait(_granted(values[0], self._most_s))
 
@@ -127,50 +129,50 @@ class Waiting:
         return preferred(request.headers.getlist("prefer"), most_s=self._most_s)
 
     async def for_end(self, job_id: str, *, tenant: str, wait: Wait, request: Request) -> None:
-        """Returns when the job has ended, or nothing is gained by waiting on; at once where the wait is none.
+        """Return when the job has reached a terminal state, or the wait is over for another reason (`WaitResult`).
 
-        Raises LedgerUnavailable where the ledger is away as it begins: later it is waited for as well. Raises
-        ClientDisconnect when the caller has gone.
+        Raises LedgerUnavailable where Redis is unavailable at the beginning; an outage in between is waited out. Raises
+        ClientDisconnect when the client has disconnected.
         """
         if wait.seconds == 0:
             return
-        over = await self._over(job_id, tenant=tenant, wait=wait, request=request)
-        _log.info("waited", job=job_id, over=over.value)
-        if over is Over.GONE:
+        result = await self._wait(job_id, tenant=tenant, wait=wait, request=request)
+        _log.info("waited", job=job_id, over=result.value)
+        if result is WaitResult.GONE:
             raise ClientDisconnect
 
-    async def _over(self, job_id: str, *, tenant: str, wait: Wait, request: Request) -> Over:
+    async def _wait(self, job_id: str, *, tenant: str, wait: Wait, request: Request) -> WaitResult:
         deadline = asyncio.get_running_loop().time() + wait.seconds
         async with AsyncExitStack() as stack:
             try:
                 async with patience():
-                    following = await stack.enter_async_context(self._live.follow([job_id], tenant=tenant))
+                    feed = await stack.enter_async_context(self._follower.follow([job_id], tenant=tenant))
             except NotFound:
-                return Over.UNKNOWN
+                return WaitResult.UNKNOWN
             _log.info("waits", job=job_id, seconds=wait.seconds)
-            ways: dict[Over, Coroutine[Any, Any, object]] = {
-                Over.ENDED: _end(following),
-                Over.UNKNOWN: following.failure(),
-                Over.GONE: hang_up(request.receive),
-                Over.CLOSING: self._closing.wait(),
+            ways: dict[WaitResult, Coroutine[Any, Any, object]] = {
+                WaitResult.ENDED: _ended(feed),
+                WaitResult.UNKNOWN: feed.failure(),
+                WaitResult.GONE: disconnected(request.receive),
+                WaitResult.CLOSING: self._closing.wait(),
             }
             return await _first_of(ways, deadline=deadline)
 
 
-async def _end(following: Following) -> None:
-    while not following.ended:
-        await following.next()
+async def _ended(feed: Feed) -> None:
+    while not feed.ended:
+        await feed.take()
 
 
-async def hang_up(receive: Receive) -> None:
-    """Returns when the caller has gone. Whatever comes of a body before that is read and dropped."""
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has disconnected. The rest of a body that arrives before is read and dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _first_of(ways: Mapping[Over, Coroutine[Any, Any, object]], *, deadline: float) -> Over:
-    """The way that is over first, or TIME at the loop's time `deadline`."""
-    tasks = {asyncio.create_task(way): over for over, way in ways.items()}
+async def _first_of(ways: Mapping[WaitResult, Coroutine[Any, Any, object]], *, deadline: float) -> WaitResult:
+    """The result whose coroutine finishes first, or TIME at the loop's time `deadline`."""
+    tasks = {asyncio.create_task(way): result for result, way in ways.items()}
     try:
         left_s = max(0.0, deadline - asyncio.get_running_loop().time())
         done, _ = await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -181,4 +183,4 @@ async def _first_of(ways: Mapping[Over, Coroutine[Any, Any, object]], *, deadlin
     for outcome in outcomes:
         if isinstance(outcome, Exception) and not isinstance(outcome, DarkroomError):
             raise outcome
-    return next((over for task, over in tasks.items() if task in done), Over.TIME)
+    return next((result for task, result in tasks.items() if task in done), WaitResult.TIME)
