@@ -2,16 +2,16 @@
 //
 //   node follow_events.mjs http://localhost:8000 <job id>    (Node 20 or later)
 //
-// In a browser: import { follow } from "./follow_events.mjs". The browser's own EventSource resumes as well, but tells
-// its page neither of a refusal nor of a dead connection, and cannot send headers.
+// In a browser: import { follow } from "./follow_events.mjs". The browser's own EventSource resumes as well, but does not
+// report the status of a rejected request or a dead connection to its page, and cannot send headers.
 
 const FINAL = new Set(["completed", "failed", "cancelled", "expired"]);
-const MAY_PASS = new Set([429, 500, 502, 503, 504]);
+const TEMPORARY = new Set([429, 500, 502, 503, 504]);
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 10_000;
-const SILENCE_MS = 45_000; // the server says something every 15 s: beyond, the connection is dead
+const SILENCE_MS = 45_000; // the server sends something every 15 s, so after this time the connection is dead
 
-// Each message of the job once, in order. The first says how it is now, the last how it ended.
+// Each message of the job once, in order: first the present state, last the terminal one.
 export async function* follow(server, jobId) {
   const url = `${server}/api/v1/generation-jobs/${jobId}/events`;
   let lastId = null;
@@ -32,8 +32,8 @@ export async function* follow(server, jobId) {
   }
 }
 
-// The events of one connection, each as its fields, until it breaks; one that is cut off is none. Throws where another
-// connection would be in vain.
+// The events of one connection, each as its fields, until it breaks, without one that is cut off. Throws where another
+// connection would fail as well.
 async function* events(url, headers) {
   const aborting = new AbortController();
   let silence = setTimeout(() => aborting.abort(), SILENCE_MS);
@@ -65,7 +65,7 @@ async function* events(url, headers) {
   }
 }
 
-// The answer; null where there is none now.
+// The answer; null where there is none at present.
 async function connected(url, options) {
   let response;
   try {
@@ -73,7 +73,7 @@ async function connected(url, options) {
   } catch {
     return null;
   }
-  if (MAY_PASS.has(response.status)) return null;
+  if (TEMPORARY.has(response.status)) return null;
   if (!response.ok) throw new Error(`answered with ${response.status}: ${await response.text()}`);
   return response;
 }

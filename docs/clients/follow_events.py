@@ -16,18 +16,18 @@ import httpx
 
 FINAL = {"completed", "failed", "cancelled", "expired"}
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
-SILENCE_S = 45.0  # the server says something every 15 s: beyond, the connection is dead
+SILENCE_S = 45.0  # the server sends something every 15 s, so after this time the connection is dead
 
 
 def follow(server: str, job_id: str) -> Iterator[dict[str, Any]]:
-    """Each message of the job once, in order. The first says how it is now, the last how it ended."""
+    """Each message of the job once, in order: first the present state, last the terminal one."""
     url, pause = f"{server}/api/v1/generation-jobs/{job_id}/events", FIRST_PAUSE_S
     headers: dict[str, str] = {}
     with httpx.Client(timeout=httpx.Timeout(10, read=SILENCE_S)) as client:
         while True:
             try:
                 with client.stream("GET", url, headers=headers) as response:
-                    if response.status_code not in (429, 500, 502, 503, 504):  # these may pass, others will not
+                    if response.status_code not in (429, 500, 502, 503, 504):  # these are temporary
                         response.raise_for_status()
                         for event in events(response):
                             message, pause = json.loads(event["data"]), FIRST_PAUSE_S
@@ -38,13 +38,13 @@ def follow(server: str, job_id: str) -> Iterator[dict[str, Any]]:
                                 if message["state"] in FINAL:
                                     return
             except httpx.TransportError:
-                pass  # nobody there at the moment, or no longer
+                pass  # the server is not reachable, or the connection broke
             time.sleep(pause * random.uniform(0.5, 1))  # not all clients at once after an outage
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 def events(response: httpx.Response) -> Iterator[dict[str, str]]:
-    """The events of a stream, each as its fields; one that the end of the connection cuts off is none.
+    """The events of a stream, each as its fields, without one that the end of the connection cuts off.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
     """

@@ -5,13 +5,13 @@
 // In a browser: import { follow } from "./follow_socket.mjs".
 
 const FINAL = new Set(["completed", "failed", "cancelled", "expired"]);
-const IN_VAIN = new Set([1008, 4400, 4404, 4410]); // what we ask for is wrong, or not there
+const PERMANENT = new Set([1008, 4400, 4404, 4410]); // the request is invalid, or the job does not exist
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 10_000;
 const PING_MS = 15_000;
 const SILENCE_MS = 45_000; // without an answer to three pings the connection is dead
 
-// Each message of the job once, in order. The first says how it is now, the last how it ended.
+// Each message of the job once, in order: first the present state, last the terminal one.
 export async function* follow(server, jobId) {
   let since = null;
   let pause = FIRST_PAUSE_MS;
@@ -19,7 +19,7 @@ export async function* follow(server, jobId) {
     const url = `${server}/ws/jobs/${jobId}` + (since === null ? "" : `?since=${since}`);
     for await (const message of messages(url)) {
       if (message.type === "gap") {
-        since = null; // the log goes no further back: a snapshot follows
+        since = null; // the log does not go back that far: a snapshot follows
       } else if ("seq" in message) {
         since = message.seq;
         pause = FIRST_PAUSE_MS;
@@ -33,26 +33,26 @@ export async function* follow(server, jobId) {
   }
 }
 
-// The messages of one connection, until it breaks. Throws where another would be in vain.
+// The messages of one connection, until it breaks. Throws where another would fail as well.
 async function* messages(url) {
   const socket = new WebSocket(url);
   const queue = [];
   let closed = null;
-  let heard = Date.now();
+  let received = Date.now();
   let wake = () => {};
   const close = (code, reason) => {
     closed ??= { code, reason };
     wake();
   };
   socket.onmessage = (event) => {
-    heard = Date.now();
+    received = Date.now();
     queue.push(JSON.parse(event.data));
     wake();
   };
   socket.onclose = (event) => close(event.code, event.reason);
   socket.onerror = () => close(1006, "the connection broke");
   const pinging = setInterval(() => {
-    if (Date.now() - heard > SILENCE_MS) close(1006, "the connection is dead");
+    if (Date.now() - received > SILENCE_MS) close(1006, "the connection is dead");
     else if (socket.readyState === WebSocket.OPEN) socket.send('{"type":"ping"}');
   }, PING_MS);
   try {
@@ -65,7 +65,7 @@ async function* messages(url) {
     clearInterval(pinging);
     socket.close();
   }
-  if (IN_VAIN.has(closed.code)) throw new Error(`closed with ${closed.code}: ${closed.reason}`);
+  if (PERMANENT.has(closed.code)) throw new Error(`closed with ${closed.code}: ${closed.reason}`);
 }
 
 if (globalThis.process?.argv[1]?.endsWith("follow_socket.mjs")) {

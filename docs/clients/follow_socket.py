@@ -16,20 +16,20 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 FINAL = {"completed", "failed", "cancelled", "expired"}
-IN_VAIN = {1008, 4400, 4404, 4410}  # what we ask for is wrong, or not there
+PERMANENT = {1008, 4400, 4404, 4410}  # the request is invalid, or the job does not exist
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 
 
 async def follow(server: str, job_id: str) -> AsyncIterator[dict[str, Any]]:
-    """Each message of the job once, in order. The first says how it is now, the last how it ended."""
+    """Each message of the job once, in order: first the present state, last the terminal one."""
     since, pause = None, FIRST_PAUSE_S
     while True:
         url = f"{server}/ws/jobs/{job_id}" + ("" if since is None else f"?since={since}")
         try:
-            async with connect(url) as socket:  # it pings by itself, so a dead connection is noticed
+            async with connect(url) as socket:  # the library pings, so a dead connection is detected
                 async for text in socket:
                     message = json.loads(text)
-                    if message.get("type") == "gap":  # the log goes no further back: a snapshot follows
+                    if message.get("type") == "gap":  # the log does not go back that far: a snapshot follows
                         since = None
                     elif "seq" in message:
                         since, pause = message["seq"], FIRST_PAUSE_S
@@ -37,13 +37,13 @@ async def follow(server: str, job_id: str) -> AsyncIterator[dict[str, Any]]:
                         if message["state"] in FINAL:
                             return
         except ConnectionClosed as closed:
-            if closed.rcvd is not None and closed.rcvd.code in IN_VAIN:
+            if closed.rcvd is not None and closed.rcvd.code in PERMANENT:
                 raise
         except InvalidStatus as refused:
             if refused.response.status_code < 500:
                 raise
         except (OSError, InvalidHandshake):
-            pass  # nobody there at the moment
+            pass  # the server is not reachable
         await asyncio.sleep(pause * random.uniform(0.5, 1))  # not all clients at once after an outage
         pause = min(2 * pause, LONGEST_PAUSE_S)
 

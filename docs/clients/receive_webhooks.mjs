@@ -10,11 +10,11 @@ const TOLERANCE_S = 300;
 const KEYS_FOR_MS = 3600 * 1000;
 const LONGEST_BODY = 1024 * 1024;
 
-const seen = new Set(); // in earnest: a column with a unique key, written in the transaction of the work
+const seen = new Set(); // in production: a column with a unique key, written in the transaction of the work
 let keys = [];
 let keysUntil = 0;
 
-// Asked for again each hour: a new key signs beside the old one for longer than that.
+// Fetched again each hour: during a rotation, the old and the new key both sign for longer than that.
 async function publicKeys() {
   if (Date.now() > keysUntil) {
     const answer = await fetch(`${DARKROOM}/.well-known/webhook-keys`);
@@ -37,7 +37,7 @@ async function isGenuine(headers, body) {
     .some((signature) => known.some((key) => verify(null, signed, key, signature)));
 }
 
-async function answerTo(request) {
+async function statusOf(request) {
   if (request.method !== "POST") return 405;
   const chunks = [];
   let length = 0;
@@ -49,7 +49,7 @@ async function answerTo(request) {
   const body = Buffer.concat(chunks);
   if (!(await isGenuine(request.headers, body))) return 401;
   const event = JSON.parse(body);
-  if (event.tenant !== TENANT) return 401; // it was sent to somebody else, who passes it on
+  if (event.tenant !== TENANT) return 401; // it was sent to another tenant, and forwarded from there
   if (!seen.has(event.id)) {
     seen.add(event.id);
     console.log(event.type, event.subject, event.data.status);
@@ -59,9 +59,9 @@ async function answerTo(request) {
 
 createServer(async (request, response) => {
   try {
-    response.writeHead(await answerTo(request)).end();
+    response.writeHead(await statusOf(request)).end();
   } catch (error) {
     console.error(error);
-    response.writeHead(503).end(); // darkroom comes again
+    response.writeHead(503).end(); // darkroom retries
   }
 }).listen(Number(PORT), "127.0.0.1");

@@ -16,11 +16,11 @@ from standardwebhooks import Webhook, WebhookVerificationError
 LONGEST_BODY = 1024 * 1024
 
 webhook = Webhook(os.environ["WEBHOOK_SECRET"])
-seen: set[str] = set()  # in earnest: a column with a unique key, written in the transaction of the work
+seen: set[str] = set()  # in production: a column with a unique key, written in the transaction of the work
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Answers 204 to what it took, also when that comes again."""
+    """Answers 204 to each event that it accepts, also to repeats."""
 
     def do_POST(self) -> None:
         length = int(self.headers["content-length"] or 0)
@@ -43,7 +43,7 @@ class Receiver(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """It says what it took, and nothing else."""
+        """Print the accepted events, and nothing else."""
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ DEADLINE_S = 300
 
 @dataclass(frozen=True)
 class Ran:
-    """What a client printed, and how it ended."""
+    """The exit status and the output of a client."""
 
     status: int
     output: str
@@ -32,7 +32,7 @@ class Ran:
 
 
 def run_python_client(base_ws_url: str, job_id: str) -> Ran:
-    """Run the document's Python client until it ends, which it does when the job has completed or failed."""
+    """Run the document's Python client until it exits, which it does when the job has completed or failed."""
     return _run([sys.executable, "-u", "-"], _python(base_ws_url, job_id))
 
 
@@ -45,7 +45,7 @@ def run_javascript_client(base_ws_url: str, job_id: str) -> Ran:
 
 
 def _python(base_ws_url: str, job_id: str) -> str:
-    """Its ids are numbers and ours are texts: the call gets one in quotes."""
+    """The document's ids are numbers and darkroom's are strings, so the argument of the call is put in quotes."""
     text = _replaced(PYTHON.read_text(), ADDRESS, base_ws_url)
     return _replaced(text, f"monitor_job({JOB_ID})", f"monitor_job({job_id!r})")
 
@@ -56,7 +56,7 @@ def _javascript(base_ws_url: str, job_id: str) -> str:
 
 
 def _replaced(text: str, old: str, new: str) -> str:
-    assert old in text, f"the document's client names {old} no more"
+    assert old in text, f"the document's client no longer names {old}"
     return text.replace(old, new)
 
 

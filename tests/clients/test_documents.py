@@ -1,4 +1,4 @@
-"""The document's clients, against the functions behind one port, with a job that the test drives through the ledger."""
+"""The document's clients, against all functions on one port, with a job that the test drives through the ledger."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
 
 
 def run_while(run_client: RunClient, functions: Functions, job_id: str, drive: Callable[[], None]) -> Ran:
-    """Run the client; `drive` is called once the server knows what to tell it first."""
+    """Run the client; `drive` is called once the server has subscribed it to the job."""
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(run_client, functions.ws_url, job_id)
         eventually(lambda: running.done() or functions.said("socket_follows"), what="the client to follow the job")
@@ -43,7 +43,7 @@ def run_while(run_client: RunClient, functions: Functions, job_id: str, drive: C
         return running.result()
 
 
-def test_the_javascript_client_is_told_all_of_a_job(functions: Functions, jobs: DrivenJobs) -> None:
+def test_the_javascript_client_receives_all_updates_of_a_job(functions: Functions, jobs: DrivenJobs) -> None:
     job_id = jobs.submit()
     hashes: list[str] = []
 
@@ -65,7 +65,7 @@ def test_the_javascript_client_is_told_all_of_a_job(functions: Functions, jobs: 
     assert (ran.status, ran.errors) == (0, "")
 
 
-def test_the_python_client_is_told_all_of_a_job(functions: Functions, jobs: DrivenJobs) -> None:
+def test_the_python_client_receives_all_updates_of_a_job(functions: Functions, jobs: DrivenJobs) -> None:
     job_id = jobs.submit()
     hashes: list[str] = []
 
@@ -86,7 +86,7 @@ def test_the_python_client_is_told_all_of_a_job(functions: Functions, jobs: Driv
 
 
 @pytest.mark.parametrize("run_client", [run_javascript_client, run_python_client])
-def test_a_failure_reaches_both(functions: Functions, jobs: DrivenJobs, run_client: RunClient) -> None:
+def test_both_clients_receive_a_failure(functions: Functions, jobs: DrivenJobs, run_client: RunClient) -> None:
     job_id = jobs.submit()
 
     def drive() -> None:
@@ -99,17 +99,17 @@ def test_a_failure_reaches_both(functions: Functions, jobs: DrivenJobs, run_clie
 
 
 @pytest.mark.parametrize("run_client", [run_javascript_client, run_python_client])
-def test_both_may_come_when_all_is_over(functions: Functions, jobs: DrivenJobs, run_client: RunClient) -> None:
+def test_both_clients_can_follow_a_completed_job(functions: Functions, jobs: DrivenJobs, run_client: RunClient) -> None:
     ran = run_client(functions.ws_url, jobs.completed())
     assert "Content ID" in ran.output
     assert (ran.status, ran.errors) == (0, "")
 
 
 @pytest.mark.parametrize("run_client", [run_javascript_client, run_python_client])
-def test_a_job_that_ends_before_it_starts_ends_the_wait(
+def test_both_clients_end_with_a_job_that_never_starts(
     functions: Functions, jobs: DrivenJobs, run_client: RunClient
 ) -> None:
-    """The document knows no `cancelled` and no `expired`: its clients end because the server closes, or at `failed`."""
+    """The document has no `cancelled` or `expired`: its clients end because the server closes, or at `failed`."""
     cancelled, expired = jobs.submit(), jobs.submit(start_deadline=1)
     jobs.cancel(cancelled)
     jobs.expire(expired)

@@ -1,6 +1,6 @@
-"""The clients of docs/clients, as processes, against the function `result`: they go on where a connection was cut.
+"""The clients of docs/clients, as processes, against the function `result`: they resume where a connection was cut.
 
-What a client prints is held against the job's log: every entry from its first message on, once and in order.
+What a client prints is compared with the job's log: every entry from its first message on, once and in order.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "clients"
 CLIENTS = ["follow_socket.py", "follow_socket.mjs", "follow_events.py", "follow_events.mjs"]
 
 CONNECTION_LIFE_S = 2
-"""The server closes each connection itself after so long, where it would after minutes."""
+"""The server closes each connection after so long; by default after minutes."""
 
-NOBODYS_ID = "01980000-0000-7000-8000-000000000000"
+UNKNOWN_ID = "01980000-0000-7000-8000-000000000000"
 
 WITH_WEBSOCKET = 22
-"""The first version of Node that has one without being asked."""
+"""The first version of Node that has a WebSocket by default."""
 
 
 class Client:
@@ -55,16 +55,16 @@ class Client:
             )
 
     def messages(self) -> list[dict[str, Any]]:
-        """What it has printed so far."""
+        """The messages that it has printed so far."""
         whole, _, _ = self._output.read_text().rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
 
     def has_printed(self, count: int) -> None:
-        """Returns once it has printed so many messages."""
-        eventually(lambda: len(self.messages()) >= count or self._has_ended(), what=f"{count} messages of the client")
+        """Return once it has printed so many messages."""
+        eventually(lambda: len(self.messages()) >= count or self._has_exited(), what=f"{count} messages of the client")
 
     def wait(self) -> tuple[int, str]:
-        """Its exit status, once it has ended, and what it said of errors."""
+        """Its exit status, once it has exited, and its standard error."""
         status = self._process.wait(DEADLINE_S)
         return status, self._errors.read_text()
 
@@ -73,9 +73,9 @@ class Client:
             self._process.kill()
             self._process.wait()
 
-    def _has_ended(self) -> bool:
+    def _has_exited(self) -> bool:
         if self._process.poll() is not None:
-            raise AssertionError(f"the client has ended: {self._errors.read_text()}")
+            raise AssertionError(f"the client has exited: {self._errors.read_text()}")
         return False
 
 
@@ -118,8 +118,10 @@ def name(request: pytest.FixtureRequest) -> str:
     return chosen
 
 
-def test_over_many_cuts_everything_is_told_once(name: str, result: Functions, jobs: DrivenJobs, tmp_path: Path) -> None:
-    """Of each connection a few hundred bytes come through: mostly some messages and a part of one."""
+def test_over_many_cuts_each_entry_is_received_once(
+    name: str, result: Functions, jobs: DrivenJobs, tmp_path: Path
+) -> None:
+    """Each connection passes a few hundred bytes: mostly some messages and a part of one."""
     dice, steps = random.Random(name), 60
     job_id = jobs.submit()
     jobs.start(job_id)
@@ -129,17 +131,17 @@ def test_over_many_cuts_everything_is_told_once(name: str, result: Functions, jo
             client.has_printed(1)
             for step in range(1, steps + 1):
                 jobs.progress(job_id, step=step, steps=steps)
-                if dice.random() < 0.3:  # it is sometimes there when things happen, and sometimes not
+                if dice.random() < 0.3:  # it is sometimes connected when an entry is written, and sometimes not
                     client.has_printed(step)
             jobs.complete(job_id)
             assert client.wait()[0] == 0
         finally:
             client.stop()
         assert proxy.cuts > 5
-    told_all_of_the_log(client, jobs, job_id)
+    received_the_whole_log(client, jobs, job_id)
 
 
-def test_a_server_that_is_killed_and_comes_back_is_found_again(
+def test_clients_reconnect_to_a_server_that_was_killed(
     name: str, result: Functions, jobs: DrivenJobs, tmp_path: Path
 ) -> None:
     job_id = jobs.submit()
@@ -154,10 +156,10 @@ def test_a_server_that_is_killed_and_comes_back_is_found_again(
         assert client.wait()[0] == 0
     finally:
         client.stop()
-    told_all_of_the_log(client, jobs, job_id)
+    received_the_whole_log(client, jobs, job_id)
 
 
-def test_what_the_log_has_no_more_is_made_up_for_by_a_snapshot(
+def test_a_snapshot_replaces_entries_that_the_log_no_longer_has(
     name: str, result: Functions, jobs: DrivenJobs, tmp_path: Path
 ) -> None:
     job_id = jobs.submit()
@@ -175,8 +177,8 @@ def test_what_the_log_has_no_more_is_made_up_for_by_a_snapshot(
     assert [message["state"] for message in client.messages()] == [State.PENDING, State.COMPLETED]
 
 
-def test_a_job_that_is_not_there_is_not_asked_for_again(name: str, result: Functions, tmp_path: Path) -> None:
-    client = Client(name, f"127.0.0.1:{result.port}", NOBODYS_ID, tmp_path)
+def test_an_unknown_job_is_not_retried(name: str, result: Functions, tmp_path: Path) -> None:
+    client = Client(name, f"127.0.0.1:{result.port}", UNKNOWN_ID, tmp_path)
     try:
         status, errors = client.wait()
     finally:
@@ -186,8 +188,8 @@ def test_a_job_that_is_not_there_is_not_asked_for_again(name: str, result: Funct
     assert client.messages() == []
 
 
-def told_all_of_the_log(client: Client, jobs: DrivenJobs, job_id: str) -> None:
-    """Fails unless the client was told every entry from its first message on, once and in order."""
+def received_the_whole_log(client: Client, jobs: DrivenJobs, job_id: str) -> None:
+    """Fail unless the client received every entry from its first message on, once and in order."""
     messages = client.messages()
     first, last = messages[0]["seq"], jobs.end_seq(job_id)
     assert [message["seq"] for message in messages] == list(range(first, last + 1))

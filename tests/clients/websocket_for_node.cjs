@@ -1,5 +1,5 @@
-// What a browser has and node 20 has not: a global WebSocket. And since the document's client pings for ever, its process
-// ends once the socket is closed and the client has been told.
+// A global WebSocket, which browsers have and Node 20 has not. The document's client pings for ever, so its process exits
+// once the socket is closed and the client was notified.
 const { WebSocket } = require('ws');
 
 globalThis.WebSocket = class extends WebSocket {
