@@ -64,7 +64,7 @@ def build(name: str, figures: Metrics | None = None) -> Starlette:
     app.state.closing = asyncio.Event()
     app.exception_handlers.update(_translations())
     # In place of the framework's own: a catch-all that answers plain text, and ids for the logs of Google's cloud.
-    app.user_middleware = [Middleware(Watched, figures.of(name)), Middleware(Validators)]
+    app.user_middleware = [Middleware(MetricsMiddleware, figures.of(name)), Middleware(Validators)]
     return app
 
 
@@ -87,7 +87,7 @@ class Together:
         self.functions = functions
         self._health = Starlette(
             routes=probes.routes_for(*functions.values(), figures=figures),
-            middleware=[Middleware(Watched, FunctionMetrics("health", figures))],
+            middleware=[Middleware(MetricsMiddleware, FunctionMetrics("health", figures))],
             exception_handlers=_translations(),
             lifespan=self.lifespan,
         )
@@ -109,7 +109,7 @@ class Together:
             yield
 
 
-class Watched:
+class MetricsMiddleware:
     """Counts and times what a function answers, but for its health. What nobody foresaw is answered with a problem that
     tells nothing, and all of it is logged.
     """

@@ -108,7 +108,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: assembly.Together | Starlette, settings: ServeSettings) -> None:
         super().__init__(config(app, settings))
         most = connections.most_connections(settings.max_connections)
-        self.server_state: connections.State = connections.State(most=most)
+        self.server_state: connections.ConnectionLimits = connections.ConnectionLimits(most=most)
         self._app = app
         self._waiting: dict[Any, int] = {}
 

@@ -5,7 +5,7 @@ A request is read and checked (`submission.py`), then accepted by the ledger in 
 is stored.
 
 Over REST a caller may prefer to wait (`Prefer: wait=30`, RFC 7240): the answer is 200 with the job once that has ended,
-however it ended, or 202 with the slip when the time is over (`waiting.py`). The job goes on without its caller.
+however it ended, or 202 with the slip when the time is over (`wait.py`). The job goes on without its caller.
 
 A CloudEvent's answer is itself one, since a Knative Trigger's subscriber may answer nothing else; a batch, which no
 Trigger sends, is answered with a verdict for each event. Nobody waits with a CloudEvent: its answer goes into a Broker,

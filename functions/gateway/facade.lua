@@ -2,7 +2,7 @@
 --
 -- `POST /sync/{model}`, and `Prefer: wait=N` where jobs are submitted over REST, come here. The job is read by the
 -- functions' own long-poll, again and again until the time is over: nothing behind the gateway knows of it. The answers
--- are those that submit gives to `Prefer: wait` itself (waiting.py, submit.py), or the picture for who accepts image/png.
+-- are those that submit gives to `Prefer: wait` itself (wait.py, submit.py), or the picture for who accepts image/png.
 --
 -- Functions are asked over sockets of our own and not by ngx.location.capture, which holds a request until its answer is
 -- there: nobody would notice that the client has left.

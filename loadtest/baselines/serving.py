@@ -16,5 +16,5 @@ def run(app: Starlette) -> None:
     serve.settle()
     settings = load(ServeSettings)
     server = uvicorn.Server(serve.config(app, settings))
-    server.server_state = connections.State(most=settings.max_connections)
+    server.server_state = connections.ConnectionLimits(most=settings.max_connections)
     uvloop.run(server.serve())

@@ -3,9 +3,9 @@
 uvicorn bounds neither the headers of a request nor the time in which a request arrives, and has as many connections as
 come. It closes a connection by waiting until all that was written has been taken, however long that is; and a client
 that sends without reading makes it keep answers, or fragments, without a bound. `serve.py` puts this in between: `Http`
-and `Socket` are uvicorn's protocols with bounds, `State` is what the connections of a process share.
+and `Socket` are uvicorn's protocols with bounds, `ConnectionLimits` is what the connections of a process share.
 
-No bound concerns a request that has arrived: long-polls, event streams and sockets have their own (`waiting.py`,
+No bound concerns a request that has arrived: long-polls, event streams and sockets have their own (`wait.py`,
 `sockets.py`).
 """
 
@@ -85,7 +85,7 @@ LOOK_EVERY_S = 30
 taken a third of what the kernel keeps for it by then, some hundreds of kilobytes, and more is written."""
 
 
-class State(ServerState):
+class ConnectionLimits(ServerState):
     """What the connections of a process share: how many there may be, and how many were refused, by the reason."""
 
     def __init__(self, *, most: int) -> None:
@@ -97,7 +97,7 @@ class State(ServerState):
 class Http(HttpToolsProtocol):
     """uvicorn's HTTP, with bounds to the size and the time of a request, and to the connections of the process."""
 
-    server_state: State
+    server_state: ConnectionLimits
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
