@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from cloudevents.conversion import to_structured
 from cloudevents.http import CloudEvent
+from darkroom.backoff import Backoff
 from darkroom.errors import FieldError, InvalidInput, PermanentError, TemporaryError
 from darkroom.jobs import State
 from darkroom.settings import Settings, WebUrl, load
@@ -46,8 +47,8 @@ QUIET_S = 1.0
 SILENT_S = 15.0
 """After so long without a message the job is asked for: a socket may be open and yet say nothing."""
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
-"""Between attempts to connect again: the pause doubles from the first to the longest."""
+BACKOFF = Backoff(first_s=0.25, longest_s=5.0)
+"""Between attempts to connect again."""
 
 PATIENCE_S = 60.0
 """So long a server that was reached before may be away while its job is followed: a restart takes less."""
@@ -197,12 +198,12 @@ class Client:
         Where the job had to be asked for, the answer comes as a message without numbers, if it says something new.
         Raises Unreachable, or NotNow, when nothing could be learnt of the job for too long.
         """
-        seen, told, reached, pause = 0, None, time.monotonic(), FIRST_PAUSE_S
+        seen, told, reached, pauses = 0, None, time.monotonic(), BACKOFF.pauses()
         while True:
             goes_on = False
             with suppress(OSError, WebSocketException):
                 for message in self._socket(job_id, since=seen):
-                    reached, pause = time.monotonic(), FIRST_PAUSE_S
+                    reached, pauses = time.monotonic(), BACKOFF.pauses()
                     if message is None:
                         yield None
                     elif message.get("type") == GAP:
@@ -220,8 +221,7 @@ class Client:
                     reached, told = time.monotonic(), _standing(message)
                     if is_last(message):
                         return
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+            time.sleep(next(pauses))
 
     def _asked(self, job_id: str, *, reached: float) -> Message | None:
         """The job as it is now; None while the server, `reached` last at that time, may still come back."""

@@ -22,7 +22,7 @@ from darkroom_worker.child.proof import FailedJobs, passes_self_test, self_test_
 from darkroom_worker.child.run import ClaimedJob, ProgressReporter, Runner, retry_delay_ms
 from darkroom_worker.engines.instant import InstantEngine
 from darkroom_worker.engines.registry import EngineResult, Interrupted, OnStep, OutOfMemory, WorkerFault
-from darkroom_worker.parent.pool import EXIT_FAULT, PROBE_FROM_S, QueueGate
+from darkroom_worker.parent.pool import EXIT_FAULT, PROBE_BACKOFF, QueueGate
 from darkroom_worker.parent.probes import answer
 
 from tests.driven_jobs import DrivenJobs
@@ -327,7 +327,7 @@ def test_two_faults_in_a_row_take_a_worker_out_until_a_child_has_proven_itself(
     for _ in range(2):
         gate.on_child_end(EXIT_FAULT)
         seen.append((gate.state, gate.starts_children))
-    clock.now += PROBE_FROM_S
+    clock.now += PROBE_BACKOFF.first_s
     seen.append((gate.state, gate.starts_children))
     gate.on_child_up()
     seen.append((gate.state, gate.starts_children))

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from darkroom.backoff import Backoff
+
 POLL_S = 0.1
 """Between two looks at processes; a Ctrl-C waits no longer than this to be seen."""
 
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
-"""Before a program that ended by itself is started again: the pause doubles from the first to the longest."""
+BACKOFF = Backoff(first_s=1.0, longest_s=30.0)
+"""Before a program that ended by itself is started again."""
 
 KILL_LIMIT_S = 5.0
 """A killed process is gone at once, unless it waits for a device that does not answer."""
@@ -164,7 +165,7 @@ class Crew:
         self._write_down = write_down
         self._running: dict[str, Process] = {}
         self._due: dict[str, tuple[float, Program]] = {}
-        self._pauses: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
 
     def start(self, program: Program) -> None:
         """Start a program and keep it running from now on."""
@@ -206,10 +207,9 @@ class Crew:
         self._note()
 
     def _pause(self, name: str, *, ran_s: float) -> float:
-        before = self._pauses.get(name)
-        pause = FIRST_PAUSE_S if before is None or ran_s >= STEADY_S else min(2 * before, LONGEST_PAUSE_S)
-        self._pauses[name] = pause
-        return pause
+        failures = 1 if ran_s >= STEADY_S else self._failures.get(name, 0) + 1
+        self._failures[name] = failures
+        return BACKOFF.after(failures)
 
     def _note(self) -> None:
         self._write_down([self._running[name].recorded for name in self._order if name in self._running])

@@ -20,6 +20,7 @@ from uuid import uuid4
 import redis.asyncio
 from redis.exceptions import NoPermissionError, RedisError
 
+from darkroom.backoff import Backoff
 from darkroom.checks.doctor import (
     Clock,
     Cost,
@@ -55,8 +56,8 @@ TURN_S = 1.0
 """So long a flock may be out. One that a worker took just as it stopped to consume does not come back."""
 
 POLL_S = 0.02
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0
-"""Between two flocks, while some worker is still waited for: others answer for it each time, so the pause doubles."""
+BACKOFF = Backoff(first_s=0.1, longest_s=1.0)
+"""Between two flocks, while some worker has not answered: others answer for it each time, so the pause doubles."""
 
 LISTED = 100
 """Messages of a pool's list that are looked at, the next first; it is short by design."""
@@ -228,7 +229,7 @@ class Examination:
 
     async def _silent(self, pool: str, idle: set[str]) -> tuple[set[str], int]:
         """Of the idle workers of a pool those that took no canary in time, and how many canaries there were."""
-        silent, sent, pause_s = set(idle), 0, FIRST_PAUSE_S
+        silent, sent, pauses = set(idle), 0, BACKOFF.pauses()
         deadline = time.monotonic() + self._limits.canary_s
         while silent:
             size = min(len(silent), FLOCK_MAX)
@@ -238,8 +239,7 @@ class Examination:
             if time.monotonic() > deadline:
                 break
             if silent:
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                await asyncio.sleep(next(pauses))
         return silent, sent
 
     async def _send(self, pool: str, size: int, *, until: float) -> set[str]:

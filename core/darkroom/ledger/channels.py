@@ -16,6 +16,7 @@ import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from darkroom.backoff import Backoff
 from darkroom.errors import LedgerUnavailable
 from darkroom.logs import logger
 
@@ -25,8 +26,8 @@ SILENCE_S = 10.0
 SUBSCRIBE_TIMEOUT_S = 5.0
 """How long `open` waits for Redis to confirm. It does so within a millisecond, or it is unavailable."""
 
-RECONNECT_S = 0.5
-"""Pause before the connection is restored: short, because clients wait for these messages."""
+BACKOFF = Backoff(first_s=0.25, longest_s=2.0, jitter=0.25)
+"""Before a lost connection is made anew: short, because clients wait for updates."""
 
 CHANNELS_PER_COMMAND = 1_000
 """So that many thousands after an outage do not make one huge command."""
@@ -63,6 +64,7 @@ class Channels:
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}  # all channels, each with the calls that wait for it
         self._open: set[str] = set()  # those that Redis has confirmed on the present connection
         self._connected = False
+        self._failures = 0
         self._unsent: deque[tuple[str, str]] = deque()  # commands, each with its channel
         self._unanswered: Counter[str] = Counter()  # commands that Redis has not answered yet, by channel
         self._to_send = asyncio.Event()
@@ -108,13 +110,15 @@ class Channels:
                 _log.warning("channels_lost", channels=len(self._waiting), error=str(error))
             except Exception:  # an error in a callback must not end the subscriptions
                 _log.exception("channels_lost", channels=len(self._waiting))
-            await asyncio.sleep(RECONNECT_S)
+            self._failures += 1
+            await asyncio.sleep(BACKOFF.after(self._failures))
 
     async def _connect(self) -> NoReturn:
         """One connection, until sending or receiving ends for any reason: either alone is of no use."""
         connection = self._client.connection_pool.make_connection()
         try:
             await connection.connect()
+            self._failures = 0
             self._unsent.clear()
             self._unanswered.clear()
             self._connected = True

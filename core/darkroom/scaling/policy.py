@@ -33,6 +33,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from darkroom.backoff import Backoff
 from darkroom.errors import FieldError, InvalidInput
 from darkroom.ledger.calls import Reading
 
@@ -50,15 +51,12 @@ KEPT_WHILE_BUSY_S = 10
 KEPT_WHILE_QUIET_S = 300
 """Between two entries of which the later says nothing new at all: the log of a quiet pool still shows that it lives."""
 
-REPLACED_AGAIN_AFTER_S = 60
-"""The pause after a first replacement of faulty workers: most models load in less. It doubles with each replacement
-that follows.
+REPLACEMENT_BACKOFF = Backoff(first_s=60, longest_s=900)
+"""Between two replacements of faulty workers. Most models load in less than the first pause. The longest one is a
+guess: a new pod costs a cold start, of minutes for large models.
 """
 
-LONGEST_PAUSE_S = 900
-"""The longest pause between two replacements, a guess: a new pod costs a cold start, of minutes for large models."""
-
-IN_A_ROW_WITHIN_S = 2 * LONGEST_PAUSE_S
+IN_A_ROW_WITHIN_S = round(2 * REPLACEMENT_BACKOFF.longest_s)
 """A replacement after a longer time than this is a first one again."""
 
 RESUMED_WITHIN_S = KEPT_WHILE_QUIET_S + 60
@@ -235,8 +233,7 @@ class ScalingHistory:
         """When faulty workers may be replaced again; None where there is nothing to wait for."""
         if self.replaced_at is None:
             return None
-        doublings = min(self.replacements - 1, LONGEST_PAUSE_S.bit_length())
-        return self.replaced_at + min(REPLACED_AGAIN_AFTER_S << doublings, LONGEST_PAUSE_S) * 1000
+        return self.replaced_at + round(REPLACEMENT_BACKOFF.after(self.replacements) * 1000)
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> ScalingHistory:

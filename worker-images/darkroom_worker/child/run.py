@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from darkroom import errors, logs, traces
 from darkroom.artifacts import ArtifactStore, StoreRefused, artifact_key, sha256_of
+from darkroom.backoff import Backoff
 from darkroom.catalogue import models
 from darkroom.catalogue.models import Model
 from darkroom.errors import TemporaryError
@@ -49,10 +50,9 @@ PROGRESS_TIMEOUTS = Patience(timeout_s=1.0, retries=0)
 SILENCE_S = 2.0
 """After Redis did not answer, steps go on for so long without asking: each call would hold the engine up."""
 
-RETRY_CALL_FROM_S = 0.1
-RETRY_CALL_TO_S = 5.0
-"""The pause between two tries to make a call of the ledger doubles, without a limit of their number: an outage of Redis
-counts as no attempt of a job. The lease lapses meanwhile, but no process reaps while Redis is away.
+LEDGER_BACKOFF = Backoff(first_s=0.1, longest_s=5.0)
+"""Between two attempts to make a call of the ledger. Their number has no limit: an outage of Redis does not count as an
+attempt of the job. The lease lapses meanwhile, but no process reaps while Redis is unavailable.
 """
 
 RETRY_BASE_S = 2.0
@@ -351,14 +351,13 @@ class Runner:
 
     def _insist(self, call: Call[T]) -> T:
         """Make the call until Redis answers. A drain ends the process that waits here."""
-        pause_s = RETRY_CALL_FROM_S
+        pauses = LEDGER_BACKOFF.pauses()
         while True:
             try:
                 return self._ledger.run(call)
             except TemporaryError as error:
                 self._log.warning("ledger_away", script=call.script, detail=error.detail)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_CALL_TO_S)
+            time.sleep(next(pauses))
 
 
 def _interrupted(job: ClaimedJob, stopped_by: LeaseStatus | None) -> AttemptResult:

@@ -8,7 +8,6 @@ the job is released uncounted.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,14 +15,14 @@ from concurrent.futures import TimeoutError as NotYet
 
 from darkroom import logs
 from darkroom.artifacts import ArtifactStore, StoreRefused, StoreUnavailable
+from darkroom.backoff import Backoff
 
 CHECK_EVERY_S = 1.0
 """How often a child that holds pictures asks whether its job was cancelled or is another worker's."""
 
-PAUSE_FROM_S = 0.25
-PAUSE_TO_S = 8.0
-"""The pause between two tries doubles. Workers that hold pictures since the same outage must not return in step, so
-each pause is shortened by up to half, at random."""
+BACKOFF = Backoff(first_s=0.125, longest_s=4.0, jitter=1.0)
+"""Between two attempts. Workers that hold pictures since the same outage must not return at the same moment, so a pause
+is up to twice as long, at random."""
 
 REFUSED_AFTER_S = 300.0
 """A store that accepts other objects and has refused this one for so long is not away: it refuses the job's key. Well
@@ -47,7 +46,7 @@ class ArtifactUploader:
         accepts other objects, but never this one.
         """
         began = time.monotonic()
-        pause_s = PAUSE_FROM_S
+        pauses = BACKOFF.pauses()
         is_away = False
         while True:
             try:
@@ -62,8 +61,7 @@ class ArtifactUploader:
                 return
             if time.monotonic() - began > REFUSED_AFTER_S and self._accepts_others(content, check):
                 raise StoreRefused("the object store accepts other objects, but not the artifact of this job")
-            self._wait(pause_s * (1 - random.random() / 2), check)  # noqa: S311 - no secret
-            pause_s = min(2 * pause_s, PAUSE_TO_S)
+            self._wait(next(pauses), check)
 
     def _accepts_others(self, content: bytes, check: Callable[[], None]) -> bool:
         """Whether an object of the same size is accepted, so that a full disk is no refusal of this one."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 from darkroom import logs
+from darkroom.backoff import Backoff
 from darkroom.ledger.calls import AttemptEnd, WorkerState
 
 from darkroom_worker.child.memory import ChildMemory
@@ -35,10 +36,8 @@ EXIT_FAULT = 77
 MAX_FAULTS = 2
 """Faults in a row that take the worker out: the first may be chance, and one broken GPU must not eat the backlog."""
 
-PROBE_FROM_S = 5.0
-PROBE_TO_S = 300.0
-"""How long a worker that is out waits until it starts a child to prove itself; the pause doubles with each that fails.
-"""
+PROBE_BACKOFF = Backoff(first_s=5.0, longest_s=300.0)
+"""How long a worker that is out waits until it starts a child to prove itself; each that fails is one more failure."""
 
 EXIT_POLL_S = 0.02
 """How often a child is looked for that has closed its pipe and is not ended yet: it takes milliseconds."""
@@ -62,7 +61,7 @@ class QueueGate:
         self._child_up = False
         self._faults = 0
         self._probe_at: float | None = None
-        self._probe_pause_s = PROBE_FROM_S
+        self._probes = PROBE_BACKOFF.pauses()
         self._suspects: set[str] | None = None
         self.draining = False
 
@@ -107,7 +106,7 @@ class QueueGate:
         if self.is_faulty:
             self._log.info("recovered")
             self._faults = 0
-        self._child_up, self._probe_at, self._probe_pause_s = True, None, PROBE_FROM_S
+        self._child_up, self._probe_at, self._probes = True, None, PROBE_BACKOFF.pauses()
         self.update()
 
     def on_child_end(self, exit_status: int) -> None:
@@ -128,9 +127,9 @@ class QueueGate:
     def _count_fault(self) -> None:
         self._faults += 1
         if self._faults >= MAX_FAULTS:
-            self._probe_at = self._clock() + self._probe_pause_s
-            self._log.error("faulty", faults=self._faults, probed_in_s=self._probe_pause_s)
-            self._probe_pause_s = min(2 * self._probe_pause_s, PROBE_TO_S)
+            pause_s = next(self._probes)
+            self._probe_at = self._clock() + pause_s
+            self._log.error("faulty", faults=self._faults, probed_in_s=pause_s)
         else:
             self._log.error("fault", in_a_row=self._faults)
 
