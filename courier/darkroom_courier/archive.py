@@ -27,7 +27,7 @@ from darkroom.ledger.epochs import NEVER, Loss
 from darkroom.ledger.records import JobRecord
 from darkroom.logs import logger
 
-from darkroom_courier.metrics import Metrics
+from darkroom_courier.metrics import CourierMetrics
 from darkroom_courier.settings import CourierSettings
 
 BATCH = 200
@@ -52,7 +52,7 @@ class Archive:
     """`step` is called over and over; the first one brings the database to the table of this version."""
 
     def __init__(
-        self, ledger: AsyncLedger, history: History, metrics: Metrics, settings: CourierSettings, *, taker: str
+        self, ledger: AsyncLedger, history: History, metrics: CourierMetrics, settings: CourierSettings, *, taker: str
     ) -> None:
         self._ledger = ledger
         self._history = history

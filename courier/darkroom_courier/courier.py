@@ -1,10 +1,10 @@
-"""The courier: one asyncio process, six loops, and an ear for work. Any number of them may run side by side.
+"""The courier: one asyncio process with six loops and a subscription to Redis. Any number of couriers may run together.
 
-The relay (`relay.py`) posts jobs' events until they are applied, and the deliveries (`deliveries.py`) those that were
-to webhooks; the notices (`notices.py`) tell of webhooks that were given up; the upkeep (`upkeep.py`) does what is due
-by the clock; the archive (`archive.py`) writes ended jobs to the history, and retention (`retention.py`) deletes them.
-A failure of a loop is logged and the loop goes on, with a growing pause, so that neither a bad job nor an absent Redis
-or database ends the process. It ends on SIGTERM, after the posts in flight, and where a loop itself has ended.
+The relay (`posting/relay.py`) posts jobs' events to the sink until they are applied. `posting/webhooks.py` posts them
+to webhooks, and the notices (`posting/notices.py`) report subscriptions that were disabled. The upkeep (`upkeep.py`)
+runs the ledger's timers, the archive (`archive.py`) writes finished jobs to the history, and retention (`retention.py`)
+deletes them. A failure of a loop is logged and the loop goes on after a back-off, so that neither a bad job nor an
+unavailable Redis or database ends the process. It ends on SIGTERM, after the posts in flight, or when a loop has ended.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import httpx
 from darkroom.artifacts import ArtifactStore
+from darkroom.backoff import Backoff
 from darkroom.errors import DarkroomError
 from darkroom.history.deletion import Deletion
 from darkroom.history.lookup import Lookup
@@ -32,26 +33,26 @@ from darkroom.webhooks.client import GuardedClient
 
 from darkroom_courier.archive import Archive
 from darkroom_courier.health import Health, served
-from darkroom_courier.metrics import Metrics
+from darkroom_courier.metrics import CourierMetrics
 from darkroom_courier.posting.notices import Notices
 from darkroom_courier.posting.relay import Relay
 from darkroom_courier.posting.sink import Sink
-from darkroom_courier.posting.webhooks import Deliveries
+from darkroom_courier.posting.webhooks import WebhookPosts
 from darkroom_courier.retention import Retention
 from darkroom_courier.settings import CourierSettings
 from darkroom_courier.upkeep import Upkeep
 
 ROUND_LIMIT_S = 20.0
-"""One round of a loop takes no longer: a Redis that takes connections and does not answer is a failure too."""
+"""The limit of one round of a loop: a Redis that accepts connections and does not answer is a failure too."""
 
-PAUSE_MAX_S = 5.0
-"""The longest pause of a loop that fails again and again: short, for when Redis is back."""
+LONGEST_PAUSE_S = 5.0
+"""The longest pause of a loop that fails repeatedly: short, so that it goes on soon after Redis is back."""
 
-ROUND_PATIENCE_S = 3.0
-"""How long a round that has begun may take after SIGTERM, so that what it took is posted and waits for no lease."""
+ROUND_TIMEOUT_S = 3.0
+"""How long a round may take after SIGTERM, so that the items that it leased are posted and wait for no lease."""
 
-FINISH_PATIENCE_S = 10.0
-"""How long posts in flight may take after SIGTERM; Kubernetes gives 30 s by default."""
+FINISH_TIMEOUT_S = 10.0
+"""How long posts in flight may take after SIGTERM. Kubernetes allows 30 s by default."""
 
 _log = logger(__name__)
 
@@ -62,10 +63,10 @@ class Courier:
     def __init__(self, settings: CourierSettings) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._health = Health(("relay", "deliveries", "notices", "upkeep", "archive", "retention"))
+        self._health = Health(("relay", "webhooks", "notices", "upkeep", "archive", "retention"))
 
     def stop(self) -> None:
-        """Take nothing more; finish what is in flight."""
+        """Lease nothing more and finish the posts in flight."""
         self._stopping.set()
 
     async def run(self) -> None:
@@ -74,7 +75,7 @@ class Courier:
         history = History(settings.database_url)
         redis = connect_async(settings.redis_url.get_secret_value())
         ledger = AsyncLedger(redis, settings.namespace)
-        metrics = Metrics(ledger)
+        metrics = CourierMetrics(ledger)
         taker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         limits = httpx.Limits(max_connections=settings.posts, max_keepalive_connections=settings.posts)
         try:
@@ -91,14 +92,14 @@ class Courier:
             ):
                 sink = Sink(client, settings)
                 relay = Relay(ledger, sink, settings, taker=taker)
-                deliveries = Deliveries(ledger, Lookup(ledger, history), guarded, metrics, settings, taker=taker)
+                webhooks = WebhookPosts(ledger, Lookup(ledger, history), guarded, metrics, settings, taker=taker)
                 notices = Notices(ledger, sink, settings, taker=taker)
                 upkeep = Upkeep(ledger, settings)
                 archive = Archive(ledger, history, metrics, settings, taker=taker)
                 retention = Retention(Deletion(ledger, history, ArtifactStore(settings.store)), settings)
-                wakes = {b"outbox": relay.wake, b"deliveries": deliveries.wake}
+                wakes = {b"outbox": relay.wake, b"deliveries": webhooks.wake}
 
-                def heard(_channel: str, payload: bytes) -> None:
+                def on_message(_channel: str, payload: bytes) -> None:
                     if payload in wakes:
                         wakes[payload]()
 
@@ -106,10 +107,10 @@ class Courier:
                     for wake in wakes.values():
                         wake()
 
-                channels = Channels(redis, on_message=heard, on_subscribed=lambda _channel: wake_all())
+                channels = Channels(redis, on_message=on_message, on_subscribed=lambda _channel: wake_all())
                 loops = [
                     self._vital(self._loop("relay", relay.step), name="relay"),
-                    self._vital(self._loop("deliveries", deliveries.step), name="deliveries"),
+                    self._vital(self._loop("webhooks", webhooks.step), name="webhooks"),
                     self._vital(self._loop("notices", notices.step), name="notices"),
                     self._vital(self._loop("upkeep", upkeep.step), name="upkeep"),
                     self._vital(self._loop("archive", archive.step), name="archive"),
@@ -119,13 +120,11 @@ class Courier:
                 _log.info("started", taker=taker, sink=settings.sink, namespace=settings.namespace)
                 await self._stopping.wait()
                 wake_all()
-                await asyncio.wait(loops, timeout=ROUND_PATIENCE_S)
+                await asyncio.wait(loops, timeout=ROUND_TIMEOUT_S)
                 for task in (*loops, listening):
                     task.cancel()
                 await asyncio.wait([*loops, listening])
-                await asyncio.gather(
-                    relay.finish(patience_s=FINISH_PATIENCE_S), deliveries.finish(patience_s=FINISH_PATIENCE_S)
-                )
+                await asyncio.gather(*(each.finish(timeout_s=FINISH_TIMEOUT_S) for each in (relay, webhooks, notices)))
         finally:
             await history.aclose()
             await redis.aclose()
@@ -135,10 +134,11 @@ class Courier:
         return vital(work, name=name, may_end=self._stopping.is_set)
 
     async def _loop(self, name: str, step: Callable[[], Awaitable[bool]], *, needs_redis: bool = True) -> None:
-        """Round after round. A step that answers True is followed by the next at once, any other after a tick.
+        """Round after round. After a step that returns True the next one begins at once, otherwise after a pause.
 
         `needs_redis`: a round that did not fail has reached Redis.
         """
+        backoff = Backoff(first_s=self._settings.tick_s, longest_s=max(self._settings.tick_s, LONGEST_PAUSE_S))
         failures = 0
         while not self._stopping.is_set():
             pause_s = 0.0
@@ -153,12 +153,12 @@ class Courier:
             except TimeoutError:
                 failures += 1
                 _log.warning("round_failed", loop=name, error=f"took longer than {ROUND_LIMIT_S} s")
-            except Exception:  # whatever it is, the next round may do better
+            except Exception:  # an unexpected failure must not end the loop; the next round may succeed
                 failures += 1
                 _log.exception("round_failed", loop=name)
             self._health.went_round(name, reached_redis=needs_redis and failures == 0)
             if failures:
-                pause_s = min(self._settings.tick_s * 2 ** min(failures - 1, 8), PAUSE_MAX_S)
+                pause_s = backoff.after(failures)
             if pause_s:
                 await self._pause(pause_s)
 
@@ -170,7 +170,7 @@ class Courier:
 
 
 async def _listen(channels: Channels, wake_channel: str) -> None:
-    """Hear of work. Where Redis is away, the channel opens when it is back."""
+    """Receive wakes from Redis. While it is unavailable the channel is opened as soon as it is back."""
     async with asyncio.TaskGroup() as group:
         group.create_task(channels.run(), name="channels")
         try:

@@ -14,7 +14,7 @@ from darkroom import probes
 from darkroom.probes import Answer
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from darkroom_courier.metrics import Metrics
+from darkroom_courier.metrics import CourierMetrics
 
 METRICS = "/metrics"
 
@@ -45,7 +45,7 @@ class Health:
 
 
 @asynccontextmanager
-async def served(health: Health, metrics: Metrics, *, host: str, port: int | None) -> AsyncIterator[None]:
+async def served(health: Health, metrics: CourierMetrics, *, host: str, port: int | None) -> AsyncIterator[None]:
     """Answer probes and Prometheus on `port` while the block runs; without one, do nothing. Raises SettingError."""
     if port is None:
         yield

@@ -53,7 +53,7 @@ class LedgerReading:
     memory: Memory
 
 
-class Metrics:
+class CourierMetrics:
     """The figures of one courier. Whoever sees something happen says so here."""
 
     def __init__(self, ledger: AsyncLedger) -> None:
@@ -120,7 +120,7 @@ class Metrics:
         """Its end was applied, at that time (ms)."""
         self._to_result.labels(record.pool, record.model).observe(_seconds(record.created, applied))
 
-    def tried(self, outcome: AttemptResult, *, seconds: float) -> None:
+    def delivery_attempted(self, outcome: AttemptResult, *, seconds: float) -> None:
         """A try of a delivery was settled."""
         self._tries.labels(outcome.value).observe(seconds)
 

@@ -18,8 +18,7 @@ from darkroom.jobs import State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Applied
 from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, new_subscription_id
-from darkroom_courier.posting.relay import BACK_OFF_MAX_S, back_off
-from darkroom_courier.posting.sink import retry_after
+from darkroom_courier.posting.sink import BACKOFF, Refusal, pause_after, retry_after
 
 from tests.courier.conftest import Start
 from tests.courier.sink import HANG, Answer, Sink
@@ -160,7 +159,7 @@ class TestRelay:
                 lambda about=about: [line for line in courier.said("sink_refused") if about.items() <= line.items()],  # type: ignore[misc]
                 what="the refusal",
             )
-            assert refused["again_in_s"] < BACK_OFF_MAX_S
+            assert refused["again_in_s"] < BACKOFF.longest_s
 
     def test_a_sink_that_says_when_is_obeyed(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         sink.behave = lambda _event: Answer(503, {"Retry-After": "120"})
@@ -475,8 +474,9 @@ class TestProcess:
     ],
 )
 def test_how_long_a_refused_event_waits(age_s: float, asked_s: float | None, wait_s: float) -> None:
-    assert back_off(age_s, asked_s, dice=0) == wait_s
-    assert back_off(age_s, asked_s, dice=1) == pytest.approx(wait_s * 1.25)
+    refusal = Refusal("status 503", asked_s)
+    assert pause_after(refusal, age_s=age_s, dice=0) == wait_s
+    assert pause_after(refusal, age_s=age_s, dice=1) == pytest.approx(wait_s * 1.25)
 
 
 @pytest.mark.parametrize(

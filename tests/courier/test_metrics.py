@@ -16,7 +16,7 @@ from darkroom.ledger.connection import connect_async
 from darkroom.ledger.queues import Foreign
 from darkroom.ledger.records import JobRecord, LogEntry, Outbox
 from darkroom.webhooks.subscriptions import Webhook, WebhookEvent
-from darkroom_courier.metrics import MAX_TENANTS, OTHER, Metrics, attempts
+from darkroom_courier.metrics import MAX_TENANTS, OTHER, CourierMetrics, attempts
 
 from tests.courier.conftest import Start
 from tests.courier.sink import Answer, Sink
@@ -246,7 +246,7 @@ async def _told_of(jobs: list[PastJob]) -> Served:
     """What a courier says that counted these, and cannot reach Redis."""
     client = connect_async(f"redis://127.0.0.1:{free_port()}")
     try:
-        metrics = Metrics(AsyncLedger(client, "nobody"))
+        metrics = CourierMetrics(AsyncLedger(client, "nobody"))
         for job in jobs:
             metrics.job_ended(job, is_dead=False)
         return read((await metrics.page()).decode())

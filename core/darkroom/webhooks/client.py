@@ -67,7 +67,7 @@ class Unanswered(TemporaryError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ReceiverResponse:
     """What a receiver answered. Header names are in lower case; of the body the first `answer_bytes` are here."""
 
     status: int
@@ -124,7 +124,7 @@ class GuardedClient:
             await pool.aclose()
         self._resolver.shutdown(wait=False, cancel_futures=True)
 
-    async def send(self, method: str, url: str, *, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+    async def send(self, method: str, url: str, *, headers: Mapping[str, str], body: bytes = b"") -> ReceiverResponse:
         """Send one request and read the answer, whatever its status; a redirect is an answer like any other.
 
         Raises InvalidInput where the guard refuses the URL or what its name leads to now, Unanswered where no status
@@ -141,7 +141,7 @@ class GuardedClient:
 
     async def _exchange(
         self, method: str, to: Destination, headers: Mapping[str, str], body: bytes, *, limit: asyncio.Timeout
-    ) -> Answer:
+    ) -> ReceiverResponse:
         """Over a connection that was kept or a new one. A kept one that turns out to be closed is no sign of a fault in
         the receiver: the next is tried, and a new one at last.
         """
@@ -167,7 +167,7 @@ class GuardedClient:
         *,
         limit: asyncio.Timeout,
         traced: Trace,
-    ) -> Answer:
+    ) -> ReceiverResponse:
         pool = self._pools[hash((to.host, to.port)) % POOLS]
         # Put together of what the guard has read: nobody reads the URL a second time, and in another way.
         url = httpcore.URL(scheme=to.scheme, host=to.host, port=to.port, target=to.target)
@@ -185,7 +185,7 @@ class GuardedClient:
         names: dict[str, str] = {}
         for name, value in answer.headers:
             names.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
-        return Answer(answer.status, names, read)
+        return ReceiverResponse(answer.status, names, read)
 
     async def _beginning(self, answer: httpcore.Response, *, ends: float) -> bytes:
         """As much of the body as there is at `ends` (the loop's time), `answer_bytes` at most."""

@@ -1,12 +1,13 @@
-"""Notices: the sink is told of subscriptions that were disabled, or have ended, without their owner's doing.
+"""Notices: an event to the sink for each subscription that was disabled, or has ended, without a request of its owner.
 
-`settle` puts such a subscription among the notices; it leaves them when the sink has taken the event. Whoever runs the
-system routes it from the Broker to where owners read.
+`record_attempt` adds such a subscription to the notices; `ack_notice` removes it when the sink has accepted the event.
+The operator of the system routes these events from the Broker to where the owners read.
 """
 
 from __future__ import annotations
 
-from uuid import uuid4
+from collections.abc import Mapping
+from typing import Any
 
 from darkroom.cloudevents.event import Event
 from darkroom.ledger import calls
@@ -15,53 +16,54 @@ from darkroom.logs import logger
 from darkroom.times import iso
 from darkroom.webhooks.subscriptions import Subscription, SubscriptionState
 
-from darkroom_courier.posting.relay import SINK, back_off
+from darkroom_courier.posting.loop import Leased, PostingLoop
 from darkroom_courier.posting.sink import Sink
-from darkroom_courier.posting.streaks import Streaks
 from darkroom_courier.settings import CourierSettings
 
 TYPE_PREFIX = "dev.darkroom.subscription."
-"""After it stands what became of it: `disabled` or `ended`."""
-
+"""After it stands the new state: `disabled` or `ended`."""
 
 _log = logger(__name__)
 
 
-class Notices:
-    """`step` is called every tick."""
+class Notices(PostingLoop[Subscription]):
+    """Posts one notice at a time: there are few."""
+
+    failure_event = "notice_failed"
 
     def __init__(self, ledger: AsyncLedger, sink: Sink, settings: CourierSettings, *, taker: str) -> None:
+        super().__init__(concurrency=1, idle_s=settings.tick_s)
         self._ledger = ledger
         self._sink = sink
-        self._settings = settings
+        self._source = settings.public_url
         self._taker = taker
-        self._streaks = Streaks(failed="sink_refused", recovered="sink_recovered")
 
-    async def step(self) -> bool:
-        """Post one that is due. True: there may be more. Raises LedgerUnavailable."""
-        taken = await self._ledger.run(calls.lease_notices(taker=self._taker, call=uuid4().hex, limit=1))
-        for subscription_id in taken:
-            subscription = await self._ledger.subscription(subscription_id, tenant=None)
-            if subscription is not None and subscription.state is not SubscriptionState.ENABLED:
-                await self._tell(subscription)
-        return bool(taken)
+    async def _lease(self, *, call: str, limit: int) -> Leased[Subscription]:
+        leased = await self._ledger.run(calls.lease_notices(taker=self._taker, call=call, limit=limit))
+        subscriptions = [await self._ledger.subscription(each, tenant=None) for each in leased]
+        changed = {
+            subscription.id: subscription
+            for subscription in subscriptions
+            if subscription is not None and subscription.state is not SubscriptionState.ENABLED
+        }
+        return Leased(changed, may_be_more=bool(leased))
 
-    async def _tell(self, subscription: Subscription) -> None:
-        refusal = await self._sink.offer(notice_event(subscription, source=self._settings.public_url))
+    async def _post(self, item: Subscription) -> None:
+        refusal = await self._sink.post(notice_event(item, source=self._source))
         if refusal is None:
-            await self._ledger.run(calls.ack_notice(subscription.id, changed=subscription.changed))
-            _log.info("noticed", subscription=subscription.id, state=subscription.state.value)
-            self._streaks.succeed(SINK)
+            await self._ledger.run(calls.ack_notice(item.id, changed=item.changed))
+            _log.info("noticed", subscription=item.id, state=item.state.value)
             return
-        age_ms = await self._ledger.now() - subscription.changed
-        delay_s = back_off(age_ms / 1000, refusal.retry_after_s, dice=0)
-        again_in_s = round(delay_s, 1)
-        self._streaks.fail(SINK, subscription=subscription.id, reason=refusal.reason, again_in_s=again_in_s)
-        await self._ledger.run(calls.reschedule_notice(subscription.id, delay_ms=round(delay_s * 1000)))
+        age_ms = await self._ledger.now() - item.changed
+        delay_s = self._sink.pause_after(refusal, age_s=age_ms / 1000, subscription=item.id)
+        await self._ledger.run(calls.reschedule_notice(item.id, delay_ms=round(delay_s * 1000)))
+
+    def _log_fields(self, item: Subscription) -> Mapping[str, Any]:
+        return {"subscription": item.id}
 
 
 def notice_event(subscription: Subscription, *, source: str) -> Event:
-    """The CloudEvent of what became of a subscription. Its address is not told: it may hold its owner's secrets."""
+    """The CloudEvent of a subscription's new state. It leaves out the address, which may hold secrets of the owner."""
     return Event(
         id=f"{subscription.id}:{subscription.changed}",
         source=source,

@@ -1,4 +1,4 @@
-"""The sink: one post of one event to `K_SINK`, and what its refusal means.
+"""The sink: one post of one event to `K_SINK`, and the pause after a refusal.
 
 The relay (`relay.py`) and the notices (`notices.py`) post through it, in binary mode.
 """
@@ -11,34 +11,59 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
+from darkroom.backoff import Backoff, jittered
 from darkroom.cloudevents.event import Event
 from darkroom.webhooks.client import BODY_LIMIT_S
 
+from darkroom_courier.posting.streaks import Streaks
 from darkroom_courier.settings import CourierSettings
 
 ANSWER_MAX_BYTES = 64 * 1024
 """So much of an answer is read, and dropped, to use its connection again; a longer one is cut off."""
 
+BACKOFF = Backoff(first_s=1.0, longest_s=60.0, jitter=0.25)
+"""A sink that is back gets its first event within a minute, and one that is unavailable gets few posts."""
+
+RETRY_AFTER_MAX_S = 300.0
+"""The longest `Retry-After` of a sink that is honoured: a longer one may be a mistake, and would delay all events."""
+
+RECEIVER = "sink"
+"""The name of the sink in the log."""
+
 
 @dataclass(frozen=True)
 class Refusal:
-    """The sink did not take an event: why, and after how many seconds it wants to be asked again, if it said so."""
+    """The sink did not accept an event: the reason, and the seconds of its `Retry-After`, if it sent one."""
 
     reason: str
     retry_after_s: float | None = None
 
 
 class Sink:
-    """Where the settings say that events go."""
+    """The receiver of all events, whose address is `K_SINK`."""
 
     def __init__(self, client: httpx.AsyncClient, settings: CourierSettings) -> None:
         self._client = client
         self._settings = settings
+        self._streaks = Streaks(failed="sink_refused", recovered="sink_recovered")
 
-    async def offer(self, event: Event) -> Refusal | None:
-        """Post the event; None when the sink took it (2xx)."""
+    async def post(self, event: Event) -> Refusal | None:
+        """Post the event; None when the sink accepted it (2xx)."""
+        refusal = await self._attempt(event)
+        if refusal is None:
+            self._streaks.succeed(RECEIVER)
+        return refusal
+
+    def pause_after(self, refusal: Refusal, *, age_s: float, **fields: Any) -> float:
+        """Log the refusal, and return the seconds until an event of this age is posted again."""
+        pause_s = pause_after(refusal, age_s=age_s)
+        self._streaks.fail(RECEIVER, reason=refusal.reason, again_in_s=round(pause_s, 1), **fields)
+        return pause_s
+
+    async def _attempt(self, event: Event) -> Refusal | None:
         event = replace(event, extensions={**event.extensions, **self._settings.overrides})
         headers, body = event.encode_binary()
         try:
@@ -55,6 +80,18 @@ class Sink:
         if answer.is_success:
             return None
         return Refusal(f"status {answer.status_code}", retry_after(answer.headers, now=datetime.now(UTC)))
+
+
+def pause_after(refusal: Refusal, *, age_s: float, dice: float | None = None) -> float:
+    """Seconds until a refused event is posted again. `dice`, from 0 to 1, is drawn if not given.
+
+    The event waits as long again as it has waited since it occurred. That doubles the pause each time without a stored
+    count, so that any courier goes on where another one stopped. A `Retry-After` of the sink counts instead.
+    """
+    if refusal.retry_after_s is None:
+        return BACKOFF.within(age_s, dice=dice)
+    pause_s = min(max(refusal.retry_after_s, BACKOFF.first_s), RETRY_AFTER_MAX_S)
+    return jittered(pause_s, share=BACKOFF.jitter, dice=dice)
 
 
 async def _read(answer: httpx.Response) -> None:

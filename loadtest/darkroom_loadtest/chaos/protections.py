@@ -7,6 +7,7 @@ darkroom's own code has no switch for it.
 from __future__ import annotations
 
 import functools
+from copy import copy
 from enum import StrEnum
 from typing import Any
 
@@ -87,16 +88,22 @@ def _remove_outbox() -> None:
     """The first 2xx of the sink counts as if the event had been applied."""
     from darkroom.cloudevents.event import Event
     from darkroom.ledger import calls
+    from darkroom.ledger.client import AsyncLedger
     from darkroom_courier.posting.relay import Relay
-    from darkroom_courier.posting.sink import Refusal
+    from darkroom_courier.posting.sink import Refusal, Sink
 
-    offer = Relay._offer
+    init = Relay.__init__
 
-    async def offer_once(self: Relay, event: Event) -> Refusal | None:
-        refusal = await offer(self, event)
-        if refusal is None:
-            seq = int(str(event.extensions["sequence"]))
-            await self._ledger.run(calls.mark_applied(event.subject or "", seq=seq))
-        return refusal
+    def init_with_applying_sink(self: Relay, ledger: AsyncLedger, sink: Sink, *rest: Any, **named: Any) -> None:
+        async def post_once(event: Event) -> Refusal | None:
+            refusal = await sink.post(event)
+            if refusal is None:
+                seq = int(str(event.extensions["sequence"]))
+                await ledger.run(calls.mark_applied(event.subject or "", seq=seq))
+            return refusal
 
-    Relay._offer = offer_once  # type: ignore[method-assign]
+        applying = copy(sink)
+        applying.post = post_once  # type: ignore[method-assign]
+        init(self, ledger, applying, *rest, **named)
+
+    Relay.__init__ = init_with_applying_sink  # type: ignore[method-assign]
