@@ -1,23 +1,27 @@
-"""Settings: read once, by the entry point of each part, from the environment, into a frozen object.
+"""Settings: read once from the environment, by the entry point of each part, into a frozen object.
 
-Each part has its own class beside its code, made of the groups here; `load` reads it. A value that cannot be used ends
-the part with one line that names the variable and the value.
+Each part has a class of its own, beside its code, composed of the groups here; `load` reads it. An invalid value ends
+the part with one line that names the variable and the value. A setting that was renamed is also read under its former
+name (`Renamed`) for one version, with a warning.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from darkroom.cloudevents.attributes import uri_reference_fault
 from darkroom.errors import SettingError
 from darkroom.ledger.address import RedisAddress
+from darkroom.logs import logger
 from darkroom.webhooks.guard import NOTHING, Allow
 
 S = TypeVar("S", bound="Settings")
@@ -30,7 +34,9 @@ DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
-"""How the databases that we know are reached. Who hands out an address often names no driver, as CloudNativePG does."""
+"""The drivers of the supported databases. Addresses often name none, such as those that CloudNativePG generates."""
+
+_log = logger(__name__)
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
@@ -47,7 +53,7 @@ def _database_url(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     try:
         parts = urlsplit(text)
-    except ValueError:  # its text may show the password
+    except ValueError:  # the message of the error may contain the password
         parts = urlsplit("")
     is_file = parts.scheme.startswith("sqlite")
     if parts.scheme not in DRIVERS or not parts.path.strip("/") or (is_file and (parts.netloc or ":memory:" in text)):
@@ -57,7 +63,7 @@ def _database_url(value: SecretStr) -> SecretStr:
 
 def _web_url(value: str) -> str:
     parts = urlsplit(value)
-    fault = uri_reference_fault(value)  # it is the source of our events
+    fault = uri_reference_fault(value)  # it is the source of darkroom's events
     good = parts.scheme in {"http", "https"} and parts.hostname and not parts.query and not parts.fragment
     if fault or not good or not _has_good_port(parts):
         raise ValueError("is not an address such as https://host/path")
@@ -79,7 +85,7 @@ def _has_good_port(parts: SplitResult) -> bool:
 
 
 def listed(value: object) -> object:
-    """The parts of a text that separates them by commas."""
+    """The items of a text, separated by commas."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -93,84 +99,119 @@ def _folders(value: object) -> object:
 
 
 WebUrl = Annotated[str, AfterValidator(_web_url)]
-"""An http or https address, kept without a slash at its end."""
+"""An http or https address, stored without a trailing slash."""
 
 SinkUrl = Annotated[str, AfterValidator(_sink)]
-"""Where events are posted: an http or https address, used as it is. A SinkBinding injects it as K_SINK."""
+"""The http or https address that events are posted to, used unchanged. A SinkBinding injects it as K_SINK."""
 
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
-"""Where a Redis is, database number included. Secret: it may hold a password."""
+"""The address of a Redis with its database number. Secret: it may contain a password."""
 
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
-"""Where a SQL database is, with the driver that reaches it. Secret: it may hold a password."""
+"""The address of a SQL database with its driver. Secret: it may contain a password."""
 
 Namespace = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-"""Begins every key and channel of ours: Redis' channels are not kept apart by database numbers."""
+"""The prefix of all keys and channels in Redis: database numbers do not separate channels."""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """Marks a setting that was renamed: `Annotated[int, Renamed("DARKROOM_OLD_NAME")]`.
+
+    The former variable is read where the current one is not set, for one version, and `load` logs a warning.
+    """
+
+    former: str
 
 
 class Settings(BaseSettings):
-    """Base of all settings: variables begin with DARKROOM_, are read once, and do not change."""
+    """The base of all settings. Variables begin with DARKROOM_, are read once, and do not change."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=False
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, and after it the former names of renamed settings."""
+        return init_settings, env_settings, _FormerNames(settings_cls)
+
+
+class _FormerNames(PydanticBaseSettingsSource):
+    """The values of variables with former names."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        former = former_name(field)
+        return None if former is None else os.environ.get(former), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 class LedgerSettings(Settings):
-    """What a part needs to reach the ledger."""
+    """The ledger's address."""
 
     redis_url: RedisUrl
-    """Where Redis is."""
+    """The address of Redis. Secret."""
 
     namespace: Namespace = "darkroom"
-    """Begins every key and channel of ours."""
+    """The prefix of all keys and channels in Redis."""
 
 
 class HistorySettings(Settings):
-    """What a part needs to reach the history."""
+    """The history's address."""
 
     database_url: DatabaseUrl
-    """The SQL database of ended jobs: `sqlite+aiosqlite:////folder/file` or `postgresql+asyncpg://user@host/name`."""
+    """The SQL database of finished jobs: `sqlite+aiosqlite:////folder/file` or `postgresql+asyncpg://user@host/name`."""
 
 
 class ModelSettings(Settings):
-    """Which models there are."""
+    """The catalogue of models."""
 
     models: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_folders)] = ()
-    """Folders of model files, separated as in PATH, read after the shipped ones."""
+    """Folders of model files, separated as in PATH, read after the built-in ones."""
 
 
 class StoreSettings(Settings):
-    """Where artifacts are."""
+    """The store of artifacts."""
 
     store: str = Field(pattern=r"^(file:///|s3://)")
-    """The object store: `file:///folder` or `s3://bucket/prefix` (credentials by AWS' own variables)."""
+    """The object store: `file:///folder` or `s3://bucket/prefix` (credentials in AWS' own variables)."""
 
 
 class LinkSettings(Settings):
-    """How callers reach what they are told of."""
+    """The links that clients use."""
 
     public_url: WebUrl
-    """The address that callers use for us; links to artifacts begin with it."""
+    """The address that clients use for darkroom; links to artifacts begin with it."""
 
     link_key: SecretStr = Field(min_length=32)
-    """Signs the links to artifacts; at least 32 characters, the same for all parts. Secret."""
+    """The key that signs links to artifacts: at least 32 characters, the same for all parts. Secret."""
 
     link_ttl_s: int = Field(default=24 * 3600, ge=60, le=7 * 24 * 3600)
-    """How long a link to an artifact can be used, in seconds. Nine tenths of that are certain."""
+    """The lifetime of a link to an artifact, in seconds. A link is valid for at least nine tenths of it."""
 
 
 class GuardSettings(Settings):
-    """Where callers may have darkroom send to."""
+    """The addresses that webhooks may name."""
 
     webhook_allow: Annotated[Allow, NoDecode, BeforeValidator(_allowed)] = NOTHING
-    """Receivers that may be inside, by http and at any port, separated by commas: names (`receiver.default.svc`), all
-    names below one (`.example.internal`), either with a port (`localhost:9000`), addresses and networks (`10.0.0.0/8`).
+    """Receivers that may have internal addresses, use http and any port, separated by commas: host names
+    (`receiver.default.svc`), all names below a domain (`.example.internal`), either with a port (`localhost:9000`),
+    addresses and networks (`10.0.0.0/8`).
     """
 
 
 class WebhookSettings(GuardSettings):
-    """How webhooks are signed, and where they may go."""
+    """The signing keys of webhooks, and the addresses that webhooks may name."""
 
     webhook_keys: Annotated[
         tuple[Annotated[SecretStr, Field(min_length=32)], ...],
@@ -178,23 +219,38 @@ class WebhookSettings(GuardSettings):
         BeforeValidator(listed),
         Field(min_length=1, max_length=4),
     ]
-    """Secrets of at least 32 characters, separated by commas, the newest first; all of them sign, so that a new one can
-    be set before the old one goes. The same for all parts. Secret.
+    """Signing keys of at least 32 characters, separated by commas, the newest first. All of them sign, so that a new
+    one can be added before the old one is removed. The same for all parts. Secret.
     """
 
 
 def load(kind: type[S]) -> S:
-    """The settings of one part from the environment. Raises SettingError naming each bad variable and its value."""
+    """The settings of one part from the environment.
+
+    Logs `setting_renamed` for each variable that is set under its former name. Raises SettingError that names each
+    invalid variable and its value.
+    """
+    for name, field in kind.model_fields.items():
+        if (former := former_name(field)) is not None and former in os.environ:
+            _log.warning("setting_renamed", variable=former, use=PREFIX + name.upper())
     try:
         return kind()
     except ValidationError as error:
         raise SettingError("; ".join(_fault(kind, fault) for fault in error.errors())) from None
 
 
+def former_name(field: FieldInfo) -> str | None:
+    """The variable that a renamed setting had before; None for all others."""
+    return next((each.former for each in field.metadata if isinstance(each, Renamed)), None)
+
+
 def _fault(kind: type[Settings], fault: ErrorDetails) -> str:
     name = str(fault["loc"][0]) if fault["loc"] else ""
     named_whole = {field.validation_alias for field in kind.model_fields.values()}  # as Knative's K_SINK is
     variable = name if name in named_whole else PREFIX + name.upper()
+    former = former_name(kind.model_fields[name]) if name in kind.model_fields else None
+    if former is not None and former in os.environ and variable not in os.environ:
+        variable = former
     reason = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "missing":
         return f"{variable} is not set"

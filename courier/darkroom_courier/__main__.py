@@ -1,6 +1,6 @@
 """`python -m darkroom_courier`: reads the settings and runs until SIGTERM or SIGINT.
 
-Exit status 0 then, 2 where a setting cannot be used, 70 where a loop ended by itself.
+Its exit status is 0 then, 2 for an invalid setting, and 70 if a loop ended by itself.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ async def _run(courier_settings: CourierSettings) -> None:
 
 def main() -> int:
     try:
-        courier_settings = settings.load(CourierSettings)
         logs.configure("courier")
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it says each request again
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request
+        courier_settings = settings.load(CourierSettings)
         asyncio.run(_run(courier_settings))
     except SettingError as error:
         sys.stderr.write(f"{error.detail}\n")

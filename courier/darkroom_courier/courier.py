@@ -77,13 +77,15 @@ class Courier:
         ledger = AsyncLedger(redis, settings.namespace)
         metrics = CourierMetrics(ledger)
         taker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
-        limits = httpx.Limits(max_connections=settings.posts, max_keepalive_connections=settings.posts)
+        limits = httpx.Limits(
+            max_connections=settings.sink_concurrency, max_keepalive_connections=settings.sink_concurrency
+        )
         try:
             async with (
-                served(self._health, metrics, host=settings.host, port=settings.health_port),
+                served(self._health, metrics, host=settings.host, port=settings.probe_port),
                 httpx.AsyncClient(
                     limits=limits,
-                    timeout=settings.post_timeout_s,
+                    timeout=settings.sink_timeout_s,
                     follow_redirects=False,
                     trust_env=False,
                     headers={"user-agent": "darkroom-courier"},
@@ -138,14 +140,16 @@ class Courier:
 
         `needs_redis`: a round that did not fail has reached Redis.
         """
-        backoff = Backoff(first_s=self._settings.tick_s, longest_s=max(self._settings.tick_s, LONGEST_PAUSE_S))
+        backoff = Backoff(
+            first_s=self._settings.poll_interval_s, longest_s=max(self._settings.poll_interval_s, LONGEST_PAUSE_S)
+        )
         failures = 0
         while not self._stopping.is_set():
             pause_s = 0.0
             try:
                 async with asyncio.timeout(ROUND_LIMIT_S):
                     more = await step()
-                pause_s = 0.0 if more else self._settings.tick_s
+                pause_s = 0.0 if more else self._settings.poll_interval_s
                 failures = 0
             except DarkroomError as error:
                 failures += 1

@@ -56,6 +56,6 @@ async def served(health: Health, metrics: CourierMetrics, *, host: str, port: in
             return Answer(200, await metrics.page(), media_type=CONTENT_TYPE_LATEST)
         return Answer.of(*health.answer(path))
 
-    listening = probes.listener(host=host, port=port, variable="DARKROOM_HEALTH_PORT")
+    listening = probes.listener(host=host, port=port, variable="DARKROOM_PROBE_PORT")
     async with probes.served(answering, listening=listening):
         yield

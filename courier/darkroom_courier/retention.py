@@ -38,7 +38,7 @@ class Retention:
     def __init__(self, deletion: Deletion, settings: CourierSettings) -> None:
         self._deletion = deletion
         self._days = settings.retention_days
-        self._every_s = settings.retention_every_s
+        self._every_s = settings.retention_interval_s
         self._due = time.monotonic() + min(self._every_s, FIRST_LOOK_S)
         self._orphan_age = timedelta(seconds=settings.orphan_age_s)
         self._looks = 0

@@ -1,4 +1,4 @@
-"""What the courier is told by its environment.
+"""The settings of the courier.
 
 `K_SINK` and `K_CE_OVERRIDES` are Knative's names: a SinkBinding injects them
 (https://knative.dev/docs/eventing/custom-event-source/sinkbinding/).
@@ -20,28 +20,37 @@ from darkroom.ledger.calls import (
     RELAY_LEASE_MS,
     SWEEP_AGE_MS,
 )
-from darkroom.settings import HistorySettings, LedgerSettings, LinkSettings, SinkUrl, StoreSettings, WebhookSettings
+from darkroom.settings import (
+    HistorySettings,
+    LedgerSettings,
+    LinkSettings,
+    Renamed,
+    Settings,
+    SinkUrl,
+    StoreSettings,
+    WebhookSettings,
+)
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 OWN_EXTENSIONS = frozenset({"sequence", "tenant", "traceparent"})
-"""What result and the Triggers read: no override may put another value there."""
+"""Extensions that `result` and the Triggers read: an override must not replace them."""
 
 
 def _extensions(value: object) -> object:
-    """The extensions in SinkBinding's JSON, `{"extensions": {"name": "value"}}`; blank where it has none to add."""
+    """The extensions in SinkBinding's JSON, `{"extensions": {"name": "value"}}`, which may be empty."""
     if not isinstance(value, str):
         return value
     try:
         overrides = json.loads(value or "{}")
         extensions = overrides.get("extensions") or {}
-        Event(id="any", source="any", type="any", extensions=extensions)  # its constructor knows the rules
+        Event(id="any", source="any", type="any", extensions=extensions)  # its constructor checks them
     except InvalidEvent as error:
         raise ValueError(f"names extensions that no CloudEvent can have: {error.detail}") from None
     except (AttributeError, json.JSONDecodeError):
         raise ValueError('is not JSON such as {"extensions": {"name": "value"}}') from None
     if taken := OWN_EXTENSIONS & set(extensions):
-        raise ValueError(f"names extensions that are darkroom's own: {', '.join(sorted(taken))}")
+        raise ValueError(f"names extensions that darkroom sets itself: {', '.join(sorted(taken))}")
     return extensions
 
 
@@ -53,81 +62,90 @@ def _pauses(value: object) -> object:
     return value.split(",") if isinstance(value, str) else value
 
 
-class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettings, WebhookSettings):
-    """The courier's settings. Times are in seconds; the ledger's own defaults stand where a test sets none."""
+class LedgerTimes(Settings):
+    """Times of the ledger, in seconds. Tests shorten them; they are no part of the documented settings."""
+
+    attempt_lease_s: Annotated[float, Renamed("DARKROOM_LEASE_S")] = Field(default=LEASE_MS / 1000, gt=0)
+    """The lease of a worker's attempt: after an outage of Redis no attempt is reaped for as long."""
+
+    reap_gap_s: float = Field(default=REAP_GAP_MS / 1000, gt=0)
+    """A longer gap between two rounds of the upkeep counts as an outage. Well above `poll_interval_s`."""
+
+    sweep_age_s: float = Field(default=SWEEP_AGE_MS / 1000, gt=0)
+    """The age from which a message that is in no list counts as lost."""
+
+    relay_lease_s: float = Field(default=RELAY_LEASE_MS / 1000, gt=0)
+    """An event that the sink accepted and that is not applied is posted again after this, then after twice that, and
+    so on.
+    """
+
+    delivery_lease_s: float = Field(default=DELIVERY_LEASE_MS / 1000, gt=0)
+    """A delivery that was leased and not recorded is due again after this. More than an attempt may take."""
+
+    history_lease_s: float = Field(default=HISTORY_LEASE_MS / 1000, gt=0)
+    """A finished job that was leased for the history and not archived is due again after this."""
+
+
+class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettings, WebhookSettings, LedgerTimes):
+    """The courier's settings. Times are in seconds."""
 
     sink: SinkUrl = Field(validation_alias="K_SINK")
-    """Where terminal events are posted: an http or https address, used as it is."""
+    """The http or https address that events are posted to, used unchanged."""
 
     overrides: Annotated[Mapping[str, str], NoDecode, BeforeValidator(_extensions)] = Field(
         default_factory=dict, validation_alias="K_CE_OVERRIDES"
     )
-    """Extensions that every event gets in addition."""
+    """Extensions that are added to every event."""
 
-    posts: int = Field(default=32, ge=1, le=1000)
-    """Events that are on their way to the sink at one time. 32 at 20 ms each are 1,600 a second."""
+    sink_concurrency: Annotated[int, Renamed("DARKROOM_POSTS")] = Field(default=32, ge=1, le=1000)
+    """The most posts to the sink at one time. 32 posts of 20 ms each are 1,600 a second."""
 
-    post_timeout_s: float = Field(default=10, gt=0, le=60)
-    """How long one post may take. Less than `relay_lease_s`, or it is posted again before it is over."""
+    sink_timeout_s: Annotated[float, Renamed("DARKROOM_POST_TIMEOUT_S")] = Field(default=10, gt=0, le=60)
+    """The timeout of one post to the sink, in seconds. Keep it below 30, after which the event is posted again."""
 
-    relay_lease_s: float = Field(default=RELAY_LEASE_MS / 1000, gt=0)
-    """An event that is accepted but not applied is posted again after this, then after twice that, and so on."""
+    delivery_concurrency: Annotated[int, Renamed("DARKROOM_DELIVERIES")] = Field(default=256, ge=1, le=2000)
+    """The most posts to webhooks at one time."""
 
-    deliveries: int = Field(default=256, ge=1, le=2000)
-    """Webhooks that are posted to at one time."""
-
-    deliveries_per_target: int = Field(default=16, ge=1, le=1000)
-    """Of these to one target, which is a tenant's receivers at one origin. Far fewer than `deliveries`: each receiver
-    that hangs holds so many, until it is found out.
+    delivery_concurrency_per_target: Annotated[int, Renamed("DARKROOM_DELIVERIES_PER_TARGET")] = Field(
+        default=16, ge=1, le=1000
+    )
+    """The most posts to webhooks of one target at one time; a target is a tenant's receivers at one origin. Keep it far
+    below the limit of all posts to webhooks: a receiver that does not answer uses so many until it is limited to one.
     """
 
-    # A guess: twenty a second are more than the jobs of one person make.
+    # A guess: twenty a second are more than the jobs of one person cause.
     delivery_rate: int = Field(default=1200, ge=1, le=6_000_000)
-    """Posts a minute to a target whose receiver granted no other rate (`WebHook-Allowed-Rate`): one tenant can have no
-    more posted to an origin that did not agree to it.
+    """The most posts a minute to a target whose receiver granted no other rate (`WebHook-Allowed-Rate`). It limits how
+    many posts a tenant can direct at an origin that did not agree to them.
     """
 
     delivery_timeout_s: float = Field(default=20, gt=0, le=50)
-    """How long a webhook may take to answer: Standard Webhooks has 15 to 30. With the question for consent before it, a
-    try must end within `delivery_lease_s`.
-    """
-
-    delivery_lease_s: float = Field(default=DELIVERY_LEASE_MS / 1000, gt=0)
-    """A delivery that a courier took and did not settle is tried again after this. More than a try may take."""
+    """The timeout of one post to a webhook, in seconds. Standard Webhooks recommends 15 to 30."""
 
     delivery_schedule_s: Annotated[
         tuple[Annotated[float, Field(ge=0, le=7 * 24 * 3600)], ...], NoDecode, BeforeValidator(_pauses)
     ] = Field(default=SCHEDULE_S, min_length=1, max_length=50)
-    """Pauses before each attempt, in seconds, separated by commas, the first one included."""
+    """The pause before each attempt to deliver, the first one included, in seconds, separated by commas."""
 
-    tick_s: float = Field(default=1, gt=0, le=10)
-    """Pause between two looks for lapsed leases, lost messages, due retries, passed deadlines, and the outbox."""
-
-    lease_s: float = Field(default=LEASE_MS / 1000, gt=0)
-    """The workers' lease: after an outage nothing is reaped for as long."""
-
-    reap_gap_s: float = Field(default=REAP_GAP_MS / 1000, gt=0)
-    """A longer gap between two looks counts as an outage. Well above `tick_s`."""
-
-    sweep_age_s: float = Field(default=SWEEP_AGE_MS / 1000, gt=0)
-    """A message that was pushed longer ago and is in no list was taken and never claimed."""
-
-    history_lease_s: float = Field(default=HISTORY_LEASE_MS / 1000, gt=0)
-    """An ended job that a courier took for the history, and did not archive, is taken again after this."""
+    poll_interval_s: Annotated[float, Renamed("DARKROOM_TICK_S")] = Field(default=1, gt=0, le=10)
+    """The pause between two rounds of the courier's loops, in seconds: expired leases, lost messages, due retries,
+    start deadlines and, where no message from Redis arrived earlier, events and deliveries.
+    """
 
     retention_days: int | None = Field(default=None, ge=1, le=36_500)
-    """Jobs that ended so many days ago are deleted, with their artifacts; without it they are kept for ever."""
+    """Jobs are deleted with their artifacts so many days after they finished; without a value they are never deleted.
+    """
 
-    retention_every_s: float = Field(default=3600, gt=0)
-    """Pause between two looks for jobs whose time is over, and for deletions that stopped half-way."""
+    retention_interval_s: Annotated[float, Renamed("DARKROOM_RETENTION_EVERY_S")] = Field(default=3600, gt=0)
+    """The pause between two searches for jobs to delete and for incomplete deletions, in seconds."""
 
     orphan_age_s: float = Field(default=3600, ge=0)
-    """An artifact that no job publishes, as of an attempt that was cancelled while it stored its pictures, is removed
-    when it is older than this. The whole store is looked through for them once in 24 of the looks above.
+    """The age in seconds from which an artifact is deleted that no job publishes, such as one of an attempt that was
+    cancelled while it stored its images. The whole store is searched once in 24 of the intervals above.
     """
 
     host: str = "127.0.0.1"
-    """Where the probes are answered; in a pod `0.0.0.0`."""
+    """The address where probes and metrics are served; in a pod `0.0.0.0`."""
 
-    health_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port of `/healthz`, `/readyz` and `/metrics`; without one there are none."""
+    probe_port: Annotated[int | None, Renamed("DARKROOM_HEALTH_PORT")] = Field(default=None, ge=1, le=65535)
+    """The port of `/healthz`, `/readyz` and `/metrics`; without a value they are not served."""

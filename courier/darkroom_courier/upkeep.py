@@ -59,7 +59,7 @@ class Upkeep:
     def _reap(self, pool: str) -> Call[list[str]]:
         return calls.reap(
             pool,
-            lease_ms=round(self._settings.lease_s * 1000),
+            lease_ms=round(self._settings.attempt_lease_s * 1000),
             gap_ms=round(self._settings.reap_gap_s * 1000),
             limit=MOST_AT_ONCE,
         )

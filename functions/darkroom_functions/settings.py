@@ -1,4 +1,4 @@
-"""Settings of the functions and of the process that serves them; the groups they share with other parts are in core."""
+"""The settings of the functions and of the process that serves them. Groups shared with other parts are in core."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from darkroom.settings import (
     LedgerSettings,
     LinkSettings,
     ModelSettings,
+    Renamed,
     Settings,
     SinkUrl,
     StoreSettings,
@@ -54,34 +55,35 @@ def origin_of(url: str) -> str:
 
 
 class BodySettings(Settings):
-    """What functions that read bodies need."""
+    """The limits of request bodies."""
 
     max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1024, le=64 * 1024 * 1024)
-    """The largest body that is read, in bytes. A large one is held in memory whole, and parsing it holds up others."""
+    """The largest request body, in bytes. A body is held in memory, and parsing a large one delays other requests."""
 
 
 class IntakeSettings(Settings):
-    """What functions that take jobs in need."""
+    """The limits of the backlog."""
 
     backlog_limit: int = Field(default=BACKLOG_LIMIT, ge=1, le=10_000_000)
-    """Jobs that may wait in one pool; beyond it a submission is refused with 429."""
+    """The most jobs that may wait in one pool. Further submissions are rejected with 429."""
 
     backlog_bytes: int = Field(default=BACKLOG_BYTES, ge=1024 * 1024, le=1024**4)
-    """Bytes of Redis that unfinished jobs of all pools may take; beyond it a submission is refused with 429. The
-    default is half of the `maxmemory` that is shipped."""
+    """The most bytes of Redis that unfinished jobs of all pools may use. Further submissions are rejected with 429. The
+    default is half of the `maxmemory` in the manifests."""
 
 
 class WaitSettings(Settings):
-    """What functions need whose requests may wait for a job's end."""
+    """The limit of requests that wait for a result."""
 
     max_wait_s: int = Field(default=55, ge=0, le=570)
-    """The longest that a request may wait, in seconds; 0: none does. nginx and most load balancers give up at 60 s."""
+    """The longest that a request may wait for a result, in seconds; with 0 none waits. The timeout of nginx and most
+    load balancers is 60 s."""
 
 
 class SubmitSettings(
     LedgerSettings, ModelSettings, LinkSettings, GuardSettings, IntakeSettings, WaitSettings, BodySettings
 ):
-    """What submit needs."""
+    """The settings of the function `submit`."""
 
 
 class JobsSettings(
@@ -95,72 +97,71 @@ class JobsSettings(
     WaitSettings,
     BodySettings,
 ):
-    """What jobs needs."""
+    """The settings of the function `jobs`."""
 
 
 class ResultSettings(LedgerSettings, HistorySettings, LinkSettings, BodySettings):
-    """What result needs."""
+    """The settings of the function `result`."""
 
     socket_buffer: int = Field(default=256, ge=1, le=100_000)
-    """Messages that may wait for one socket or event stream; a client that takes them more slowly than they come is cut
-    off."""
+    """The most messages that may wait for one socket or event stream. A client that reads too slowly is disconnected.
+    """
 
     socket_grace_s: float = Field(default=5, ge=0, le=300)
-    """How long a socket stays open after its last job has ended, in seconds."""
+    """How long a socket stays open after its last job has finished, in seconds."""
 
     socket_idle_s: float = Field(default=60, ge=1, le=3600)
-    """How long a socket whose client subscribes as it goes stays open while it follows no job and its client says
-    nothing, in seconds."""
+    """How long a socket stays open that follows no job and whose client sends nothing, in seconds."""
 
     socket_life_s: float = Field(default=570, ge=1, le=86_400)
-    """How long a socket or an event stream lives at most, in seconds; clients connect again and go on. Knative ends a
-    request at the revision's timeout, 600 s at most, in mid-message."""
+    """The longest life of a socket or an event stream, in seconds; clients reconnect and resume. Keep it below the
+    timeout of the Knative revision, 600 s at most, at which Knative cuts the connection."""
 
-    look_every_s: float = Field(default=10, ge=0.1, le=60)
-    """How often what is followed is compared with the log, in seconds: the longest that anybody waits for a message
-    that Redis' pub/sub lost."""
+    stream_poll_interval_s: Annotated[float, Renamed("DARKROOM_LOOK_EVERY_S")] = Field(default=10, ge=0.1, le=60)
+    """The pause between two readings of the logs that clients follow, in seconds: the longest delay of a message that
+    Redis' pub/sub lost."""
 
 
 class UndeliveredSettings(LedgerSettings, BodySettings):
-    """Settings of the function `undelivered`."""
+    """The settings of the function `undelivered`."""
 
     sink: SinkUrl | None = Field(default=None, validation_alias="K_SINK")
-    """Where undelivered events are posted again: the Broker that gave up on them. Without it nothing is replayed."""
+    """The Broker that undelivered events are posted to again. Without it no event can be replayed."""
 
     replay_timeout_s: float = Field(default=10, gt=0, le=60)
-    """How long the sink may take to answer, in seconds."""
+    """The timeout of the sink when an undelivered event is replayed, in seconds."""
 
 
 class ServeSettings(Settings):
-    """Where a process listens, and for whom."""
+    """The server: where it listens, and which requests it accepts."""
 
     public_url: WebUrl | None = None
-    """The address that callers use for us; links to artifacts begin with it."""
+    """The address that clients use for darkroom; links to artifacts begin with it."""
 
     max_connections: int = Field(default=4000, ge=1, le=100_000)
-    """Connections that a process has at one time, sockets included. When one more comes, the one that has awaited a
-    request for the longest is closed; when none does, the new one is refused (503)."""
+    """The most connections of a process, sockets included. For one more, the connection that has been idle for the
+    longest is closed; where none is idle, the new one is rejected with 503."""
 
     allowed_hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(listed)] = ()
-    """Hosts that requests may name beside loopback's and that of the public address, separated by commas: names, all
-    names below one (`.example.org`), addresses. A request for another host is refused (421) where the functions listen
-    on loopback, and anywhere once this is set."""
+    """Hosts that requests may name in addition to loopback and the host of the public address, separated by commas:
+    names, all names below a domain (`.example.org`), addresses. A request for another host is rejected with 421 where
+    the functions listen on loopback, and everywhere once this is set."""
 
     allowed_origins: Annotated[
         tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(listed)
     ] = ()
     """Origins of web pages that may submit, cancel and read (CORS), separated by commas: `https://app.example.org`.
-    Pages of other origins are refused (403) where they change something or open a socket."""
+    Requests from other origins that change something or open a socket are rejected with 403."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """The address to listen on. In a container: 0.0.0.0."""
 
     port: int = Field(default=8080, ge=1, le=65535, validation_alias="PORT")
-    """The port to listen on. Knative sets it, under a name without our prefix."""
+    """The port to listen on. Knative sets it, as a variable without the prefix."""
 
 
 def catalogue_of(settings: ModelSettings) -> Catalogue:
-    """The models there are. Raises SettingError that names the variable, the file and the key."""
+    """The catalogue of models. Raises SettingError that names the variable, the file and the key."""
     try:
         return Catalogue.load(settings.models)
     except SettingError as error:

@@ -20,8 +20,8 @@ from darkroom_operator.settings import OperatorSettings
 def main() -> int:
     """Answers the exit status."""
     try:
-        operator_settings = settings.load(OperatorSettings)
         logs.configure("operator")
+        operator_settings = settings.load(OperatorSettings)
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it says each request again
         logging.getLogger("kopf").setLevel(logging.WARNING)  # it says each handler's success
         return asyncio.run(OperatorProcess(operator_settings).run()) or supervision.exit_status()

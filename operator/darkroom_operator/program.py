@@ -72,7 +72,11 @@ class OperatorProcess:
             async with (
                 connected(settings.watch_namespace) as cluster,
                 served(
-                    self._world, healthy=self._health, ready=self._readiness, host=settings.host, port=settings.port
+                    self._world,
+                    healthy=self._health,
+                    ready=self._readiness,
+                    host=settings.host,
+                    port=settings.probe_port,
                 ),
             ):
                 ledger = AsyncLedger(redis, settings.namespace)
@@ -82,7 +86,7 @@ class OperatorProcess:
 
     async def _take_part(self, cluster: Cluster, ledger: AsyncLedger, redis: Any) -> int:
         identity = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
-        leadership = Leadership(cluster, identity=identity, lease_s=self._settings.lease_s)
+        leadership = Leadership(cluster, identity=identity, lease_s=self._settings.election_lease_s)
         self._leadership = leadership
         ending = asyncio.Event()
         electing = vital(leadership.run(), name="election", may_end=lambda: ending.is_set() or leadership.lost.is_set())
@@ -103,7 +107,7 @@ class OperatorProcess:
             ledger,
             world,
             leadership,
-            tick_s=self._settings.tick_s,
+            tick_s=self._settings.reconcile_interval_s,
             replace_after_s=self._settings.replace_after_s,
             config_maps=self._settings.config_maps,
         )

@@ -412,7 +412,9 @@ def sink() -> Iterator[Sink]:
 
 @pytest.fixture
 def courier(redis_url: str, namespace: str, sink: Sink, tmp_path: Path) -> Iterator[Part]:
-    told = environment(redis_url, namespace, K_SINK=sink.url, DARKROOM_RELAY_LEASE_S="0.5", DARKROOM_TICK_S="0.1")
+    told = environment(
+        redis_url, namespace, K_SINK=sink.url, DARKROOM_RELAY_LEASE_S="0.5", DARKROOM_POLL_INTERVAL_S="0.1"
+    )
     part = Part("darkroom_courier", environment=told, log=tmp_path / "courier.log")
     yield part
     part.stop()

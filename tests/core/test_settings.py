@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from darkroom.errors import SettingError
@@ -11,12 +13,15 @@ from darkroom.settings import (
     LedgerSettings,
     LinkSettings,
     ModelSettings,
+    Renamed,
+    Settings,
     StoreSettings,
     WebhookSettings,
     load,
 )
 from darkroom.webhooks.guard import NOTHING, Allow
 from pydantic import Field, ValidationError
+from structlog.testing import capture_logs
 
 KEY = "0123456789abcdef0123456789abcdef"
 
@@ -190,6 +195,50 @@ def test_all_that_is_wrong_is_told_at_once(environment: pytest.MonkeyPatch) -> N
 def test_every_setting_says_what_it_means() -> None:
     silent = [name for name, field in PartSettings.model_fields.items() if not field.description and name != "sink"]
     assert silent == []
+
+
+# Renamed settings
+
+
+class RenamedSettings(Settings):
+    """One setting with a former name, and one without."""
+
+    interval_s: Annotated[float, Renamed("DARKROOM_OFTEN_S")] = Field(default=1, gt=0)
+    port: Annotated[int | None, Renamed("DARKROOM_OLD_PORT")] = Field(default=None, ge=1)
+    other: int = 1
+
+
+@pytest.mark.parametrize(
+    ("given", "interval_s"),
+    [
+        ({}, 1.0),
+        ({"DARKROOM_INTERVAL_S": "2"}, 2.0),
+        ({"DARKROOM_OFTEN_S": "3"}, 3.0),
+        ({"DARKROOM_INTERVAL_S": "2", "DARKROOM_OFTEN_S": "3"}, 2.0),
+    ],
+    ids=["neither", "current", "former", "both"],
+)
+def test_a_former_name_counts_where_the_current_one_is_not_set(
+    environment: pytest.MonkeyPatch, given: Mapping[str, str], interval_s: float
+) -> None:
+    for name, value in given.items():
+        environment.setenv(name, value)
+    with capture_logs() as logged:
+        settings = load(RenamedSettings)
+    assert settings.interval_s == interval_s
+    warning = {"event": "setting_renamed", "variable": "DARKROOM_OFTEN_S", "use": "DARKROOM_INTERVAL_S"}
+    assert logged == ([{**warning, "log_level": "warning"}] if "DARKROOM_OFTEN_S" in given else [])
+
+
+def test_an_optional_setting_is_read_under_its_former_name(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DARKROOM_OLD_PORT", "8080")
+    assert load(RenamedSettings).port == 8080
+
+
+def test_an_invalid_value_under_a_former_name_is_reported_under_that_name(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DARKROOM_OFTEN_S", "-1")
+    with pytest.raises(SettingError, match=r"^DARKROOM_OFTEN_S='-1': "):
+        load(RenamedSettings)
 
 
 # Webhooks

@@ -36,7 +36,7 @@ from tests.waiting import eventually
 
 T = TypeVar("T")
 
-QUICK = {"DARKROOM_TICK_S": "0.05", "DARKROOM_HISTORY_LEASE_S": "0.5", "DARKROOM_RETENTION_EVERY_S": "0.2"}
+QUICK = {"DARKROOM_POLL_INTERVAL_S": "0.05", "DARKROOM_HISTORY_LEASE_S": "0.5", "DARKROOM_RETENTION_INTERVAL_S": "0.2"}
 """Seconds of the defaults, made short."""
 
 DAY_MS = 24 * 3600 * 1000
@@ -302,7 +302,7 @@ def test_without_a_retention_everything_is_kept(start: Start, watched: Watched) 
 
 def test_many_go_in_slices_without_pauses(start: Start, watched: Watched) -> None:
     old_jobs(watched, 250, days=2)
-    courier = start(**watched.settings | {"DARKROOM_RETENTION_DAYS": "1", "DARKROOM_RETENTION_EVERY_S": "1"})
+    courier = start(**watched.settings | {"DARKROOM_RETENTION_DAYS": "1", "DARKROOM_RETENTION_INTERVAL_S": "1"})
     eventually(lambda: len(courier.said("retention_over")) == 3, what="all slices")
     assert [len(line["jobs"]) for line in courier.said("retention_over")] == [100, 100, 50]
     assert pictures(watched) == set()

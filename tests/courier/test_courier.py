@@ -29,9 +29,9 @@ from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.waiting import eventually
 
 QUICK = {
-    "DARKROOM_TICK_S": "0.05",
+    "DARKROOM_POLL_INTERVAL_S": "0.05",
     "DARKROOM_RELAY_LEASE_S": "0.5",
-    "DARKROOM_LEASE_S": "0.3",
+    "DARKROOM_ATTEMPT_LEASE_S": "0.3",
     "DARKROOM_SWEEP_AGE_S": "0.3",
 }
 """Seconds of the ledger's own defaults, made short. What must not happen too soon has a test with the defaults."""
@@ -109,7 +109,7 @@ class TestRelay:
         assert len(sink.of(job_id)) <= before + 1, "one may have been on its way"
 
     def test_what_the_sink_took_is_not_posted_again_at_once(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
-        start(DARKROOM_TICK_S="0.05")
+        start(DARKROOM_POLL_INTERVAL_S="0.05")
         first = jobs.completed()
         for _ in range(20):
             sink.await_post(jobs.completed())
@@ -173,7 +173,7 @@ class TestRelay:
     ) -> None:
         hanging = jobs.completed()
         sink.behave = lambda event: HANG if event.subject == hanging else Answer()
-        courier = start(DARKROOM_POST_TIMEOUT_S="1", DARKROOM_POSTS="2")
+        courier = start(DARKROOM_SINK_TIMEOUT_S="1", DARKROOM_SINK_CONCURRENCY="2")
         sink.await_post(hanging)
         others = [jobs.completed() for _ in range(5)]
         eventually(lambda: all(sink.of(job_id) for job_id in others), what="the other posts")
@@ -189,7 +189,7 @@ class TestRelay:
             return Answer()
 
         sink.behave = slowly
-        start(DARKROOM_POSTS="4")
+        start(DARKROOM_SINK_CONCURRENCY="4")
         eventually(lambda: all(sink.of(job_id) for job_id in ended), what="all posts")
         assert 1 < sink.busiest <= 4
         assert len(sink.events) == len(ended)
@@ -241,7 +241,7 @@ class TestRelay:
             return Answer(204)
 
         sink.behave = apply_it
-        couriers = [start(DARKROOM_TICK_S="0.05"), start(DARKROOM_TICK_S="0.05")]
+        couriers = [start(DARKROOM_POLL_INTERVAL_S="0.05"), start(DARKROOM_POLL_INTERVAL_S="0.05")]
         eventually(lambda: all(courier.said("started") for courier in couriers), what="both couriers")
         ended = [jobs.completed() for _ in range(200)]
         eventually(lambda: not jobs.outbox(), what="an empty outbox")
@@ -299,7 +299,7 @@ class TestUpkeep:
         """
         job_id = jobs.submit()
         jobs.start(job_id, lease_ms=1)
-        courier = start(DARKROOM_TICK_S="0.05", DARKROOM_SWEEP_AGE_S="0.3")
+        courier = start(DARKROOM_POLL_INTERVAL_S="0.05", DARKROOM_SWEEP_AGE_S="0.3")
         marker = jobs.submit(start_deadline=int(time.time() * 1000) + 1000)
         eventually(lambda: jobs.state(marker) is State.EXPIRED, what="a second of upkeep")
         assert jobs.state(job_id) is State.RUNNING
@@ -356,7 +356,7 @@ class TestUpkeep:
 
     def test_many_that_are_due_at_once_do_not_wait_for_many_ticks(self, start: Start, jobs: DrivenJobs) -> None:
         late = [jobs.submit(start_deadline=1) for _ in range(250)]
-        courier = start(DARKROOM_TICK_S="10")
+        courier = start(DARKROOM_POLL_INTERVAL_S="10")
         eventually(lambda: all(jobs.state(job_id) is State.EXPIRED for job_id in late), what="all to expire")
         eventually(lambda: len(courier.said("expired")) == 3, what="the log lines")
         assert [len(line["jobs"]) for line in courier.said("expired")] == [100, 100, 50]
@@ -388,7 +388,7 @@ class TestProcess:
         binary = needed_binary(RedisKind.EMBEDDED)
         redis = RedisServer(binary, tmp_path)
         port = free_port()
-        courier = start(redis.url, DARKROOM_HEALTH_PORT=str(port), **QUICK)
+        courier = start(redis.url, DARKROOM_PROBE_PORT=str(port), **QUICK)
 
         def probe(path: str) -> int:
             return httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code
@@ -417,7 +417,7 @@ class TestProcess:
         """The ledger wakes the courier: with a tick of ten seconds, thirty ends one after the other are told in
         less.
         """
-        courier = start(DARKROOM_TICK_S="10")
+        courier = start(DARKROOM_POLL_INTERVAL_S="10")
         first = jobs.completed()
         sink.await_post(first)
         began = len(courier.said("relayed"))
@@ -435,9 +435,9 @@ class TestProcess:
             ("K_CE_OVERRIDES", '{"extensions": {"Bad-Name": "x"}}'),
             ("K_CE_OVERRIDES", '{"extensions": {"sequence": "1"}}'),
             ("K_CE_OVERRIDES", '{"extensions": {"id": "1"}}'),
-            ("DARKROOM_POSTS", "none"),
-            ("DARKROOM_TICK_S", "0"),
-            ("DARKROOM_HEALTH_PORT", "70000"),
+            ("DARKROOM_SINK_CONCURRENCY", "none"),
+            ("DARKROOM_POLL_INTERVAL_S", "0"),
+            ("DARKROOM_PROBE_PORT", "70000"),
             ("DARKROOM_REDIS_URL", ""),
         ],
     )

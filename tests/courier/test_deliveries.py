@@ -39,7 +39,7 @@ from tests.waiting import eventually
 
 QUICK = {
     "DARKROOM_WEBHOOK_ALLOW": "127.0.0.1",
-    "DARKROOM_TICK_S": "0.05",
+    "DARKROOM_POLL_INTERVAL_S": "0.05",
     "DARKROOM_DELIVERY_TIMEOUT_S": "1",
     "DARKROOM_DELIVERY_RATE": "60000",
     "DARKROOM_DELIVERY_LEASE_S": "3",
@@ -167,7 +167,7 @@ class TestPosts:
         receiver.behave = slow_to_take_a_start
         # No try fails for want of time: a start that failed would be given up once the end is due.
         patient = {"DARKROOM_DELIVERY_TIMEOUT_S": "50", "DARKROOM_DELIVERY_LEASE_S": "100"}
-        start(**QUICK | patient | {"DARKROOM_DELIVERIES_PER_TARGET": "20"})
+        start(**QUICK | patient | {"DARKROOM_DELIVERY_CONCURRENCY_PER_TARGET": "20"})
         for job_id in job_ids:
             types = [post.event["type"].rpartition(".")[2] for post in receiver.await_posts(job_id, 2)]
             assert types == ["started", "completed"]
@@ -340,7 +340,7 @@ class TestFailures:
     def test_a_receiver_that_hangs_delays_nobody_else(self, start: Start, receiver: Receiver, told: Told) -> None:
         with Receiver().running() as hanging:
             hanging.behave = lambda _post: HANG
-            start(**QUICK | {"DARKROOM_DELIVERIES": "8", "DARKROOM_DELIVERIES_PER_TARGET": "4"})
+            start(**QUICK | {"DARKROOM_DELIVERY_CONCURRENCY": "8", "DARKROOM_DELIVERY_CONCURRENCY_PER_TARGET": "4"})
             stuck = [told.completed(hanging.url) for _ in range(20)]
             for _ in range(20):
                 receiver.await_posts(told.completed(receiver.url))

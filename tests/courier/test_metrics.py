@@ -25,7 +25,7 @@ from tests.ports import free_port
 from tests.served_metrics import Served, ask, read
 from tests.waiting import eventually
 
-QUICK = {"DARKROOM_TICK_S": "0.05", "DARKROOM_HISTORY_LEASE_S": "60"}
+QUICK = {"DARKROOM_POLL_INTERVAL_S": "0.05", "DARKROOM_HISTORY_LEASE_S": "60"}
 JOB = {"pool": POOL, "model": "sd"}
 AT = 1_700_000_000_000
 
@@ -33,7 +33,7 @@ AT = 1_700_000_000_000
 def courier(start: Start, **more: str) -> int:
     """A courier that answers Prometheus, and its port."""
     port = free_port()
-    start(DARKROOM_HEALTH_PORT=str(port), **QUICK, **more)
+    start(DARKROOM_PROBE_PORT=str(port), **QUICK, **more)
 
     def answers() -> bool:
         try:

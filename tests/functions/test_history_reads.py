@@ -388,7 +388,7 @@ def test_a_job_goes_its_whole_way_and_is_still_there(aged: Aged, tmp_path: Path)
         namespace,
         K_SINK=f"{api.functions.url}/events",
         DARKROOM_DATABASE_URL=aged.database_url,
-        DARKROOM_TICK_S="0.05",
+        DARKROOM_POLL_INTERVAL_S="0.05",
     )
     courier = Part("darkroom_courier", environment=told, log=tmp_path / "courier.log")
     courier.start()

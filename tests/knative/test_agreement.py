@@ -18,7 +18,7 @@ from darkroom.jobs import TERMINAL, JobEvent
 from darkroom.ledger import queues
 from darkroom.settings import PREFIX, Settings
 from darkroom_cli.environments import environment as named_environment
-from darkroom_courier.settings import CourierSettings
+from darkroom_courier.settings import CourierSettings, LedgerTimes
 from darkroom_functions import assembly
 from darkroom_functions.settings import (
     JobsSettings,
@@ -59,7 +59,7 @@ GIVEN = {"PORT", "K_SINK", "K_CE_OVERRIDES", "DARKROOM_POOL", "DARKROOM_DRAIN_GR
 
 IN_MANIFESTS = GIVEN | {
     *("DARKROOM_REDIS_URL", "DARKROOM_DATABASE_URL", "DARKROOM_LINK_KEY", "DARKROOM_WEBHOOK_KEYS"),
-    *("DARKROOM_HOST", "DARKROOM_HEALTH_PORT", "DARKROOM_MODELS"),
+    *("DARKROOM_HOST", "DARKROOM_MODELS"),
 }
 """Settings that stand beside the part that they are for, or in a Secret, and not in the ConfigMap."""
 
@@ -99,7 +99,8 @@ def written(value: Any) -> str:
 
 
 def test_the_example_describes_each_setting_and_no_other(rendered: Rendered) -> None:
-    assert set(example(rendered["k3d"])) == (EVERY.keys() - IN_MANIFESTS) | OBJECT_STORE
+    undocumented = settings_of((LedgerTimes,)).keys()
+    assert set(example(rendered["k3d"])) == (EVERY.keys() - IN_MANIFESTS - undocumented) | OBJECT_STORE
 
 
 def test_the_example_says_the_defaults(rendered: Rendered) -> None:
@@ -109,13 +110,17 @@ def test_the_example_says_the_defaults(rendered: Rendered) -> None:
     assert described == {name: written(EVERY[name].default) for name in described}
 
 
-def test_each_key_of_the_example_has_a_comment(rendered: Rendered) -> None:
+def test_each_key_of_the_example_has_the_description_of_the_code_as_its_comment(rendered: Rendered) -> None:
     text = config_map(rendered["k3d"], "darkroom-settings")["data"]["_example"]
     for block in text.strip().split("\n\n"):
-        lines = block.splitlines()
-        assert len(lines) > 1
-        assert all(line.startswith("# ") for line in lines[:-1]), block
-        assert not lines[-1].startswith("#"), block
+        *comment, last = block.splitlines()
+        assert comment
+        assert all(line.startswith("# ") for line in comment), block
+        assert not last.startswith("#"), block
+        name = last.partition(":")[0]
+        if name not in OBJECT_STORE:
+            description = " ".join((EVERY[name].description or "").split())
+            assert " ".join(line.removeprefix("# ") for line in comment).startswith(f"{description} For "), name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

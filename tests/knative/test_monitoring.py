@@ -47,7 +47,7 @@ def processes(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFact
         functions.start()
         stack.callback(functions.stop)
         port = free_port()
-        more = {"K_SINK": f"{functions.url}/events", "DARKROOM_HEALTH_PORT": str(port)}
+        more = {"K_SINK": f"{functions.url}/events", "DARKROOM_PROBE_PORT": str(port)}
         courier = Part("darkroom_courier", environment={**told, **more}, log=folder / "courier")
         courier.start()
         stack.callback(courier.stop)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from darkroom.settings import PREFIX, Settings
 from darkroom_cli.environments.environment import ENVIRONMENTS, LEDGER_USERS, EnvironmentSettings
-from darkroom_courier.settings import CourierSettings
+from darkroom_courier.settings import CourierSettings, LedgerTimes
 from darkroom_functions.settings import JobsSettings, ResultSettings, ServeSettings, SubmitSettings, UndeliveredSettings
 from darkroom_worker.settings import WorkerSettings
 from pydantic import SecretStr
@@ -26,8 +26,7 @@ KINDS: tuple[type[Settings], ...] = (
 )
 
 DECIDED = {
-    f"{PREFIX}{name}"
-    for name in ("NAMESPACE", "POOL", "STORE", "LINK_KEY", "WEBHOOK_KEYS", "HOST", "HEALTH_PORT", "PROBE_PORT")
+    f"{PREFIX}{name}" for name in ("NAMESPACE", "POOL", "STORE", "LINK_KEY", "WEBHOOK_KEYS", "HOST", "PROBE_PORT")
 }
 """What the environment is made of: nobody sets it."""
 
@@ -54,7 +53,7 @@ def settings() -> dict[str, object]:
         f"{PREFIX}{name.upper()}": None if field.is_required() else field.default
         for kind in reversed(KINDS)
         for name, field in kind.model_fields.items()
-        if field.validation_alias is None
+        if field.validation_alias is None and name not in LedgerTimes.model_fields
     }
 
 

@@ -31,7 +31,7 @@ class RunningOperator:
             prefix,
             KUBECONFIG=str(config),
             DARKROOM_WATCH_NAMESPACE=namespace,
-            DARKROOM_PORT=str(self.port),
+            DARKROOM_PROBE_PORT=str(self.port),
             **{f"DARKROOM_{name.upper()}": value for name, value in settings.items()},
         )
         self._process: subprocess.Popen[bytes] | None = None

@@ -82,7 +82,7 @@ class Courier(Part):
 
     def __init__(self, *, environment: Mapping[str, str], log: Path) -> None:
         self.port = free_port()
-        told = {**environment, "DARKROOM_HEALTH_PORT": str(self.port)}
+        told = {**environment, "DARKROOM_PROBE_PORT": str(self.port)}
         super().__init__("darkroom_courier", environment=told, log=log)
 
     def start(self) -> None:

@@ -65,7 +65,7 @@ async def test_jobs_of_the_previous_version_end_and_are_told_of(
 
     told = house.environment()
     functions = Functions("all", environment=told, log=tmp_path / "functions.log")
-    soon = {"DARKROOM_LEASE_S": "1", "DARKROOM_SWEEP_AGE_S": "3", "K_SINK": f"{functions.url}/events"}
+    soon = {"DARKROOM_ATTEMPT_LEASE_S": "1", "DARKROOM_SWEEP_AGE_S": "3", "K_SINK": f"{functions.url}/events"}
     courier = Part("darkroom_courier", environment=told | soon, log=tmp_path / "courier.log")
     try:
         await asyncio.to_thread(functions.start)

@@ -54,7 +54,7 @@ async def test_after_a_restore_and_a_repair_all_jobs_of_the_backup_end(
     house = House(AsyncLedger(client, namespace), redis_url=server.url, namespace=namespace, folder=tmp_path)
     told = house.environment()
     functions = Functions("all", environment=told, log=tmp_path / "functions.log")
-    soon = {"DARKROOM_LEASE_S": "1", "K_SINK": f"{functions.url}/events"}
+    soon = {"DARKROOM_ATTEMPT_LEASE_S": "1", "K_SINK": f"{functions.url}/events"}
     courier = Part("darkroom_courier", environment=told | soon, log=tmp_path / "courier.log")
 
     async def is_settled(but: Collection[Kind] = ()) -> bool | None:

@@ -1,4 +1,4 @@
-"""What a worker reads from its environment, once, when it starts; its child gets the same object."""
+"""The settings of a worker, read once when it starts; its child gets the same object."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ from darkroom.settings import LedgerSettings, ModelSettings, StoreSettings
 from pydantic import Field
 
 BAD_SETTING = 2
-"""The exit status for a setting that cannot be used."""
+"""The exit status for an invalid setting."""
 
 
 class WorkerSettings(LedgerSettings, ModelSettings, StoreSettings):
     """The settings of one worker."""
 
     pool: str = Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")
-    """Whose jobs it takes: it loads every model whose file names this pool."""
+    """The worker pool. The worker loads every model whose file names this pool, and runs the jobs of these."""
 
     drain_grace_s: float = Field(default=60, ge=0, le=3600)
-    """How long a running job may go on after SIGTERM, in seconds, before it is given back. Stay some seconds below the
-    pod's `terminationGracePeriodSeconds`."""
+    """How long a running job may continue after SIGTERM, in seconds, before it is released. Keep it some seconds below
+    the pod's `terminationGracePeriodSeconds`."""
 
     interrupt_grace_s: float = Field(default=10, gt=0, le=600)
-    """How long an engine may take to notice that its job was cancelled, is overdue or is no longer its own, in seconds,
-    before its process is ended. Longer than a denoising step takes."""
+    """How long an engine may take to stop after its job was cancelled, exceeded its time or lost its lease, in seconds.
+    After that its process is killed. Longer than a denoising step."""
 
     host: str = "127.0.0.1"
-    """Where probes are answered; in a pod `0.0.0.0`."""
+    """The address where probes are served; in a pod `0.0.0.0`."""
 
     probe_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port of `/healthz` and `/readyz`; without one there are none. The courier's has a name of its own, since both may
-    run on one machine with the same variables."""
+    """The port of `/healthz` and `/readyz`; without a value they are not served."""
 
     picture_metadata: Literal["full", "none"] = "full"
-    """Whether a picture's file names the parameters that it was made with, the prompt among them; `none` leaves them
-    out. The job's own record has them either way."""
+    """Whether an image file contains the parameters that it was made with, including the prompt (`full` or `none`). The
+    job's record contains them in both cases."""
 
 
 def served_models(settings: WorkerSettings) -> tuple[Model, ...]:

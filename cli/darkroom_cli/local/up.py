@@ -30,6 +30,7 @@ from darkroom.ledger.client import AsyncLedger, Ledger
 from darkroom.ledger.connection import connect, connect_async
 from darkroom.ledger.records import WorkerRecord
 from darkroom.settings import DatabaseUrl, ModelSettings, Namespace, RedisUrl, WebUrl, load
+from pydantic import Field
 
 from darkroom_cli.environments.command import environment
 from darkroom_cli.exits import DONE, FAILED, INTERRUPTED
@@ -89,7 +90,10 @@ class UpSettings(ModelSettings):
     """The address that callers use, where it is not that of this machine."""
 
     webhook_allow: str = ""
-    """Receivers of webhooks that may be inside; the functions know how it is written."""
+    """Receivers of webhooks that may have internal addresses, in the form that the functions read."""
+
+    probe_port: int | None = Field(default=None, ge=1, le=65535)
+    """The port where the courier serves probes and metrics. The worker, which reads the same variable, gets none."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,9 @@ class Machine:
         own_redis = {name: {"DARKROOM_REDIS_URL": url} for name, url in options.redis_urls.items()}
         functions = environment(for_front | own_redis.get(FUNCTIONS, {}), PORT=str(functions_port))
         self._start(FUNCTIONS, _module("darkroom_functions.serve", "all"), functions)
-        self._start(COURIER, _module("darkroom_courier"), environment(for_front | own_redis.get(COURIER, {})))
+        probes = {} if self._settings.probe_port is None else {"DARKROOM_PROBE_PORT": str(self._settings.probe_port)}
+        courier = environment(for_front | own_redis.get(COURIER, {}) | probes)
+        self._start(COURIER, _module("darkroom_courier"), courier)
         if options.worker:
             grace = str(DRAIN_GRACE_S)
             worker = environment(for_all, DARKROOM_POOL=POOL, DARKROOM_DRAIN_GRACE_S=grace, for_worker=True)

@@ -32,7 +32,7 @@ class Notices(PostingLoop[Subscription]):
     failure_event = "notice_failed"
 
     def __init__(self, ledger: AsyncLedger, sink: Sink, settings: CourierSettings, *, taker: str) -> None:
-        super().__init__(concurrency=1, idle_s=settings.tick_s)
+        super().__init__(concurrency=1, idle_s=settings.poll_interval_s)
         self._ledger = ledger
         self._sink = sink
         self._source = settings.public_url

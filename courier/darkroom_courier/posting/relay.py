@@ -39,7 +39,7 @@ class Relay(PostingLoop[PendingEvents]):
     repeats_in_flight = True  # a job whose start is being posted may have finished
 
     def __init__(self, ledger: AsyncLedger, sink: Sink, settings: CourierSettings, *, taker: str) -> None:
-        super().__init__(concurrency=settings.posts, idle_s=settings.tick_s)
+        super().__init__(concurrency=settings.sink_concurrency, idle_s=settings.poll_interval_s)
         self._ledger = ledger
         self._sink = sink
         self._links = Links.of(settings)

@@ -68,13 +68,13 @@ class Sink:
         headers, body = event.encode_binary()
         try:
             async with (
-                asyncio.timeout(self._settings.post_timeout_s) as limit,
+                asyncio.timeout(self._settings.sink_timeout_s) as limit,
                 self._client.stream("POST", self._settings.sink, headers=headers, content=body) as answer,
             ):
                 limit.reschedule(None)  # the status decides, whatever becomes of the body
                 await _read(answer)
         except TimeoutError:
-            return Refusal(f"no answer within {self._settings.post_timeout_s} s")
+            return Refusal(f"no answer within {self._settings.sink_timeout_s} s")
         except httpx.HTTPError as error:
             return Refusal(f"{type(error).__name__}: {error}")
         if answer.is_success:

@@ -106,7 +106,7 @@ class WebhookPosts(PostingLoop[DueDelivery]):
         *,
         taker: str,
     ) -> None:
-        super().__init__(concurrency=settings.deliveries, idle_s=settings.tick_s)
+        super().__init__(concurrency=settings.delivery_concurrency, idle_s=settings.poll_interval_s)
         self._ledger = ledger
         self._lookup = lookup
         self._client = client
@@ -126,7 +126,7 @@ class WebhookPosts(PostingLoop[DueDelivery]):
                 taker=self._taker,
                 call=call,
                 limit=limit,
-                per_target=self._settings.deliveries_per_target,
+                per_target=self._settings.delivery_concurrency_per_target,
                 rate=self._settings.delivery_rate,
                 lease_ms=round(self._settings.delivery_lease_s * 1000),
             )

@@ -183,8 +183,8 @@ def _start_operator(rig: Rig, plane: ControlPlane, server: str | None, *, redis_
         "KUBECONFIG": str(config),
         "DARKROOM_REDIS_URL": rig.redis_url.replace(f":{_port_of(rig.redis_url)}", f":{redis_port}"),
         "DARKROOM_WATCH_NAMESPACE": WORKED_FOR,
-        "DARKROOM_PORT": str(port),
-        "DARKROOM_TICK_S": str(TICK_S),
+        "DARKROOM_PROBE_PORT": str(port),
+        "DARKROOM_RECONCILE_INTERVAL_S": str(TICK_S),
     }
     process = rig.start("operator", "darkroom_operator", own=own)
     rig.wait(lambda: _answers(f"http://127.0.0.1:{port}/readyz"), what=process)

@@ -138,12 +138,12 @@ def orders(kills: int, stops: int) -> list[Order]:
 
 
 SHORT_COURIER = (
-    ("DARKROOM_LEASE_S", "4"),
+    ("DARKROOM_ATTEMPT_LEASE_S", "4"),
     ("DARKROOM_REAP_GAP_S", "2"),
-    ("DARKROOM_TICK_S", "0.5"),
+    ("DARKROOM_POLL_INTERVAL_S", "0.5"),
     ("DARKROOM_SWEEP_AGE_S", "2"),
     ("DARKROOM_RELAY_LEASE_S", "4"),
-    ("DARKROOM_POST_TIMEOUT_S", "2"),
+    ("DARKROOM_SINK_TIMEOUT_S", "2"),
 )
 """What goes with a lease of four seconds."""
 
