@@ -1,7 +1,7 @@
-"""Supervision: tasks that a process cannot do without. Where one ends, so does the process, which is started again.
+"""Supervision: vital tasks. When one of them ends, the process ends as well, and is restarted from outside.
 
-Neither `darkroom up` nor Kubernetes, which start a process anew, sees that a task inside has stopped. So the end of one
-is logged and asks the process to stop, as SIGTERM does; its exit status is then `exit_status()`.
+`darkroom up` and Kubernetes restart processes, but do not see that a task inside has stopped. So its end is logged and
+raises SIGTERM in the process, whose exit status is then `exit_status()`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from darkroom.logs import logger
 
 FAILED = 70
-"""The exit status of a process that ends because a task or a thread did: EX_SOFTWARE of sysexits.h."""
+"""The exit status of a process that ends because a task or a thread ended: EX_SOFTWARE of sysexits.h."""
 
 _ended: list[str] = []
 _log = logger(__name__)
 
 
 def vital(work: Coroutine[Any, Any, None], *, name: str, may_end: Callable[[], bool]) -> asyncio.Task[None]:
-    """Run a task whose end, whatever the reason, ends the process, unless it `may_end` since the process stops."""
+    """Run a task whose end, for whatever reason, ends the process. `may_end` is true once the process stops anyway."""
     task = asyncio.create_task(work, name=name)
 
     def note(task: asyncio.Task[None]) -> None:
@@ -38,7 +38,7 @@ def vital(work: Coroutine[Any, Any, None], *, name: str, may_end: Callable[[], b
 async def run_vital(work: Mapping[str, Coroutine[Any, Any, None]]) -> None:
     """Run vital tasks, by name, until cancelled or until one of them ends; then the others are cancelled.
 
-    In place of a `TaskGroup`, which goes on without a task that was cancelled.
+    A `TaskGroup` would continue without a task that was cancelled.
     """
     ending = asyncio.Event()
     tasks = [vital(each, name=name, may_end=ending.is_set) for name, each in work.items()]

@@ -1,12 +1,12 @@
 """The archive: from the ledger's history entries to the history database.
 
-It takes jobs that have ended, many at a time, reads their records and logs, commits them in one transaction, and tells
-the ledger that they are `archived`; only then does their time to live in Redis start. While the database is away the
-entries stay where they are and nothing is lost but time.
+It leases finished jobs in batches, reads their records and logs, commits them in one transaction, and marks them as
+`archived` in the ledger; only then does their time to live in Redis start. While the database is unavailable the
+entries stay in the ledger.
 
-A job is written at least once, by any number of couriers, and is there once: its id is the key, and who comes second
-changes nothing. So a courier that is killed after the commit leaves nothing to repair: when its lease is over, another
-one writes the job again, in vain, and says that it is archived.
+A job is written at least once, by any number of couriers, and stored once: its id is the key, and a second insert has
+no effect. So a courier that is killed after the commit leaves nothing to repair: after its lease another one writes the
+job again, without effect, and marks it as archived.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ from darkroom_courier.metrics import CourierMetrics
 from darkroom_courier.settings import CourierSettings
 
 BATCH = 200
-"""Jobs in one transaction: the commit is then a small part of the work, and to read them takes Redis a few ms."""
+"""Jobs in one transaction: the commit is then a small part of the work, and reading them takes Redis a few ms."""
 
 BEAT_S = 1.0
-"""Between two beats of the epoch: Redis flushes its file each second, so a shorter loss is none that it could avoid."""
+"""Between two beats of the epoch: Redis flushes its file each second, so it cannot avoid a shorter loss."""
 
 AGAIN_MS = 1_000
-"""When entries are due again that a database did not take which has just gone away: it is asked for before they are."""
+"""After this the entries are due again that the database did not accept because it became unavailable."""
 
-MOST_UNTOLD = 10_000
-"""Jobs that were archived and not told yet, as while the sink is away, of which the metrics keep the record."""
+MAX_UNAPPLIED = 10_000
+"""The most archived jobs that are not applied yet, as while the sink is unavailable, whose records are held for the
+metrics."""
 
 FAULTY_AGAIN_MS = 10 * 60 * 1000
-"""When a job is tried again that the database does not take although it takes others. It stays in Redis until then."""
+"""After this a job is due again that the database rejects although it accepts others. It stays in Redis meanwhile."""
 
 _log = logger(__name__)
 
 
 class Archive:
-    """`step` is called over and over; the first one brings the database to the table of this version."""
+    """`step` is called over and over; the first one migrates the database to the schema of this version."""
 
     def __init__(
         self, ledger: AsyncLedger, history: History, metrics: CourierMetrics, settings: CourierSettings, *, taker: str
@@ -57,7 +58,7 @@ class Archive:
         self._ledger = ledger
         self._history = history
         self._metrics = metrics
-        self._untold: dict[str, JobRecord] = {}
+        self._unapplied: dict[str, JobRecord] = {}
         self._lease_ms = round(settings.history_lease_s * 1000)
         self._taker = taker
         self._call = uuid4().hex
@@ -69,7 +70,7 @@ class Archive:
     async def step(self) -> bool:
         """Write one batch. True: there may be more. Raises LedgerUnavailable and HistoryUnavailable.
 
-        A step after a failure of Redis repeats the same call, so that nothing which was taken waits for its lease.
+        A step after a failure of Redis repeats the same call, so that nothing which was leased waits for its lease.
         """
         if not self._is_migrated:
             await migrate(self._history)
@@ -78,22 +79,22 @@ class Archive:
             await self._history.ping()
             self._is_in_doubt = False
         await self._beat()
-        taken = await self._ledger.run(
+        leased = await self._ledger.run(
             calls.lease_history(taker=self._taker, call=self._call, limit=BATCH, lease_ms=self._lease_ms)
         )
         try:
-            await self._write(taken)
+            await self._write(leased)
         except HistoryUnavailable:
             self._is_in_doubt = True
-            await self._ledger.run_each([calls.reschedule_history(job_id, delay_ms=AGAIN_MS) for job_id in taken])
+            await self._ledger.run_each([calls.reschedule_history(job_id, delay_ms=AGAIN_MS) for job_id in leased])
             self._call = uuid4().hex
             raise
         self._call = uuid4().hex
-        await self._look_for_told()
-        return len(taken) == BATCH
+        await self._read_applied()
+        return len(leased) == BATCH
 
     async def _beat(self) -> None:
-        """Count one beat in the ledger, then in SQL; a ledger that has fewer than SQL lost data (`epochs.py`)."""
+        """Count one beat in the ledger, then in SQL; a ledger with fewer beats than SQL lost data (`epochs.py`)."""
         if time.monotonic() < self._beat_due:
             return
         self._beat_due = time.monotonic() + BEAT_S
@@ -105,7 +106,7 @@ class Archive:
         self._loss = ledger.loss
 
     async def _write(self, job_ids: Sequence[str]) -> None:
-        """All at once or, where one of them is at fault, each alone, so that it holds up no other."""
+        """Write all jobs at once or, if one of them fails, each alone, so that it does not delay the others."""
         try:
             await self._write_together(job_ids)
         except DarkroomError:
@@ -120,7 +121,7 @@ class Archive:
             await self._write_together([job_id])
         except DarkroomError:
             raise
-        except Exception:  # a record that somebody damaged, or that the database does not take
+        except Exception:  # a damaged record, or one that the database rejects
             _log.exception("not_archived", job=job_id)
             await self._ledger.run(calls.reschedule_history(job_id, delay_ms=FAULTY_AGAIN_MS))
 
@@ -134,7 +135,7 @@ class Archive:
         for job, its, answer in zip(past, marks, answers, strict=True):
             if answer is Archived.ARCHIVED and its is not None:
                 self._metrics.job_ended(job, is_dead=its.is_dead)
-                self._note(job.record, its.applied)
+                self._report_applied(job.record, its.applied)
         for answer in answers:
             if isinstance(answer, DarkroomError):
                 raise answer
@@ -144,19 +145,19 @@ class Archive:
                 "archived", jobs=[job.record.id for job in past], trace_ids=[each.get("trace_id") for each in about]
             )
 
-    def _note(self, record: JobRecord, applied: int | None) -> None:
-        """When the job's end was applied; None: to be looked for again, after the others."""
-        self._untold.pop(record.id, None)
+    def _report_applied(self, record: JobRecord, applied: int | None) -> None:
+        """Report the time at which the terminal event was applied; None: it is read again, after the others."""
+        self._unapplied.pop(record.id, None)
         if applied is not None:
-            self._metrics.job_told(record, applied=applied)
-        elif len(self._untold) < MOST_UNTOLD:
-            self._untold[record.id] = replace(record, input={}, fields={}, end_data=None)  # which may be large
+            self._metrics.job_applied(record, applied=applied)
+        elif len(self._unapplied) < MAX_UNAPPLIED:
+            self._unapplied[record.id] = replace(record, input={}, fields={}, end_data=None)  # these may be large
 
-    async def _look_for_told(self) -> None:
-        """Whether some of the jobs that were archived before their end was applied are told by now."""
-        records = list(islice(self._untold.values(), BATCH))
+    async def _read_applied(self) -> None:
+        """Read which of the jobs that were archived before their terminal event was applied are applied by now."""
+        records = list(islice(self._unapplied.values(), BATCH))
         for record, its in zip(records, await self._ledger.marks([each.id for each in records]), strict=True):
-            if its is None:  # deleted meanwhile: nobody was told
-                del self._untold[record.id]
+            if its is None:  # deleted meanwhile, and never applied
+                del self._unapplied[record.id]
             else:
-                self._note(record, its.applied)
+                self._report_applied(record, its.applied)

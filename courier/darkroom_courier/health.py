@@ -1,7 +1,7 @@
-"""What the cluster's probes are told of a process that serves nothing else over HTTP.
+"""Health: the courier's answers to probes, and its metrics, over HTTP.
 
-`/healthz`: 200 while every loop has gone round lately, even if only to find that Redis is away; else 503, and the pod
-is started anew. `/readyz`: 503 until the first contact with Redis, 200 ever after. `/metrics` is there too.
+`/healthz`: 200 while every loop completes its rounds, even if Redis is unavailable; otherwise 503, and the pod is
+restarted. `/readyz`: 503 until the first contact with Redis, 200 from then on. `/metrics` serves Prometheus.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from darkroom_courier.metrics import CourierMetrics
 METRICS = "/metrics"
 
 STALL_S = 30.0
-"""A loop that has not gone round for so long hangs: a round ends within 20 s, whatever Redis does."""
+"""A loop that has completed no round for so long hangs: the limit of a round is 20 s."""
 
 
 class Health:
-    """When each loop last went round, and whether Redis was ever reached."""
+    """The time of each loop's last round, and whether Redis was ever reached."""
 
     def __init__(self, loops: Iterable[str]) -> None:
         self._rounds = dict.fromkeys(loops, time.monotonic())
@@ -34,7 +34,7 @@ class Health:
         self._ready = self._ready or reached_redis
 
     def answer(self, path: str) -> tuple[int, dict[str, object]]:
-        """Status and body for a probe."""
+        """The status and body of the response to a probe."""
         if path == "/healthz":
             now = time.monotonic()
             stalled = [loop for loop, at in self._rounds.items() if now - at > STALL_S]
@@ -46,7 +46,7 @@ class Health:
 
 @asynccontextmanager
 async def served(health: Health, metrics: CourierMetrics, *, host: str, port: int | None) -> AsyncIterator[None]:
-    """Answer probes and Prometheus on `port` while the block runs; without one, do nothing. Raises SettingError."""
+    """Serve probes and metrics on `port` while the block runs; without a port, do nothing. Raises SettingError."""
     if port is None:
         yield
         return

@@ -1,12 +1,11 @@
-"""What Prometheus is told of the way of jobs: `/metrics`, beside the probes (`health.py`).
+"""Metrics of jobs, deliveries and the ledger for Prometheus: `/metrics`, beside the probes (`health.py`).
 
-All of it comes from one place, so that nothing is counted twice: a job is counted by the courier whom the ledger
-answered `archived`, which it says of each job once, to whichever courier comes first. That the end was told may be
-known only later; until then the courier that counted the job keeps its id. Times are the record's own, Redis' clock. A
-courier that dies between that answer and the next scrape takes what it had counted along: sums over all couriers,
-which `rate` and `increase` are made for, miss these jobs and never have one twice.
+Each job is counted once: by the courier to which the ledger answered `archived`, which it does once per job. The
+terminal event may be applied later; until then that courier holds the record. Times are those of the record, by Redis'
+clock. The counts of a courier that dies before the next scrape are lost: sums over all couriers, as with `rate` and
+`increase`, miss these jobs and never count one twice.
 
-What stands in the ledger is read when somebody asks. Each courier tells the same of it: take the maximum.
+The state of the ledger is read on each scrape. All couriers report the same: aggregate it by the maximum.
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 READ_LIMIT_S = 3.0
-"""How long the ledger may take to be read: a scrape waits for 10 s by default, our server for 5."""
+"""The timeout of reading the ledger: that of a scrape is 10 s by default, that of the server 5."""
 
 MAX_TENANTS = 100
-"""Tenants with a figure of their own, the first that come; each is a time series for as long as the process lives."""
+"""The most tenants with a label of their own, in order of appearance; each is a time series until the process ends."""
 
 OTHER = "other"
-"""All tenants beyond those."""
+"""The label of all further tenants."""
 
 JOB_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600, 7200)
-"""From what a small model takes to what a long backlog does."""
+"""From the run time of a small model to the wait in a long backlog."""
 
 TRY_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
-"""Up to the longest that a receiver may take."""
+"""Up to the timeout of a receiver."""
 
 _JOB = ["pool", "model"]
 
 
 @dataclass(frozen=True)
 class LedgerReading:
-    """What the ledger had when somebody asked."""
+    """The state of the ledger at the time of a scrape."""
 
     pools: dict[str, Reading]
     foreign: dict[str, ForeignMessages]
@@ -54,14 +53,14 @@ class LedgerReading:
 
 
 class CourierMetrics:
-    """The figures of one courier. Whoever sees something happen says so here."""
+    """The metrics of one courier."""
 
     def __init__(self, ledger: AsyncLedger) -> None:
         self._ledger = ledger
-        disable_created_metrics()  # a second series for each: when it began
+        disable_created_metrics()  # they would double the number of series
         self._registry = CollectorRegistry()
-        self._standing = _Standing()
-        self._registry.register(self._standing)
+        self._ledger_state = _LedgerCollector()
+        self._registry.register(self._ledger_state)
         self._tenants: set[str] = set()
 
         def seconds(name: str, meaning: str) -> Histogram:
@@ -70,24 +69,26 @@ class CourierMetrics:
         def counter(name: str, meaning: str, labels: list[str]) -> Counter:
             return Counter(name, meaning, labels, registry=self._registry)
 
-        self._to_start = seconds("darkroom_job_submit_to_start_seconds", "From submission to the first start.")
-        self._to_end = seconds("darkroom_job_start_to_end_seconds", "From the first start to the end.")
+        self._to_start = seconds("darkroom_job_submit_to_start_seconds", "Seconds from submission to the first start.")
+        self._to_end = seconds("darkroom_job_start_to_end_seconds", "Seconds from the first start to the end.")
         self._to_result = seconds(
-            "darkroom_job_submit_to_result_seconds", "From submission until the result function had applied the end."
+            "darkroom_job_submit_to_result_seconds", "Seconds from submission until the terminal event was applied."
         )
-        self._gpu = seconds("darkroom_job_gpu_seconds", "For how long a worker had the job, all attempts together.")
-        self._ended = counter("darkroom_jobs_ended", "Jobs that ended.", [*_JOB, "state", "error"])
+        self._gpu = seconds("darkroom_job_gpu_seconds", "Seconds that workers held the job, over all attempts.")
+        self._ended = counter("darkroom_jobs_ended", "Finished jobs.", [*_JOB, "state", "error"])
         self._dead = counter("darkroom_dead_letters", "Jobs that became dead letters.", ["pool"])
         self._images = counter("darkroom_images", "Images of completed jobs.", _JOB)
         self._of_tenant = counter(
-            "darkroom_tenant_gpu_seconds", "For how long workers had the tenant's jobs.", ["tenant"]
+            "darkroom_tenant_gpu_seconds", "Seconds that workers held the tenant's jobs.", ["tenant"]
         )
         self._wasted = counter(
-            "darkroom_wasted_gpu_seconds", "Of that, in attempts that made no result, by why.", ["pool", "reason"]
+            "darkroom_wasted_gpu_seconds",
+            "Seconds that workers spent on attempts without a result, by reason.",
+            ["pool", "reason"],
         )
         self._tries = Histogram(
             "darkroom_delivery_try_seconds",
-            "Tries to deliver to a webhook, by what followed.",
+            "Seconds of attempts to deliver to a webhook, by outcome.",
             ["outcome"],
             buckets=TRY_SECONDS,
             registry=self._registry,
@@ -96,7 +97,7 @@ class CourierMetrics:
             self._tries.labels(outcome.value)
 
     def job_ended(self, job: PastJob, *, is_dead: bool) -> None:
-        """A job was archived, for the first time."""
+        """Count a job that was archived for the first time."""
         record = job.record
         labels = (record.pool, record.model)
         end = job.log[-1]
@@ -116,21 +117,21 @@ class CourierMetrics:
         self._gpu.labels(*labels).observe(total)
         self._of_tenant.labels(self._tenant(record.tenant)).inc(total)
 
-    def job_told(self, record: JobRecord, *, applied: int) -> None:
-        """Its end was applied, at that time (ms)."""
+    def job_applied(self, record: JobRecord, *, applied: int) -> None:
+        """Count a job whose terminal event was applied at that time (ms since the epoch)."""
         self._to_result.labels(record.pool, record.model).observe(_seconds(record.created, applied))
 
     def delivery_attempted(self, outcome: AttemptResult, *, seconds: float) -> None:
-        """A try of a delivery was settled."""
+        """Count an attempt to deliver to a webhook."""
         self._tries.labels(outcome.value).observe(seconds)
 
     async def page(self) -> bytes:
-        """The text for Prometheus. Where the ledger cannot be read, what is of it is left out."""
+        """The text for Prometheus. If the ledger cannot be read, its values are left out."""
         try:
             async with asyncio.timeout(READ_LIMIT_S):
-                self._standing.reading = await self._read()
+                self._ledger_state.reading = await self._read()
         except (DarkroomError, TimeoutError):
-            self._standing.reading = None
+            self._ledger_state.reading = None
         return generate_latest(self._registry)
 
     async def _read(self) -> LedgerReading:
@@ -138,7 +139,7 @@ class CourierMetrics:
         observed = await self._ledger.observe(names)
         pools = {pool: reading for pool, reading in observed.items() if isinstance(reading, Reading)}
         for pool in pools:
-            self._dead.labels(pool)  # a series that begins with 1 has not risen, by Prometheus' count
+            self._dead.labels(pool)  # to Prometheus a series that begins with 1 has not increased
         foreign = await self._ledger.foreign_messages(names)
         return LedgerReading(pools, foreign, await self._ledger.outbox(), await self._ledger.memory())
 
@@ -151,7 +152,7 @@ class CourierMetrics:
 
 
 def attempts(job: PastJob) -> Iterator[tuple[float, str | None]]:
-    """Of each attempt for how many seconds a worker had the job, and why it made no result; None: it made it."""
+    """For each attempt the seconds that a worker held the job, and the reason if there was no result."""
     started: int | None = None
     for entry in job.log:
         if entry.event is JobEvent.STARTED:
@@ -163,18 +164,18 @@ def attempts(job: PastJob) -> Iterator[tuple[float, str | None]]:
 
 
 def _error(data: object) -> str:
-    """The kind of an entry's error; nothing where it has none."""
+    """The kind of an entry's error; empty if it has none."""
     error = data.get("error") if isinstance(data, dict) else None
     return str(error.get("kind", "")) if isinstance(error, dict) else ""
 
 
 def _seconds(since: int, until: int) -> float:
-    """Between two times in milliseconds. Redis' clock may be set back."""
+    """The seconds between two times in milliseconds, 0 at least: Redis' clock may be set back."""
     return max(0, until - since) / 1000
 
 
-class _Standing(Collector):
-    """What the ledger holds, by the last reading."""
+class _LedgerCollector(Collector):
+    """The state of the ledger at the last scrape."""
 
     def __init__(self) -> None:
         self.reading: LedgerReading | None = None
@@ -183,12 +184,12 @@ class _Standing(Collector):
         reading = self.reading
         yield _gauge(
             "darkroom_ledger_known",
-            "1 where the ledger could be read; else what follows here of it is left out.",
+            "1 if the ledger could be read; otherwise its metrics are left out.",
             0 if reading is None else 1,
         )
         age = GaugeMetricFamily(
             "darkroom_pool_queue_age_seconds",
-            "How long ago the oldest job that waits was submitted; 0 where none waits.",
+            "Seconds since the submission of the oldest waiting job; 0 if none waits.",
             labels=["pool"],
         )
         for pool, found in reading.pools.items() if reading else ():
@@ -196,7 +197,7 @@ class _Standing(Collector):
         yield age
         foreign = CounterMetricFamily(
             "darkroom_pool_foreign_messages",
-            "Messages on the pool's list that are no job's, which its workers dropped.",
+            "Messages on the pool's list that belong to no job, which its workers dropped.",
             labels=["pool"],
         )
         for pool, dropped in reading.foreign.items() if reading else ():
@@ -204,17 +205,17 @@ class _Standing(Collector):
         yield foreign
         outbox, memory = (reading.outbox, reading.memory) if reading else (None, None)
         yield _gauge(
-            "darkroom_outbox_jobs", "Jobs of which something is still to be told.", outbox.jobs if outbox else None
+            "darkroom_outbox_jobs", "Jobs with events that are not applied yet.", outbox.jobs if outbox else None
         )
         yield _gauge(
             "darkroom_outbox_age_seconds",
-            "How long the oldest of these has waited to be told; 0 where there is none.",
+            "Seconds that the oldest of these events has waited; 0 if there is none.",
             outbox.age_ms / 1000 if outbox else None,
         )
-        yield _gauge("darkroom_redis_memory_used_bytes", "Memory that Redis uses.", memory.used if memory else None)
+        yield _gauge("darkroom_redis_memory_used_bytes", "Bytes that Redis uses.", memory.used if memory else None)
         yield _gauge(
             "darkroom_redis_memory_limit_bytes",
-            "What it may use at most; 0 where it has no limit.",
+            "Bytes that Redis may use; 0 if it has no limit.",
             memory.limit if memory else None,
         )
 

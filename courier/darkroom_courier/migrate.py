@@ -1,8 +1,8 @@
-"""`python -m darkroom_courier.migrate`: brings the history database to the table of this version, and ends.
+"""`python -m darkroom_courier.migrate`: migrates the history database to the schema of this version.
 
-The courier does the same when it starts. By hand it is for those who let nobody but a job of their own change tables,
-or whose database is so large that a change takes longer than the courier waits (20 s). It may run at any time, beside
-the couriers too. Exit status 0, 1 where the database is away, 2 where a setting cannot be used.
+The courier does the same when it starts. The command is for deployments where only a dedicated job may change tables,
+or whose database is so large that a migration takes longer than the courier's limit (20 s). It may run at any time,
+also while couriers run. The exit status is 0, 1 if the database is unavailable, and 2 for an invalid setting.
 """
 
 from __future__ import annotations

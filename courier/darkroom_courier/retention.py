@@ -1,7 +1,7 @@
-"""Retention: jobs whose time is over are deleted, deletions that stopped half-way are finished, orphans are removed.
+"""Retention: deletes jobs after their retention time, completes interrupted deletions, and deletes orphaned artifacts.
 
-Without `DARKROOM_RETENTION_DAYS` jobs are kept for ever, and only the rest is done. It goes in slices, so that the
-database and the store have time for others, and any number of couriers may do it: who comes second finds nothing left.
+Without `DARKROOM_RETENTION_DAYS` no job is deleted; the rest is done all the same. It works in slices, so that database
+and store can serve others meanwhile. Any number of couriers may run it: a second deletion of a job finds nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from darkroom.logs import logger
 from darkroom_courier.settings import CourierSettings
 
 SLICE = 100
-"""Jobs deleted in one round, which may take 20 s: with a slow store, 0.1 s for each of eight at a time."""
+"""Jobs deleted in one round, whose limit is 20 s: with a slow store, 0.1 s for each of eight at a time."""
 
-FIRST_LOOK_S = 60.0
-"""After the courier's start: by then the database has its table, if it is there at all."""
+FIRST_SEARCH_S = 60.0
+"""The first search after the courier's start: by then the database has its tables."""
 
 ORPHANS_EVERY = 24
-"""Looks from one search for orphans to the next: it lists the whole store. A day, with the default pause."""
+"""Intervals between two searches for orphans, which list the whole store. A day, with the default interval."""
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -33,21 +33,21 @@ _log = logger(__name__)
 
 
 class Retention:
-    """`step` is called every tick, and looks into the database every so often only."""
+    """`step` is called in each round of the loop, and does nothing until the retention interval is over."""
 
     def __init__(self, deletion: Deletion, settings: CourierSettings) -> None:
         self._deletion = deletion
         self._days = settings.retention_days
         self._every_s = settings.retention_interval_s
-        self._due = time.monotonic() + min(self._every_s, FIRST_LOOK_S)
+        self._due = time.monotonic() + min(self._every_s, FIRST_SEARCH_S)
         self._orphan_age = timedelta(seconds=settings.orphan_age_s)
-        self._looks = 0
+        self._searches = 0
         self._listing: AsyncIterator[list[Stored]] | None = None
 
     async def step(self) -> bool:
-        """Delete one slice, or look at one page of the store. True: there may be more.
+        """Delete one slice, or check one page of the store. True: there may be more.
 
-        Raises what is away; a step after that begins anew.
+        Raises LedgerUnavailable, HistoryUnavailable and StoreUnavailable; the next step begins again.
         """
         if time.monotonic() < self._due:
             return False
@@ -60,16 +60,16 @@ class Retention:
                 _log.info(event, jobs=[tombstone.job_id for tombstone in tombstones])
         if SLICE in (len(left), len(over)):
             return True
-        if self._looks % ORPHANS_EVERY == 0 and await self._remove_orphans():
+        if self._searches % ORPHANS_EVERY == 0 and await self._remove_orphans():
             return True
-        self._looks += 1
+        self._searches += 1
         self._due = time.monotonic() + self._every_s
         return False
 
     async def _remove_orphans(self) -> bool:
-        """Those of one page of the store. True: there are more pages."""
+        """Delete the orphans on one page of the store. True: there are more pages."""
         listing = self._listing or self._deletion.store.pages()
-        self._listing = None  # a list that breaks off is begun anew
+        self._listing = None  # a listing that fails begins again
         page = await anext(listing, None)
         if page is None:
             return False

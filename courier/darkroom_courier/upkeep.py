@@ -1,8 +1,8 @@
-"""Upkeep: what the ledger needs done as time passes, for every announced pool, in one round trip a tick.
+"""Upkeep: the ledger's timers, for every announced pool, in one round trip per interval.
 
-Running jobs whose lease lapsed are given back (reap), messages that were taken and never claimed are pushed again
-(sweep), retries whose time has come join the backlog (promote), jobs past their start deadline end (expire). Each is
-one script that decides for itself; any number of couriers may ask at once.
+Running jobs whose lease expired are released (reap), messages that were delivered and never claimed are pushed again
+(sweep), due retries join the backlog (promote), and jobs past their start deadline expire (expire). Each is one script
+that decides by itself; any number of couriers may call it concurrently.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from darkroom.logs import logger
 from darkroom_courier.settings import CourierSettings
 
 MOST_AT_ONCE = 100
-"""Jobs that one call of a script moves at most, so that no script is long. Where there are more, no tick is waited
-for."""
+"""The most jobs that one call of a script moves, so that no script takes long. If there are more, the next round begins
+at once."""
 
 _log = logger(__name__)
 
 
 class Upkeep:
-    """One `step` is one tick."""
+    """One `step` runs all timers once."""
 
     def __init__(self, ledger: AsyncLedger, settings: CourierSettings) -> None:
         self._ledger = ledger
         self._settings = settings
 
     async def step(self) -> bool:
-        """Do what is due. True: there may be more. Raises LedgerUnavailable."""
+        """Run the timers. True: more may be due. Raises LedgerUnavailable."""
         due: list[tuple[str, str, Call[list[str]]]] = [("expired", "", calls.expire(limit=MOST_AT_ONCE))]
         for pool in await self._ledger.pools():
             due.append(("reaped", pool, self._reap(pool)))
             due.append(("swept", pool, self._sweep(pool)))
             due.append(("promoted", pool, calls.promote(pool, limit=MOST_AT_ONCE)))
         more = False
-        # The clock comes first: if it was set back, the others find what is due in spite of that.
+        # The clock comes first: if it was set back, due times are adjusted before the others read them.
         clock: Call[Any] = calls.adjust_clock(clock_ms=time.time_ns() // 1_000_000)
         set_back_ms, *answers = await self._ledger.run_each([clock, *(call for _, _, call in due)])
         if isinstance(set_back_ms, DarkroomError):
@@ -48,7 +48,7 @@ class Upkeep:
         elif set_back_ms:
             _log.warning("redis_clock_set_back", ms=set_back_ms)
         for (done, pool, _), answer in zip(due, answers, strict=True):
-            where = {"pool": pool} if pool else {}  # deadlines are of all pools
+            where = {"pool": pool} if pool else {}  # start deadlines are not per pool
             if isinstance(answer, DarkroomError):
                 _log.warning("upkeep_failed", step=done, error=answer.detail, **where)
             elif answer:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 # Why a URL is refused, in the words that follow the field's name.
 PUBLIC = "must lead to a public address"
 NEVER_USED = "must not lead to an address that is never used for receivers"
-INSIDE = "must not name a host of an inside network"
+INSIDE = "must not name a host of an internal network"
 HTTPS = "must begin with https://"
 URI = "must be an absolute URI without a fragment"
 CONTROL = "must not hold control characters"

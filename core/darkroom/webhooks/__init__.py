@@ -1,1 +1,5 @@
-"""Webhooks: subscriptions, the guard against foreign addresses, the HTTP client behind it, signatures."""
+"""Webhooks: which addresses receive events, and how requests to them are checked, sent and signed.
+
+`subscriptions.py` is the door: webhooks, subscriptions and deliveries. `guard.py` checks addresses, `client.py` sends
+to checked ones, and `signatures.py` signs.
+"""

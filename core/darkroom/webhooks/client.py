@@ -1,12 +1,12 @@
-"""The way out to the receivers of others: every connection goes to an address that the guard has checked.
+"""The HTTP client for receivers of callers: it connects only to addresses that the guard has checked.
 
-The courier posts webhooks through it. It resolves a name itself, holds every answer to the guard's rules, refuses all
-of them if one breaks them, and connects to an address that was checked, so that a name which changes its meaning in
-between changes nothing. TLS is still verified against the name. There are no redirects and no proxy, whatever the
-environment says, and neither a receiver that never ends its answer nor one that sends gigabytes gets more than its
-share. The status decides what a receiver answered: a body that breaks off, or does not end, changes nothing.
+The courier posts webhooks through it. It resolves a name itself, checks all addresses with the guard, fails if one of
+them is not allowed, and connects to a checked address, so that a name that resolves differently a moment later makes no
+difference (DNS rebinding). TLS is still verified against the name. It follows no redirects and uses no proxy of the
+environment. A response is limited in time and size; a body that is truncated or does not end does not change the
+status.
 
-It stands on httpcore, which is httpx without what must not happen here: redirects, proxies, cookies, decompression.
+It uses httpcore, which is httpx without redirects, proxies, cookies and decompression.
 """
 
 from __future__ import annotations
@@ -28,47 +28,48 @@ from darkroom.errors import TemporaryError
 from darkroom.webhooks.guard import Allow, Destination, IpAddress, check_address, check_url
 
 ANSWER_MAX_BYTES = 4 * 1024
-"""So much of an answer is kept; the rest is not read, and costs the connection."""
+"""So much of a body is returned; a longer one is not read further, and its connection is closed."""
 
 BODY_LIMIT_S = 1.0
-"""How long the body is read once the status is known. A guess: it is there at once, or nothing depends on it."""
+"""How long the body is read after the status. A guess: a body that matters arrives at once."""
 
 ATTEMPTS = 4
-"""Addresses of one name that are tried, each for its part of the time."""
+"""The most addresses of one name that are tried, each for an equal part of the timeout."""
 
 KEPT_FOR_S = 5.0
-"""How long a connection is kept for the next post: a guess, for receivers of many events."""
+"""How long an idle connection is kept open: a guess, for receivers of many events."""
 
 POOLS = 128
-"""httpcore looks at all connections of a pool for each request: with hundreds of them that took most of the time."""
+"""httpcore iterates over all connections of a pool for each request: with hundreds of them that took most of the time.
+"""
 
 RESOLVER_THREADS = 64
-"""Names that are looked up at one time: a look-up of the system's takes a thread, and cannot be ended early."""
+"""The most names that are resolved at one time: the system's resolver needs a thread and cannot be cancelled."""
 
 _SUCCESS = range(200, 300)
 
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, OSError)
-"""What ends an exchange early. OSError: a fault that TLS finds after its handshake is ssl.SSLError, and httpcore hands
-it on as it is."""
+"""Failures of an exchange. OSError: httpcore passes on a failure of TLS after the handshake, ssl.SSLError, unchanged.
+"""
 
 _CLOSED = "Server disconnected"
-"""How httpcore's message begins where a connection was closed before the answer began."""
+"""The beginning of httpcore's message for a connection that was closed before the response began."""
 
 Trace = Callable[[str, Any], Awaitable[None]]
 
 Resolve = Callable[[str, int], Awaitable[Sequence[IpAddress]]]
-"""The addresses of a name, for a port. Raises OSError where there are none."""
+"""Resolves a name, for a port. Raises OSError if it has no addresses."""
 
 
 class Unanswered(TemporaryError):
-    """The receiver gave no answer that can be read, or not in time. The message holds nothing that it sent."""
+    """The receiver sent no valid response, or not in time. The message contains nothing that it sent."""
 
     slug, title = "unanswered", "The receiver did not answer"
 
 
 @dataclass(frozen=True)
 class ReceiverResponse:
-    """What a receiver answered. Header names are in lower case; of the body the first `answer_bytes` are here."""
+    """The response of a receiver. Header names are in lower case; `body` has the first `answer_bytes` of the body."""
 
     status: int
     headers: Mapping[str, str]
@@ -80,10 +81,10 @@ class ReceiverResponse:
 
 
 class GuardedClient:
-    """Sends requests to addresses that callers gave. One per process, closed at its end (`async with`).
+    """Sends requests to addresses of callers. One per process, closed at its end (`async with`).
 
-    `timeout_s` bounds each request as a whole, from the look-up of the name to the last byte that is read; the body has
-    `BODY_LIMIT_S` of it. `tls` and `resolve` stand in for the system's trust store and resolver in tests.
+    `timeout_s` bounds each request as a whole, from resolving the name to the last byte that is read; the body has
+    `BODY_LIMIT_S` of it. `tls` and `resolve` replace the system's trust store and resolver in tests.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class GuardedClient:
         self._pools = [
             httpcore.AsyncConnectionPool(
                 ssl_context=tls,
-                max_connections=None,  # who sends decides how many at once
+                max_connections=None,  # the caller limits the requests at one time
                 keepalive_expiry=KEPT_FOR_S,
                 network_backend=network,
             )
@@ -125,10 +126,10 @@ class GuardedClient:
         self._resolver.shutdown(wait=False, cancel_futures=True)
 
     async def send(self, method: str, url: str, *, headers: Mapping[str, str], body: bytes = b"") -> ReceiverResponse:
-        """Send one request and read the answer, whatever its status; a redirect is an answer like any other.
+        """Send one request and return the response, whatever its status; a redirect is not followed.
 
-        Raises InvalidInput where the guard refuses the URL or what its name leads to now, Unanswered where no status
-        and headers came: the name is not known, the connection or its TLS failed, the time was over.
+        Raises InvalidInput if the guard rejects the URL or an address of its name, and Unanswered without a response:
+        the name does not resolve, the connection or its TLS failed, or the timeout expired.
         """
         to = check_url(url, self._allow, field="the receiver's address")
         try:
@@ -142,8 +143,8 @@ class GuardedClient:
     async def _exchange(
         self, method: str, to: Destination, headers: Mapping[str, str], body: bytes, *, limit: asyncio.Timeout
     ) -> ReceiverResponse:
-        """Over a connection that was kept or a new one. A kept one that turns out to be closed is no sign of a fault in
-        the receiver: the next is tried, and a new one at last.
+        """Use an idle connection or a new one. An idle one that turns out to be closed is no failure of the receiver:
+        the next one is tried, and finally a new one.
         """
         is_new = False
 
@@ -169,7 +170,7 @@ class GuardedClient:
         traced: Trace,
     ) -> ReceiverResponse:
         pool = self._pools[hash((to.host, to.port)) % POOLS]
-        # Put together of what the guard has read: nobody reads the URL a second time, and in another way.
+        # Composed of the parts that the guard has parsed: a second parser could read the URL differently.
         url = httpcore.URL(scheme=to.scheme, host=to.host, port=to.port, target=to.target)
         limits = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout_s)
         async with pool.stream(
@@ -180,7 +181,7 @@ class GuardedClient:
             extensions={"timeout": limits, "trace": traced},
         ) as answer:
             ends = min(asyncio.get_running_loop().time() + BODY_LIMIT_S, limit.when() or 0)
-            limit.reschedule(None)  # the receiver has answered
+            limit.reschedule(None)  # the receiver has responded
             read = await self._beginning(answer, ends=ends)
         names: dict[str, str] = {}
         for name, value in answer.headers:
@@ -188,7 +189,7 @@ class GuardedClient:
         return ReceiverResponse(answer.status, names, read)
 
     async def _beginning(self, answer: httpcore.Response, *, ends: float) -> bytes:
-        """As much of the body as there is at `ends` (the loop's time), `answer_bytes` at most."""
+        """The part of the body that has arrived by `ends` (the loop's time), `answer_bytes` at most."""
         read = bytearray()
         with suppress(TimeoutError, httpcore.TimeoutException, *_BROKEN):
             async with asyncio.timeout_at(ends):
@@ -205,7 +206,7 @@ class GuardedClient:
 
 
 def _description(error: Exception) -> str:
-    """What went wrong. A fault in the answer itself is named without its text, which quotes what the receiver sent."""
+    """The failure. For an invalid response it leaves out httpcore's text, which quotes what the receiver sent."""
     if isinstance(error, httpcore.RemoteProtocolError):
         return "the connection was closed" if str(error).startswith(_CLOSED) else "the answer is not valid HTTP/1.1"
     return str(error) or type(error).__name__
@@ -217,7 +218,7 @@ def _look_up(host: str, port: int) -> list[IpAddress]:
 
 
 class _CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to checked addresses only. Below it nobody knows the name; above it, TLS knows nothing else."""
+    """Connects to checked addresses only. TLS above it verifies the name."""
 
     def __init__(self, allow: Allow, resolve: Resolve) -> None:
         self._allow = allow
@@ -267,10 +268,10 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A connection that is closed when its TLS handshake is ended early.
+    """A connection that is closed when its TLS handshake is cancelled.
 
-    httpcore closes it for errors alone, and a cancelled handshake, as with a receiver that says nothing, would leave it
-    open for good (httpcore 1.0, `AnyIOStream.start_tls`).
+    httpcore closes it for errors alone: a cancelled handshake, as with a receiver that sends nothing, would leave it
+    open (httpcore 1.0, `AnyIOStream.start_tls`).
     """
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:

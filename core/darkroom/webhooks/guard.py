@@ -1,12 +1,11 @@
-"""The guard: which addresses of others darkroom may be sent to.
+"""The guard: which addresses darkroom may send requests to on behalf of callers.
 
-Every URL that a caller gives (webhooks) passes here twice. When it is given, `check_url` judges what it says, without
-asking anybody, so that a caller hears of it at once. When it is used, `guarded_client.py` asks the resolver, holds all
-addresses to `check_address`, and connects to one that was checked: what a name meant earlier counts for nothing.
+Every URL of a caller (webhooks) is checked twice. On submission `check_url` checks the text of the URL, without a
+lookup, so that the caller gets the error at once. Before a request `client.py` resolves the name, checks all addresses
+with `check_address`, and connects to one of these: an earlier result for the same name does not count.
 
-A stranger's receiver is reached by https, at a usual port, at a public address. What an operator names in
-`DARKROOM_WEBHOOK_ALLOW` may also be inside, by http, and at any port; the services that hand out a machine's
-credentials may not even then.
+A receiver must use https, a usual port and a public address. Receivers in `DARKROOM_WEBHOOK_ALLOW` may also have
+internal addresses, use http and any port. The services that issue a machine's credentials are never allowed.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 URL_MAX = 2048
-"""Characters. A guess that is longer than any receiver's address and short enough to keep with every job."""
+"""Characters. A guess: longer than any receiver's address, and short enough to be stored with every job."""
 
 PORTS = frozenset({443, 8443})
-"""Where strangers' receivers may listen: https, and what is used for it where 443 is taken."""
+"""The ports that receivers may use: that of https, and the usual one where 443 is not free."""
 
 DEFAULT_PORTS = {"https": 443, "http": 80}
 
@@ -45,13 +44,13 @@ INSIDE_NAMES = (
     "intranet",
     "metadata.goog",
 )
-"""A name that is one of these, or below one, is of some inside: receiver.default.svc, metadata.google.internal. To
-refuse them early is a courtesy to the caller: what a name leads to is what counts.
+"""Names of internal networks, themselves and all names below them: receiver.default.svc, metadata.google.internal.
+They are rejected early only to give the caller the error at once: the addresses of a name decide.
 """
 
-# Never, whatever is allowed. Beside these ranges of the Internet's own, the places where clouds tell a machine its
-# credentials: AWS and most others in 169.254.0.0/16, AWS also in fd00:ec2::/32, Google fd20:ce::254, Alibaba
-# 100.100.100.200, Oracle 192.0.0.192, Azure 168.63.129.16, which is a public address.
+# Never allowed, whatever the settings allow: special ranges of the Internet, and the addresses where clouds serve the
+# credentials of a machine: AWS and most others in 169.254.0.0/16, AWS also in fd00:ec2::/32, Google fd20:ce::254,
+# Alibaba 100.100.100.200, Oracle 192.0.0.192, Azure 168.63.129.16, which is a public address.
 NEVER: tuple[IpNetwork, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -70,17 +69,17 @@ NEVER: tuple[IpNetwork, ...] = tuple(
     )
 )
 
-# All other IPv6 addresses are special in some way, known or to come. The second is how a network without IPv4 reaches
-# IPv4 addresses; the table of special addresses looks at those.
+# All other IPv6 addresses are special or unassigned. The second network is how a network without IPv4 reaches IPv4
+# addresses; the table of special addresses covers these.
 _GLOBAL_IPV6 = (ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("64:ff9b::/96"))
 
-# Atomic groups: there is one way to read each, so no text is slow to refuse. Possessive quantifiers would be shorter,
+# Atomic groups do not backtrack, so that no text takes long to reject. Possessive quantifiers would be shorter,
 # but CPython before 3.11.5 matches them wrongly (https://github.com/python/cpython/issues/106052).
 _LABEL = r"[a-z0-9](?>(?:[a-z0-9-]{0,61}[a-z0-9])?)"
 _NAME = re.compile(rf"(?>(?:{_LABEL}\.)*){_LABEL}", re.ASCII)
 _NAME_MAX = 253
 _BELOW_INSIDE = tuple(f".{name}" for name in INSIDE_NAMES)
-# A name whose last label is a number, in any of the notations that programs take for an address (WHATWG URL, "ends in a
+# A name whose last label is a number, in any of the notations that programs read as an address (WHATWG URL, "ends in a
 # number checker"): 127.1, 2130706433, 0x7f000001, 0177.0.0.1.
 _NUMBER_AT_END = re.compile(r"(?:.*\.)?(?:(?>[0-9]+)|0x(?>[0-9a-f]*))", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
@@ -88,7 +87,7 @@ _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a URL leads, read once, so that nobody reads it in another way.
+    """The parts of a URL, parsed once, so that no other parser can read it differently.
 
     `host` is a name in lower case or an address without brackets; `target` is the path with the query.
     """
@@ -108,16 +107,16 @@ class Destination:
 
     @property
     def authority(self) -> str:
-        """As the `Host` header has it: without the port that the scheme means anyway."""
+        """The value of the `Host` header: without the default port of the scheme."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 @dataclass(frozen=True)
 class Allow:
-    """What an operator allows beyond what all may do: hosts by name, some at one port only, and networks.
+    """Receivers that may break the rules for public receivers: hosts by name, some at one port only, and networks.
 
-    `hosts` holds (name, port), port None for any; a name that begins with a full stop is all names below it.
+    `hosts` holds (name, port), with port None for any; a name that begins with a full stop stands for all names below.
     """
 
     hosts: frozenset[tuple[str, int | None]] = frozenset()
@@ -125,7 +124,7 @@ class Allow:
 
     @classmethod
     def parse(cls, entries: Iterable[str]) -> Allow:
-        """Of entries such as `receiver.default.svc`, `.example.internal`, `10.1.2.3:8080`, `[::1]:80`, `10.0.0.0/8`.
+        """Parse entries such as `receiver.default.svc`, `.example.internal`, `10.1.2.3:8080`, `[::1]:80`, `10.0.0.0/8`.
 
         Raises ValueError naming an entry that is none of these.
         """
@@ -149,14 +148,14 @@ class Allow:
 
 
 NOTHING = Allow()
-"""Nothing is allowed but what all may do."""
+"""No receiver may break the rules."""
 
 
 def check_url(url: str, allow: Allow, *, field: str = "webhook") -> Destination:
-    """Where `url` leads. Asks nobody.
+    """The destination of `url`. Makes no lookup.
 
-    Raises InvalidInput, naming `field` and the reason, for what could not be used: another scheme, another port, a
-    user's name, an address that is not public or is not written as addresses are, a name that only an inside knows.
+    Raises InvalidInput, naming `field` and the reason, for a URL that could not be used: another scheme, another port,
+    a user name, an address that is not public or has an unusual notation, a name of an internal network.
     """
     try:
         destination = _read(url)
@@ -167,23 +166,23 @@ def check_url(url: str, allow: Allow, *, field: str = "webhook") -> Destination:
 
 
 def check_address(host: str, port: int, address: IpAddress, allow: Allow) -> None:
-    """Hold one of the addresses that `host` leads to to the rules. Raises InvalidInput.
+    """Check one of the addresses of `host`. Raises InvalidInput.
 
-    The reason does not say which address: a caller learns nothing of how names are resolved inside.
+    The reason does not contain the address: it would reveal how internal names are resolved.
     """
     if fault := _address_fault(host, port, address, allow):
         raise InvalidInput(f"{host} {fault}")
 
 
 class _Refused(ValueError):
-    """Why a URL cannot be used, worded to follow the field's name."""
+    """The reason why a URL cannot be used, worded to follow the field's name."""
 
 
 def _read(url: str) -> Destination:
-    """The parts of a URL that is written in the one way in which all programs read it alike."""
+    """The parts of a URL in the one notation that all programs read alike."""
     if len(url) > URL_MAX:
         raise _Refused(f"must have at most {URL_MAX} characters")
-    # ASCII without spaces, control characters and backslashes: a name in another script is given in its xn-- form.
+    # ASCII without spaces, control characters and backslashes: a name in another script has its xn-- form.
     if fault := absolute_uri_fault(url):
         raise _Refused(fault)
     parts = urlsplit(url)
@@ -197,7 +196,7 @@ def _read(url: str) -> Destination:
 
 
 def _host_and_port(text: str) -> tuple[str, int | None]:
-    """Of `name`, `name:port`, `[address]` and `[address]:port`, in lower case."""
+    """Parse `name`, `name:port`, `[address]` and `[address]:port`, in lower case."""
     host, bracket, rest = text.partition("]")
     if not bracket:
         host, colon, digits = text.partition(":")
@@ -224,7 +223,7 @@ def _check(to: Destination, allow: Allow) -> None:
     if to.address is None:
         is_allowed = allow.names(to.host, to.port)
         if not is_allowed and ("." not in to.host or f".{to.host}".endswith(_BELOW_INSIDE)):
-            raise _Refused("must not name a host of an inside network")
+            raise _Refused("must not name a host of an internal network")
     else:
         is_allowed = allow.names(to.host, to.port) or allow.holds(_plain(to.address))
         if fault := _address_fault(to.host, to.port, to.address, allow):
@@ -242,7 +241,7 @@ def _address_fault(host: str, port: int, address: IpAddress, allow: Allow) -> st
     if any(address in network for network in NEVER):
         return "must not lead to an address that is never used for receivers"
     verdict = DEFAULT_DENIED.classify(address)
-    # An IPv6 address that carries an IPv4 address is judged by that one: what is allowed of the outer does not count.
+    # For an IPv6 address that embeds an IPv4 address the latter decides: an allowed outer address does not count.
     is_carrier = bool(verdict.chain)
     if not is_carrier and (allow.names(host, port) or allow.holds(address)):
         return None
@@ -253,7 +252,7 @@ def _address_fault(host: str, port: int, address: IpAddress, allow: Allow) -> st
 
 
 def _plain(address: IpAddress) -> IpAddress:
-    """An IPv4 address that is written as IPv6 is reached as IPv4."""
+    """The IPv4 address for an IPv4-mapped IPv6 address, which is reached as IPv4."""
     return getattr(address, "ipv4_mapped", None) or address
 
 

@@ -1,13 +1,13 @@
-"""Signatures of webhooks: what the courier writes into each post, and what a receiver verifies it with.
+"""Signatures of webhooks: the headers of each post, and the secrets and public keys that verify them.
 
-The scheme is Standard Webhooks 1.0, so that its libraries verify our posts as they are: an HMAC (`v1`) under a secret
-that only the receiver and we know, and beside it an Ed25519 signature (`v1a`) under a key whose public half everybody
-may read. Nothing is stored: each secret is derived from the operator's keys and the name of its recipient.
+The scheme is Standard Webhooks 1.0, whose libraries verify the posts: an HMAC (`v1`) with a secret that receiver and
+darkroom share, and an Ed25519 signature (`v1a`) with a key whose public half is published. Nothing is stored: each
+secret is derived from the configured keys and the name of its recipient.
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 
-Whoever has a recipient's secret can make `v1` signatures for that recipient alone. A `v1a` signature says that darkroom
-sent this to somebody: a receiver that reads only `v1a` must look at the event's `tenant` and `subject` as well, since
-another tenant may pass on what it was sent.
+The holder of a recipient's secret can create `v1` signatures for that recipient alone. A `v1a` signature proves only
+that darkroom sent the event to some receiver. A receiver that verifies only `v1a` must check the event's `tenant` and
+`subject` as well, since another tenant may forward an event that it received.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from darkroom.settings import WebhookSettings
 
 SECRET_PREFIX = "whsec_"
 PUBLIC_KEY_PREFIX = "whpk_"
-"""How secrets and public keys are told apart (Standard Webhooks, "Signature scheme")."""
+"""The prefixes of secrets and public keys (Standard Webhooks, "Signature scheme")."""
 
 SECRET_BYTES = 32
-"""Of a derived secret, and of an Ed25519 seed. The specification asks secrets for 24 to 64."""
+"""The length of a derived secret, and of an Ed25519 seed. The specification requires 24 to 64 for secrets."""
 
 GENERATION_OVERLAP_MS = 24 * 3600 * 1000
-"""A subscription's former secret signs for so long after a rotation: a day to put the new one into a receiver."""
+"""A subscription's former secret signs for so long after a rotation: a day to configure the new one in a receiver."""
 
 _SALT = b"dev.darkroom.webhooks"
-"""Keeps what is derived here apart from whatever else an operator may derive from the same keys."""
+"""Separates the secrets that are derived here from all others that are derived from the same keys."""
 
 
 def tenant_recipient(tenant: str) -> str:
-    """The recipient of the webhooks that a tenant's jobs name themselves: all of them share one secret."""
+    """The recipient for the webhooks that a tenant's jobs name themselves: all of them share one secret."""
     return f"tenant:{tenant}"
 
 
 def subscription_recipient(subscription_id: str, generation: int) -> str:
-    """The recipient of a subscription's webhooks. `generation` counts its secrets, from 1."""
+    """The recipient for a subscription's webhooks. `generation` counts its secrets, from 1."""
     return f"{subscription_id}:{generation}"
 
 
 def subscription_recipients(subscription_id: str, generation: int, *, rotated: int | None, now: int) -> tuple[str, ...]:
-    """All whose secrets sign for a subscription now, the newest first.
+    """The recipients whose secrets sign for a subscription at `now`, the newest first.
 
     `rotated` is when this generation began, None if its secret was never rotated; both times in milliseconds since the
-    epoch. The generation before signs beside it for `GENERATION_OVERLAP_MS`.
+    epoch. The previous generation signs as well for `GENERATION_OVERLAP_MS`.
     """
     newest = subscription_recipient(subscription_id, generation)
     if rotated is None or generation <= 1 or now >= rotated + GENERATION_OVERLAP_MS:
@@ -62,9 +62,8 @@ def subscription_recipients(subscription_id: str, generation: int, *, rotated: i
 
 
 class Signer:
-    """Signs posts, and tells secrets and public keys. One per process; `keys` are the operator's, the newest first.
-
-    While several keys are set all of them sign, so that receivers may change to the newest in their own time.
+    """Signs posts, and derives secrets and public keys. One per process; `keys` are the configured ones, the newest
+    first. All of them sign, so that receivers can change to the newest key later.
     """
 
     def __init__(self, keys: Sequence[SecretStr]) -> None:
@@ -79,12 +78,12 @@ class Signer:
     def headers(self, *, message_id: str, timestamp_s: int, body: bytes, recipients: Sequence[str]) -> dict[str, str]:
         """The three headers of one attempt.
 
-        `message_id` is the event's id, the same for every attempt: receivers tell repeats by it. `timestamp_s` is when
-        this attempt is made, in seconds since the epoch: receivers refuse it five minutes later. `body` is sent as it
-        is given here. `recipients` are those whose secrets sign, one (`tenant_recipient`) or more
+        `message_id` is the event's id, the same for every attempt: receivers recognise repeats by it. `timestamp_s` is
+        the time of this attempt, in seconds since the epoch: receivers reject it five minutes later. `body` must be
+        sent unchanged. `recipients` are those whose secrets sign, one (`tenant_recipient`) or more
         (`subscription_recipients`).
 
-        Raises ValueError for an id that holds a full stop, which is what parts the signed fields.
+        Raises ValueError for an id that contains a full stop, which separates the signed fields.
         """
         if "." in message_id or not message_id:
             raise ValueError(f"{message_id!r} cannot be signed as the id of a message")
@@ -98,7 +97,7 @@ class Signer:
         }
 
     def secret(self, recipient: str) -> str:
-        """The recipient's secret under the newest key, `whsec_…`: what a Standard Webhooks library is given."""
+        """The recipient's secret under the newest key, `whsec_…`, as Standard Webhooks libraries expect it."""
         return SECRET_PREFIX + _base64(self._keys[0].secret(recipient))
 
     def key_set(self) -> dict[str, list[dict[str, str]]]:
@@ -108,7 +107,7 @@ class Signer:
 
 @dataclass(frozen=True, repr=False)
 class _Key:
-    """One of the operator's keys, and its Ed25519 key."""
+    """One of the configured keys, and the Ed25519 key derived from it."""
 
     material: bytes
     private: Ed25519PrivateKey

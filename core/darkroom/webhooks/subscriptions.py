@@ -1,9 +1,9 @@
-"""Webhooks: addresses of callers that are told how jobs go, and what was tried to tell them.
+"""Subscriptions: the addresses that receive events of jobs, and the deliveries to them.
 
-A job may name one (`Webhook`), and a tenant may register others for all of its jobs (`Subscription`). When an event of
-a job is applied (`lua/outbox/mark_applied.lua`), the ledger stores one `Delivery` for each address that asked for such
-events; the courier posts it (`darkroom_courier/deliveries.py`), again and again by a schedule, and each `Try` is kept.
-The functions submit and jobs take addresses in and show what became of them.
+A job may name one address (`Webhook`), and a tenant may register others for all of its jobs (`Subscription`). When an
+event of a job is applied (`lua/outbox/mark_applied.lua`), the ledger stores one `Delivery` for each address that
+subscribes to such events. The courier posts it (`darkroom_courier/posting/webhooks.py`), repeatedly by a schedule, and
+each `Try` is stored. The functions `submit` and `jobs` accept addresses and show deliveries.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from darkroom.jobs import JOB_ID_PATTERN, JobEvent, is_job_id, new_job_id
 SUBSCRIPTION_PREFIX = "sub_"
 
 MAX_SUBSCRIPTIONS = 100
-"""Subscriptions of one tenant: `lua/outbox/mark_applied.lua` looks at all of them for each event."""
+"""The most subscriptions of one tenant: `lua/outbox/mark_applied.lua` reads all of them for each event."""
 
 MAX_PER_TARGET = 10
-"""Of these to one origin: each event of a job is posted there as often."""
+"""The most subscriptions of one tenant to one origin: each event of a job is posted there as often."""
 
 FAILING_LIMIT_MS = 5 * 24 * 3600 * 1000
-"""A subscription none of whose deliveries came through for so long is disabled: Standard Webhooks' "several days"."""
+"""A subscription none of whose deliveries succeeded for so long is disabled: Standard Webhooks' "several days"."""
 
 PER_JOB = "job"
-"""The recipient of deliveries to the address that the job itself named."""
+"""The recipient of deliveries to the address that the job itself names."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 DELIVERY_ID_PATTERN = rf"{JOB_ID_PATTERN}\.[1-9][0-9]{{0,15}}\.(job|sub_{JOB_ID_PATTERN})"
-"""Of a delivery's id, for the description."""
+"""The pattern of a delivery's id, for the OpenAPI description."""
 
 _DELIVERY_ID = re.compile(r"(?P<job>[0-9a-f-]{36})\.(?P<seq>[1-9][0-9]{0,15})\.(?P<recipient>job|sub_[0-9a-f-]{36})\Z")
 
 
 class WebhookEvent(StrEnum):
-    """What an address may ask to be told. The names are those of the job log's entries."""
+    """The events that an address may subscribe to. The names are those of the job log's entries."""
 
     STARTED = "started"
     COMPLETED = "completed"
@@ -56,11 +56,11 @@ class WebhookEvent(StrEnum):
 
 
 DEFAULT_EVENTS = frozenset(WebhookEvent) - {WebhookEvent.STARTED}
-"""The ends of a job: what is told to whoever does not say what he wants to be told."""
+"""The terminal events of a job: what an address receives that names no events."""
 
 
 class SubscriptionState(StrEnum):
-    """`DISABLED`: by its owner, or after failing for too long. `ENDED`: its receiver answered 410, Gone."""
+    """`DISABLED`: by its owner, or because it failed for too long. `ENDED`: its receiver answered 410 (Gone)."""
 
     ENABLED = "enabled"
     DISABLED = "disabled"
@@ -68,7 +68,7 @@ class SubscriptionState(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """`OPEN`: due now or later, or on its way. The others are ends, until somebody asks to deliver it anew."""
+    """`OPEN`: due now or later, or being posted. The others are final until a client requests another delivery."""
 
     OPEN = "open"
     DELIVERED = "delivered"
@@ -77,18 +77,18 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True)
 class Webhook:
-    """The address that a job names, and what it is to be told. The address was checked (`guard.py`)."""
+    """The address that a job names, and the events that it receives. The address was checked (`guard.py`)."""
 
     url: str
     events: frozenset[WebhookEvent] = DEFAULT_EVENTS
 
     def encode(self) -> dict[str, Any]:
-        """As the fields of a job are shown and kept, in the words of a submission."""
+        """The fields of a job that stand for the webhook, named as in a submission."""
         return {"webhook": self.url, "webhook_events_filter": [event.value for event in in_order(self.events)]}
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Webhook | None:
-        """The counterpart of `encode`: the webhook among a job's fields, where there is one."""
+        """The inverse of `encode`: the webhook in a job's fields, None if there is none."""
         if "webhook" not in fields:
             return None
         return cls(fields["webhook"], frozenset(map(WebhookEvent, fields["webhook_events_filter"])))
@@ -98,10 +98,10 @@ class Webhook:
 class Subscription:
     """An address that a tenant registered for events of its jobs, of all `models` where none is named.
 
-    Times are milliseconds since the epoch. `changed`: since when its state is this one. `generation` counts the secrets
-    that it had, from 1; the one before was replaced at `rotated`. `failing_since`: none of its deliveries came through
-    since then. `validated`: when its receiver was last asked for its consent (CloudEvents' HTTP webhooks, section 4),
-    and `allowed_rate` what it granted, in requests a minute; None: no limit is known.
+    Times are milliseconds since the epoch. `changed`: the time of the last change of the state. `generation` counts its
+    secrets, from 1; the previous one was replaced at `rotated`. `failing_since`: no delivery has succeeded since then.
+    `validated`: when its receiver last granted permission (CloudEvents' HTTP webhooks, section 4), and `allowed_rate`
+    the rate that it granted, in requests a minute; None: no limit is known.
     """
 
     id: str
@@ -126,8 +126,8 @@ class Subscription:
 
 @dataclass(frozen=True)
 class Try:
-    """One attempt to hand an event over: at `at` (ms), for `took_ms`. `status` is None where there was no answer;
-    `error` is None where it was taken.
+    """One attempt to deliver an event: at `at` (ms since the epoch), for `took_ms`. `status` is None without a
+    response; `error` is None if the receiver accepted the event.
     """
 
     number: int
@@ -139,11 +139,11 @@ class Try:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One event that is to be told to one address, and what was tried.
+    """One event for one address, and the attempts to deliver it.
 
-    `recipient` is `PER_JOB` or the id of a subscription, which gets the events of one job in order. `due`: when it is
-    tried again (ms); None unless it is open.
-    `reason`: why it was given up. `tries` are the last ones; `tried` counts all.
+    `recipient` is `PER_JOB` or the id of a subscription, which receives the events of one job in order. `due`: the time
+    of the next attempt (ms since the epoch); None unless it is open. `reason`: why it was given up. `tries` are the
+    latest attempts; `tried` counts all of them.
     """
 
     id: str
@@ -164,11 +164,11 @@ class Delivery:
 
 @dataclass(frozen=True)
 class LeasedDelivery:
-    """A delivery as a courier gets it to post: it is leased to nobody else. `token` proves that.
+    """A delivery that is leased to one courier. `token` proves the lease.
 
-    `number` counts all tries from 1, this one included; `attempt` those since it was last asked to be delivered, which
-    is what its schedule goes by. `generation` and `rotated` are those of the subscription's secret (0 for a job's own
-    webhook). `is_permitted`: the receiver was asked lately for its consent.
+    `number` counts all attempts from 1, this one included; `attempt` those since a client last requested the delivery,
+    by which the schedule goes. `generation` and `rotated` are those of the subscription's secret (0 for a job's own
+    webhook). `is_permitted`: the receiver granted permission within the last day.
     """
 
     id: str
@@ -188,7 +188,7 @@ class LeasedDelivery:
 
 
 def new_subscription_id(now_ms: int) -> str:
-    """`sub_` and a UUIDv7: ids sort by the time they were made."""
+    """`sub_` and a UUIDv7: ids sort by their time of creation."""
     return SUBSCRIPTION_PREFIX + new_job_id(now_ms)
 
 
@@ -197,13 +197,13 @@ def is_subscription_id(text: str) -> bool:
 
 
 def is_delivery_id(text: str, *, job_id: str) -> bool:
-    """Whether `text` is written as the ids of this job's deliveries are: `<job>.<seq>.<recipient>`."""
+    """Whether `text` has the form of a delivery id of this job: `<job>.<seq>.<recipient>`."""
     match = _DELIVERY_ID.match(text)
     return match is not None and match["job"] == job_id
 
 
 def target_of(tenant: str, url: str) -> str:
-    """Whose deliveries share a pace: those of one tenant to one origin (RFC 6454), as `tenant@https://host:port`."""
+    """The deliveries that share limits: one tenant's to one origin (RFC 6454), as `tenant@https://host:port`."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     with suppress(ValueError):
@@ -213,6 +213,6 @@ def target_of(tenant: str, url: str) -> str:
 
 
 def in_order(events: Iterable[WebhookEvent]) -> list[WebhookEvent]:
-    """As a job lives through them."""
+    """The events in the order in which a job has them."""
     wanted = set(events)
     return [event for event in WebhookEvent if event in wanted]

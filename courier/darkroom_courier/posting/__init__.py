@@ -1,1 +1,4 @@
-"""Posting to the sink and to webhooks: what is due is leased, posted, and rescheduled where it was refused."""
+"""Posting to the sink and to webhooks: due items are leased, posted, and rescheduled after a failure.
+
+`loop.py` is the door: the loop that `relay.py`, `notices.py` and `webhooks.py` share.
+"""

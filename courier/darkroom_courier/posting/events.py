@@ -1,7 +1,6 @@
-"""Telling: the CloudEvent that tells of one entry of a job's log, the same wherever the courier posts it.
+"""Events: the CloudEvent for one entry of a job's log, the same for the sink and for webhooks.
 
-The relay posts it to the sink, the deliveries to webhooks. Its data is what a socket is told (`updates.py`), and what
-receivers need beside.
+Its data is the message that sockets receive (`darkroom/updates.py`), with further fields for receivers.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from darkroom.links import Links
 
 
 def job_event(record: JobRecord, entry: LogEntry, links: Links, *, source: str, now_s: float) -> Event:
-    """The event of this entry; its links to artifacts are made at `now_s`."""
+    """The event for this entry. The lifetime of its links to artifacts begins at `now_s` (seconds since the epoch)."""
     data = updates.message(entry, links, now_s=now_s) | {"model": record.model}
     if "model_served" in entry.data:
         data["model_served"] = entry.data["model_served"]

@@ -1,7 +1,7 @@
-"""Streaks: failures in a row of each receiver, so that the log names the first one and counts the rest.
+"""Streaks: consecutive failures of each receiver, so that the log names the first one and counts the others.
 
-A sink that is away, or a webhook that answers 500, fails each post until it is back. The relay and the deliveries write
-a warning when a streak begins and one line when it has ended; each failure between them is a line of level debug.
+A sink that is unavailable, or a webhook that answers 500, fails each post until it recovers. A streak logs a warning
+when it begins and one line when it ends; each failure in between is a line of level debug.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from darkroom.logs import logger
 
 MOST = 10_000
-"""Receivers whose streaks are known at one time. Beyond it the oldest streak is forgotten, and begins anew."""
+"""The most receivers with a streak. For one more, the oldest streak is dropped, and begins again."""
 
 _log = logger(__name__)
 
 
 class Streaks:
-    """Failures in a row by receiver. `failed` and `recovered` are the names of the events in the log."""
+    """Consecutive failures by receiver. `failed` and `recovered` are the names of the log events."""
 
     def __init__(self, *, failed: str, recovered: str) -> None:
         self._failed = failed
@@ -27,7 +27,7 @@ class Streaks:
         self._counts: OrderedDict[str, int] = OrderedDict()
 
     def fail(self, receiver: str, **fields: Any) -> None:
-        """Log one failure: a warning for the first one in a row."""
+        """Log one failure: a warning for the first one of a streak."""
         count = self._counts.pop(receiver, 0) + 1
         self._counts[receiver] = count
         if len(self._counts) > MOST:
