@@ -1,4 +1,4 @@
-"""What may be said of a receiver's address, and what a name may lead to."""
+"""The guard: which URLs are accepted, and which addresses a name may resolve to."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ HOSTILE: list[tuple[str, str]] = [
     ("https://239.255.255.250/", NEVER_USED),
     ("https://240.0.0.1/", NEVER_USED),
     ("https://255.255.255.255/", NEVER_USED),
-    # Where machines are told their credentials
+    # Where clouds serve the credentials of machines
     ("https://169.254.169.254/latest/meta-data/", NEVER_USED),
     ("https://169.254.170.2/v2/credentials", NEVER_USED),
     ("https://169.254.170.23/v1/credentials", NEVER_USED),
@@ -163,7 +163,7 @@ HOSTILE: list[tuple[str, str]] = [
     ("https://example.com/\n", CONTROL),
     ("https://example.com/%zz", URI),
     ("https://example.com/#@127.0.0.1/", URI),
-    # A user's name
+    # A user name
     ("https://user@example.com/", USER),
     ("https://user:word@example.com/", USER),
     ("https://example.com@127.0.0.1/", USER),
@@ -210,7 +210,7 @@ HOSTILE: list[tuple[str, str]] = [
 @pytest.mark.parametrize(
     ("url", "reason"), HOSTILE, ids=[f"{place}-{url[:40]!a}" for place, (url, _) in enumerate(HOSTILE)]
 )
-def test_a_hostile_url_is_refused_and_the_reason_is_told(url: str, reason: str) -> None:
+def test_a_hostile_url_is_rejected_with_a_reason(url: str, reason: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
         check_url(url, NOTHING, field="webhook")
     (fault,) = refusal.value.fields
@@ -237,7 +237,7 @@ GOOD: list[tuple[str, tuple[str, str, int, str]]] = [
 
 
 @pytest.mark.parametrize(("url", "parts"), GOOD, ids=[url[:40] for url, _ in GOOD])
-def test_a_public_https_url_is_taken_and_read_in_one_way(url: str, parts: tuple[str, str, int, str]) -> None:
+def test_a_public_https_url_is_accepted_and_parsed(url: str, parts: tuple[str, str, int, str]) -> None:
     to = check_url(url, NOTHING)
     assert (to.scheme, to.host, to.port, to.target) == parts
 
@@ -251,11 +251,11 @@ def test_a_public_https_url_is_taken_and_read_in_one_way(url: str, parts: tuple[
         ("https://[2606:4700::1111]:8443/", "[2606:4700::1111]:8443"),
     ],
 )
-def test_a_destination_is_named_as_the_host_header_has_it(url: str, authority: str) -> None:
+def test_the_authority_is_the_value_of_the_host_header(url: str, authority: str) -> None:
     assert check_url(url, NOTHING).authority == authority
 
 
-def test_a_refusal_names_the_field_of_the_caller() -> None:
+def test_an_error_names_the_field_of_the_caller() -> None:
     with pytest.raises(InvalidInput) as refusal:
         check_url("ftp://example.com", NOTHING, field="url")
     assert refusal.value.fields == (FieldError("url", HTTPS),)
@@ -273,8 +273,8 @@ EVERYTHING = Allow.parse(["0.0.0.0/0", "::/0", ".com"])
 
 @settings(max_examples=1_000, deadline=None)
 @given(st.lists(PIECES, max_size=8).map(lambda pieces: "https://" + "".join(pieces)))
-def test_what_is_taken_is_read_alike_by_everybody(url: str) -> None:
-    """Else one reader would check a host, and another connect to a different one."""
+def test_an_accepted_url_is_parsed_alike_by_all_clients(url: str) -> None:
+    """Otherwise one parser would check a host, and another one would connect to a different one."""
     try:
         to = check_url(url, EVERYTHING)
     except InvalidInput:
@@ -298,15 +298,15 @@ RESOLVED_BADLY = [
 
 
 @pytest.mark.parametrize("address", RESOLVED_BADLY)
-def test_a_name_may_not_lead_inside(address: str) -> None:
+def test_a_name_must_not_resolve_to_an_internal_address(address: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
         check_address("hooks.example.com", 443, ipaddress.ip_address(address), NOTHING)
-    # What names mean inside is nobody's business outside.
+    # It would reveal internal addresses.
     assert address not in refusal.value.detail
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8", "192.0.0.9"])
-def test_a_name_may_lead_to_any_public_address(address: str) -> None:
+def test_a_name_may_resolve_to_any_public_address(address: str) -> None:
     check_address("hooks.example.com", 443, ipaddress.ip_address(address), NOTHING)
 
 
@@ -334,7 +334,7 @@ ALLOWED: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("entry", "url"), ALLOWED)
-def test_what_is_allowed_may_be_inside_by_http_and_at_any_port(entry: str, url: str) -> None:
+def test_an_allowed_receiver_may_be_internal_use_http_and_any_port(entry: str, url: str) -> None:
     with pytest.raises(InvalidInput):
         check_url(url, NOTHING)
     check_url(url, Allow.parse([entry]))
@@ -353,7 +353,7 @@ NOT_ALLOWED: list[tuple[str, str]] = [
     ("10.0.0.0/8", "http://hooks.example.com/"),
     ("10.0.0.0/8", "https://receiver/"),
     ("::1", "http://127.0.0.1/"),
-    # What carries an IPv4 address is judged by that
+    # For an embedded IPv4 address that one decides
     ("64:ff9b::/96", "https://[64:ff9b::7f00:1]/"),
     ("2002::/16", "https://[2002:7f00:1::]/"),
     ("::/0", "https://[64:ff9b::a00:1]/"),
@@ -361,12 +361,12 @@ NOT_ALLOWED: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("entry", "url"), NOT_ALLOWED)
-def test_an_allowance_goes_no_further_than_it_says(entry: str, url: str) -> None:
+def test_an_allowance_covers_nothing_else(entry: str, url: str) -> None:
     with pytest.raises(InvalidInput):
         check_url(url, Allow.parse([entry]))
 
 
-def test_a_name_that_is_allowed_may_lead_inside_and_a_name_that_is_not_only_to_allowed_networks() -> None:
+def test_an_allowed_name_may_resolve_to_internal_addresses_and_other_names_only_to_allowed_networks() -> None:
     inside = ipaddress.ip_address("10.1.2.3")
     check_address("receiver", 80, inside, Allow.parse(["receiver"]))
     check_address("hooks.example.com", 443, inside, Allow.parse(["10.1.0.0/16"]))
@@ -376,7 +376,9 @@ def test_a_name_that_is_allowed_may_lead_inside_and_a_name_that_is_not_only_to_a
 
 
 @pytest.mark.parametrize("network", NEVER, ids=str)
-def test_nothing_allows_what_is_never_used(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> None:
+def test_no_allowance_covers_addresses_that_are_never_used(
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network,
+) -> None:
     address = network[-1]
     everything = Allow.parse(["0.0.0.0/0", "::/0", str(network), str(address), "receiver"])
     written = f"[{address}]" if address.version == 6 else str(address)
@@ -393,6 +395,6 @@ def test_nothing_allows_what_is_never_used(network: ipaddress.IPv4Network | ipad
         *("*", "*.svc", ".", "..svc", "[::1", "127.1", "receiver.", "räceiver"),
     ],
 )
-def test_an_allowance_that_says_nothing_is_refused(entry: str) -> None:
+def test_an_invalid_allowance_is_rejected(entry: str) -> None:
     with pytest.raises(ValueError, match="must"):
         Allow.parse([entry])

@@ -1,4 +1,4 @@
-"""The way out: to checked addresses only, with TLS to the name, and no longer or more than is granted."""
+"""The client of receivers: it connects to checked addresses only, with TLS to the name, within its limits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def until(condition: Any) -> None:
 # What is sent, and what comes back
 
 
-async def test_a_request_arrives_as_it_is_given_and_its_answer_comes_back() -> None:
+async def test_a_request_arrives_unchanged_and_its_response_is_returned() -> None:
     answer = answering(b"HTTP/1.1 429 Slow\r\nRetry-After: 5\r\nX-A: 1\r\nx-a: 2\r\nContent-Length: 4\r\n\r\nwait")
     async with receiving(answer) as receiver, client_of(receiver.allow) as client:
         url = f"http://{receiver.address}:{PORT}/hook?a=b"
@@ -74,7 +74,7 @@ async def test_a_request_arrives_as_it_is_given_and_its_answer_comes_back() -> N
     assert body == b'{"a": 1}'
 
 
-async def test_a_connection_is_used_again() -> None:
+async def test_a_connection_is_reused() -> None:
     async with receiving() as receiver, client_of(receiver.allow) as client:
         for _ in range(3):
             answered = await client.send("POST", f"http://{receiver.address}:{PORT}/", headers={}, body=b"x")
@@ -82,8 +82,8 @@ async def test_a_connection_is_used_again() -> None:
     assert (len(receiver.requests), receiver.connections) == (3, 1)
 
 
-async def test_a_kept_connection_that_the_receiver_has_closed_does_not_count_against_it() -> None:
-    """Receivers close idle connections when they like, also while a request is on its way."""
+async def test_an_idle_connection_that_the_receiver_closed_is_no_failure() -> None:
+    """Receivers may close idle connections at any time, also while a request is in flight."""
     taken: list[int] = []
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -113,8 +113,8 @@ async def test_a_name_is_reached_at_its_address_with_tls_to_the_name(trust: Trus
     assert names.asked == 1
 
 
-async def test_a_certificate_for_another_name_is_refused(trust: Trust) -> None:
-    """Not even one for the address that is connected to is good: the name is what the caller meant."""
+async def test_a_certificate_for_another_name_is_rejected(trust: Trust) -> None:
+    """Not even one for the connected address counts: the caller named the name."""
     async with receiving(tls=trust.server("other.example.com")) as receiver:
         receiving_at_address = receiving(tls=trust.server(receiver.address))
         async with receiving_at_address as other:
@@ -126,20 +126,20 @@ async def test_a_certificate_for_another_name_is_refused(trust: Trust) -> None:
                 assert wrong.requests == []
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(trust: Trust) -> None:
+async def test_an_untrusted_certificate_is_rejected(trust: Trust) -> None:
     async with receiving(tls=Trust().server(NAME)) as receiver:
         resolve = Names([[receiver.ip]])
         async with client_of(receiver.allow, trust=trust, resolve=resolve) as client:
             with pytest.raises(Unanswered, match="certificate verify failed"):
                 await client.send("POST", URL, headers={}, body=b"secret")
-        async with client_of(receiver.allow, resolve=resolve) as client:  # by the system's own trust, either
+        async with client_of(receiver.allow, resolve=resolve) as client:  # nor with the trust store of the system
             with pytest.raises(Unanswered, match="certificate verify failed"):
                 await client.send("POST", URL, headers={}, body=b"secret")
     assert receiver.requests == []
 
 
-async def test_a_name_that_changes_its_meaning_is_checked_each_time_and_connected_to_as_checked(trust: Trust) -> None:
-    """DNS rebinding: the second answer is the inside address, whose server would be glad to have the request."""
+async def test_a_name_is_resolved_and_checked_for_each_connection(trust: Trust) -> None:
+    """DNS rebinding: the second answer is an internal address."""
     context = trust.server(NAME)
     close = answering(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
     async with receiving(close, tls=context) as outside, receiving(tls=context) as inside:
@@ -152,10 +152,8 @@ async def test_a_name_that_changes_its_meaning_is_checked_each_time_and_connecte
     assert (outside.connections, inside.connections) == (1, 0)
 
 
-async def test_the_systems_resolver_is_asked_once_for_a_connection(
-    trust: Trust, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Were the name looked up again behind the check, it would be the inside server that is connected to."""
+async def test_a_connection_resolves_its_name_once(trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second lookup after the check would connect to the internal server."""
     context = trust.server(NAME)
     async with receiving(tls=context) as outside, receiving(tls=context) as inside:
         answers = iter([outside.address])
@@ -173,7 +171,7 @@ async def test_the_systems_resolver_is_asked_once_for_a_connection(
 
 
 @pytest.mark.parametrize("place", [0, 1, 5])
-async def test_a_name_with_one_bad_address_is_refused_whole(trust: Trust, place: int) -> None:
+async def test_a_name_with_one_forbidden_address_is_rejected(trust: Trust, place: int) -> None:
     async with receiving(tls=trust.server(NAME)) as receiver:
         addresses = [receiver.ip] * 5
         addresses.insert(place, METADATA)
@@ -183,7 +181,7 @@ async def test_a_name_with_one_bad_address_is_refused_whole(trust: Trust, place:
     assert receiver.connections == 0
 
 
-async def test_the_next_address_is_tried_where_one_does_not_answer(trust: Trust) -> None:
+async def test_the_next_address_is_tried_if_one_does_not_answer(trust: Trust) -> None:
     async with receiving(tls=trust.server(NAME)) as receiver:
         absent = ipaddress.ip_address(own_address())
         allow = Allow.parse(["127.0.0.0/8"])
@@ -191,8 +189,8 @@ async def test_the_next_address_is_tried_where_one_does_not_answer(trust: Trust)
             assert (await client.send("POST", URL, headers={}, body=b"x")).status == 204
 
 
-async def test_only_so_many_addresses_are_tried() -> None:
-    """Else a name with hundreds of silent addresses would hold a place for hundreds of waits."""
+async def test_the_number_of_tried_addresses_is_limited() -> None:
+    """Otherwise a name with hundreds of silent addresses would block a post for hundreds of timeouts."""
     absent = [ipaddress.ip_address(f"127.{own_address().split('.', 1)[1]}") for _ in range(30)]
     async with receiving() as receiver:
         allow = Allow.parse(["127.0.0.0/8"])
@@ -202,7 +200,7 @@ async def test_only_so_many_addresses_are_tried() -> None:
     assert receiver.connections == 0
 
 
-async def test_a_name_that_is_not_known_may_be_known_later() -> None:
+async def test_a_name_that_does_not_resolve_may_resolve_later() -> None:
     async with client_of(NOTHING, resolve=Names([[]])) as client:
         with pytest.raises(Unanswered, match="the name is not known"):
             await client.send("POST", URL, headers={}, body=b"x")
@@ -211,7 +209,7 @@ async def test_a_name_that_is_not_known_may_be_known_later() -> None:
 @pytest.mark.parametrize(
     "url", ["https://127.0.0.1/", "https://localhost/", "https://0x7f.1/", "http://example.com/", "https://a@b.com/"]
 )
-async def test_what_the_guard_refuses_is_not_looked_up(url: str) -> None:
+async def test_a_rejected_url_is_not_resolved(url: str) -> None:
     names = Names([[PUBLIC]])
     async with client_of(NOTHING, resolve=names) as client:
         with pytest.raises(InvalidInput, match="the receiver's address must"):
@@ -219,7 +217,7 @@ async def test_what_the_guard_refuses_is_not_looked_up(url: str) -> None:
     assert names.asked == 0
 
 
-async def test_the_system_knows_localhost_and_it_is_refused_unless_allowed() -> None:
+async def test_localhost_is_rejected_unless_it_is_allowed() -> None:
     async with receiving() as receiver:
         async with client_of(Allow.parse([NAME])) as client:
             with pytest.raises(InvalidInput):
@@ -232,7 +230,7 @@ async def test_the_system_knows_localhost_and_it_is_refused_unless_allowed() -> 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("to", ["http://169.254.169.254/latest/meta-data/", "http://{other}/", "/elsewhere"])
-async def test_a_redirect_is_an_answer_and_is_not_followed(status: int, to: str) -> None:
+async def test_a_redirect_is_returned_and_not_followed(status: int, to: str) -> None:
     async with receiving() as other:
         location = to.format(other=f"{other.address}:{PORT}")
         answer = answering(f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode())
@@ -256,7 +254,7 @@ async def test_a_proxy_of_the_environment_is_not_used(trust: Trust, monkeypatch:
     assert (proxy.connections, plain.connections, secure.connections) == (0, 1, 1)
 
 
-async def test_a_receivers_cookies_are_not_kept() -> None:
+async def test_cookies_of_receivers_are_not_stored() -> None:
     answer = answering(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n")
     async with receiving(answer) as receiver, client_of(receiver.allow) as client:
         for _ in range(2):
@@ -291,14 +289,14 @@ async def sent(receiver: Receiver, *, timeout_s: float = DEADLINE_S, allow: Allo
     ],
     ids=["huge", "endless", "until-closed"],
 )
-async def test_of_a_huge_answer_the_beginning_is_read_and_the_connection_goes(head: bytes, again: bytes) -> None:
+async def test_a_long_body_is_truncated_and_its_connection_closed(head: bytes, again: bytes) -> None:
     async with receiving(lambda writer: _endless(writer, head, again)) as receiver:
         answered = await sent(receiver)
     assert answered.body == b"x" * ANSWER_MAX_BYTES
     assert receiver.connections == 1
 
 
-async def test_a_compressed_answer_stays_compressed() -> None:
+async def test_a_compressed_body_stays_compressed() -> None:
     bomb = gzip.compress(bytes(10_000_000))
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
     async with receiving(answering(head.encode() + bomb)) as receiver:
@@ -316,9 +314,7 @@ async def test_a_compressed_answer_stays_compressed() -> None:
     ids=["length", "chunks", "until-closed"],
 )
 @pytest.mark.parametrize("timeout_s", [DEADLINE_S, 0.5], ids=["limit-of-the-body", "limit-of-the-request"])
-async def test_a_body_that_never_ends_changes_nothing_of_the_answer(
-    head: bytes, again: bytes, timeout_s: float
-) -> None:
+async def test_a_body_that_never_ends_does_not_change_the_status(head: bytes, again: bytes, timeout_s: float) -> None:
     async with receiving(lambda writer: _endless(writer, head, again, pause_s=0.05)) as receiver:
         answered = await sent(receiver, timeout_s=timeout_s)
     assert (answered.status, answered.body[:3]) == (200, b"xxx")
@@ -334,8 +330,8 @@ async def test_a_body_that_never_ends_changes_nothing_of_the_answer(
     ],
     ids=["length", "chunks", "malformed"],
 )
-async def test_a_body_that_breaks_off_changes_nothing_of_the_answer(raw: bytes) -> None:
-    """Neither over a new connection nor over one that was kept, whose request would be repeated for other faults."""
+async def test_a_truncated_body_does_not_change_the_status(raw: bytes) -> None:
+    """Neither over a new connection nor over an idle one, whose request is repeated after other failures."""
     whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -360,8 +356,8 @@ async def test_a_body_that_breaks_off_changes_nothing_of_the_answer(raw: bytes) 
     ],
     ids=["headers", "informational", "status"],
 )
-async def test_a_head_that_never_ends_is_no_answer(head: bytes, again: bytes) -> None:
-    """Each byte comes in time, and all of them together do not."""
+async def test_a_head_that_never_ends_is_no_response(head: bytes, again: bytes) -> None:
+    """Each byte arrives in time, but not all of them together."""
     async with receiving(lambda writer: _endless(writer, head, again, pause_s=0.05)) as receiver:
         with pytest.raises(Unanswered, match=r"no answer within 0\.5 s"):
             await sent(receiver, timeout_s=0.5)
@@ -373,7 +369,7 @@ async def test_a_head_that_never_ends_is_no_answer(head: bytes, again: bytes) ->
     [(b"HTTP/1.1 200 OK\r\n", b"X-More: and more\r\n" * 1000), (b"HTTP/1.1 200 ", b"O" * 65536)],
     ids=["headers", "status"],
 )
-async def test_a_huge_head_is_no_answer(head: bytes, again: bytes) -> None:
+async def test_a_huge_head_is_no_response(head: bytes, again: bytes) -> None:
     async with receiving(lambda writer: _endless(writer, head, again)) as receiver:
         with pytest.raises(Unanswered, match="no answer: "):
             await sent(receiver)
@@ -383,7 +379,7 @@ async def test_a_huge_head_is_no_answer(head: bytes, again: bytes) -> None:
 @pytest.mark.parametrize(
     "raw", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 abc OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"]
 )
-async def test_what_is_no_http_is_no_answer(raw: bytes) -> None:
+async def test_invalid_http_is_no_response(raw: bytes) -> None:
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(raw)
         await writer.drain()
@@ -393,12 +389,12 @@ async def test_what_is_no_http_is_no_answer(raw: bytes) -> None:
         with pytest.raises(Unanswered, match="no answer: ") as unanswered:
             await sent(receiver)
     assert len(receiver.requests) == 1
-    # Nothing that the receiver sent.
+    # It contains nothing that the receiver sent.
     closed, invalid = "no answer: the connection was closed", "no answer: the answer is not valid HTTP/1.1"
     assert unanswered.value.detail in ({closed, invalid} if raw else {closed})
 
 
-async def test_what_is_no_tls_after_the_handshake_is_no_answer(trust: Trust) -> None:
+async def test_invalid_tls_after_the_handshake_is_no_response(trust: Trust) -> None:
     async def answer(writer: asyncio.StreamWriter) -> None:
         beneath_tls: asyncio.WriteTransport = writer.transport._ssl_protocol._transport  # type: ignore[attr-defined]
         beneath_tls.write(b"\x17\x03\x03\x00\x20" + b"x" * 32)
@@ -411,8 +407,8 @@ async def test_what_is_no_tls_after_the_handshake_is_no_answer(trust: Trust) -> 
             await until(lambda: receiver.open == 0)
 
 
-async def test_a_receiver_that_asks_for_a_certificate_gives_no_answer(trust: Trust) -> None:
-    """We have none. With TLS 1.3 it says so when the request has gone."""
+async def test_a_receiver_that_requires_a_client_certificate_gives_no_response(trust: Trust) -> None:
+    """The client has none. With TLS 1.3 the receiver reports that after the request."""
     async with receiving(tls=trust.server_that_asks(NAME)) as receiver:
         resolve = Names([[receiver.ip]])
         async with client_of(receiver.allow, trust=trust, resolve=resolve) as client:
@@ -422,8 +418,8 @@ async def test_a_receiver_that_asks_for_a_certificate_gives_no_answer(trust: Tru
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_receiver_that_says_nothing_is_left_in_time_and_its_connection_is_closed(scheme: str) -> None:
-    """With https it is the handshake that never ends."""
+async def test_a_silent_receiver_times_out_and_its_connection_is_closed(scheme: str) -> None:
+    """With https the handshake never ends."""
     async with silent() as receiver, client_of(receiver.allow, timeout_s=0.5) as client:
         with pytest.raises(Unanswered, match=r"no answer within 0\.5 s"):
             await client.send("POST", f"{scheme}://{receiver.address}:{PORT}/", headers={}, body=b"x" * 10_000_000)
@@ -431,7 +427,7 @@ async def test_a_receiver_that_says_nothing_is_left_in_time_and_its_connection_i
         await until(lambda: receiver.open == 0)
 
 
-async def test_a_request_that_is_given_up_in_its_handshake_leaves_no_connection() -> None:
+async def test_a_request_that_is_cancelled_in_its_handshake_leaves_no_connection() -> None:
     async with silent() as receiver, client_of(receiver.allow) as client:
         sending = asyncio.create_task(client.send("POST", f"https://{receiver.address}:{PORT}/", headers={}, body=b"x"))
         await until(lambda: receiver.open == 1)
@@ -440,14 +436,14 @@ async def test_a_request_that_is_given_up_in_its_handshake_leaves_no_connection(
         await until(lambda: receiver.open == 0)
 
 
-async def test_nobody_there_is_no_answer() -> None:
+async def test_a_refused_connection_is_no_response() -> None:
     address = own_address()
     async with client_of(Allow.parse([address])) as client:
         with pytest.raises(Unanswered, match="no answer: "):
             await client.send("POST", f"http://{address}:{PORT}/", headers={}, body=b"x")
 
 
-async def test_a_look_up_that_never_ends_is_left_in_time() -> None:
+async def test_a_lookup_that_never_ends_times_out() -> None:
     async def never(host: str, port: int) -> Any:
         await asyncio.Event().wait()
 
@@ -456,7 +452,7 @@ async def test_a_look_up_that_never_ends_is_left_in_time() -> None:
             await client.send("POST", URL, headers={}, body=b"x")
 
 
-async def test_silent_receivers_delay_nobody_else() -> None:
+async def test_silent_receivers_do_not_delay_others() -> None:
     async with silent() as slow, receiving() as quick, client_of(Allow.parse(["127.0.0.0/8"])) as client:
         waiting = [
             asyncio.create_task(client.send("POST", f"http://{slow.address}:{PORT}/", headers={}, body=b"x"))

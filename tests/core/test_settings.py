@@ -1,4 +1,4 @@
-"""Settings from the environment: what each means by default, and the one line that a bad one is told by."""
+"""Settings from the environment: defaults, renamed settings, and the error of an invalid one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 
 class PartSettings(LedgerSettings, ModelSettings, StoreSettings, LinkSettings):
-    """As a part has them, with one variable that is not named by us."""
+    """The settings of a part, with one variable of Knative."""
 
     sink: str = Field(default="", validation_alias="K_SINK", max_length=20)
 
@@ -42,7 +42,7 @@ REQUIRED = {
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """What a part needs, and nothing of the machine's own."""
+    """The required variables, and none of the machine's own."""
     for name in os.environ:
         if name.upper().startswith("DARKROOM_"):
             monkeypatch.delenv(name)
@@ -61,7 +61,7 @@ def test_the_defaults() -> None:
     assert defaults == {"namespace": "darkroom", "models": (), "link_ttl_s": 86_400, "sink": ""}
 
 
-def test_what_is_set_is_read(environment: pytest.MonkeyPatch) -> None:
+def test_variables_are_read(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DARKROOM_NAMESPACE", "demo-2")
     environment.setenv("DARKROOM_LINK_TTL_S", "60")
     environment.setenv("DARKROOM_MODELS", f"/etc/models{os.pathsep}{os.pathsep}/more/models")
@@ -73,13 +73,13 @@ def test_what_is_set_is_read(environment: pytest.MonkeyPatch) -> None:
     assert settings.models == (Path("/etc/models"), Path("/more/models"))
 
 
-def test_variables_of_others_are_left_alone(environment: pytest.MonkeyPatch) -> None:
+def test_other_variables_are_ignored(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DARKROOM_POOL", "local")
     environment.setenv("STORE", "nonsense")
     assert load(PartSettings).store == REQUIRED["DARKROOM_STORE"]
 
 
-def test_a_public_address_is_kept_without_a_slash_at_its_end(environment: pytest.MonkeyPatch) -> None:
+def test_a_public_address_is_stored_without_a_trailing_slash(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DARKROOM_PUBLIC_URL", "https://darkroom.test/api//")
     assert load(LinkSettings).public_url == "https://darkroom.test/api"
 
@@ -110,7 +110,7 @@ GOOD: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), GOOD)
-def test_a_value_that_can_be_used_is_taken(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_valid_value_is_accepted(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
     environment.setenv(name, value)
     load(PartSettings)
 
@@ -138,16 +138,16 @@ BAD: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
-def test_a_bad_value_is_told_in_one_line_by_name_and_value(
+def test_an_invalid_value_is_reported_in_one_line_by_name_and_value(
     environment: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     environment.setenv(name, value)
     with pytest.raises(SettingError) as refusal:
         load(PartSettings)
-    told = refusal.value.detail
-    assert told.startswith(f"{name}={value!r}: ")
-    assert len(told.splitlines()) == 1
-    assert len(told) > len(f"{name}={value!r}: ")
+    detail = refusal.value.detail
+    assert detail.startswith(f"{name}={value!r}: ")
+    assert len(detail.splitlines()) == 1
+    assert len(detail) > len(f"{name}={value!r}: ")
 
 
 BAD_SECRETS: list[tuple[str, str]] = [
@@ -164,35 +164,37 @@ BAD_SECRETS: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_SECRETS)
-def test_a_bad_secret_is_told_by_name_and_never_shown(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_an_invalid_secret_is_reported_by_name_and_never_shown(
+    environment: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     environment.setenv(name, value)
     with pytest.raises(SettingError) as refusal:
         load(PartSettings)
-    told = refusal.value.detail
-    assert told.startswith(f"{name}=(hidden): ")
-    assert "hush" not in told
-    assert len(told.splitlines()) == 1
+    detail = refusal.value.detail
+    assert detail.startswith(f"{name}=(hidden): ")
+    assert "hush" not in detail
+    assert len(detail.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_what_must_be_set_and_is_not_is_told(environment: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_setting_is_reported(environment: pytest.MonkeyPatch, name: str) -> None:
     environment.delenv(name)
     with pytest.raises(SettingError) as refusal:
         load(PartSettings)
     assert refusal.value.detail == f"{name} is not set"
 
 
-def test_all_that_is_wrong_is_told_at_once(environment: pytest.MonkeyPatch) -> None:
+def test_all_invalid_settings_are_reported_at_once(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("DARKROOM_REDIS_URL")
     environment.setenv("DARKROOM_NAMESPACE", "Capital")
     with pytest.raises(SettingError) as refusal:
         load(PartSettings)
-    told = refusal.value.detail
-    assert "DARKROOM_REDIS_URL is not set" in told
-    assert "DARKROOM_NAMESPACE='Capital': " in told
+    detail = refusal.value.detail
+    assert "DARKROOM_REDIS_URL is not set" in detail
+    assert "DARKROOM_NAMESPACE='Capital': " in detail
 
 
-def test_every_setting_says_what_it_means() -> None:
+def test_every_setting_has_a_description() -> None:
     silent = [name for name, field in PartSettings.model_fields.items() if not field.description and name != "sink"]
     assert silent == []
 
@@ -244,7 +246,7 @@ def test_an_invalid_value_under_a_former_name_is_reported_under_that_name(enviro
 # Webhooks
 
 
-def test_webhooks_are_signed_by_every_key_and_go_where_all_may_unless_told(environment: pytest.MonkeyPatch) -> None:
+def test_every_webhook_key_is_read_and_no_receiver_is_allowed_by_default(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DARKROOM_WEBHOOK_KEYS", f" {KEY}, {KEY[::-1]},")
     settings = load(WebhookSettings)
     assert [key.get_secret_value() for key in settings.webhook_keys] == [KEY, KEY[::-1]]
@@ -254,7 +256,7 @@ def test_webhooks_are_signed_by_every_key_and_go_where_all_may_unless_told(envir
 
 
 @pytest.mark.parametrize("keys", ["", ",", "hush", f"{KEY},hush", ",".join([KEY] * 5)])
-def test_bad_webhook_keys_are_told_by_name_and_never_shown(environment: pytest.MonkeyPatch, keys: str) -> None:
+def test_invalid_webhook_keys_are_reported_by_name_and_never_shown(environment: pytest.MonkeyPatch, keys: str) -> None:
     environment.setenv("DARKROOM_WEBHOOK_KEYS", keys)
     with pytest.raises(SettingError) as refusal:
         load(WebhookSettings)
@@ -263,7 +265,7 @@ def test_bad_webhook_keys_are_told_by_name_and_never_shown(environment: pytest.M
     assert KEY not in refusal.value.detail
 
 
-def test_a_bad_allowance_is_told_by_name_and_value(environment: pytest.MonkeyPatch) -> None:
+def test_an_invalid_allowance_is_reported_by_name_and_value(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("DARKROOM_WEBHOOK_KEYS", KEY)
     environment.setenv("DARKROOM_WEBHOOK_ALLOW", "localhost,http://receiver")
     with pytest.raises(SettingError) as refusal:

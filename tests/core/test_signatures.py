@@ -34,7 +34,7 @@ DEADLINE_S = 60
 
 OLD = SecretStr("the operator's key of last year, 32 characters and more")
 NEW = SecretStr("the operator's key of this year, 32 characters and more")
-OTHER = SecretStr("a key of somebody else altogether, of 32 and more")
+OTHER = SecretStr("an unrelated key of 32 characters or more")
 
 MESSAGE_ID = "01a1f999-2b9e-7804-88d9-9fd5d3c06016:end"
 BODY = json.dumps({"specversion": "1.0", "data": {"prompt": "a cœur, 写真"}}, ensure_ascii=False).encode()
@@ -43,7 +43,7 @@ RECIPIENT = tenant_recipient("default")
 
 @dataclass(frozen=True)
 class Post:
-    """What a receiver gets, and what it verifies it with."""
+    """The post that a receiver gets, with the secrets and keys that verify it."""
 
     headers: dict[str, str]
     body: bytes = BODY
@@ -111,17 +111,17 @@ verified = pytest.mark.parametrize("verify", [by_python, by_node])
 
 
 def signed(signer: Signer, *recipients: str, **changed: Any) -> dict[str, str]:
-    told: dict[str, Any] = {
+    given: dict[str, Any] = {
         "message_id": MESSAGE_ID,
         "timestamp_s": int(time.time()),
         "body": BODY,
         "recipients": recipients,
     }
-    return signer.headers(**(told | changed))
+    return signer.headers(**(given | changed))
 
 
 @verified
-def test_the_libraries_verify_our_headers_with_v1a_beside_v1(verify: Verify) -> None:
+def test_the_libraries_verify_the_headers_with_both_v1_and_v1a(verify: Verify) -> None:
     signer = Signer([NEW])
     headers = signed(signer, RECIPIENT)
     versions = [signature.partition(",")[0] for signature in headers["webhook-signature"].split(" ")]
@@ -163,7 +163,7 @@ def test_while_a_subscriptions_secret_is_rotated_the_former_and_the_new_verify(v
     ],
     ids=["body", "id", "timestamp", "signature"],
 )
-def test_what_was_changed_on_the_way_is_refused(verify: Verify, changed: dict[str, Any]) -> None:
+def test_a_modified_post_is_rejected(verify: Verify, changed: dict[str, Any]) -> None:
     signer = Signer([NEW])
     post = Post(
         signed(signer, RECIPIENT, timestamp_s=int(time.time()) - 5),
@@ -176,7 +176,7 @@ def test_what_was_changed_on_the_way_is_refused(verify: Verify, changed: dict[st
 
 
 @verified
-def test_a_repeat_of_long_ago_is_refused_by_the_libraries(verify: Verify) -> None:
+def test_an_old_post_is_rejected_by_the_libraries(verify: Verify) -> None:
     signer = Signer([NEW])
     headers = signed(signer, RECIPIENT, timestamp_s=int(time.time()) - 600)
     assert verify(Post(headers, secrets=[signer.secret(RECIPIENT)])) == Verdict([False], [])
@@ -198,7 +198,7 @@ def test_each_recipient_has_a_secret_of_its_own() -> None:
 
 
 def test_secrets_stay_the_same_from_version_to_version() -> None:
-    """Receivers keep them: a change of how they are derived would break all of these."""
+    """Receivers store them: another derivation would break all of these."""
     signer = Signer([NEW])
     assert signer.secret(tenant_recipient("default")) == "whsec_ToOV7t0N+zMw4/7vyLj3MrGgPNZTGw5XjWpcEtW53KA="
     assert signer.key_set()["keys"][0]["whpk"] == "whpk_L3dpeIB3RnZmLbHfbO5yhFsak+v2/NOfA59eZiGFexA="

@@ -1,4 +1,4 @@
-"""What the courier's tests ask for: a sink, jobs that they drive by hand, and couriers as processes."""
+"""Fixtures of the courier's tests: a sink, jobs that a test drives, and couriers as processes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
 
 @pytest.fixture
 def start(redis_url: str, namespace: str, sink: Sink, tmp_path: Path) -> Iterator[Start]:
-    """Starts a courier; what it is told beside the address of Redis and the sink is given by name."""
+    """Starts a courier; further settings are given by name."""
     started: list[Part] = []
 
-    def courier(redis: str = redis_url, **told: str) -> Part:
-        settings = environment(redis, namespace, K_SINK=sink.url, **told)
+    def courier(redis: str = redis_url, **more: str) -> Part:
+        settings = environment(redis, namespace, K_SINK=sink.url, **more)
         part = Part("darkroom_courier", environment=settings, log=tmp_path / f"courier-{len(started)}.log")
         started.append(part)
         part.start()

@@ -1,4 +1,4 @@
-"""A receiver of webhooks: a real HTTP server that takes posts, refuses them, hangs, or floods, as a test says."""
+"""A receiver of webhooks: an HTTP server that accepts posts, refuses them, hangs, or floods, as a test requires."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHUNK = bytes(64 * 1024)
 
 @dataclass(frozen=True)
 class Reply:
-    """What is answered. `flood`: so many chunks of 64 KiB follow the headers."""
+    """The response. `flood`: so many chunks of 64 KiB follow the headers."""
 
     status: int = 204
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -29,12 +29,12 @@ class Reply:
 
 
 HANG = Reply(0)
-"""No answer at all."""
+"""No response."""
 
 
 @dataclass(frozen=True)
 class Post:
-    """A request that came: header names are in lower case."""
+    """A request; header names are in lower case."""
 
     path: str
     headers: Mapping[str, str]
@@ -55,7 +55,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class Receiver:
-    """What was posted, in order. `behave` gives the reply to each post, `consent` that to each OPTIONS."""
+    """The posts, in order. `behave` returns the reply to each post, `consent` that to each OPTIONS."""
 
     def __init__(self, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.posts: list[Post] = []
@@ -127,11 +127,11 @@ class Receiver:
                         self.wfile.write(CHUNK)
                         receiver.flooded += 1
                 except OSError:
-                    self.close_connection = True  # the other side has had enough
+                    self.close_connection = True  # the client closed the connection
 
             do_OPTIONS = do_POST
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing: the test tells what it needs."""
+                """Log nothing."""
 
         return Handler

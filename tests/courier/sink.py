@@ -1,4 +1,4 @@
-"""A sink for the courier: a real HTTP server that takes events, refuses them, or hangs, as a test says."""
+"""A sink for the courier: an HTTP server that accepts events, refuses them, or hangs, as a test requires."""
 
 from __future__ import annotations
 
@@ -25,13 +25,11 @@ class Answer:
 
 
 HANG = Answer(0)
-"""No answer at all."""
+"""No response."""
 
 
 class Sink:
-    """What was posted, in order. `behave` gives the answer to each event; the default takes everything and forgets
-    it.
-    """
+    """The posted events, in order. `behave` returns the response to each event; the default accepts all."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -106,6 +104,6 @@ class Sink:
                 self.wfile.write(answer.body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing: the test tells what it needs."""
+                """Log nothing."""
 
         return Handler

@@ -37,13 +37,13 @@ from tests.waiting import eventually
 T = TypeVar("T")
 
 QUICK = {"DARKROOM_POLL_INTERVAL_S": "0.05", "DARKROOM_HISTORY_LEASE_S": "0.5", "DARKROOM_RETENTION_INTERVAL_S": "0.2"}
-"""Seconds of the defaults, made short."""
+"""Shorter times than the defaults."""
 
 DAY_MS = 24 * 3600 * 1000
 
 
 class Watched:
-    """The jobs and their history, from outside."""
+    """The jobs and their history."""
 
     def __init__(self, jobs: DrivenJobs, redis_url: str, database: Database, store: Path) -> None:
         self.jobs = jobs
@@ -53,7 +53,7 @@ class Watched:
         self.settings = {"DARKROOM_DATABASE_URL": database.url, "DARKROOM_STORE": store.as_uri(), **QUICK}
 
     def in_history(self, ask: Callable[[History], Awaitable[T]]) -> T:
-        """What the history answers, once it has its table."""
+        """The result of a query, once the history has its tables."""
 
         async def asked() -> T:
             async with opened(self.database.url) as history:
@@ -69,7 +69,7 @@ class Watched:
         return [record.id for record in page.jobs]
 
     def record(self, job_id: str) -> JobRecord:
-        """As Redis has it."""
+        """The job's record in Redis."""
 
         async def read() -> JobRecord | None:
             client = connect_async(self._redis_url)
@@ -83,7 +83,7 @@ class Watched:
         return found
 
     def apply(self, job_id: str) -> None:
-        """What result does with its event."""
+        """Apply the job's terminal event, as the function `result` does."""
         assert self.jobs.run(calls.mark_applied(job_id, seq=self.jobs.end_seq(job_id))) is Applied.APPLIED
 
     def is_archived(self, job_id: str) -> bool:
@@ -105,7 +105,7 @@ def watched(jobs: DrivenJobs, redis_url: str, database: Database, tmp_path: Path
 # What is written
 
 
-def test_a_job_that_has_ended_is_written_with_its_attempts(start: Start, watched: Watched) -> None:
+def test_a_finished_job_is_written_with_its_attempts(start: Start, watched: Watched) -> None:
     jobs = watched.jobs
     job_id = jobs.submit()
     jobs.start(job_id, token="one")
@@ -125,7 +125,7 @@ def test_a_job_that_has_ended_is_written_with_its_attempts(start: Start, watched
     assert watched.left_to_write() == 0
 
 
-def test_many_are_written_in_few_transactions(start: Start, watched: Watched) -> None:
+def test_many_jobs_are_written_in_few_transactions(start: Start, watched: Watched) -> None:
     ended = [watched.jobs.completed() for _ in range(450)]
     courier = start(**watched.settings)
     eventually(lambda: watched.left_to_write() == 0, what="all to be written")
@@ -145,15 +145,15 @@ def test_two_couriers_write_every_job_once(start: Start, watched: Watched) -> No
 
 
 @pytest.mark.parametrize("damage", ["fields", "end_data"])
-def test_a_job_that_cannot_be_written_holds_up_no_other(start: Start, watched: Watched, damage: str) -> None:
-    """The database does not take it, or what Redis has of it cannot be read. It stays in Redis."""
+def test_a_job_that_cannot_be_written_does_not_delay_others(start: Start, watched: Watched, damage: str) -> None:
+    """The database rejects it, or its record cannot be read. It stays in Redis."""
     jobs = watched.jobs
     before, damaged, after = jobs.completed(), jobs.completed(), jobs.completed()
     broken = {"fields": '{"user_id": ["no", "text"]}', "end_data": "{"}[damage]
     jobs.redis.hset(f"{jobs.namespace}:job:{damaged}", damage, broken)
     courier = start(**watched.settings)
     eventually(lambda: watched.is_archived(before) and watched.is_archived(after), what="the others")
-    eventually(lambda: courier.said("not_archived"), what="the fault to be said")
+    eventually(lambda: courier.said("not_archived"), what="the failure to be logged")
     assert [line["job"] for line in courier.said("not_archived")] == [damaged]
     assert watched.find(damaged) is None
     assert watched.lives_on(damaged)
@@ -179,7 +179,7 @@ def test_no_time_to_live_starts_before_the_commit(start: Start, watched: Watched
 # What breaks
 
 
-def test_while_the_database_is_away_all_else_goes_on_and_nothing_is_lost(
+def test_while_the_database_is_unavailable_the_rest_goes_on_and_nothing_is_lost(
     start: Start, sink: Sink, watched: Watched
 ) -> None:
     courier = start(**watched.settings)
@@ -206,7 +206,7 @@ def test_while_the_database_is_away_all_else_goes_on_and_nothing_is_lost(
     assert {line["loop"] for line in courier.said("round_failed")} <= {"archive", "retention"}
 
 
-def test_a_courier_starts_without_its_database_and_finds_it_when_it_comes(
+def test_a_courier_starts_without_its_database_and_uses_it_once_it_is_available(
     start: Start, sink: Sink, watched: Watched
 ) -> None:
     with watched.database.absent():
@@ -218,16 +218,16 @@ def test_a_courier_starts_without_its_database_and_finds_it_when_it_comes(
     assert courier.stop() == 0
 
 
-def test_a_job_whose_courier_was_killed_after_the_commit_is_there_once_and_finished_by_the_next(
+def test_a_job_whose_courier_was_killed_after_the_commit_is_stored_once_and_completed_by_the_next(
     start: Start, watched: Watched, redis_url: str
 ) -> None:
-    """Killed exactly there: Redis never hears that the jobs are archived."""
+    """Killed exactly then: Redis never receives that the jobs are archived."""
     archived_sha = hashlib.sha1(texts()["mark_archived"], usedforsecurity=False).hexdigest()
     proxy = HoldingProxy(urlsplit(redis_url).port or 0, until=archived_sha.encode())
     ended = [watched.jobs.completed() for _ in range(20)]
     with proxy.running():
         killed = start(proxy.url, **watched.settings)
-        eventually(proxy.held.is_set, what="the courier to say that the jobs are archived")
+        eventually(proxy.held.is_set, what="the courier to report the jobs as archived")
         killed.signal(signal.SIGKILL)
         killed.wait()
     assert watched.all() == sorted(ended, reverse=True), "committed"
@@ -268,7 +268,9 @@ def old_jobs(watched: Watched, count: int, *, days: float) -> list[str]:
     return [job.record.id for job in past]
 
 
-def test_a_job_whose_time_is_over_goes_with_its_pictures_and_leaves_a_tombstone(start: Start, watched: Watched) -> None:
+def test_a_job_is_deleted_with_its_pictures_after_its_retention_and_leaves_a_tombstone(
+    start: Start, watched: Watched
+) -> None:
     over, young = old_jobs(watched, 3, days=30.1), old_jobs(watched, 3, days=29.9)
     courier = start(DARKROOM_RETENTION_DAYS="30", **watched.settings)
     eventually(lambda: courier.said("retention_over"), what="the look for old jobs")
@@ -291,7 +293,7 @@ def test_retention_is_counted_by_redis_clock(start: Start, watched: Watched, tmp
     assert isinstance(watched.find(young[0]), PastJob)
 
 
-def test_without_a_retention_everything_is_kept(start: Start, watched: Watched) -> None:
+def test_without_a_retention_no_job_is_deleted(start: Start, watched: Watched) -> None:
     kept = old_jobs(watched, 1, days=10_000)
     start(**watched.settings)
     marker = unfinished_deletion(watched)
@@ -300,7 +302,7 @@ def test_without_a_retention_everything_is_kept(start: Start, watched: Watched) 
     assert pictures(watched) == set(kept)
 
 
-def test_many_go_in_slices_without_pauses(start: Start, watched: Watched) -> None:
+def test_many_jobs_are_deleted_in_slices_without_pauses(start: Start, watched: Watched) -> None:
     old_jobs(watched, 250, days=2)
     courier = start(**watched.settings | {"DARKROOM_RETENTION_DAYS": "1", "DARKROOM_RETENTION_INTERVAL_S": "1"})
     eventually(lambda: len(courier.said("retention_over")) == 3, what="all slices")
@@ -317,7 +319,7 @@ def unfinished_deletion(watched: Watched) -> str:
     return job_id
 
 
-def test_a_deletion_that_stopped_half_way_is_finished(start: Start, watched: Watched) -> None:
+def test_an_interrupted_deletion_is_completed(start: Start, watched: Watched) -> None:
     job_id = unfinished_deletion(watched)
     courier = start(**watched.settings)
     eventually(lambda: courier.said("deletions_finished"), what="the look for unfinished deletions")
@@ -327,7 +329,7 @@ def test_a_deletion_that_stopped_half_way_is_finished(start: Start, watched: Wat
     assert job_id not in watched.all()
 
 
-def test_artifacts_that_no_job_publishes_are_removed_and_those_of_unknown_jobs_are_not(
+def test_artifacts_that_no_job_publishes_are_deleted_and_those_of_unknown_jobs_are_not(
     start: Start, watched: Watched
 ) -> None:
     completed, cancelled, living = watched.jobs.completed(), watched.jobs.submit(), watched.jobs.submit()
@@ -353,7 +355,7 @@ def test_artifacts_that_no_job_publishes_are_removed_and_those_of_unknown_jobs_a
     assert line["artifacts"] == 3
 
 
-def test_artifacts_that_no_job_publishes_stay_while_they_are_young(start: Start, watched: Watched) -> None:
+def test_new_artifacts_that_no_job_publishes_are_not_deleted(start: Start, watched: Watched) -> None:
     completed = watched.jobs.completed()
     put_picture(watched, completed)
     courier = start(**watched.settings)
@@ -401,20 +403,20 @@ def test_a_redis_that_lost_its_data_begins_a_new_epoch(start: Start, watched: Wa
 
 
 def migrate(url: str, folder: Path) -> tuple[int, str]:
-    """Exit status, and all that it said."""
+    """The exit status and the output."""
     settings = environment("redis://127.0.0.1:1/0", "any", DARKROOM_DATABASE_URL=url)
     part = Part("darkroom_courier.migrate", environment=settings, log=folder / f"migrate-{time.time_ns()}.log")
     part.start()
     return part.wait(), part.log.read_text()
 
 
-def test_the_database_can_be_migrated_by_hand_any_number_of_times(database: Database, tmp_path: Path) -> None:
+def test_the_database_can_be_migrated_manually_any_number_of_times(database: Database, tmp_path: Path) -> None:
     for _ in range(2):
         status, said = migrate(database.url, tmp_path)
         assert (status, said.splitlines()[-1]) == (0, "the history database is at revision 0002")
 
 
-def test_a_database_that_is_away_is_not_migrated(database: Database, tmp_path: Path) -> None:
+def test_an_unavailable_database_is_not_migrated(database: Database, tmp_path: Path) -> None:
     with database.absent():
         status, said = migrate(database.url, tmp_path)
     assert (status, said.splitlines()[-1]) == (1, "the database of ended jobs does not answer")
@@ -422,7 +424,7 @@ def test_a_database_that_is_away_is_not_migrated(database: Database, tmp_path: P
 
 @contextmanager
 def refused(settings: dict[str, str], module: str, folder: Path) -> Iterator[str]:
-    """The one line that a process says before it ends with status 2."""
+    """The one line that a process writes before it ends with status 2."""
     part = Part(module, environment=settings, log=folder / "log")
     part.start()
     assert part.wait() == 2
@@ -432,7 +434,7 @@ def refused(settings: dict[str, str], module: str, folder: Path) -> Iterator[str
 
 @pytest.mark.parametrize("module", ["darkroom_courier", "darkroom_courier.migrate"])
 @pytest.mark.parametrize("url", ["mysql://user:secret@host/name", "postgresql://user:secret@host:port/name"])
-def test_a_database_that_cannot_be_used_ends_the_process_with_one_line(tmp_path: Path, module: str, url: str) -> None:
+def test_an_invalid_database_ends_the_process_with_one_line(tmp_path: Path, module: str, url: str) -> None:
     settings = environment("redis://127.0.0.1:1/0", "any", K_SINK="http://127.0.0.1:1/", DARKROOM_DATABASE_URL=url)
     with refused(settings, module, tmp_path) as line:
         assert line.startswith("DARKROOM_DATABASE_URL=(hidden): ")
@@ -440,7 +442,7 @@ def test_a_database_that_cannot_be_used_ends_the_process_with_one_line(tmp_path:
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "for ever", "-1"])
-def test_a_retention_that_is_no_number_of_days_is_refused(tmp_path: Path, value: str) -> None:
+def test_an_invalid_retention_is_rejected(tmp_path: Path, value: str) -> None:
     settings = environment("redis://127.0.0.1:1/0", "any", K_SINK="http://127.0.0.1:1/", DARKROOM_RETENTION_DAYS=value)
     with refused(settings, "darkroom_courier", tmp_path) as line:
         assert line.startswith(f"DARKROOM_RETENTION_DAYS='{value}': ")

@@ -1,7 +1,7 @@
 """The courier as a process, on a real Redis and with a real sink.
 
-A test drives the jobs through the ledger itself, in place of submit and a worker, and *applies* events in place of
-result.
+A test drives the jobs through the ledger itself, in place of `submit` and a worker, and *applies* events in place of
+`result`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ QUICK = {
     "DARKROOM_ATTEMPT_LEASE_S": "0.3",
     "DARKROOM_SWEEP_AGE_S": "0.3",
 }
-"""Seconds of the ledger's own defaults, made short. What must not happen too soon has a test with the defaults."""
+"""Shorter times than the defaults. Tests that something does not happen too early use the defaults."""
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def apply(jobs: DrivenJobs, event: Event) -> Applied:
-    """What result does with an event."""
+    """Apply an event, as the function `result` does."""
     assert event.subject is not None
     return jobs.run(calls.mark_applied(event.subject, seq=int(event.extensions["sequence"])))
 
@@ -80,23 +80,23 @@ class TestRelay:
             "artifacts": [{"sha256": picture.sha256, "width": 832, "height": 1216, "media_type": "image/png"}],
         }
 
-    def test_every_other_end_is_posted_too(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+    def test_every_other_terminal_event_is_posted_too(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         failed, cancelled = jobs.submit(), jobs.submit()
         jobs.start(failed)
         jobs.fail(failed, message="out of ideas")
         jobs.cancel(cancelled)
         start()
         eventually(lambda: len(sink.events) == 2, what="two posts")
-        told = {event.subject: (event.type, event.data["error"]) for event in sink.events}
-        assert told == {
+        posted = {event.subject: (event.type, event.data["error"]) for event in sink.events}
+        assert posted == {
             failed: ("dev.darkroom.job.failed", "out of ideas"),
             cancelled: ("dev.darkroom.job.cancelled", "cancelled on request"),
         }
 
-    def test_what_the_sink_takes_and_nobody_applies_is_posted_again_until_it_is_applied(
+    def test_an_accepted_event_is_posted_again_until_it_is_applied(
         self, start: Start, sink: Sink, jobs: DrivenJobs
     ) -> None:
-        """As a Broker does that loses what it took."""
+        """A Broker may lose an event that it accepted."""
         start(**QUICK)
         job_id = jobs.completed()
         posts = eventually(lambda: sink.of(job_id) if len(sink.of(job_id)) >= 3 else [], what="three posts")
@@ -108,7 +108,7 @@ class TestRelay:
         eventually(lambda: len(sink.of(marker)) >= 3, what="three posts of a later job")
         assert len(sink.of(job_id)) <= before + 1, "one may have been on its way"
 
-    def test_what_the_sink_took_is_not_posted_again_at_once(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+    def test_an_accepted_event_is_not_posted_again_at_once(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         start(DARKROOM_POLL_INTERVAL_S="0.05")
         first = jobs.completed()
         for _ in range(20):
@@ -116,9 +116,7 @@ class TestRelay:
         assert len(sink.of(first)) == 1
 
     @pytest.mark.parametrize("status", [301, 400, 404, 429, 500, 503])
-    def test_what_the_sink_refuses_is_posted_again(
-        self, start: Start, sink: Sink, jobs: DrivenJobs, status: int
-    ) -> None:
+    def test_a_refused_event_is_posted_again(self, start: Start, sink: Sink, jobs: DrivenJobs, status: int) -> None:
         """Whatever the status: the entry must not be lost, and a redirect is not followed."""
         elsewhere = {"Location": "http://127.0.0.1:1/elsewhere"}
         sink.behave = lambda event: Answer(202) if len(sink.of(event.subject or "")) > 1 else Answer(status, elsewhere)
@@ -130,9 +128,7 @@ class TestRelay:
         assert refused["reason"] == f"status {status}"
         assert refused["job"] == job_id
 
-    def test_a_sink_that_fails_again_and_again_is_named_once_in_the_log(
-        self, start: Start, sink: Sink, jobs: DrivenJobs
-    ) -> None:
+    def test_a_sink_that_fails_repeatedly_is_logged_once(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         sink.behave = lambda _event: Answer(500) if len(sink.events) <= 4 else Answer()
         courier = start()
         for job_id in [jobs.completed() for _ in range(4)]:
@@ -145,7 +141,7 @@ class TestRelay:
     def test_the_pause_after_a_refusal_is_computed_by_redis_clock(
         self, start: Start, sink: Sink, jobs: DrivenJobs, tmp_path: Path
     ) -> None:
-        """A courier whose clock is an hour ahead does not take a new event, or a new notice, for an old one."""
+        """A courier whose clock is an hour ahead computes the right age of a new event and of a new notice."""
         sink.behave = lambda _event: Answer(503)
         courier = start(PYTHONPATH=ahead(tmp_path, seconds=3600))
         job_id = jobs.completed()
@@ -161,27 +157,25 @@ class TestRelay:
             )
             assert refused["again_in_s"] < BACKOFF.longest_s
 
-    def test_a_sink_that_says_when_is_obeyed(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+    def test_retry_after_of_the_sink_is_honoured(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         sink.behave = lambda _event: Answer(503, {"Retry-After": "120"})
         courier = start()
         jobs.completed()
         (refused,) = eventually(lambda: courier.said("sink_refused"), what="the refusal")
         assert 120 <= refused["again_in_s"] <= 150
 
-    def test_a_sink_that_hangs_for_one_event_holds_up_no_other(
-        self, start: Start, sink: Sink, jobs: DrivenJobs
-    ) -> None:
+    def test_a_post_that_hangs_does_not_delay_others(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         hanging = jobs.completed()
         sink.behave = lambda event: HANG if event.subject == hanging else Answer()
         courier = start(DARKROOM_SINK_TIMEOUT_S="1", DARKROOM_SINK_CONCURRENCY="2")
         sink.await_post(hanging)
         others = [jobs.completed() for _ in range(5)]
         eventually(lambda: all(sink.of(job_id) for job_id in others), what="the other posts")
-        (refused,) = eventually(lambda: courier.said("sink_refused"), what="the end of patience")
+        (refused,) = eventually(lambda: courier.said("sink_refused"), what="the timeout")
         assert refused["reason"] == "no answer within 1.0 s"
         eventually(lambda: len(sink.of(hanging)) >= 2, what="a second try")
 
-    def test_no_more_posts_than_allowed_are_on_their_way(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+    def test_the_number_of_posts_in_flight_is_limited(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         ended = [jobs.completed() for _ in range(40)]
 
         def slowly(_event: Event) -> Answer:
@@ -194,7 +188,7 @@ class TestRelay:
         assert 1 < sink.busiest <= 4
         assert len(sink.events) == len(ended)
 
-    def test_an_absent_sink_is_found_when_it_comes(
+    def test_an_event_is_posted_once_the_sink_is_available(
         self, start: Start, sink: Sink, jobs: DrivenJobs, redis_url: str, namespace: str, tmp_path: Path
     ) -> None:
         port = free_port()
@@ -211,15 +205,15 @@ class TestRelay:
         start()
         sink.await_post(job_id)
 
-    def test_a_long_answer_is_not_read_to_its_end(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+    def test_a_long_response_is_not_read_to_its_end(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         sink.behave = lambda _event: Answer(200, body=b"x" * 10_000_000)
         courier = start()
         job_id = jobs.completed()
         eventually(lambda: courier.said("relayed"), what="the post to be taken")
         assert len(sink.of(job_id)) == 1
 
-    def test_an_end_that_cannot_be_told_holds_up_no_other(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
-        """A record that somebody damaged, and one that somebody removed."""
+    def test_a_damaged_record_does_not_delay_other_jobs(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        """One record is damaged, and another one is missing."""
         damaged, removed = jobs.completed(), jobs.completed()
         jobs.redis.hset(f"{jobs.namespace}:job:{damaged}", "end_data", '{"artifacts": [{}]}')
         jobs.redis.delete(f"{jobs.namespace}:job:{removed}")
@@ -251,7 +245,9 @@ class TestRelay:
         assert len(outcomes) == len(ended)
         assert all(jobs.is_applied(job_id) for job_id in ended)
 
-    def test_what_a_killed_courier_took_another_one_posts(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+    def test_another_courier_posts_the_events_that_a_killed_one_leased(
+        self, start: Start, sink: Sink, jobs: DrivenJobs
+    ) -> None:
         sink.behave = lambda _event: HANG
         killed = start(**QUICK)
         job_id = jobs.completed()
@@ -264,7 +260,7 @@ class TestRelay:
 
 
 class TestOverrides:
-    """What SinkBinding adds."""
+    """Extensions that a SinkBinding adds."""
 
     def test_every_event_gets_the_extensions(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         start(K_CE_OVERRIDES='{"extensions": {"cluster": "a b", "stage": "test"}}')
@@ -275,7 +271,7 @@ class TestOverrides:
         assert event.extensions["tenant"] == TENANT
 
     @pytest.mark.parametrize("blank", ["", "{}", '{"extensions": null}'])
-    def test_blank_ones_add_nothing(self, start: Start, sink: Sink, jobs: DrivenJobs, blank: str) -> None:
+    def test_empty_overrides_add_nothing(self, start: Start, sink: Sink, jobs: DrivenJobs, blank: str) -> None:
         start(K_CE_OVERRIDES=blank)
         job_id = jobs.completed()
         (event,) = sink.await_post(job_id)
@@ -283,20 +279,18 @@ class TestOverrides:
 
 
 class TestUpkeep:
-    """What is due by the clock."""
+    """The ledger's timers."""
 
-    def test_a_lapsed_lease_gives_the_job_back(self, start: Start, jobs: DrivenJobs) -> None:
+    def test_a_job_whose_lease_expired_is_released(self, start: Start, jobs: DrivenJobs) -> None:
         job_id = jobs.submit()
         jobs.start(job_id, lease_ms=200)
         courier = start(**QUICK)
-        eventually(lambda: jobs.state(job_id) is State.PENDING, what="the job to be given back")
+        eventually(lambda: jobs.state(job_id) is State.PENDING, what="the job to be released")
         (reaped,) = eventually(lambda: courier.said("reaped"), what="the log line")
         assert (reaped["pool"], reaped["jobs"]) == (POOL, [job_id])
 
-    def test_after_a_gap_nobody_is_reaped_before_a_lease_is_over(self, start: Start, jobs: DrivenJobs) -> None:
-        """The first look of the first courier is after a gap by definition: with the ledger's own times it reaps
-        nobody.
-        """
+    def test_after_a_gap_no_job_is_reaped_before_a_lease_is_over(self, start: Start, jobs: DrivenJobs) -> None:
+        """The first round of the first courier always follows a gap: with the ledger's own times it reaps no job."""
         job_id = jobs.submit()
         jobs.start(job_id, lease_ms=1)
         courier = start(DARKROOM_POLL_INTERVAL_S="0.05", DARKROOM_SWEEP_AGE_S="0.3")
@@ -305,7 +299,9 @@ class TestUpkeep:
         assert jobs.state(job_id) is State.RUNNING
         assert courier.said("reaped") == []
 
-    def test_a_message_that_was_taken_and_never_claimed_is_pushed_again(self, start: Start, jobs: DrivenJobs) -> None:
+    def test_a_message_that_was_delivered_and_never_claimed_is_pushed_again(
+        self, start: Start, jobs: DrivenJobs
+    ) -> None:
         jobs.announce_worker()
         job_id = jobs.submit()
         queue = f"{jobs.namespace}:celery:pool.{POOL}"
@@ -315,7 +311,7 @@ class TestUpkeep:
         (swept,) = eventually(lambda: courier.said("swept"), what="the log line")
         assert (swept["pool"], swept["jobs"]) == (POOL, [job_id])
 
-    def test_a_retry_whose_time_has_come_joins_the_backlog(self, start: Start, jobs: DrivenJobs) -> None:
+    def test_a_due_retry_joins_the_backlog(self, start: Start, jobs: DrivenJobs) -> None:
         job_id = jobs.submit()
         jobs.start(job_id)
         error = {"kind": "transient", "message": "again"}
@@ -328,7 +324,9 @@ class TestUpkeep:
         (promoted,) = eventually(lambda: courier.said("promoted"), what="the log line")
         assert (promoted["pool"], promoted["jobs"]) == (POOL, [job_id])
 
-    def test_a_job_past_its_start_deadline_ends_and_is_told(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+    def test_a_job_past_its_start_deadline_expires_and_is_posted(
+        self, start: Start, sink: Sink, jobs: DrivenJobs
+    ) -> None:
         courier = start(**QUICK)
         job_id = jobs.submit(start_deadline=int(time.time() * 1000) + 200)
         (event, *_) = sink.await_post(job_id)
@@ -338,8 +336,8 @@ class TestUpkeep:
         (expired,) = eventually(lambda: courier.said("expired"), what="the log line")
         assert expired["jobs"] == [job_id]
 
-    def test_a_clock_of_redis_that_was_set_back_delays_no_retry(self, start: Start, jobs: DrivenJobs) -> None:
-        """What is left after Redis' clock was set back by an hour: the last tick, and the retry, are an hour ahead."""
+    def test_a_retry_is_not_delayed_when_the_clock_of_redis_is_set_back(self, start: Start, jobs: DrivenJobs) -> None:
+        """After Redis' clock was set back by an hour, the last round and the retry are an hour ahead."""
         hour_ms = 3_600_000
         job_id = jobs.submit()
         jobs.start(job_id)
@@ -354,7 +352,7 @@ class TestUpkeep:
         ahead_ms, _ = map(int, jobs.redis.hget(f"{jobs.namespace}:clock", "courier").split())
         assert abs(ahead_ms) < hour_ms
 
-    def test_many_that_are_due_at_once_do_not_wait_for_many_ticks(self, start: Start, jobs: DrivenJobs) -> None:
+    def test_many_due_jobs_are_expired_without_pauses(self, start: Start, jobs: DrivenJobs) -> None:
         late = [jobs.submit(start_deadline=1) for _ in range(250)]
         courier = start(DARKROOM_POLL_INTERVAL_S="10")
         eventually(lambda: all(jobs.state(job_id) is State.EXPIRED for job_id in late), what="all to expire")
@@ -363,7 +361,7 @@ class TestUpkeep:
 
 
 class TestProcess:
-    """The process: its end, its probes, an absent Redis, bad settings."""
+    """The process: its end, its probes, an outage of Redis, invalid settings."""
 
     def test_sigterm_ends_it_after_the_posts_in_flight(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
         posted: list[str] = []
@@ -382,7 +380,7 @@ class TestProcess:
         assert courier.said("relayed")
         assert courier.said("stopped")
 
-    def test_an_absent_redis_ends_nothing_and_work_goes_on_when_it_is_back(
+    def test_an_outage_of_redis_ends_nothing_and_work_goes_on_after_it(
         self, start: Start, sink: Sink, tmp_path: Path, namespace: str
     ) -> None:
         binary = needed_binary(RedisKind.EMBEDDED)
@@ -413,10 +411,8 @@ class TestProcess:
         jobs.close()
         redis.stop()
 
-    def test_what_ends_is_posted_at_once(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
-        """The ledger wakes the courier: with a tick of ten seconds, thirty ends one after the other are told in
-        less.
-        """
+    def test_a_finished_job_is_posted_at_once(self, start: Start, sink: Sink, jobs: DrivenJobs) -> None:
+        """The ledger wakes the courier: with an interval of ten seconds, thirty events in a row are posted in less."""
         courier = start(DARKROOM_POLL_INTERVAL_S="10")
         first = jobs.completed()
         sink.await_post(first)
@@ -441,10 +437,9 @@ class TestProcess:
             ("DARKROOM_REDIS_URL", ""),
         ],
     )
-    def test_a_bad_setting_ends_it_with_one_line(self, tmp_path: Path, variable: str, value: str) -> None:
-        told = {"K_SINK": "http://127.0.0.1:1/", variable: value}
-        told = environment("redis://127.0.0.1:1/0", "any") | told
-        courier = Part("darkroom_courier", environment=told, log=tmp_path / "log")
+    def test_an_invalid_setting_ends_it_with_one_line(self, tmp_path: Path, variable: str, value: str) -> None:
+        settings = environment("redis://127.0.0.1:1/0", "any") | {"K_SINK": "http://127.0.0.1:1/", variable: value}
+        courier = Part("darkroom_courier", environment=settings, log=tmp_path / "log")
         courier.start()
         assert courier.wait() == 2
         (line,) = courier.log.read_text().splitlines()

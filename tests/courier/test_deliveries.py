@@ -1,6 +1,6 @@
 """Webhooks: the courier as a process posts to receivers over real HTTP, on a real Redis.
 
-A test drives the jobs through the ledger, and *applies* their events in place of result.
+A test drives the jobs through the ledger, and *applies* their events in place of the function `result`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ QUICK = {
     "DARKROOM_DELIVERY_LEASE_S": "3",
     "DARKROOM_DELIVERY_SCHEDULE_S": ",".join(["0", *["0.2"] * 40]),
 }
-"""Tests' own receivers, and waits that are short."""
+"""Allows the receivers of tests, and shortens the waits."""
 
 ALL = frozenset(WebhookEvent)
 SIGNER = Signer([SecretStr(WEBHOOK_KEY)])
@@ -57,14 +57,14 @@ def receiver() -> Iterator[Receiver]:
         yield running
 
 
-class Told:
-    """A job's deliveries as they stand, and jobs whose events are applied."""
+class Deliveries:
+    """The deliveries of jobs, as Redis has them, and jobs whose events are applied."""
 
     def __init__(self, jobs: DrivenJobs) -> None:
         self._jobs = jobs
 
     def completed(self, url: str | None, events: frozenset[WebhookEvent] = DEFAULT_EVENTS) -> str:
-        """A job that names this webhook, if any, has completed, and whose events were taken in."""
+        """A completed job that names this webhook, if any, and whose events are applied."""
         job_id = self._jobs.submit(webhook=None if url is None else Webhook(url, events))
         self._jobs.start(job_id)
         if WebhookEvent.STARTED in events:
@@ -96,21 +96,21 @@ class Told:
         return self.of(job_id)
 
     def await_try(self, job_id: str) -> str:
-        """What its first try that failed came to."""
+        """The error of the first attempt."""
         eventually(lambda: "try:1" in self.of(job_id), what=f"a try of {job_id}")
         return self.of(job_id)["try:1"].rpartition("\n")[2]
 
 
 @pytest.fixture
-def told(jobs: DrivenJobs) -> Told:
-    return Told(jobs)
+def deliveries(jobs: DrivenJobs) -> Deliveries:
+    return Deliveries(jobs)
 
 
 class TestPosts:
-    """What a receiver gets."""
+    """The posts that a receiver gets."""
 
-    def test_a_webhook_gets_the_event_that_the_sink_gets(
-        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs, told: Told
+    def test_a_webhook_receives_the_same_event_as_the_sink(
+        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs, deliveries: Deliveries
     ) -> None:
         start(**QUICK)
         job_id = jobs.submit(webhook=Webhook(receiver.url))
@@ -125,17 +125,19 @@ class TestPosts:
         assert isinstance(event, Event)
         assert (event.id, event.source, event.type) == (of_sink.id, of_sink.source, of_sink.type)
         assert event.extensions == of_sink.extensions
-        for each in (event, of_sink):  # links are signed anew each time
+        for each in (event, of_sink):  # links are signed for each post
             each.data.pop("output_paths")
         assert event.data == of_sink.data
         assert post.path == "/hook?for=tests"
         assert post.id == event.id
-        told.await_state(job_id, "delivered")
+        deliveries.await_state(job_id, "delivered")
 
-    def test_each_is_signed_for_its_recipient(self, start: Start, receiver: Receiver, told: Told) -> None:
+    def test_each_post_is_signed_for_its_recipient(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
+    ) -> None:
         start(**QUICK)
-        subscription_id = told.subscribe(receiver.url)
-        posts = receiver.await_posts(told.completed(receiver.url), 2)
+        subscription_id = deliveries.subscribe(receiver.url)
+        posts = receiver.await_posts(deliveries.completed(receiver.url), 2)
         recipients = {tenant_recipient(TENANT), subscription_recipient(subscription_id, 1)}
         verified = set()
         for post in posts:
@@ -146,9 +148,9 @@ class TestPosts:
                     continue
                 verified.add(recipient)
         assert verified == recipients
-        assert len({post.id for post in posts}) == 1, "one event is one event, whoever is told"
+        assert len({post.id for post in posts}) == 1, "all receivers get the same event"
 
-    def test_a_start_that_was_asked_for_comes_before_the_end(
+    def test_a_start_is_posted_before_the_terminal_event(
         self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs
     ) -> None:
         start(**QUICK)
@@ -161,9 +163,11 @@ class TestPosts:
         assert (first.event["type"], first.id) == ("dev.darkroom.job.started", f"{job_id}:2")
         assert (second.event["type"], second.id) == ("dev.darkroom.job.completed", f"{job_id}:end")
 
-    def test_the_events_of_each_job_come_in_order(self, start: Start, receiver: Receiver, told: Told) -> None:
+    def test_the_events_of_each_job_arrive_in_order(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
+    ) -> None:
         """Both events are due when the courier starts, and it may post many at one time to one receiver."""
-        job_ids = [told.completed(receiver.url, ALL) for _ in range(40)]
+        job_ids = [deliveries.completed(receiver.url, ALL) for _ in range(40)]
         receiver.behave = slow_to_take_a_start
         # No try fails for want of time: a start that failed would be given up once the end is due.
         patient = {"DARKROOM_DELIVERY_TIMEOUT_S": "50", "DARKROOM_DELIVERY_LEASE_S": "100"}
@@ -172,13 +176,13 @@ class TestPosts:
             types = [post.event["type"].rpartition(".")[2] for post in receiver.await_posts(job_id, 2)]
             assert types == ["started", "completed"]
 
-    def test_a_start_that_was_refused_is_not_posted_after_the_end(
-        self, start: Start, receiver: Receiver, told: Told
+    def test_a_refused_start_is_not_posted_after_the_terminal_event(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
     ) -> None:
         receiver.behave = lambda post: Reply(500 if post.event["type"].endswith("started") else 204)
         start(**QUICK | {"DARKROOM_DELIVERY_SCHEDULE_S": "0,1,1,1"})
-        job_id = told.completed(receiver.url, ALL)
-        marker = told.completed(receiver.url)
+        job_id = deliveries.completed(receiver.url, ALL)
+        marker = deliveries.completed(receiver.url)
         receiver.await_posts(job_id, 2)
         receiver.await_posts(marker)
         time.sleep(2)  # twice the pause before a start would be posted again
@@ -186,7 +190,7 @@ class TestPosts:
         assert types[-1] == "completed"
         assert types.count("completed") == 1
 
-    def test_a_job_that_ends_while_its_start_is_posted_is_told_at_once(
+    def test_a_job_that_finishes_while_its_start_is_posted_is_posted_at_once(
         self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs
     ) -> None:
         start(**QUICK, DARKROOM_RELAY_LEASE_S="300")
@@ -202,29 +206,31 @@ class TestPosts:
         jobs.start(job_id)
         receiver.await_posts(job_id, 2)
 
-    def test_the_receiver_is_asked_for_its_consent_once(self, start: Start, receiver: Receiver, told: Told) -> None:
+    def test_the_receiver_is_asked_for_permission_once(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
+    ) -> None:
         receiver.consent = lambda post: Reply(
             200, {"WebHook-Allowed-Origin": post.headers["webhook-request-origin"], "WebHook-Allowed-Rate": "6000"}
         )
         start(**QUICK)
         for _ in range(3):
-            (post,) = receiver.await_posts(told.completed(receiver.url))
+            (post,) = receiver.await_posts(deliveries.completed(receiver.url))
             assert post.headers["webhook-request-origin"] == PUBLIC_URL.removeprefix("http://")
         assert len(receiver.asked) == 1
-        assert told.hash(f"target:{target(receiver)}")["rate"] == "6000"
+        assert deliveries.hash(f"target:{target(receiver)}")["rate"] == "6000"
 
-    def test_a_receiver_that_wants_posts_of_others_gets_none(
-        self, start: Start, receiver: Receiver, told: Told
+    def test_a_receiver_that_permits_another_origin_receives_no_post(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
     ) -> None:
         receiver.consent = lambda _post: Reply(200, {"WebHook-Allowed-Origin": "elsewhere.test"})
         start(**QUICK)
-        job_id = told.completed(receiver.url)
-        assert told.await_try(job_id) == "the receiver takes posts from others only"
+        job_id = deliveries.completed(receiver.url)
+        assert deliveries.await_try(job_id) == "the receiver does not permit posts from this origin"
         assert receiver.posts == []
 
     @pytest.mark.parametrize("event", [WebhookEvent.STARTED, WebhookEvent.COMPLETED])
-    def test_what_redis_has_no_more_is_delivered_from_the_history(
-        self, start: Start, receiver: Receiver, jobs: DrivenJobs, told: Told, event: WebhookEvent
+    def test_a_job_that_redis_has_deleted_is_delivered_from_the_history(
+        self, start: Start, receiver: Receiver, jobs: DrivenJobs, deliveries: Deliveries, event: WebhookEvent
     ) -> None:
         ready: list[bool] = []
         receiver.behave = lambda _post: Reply(204 if ready else 500)
@@ -247,34 +253,34 @@ class TestPosts:
 
 
 class TestFailures:
-    """Receivers as they are."""
+    """Receivers that fail."""
 
-    def test_a_receiver_that_is_away_gets_it_when_it_is_back(self, start: Start, told: Told) -> None:
+    def test_an_unavailable_receiver_gets_the_event_once_it_is_back(self, start: Start, deliveries: Deliveries) -> None:
         port = free_port()
         start(**QUICK)
-        job_id = told.completed(f"http://127.0.0.1:{port}/hook")
-        assert told.await_try(job_id).startswith("no answer")
+        job_id = deliveries.completed(f"http://127.0.0.1:{port}/hook")
+        assert deliveries.await_try(job_id).startswith("no answer")
         with Receiver(port=port).running() as receiver:
             receiver.await_posts(job_id)
-            assert int(told.await_state(job_id, "delivered")["tried"]) >= 2
+            assert int(deliveries.await_state(job_id, "delivered")["tried"]) >= 2
 
     @pytest.mark.parametrize("status", [302, 400, 404, 500, 503])
-    def test_what_is_refused_is_posted_again_as_the_same_event(
-        self, start: Start, receiver: Receiver, told: Told, status: int
+    def test_a_refused_post_is_repeated_with_the_same_event(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries, status: int
     ) -> None:
         replies = [Reply(status, {"Location": "http://169.254.169.254/"}), Reply(status)]
         receiver.behave = lambda _post: replies.pop() if replies else Reply()
         start(**QUICK)
-        job_id = told.completed(receiver.url)
+        job_id = deliveries.completed(receiver.url)
         posts = receiver.await_posts(job_id, 3)
         assert len({post.id for post in posts}) == 1
         for post in posts:
             Verifier(SIGNER.secret(tenant_recipient(TENANT))).verify(post.body, dict(post.headers))
-        found = told.await_state(job_id, "delivered")
+        found = deliveries.await_state(job_id, "delivered")
         assert [found[f"try:{number}"].split("\n")[2] for number in (1, 2, 3)] == [str(status), str(status), "204"]
 
-    def test_retry_after_is_obeyed_by_all_posts_to_the_receiver(
-        self, start: Start, receiver: Receiver, told: Told
+    def test_retry_after_is_honoured_by_all_posts_to_the_receiver(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
     ) -> None:
         times: list[float] = []
 
@@ -284,135 +290,143 @@ class TestFailures:
 
         receiver.behave = busy_once
         start(**QUICK)
-        first = told.completed(receiver.url)
+        first = deliveries.completed(receiver.url)
         receiver.await_posts(first)
-        eventually(lambda: "paused_until" in told.hash(f"target:{target(receiver)}"), what="the pause")
-        second = told.completed(receiver.url)
+        eventually(lambda: "paused_until" in deliveries.hash(f"target:{target(receiver)}"), what="the pause")
+        second = deliveries.completed(receiver.url)
         for job_id in (first, second):
-            told.await_state(job_id, "delivered")
+            deliveries.await_state(job_id, "delivered")
         assert times[1] - times[0] >= 3
 
-    def test_410_ends_a_subscription_and_the_sink_is_told(
-        self, start: Start, sink: Sink, receiver: Receiver, told: Told
+    def test_410_ends_a_subscription_and_notifies_the_sink(
+        self, start: Start, sink: Sink, receiver: Receiver, deliveries: Deliveries
     ) -> None:
         receiver.behave = lambda _post: Reply(410)
         start(**QUICK)
-        subscription_id = told.subscribe(receiver.url)
-        job_id = told.completed(None)
-        told.await_state(job_id, "given_up")
-        assert told.hash(f"subscription:{subscription_id}")["state"] == "ended"
+        subscription_id = deliveries.subscribe(receiver.url)
+        job_id = deliveries.completed(None)
+        deliveries.await_state(job_id, "given_up")
+        assert deliveries.hash(f"subscription:{subscription_id}")["state"] == "ended"
         (event, *_) = sink.await_post(subscription_id)
         assert event.type == "dev.darkroom.subscription.ended"
         assert event.extensions == {"tenant": TENANT}
         assert event.data["reason"] == "its receiver answered 410"
         assert len(receiver.of(job_id)) == 1
 
-    def test_five_days_of_failures_disable_a_subscription_and_the_sink_is_told(
-        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs, told: Told
+    def test_five_days_of_failures_disable_a_subscription_and_notify_the_sink(
+        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs, deliveries: Deliveries
     ) -> None:
         receiver.behave = lambda _post: Reply(500)
-        subscription_id = told.subscribe(receiver.url)
+        subscription_id = deliveries.subscribe(receiver.url)
         long_ago = int(time.time() * 1000) - FAILING_LIMIT_MS
         jobs.redis.hset(f"{jobs.namespace}:subscription:{subscription_id}", "failing_since", long_ago)
         start(**QUICK)
-        job_id = told.completed(None)
-        told.await_state(job_id, "given_up")
+        job_id = deliveries.completed(None)
+        deliveries.await_state(job_id, "given_up")
         (event, *_) = sink.await_post(subscription_id)
         assert event.type == "dev.darkroom.subscription.disabled"
-        assert told.hash(f"subscription:{subscription_id}")["state"] == "disabled"
+        assert deliveries.hash(f"subscription:{subscription_id}")["state"] == "disabled"
 
-    def test_a_notice_that_the_sink_refuses_is_posted_again(
-        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs, told: Told
+    def test_a_refused_notice_is_posted_again(
+        self, start: Start, sink: Sink, receiver: Receiver, jobs: DrivenJobs, deliveries: Deliveries
     ) -> None:
         from tests.courier.sink import Answer
 
         receiver.behave = lambda _post: Reply(410)
         sink.behave = lambda event: Answer(503 if len(sink.of(str(event.subject))) < 3 else 202)
         courier = start(**QUICK)
-        subscription_id = told.subscribe(receiver.url)
-        told.completed(None)
+        subscription_id = deliveries.subscribe(receiver.url)
+        deliveries.completed(None)
         eventually(lambda: len(sink.of(subscription_id)) >= 3, what="three posts of the notice")
         assert len({event.id for event in sink.of(subscription_id)}) == 1
         (refused,) = [line for line in courier.said("sink_refused") if "subscription" in line]
         assert (refused["subscription"], refused["level"]) == (subscription_id, "warning")
         eventually(lambda: not jobs.redis.exists(f"{jobs.namespace}:notices"), what="the notice being taken")
 
-    def test_a_receiver_that_hangs_delays_nobody_else(self, start: Start, receiver: Receiver, told: Told) -> None:
+    def test_a_receiver_that_hangs_does_not_delay_others(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
+    ) -> None:
         with Receiver().running() as hanging:
             hanging.behave = lambda _post: HANG
             start(**QUICK | {"DARKROOM_DELIVERY_CONCURRENCY": "8", "DARKROOM_DELIVERY_CONCURRENCY_PER_TARGET": "4"})
-            stuck = [told.completed(hanging.url) for _ in range(20)]
+            stuck = [deliveries.completed(hanging.url) for _ in range(20)]
             for _ in range(20):
-                receiver.await_posts(told.completed(receiver.url))
-            assert told.await_try(stuck[0]) == "no answer within 1 s"
+                receiver.await_posts(deliveries.completed(receiver.url))
+            assert deliveries.await_try(stuck[0]) == "no answer within 1 s"
 
-    def test_a_huge_answer_is_not_read(self, start: Start, receiver: Receiver, told: Told) -> None:
+    def test_a_huge_response_is_not_read(self, start: Start, receiver: Receiver, deliveries: Deliveries) -> None:
         receiver.behave = lambda _post: Reply(200, flood=4096)
         start(**QUICK)
-        told.await_state(told.completed(receiver.url), "delivered")
+        deliveries.await_state(deliveries.completed(receiver.url), "delivered")
         assert receiver.flooded < 2048, "256 MiB were offered"
 
-    def test_an_answer_counts_whose_body_never_ends(self, start: Start, receiver: Receiver, told: Told) -> None:
+    def test_a_response_counts_whose_body_never_ends(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
+    ) -> None:
         receiver.behave = lambda _post: Reply(200, {"Content-Length": "1000"})
         start(**QUICK)
-        found = told.await_state(told.completed(receiver.url), "delivered")
+        found = deliveries.await_state(deliveries.completed(receiver.url), "delivered")
         assert (found["tried"], found["try:1"].split("\n")[2]) == ("1", "200")
 
-    def test_a_receiver_that_fails_again_and_again_is_named_once_in_the_log(
-        self, start: Start, receiver: Receiver, told: Told
+    def test_a_receiver_that_fails_repeatedly_is_logged_once(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
     ) -> None:
         failing = [Reply(500)] * 12
         receiver.behave = lambda _post: failing.pop() if failing else Reply()
         courier = start(**QUICK)
-        for job_id in [told.completed(receiver.url) for _ in range(4)]:
-            told.await_state(job_id, "delivered")
+        for job_id in [deliveries.completed(receiver.url) for _ in range(4)]:
+            deliveries.await_state(job_id, "delivered")
         (first,) = courier.said("post_failed")
         assert (first["status"], first["level"]) == (500, "warning")
         (last,) = eventually(lambda: courier.said("receiver_recovered"), what="the end of the failures in the log")
         assert last["failures"] == 12
 
-    def test_a_certificate_that_nobody_vouches_for_is_refused(self, start: Start, told: Told, tmp_path: Path) -> None:
+    def test_an_untrusted_certificate_is_rejected(self, start: Start, deliveries: Deliveries, tmp_path: Path) -> None:
         with Receiver(tls=self_signed(tmp_path)).running() as receiver:
             start(**QUICK)
-            job_id = told.completed(receiver.url)
-            assert "certificate" in told.await_try(job_id).lower()
+            job_id = deliveries.completed(receiver.url)
+            assert "certificate" in deliveries.await_try(job_id).lower()
             assert receiver.posts == []
 
-    def test_where_the_guard_says_no_nothing_is_posted(self, start: Start, receiver: Receiver, told: Told) -> None:
+    def test_nothing_is_posted_to_an_address_that_the_guard_rejects(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
+    ) -> None:
         start(**{**QUICK, "DARKROOM_WEBHOOK_ALLOW": ""})
-        job_id = told.completed(receiver.url)
-        assert told.await_try(job_id)
+        job_id = deliveries.completed(receiver.url)
+        assert deliveries.await_try(job_id)
         assert receiver.posts == receiver.asked == []
 
-    def test_after_the_last_try_it_is_given_up(self, start: Start, receiver: Receiver, told: Told) -> None:
+    def test_a_delivery_is_given_up_after_the_last_attempt(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
+    ) -> None:
         receiver.behave = lambda _post: Reply(500)
         start(**{**QUICK, "DARKROOM_DELIVERY_SCHEDULE_S": "0,0.1,0.1"})
-        job_id = told.completed(receiver.url)
-        found = told.await_state(job_id, "given_up")
+        job_id = deliveries.completed(receiver.url)
+        found = deliveries.await_state(job_id, "given_up")
         assert (found["tried"], found["reason"]) == ("3", "all tries failed")
         assert len(receiver.of(job_id)) == 3
 
 
 class TestCouriers:
-    """Any number of them, which may die."""
+    """Several couriers, and couriers that die."""
 
-    def test_one_that_is_killed_in_the_middle_of_a_post_loses_nothing(
-        self, start: Start, receiver: Receiver, told: Told
+    def test_a_courier_that_is_killed_in_a_post_loses_nothing(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
     ) -> None:
         receiver.behave = lambda post: HANG if len(receiver.of(post.event["subject"])) == 1 else Reply()
-        told_quickly = QUICK | {"DARKROOM_DELIVERY_TIMEOUT_S": "50"}
-        doomed = start(**told_quickly)
-        job_id = told.completed(receiver.url)
+        quickly = QUICK | {"DARKROOM_DELIVERY_TIMEOUT_S": "50"}
+        doomed = start(**quickly)
+        job_id = deliveries.completed(receiver.url)
         receiver.await_posts(job_id)
         doomed.signal(signal.SIGKILL)
         doomed.wait()
-        start(**told_quickly)
+        start(**quickly)
         first, second = receiver.await_posts(job_id, 2)
-        assert first.id == second.id, "by which the receiver tells the repeat"
-        told.await_state(job_id, "delivered")
+        assert first.id == second.id, "by which the receiver recognises the repeat"
+        deliveries.await_state(job_id, "delivered")
 
-    def test_one_that_is_told_to_stop_ends_what_it_has_begun(
-        self, start: Start, receiver: Receiver, told: Told
+    def test_a_courier_that_is_stopped_finishes_its_posts(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
     ) -> None:
         def slow(_post: Post) -> Reply:
             time.sleep(1)
@@ -420,13 +434,13 @@ class TestCouriers:
 
         receiver.behave = slow
         courier = start(**QUICK | {"DARKROOM_DELIVERY_TIMEOUT_S": "10"})
-        job_id = told.completed(receiver.url)
+        job_id = deliveries.completed(receiver.url)
         receiver.await_posts(job_id)
         assert courier.stop() == 0
-        assert told.of(job_id)["state"] == "delivered"
+        assert deliveries.of(job_id)["state"] == "delivered"
 
-    def test_one_that_comes_too_late_to_its_post_leaves_it_to_the_other(
-        self, start: Start, receiver: Receiver, told: Told
+    def test_a_courier_whose_lease_expired_before_the_post_does_not_post(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
     ) -> None:
         def slow_once(_post: Post) -> Reply:
             if len(receiver.asked) == 1:
@@ -435,45 +449,47 @@ class TestCouriers:
 
         receiver.consent = slow_once
         couriers = [start(**QUICK | {"DARKROOM_DELIVERY_LEASE_S": "1"}) for _ in range(2)]
-        job_id = told.completed(receiver.url)
-        told.await_state(job_id, "delivered")
+        job_id = deliveries.completed(receiver.url)
+        deliveries.await_state(job_id, "delivered")
         eventually(lambda: any(courier.said("lease_lapsed") for courier in couriers), what="the late courier")
         assert len(receiver.of(job_id)) == 1
 
-    def test_two_never_deliver_the_same_side_by_side(self, start: Start, receiver: Receiver, told: Told) -> None:
+    def test_two_couriers_never_post_the_same_delivery_concurrently(
+        self, start: Start, receiver: Receiver, deliveries: Deliveries
+    ) -> None:
         for _ in range(2):
             start(**QUICK)
-        ids = [told.completed(receiver.url) for _ in range(40)]
+        ids = [deliveries.completed(receiver.url) for _ in range(40)]
         for job_id in ids:
-            told.await_state(job_id, "delivered")
+            deliveries.await_state(job_id, "delivered")
         assert sorted(post.event["subject"] for post in receiver.posts) == sorted(ids)
 
 
 class TestDelays:
-    """When what failed is tried again."""
+    """The pause before the next attempt."""
 
     def test_the_schedule_is_that_of_standard_webhooks(self) -> None:
         delays = [delay_after(attempt, SCHEDULE_S, None, dice=0) for attempt in range(1, 11)]
         hours = 3600.0
         assert delays == [5, 300, 1800, 2 * hours, 5 * hours, 10 * hours, 14 * hours, 20 * hours, 24 * hours, None]
 
-    def test_jitter_only_adds(self) -> None:
+    def test_jitter_only_lengthens_a_pause(self) -> None:
         assert delay_after(1, SCHEDULE_S, None, dice=1) == pytest.approx(6)
 
     @pytest.mark.parametrize(("asked", "expected"), [(2, 5), (60, 60), (10**9, 24 * 3600), (-5, 5)])
-    def test_a_receiver_may_ask_for_more_within_reason(self, asked: float, expected: float) -> None:
+    def test_a_retry_after_is_honoured_up_to_a_limit(self, asked: float, expected: float) -> None:
         assert delay_after(1, SCHEDULE_S, asked, dice=0) == expected
 
 
 def slow_to_take_a_start(post: Post) -> Reply:
-    """A receiver that takes longer over a start than over an end."""
+    """A receiver that responds more slowly to a start than to a terminal event."""
     if post.event["type"].endswith("started"):
         time.sleep(0.05)
     return Reply()
 
 
 def apply_as_result_does(jobs: DrivenJobs, sink: Sink) -> Any:
-    """A sink that applies what it takes."""
+    """A sink that applies the events that it accepts."""
     accept = sink.behave
 
     def behave(event: Event) -> Any:
@@ -488,7 +504,7 @@ def target(receiver: Receiver) -> str:
 
 
 def self_signed(folder: Path) -> ssl.SSLContext:
-    """For 127.0.0.1, by nobody that anybody knows."""
+    """A self-signed certificate for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)

@@ -1,4 +1,4 @@
-"""What couriers tell Prometheus of the way of jobs."""
+"""The metrics that couriers export of jobs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AT = 1_700_000_000_000
 
 
 def courier(start: Start, **more: str) -> int:
-    """A courier that answers Prometheus, and its port."""
+    """A courier that serves metrics, and its port."""
     port = free_port()
     start(DARKROOM_PROBE_PORT=str(port), **QUICK, **more)
 
@@ -46,12 +46,12 @@ def courier(start: Start, **more: str) -> int:
 
 
 def apply(jobs: DrivenJobs, job_id: str) -> None:
-    """What result does with its event."""
+    """Apply the job's terminal event, as the function `result` does."""
     assert jobs.run(calls.mark_applied(job_id, seq=jobs.end_seq(job_id))) is Applied.APPLIED
 
 
 def counted(ports: list[int], series: str, **labels: str) -> float:
-    """Over all couriers."""
+    """The sum over all couriers."""
     return sum(ask(port).value(series, **labels) for port in ports)
 
 
@@ -82,22 +82,22 @@ def test_each_job_is_counted_once_by_whichever_courier_archives_it(start: Start,
     assert counted(ports, "darkroom_images_total", **JOB) == len(ended)
 
 
-def test_the_result_is_counted_when_its_end_is_applied_also_long_after_it_was_archived(
+def test_a_result_is_counted_when_its_terminal_event_is_applied_even_long_after_it_was_archived(
     start: Start, sink: Sink, jobs: DrivenJobs
 ) -> None:
     sink.behave = lambda _event: Answer(503, {"Retry-After": "300"})
     port = courier(start)
-    told, untold = jobs.completed(), jobs.completed()
+    applied_job, deleted_job = jobs.completed(), jobs.completed()
     eventually(lambda: ask(port).value("darkroom_jobs_ended_total") == 2, what="both are archived")
     said = ask(port)
     assert said.value("darkroom_job_submit_to_result_seconds_count") == 0
     assert said.value("darkroom_outbox_jobs") == 2
     assert said.value("darkroom_outbox_age_seconds") >= 0
-    # Of one that is deleted nothing is waited for any more.
-    jobs.run(calls.delete_job(untold, tenant="default"))
-    created = int(jobs.redis.hget(f"{jobs.namespace}:job:{told}", "created"))
-    apply(jobs, told)
-    applied = int(jobs.redis.hget(f"{jobs.namespace}:job:{told}", "applied"))
+    # A deleted job is dropped.
+    jobs.run(calls.delete_job(deleted_job, tenant="default"))
+    created = int(jobs.redis.hget(f"{jobs.namespace}:job:{applied_job}", "created"))
+    apply(jobs, applied_job)
+    applied = int(jobs.redis.hget(f"{jobs.namespace}:job:{applied_job}", "applied"))
     eventually(lambda: ask(port).value("darkroom_job_submit_to_result_seconds_count") == 1, what="the result")
     said = ask(port)
     assert said.value("darkroom_job_submit_to_result_seconds_sum", **JOB) == pytest.approx((applied - created) / 1000)
@@ -105,7 +105,7 @@ def test_the_result_is_counted_when_its_end_is_applied_also_long_after_it_was_ar
     assert said.value("darkroom_outbox_age_seconds") == 0
 
 
-def test_what_waits_and_how_full_redis_is_are_read_when_somebody_asks(start: Start, jobs: DrivenJobs) -> None:
+def test_the_backlog_and_the_memory_of_redis_are_read_on_each_scrape(start: Start, jobs: DrivenJobs) -> None:
     port = courier(start)
     assert ask(port).value("darkroom_pool_queue_age_seconds", pool=POOL) == 0
     job_id = jobs.submit()
@@ -125,13 +125,13 @@ def test_foreign_messages_that_workers_dropped_are_counted(start: Start, jobs: D
     assert ask(port).value("darkroom_pool_foreign_messages_total", pool=POOL) == 3
 
 
-def test_a_dead_letter_a_lost_attempt_and_a_try_of_a_webhook_are_counted(start: Start, jobs: DrivenJobs) -> None:
+def test_dead_letters_lost_attempts_and_attempts_of_deliveries_are_counted(start: Start, jobs: DrivenJobs) -> None:
     port = courier(start, DARKROOM_WEBHOOK_ALLOW="127.0.0.1")
     before = ask(port)
     assert ("darkroom_dead_letters_total", frozenset({("pool", POOL)})) in before.values, "or the first were no rise"
     jobs.run(calls.register_worker("w", pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
-    nobody = f"http://127.0.0.1:{free_port()}/"
-    dead = jobs.submit(max_attempts=1, webhook=Webhook(nobody, frozenset(WebhookEvent)))
+    unreachable = f"http://127.0.0.1:{free_port()}/"
+    dead = jobs.submit(max_attempts=1, webhook=Webhook(unreachable, frozenset(WebhookEvent)))
     jobs.start(dead)
     error = {"kind": "out_of_memory", "message": "too large"}
     jobs.run(calls.retry(dead, token="token", error=error, delay_ms=0))
@@ -152,12 +152,12 @@ def past(*entries: tuple[int, JobEvent, dict[str, Any]], state: State = State.CO
     end = log[-1]
     starts = [entry.at for entry in log if entry.event is JobEvent.STARTED]
     nothing = ("not_before", "start_deadline", "cancel_requested", "step", "steps", "place", "traceparent")
-    told: dict[str, Any] = dict.fromkeys(nothing)
-    told |= {"id": "j", "tenant": "default", "model": "sd", "pool": POOL, "state": state, "input": {}, "fields": {}}
-    told |= {"created": AT, "started": starts[0] if starts else None, "ended": end.at, "attempt": len(starts)}
-    told |= {"counted": 0, "max_attempts": 3, "priority": 5, "run_timeout": 60.0, "worker": "w", "progress": 0}
-    told |= {"seq": end.seq, "end_seq": end.seq, "end_data": end.data, **more}
-    return PastJob.of(JobRecord(**told), log)
+    fields: dict[str, Any] = dict.fromkeys(nothing)
+    fields |= {"id": "j", "tenant": "default", "model": "sd", "pool": POOL, "state": state, "input": {}, "fields": {}}
+    fields |= {"created": AT, "started": starts[0] if starts else None, "ended": end.at, "attempt": len(starts)}
+    fields |= {"counted": 0, "max_attempts": 3, "priority": 5, "run_timeout": 60.0, "worker": "w", "progress": 0}
+    fields |= {"seq": end.seq, "end_seq": end.seq, "end_data": end.data, **more}
+    return PastJob.of(JobRecord(**fields), log)
 
 
 def _state(event: JobEvent) -> State:
@@ -177,7 +177,7 @@ THRICE = past(
 )
 
 
-def test_each_attempt_has_its_seconds_and_why_it_made_no_result() -> None:
+def test_each_attempt_has_its_seconds_and_the_reason_without_a_result() -> None:
     assert list(attempts(THRICE)) == [(2.0, "drain"), (0.5, "out_of_memory"), (10.0, None)]
 
 
@@ -201,13 +201,13 @@ def test_the_last_attempt_of_a_job_without_a_result_is_wasted_too(
     assert list(attempts(job)) == [(1.0, reason)]
 
 
-def test_a_job_that_never_started_takes_no_worker() -> None:
+def test_a_job_that_never_started_used_no_worker() -> None:
     expired = past((5_000, JobEvent.EXPIRED, {"error": {"kind": "deadline", "message": "…"}}), state=State.EXPIRED)
     assert list(attempts(expired)) == []
 
 
-async def test_figures_are_made_of_the_times_of_the_record() -> None:
-    """Also where Redis is away: then what is of the ledger is left out, and not told as 0."""
+async def test_metrics_use_the_times_of_the_record() -> None:
+    """Also while Redis is unavailable: the metrics of the ledger are left out then, and not reported as 0."""
     said = await _told_of([THRICE])
     assert said.value("darkroom_job_submit_to_start_seconds_sum", **JOB) == 1
     assert said.value("darkroom_job_start_to_end_seconds_sum", **JOB) == 18
@@ -224,13 +224,13 @@ async def test_figures_are_made_of_the_times_of_the_record() -> None:
     }
 
 
-async def test_a_clock_that_was_set_back_makes_no_negative_times() -> None:
+async def test_a_clock_that_was_set_back_causes_no_negative_times() -> None:
     said = await _told_of([past((-5_000, JobEvent.STARTED, STARTED), (-9_000, JobEvent.COMPLETED, {"artifacts": []}))])
     for series in ("submit_to_start", "start_to_end", "gpu"):
         assert said.value(f"darkroom_job_{series}_seconds_sum") == 0
 
 
-async def test_there_are_no_more_series_than_tenants_that_may_have_one() -> None:
+async def test_the_number_of_series_of_tenants_is_limited() -> None:
     jobs = [
         past((0, JobEvent.STARTED, STARTED), (1_000, JobEvent.COMPLETED, {"artifacts": []}), tenant=f"tenant-{number}")
         for number in range(MAX_TENANTS + 5)
@@ -243,10 +243,10 @@ async def test_there_are_no_more_series_than_tenants_that_may_have_one() -> None
 
 
 async def _told_of(jobs: list[PastJob]) -> Served:
-    """What a courier says that counted these, and cannot reach Redis."""
+    """The metrics of a courier that counted these, and cannot reach Redis."""
     client = connect_async(f"redis://127.0.0.1:{free_port()}")
     try:
-        metrics = CourierMetrics(AsyncLedger(client, "nobody"))
+        metrics = CourierMetrics(AsyncLedger(client, "unused"))
         for job in jobs:
             metrics.job_ended(job, is_dead=False)
         return read((await metrics.page()).decode())
@@ -257,7 +257,7 @@ async def _told_of(jobs: list[PastJob]) -> Served:
 # What the ledger is asked for
 
 
-async def test_of_a_long_outbox_the_oldest_is_among_those_that_were_put_off_most(
+async def test_the_oldest_job_of_a_long_outbox_is_among_those_rescheduled_most(
     redis_url: str, jobs: DrivenJobs
 ) -> None:
     now = int(time.time() * 1000)
@@ -272,7 +272,7 @@ async def test_of_a_long_outbox_the_oldest_is_among_those_that_were_put_off_most
     assert 3_600_000 <= found.age_ms < 3_600_000 + 600_000
 
 
-async def test_a_start_that_is_to_be_told_waits_in_the_outbox_too(redis_url: str, jobs: DrivenJobs) -> None:
+async def test_a_pending_start_waits_in_the_outbox_too(redis_url: str, jobs: DrivenJobs) -> None:
     job_id = jobs.submit(webhook=Webhook("http://127.0.0.1:1/", frozenset(WebhookEvent)))
     jobs.start(job_id)
     jobs.redis.hset(f"{jobs.namespace}:job:{job_id}", "attempt_started", int(time.time() * 1000) - 90_000)

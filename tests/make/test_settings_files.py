@@ -1,4 +1,4 @@
-"""env/: the examples say what may be set, hold no password, and agree with the code; which setting counts."""
+"""env/: the examples list all settings, contain no password, and agree with the code; precedence of settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS: tuple[type[Settings], ...] = (
 DECIDED = {
     f"{PREFIX}{name}" for name in ("NAMESPACE", "POOL", "STORE", "LINK_KEY", "WEBHOOK_KEYS", "HOST", "PROBE_PORT")
 }
-"""What the environment is made of: nobody sets it."""
+"""Variables that the environment itself sets."""
 
 OF_FLOWER = {"FLOWER_BASIC_AUTH", "FLOWER_MAX_TASKS"}
 
@@ -38,7 +38,7 @@ def example(repository: Path) -> str:
 
 
 def described(text: str) -> dict[str, tuple[str, str]]:
-    """By its name: what a variable's lines say of it, and its value."""
+    """By name: the comment of a variable, and its value."""
     found = {}
     for block in text.split("\n\n"):
         *words, last = block.strip().splitlines()
@@ -48,7 +48,7 @@ def described(text: str) -> dict[str, tuple[str, str]]:
 
 
 def settings() -> dict[str, object]:
-    """The default of each variable that the commands and the parts read; Knative's own names are left out."""
+    """The default of each variable that commands and parts read, without Knative's own."""
     return {
         f"{PREFIX}{name.upper()}": None if field.is_required() else field.default
         for kind in reversed(KINDS)
@@ -58,7 +58,7 @@ def settings() -> dict[str, object]:
 
 
 def written(value: object) -> str:
-    """A default as a line says it; nothing where there is none."""
+    """A default as the example writes it; empty if there is none."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, tuple):
@@ -72,7 +72,7 @@ def test_the_example_describes_each_variable_that_may_be_set_and_no_other(reposi
     assert described(example(repository)).keys() == (settings().keys() - DECIDED) | OF_FLOWER
 
 
-def test_the_example_says_of_each_what_the_code_says_with_its_default(repository: Path) -> None:
+def test_the_example_has_the_description_and_the_default_of_the_code(repository: Path) -> None:
     said = described(example(repository))
     texts = {
         f"{PREFIX}{name.upper()}": " ".join((field.description or "").split())
@@ -87,11 +87,11 @@ def test_the_example_says_of_each_what_the_code_says_with_its_default(repository
 
 
 def test_the_example_sets_nothing(repository: Path, tmp_path: Path) -> None:
-    """Least of all a password: what is to be set is empty, the rest is a comment."""
+    """Above all no password: a required variable is empty, all others are comments."""
     assert re.findall(r"^\w+=.+$", example(repository), re.MULTILINE) == []
     to_be_set = re.findall(r"^(\w+)=$", example(repository), re.MULTILINE)
     assert to_be_set == ["DARKROOM_REDIS_PASSWORD", "FLOWER_BASIC_AUTH"]
-    assert "database 4 of 127.0.0.1:6379" in told(tmp_path, {"env/.env": example(repository)})
+    assert "database 4 of 127.0.0.1:6379" in output_of(tmp_path, {"env/.env": example(repository)})
 
 
 def redis_example(repository: Path) -> str:
@@ -142,8 +142,8 @@ ANY = {"DARKROOM_NAMESPACE": "any", "REDIS_DATABASE": "0"}
 URL = "DARKROOM_REDIS_URL=redis://{}:7000"
 
 
-def told(folder: Path, files: Mapping[str, str], **own: str) -> str:
-    """What `darkroom env dev keys --dry-run` says with these files."""
+def output_of(folder: Path, files: Mapping[str, str], **own: str) -> str:
+    """The output of `darkroom env dev keys --dry-run` with these files."""
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text + "\n")
@@ -166,7 +166,7 @@ def told(folder: Path, files: Mapping[str, str], **own: str) -> str:
 def test_the_process_counts_before_the_environments_file_before_the_file_before_the_default(
     files: Mapping[str, str], own: Mapping[str, str], host: str, tmp_path: Path
 ) -> None:
-    assert f"database 4 of {host}," in told(tmp_path, files, **own)
+    assert f"database 4 of {host}," in output_of(tmp_path, files, **own)
 
 
 @pytest.mark.parametrize(
@@ -178,19 +178,19 @@ def test_the_process_counts_before_the_environments_file_before_the_file_before_
         ("DARKROOM_HOME", "DARKROOM_HOME has no value"),
     ],
 )
-def test_what_would_be_another_environment_is_refused(line: str, words: str, tmp_path: Path) -> None:
-    assert words in told(tmp_path, {"env/.env": line})
+def test_settings_of_another_environment_are_rejected(line: str, words: str, tmp_path: Path) -> None:
+    assert words in output_of(tmp_path, {"env/.env": line})
 
 
 @pytest.mark.parametrize(("name", "action"), [("prod", "flush"), ("production", "info"), ("staging", "flush")])
-def test_production_is_refused_as_is_what_nobody_knows(name: str, action: str, tmp_path: Path) -> None:
+def test_production_and_unknown_environments_are_rejected(name: str, action: str, tmp_path: Path) -> None:
     done = darkroom(["env", name, action], folder=tmp_path)
     assert done.returncode == 2
     assert name in done.stderr
     assert "dev, demo, test" in done.stderr
 
 
-def test_flower_starts_for_nobody_without_credentials(repository: Path, tmp_path: Path) -> None:
+def test_flower_does_not_start_without_credentials(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "knative").symlink_to(repository / "knative")
     done = darkroom(["env", "demo", "flower"], folder=tmp_path)
     assert done.returncode == 2
@@ -198,7 +198,7 @@ def test_flower_starts_for_nobody_without_credentials(repository: Path, tmp_path
 
 
 @pytest.mark.parametrize("action", ["api", "worker", "flower", "keys", "info", "flush"])
-def test_without_redis_each_says_how_to_get_one(action: str, repository: Path, tmp_path: Path) -> None:
+def test_without_redis_each_command_explains_how_to_start_one(action: str, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "knative").symlink_to(repository / "knative")
     done = darkroom(
         ["env", "dev", action],
