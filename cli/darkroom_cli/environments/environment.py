@@ -55,20 +55,19 @@ ENVIRONMENTS = {
 
 
 class EnvironmentSettings(ModelSettings):
-    """What the commands need of the variables; the parts read the others."""
+    """The settings of the commands; the parts read all others."""
 
     redis_url: RedisUrl = SecretStr("redis://127.0.0.1:6379")
-    """Where Redis is, without a database: that is the environment's."""
+    """The address of Redis, without a database number, which belongs to the environment."""
 
     redis_password: SecretStr | None = None
-    """The password of Redis' users, the same as in env/redis.conf. Without it Redis is one that asks for none.
-    Secret."""
+    """The password of Redis' users, the same as in env/redis.conf. Empty if Redis requires none. Secret."""
 
     namespace: Namespace | None = None
-    """Not to be set: it is the environment's."""
+    """Must not be set: it belongs to the environment."""
 
     home: Path = Path(".darkroom")
-    """The data folder; the environment has one of its own in it."""
+    """The data folder, which contains a folder for each environment."""
 
 
 @dataclass(frozen=True)
