@@ -269,6 +269,7 @@ def test_a_process_gets_what_it_needs_of_the_environment_and_nothing_else(monkey
         "https_proxy": "x",
         "DARKROOM_HOME": "x",
         "DARKROOM_LINK_TTL_S": "60",
+        "DARKROOM_PROBE_PORT": "9101",
     }.items():
         monkeypatch.setenv(name, value)
     function = environment({"DARKROOM_POOL": "local"}, PORT="8000")
@@ -276,7 +277,7 @@ def test_a_process_gets_what_it_needs_of_the_environment_and_nothing_else(monkey
     assert not {"AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "https_proxy", "DARKROOM_HOME"} & function.keys()
     worker = environment({}, for_worker=True)
     assert {"HF_TOKEN", "https_proxy"} <= worker.keys()
-    assert "AWS_SECRET_ACCESS_KEY" not in worker
+    assert not {"AWS_SECRET_ACCESS_KEY", "DARKROOM_PROBE_PORT"} & worker.keys()
 
 
 def test_a_record_survives_being_written(tmp_path: Path) -> None:
