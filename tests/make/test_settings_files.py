@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from darkroom.settings import PREFIX, Settings
+from darkroom.settings import PREFIX, Settings, former_name
 from darkroom_cli.environments.environment import ENVIRONMENTS, LEDGER_USERS, EnvironmentSettings
 from darkroom_courier.settings import CourierSettings, LedgerTimes
 from darkroom_functions.settings import JobsSettings, ResultSettings, ServeSettings, SubmitSettings, UndeliveredSettings
+from darkroom_operator.settings import OperatorSettings
 from darkroom_worker.settings import WorkerSettings
 from pydantic import SecretStr
 
@@ -84,6 +85,34 @@ def test_the_example_has_the_description_and_the_default_of_the_code(repository:
             words, value = said[name]
             assert value == written(default), name
             assert words.startswith(texts[name]), name
+
+
+FORMER_NAMES = {
+    CourierSettings: {
+        "POSTS": "SINK_CONCURRENCY",
+        "POST_TIMEOUT_S": "SINK_TIMEOUT_S",
+        "DELIVERIES": "DELIVERY_CONCURRENCY",
+        "DELIVERIES_PER_TARGET": "DELIVERY_CONCURRENCY_PER_TARGET",
+        "TICK_S": "POLL_INTERVAL_S",
+        "LEASE_S": "ATTEMPT_LEASE_S",
+        "RETENTION_EVERY_S": "RETENTION_INTERVAL_S",
+        "HEALTH_PORT": "PROBE_PORT",
+    },
+    OperatorSettings: {
+        "TICK_S": "RECONCILE_INTERVAL_S",
+        "LEASE_S": "ELECTION_LEASE_S",
+        "PORT": "PROBE_PORT",
+    },
+    ResultSettings: {"LOOK_EVERY_S": "STREAM_POLL_INTERVAL_S"},
+}
+"""Variables of 0.1 that have another name now, by the part that reads them. They go with the next version."""
+
+
+@pytest.mark.parametrize("kind", [*KINDS, OperatorSettings], ids=lambda kind: kind.__name__)
+def test_a_renamed_setting_is_read_under_its_former_name(kind: type[Settings]) -> None:
+    found = {former_name(field): name.upper() for name, field in kind.model_fields.items()}
+    found.pop(None, None)
+    assert found == {PREFIX + former: current for former, current in FORMER_NAMES.get(kind, {}).items()}
 
 
 def test_the_example_sets_nothing(repository: Path, tmp_path: Path) -> None:
