@@ -85,7 +85,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         return orjson.dumps({**known, "cursor": item.place}).decode()
 
     def follower(source: Source) -> Follower:
-        return Follower(source, client, buffer=settings.socket_buffer, check_interval_s=settings.stream_poll_interval_s)
+        return Follower(
+            source, client, buffer=settings.socket_buffer, check_interval_s=settings.stream_check_interval_s
+        )
 
     past = Lookup(ledger, history).past
     jobs = follower(JobLogs(ledger, encode=encode, past=past))

@@ -117,7 +117,7 @@ class ResultSettings(LedgerSettings, HistorySettings, LinkSettings, BodySettings
     """The longest life of a socket or an event stream, in seconds; clients reconnect and resume. Keep it below the
     timeout of the Knative revision, 600 s at most, at which Knative cuts the connection."""
 
-    stream_poll_interval_s: Annotated[float, Renamed("DARKROOM_LOOK_EVERY_S")] = Field(default=10, ge=0.1, le=60)
+    stream_check_interval_s: Annotated[float, Renamed("DARKROOM_LOOK_EVERY_S")] = Field(default=10, ge=0.1, le=60)
     """The pause between two readings of the logs that clients follow, in seconds: the longest delay of a message that
     Redis' pub/sub lost."""
 

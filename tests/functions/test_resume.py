@@ -206,7 +206,7 @@ async def replicas(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[Call
             variables = environment(
                 lossy.url,
                 NAMESPACE,
-                DARKROOM_STREAM_POLL_INTERVAL_S=str(LOOK_EVERY_S),
+                DARKROOM_STREAM_CHECK_INTERVAL_S=str(LOOK_EVERY_S),
                 DARKROOM_SOCKET_GRACE_S="0.1",
                 **settings,
             )

@@ -103,7 +103,7 @@ FORMER_NAMES = {
         "LEASE_S": "ELECTION_LEASE_S",
         "PORT": "PROBE_PORT",
     },
-    ResultSettings: {"LOOK_EVERY_S": "STREAM_POLL_INTERVAL_S"},
+    ResultSettings: {"LOOK_EVERY_S": "STREAM_CHECK_INTERVAL_S"},
 }
 """Variables of 0.1 that have another name now, by the part that reads them. They go with the next version."""
 

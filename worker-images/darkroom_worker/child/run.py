@@ -55,9 +55,8 @@ LEDGER_BACKOFF = Backoff(first_s=0.1, longest_s=5.0)
 attempt of the job. The lease lapses meanwhile, but no process reaps while Redis is unavailable.
 """
 
-RETRY_BASE_S = 2.0
-RETRY_CAP_S = 60.0
-RETRY_JITTER = 0.25
+RETRY_BACKOFF = Backoff(first_s=1.5, longest_s=45.0, jitter=2 / 3)
+"""Before a failed job is attempted again: 2 s, doubling up to a minute, and a quarter more or less."""
 
 UNKNOWN_MODEL_PAUSE_S = 5.0
 """Before a job is given back whose model this worker does not know, as in a rollout: time for another to be there."""
@@ -101,13 +100,8 @@ class AttemptResult:
 
 
 def retry_delay_ms(counted: int, *, chance: float) -> int:
-    """How long a job waits that failed after `counted` attempts were charged to it before.
-
-    Doubles from 2 s up to a minute, a quarter more or less by `chance` (0 to 1): jobs that failed together shall not
-    come back together.
-    """
-    delay_s = RETRY_BASE_S * math.pow(2, min(counted, 16))
-    return round(1000 * min(delay_s, RETRY_CAP_S) * (1 + RETRY_JITTER * (2 * chance - 1)))
+    """The delay of a job that failed after `counted` attempts were charged to it before; `chance` is from 0 to 1."""
+    return round(1000 * RETRY_BACKOFF.after(counted + 1, dice=chance))
 
 
 def open_runner(app: WorkerApp) -> Runner:
