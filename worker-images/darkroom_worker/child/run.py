@@ -88,7 +88,7 @@ class ClaimedJob:
 
 
 @dataclass(frozen=True)
-class AttemptResult:
+class AttemptOutcome:
     """What becomes of an attempt; without a call, it is another's. `fault`: this process must not run another job.
 
     `failure`: why it failed, where that may be the worker's doing as well as the job's.
@@ -262,7 +262,7 @@ class Runner:
         for _, engine in self._engines.values():
             engine.close()
 
-    def _attempt(self, job: ClaimedJob) -> AttemptResult:
+    def _attempt(self, job: ClaimedJob) -> AttemptOutcome:
         """Run the job and decide how the attempt ends. Nothing but that end is left to do then."""
         steps = ProgressReporter(self._of_steps, job)
         began = time.monotonic()
@@ -276,29 +276,29 @@ class Runner:
         except errors.UnknownModel as error:
             self._log.warning("unknown_model", detail=error.detail)
             time.sleep(UNKNOWN_MODEL_PAUSE_S)
-            return AttemptResult(_fault(job, error.detail))
+            return AttemptOutcome(_fault(job, error.detail))
         except errors.InvalidInput as error:
-            return AttemptResult(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
+            return AttemptOutcome(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
         except StoreRefused as error:
             self._log.exception("store_refused")
-            return AttemptResult(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
+            return AttemptOutcome(_failed(job, ErrorKind.INVALID_INPUT, error.detail))
         except EngineError as error:
             self._log.exception("engine_failed", kind=error.kind)
             if error.kind is ErrorKind.WORKER_FAULT:
-                return AttemptResult(_fault(job, error.detail), fault=True)
+                return AttemptOutcome(_fault(job, error.detail), fault=True)
             return self._charged(job, error.kind, error.detail)
         except Exception as error:
             self._log.exception("run_failed")
             return self._charged(job, ErrorKind.TRANSIENT, f"the run failed ({type(error).__name__})")
 
-    def _charged(self, job: ClaimedJob, kind: ErrorKind, message: str) -> AttemptResult:
+    def _charged(self, job: ClaimedJob, kind: ErrorKind, message: str) -> AttemptOutcome:
         """The end of a failed attempt: the job is charged for it, unless the device fails in a proof run too."""
         if self._failed_jobs.failed(job.id):
             with self._memory.paused():
                 if not passes_self_test(self._engines, give_up=end_process):
-                    return AttemptResult(_fault(job, f"{message}; a proof run failed too"), fault=True)
+                    return AttemptOutcome(_fault(job, f"{message}; a proof run failed too"), fault=True)
             self._failed_jobs.completed()
-        return AttemptResult(_retry(job, kind, message), failure=kind)
+        return AttemptOutcome(_retry(job, kind, message), failure=kind)
 
     def _run(
         self, engine: Engine, parameters: Mapping[str, Any], *, job_id: str, on_step: ProgressReporter
@@ -321,7 +321,7 @@ class Runner:
 
     def _completed(
         self, job: ClaimedJob, *, model: Model, run: EngineResult, run_ms: int, check: Callable[[], None]
-    ) -> AttemptResult:
+    ) -> AttemptOutcome:
         """Store the pictures, then have them published. Raises StoreRefused, and what `check` raises."""
         artifacts = []
         for index, picture in enumerate(run.pictures):
@@ -341,7 +341,7 @@ class Runner:
             "worker": self._worker,
             "run_ms": run_ms,
         }
-        return AttemptResult(calls.finish(job.id, token=job.token, outcome=State.COMPLETED, data=data))
+        return AttemptOutcome(calls.finish(job.id, token=job.token, outcome=State.COMPLETED, data=data))
 
     def _insist(self, call: Call[T]) -> T:
         """Make the call until Redis answers. A drain ends the process that waits here."""
@@ -354,13 +354,13 @@ class Runner:
             time.sleep(next(pauses))
 
 
-def _interrupted(job: ClaimedJob, stopped_by: LeaseStatus | None) -> AttemptResult:
+def _interrupted(job: ClaimedJob, stopped_by: LeaseStatus | None) -> AttemptOutcome:
     if stopped_by is None:
-        return AttemptResult(_failed(job, ErrorKind.DEADLINE, f"it ran longer than {job.run_timeout_s:g} s"))
+        return AttemptOutcome(_failed(job, ErrorKind.DEADLINE, f"it ran longer than {job.run_timeout_s:g} s"))
     if stopped_by is LeaseStatus.LOST:
-        return AttemptResult(None)
+        return AttemptOutcome(None)
     data = _error(ErrorKind.CANCELLED, "cancelled on request")
-    return AttemptResult(calls.finish(job.id, token=job.token, outcome=State.CANCELLED, data=data))
+    return AttemptOutcome(calls.finish(job.id, token=job.token, outcome=State.CANCELLED, data=data))
 
 
 def _failed(job: ClaimedJob, kind: ErrorKind, message: str) -> Call[AttemptEnd]:
