@@ -1,15 +1,14 @@
-"""Assembly: a function's file becomes an ASGI application, alone or with the others behind one port.
+"""Assembly of a function's file into an ASGI application, alone or with the others behind one port.
 
-functions-framework loads the file, routes every path and method to the function of its name and hands over a Starlette
-application; what it has no hook for is added here. A function's file may hold, beside the function:
+functions-framework loads the file and makes a Starlette application whose last route hands every path and method to the
+function. `api.ROUTES` come before it, so the function only refuses requests that match none of them.
 
-- `lifespan(app)`, an async context manager: it reads the settings (SettingError ends the process) and puts what the
-  function needs on `app.state`, among it `ledger`, an AsyncLedger. `request.app.state` is that of the function, also
-  behind one port;
-- `ROUTES`, a list of Starlette routes that come before the function, WebSockets mostly.
+A function's file also has `lifespan(app)`, an async context manager: it reads the settings (SettingError ends the
+process) and sets what the handlers need on `app.state`, among it `ledger`, an AsyncLedger. `request.app.state` is that
+of the function, also behind one port.
 
 `app.state.closing` is an asyncio.Event that is set when the process is about to end: a handler that holds its request
-open for long answers then.
+open responds then.
 """
 
 from __future__ import annotations
@@ -33,33 +32,34 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from darkroom_functions.http import probes, responses, routes
+from darkroom_functions import api
+from darkroom_functions.http import probes, responses
 from darkroom_functions.http.metrics import FunctionMetrics, Metrics
+from darkroom_functions.http.routes import route_of
 from darkroom_functions.http.semantics import Validators
 
 FUNCTIONS = ("submit", "jobs", "result", "undelivered")
 """The functions there are; each is the file of its name in this folder."""
 
 CLIENT_CLOSED = 499
-"""nginx' status for a caller who hung up: nobody reads it but a log."""
+"""nginx' status for a client that disconnected; only logs and metrics show it."""
 
 _log = logs.logger(__name__)
 
 
 def build(name: str, figures: Metrics | None = None) -> Starlette:
-    """The application of one function; `figures` are the process' own, where it has others too."""
+    """The application of one function; `figures` are the metrics of the process, where it serves others too."""
     figures = figures or Metrics()
     source = Path(__file__).with_name(f"{name}.py")
     app: Starlette = functions_framework.aio.create_asgi_app(target=name, source=str(source))
     module = sys.modules[name]
     for route in app.router.routes:
         if isinstance(route, Route):
-            route.methods = None  # the framework's list names all that it knows, and not what the function takes
-    # The framework's last route takes every path; those before it take some of them, to no other end.
-    everything = app.router.routes[-1]
-    app.router.routes[:] = [*probes.routes_for(app, figures=figures), *getattr(module, "ROUTES", []), everything]
-    app.router.redirect_slashes = False  # the last route takes all but a few odd paths, and those are nowhere
-    app.router.default = _nowhere
+            route.methods = None  # the framework's list lacks TRACE and unknown methods
+    catch_all = app.router.routes[-1]  # the framework's routes before it hand some paths to the same function
+    app.router.routes[:] = [*probes.routes_for(app, figures=figures), *api.ROUTES[name], catch_all]
+    app.router.redirect_slashes = False  # the catch-all takes all paths but those with a line feed
+    app.router.default = _not_found
     app.router.lifespan_context = module.lifespan
     app.state.closing = asyncio.Event()
     app.exception_handlers.update(_translations())
@@ -75,13 +75,13 @@ def together() -> Together:
 
 
 def begin_to_close(app: Together | Starlette) -> None:
-    """Let whoever holds a request open know that the process is about to end."""
+    """Notify handlers that hold their requests open that the process is about to end."""
     for function in app.functions.values() if isinstance(app, Together) else (app,):
         function.state.closing.set()
 
 
 class Together:
-    """Hands each connection to the function that it is for (`paths.function_of`)."""
+    """Hands each request to the function that serves it (`api.function_of`)."""
 
     def __init__(self, functions: Mapping[str, Starlette], figures: Metrics) -> None:
         self.functions = functions
@@ -97,12 +97,11 @@ class Together:
         if scope["type"] == "lifespan" or scope["path"] in probes.PATHS:
             await self._health(scope, receive, send)
             return
-        name = routes.function_of(scope["type"], scope.get("method", ""), scope["path"])
-        await self.functions[name](scope, receive, send)
+        await self.functions[api.function_of(scope)](scope, receive, send)
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        """Those of all functions, ended in reverse."""
+        """The lifespans of all functions, closed in reverse order."""
         async with AsyncExitStack() as stack:
             for app in self.functions.values():
                 await stack.enter_async_context(app.router.lifespan_context(app))
@@ -110,8 +109,8 @@ class Together:
 
 
 class MetricsMiddleware:
-    """Counts and times what a function answers, but for its health. What nobody foresaw is answered with a problem that
-    tells nothing, and all of it is logged.
+    """Counts and times the responses of a function, probes aside. An unexpected error is logged, and answered with a
+    problem without details.
     """
 
     def __init__(self, app: ASGIApp, figures: FunctionMetrics) -> None:
@@ -141,25 +140,26 @@ class MetricsMiddleware:
         except Exception:
             _log.exception("unexpected", method=scope["method"], path=scope["path"])
             if status:
-                raise  # the server closes the connection: the caller must not take a part for the whole
+                raise  # the server closes the connection, so that the client does not take a part for the whole
             await responses.unexpected()(scope, receive, noting)
         finally:
             self._figures.requests -= 1
             if scope["path"] not in probes.PATHS:
                 seconds = time.perf_counter() - began
-                self._figures.answered(scope["method"], scope["path"], status or CLIENT_CLOSED, seconds=seconds)
+                self._figures.answered(route_of(scope), status or CLIENT_CLOSED, seconds=seconds)
 
 
 def _translations() -> dict[Any, Any]:
-    return {DarkroomError: _of_ours, HTTPException: _of_starlette, ClientDisconnect: _of_nobody}
+    return {DarkroomError: _darkroom_error, HTTPException: _http_exception, ClientDisconnect: _client_disconnect}
 
 
-async def _of_ours(_request: Request, error: DarkroomError) -> Response:
-    return responses.problem(error)
+async def _darkroom_error(request: Request, error: DarkroomError) -> Response:
+    route = route_of(request.scope)
+    return responses.problem(error, of_event=route is not None and route.takes_events)
 
 
-async def _of_starlette(request: Request, error: HTTPException) -> Response:
-    """The routes' own refusals: a path or a method that functions-framework does not hand on."""
+async def _http_exception(request: Request, error: HTTPException) -> Response:
+    """Starlette's own refusals, of the probes' routes."""
     path = request.url.path
     if error.status_code == MethodNotAllowed.status:
         allow = (error.headers or {}).get("Allow", "").split(", ")
@@ -170,10 +170,10 @@ async def _of_starlette(request: Request, error: HTTPException) -> Response:
     return responses.unexpected()
 
 
-async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
-    """A path of no route: the opening of a WebSocket is denied with a problem, as a request is refused."""
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """Denies a WebSocket whose path has no route with a problem, as a request is refused."""
     await responses.problem(NotFound(f"there is nothing at {scope['path']}"))(scope, receive, send)
 
 
-async def _of_nobody(_request: Request, _error: ClientDisconnect) -> Response:
+async def _client_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
     return Response(status_code=CLIENT_CLOSED)

@@ -1,4 +1,4 @@
-"""One address for all functions: each request reaches the function that `darkroom_functions.http.routes` names,
+"""One address for all functions: each request reaches the function that `darkroom_functions.api` names,
 unchanged.
 """
 
@@ -18,7 +18,9 @@ from typing import Any
 import httpx
 import pytest
 from darkroom.jobs import new_job_id
+from darkroom_functions import api
 from darkroom_functions.http import bodies, responses, routes
+from darkroom_functions.http.routes import ApiRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin
@@ -73,14 +75,22 @@ def problem(response: httpx.Response) -> dict[str, Any]:
     return members
 
 
-@pytest.mark.parametrize("operation", routes.OPERATIONS, ids=lambda operation: operation.name)
-def test_each_operation_reaches_its_function(operation: routes.Operation, client: httpx.Client) -> None:
+@pytest.mark.parametrize(
+    ("function", "route"),
+    [
+        pytest.param(function, route, id=route.operation)
+        for function, listed in api.ROUTES.items()
+        for route in listed
+        if isinstance(route, ApiRoute) and route.operation
+    ],
+)
+def test_each_operation_reaches_its_function(function: str, route: ApiRoute, client: httpx.Client) -> None:
     """With a slash at the end of its path and without one."""
-    path = filled(operation.template)
+    path = filled(route.template)
     other = path[:-1] if path.endswith("/") else path + "/"
     for form in (path, other) if path != "/" else (path,):
-        said = client.request(operation.method, form).json()
-        assert (said["function"], said["method"], said["path"]) == (operation.function, operation.method, form)
+        said = client.request(route.method, form).json()
+        assert (said["function"], said["method"], said["path"]) == (function, route.method, form)
 
 
 @pytest.mark.parametrize(("method", "path"), ODD)
@@ -89,7 +99,7 @@ def test_what_is_no_operation_is_refused_by_the_function_that_one_port_would_ask
 ) -> None:
     said = client.request(method, path).json()
     decoded = httpx.URL(f"http://x{path}").path
-    assert said["function"] == routes.function_of("http", method, decoded)
+    assert said["function"] == api.function_of({"type": "http", "method": method, "path": routes.canonical(decoded)})
     assert said["path"] == path
 
 

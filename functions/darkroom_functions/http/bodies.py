@@ -1,22 +1,22 @@
-"""The body of a request: read no further than a limit, and taken as the JSON object that it must be over REST."""
+"""Bodies of requests: read up to a limit, as the JSON object that a REST request has or as a single CloudEvent."""
 
 from __future__ import annotations
 
 from darkroom.cloudevents import attributes, strict_json
-from darkroom.cloudevents.http import BATCH_TYPE, STRUCTURED_TYPE
+from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.http import BATCH_TYPE, STRUCTURED_TYPE, Mode, parse_http
 from darkroom.errors import BodyTooLarge, FieldError, MalformedRequest, UnsupportedMediaType
 from starlette.requests import Request
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
-"""The limit where no setting says another: twenty times a batch of a hundred ordinary requests, and a prompt of a
-megabyte is still told what is wrong with it."""
+"""The default limit: twenty times a batch of a hundred ordinary requests. A prompt of a megabyte still gets the refusal
+of its length."""
 
 
 async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as it is known to be above `limit` bytes, whether declared or not.
+    """The whole body. Raises BodyTooLarge as soon as more than `limit` bytes are declared or have arrived.
 
-    The server then reads and drops what still comes, so that the refusal reaches a caller who sends first and reads
-    later.
+    The server then reads and drops the rest, so that the refusal reaches a client that sends first and reads later.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -32,7 +32,7 @@ async def read_body(request: Request, *, limit: int = MAX_BODY_BYTES) -> bytes:
 
 
 def json_object(request: Request, body: bytes, *, may_be_empty: bool) -> dict[str, object]:
-    """The object that a REST body is; an empty body, where it may be, is one without members.
+    """The JSON object of a REST request. An empty body, where it is allowed, is an object without members.
 
     Raises UnsupportedMediaType, MalformedRequest.
     """
@@ -54,6 +54,16 @@ def json_object(request: Request, body: bytes, *, may_be_empty: bool) -> dict[st
         detail = "must be a JSON object"
         raise MalformedRequest(f"the body {detail}", fields=[FieldError("body", detail)])
     return data
+
+
+async def read_event(request: Request, *, limit: int) -> Event:
+    """The CloudEvent of a request in binary or structured mode. Raises UnsupportedMediaType for a batch."""
+    parsed = parse_http(request.headers, await read_body(request, limit=limit))
+    (event, *_) = parsed.events or (None,)
+    if parsed.mode is Mode.BATCH or not isinstance(event, Event):
+        detail = f"must be {STRUCTURED_TYPE}, or that of the data in binary mode: batches are not accepted here"
+        raise UnsupportedMediaType(f"Content-Type {detail}", fields=[FieldError("content-type", detail)])
+    return event
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -8,9 +8,8 @@ proxy on the way says that it was one: Knative's queue-proxy, the ingress before
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 
-from darkroom.errors import MethodNotAllowed, NotFound
+from darkroom.errors import NotFound
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -18,7 +17,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from darkroom_functions.http import routes
+from darkroom_functions.http.routes import ApiRoute
 
 PATH = "/metrics"
 
@@ -27,9 +26,6 @@ FORWARDED = ("x-forwarded-for", "forwarded", "k-proxy-request")
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600)
 """From a submission to the longest that a stream may live."""
-
-ROUTES_KEPT = 1024
-"""Of requests that came lately: those of submissions are always among them, jobs' own paths come and go."""
 
 NO_ROUTE = "none"
 
@@ -81,20 +77,9 @@ class FunctionMetrics:
         self._name = name
         self._metrics = metrics
 
-    def answered(self, method: str, path: str, status: int, *, seconds: float) -> None:
-        self._metrics.observe(self._name, route_of(method, path), status, seconds=seconds)
-
-
-@lru_cache(ROUTES_KEPT)
-def route_of(method: str, path: str) -> str:
-    """`POST /{model}` and the like: of these there are few, whatever callers ask for."""
-    if path in (routes.SINK, routes.UNDELIVERED_SINK):
-        return f"POST {path}"
-    try:
-        operation = routes.find(method, path, models=()).operation
-    except (NotFound, MethodNotAllowed):
-        return NO_ROUTE
-    return f"{operation.method} {operation.template}"
+    def answered(self, route: ApiRoute | None, status: int, *, seconds: float) -> None:
+        """`route` is None for a request that no route took."""
+        self._metrics.observe(self._name, NO_ROUTE if route is None else route.label, status, seconds=seconds)
 
 
 class _Open(Collector):

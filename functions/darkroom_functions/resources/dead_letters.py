@@ -1,37 +1,33 @@
-"""The dead letters of a tenant over HTTP: listed, shown, redriven and purged. `jobs.py` hands their requests on.
+"""Dead letters of a tenant over HTTP: listed, read, redriven and purged.
 
-A redrive is a submission like any other: the letter's job is checked against its model as that is now, and accepted by
-the ledger in the step in which the letter leaves the list. So it is done once, however often it is asked for.
+A redrive is a submission like any other: the job is validated against its model as that is now, and the ledger accepts
+it in the same step that removes the dead letter from the list. So it happens once, however often it is requested.
 """
 
 from __future__ import annotations
 
 from darkroom import logs, traces
-from darkroom.catalogue.models import Catalogue
 from darkroom.cloudevents import event
-from darkroom.errors import DarkroomError, NotFound
-from darkroom.history.lookup import Lookup
+from darkroom.errors import DarkroomError, InvalidInput, LedgerUnavailable, NotFound
 from darkroom.jobs import State
 from darkroom.ledger.calls import Purged, purge_dead_letter
-from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.dead_letters import DeadLetters
 from starlette.requests import Request
 from starlette.responses import Response
 
+from darkroom_functions.http import routes
 from darkroom_functions.http.bodies import json_object, read_body
+from darkroom_functions.http.openapi import json_body, json_response
 from darkroom_functions.http.probes import patience
 from darkroom_functions.http.responses import answer
-from darkroom_functions.http.routes import Found, checked_id
+from darkroom_functions.http.routes import ApiResponse, ApiRoute, checked_id
+from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.resources import listing, views
-from darkroom_functions.settings import JobsSettings
+from darkroom_functions.resources.jobs import BY_ID
+from darkroom_functions.resources.schemas import DeadLetterBody, DeadLettersBody, PurgedBody, RedriveRequestBody
+from darkroom_functions.resources.services import JobsServices
+from darkroom_functions.resources.submissions import ACCEPTED, REFUSED_JOB, TRACEPARENT
 from darkroom_functions.submission import reading
-from darkroom_functions.submission.intake import Intake, fresh, slip_headers, slip_status
-from darkroom_functions.tenants import tenant_of
-
-OPERATIONS = frozenset(
-    {"listDeadLetters", "purgeDeadLetters", "readDeadLetter", "purgeDeadLetter", "redriveDeadLetter"}
-)
-"""Those of `paths.OPERATIONS` that are carried out here."""
+from darkroom_functions.submission.intake import fresh, receipt_headers, receipt_status
 
 PURGED_AT_ONCE = 100
 """Dead letters that one round trip purges: a few ms of Redis' time."""
@@ -39,93 +35,136 @@ PURGED_AT_ONCE = 100
 _log = logs.logger(__name__)
 
 
-class Letters:
-    """What can be done with them."""
+async def list_dead_letters(request: Request) -> Response:
+    """`GET /api/v1/dead-letters`."""
+    services: JobsServices = request.app.state.services
+    query = listing.read_letters(request.query_params.multi_items())
+    async with patience():
+        page = await services.dead_letters.page(tenant_of(request), limit=query.limit, after=query.after)
+    return answer({"dead_letters": [views.dead_letter(letter) for letter in page.letters], "next": page.after})
 
-    def __init__(self, ledger: AsyncLedger, lookup: Lookup, catalogue: Catalogue, settings: JobsSettings) -> None:
-        self._ledger = ledger
-        self._lookup = lookup
-        self._catalogue = catalogue
-        self._settings = settings
-        self._dead_letters = DeadLetters(ledger, lookup)
-        self._intake = Intake(ledger, settings)
 
-    async def answer(self, request: Request, found: Found) -> Response:
-        """One of `OPERATIONS`."""
-        match found.operation.name:
-            case "listDeadLetters":
-                return await self._list(request)
-            case "purgeDeadLetters":
-                return await self._purge_all(request)
-            case "readDeadLetter":
-                return await self._read(request, found.parts["id"])
-            case "purgeDeadLetter":
-                return await self._purge(request, found.parts["id"])
-        return await self._redrive(request, found.parts["id"])
+async def read_dead_letter(request: Request) -> Response:
+    """`GET /api/v1/dead-letters/{id}`."""
+    services: JobsServices = request.app.state.services
+    job_id = checked_id(request.path_params["id"])
+    async with patience():
+        letter = await services.dead_letters.find(job_id, tenant=tenant_of(request))
+    if letter is None:
+        raise _not_found(job_id)
+    return answer(views.dead_letter(letter))
 
-    async def _list(self, request: Request) -> Response:
-        asked = listing.read_letters(request.query_params.multi_items())
+
+async def redrive_dead_letter(request: Request) -> Response:
+    """`POST /api/v1/dead-letters/{id}/redrive`. A repeat returns the job of the first redrive, whatever it edits."""
+    services: JobsServices = request.app.state.services
+    tenant = tenant_of(request)
+    body = await read_body(request, limit=services.settings.max_body_bytes)
+    edits = reading.read_edits(json_object(request, body, may_be_empty=True))
+    job_id = checked_id(request.path_params["id"])
+    async with patience():
+        record = await services.ledger.job(job_id, tenant=tenant)
+        found = [] if record is None else await services.lookup.completed([record])
+    if not found or found[0].state is not State.FAILED:
+        raise _not_found(job_id)
+    job = reading.of_redrive(
+        found[0],
+        edits,
+        catalogue=services.catalogue,
+        fresh=fresh(),
+        source=services.settings.public_url,
+        traceparent=traces.traceparent_of(request.headers.get("traceparent")),
+    )
+    accepted = await services.intake.take(job, memory_high=await services.intake.is_memory_high())
+    content = event.accepted_answer(accepted.job_id, accepted.state)
+    return answer(content, status=receipt_status(accepted), headers=receipt_headers(accepted))
+
+
+async def purge_dead_letter_of(request: Request) -> Response:
+    """`DELETE /api/v1/dead-letters/{id}`. A repeat succeeds, also for a dead letter that was redriven."""
+    services: JobsServices = request.app.state.services
+    tenant, job_id = tenant_of(request), checked_id(request.path_params["id"])
+    async with patience():
+        done = await services.ledger.run(purge_dead_letter(job_id, tenant=tenant))
+    if done is Purged.UNKNOWN:
+        raise _not_found(job_id)
+    _log.info("purged", job=job_id, tenant=tenant, repeated=done is Purged.REPEATED)
+    return Response(status_code=204)
+
+
+async def purge_dead_letters(request: Request) -> Response:
+    """`DELETE /api/v1/dead-letters`: purges all that exist at its start."""
+    services: JobsServices = request.app.state.services
+    tenant = tenant_of(request)
+    count, after = 0, None
+    while True:
         async with patience():
-            page = await self._dead_letters.page(tenant_of(request), limit=asked.limit, after=asked.after)
-        return answer({"dead_letters": [views.dead_letter(letter) for letter in page.letters], "next": page.after})
-
-    async def _read(self, request: Request, job_id: str) -> Response:
-        async with patience():
-            letter = await self._dead_letters.find(checked_id(job_id), tenant=tenant_of(request))
-        if letter is None:
-            raise _no_letter(job_id)
-        return answer(views.dead_letter(letter))
-
-    async def _redrive(self, request: Request, job_id: str) -> Response:
-        """Repeatable, whatever the repeat would edit: the first redrive's job is the answer."""
-        tenant = tenant_of(request)
-        body = await read_body(request, limit=self._settings.max_body_bytes)
-        edits = reading.read_edits(json_object(request, body, may_be_empty=True))
-        async with patience():
-            record = await self._ledger.job(checked_id(job_id), tenant=tenant)
-            found = [] if record is None else await self._lookup.completed([record])
-        if not found or found[0].state is not State.FAILED:
-            raise _no_letter(job_id)
-        job = reading.of_redrive(
-            found[0],
-            edits,
-            catalogue=self._catalogue,
-            fresh=fresh(),
-            source=self._settings.public_url,
-            traceparent=traces.traceparent_of(request.headers.get("traceparent")),
-        )
-        accepted = await self._intake.take(job, memory_high=await self._intake.is_memory_high())
-        content = event.accepted_answer(accepted.job_id, accepted.state)
-        return answer(content, status=slip_status(accepted), headers=slip_headers(accepted))
-
-    async def _purge(self, request: Request, job_id: str) -> Response:
-        """Repeatable, and the same for one that was redriven: it is a dead letter no more."""
-        tenant = tenant_of(request)
-        async with patience():
-            done = await self._ledger.run(purge_dead_letter(checked_id(job_id), tenant=tenant))
-        if done is Purged.UNKNOWN:
-            raise _no_letter(job_id)
-        _log.info("purged", job=job_id, tenant=tenant, repeated=done is Purged.REPEATED)
-        return Response(status_code=204)
-
-    async def _purge_all(self, request: Request) -> Response:
-        """All that there are when it begins; answers how many."""
-        tenant = tenant_of(request)
-        count, after = 0, None
-        while True:
-            async with patience():
-                places = await self._ledger.dead_letters(tenant, limit=PURGED_AT_ONCE, after=after)
-                done = await self._ledger.run_each([purge_dead_letter(place.id, tenant=tenant) for place in places])
-            for each in done:
-                if isinstance(each, DarkroomError):
-                    raise each
-            count += len(places)
-            if len(places) < PURGED_AT_ONCE:
-                break
-            after = places[-1]
-        _log.info("purged_all", tenant=tenant, letters=count)
-        return answer({"purged": count})
+            places = await services.ledger.dead_letters(tenant, limit=PURGED_AT_ONCE, after=after)
+            done = await services.ledger.run_each([purge_dead_letter(place.id, tenant=tenant) for place in places])
+        for each in done:
+            if isinstance(each, DarkroomError):
+                raise each
+        count += len(places)
+        if len(places) < PURGED_AT_ONCE:
+            break
+        after = places[-1]
+    _log.info("purged_all", tenant=tenant, letters=count)
+    return answer({"purged": count})
 
 
-def _no_letter(job_id: str) -> NotFound:
+def _not_found(job_id: str) -> NotFound:
     return NotFound(f"there is no dead letter {job_id}")
+
+
+ROUTES = [
+    ApiRoute(
+        "GET",
+        routes.DEAD_LETTERS,
+        list_dead_letters,
+        operation="listDeadLetters",
+        summary="List the dead letters, the most recent first",
+        parameters=listing.described(listing.LETTER_PARAMETERS),
+        responses={"200": json_response(DeadLettersBody, "A page of dead letters.")},
+        refusals=(InvalidInput, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "DELETE",
+        routes.DEAD_LETTERS,
+        purge_dead_letters,
+        operation="purgeDeadLetters",
+        summary="Purge all dead letters: their jobs stay failed, and their retention begins",
+        responses={"200": json_response(PurgedBody, "The number of purged dead letters.")},
+        refusals=(LedgerUnavailable,),
+    ),
+    ApiRoute(
+        "GET",
+        routes.DEAD_LETTERS + "/{id}",
+        read_dead_letter,
+        operation="readDeadLetter",
+        summary="Read a dead letter",
+        parameters=[BY_ID],
+        responses={"200": json_response(DeadLetterBody, "The dead letter.")},
+        refusals=(NotFound, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "DELETE",
+        routes.DEAD_LETTERS + "/{id}",
+        purge_dead_letter_of,
+        operation="purgeDeadLetter",
+        summary="Purge a dead letter; may be repeated",
+        parameters=[BY_ID],
+        responses={"204": ApiResponse("The job is no longer a dead letter.")},
+        refusals=(NotFound, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "POST",
+        routes.DEAD_LETTERS + "/{id}/redrive",
+        redrive_dead_letter,
+        operation="redriveDeadLetter",
+        summary="Submit a dead letter again as a new job; a repeat submits nothing",
+        parameters=[BY_ID, TRACEPARENT],
+        request=json_body(RedriveRequestBody),
+        responses=ACCEPTED,
+        refusals=(NotFound, *REFUSED_JOB),
+    ),
+]

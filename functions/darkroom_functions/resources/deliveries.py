@@ -1,7 +1,6 @@
-"""The deliveries of a job over HTTP: what was posted to which webhook, how that went, and once more. `jobs.py` hands
-their requests on.
+"""Deliveries of a job's events to webhooks: listed, read and repeated.
 
-A delivery belongs to its job, and so to the job's tenant. The ledger keeps it as long as the job, or until it ended if
+A delivery belongs to its job, and so to the job's tenant. The ledger stores it as long as the job, or until its end if
 that is later.
 """
 
@@ -11,78 +10,116 @@ from bisect import bisect_right
 
 from darkroom import logs
 from darkroom.catalogue.parameters import shown
-from darkroom.errors import NotEnabled, NotFound
-from darkroom.history.lookup import Lookup
+from darkroom.errors import InvalidInput, NotEnabled, NotFound
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Redelivered
-from darkroom.ledger.client import AsyncLedger
 from darkroom.webhooks.subscriptions import Delivery
 from starlette.requests import Request
 from starlette.responses import Response
 
+from darkroom_functions.http import routes
+from darkroom_functions.http.openapi import in_path, json_response
 from darkroom_functions.http.probes import patience
 from darkroom_functions.http.responses import answer
-from darkroom_functions.http.routes import Found, checked_id
+from darkroom_functions.http.routes import ApiRoute, checked_id
+from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.resources import listing, views
-from darkroom_functions.tenants import tenant_of
-
-OPERATIONS = frozenset({"listDeliveries", "readDelivery", "redeliver"})
-"""Those of `paths.OPERATIONS` that are carried out here."""
+from darkroom_functions.resources.jobs import BY_ID, NO_JOB, UNAVAILABLE
+from darkroom_functions.resources.schemas import DeliveriesBody, DeliveryBody
+from darkroom_functions.resources.services import JobsServices
 
 _log = logs.logger(__name__)
 
 
-class Deliveries:
-    """What can be done with them."""
-
-    def __init__(self, ledger: AsyncLedger, lookup: Lookup) -> None:
-        self._ledger = ledger
-        self._lookup = lookup
-
-    async def answer(self, request: Request, found: Found) -> Response:
-        """One of `OPERATIONS`. Raises NotFound and Gone for the job, NotFound for the delivery."""
-        job_id = checked_id(found.parts["id"])
-        async with patience():
-            await self._lookup.job(job_id, tenant=tenant_of(request))
-        match found.operation.name:
-            case "listDeliveries":
-                return await self._list(request, job_id)
-            case "readDelivery":
-                async with patience():
-                    delivery = await self._known(found.parts["delivery"], job_id=job_id, tenant=tenant_of(request))
-                return answer(views.delivery(delivery))
-        return await self._redeliver(request, job_id, found.parts["delivery"])
-
-    async def _list(self, request: Request, job_id: str) -> Response:
-        """All of them are read for a page: there are two for each recipient at most, but for repeated starts."""
-        asked = listing.read_deliveries(request.query_params.multi_items())
-        async with patience():
-            found = await self._ledger.deliveries(job_id, tenant=tenant_of(request))
-        places = [(each.seq, each.recipient) for each in found]
-        begin = 0 if asked.after is None else bisect_right(places, _place_of(asked.after))
-        page = found[begin : begin + asked.limit]
-        more = begin + asked.limit < len(found)
-        return answer({"deliveries": [views.delivery(each) for each in page], "next": page[-1].id if more else None})
-
-    async def _redeliver(self, request: Request, job_id: str, delivery_id: str) -> Response:
-        """May be repeated: it is due at once then, as it was."""
-        tenant = tenant_of(request)
-        async with patience():
-            delivery = await self._known(delivery_id, job_id=job_id, tenant=tenant)
-            done = await self._ledger.run(calls.redeliver(delivery.id, job_id=job_id, tenant=tenant))
-            if done is Redelivered.NOT_ENABLED:
-                raise NotEnabled(f"subscription {delivery.recipient} is not enabled, or is there no more")
-            delivery = await self._known(delivery_id, job_id=job_id, tenant=tenant)
-        _log.info("redelivery", delivery=delivery.id, job=job_id, tenant=tenant, outcome=done.value)
-        return answer(views.delivery(delivery), status=202)
-
-    async def _known(self, delivery_id: str, *, job_id: str, tenant: str) -> Delivery:
-        found = await self._ledger.delivery(delivery_id, job_id=job_id, tenant=tenant)
-        if found is None:
-            raise NotFound(f'job {job_id} has no delivery "{shown(delivery_id)}"')
-        return found
+async def list_deliveries(request: Request) -> Response:
+    """`GET …/{id}/deliveries`. All are read for a page: a recipient has two at most, apart from repeated starts."""
+    services: JobsServices = request.app.state.services
+    job_id = await _job_of(request, services)
+    query = listing.read_deliveries(request.query_params.multi_items())
+    async with patience():
+        found = await services.ledger.deliveries(job_id, tenant=tenant_of(request))
+    keys = [(each.seq, each.recipient) for each in found]
+    begin = 0 if query.after is None else bisect_right(keys, _key_of(query.after))
+    page = found[begin : begin + query.limit]
+    more = begin + query.limit < len(found)
+    return answer({"deliveries": [views.delivery(each) for each in page], "next": page[-1].id if more else None})
 
 
-def _place_of(delivery_id: str) -> tuple[int, str]:
+async def read_delivery(request: Request) -> Response:
+    """`GET …/{id}/deliveries/{delivery}`."""
+    services: JobsServices = request.app.state.services
+    job_id = await _job_of(request, services)
+    async with patience():
+        delivery = await _find(request.path_params["delivery"], job_id, tenant_of(request), services)
+    return answer(views.delivery(delivery))
+
+
+async def redeliver(request: Request) -> Response:
+    """`POST …/{id}/deliveries/{delivery}/redeliver`. A repeat makes the delivery due again."""
+    services: JobsServices = request.app.state.services
+    job_id, tenant = await _job_of(request, services), tenant_of(request)
+    delivery_id = request.path_params["delivery"]
+    async with patience():
+        delivery = await _find(delivery_id, job_id, tenant, services)
+        done = await services.ledger.run(calls.redeliver(delivery.id, job_id=job_id, tenant=tenant))
+        if done is Redelivered.NOT_ENABLED:
+            raise NotEnabled(f"subscription {delivery.recipient} is not enabled, or does not exist any more")
+        delivery = await _find(delivery_id, job_id, tenant, services)
+    _log.info("redelivery", delivery=delivery.id, job=job_id, tenant=tenant, outcome=done.value)
+    return answer(views.delivery(delivery), status=202)
+
+
+async def _job_of(request: Request, services: JobsServices) -> str:
+    """The id of the job in the path. Raises NotFound and Gone."""
+    job_id = checked_id(request.path_params["id"])
+    async with patience():
+        await services.lookup.job(job_id, tenant=tenant_of(request))
+    return job_id
+
+
+async def _find(delivery_id: str, job_id: str, tenant: str, services: JobsServices) -> Delivery:
+    found = await services.ledger.delivery(delivery_id, job_id=job_id, tenant=tenant)
+    if found is None:
+        raise NotFound(f'job {job_id} has no delivery "{shown(delivery_id)}"')
+    return found
+
+
+def _key_of(delivery_id: str) -> tuple[int, str]:
     _, seq, recipient = delivery_id.split(".")
     return int(seq), recipient
+
+
+_BY_DELIVERY = in_path("delivery", listing.DELIVERY_ID, "The id of the delivery.")
+
+ROUTES = [
+    ApiRoute(
+        "GET",
+        routes.JOBS + "{id}/deliveries",
+        list_deliveries,
+        operation="listDeliveries",
+        summary="List the deliveries of a job's events, oldest first",
+        parameters=[BY_ID, *listing.described(listing.DELIVERY_PARAMETERS)],
+        responses={"200": json_response(DeliveriesBody, "A page of deliveries.")},
+        refusals=(*NO_JOB, InvalidInput, *UNAVAILABLE),
+    ),
+    ApiRoute(
+        "GET",
+        routes.JOBS + "{id}/deliveries/{delivery}",
+        read_delivery,
+        operation="readDelivery",
+        summary="Read a delivery with its tries",
+        parameters=[BY_ID, _BY_DELIVERY],
+        responses={"200": json_response(DeliveryBody, "The delivery with its tries.")},
+        refusals=(*NO_JOB, *UNAVAILABLE),
+    ),
+    ApiRoute(
+        "POST",
+        routes.JOBS + "{id}/deliveries/{delivery}/redeliver",
+        redeliver,
+        operation="redeliver",
+        summary="Post the event of a delivery again, now and by the whole schedule",
+        parameters=[BY_ID, _BY_DELIVERY],
+        responses={"202": json_response(DeliveryBody, "The delivery is due, or is being posted now.")},
+        refusals=(*NO_JOB, NotEnabled, *UNAVAILABLE),
+    ),
+]

@@ -1,4 +1,4 @@
-"""The lists: what their query parameters are, and how they are read."""
+"""Lists: their query parameters, with readers and schemas."""
 
 from __future__ import annotations
 
@@ -9,24 +9,43 @@ from typing import Any
 from darkroom.catalogue import models
 from darkroom.catalogue.parameters import shown
 from darkroom.errors import FieldError, InvalidInput
-from darkroom.jobs import State, is_job_id
-from darkroom.ledger import undelivered
-from darkroom.ledger.dead_letters import place_of
-from darkroom.webhooks.subscriptions import is_delivery_id
+from darkroom.jobs import JOB_ID_PATTERN, State, is_job_id
+from darkroom.ledger import dead_letters, undelivered
+from darkroom.webhooks.subscriptions import DELIVERY_ID_PATTERN, is_delivery_id
 
+from darkroom_functions.http.openapi import in_query
+from darkroom_functions.http.routes import Schema
 from darkroom_functions.submission.reading import read_user_id
+from darkroom_functions.submission.schemas import USER_ID
+
+JOB_ID: Schema = {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"}
+DELIVERY_ID: Schema = {"type": "string", "pattern": f"^{DELIVERY_ID_PATTERN}$"}
 
 DEFAULT_PAGE, MAX_PAGE = 20, 100
-"""Jobs on one page: a screenful, and what is still made in a few ms."""
-
-Parameters = Mapping[str, tuple[str, Callable[[str], object]]]
+"""Items on one page: a screenful, and at most what takes a few ms to build."""
 
 _STATES = tuple(state.value for state in State)
 
 
 @dataclass(frozen=True)
+class QueryParameter:
+    """A query parameter of a list: the field that it sets, the reader of its text, its schema and its meaning.
+
+    The reader raises ValueError with the reason, worded to follow the parameter's name.
+    """
+
+    field: str
+    read: Callable[[str], object]
+    schema: Schema
+    meaning: str
+
+
+QueryParameters = Mapping[str, QueryParameter]
+
+
+@dataclass(frozen=True)
 class Listing:
-    """What a list is asked for; `after` is the id of a job that the page begins behind, newest first."""
+    """The query of a list of jobs, newest first; `after` is the id of the last job of the page before."""
 
     limit: int = DEFAULT_PAGE
     after: str | None = None
@@ -37,47 +56,45 @@ class Listing:
 
 @dataclass(frozen=True)
 class LetterListing:
-    """What a list of dead letters, undelivered events or deliveries is asked for; `after` is the cursor of the page
-    before.
-    """
+    """The query of a list of dead letters, undelivered events or deliveries; `after` is the `next` of a page."""
 
     limit: int = DEFAULT_PAGE
     after: str | None = None
 
 
 def read(query: Sequence[tuple[str, str]]) -> Listing:
-    """The list that a query asks for, its parameters as they came. Raises InvalidInput that names all at fault."""
+    """The query of a list of jobs. Raises InvalidInput that names every invalid parameter."""
     return Listing(**_values(query, PARAMETERS))
 
 
 def read_letters(query: Sequence[tuple[str, str]]) -> LetterListing:
-    """As `read`, for dead letters."""
+    """The query of a list of dead letters. Raises InvalidInput."""
     return LetterListing(**_values(query, LETTER_PARAMETERS))
 
 
 def read_undelivered(query: Sequence[tuple[str, str]]) -> LetterListing:
-    """As `read`, for undelivered events."""
+    """The query of a list of undelivered events. Raises InvalidInput."""
     return LetterListing(**_values(query, UNDELIVERED_PARAMETERS))
 
 
 def read_deliveries(query: Sequence[tuple[str, str]]) -> LetterListing:
-    """As `read`, for the deliveries of a job; `after` is the id of one of them."""
+    """The query of a list of deliveries; `after` is the id of one of them. Raises InvalidInput."""
     return LetterListing(**_values(query, DELIVERY_PARAMETERS))
 
 
-def _values(query: Sequence[tuple[str, str]], parameters: Parameters) -> dict[str, Any]:
-    """What the query says, by the field that each parameter gives."""
+def _values(query: Sequence[tuple[str, str]], parameters: QueryParameters) -> dict[str, Any]:
+    """The values of the query by the field that each parameter sets."""
     faults: list[FieldError] = []
     values: dict[str, Any] = {}
     for name, text in query:
         if name not in parameters:
-            faults.append(FieldError(shown(name), f"is no parameter of the list; there are {', '.join(parameters)}"))
+            faults.append(FieldError(shown(name), f"is not a parameter of the list: use {', '.join(parameters)}"))
             continue
-        field, reader = parameters[name]
+        parameter = parameters[name]
         try:
-            value = reader(text)
-            if values.setdefault(field, value) != value:
-                raise ValueError("says something else than it, or its like, did before")
+            value = parameter.read(text)
+            if values.setdefault(parameter.field, value) != value:
+                raise ValueError("was given twice with different values")
         except ValueError as error:
             faults.append(FieldError(name, str(error)))
     if faults:
@@ -98,7 +115,7 @@ def _after(text: str) -> str:
 
 
 def _after_letter(text: str) -> str:
-    place_of(text)
+    dead_letters.place_of(text)
     return text
 
 
@@ -125,21 +142,42 @@ def _model(text: str) -> str:
     return text
 
 
-PARAMETERS: Parameters = {
-    "state": ("state", _state),
-    "status": ("state", _state),
-    "model": ("model", _model),
-    "user_id": ("user_id", read_user_id),
-    "limit": ("limit", _limit),
-    "after": ("after", _after),
+def described(parameters: QueryParameters) -> list[Schema]:
+    """The parameters for the OpenAPI document."""
+    return [in_query(name, parameter.schema, parameter.meaning) for name, parameter in parameters.items()]
+
+
+def _cursor(read: Callable[[str], object], schema: Schema) -> QueryParameter:
+    return QueryParameter("after", read, schema, "The `next` of the page before.")
+
+
+_LIMIT = QueryParameter(
+    "limit",
+    _limit,
+    {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+    "The largest number of items on the page.",
+)
+_STATE = QueryParameter("state", _state, {"enum": list(_STATES)}, "Only jobs in this state.")
+
+PARAMETERS: QueryParameters = {
+    "state": _STATE,
+    "status": _STATE,
+    "model": QueryParameter(
+        "model", _model, {"type": "string", "pattern": f"^{models.NAME.pattern}$"}, "Only jobs of this model."
+    ),
+    "user_id": QueryParameter("user_id", read_user_id, {"type": "string", **USER_ID}, "Only jobs of this user."),
+    "limit": _LIMIT,
+    "after": _cursor(_after, JOB_ID),
 }
-"""Each parameter, the field of `Listing` that it gives, and what reads it."""
+"""The parameters of the list of jobs."""
 
-LETTER_PARAMETERS: Parameters = {"limit": ("limit", _limit), "after": ("after", _after_letter)}
-"""As above, of `LetterListing`."""
-
-UNDELIVERED_PARAMETERS: Parameters = {"limit": ("limit", _limit), "after": ("after", _after_undelivered)}
-"""As above, of undelivered events."""
-
-DELIVERY_PARAMETERS: Parameters = {"limit": ("limit", _limit), "after": ("after", _after_delivery)}
-"""As above, of deliveries."""
+LETTER_PARAMETERS: QueryParameters = {
+    "limit": _LIMIT,
+    "after": _cursor(_after_letter, {"type": "string", "pattern": f"^{dead_letters.CURSOR_PATTERN}$"}),
+}
+UNDELIVERED_PARAMETERS: QueryParameters = {
+    "limit": _LIMIT,
+    "after": _cursor(_after_undelivered, {"type": "string", "pattern": f"^{undelivered.CURSOR_PATTERN}$"}),
+}
+DELIVERY_PARAMETERS: QueryParameters = {"limit": _LIMIT, "after": _cursor(_after_delivery, DELIVERY_ID)}
+"""The parameters of the lists of dead letters, undelivered events and deliveries."""

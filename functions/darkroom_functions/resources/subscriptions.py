@@ -1,7 +1,8 @@
-"""The subscriptions of a tenant over HTTP, and what verifies posts to webhooks. `jobs.py` hands their requests on.
+"""Subscriptions of a tenant to job events, and the secrets and keys that verify deliveries.
 
-A subscription is an address that is told of all jobs of the tenant, or of those of some models; the webhook of one job
-is a field of its request (`submission.py`). The courier posts; `deliveries.py` shows what came of it.
+A subscription is an address that receives the events of all jobs of the tenant, or of those of some models; the webhook
+of a single job is a field of its request (`submission/reading.py`). The courier posts the events; `deliveries.py` shows
+the outcome.
 """
 
 from __future__ import annotations
@@ -14,18 +15,29 @@ from typing import Any
 from darkroom import logs
 from darkroom.catalogue.models import Catalogue
 from darkroom.catalogue.parameters import MAX_FAULTS, read_integer, shown
-from darkroom.errors import FieldError, InvalidInput, NotFound, TooManySubscriptions
+from darkroom.cloudevents.event import SPEC_VERSION, TYPE_PREFIX
+from darkroom.cloudevents.http import STRUCTURED_TYPE
+from darkroom.errors import (
+    BodyTooLarge,
+    FieldError,
+    InvalidInput,
+    LedgerUnavailable,
+    MalformedRequest,
+    NotFound,
+    TooManySubscriptions,
+    UnsupportedMediaType,
+)
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Subscribed
-from darkroom.ledger.client import AsyncLedger
 from darkroom.webhooks.guard import Allow
-from darkroom.webhooks.signatures import GENERATION_OVERLAP_MS, Signer, subscription_recipients, tenant_recipient
+from darkroom.webhooks.signatures import GENERATION_OVERLAP_MS, subscription_recipients, tenant_recipient
 from darkroom.webhooks.subscriptions import (
     DEFAULT_EVENTS,
     MAX_PER_TARGET,
     MAX_SUBSCRIPTIONS,
     Subscription,
     SubscriptionState,
+    WebhookEvent,
     is_subscription_id,
     new_subscription_id,
 )
@@ -34,198 +46,209 @@ from starlette.responses import Response
 
 from darkroom_functions.http import routes
 from darkroom_functions.http.bodies import json_object, read_body
+from darkroom_functions.http.openapi import header, in_header, in_path, json_body, json_response
 from darkroom_functions.http.probes import patience
 from darkroom_functions.http.responses import NOT_STORED, answer
-from darkroom_functions.http.routes import Found
-from darkroom_functions.resources import views
-from darkroom_functions.settings import JobsSettings
-from darkroom_functions.submission import webhooks
-from darkroom_functions.tenants import tenant_of
-
-OPERATIONS = frozenset(
-    {
-        *("listSubscriptions", "createSubscription", "readSubscription", "changeSubscription", "deleteSubscription"),
-        *("readSubscriptionSecret", "rotateSubscriptionSecret", "readWebhookSecret", "readWebhookKeys"),
-    }
+from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
+from darkroom_functions.http.tenants import tenant_of
+from darkroom_functions.resources import listing, views
+from darkroom_functions.resources.schemas import (
+    SUBSCRIPTION_ID_PATTERN,
+    RotationRequestBody,
+    SecretBody,
+    SubscriptionBody,
+    SubscriptionChangeBody,
+    SubscriptionRequestBody,
+    SubscriptionsBody,
+    WebhookKeysBody,
 )
-"""Those of `paths.OPERATIONS` that are carried out here."""
+from darkroom_functions.resources.services import JobsServices
+from darkroom_functions.submission import webhooks
 
-CHOSEN_STATES = (SubscriptionState.ENABLED, SubscriptionState.DISABLED)
-"""What an owner may say of a subscription; that it ended, its receiver says."""
+OWNER_STATES = (SubscriptionState.ENABLED, SubscriptionState.DISABLED)
+"""The states that an owner may set. The receiver ends a subscription."""
 
 NO_STORE = {"Cache-Control": NOT_STORED}
-"""Goes with each answer that holds a secret: unlike other documents it has no `ETag`, and no cache keeps it."""
+"""The header of each response with a secret: unlike other documents it has no `ETag`, and no cache stores it."""
 
-NOT_A_GENERATION = "must be the `generation` of the secret that is to be replaced"
+NOT_A_GENERATION = "must be the `generation` of the secret to replace"
 
 _log = logs.logger(__name__)
 
 
-class Subscriptions:
-    """What can be done with them."""
+async def list_subscriptions(request: Request) -> Response:
+    """`GET /api/v1/subscriptions`."""
+    services: JobsServices = request.app.state.services
+    async with patience():
+        subscriptions = await services.ledger.subscriptions(tenant_of(request))
+    return answer({"subscriptions": [views.subscription(each) for each in subscriptions]})
 
-    def __init__(self, ledger: AsyncLedger, catalogue: Catalogue, settings: JobsSettings) -> None:
-        self._ledger = ledger
-        self._catalogue = catalogue
-        self._settings = settings
-        self._signer = Signer.of(settings)
 
-    async def answer(self, request: Request, found: Found) -> Response:
-        """One of `OPERATIONS`."""
-        match found.operation.name:
-            case "listSubscriptions":
-                return await self._list(request)
-            case "createSubscription":
-                return await self._create(request)
-            case "readSubscription":
-                return answer(views.subscription(await self._find(request, found)))
-            case "changeSubscription":
-                return await self._change(request, found)
-            case "deleteSubscription":
-                return await self._delete(request, found)
-            case "readSubscriptionSecret":
-                return self._told(await self._find(request, found))
-            case "rotateSubscriptionSecret":
-                return await self._rotate(request, found)
-            case "readWebhookSecret":
-                secret = self._signer.secret(tenant_recipient(tenant_of(request)))
-                return answer(views.secret(secret), headers=NO_STORE)
-        return answer(self._signer.key_set())
-
-    async def _list(self, request: Request) -> Response:
-        async with patience():
-            subscriptions = await self._ledger.subscriptions(tenant_of(request))
-        return answer({"subscriptions": [views.subscription(each) for each in subscriptions]})
-
-    async def _create(self, request: Request) -> Response:
-        tenant, said = tenant_of(request), await self._read(request, CREATION, required=["url"])
-        subscription_id = new_subscription_id(time.time_ns() // 1_000_000)
-        async with patience():
-            done = await self._ledger.run(
-                calls.subscribe(
-                    subscription_id,
-                    tenant=tenant,
-                    url=said["url"],
-                    events=said.get("events", DEFAULT_EVENTS),
-                    models=said.get("models", ()),
-                    create=True,
-                )
+async def create_subscription(request: Request) -> Response:
+    """`POST /api/v1/subscriptions`."""
+    services: JobsServices = request.app.state.services
+    tenant, fields = tenant_of(request), await _read(request, CREATION, required=["url"])
+    subscription_id = new_subscription_id(time.time_ns() // 1_000_000)
+    async with patience():
+        done = await services.ledger.run(
+            calls.subscribe(
+                subscription_id,
+                tenant=tenant,
+                url=fields["url"],
+                events=fields.get("events", DEFAULT_EVENTS),
+                models=fields.get("models", ()),
+                create=True,
             )
-            if done is Subscribed.FULL:
-                raise TooManySubscriptions(f"there are {MAX_SUBSCRIPTIONS} subscriptions, and there may be no more")
-            if done is Subscribed.TARGET_FULL:
-                raise _target_full()
-            made = await self._known(subscription_id, tenant)
-        _log.info("subscribed", subscription=subscription_id, tenant=tenant)
-        headers = {"Location": f"{routes.SUBSCRIPTIONS}/{subscription_id}"}
-        return answer(views.subscription(made), status=201, headers=headers)
-
-    async def _change(self, request: Request, found: Found) -> Response:
-        """What the body does not say stays as it is, also what others change at this moment."""
-        subscription_id, tenant = checked_id(found.parts["id"]), tenant_of(request)
-        said = await self._read(request, CHANGE)
-        state = said.get("state")
-        async with patience():
-            done = await self._ledger.run(
-                calls.subscribe(
-                    subscription_id,
-                    tenant=tenant,
-                    url=said.get("url"),
-                    events=said.get("events"),
-                    models=said.get("models"),
-                    enabled=None if state is None else state is SubscriptionState.ENABLED,
-                )
-            )
-            if done is Subscribed.UNKNOWN:
-                raise _no_subscription(subscription_id)
-            if done is Subscribed.TARGET_FULL:
-                raise _target_full()
-            after = await self._known(subscription_id, tenant)
-        _log.info("subscription_changed", subscription=subscription_id, tenant=tenant, said=sorted(said))
-        return answer(views.subscription(after))
-
-    async def _delete(self, request: Request, found: Found) -> Response:
-        tenant, subscription_id = tenant_of(request), checked_id(found.parts["id"])
-        async with patience():
-            if not await self._ledger.run(calls.unsubscribe(subscription_id, tenant=tenant)):
-                raise _no_subscription(subscription_id)
-        _log.info("unsubscribed", subscription=subscription_id, tenant=tenant)
-        return Response(status_code=204)
-
-    async def _rotate(self, request: Request, found: Found) -> Response:
-        """A body that says which secret is to be replaced makes it repeatable: a repeat finds that it was."""
-        tenant, said = tenant_of(request), await self._read(request, ROTATION, may_be_empty=True)
-        before = await self._find(request, found)
-        generation = said.get("generation", before.generation)
-        if generation > before.generation:
-            fault = FieldError("generation", NOT_A_GENERATION)
-            raise InvalidInput(f"{fault.field} {fault.detail}", fields=[fault])
-        async with patience():
-            await self._ledger.run(calls.rotate_secret(before.id, tenant=tenant, generation=generation))
-            after = await self._known(before.id, tenant)
-        _log.info("secret_rotated", subscription=before.id, tenant=tenant, generation=after.generation)
-        return self._told(after)
-
-    def _told(self, subscription: Subscription) -> Response:
-        """Its secrets."""
-        rotated = subscription.rotated
-        now = time.time_ns() // 1_000_000
-        recipients = subscription_recipients(subscription.id, subscription.generation, rotated=rotated, now=now)
-        secret, *before = map(self._signer.secret, recipients)
-        view = views.secret(
-            secret,
-            generation=subscription.generation,
-            previous=before[0] if before else None,
-            until=rotated + GENERATION_OVERLAP_MS if before and rotated is not None else None,
         )
-        return answer(view, headers=NO_STORE)
+        if done is Subscribed.FULL:
+            raise TooManySubscriptions(f"there are {MAX_SUBSCRIPTIONS} subscriptions, the maximum of a tenant")
+        if done is Subscribed.TARGET_FULL:
+            raise _target_full()
+        created = await _known(subscription_id, tenant, services)
+    _log.info("subscribed", subscription=subscription_id, tenant=tenant)
+    headers = {"Location": f"{routes.SUBSCRIPTIONS}/{subscription_id}"}
+    return answer(views.subscription(created), status=201, headers=headers)
 
-    async def _read(
-        self,
-        request: Request,
-        readers: Mapping[str, Reader],
-        *,
-        required: Collection[str] = (),
-        may_be_empty: bool = False,
-    ) -> dict[str, Any]:
-        """What a body says, by field; what it leaves out, or says null of, is not there. Raises InvalidInput."""
-        body = await read_body(request, limit=self._settings.max_body_bytes)
-        sent = json_object(request, body, may_be_empty=may_be_empty)
-        rules = Rules(self._catalogue, self._settings.webhook_allow)
-        said: dict[str, Any] = {}
-        faults = [
-            FieldError(shown(name), f"is no field here; there are {', '.join(readers)}")
-            for name in sent
-            if name not in readers
-        ]
-        faults += [FieldError(name, "is missing") for name in required if sent.get(name) is None]
-        for name, reader in readers.items():
-            if sent.get(name) is not None:
-                try:
-                    said[name] = reader(sent[name], rules)
-                except ValueError as error:
-                    faults.append(FieldError(name, str(error)))
-        if faults:
-            named = faults[:MAX_FAULTS]
-            raise InvalidInput("; ".join(f"{fault.field} {fault.detail}" for fault in named[:3]), fields=named)
-        return said
 
-    async def _find(self, request: Request, found: Found) -> Subscription:
-        """The subscription that the path names. Raises NotFound."""
-        subscription_id = checked_id(found.parts["id"])
-        async with patience():
-            return await self._known(subscription_id, tenant_of(request))
+async def read_subscription(request: Request) -> Response:
+    """`GET /api/v1/subscriptions/{id}`."""
+    return answer(views.subscription(await _find(request)))
 
-    async def _known(self, subscription_id: str, tenant: str) -> Subscription:
-        subscription = await self._ledger.subscription(subscription_id, tenant=tenant)
-        if subscription is None:
+
+async def change_subscription(request: Request) -> Response:
+    """`PATCH /api/v1/subscriptions/{id}`. Fields that the body leaves out keep their values, also under concurrent
+    changes.
+    """
+    services: JobsServices = request.app.state.services
+    subscription_id, tenant = checked_id(request.path_params["id"]), tenant_of(request)
+    fields = await _read(request, CHANGE)
+    state = fields.get("state")
+    async with patience():
+        done = await services.ledger.run(
+            calls.subscribe(
+                subscription_id,
+                tenant=tenant,
+                url=fields.get("url"),
+                events=fields.get("events"),
+                models=fields.get("models"),
+                enabled=None if state is None else state is SubscriptionState.ENABLED,
+            )
+        )
+        if done is Subscribed.UNKNOWN:
             raise _no_subscription(subscription_id)
-        return subscription
+        if done is Subscribed.TARGET_FULL:
+            raise _target_full()
+        after = await _known(subscription_id, tenant, services)
+    _log.info("subscription_changed", subscription=subscription_id, tenant=tenant, said=sorted(fields))
+    return answer(views.subscription(after))
+
+
+async def delete_subscription(request: Request) -> Response:
+    """`DELETE /api/v1/subscriptions/{id}`."""
+    services: JobsServices = request.app.state.services
+    tenant, subscription_id = tenant_of(request), checked_id(request.path_params["id"])
+    async with patience():
+        if not await services.ledger.run(calls.unsubscribe(subscription_id, tenant=tenant)):
+            raise _no_subscription(subscription_id)
+    _log.info("unsubscribed", subscription=subscription_id, tenant=tenant)
+    return Response(status_code=204)
+
+
+async def read_subscription_secret(request: Request) -> Response:
+    """`GET /api/v1/subscriptions/{id}/secret`."""
+    return _secrets_of(await _find(request), request.app.state.services)
+
+
+async def rotate_subscription_secret(request: Request) -> Response:
+    """`POST /api/v1/subscriptions/{id}/rotate-secret`. With a `generation` a repeat rotates nothing."""
+    services: JobsServices = request.app.state.services
+    tenant, fields = tenant_of(request), await _read(request, ROTATION, may_be_empty=True)
+    before = await _find(request)
+    generation = fields.get("generation", before.generation)
+    if generation > before.generation:
+        fault = FieldError("generation", NOT_A_GENERATION)
+        raise InvalidInput(f"{fault.field} {fault.detail}", fields=[fault])
+    async with patience():
+        await services.ledger.run(calls.rotate_secret(before.id, tenant=tenant, generation=generation))
+        after = await _known(before.id, tenant, services)
+    _log.info("secret_rotated", subscription=before.id, tenant=tenant, generation=after.generation)
+    return _secrets_of(after, services)
+
+
+async def read_webhook_secret(request: Request) -> Response:
+    """`GET /api/v1/webhook-secret`: the secret of webhooks of single jobs."""
+    services: JobsServices = request.app.state.services
+    return answer(views.secret(services.signer.secret(tenant_recipient(tenant_of(request)))), headers=NO_STORE)
+
+
+async def read_webhook_keys(request: Request) -> Response:
+    """`GET /.well-known/webhook-keys`."""
+    services: JobsServices = request.app.state.services
+    return answer(services.signer.key_set())
+
+
+def _secrets_of(subscription: Subscription, services: JobsServices) -> Response:
+    rotated = subscription.rotated
+    now = time.time_ns() // 1_000_000
+    recipients = subscription_recipients(subscription.id, subscription.generation, rotated=rotated, now=now)
+    secret, *before = map(services.signer.secret, recipients)
+    view = views.secret(
+        secret,
+        generation=subscription.generation,
+        previous=before[0] if before else None,
+        until=rotated + GENERATION_OVERLAP_MS if before and rotated is not None else None,
+    )
+    return answer(view, headers=NO_STORE)
+
+
+async def _read(
+    request: Request,
+    readers: Mapping[str, Reader],
+    *,
+    required: Collection[str] = (),
+    may_be_empty: bool = False,
+) -> dict[str, Any]:
+    """The fields of a body, without those that are null. Raises InvalidInput."""
+    services: JobsServices = request.app.state.services
+    body = await read_body(request, limit=services.settings.max_body_bytes)
+    sent = json_object(request, body, may_be_empty=may_be_empty)
+    rules = Rules(services.catalogue, services.settings.webhook_allow)
+    fields: dict[str, Any] = {}
+    faults = [
+        FieldError(shown(name), f"is not a field of this request: use {', '.join(readers)}")
+        for name in sent
+        if name not in readers
+    ]
+    faults += [FieldError(name, "is missing") for name in required if sent.get(name) is None]
+    for name, reader in readers.items():
+        if sent.get(name) is not None:
+            try:
+                fields[name] = reader(sent[name], rules)
+            except ValueError as error:
+                faults.append(FieldError(name, str(error)))
+    if faults:
+        named = faults[:MAX_FAULTS]
+        raise InvalidInput("; ".join(f"{fault.field} {fault.detail}" for fault in named[:3]), fields=named)
+    return fields
+
+
+async def _find(request: Request) -> Subscription:
+    """The subscription in the path. Raises NotFound."""
+    subscription_id = checked_id(request.path_params["id"])
+    async with patience():
+        return await _known(subscription_id, tenant_of(request), request.app.state.services)
+
+
+async def _known(subscription_id: str, tenant: str, services: JobsServices) -> Subscription:
+    subscription = await services.ledger.subscription(subscription_id, tenant=tenant)
+    if subscription is None:
+        raise _no_subscription(subscription_id)
+    return subscription
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the fields of a body are held against."""
+    """What the fields of a body are validated against."""
 
     catalogue: Catalogue
     allow: Allow
@@ -235,14 +258,14 @@ Reader = Callable[[object, Rules], object]
 
 
 def checked_id(text: str) -> str:
-    """The part of a path that is to be a subscription's id. Raises NotFound for what cannot be one."""
+    """The part of a path that must be a subscription's id. Raises NotFound for what cannot be one."""
     if not is_subscription_id(text):
         raise NotFound(f'"{shown(text)}" is not the id of a subscription')
     return text
 
 
 def _target_full() -> TooManySubscriptions:
-    detail = f"its origin has {MAX_PER_TARGET} subscriptions, and may have no more"
+    detail = f"its origin has {MAX_PER_TARGET} subscriptions, the maximum"
     return TooManySubscriptions(f"url: {detail}", fields=[FieldError("url", detail)])
 
 
@@ -266,8 +289,8 @@ def _read_models(value: object, rules: Rules) -> object:
 
 
 def _read_state(value: object, _rules: Rules) -> object:
-    if value not in CHOSEN_STATES:
-        raise ValueError(f"must be {' or '.join(CHOSEN_STATES)}")
+    if value not in OWNER_STATES:
+        raise ValueError(f"must be {' or '.join(OWNER_STATES)}")
     return SubscriptionState(str(value))
 
 
@@ -284,4 +307,142 @@ def _read_generation(value: object, _rules: Rules) -> object:
 CREATION: Mapping[str, Reader] = {"url": _read_url, "events": _read_events, "models": _read_models}
 CHANGE: Mapping[str, Reader] = {**CREATION, "state": _read_state}
 ROTATION: Mapping[str, Reader] = {"generation": _read_generation}
-"""The fields of each body, with what reads them: it raises ValueError with the reason, worded to follow the name."""
+"""The fields of each body with their readers. A reader raises ValueError with the reason, worded to follow the name."""
+
+
+_BY_SUBSCRIPTION = in_path("id", {"type": "string", "pattern": SUBSCRIPTION_ID_PATTERN}, "The id of the subscription.")
+_NOT_STORED: dict[str, Schema] = {"Cache-Control": header({"const": NOT_STORED}, "No cache stores a secret.")}
+_REFUSED_BODY = (MalformedRequest, BodyTooLarge, UnsupportedMediaType, InvalidInput)
+
+ROUTES = [
+    ApiRoute(
+        "GET",
+        routes.SUBSCRIPTIONS,
+        list_subscriptions,
+        operation="listSubscriptions",
+        summary="List the subscriptions",
+        responses={"200": json_response(SubscriptionsBody, "All subscriptions of the tenant.")},
+        refusals=(LedgerUnavailable,),
+    ),
+    ApiRoute(
+        "POST",
+        routes.SUBSCRIPTIONS,
+        create_subscription,
+        operation="createSubscription",
+        summary="Subscribe a webhook to the events of all jobs, or of some models' jobs",
+        request=json_body(SubscriptionRequestBody, required=True),
+        responses={
+            "201": json_response(
+                SubscriptionBody,
+                "The subscription is created.",
+                {"Location": header({"type": "string"}, "The path of the subscription.")},
+            )
+        },
+        refusals=(*_REFUSED_BODY, TooManySubscriptions, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "GET",
+        routes.SUBSCRIPTIONS + "/{id}",
+        read_subscription,
+        operation="readSubscription",
+        summary="Read a subscription",
+        parameters=[_BY_SUBSCRIPTION],
+        responses={"200": json_response(SubscriptionBody, "The subscription.")},
+        refusals=(NotFound, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "PATCH",
+        routes.SUBSCRIPTIONS + "/{id}",
+        change_subscription,
+        operation="changeSubscription",
+        summary="Change a subscription; `enabled` also restarts one that was disabled or has ended",
+        parameters=[_BY_SUBSCRIPTION],
+        request=json_body(SubscriptionChangeBody, required=True),
+        responses={"200": json_response(SubscriptionBody, "The subscription after the change.")},
+        refusals=(*_REFUSED_BODY, NotFound, TooManySubscriptions, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "DELETE",
+        routes.SUBSCRIPTIONS + "/{id}",
+        delete_subscription,
+        operation="deleteSubscription",
+        summary="Delete a subscription",
+        parameters=[_BY_SUBSCRIPTION],
+        responses={"204": ApiResponse("The subscription is deleted, with its open deliveries.")},
+        refusals=(NotFound, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "GET",
+        routes.SUBSCRIPTIONS + "/{id}/secret",
+        read_subscription_secret,
+        operation="readSubscriptionSecret",
+        summary="Read the secret that verifies the deliveries of a subscription",
+        parameters=[_BY_SUBSCRIPTION],
+        responses={"200": json_response(SecretBody, "The current secret, and the previous one.", _NOT_STORED)},
+        refusals=(NotFound, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "POST",
+        routes.SUBSCRIPTIONS + "/{id}/rotate-secret",
+        rotate_subscription_secret,
+        operation="rotateSubscriptionSecret",
+        summary="Replace the secret of a subscription; the previous one also signs for a day",
+        parameters=[_BY_SUBSCRIPTION],
+        request=json_body(RotationRequestBody),
+        responses={"200": json_response(SecretBody, "The new secret, and the previous one.", _NOT_STORED)},
+        refusals=(*_REFUSED_BODY, NotFound, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "GET",
+        "/api/v1/webhook-secret",
+        read_webhook_secret,
+        operation="readWebhookSecret",
+        summary="Read the secret that verifies the deliveries to webhooks of single jobs",
+        responses={"200": json_response(SecretBody, "The secret of the tenant.", _NOT_STORED)},
+    ),
+    ApiRoute(
+        "GET",
+        routes.WEBHOOK_KEYS,
+        read_webhook_keys,
+        operation="readWebhookKeys",
+        summary="Read the public keys that verify deliveries; they are the same for all tenants",
+        responses={"200": json_response(WebhookKeysBody, "The public keys.")},
+    ),
+]
+
+JOB_EVENT: Schema = {
+    "operationId": "jobEvent",
+    "summary": "A job event as a CloudEvent, signed according to Standard Webhooks",
+    "parameters": [
+        in_header("webhook-id", {"type": "string"}, "The id of the event, the same in every try and transport."),
+        in_header("webhook-timestamp", {"type": "string"}, "The time of this try, in seconds since 1970."),
+        in_header("webhook-signature", {"type": "string"}, "Signatures `v1` and `v1a`, separated by spaces."),
+    ],
+    "requestBody": {
+        "content": {
+            STRUCTURED_TYPE: {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "specversion": {"const": SPEC_VERSION},
+                        "id": {"type": "string"},
+                        "source": {"type": "string"},
+                        "type": {"enum": [TYPE_PREFIX + event.value for event in WebhookEvent]},
+                        "subject": listing.JOB_ID,
+                        "time": {"type": "string", "format": "date-time"},
+                        "sequence": {"type": "string"},
+                        "tenant": {"type": "string"},
+                        "data": {"type": "object"},
+                    },
+                    "required": ["specversion", "id", "source", "type", "subject", "time", "sequence", "data"],
+                }
+            }
+        }
+    },
+    "responses": {
+        "2XX": {"description": "The receiver accepted the event."},
+        "410": {"description": "The receiver wants no more events: the subscription ends."},
+        "default": {"description": "The event is posted again, for about three days; `Retry-After` is obeyed."},
+    },
+}
+"""The webhook of the OpenAPI document."""

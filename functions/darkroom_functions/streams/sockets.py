@@ -27,11 +27,11 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from darkroom_functions.http.probes import patience
+from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.streams import cursors
 from darkroom_functions.streams.feed import Feed, TooSlow
 from darkroom_functions.streams.follower import Follower
 from darkroom_functions.streams.messages import ControlMessage, control
-from darkroom_functions.tenants import tenant_of
 
 MAX_JOBS = 100
 """Jobs of one socket at a time. A guess: a page of pictures."""

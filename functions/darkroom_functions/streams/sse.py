@@ -13,21 +13,31 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 
-from darkroom.errors import DarkroomError
+from darkroom.errors import (
+    DarkroomError,
+    Gone,
+    HistoryUnavailable,
+    InvalidInput,
+    LedgerUnavailable,
+    NotFound,
+    TooManyReplays,
+)
+from darkroom.jobs import JOB_ID_PATTERN
 from darkroom.logs import logger
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from darkroom_functions.http import routes
+from darkroom_functions.http.openapi import in_header, in_path, in_query
 from darkroom_functions.http.probes import patience
+from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
+from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.streams import cursors
 from darkroom_functions.streams.feed import Feed
 from darkroom_functions.streams.messages import MESSAGE, StreamMessage
 from darkroom_functions.streams.sockets import CLOSE_TIMEOUT_S, Sockets, first_of, since_of
 from darkroom_functions.streams.wait import disconnected
-from darkroom_functions.tenants import tenant_of
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -71,9 +81,46 @@ async def follow_tenant(request: Request) -> Response:
     return await _opened(request, sockets.tenants.follow([tenant], tenant=tenant, since=since))
 
 
-ROUTES: list[BaseRoute] = [
-    Route(f"{routes.JOBS}{{id}}/events", follow_job, methods=["GET"]),
-    Route(routes.NEWS, follow_tenant, methods=["GET"]),
+def _cursors(pattern: str, description: str) -> list[Schema]:
+    """The two ways to state a cursor. An empty header counts as none."""
+    in_header_schema: Schema = {"type": "string", "pattern": f"^({pattern})?$"}
+    return [
+        in_query(cursors.SINCE, {"type": "string", "pattern": f"^{pattern}$"}, description),
+        in_header(
+            "Last-Event-ID", in_header_schema, "The cursor as EventSource sends it. It takes precedence over the query."
+        ),
+    ]
+
+
+ROUTES = [
+    ApiRoute(
+        "GET",
+        f"{routes.JOBS}{{id}}/events",
+        follow_job,
+        operation="followJob",
+        summary="Follow a job until it is terminal, as server-sent events with the messages of a WebSocket",
+        parameters=[
+            in_path("id", {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"}, "The id of the job."),
+            *_cursors(cursors.OF_JOB_PATTERN, "The `id` of a message: the number of an entry, or `end`."),
+        ],
+        responses={
+            "200": ApiResponse(
+                "The newest entry, or the entries after the cursor, and all that follow.", {MEDIA_TYPE: None}
+            ),
+            "204": ApiResponse("The cursor is the terminal entry: no events follow."),
+        },
+        refusals=(NotFound, Gone, InvalidInput, LedgerUnavailable, HistoryUnavailable),
+    ),
+    ApiRoute(
+        "GET",
+        routes.NEWS,
+        follow_tenant,
+        operation="followTenant",
+        summary="Follow all jobs, without their progress, as server-sent events",
+        parameters=_cursors(cursors.OF_TENANT_PATTERN, "The `id` of a message; `0` for all stored events."),
+        responses={"200": ApiResponse("The events from now on, or after the cursor.", {MEDIA_TYPE: None})},
+        refusals=(InvalidInput, TooManyReplays, LedgerUnavailable),
+    ),
 ]
 
 

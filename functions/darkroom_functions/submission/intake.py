@@ -83,10 +83,10 @@ def fresh() -> Fresh:
     )
 
 
-def slip_status(accepted: Accepted) -> int:
+def receipt_status(accepted: Accepted) -> int:
     return 200 if accepted.repeated else 202
 
 
-def slip_headers(accepted: Accepted) -> dict[str, str]:
+def receipt_headers(accepted: Accepted) -> dict[str, str]:
     headers = {"Location": routes.JOBS + accepted.job_id}
     return headers | {REPEATED: "true"} if accepted.repeated else headers

@@ -1,0 +1,336 @@
+"""Submissions: jobs requested as CloudEvents or over REST.
+
+A request is read and checked (`submission/reading.py`), then accepted by the ledger in one atomic step
+(`submission/intake.py`): with the 202, the job is recorded and queued. A refusal names every invalid field, and nothing
+is stored.
+
+A REST client may prefer to wait (`Prefer: wait=30`, RFC 7240): the response is 200 with the job once it is terminal, or
+202 with the receipt when the time is over (`streams/wait.py`). The job continues without its client.
+
+The response to a CloudEvent is a CloudEvent, since a Knative Trigger's subscriber may answer nothing else. A batch,
+which no Trigger sends, is answered with a verdict on each event. CloudEvents do not wait: the response goes into a
+Broker, which receives the terminal event from the courier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from darkroom import logs, traces
+from darkroom.cloudevents import event as events
+from darkroom.cloudevents.event import REQUESTED, SPEC_VERSION, Event
+from darkroom.cloudevents.http import BATCH_TYPE, MAX_BATCH_EVENTS, STRUCTURED_TYPE, Mode, parse_http
+from darkroom.errors import (
+    BacklogFull,
+    BodyTooLarge,
+    DarkroomError,
+    EventReused,
+    FieldError,
+    InvalidEvent,
+    InvalidInput,
+    KeyReused,
+    LedgerUnavailable,
+    MalformedRequest,
+    MemoryHigh,
+    NoPool,
+    TemporaryError,
+    UnknownModel,
+    UnsupportedMediaType,
+)
+from darkroom.ledger.calls import Accepted, Submission
+from darkroom.ledger.records import JobRecord
+from starlette.requests import Request
+from starlette.responses import Response
+
+from darkroom_functions.http import routes
+from darkroom_functions.http.bodies import json_object, read_body
+from darkroom_functions.http.openapi import header, in_header, in_path, json_body, json_response, ref
+from darkroom_functions.http.probes import patience
+from darkroom_functions.http.responses import JSON_TYPE, answer, problem_members, problem_of
+from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
+from darkroom_functions.http.tenants import tenant_of
+from darkroom_functions.resources import views
+from darkroom_functions.resources.schemas import AcceptedBody, JobBody, VerdictsBody
+from darkroom_functions.resources.services import SubmitServices
+from darkroom_functions.streams.wait import APPLIED, Wait
+from darkroom_functions.submission import reading, schemas
+from darkroom_functions.submission.intake import fresh, receipt_headers, receipt_status
+from darkroom_functions.submission.reading import RestRequest
+
+_IDEMPOTENCY_KEY = re.compile(reading.IDEMPOTENCY_KEY_PATTERN)
+
+_log = logs.logger(__name__)
+
+
+async def submit_events(request: Request) -> Response:
+    """`POST /`."""
+    services: SubmitServices = request.app.state.services
+    parsed = parse_http(request.headers, await read_body(request, limit=services.settings.max_body_bytes))
+    tenant = tenant_of(request)
+    if parsed.mode is Mode.BATCH:
+        return await _submit_batch(parsed.events, tenant, services)
+    (event,) = parsed.events
+    job = _job_of(event, tenant, services)
+    accepted = await services.intake.take(job, memory_high=await services.intake.is_memory_high())
+    reply = events.accepted_event(
+        job_id=accepted.job_id,
+        tenant=tenant,
+        event_id=f"{accepted.job_id}:1",
+        time_ms=accepted.created_ms,
+        source=services.settings.public_url,
+        state=accepted.state,
+        traceparent=job.traceparent,
+    )
+    headers, content = reply.encode_binary()
+    return Response(content, status_code=receipt_status(accepted), headers=headers | receipt_headers(accepted))
+
+
+async def submit_job(request: Request) -> Response:
+    """`POST /api/v1/generation-jobs/` and `POST /{model}`."""
+    services: SubmitServices = request.app.state.services
+    model = request.path_params.get("model")
+    body = await read_body(request, limit=services.settings.max_body_bytes)
+    rest = RestRequest(
+        data=json_object(request, body, may_be_empty=model is not None),
+        model=model,
+        idempotency_key=_idempotency_key(request),
+        traceparent=traces.traceparent_of(request.headers.get("traceparent")),
+    )
+    job = reading.of_rest(
+        rest,
+        catalogue=services.catalogue,
+        allow=services.settings.webhook_allow,
+        tenant=tenant_of(request),
+        fresh=fresh(),
+        source=services.settings.public_url,
+    )
+    accepted = await services.intake.take(job, memory_high=await services.intake.is_memory_high())
+    wait = services.waiting.preferred(request)
+    headers = receipt_headers(accepted) | wait.headers
+    if not wait.is_preferred:
+        content = events.accepted_answer(accepted.job_id, accepted.state)
+        return answer(content, status=receipt_status(accepted), headers=headers)
+    record = await _job_after(accepted.job_id, request, wait, services)
+    if record is not None and not record.is_whole and not accepted.repeated:
+        # The input has left Redis, and this function reads no history.
+        record = replace(record, input=job.input, is_whole=True)
+    view = await _terminal_view(record, services)
+    if view is not None:
+        return answer(view, headers=headers)
+    state = accepted.state if record is None else record.state
+    return answer(events.accepted_answer(accepted.job_id, state), status=202, headers=headers)
+
+
+async def _submit_batch(parsed: Sequence[Event | InvalidEvent], tenant: str, services: SubmitServices) -> Response:
+    """A verdict on each event, in their order.
+
+    Where no event was accepted, the response is the first refusal that is temporary, so that the sender tries again.
+    Where all are permanent, it is 422.
+    """
+    memory_high = await services.intake.is_memory_high()
+    outcomes = await asyncio.gather(*(_accepted(event, tenant, services, memory_high=memory_high) for event in parsed))
+    verdicts = [_verdict(outcome) for outcome in outcomes]
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, DarkroomError)]
+    if len(refusals) < len(outcomes) or not outcomes:
+        return answer({"verdicts": verdicts}, status=202 if outcomes else 200)
+    temporary = next((refusal for refusal in refusals if isinstance(refusal, TemporaryError)), None)
+    whole = temporary or InvalidEvent(f"none of the {len(outcomes)} events was accepted")
+    retry = {"Retry-After": str(temporary.retry_after)} if temporary else None
+    return problem_of({**problem_members(whole, of_event=True), "verdicts": verdicts}, headers=retry)
+
+
+async def _accepted(
+    event: Event | InvalidEvent, tenant: str, services: SubmitServices, *, memory_high: bool
+) -> Accepted | DarkroomError:
+    """The outcome of one event of a batch. The ledger is the first thing awaited, so events keep their order."""
+    try:
+        return await services.intake.take(_job_of(event, tenant, services), memory_high=memory_high)
+    except DarkroomError as error:
+        return error
+
+
+def _job_of(event: Event | InvalidEvent, tenant: str, services: SubmitServices) -> Submission:
+    if isinstance(event, InvalidEvent):
+        raise event
+    return reading.of_event(
+        event, catalogue=services.catalogue, allow=services.settings.webhook_allow, tenant=tenant, fresh=fresh()
+    )
+
+
+def _verdict(outcome: Accepted | DarkroomError) -> dict[str, object]:
+    if isinstance(outcome, DarkroomError):
+        members = problem_members(outcome, of_event=True)
+        return {"status": members["status"], "problem": members}
+    receipt = events.accepted_answer(outcome.job_id, outcome.state)
+    return {
+        **receipt,
+        "state": receipt["status"],
+        "status": receipt_status(outcome),
+        "location": receipt_headers(outcome)["Location"],
+    }
+
+
+async def _job_after(job_id: str, request: Request, wait: Wait, services: SubmitServices) -> JobRecord | None:
+    """The job after the wait; None where it cannot be read.
+
+    The job was accepted: a refusal because Redis is unavailable would have the client submit it again.
+    """
+    tenant = tenant_of(request)
+    try:
+        await services.waiting.for_end(job_id, tenant=tenant, wait=wait, request=request)
+        async with patience():
+            return await services.ledger.job(job_id, tenant=tenant)
+    except LedgerUnavailable as error:
+        _log.warning("not_waited", job=job_id, error=error.detail)
+        return None
+
+
+async def _terminal_view(record: JobRecord | None, services: SubmitServices) -> dict[str, Any] | None:
+    """The view of a terminal job; None for any other, while Redis is unavailable, and where only the history has the
+    input.
+    """
+    if record is None or not record.state.is_terminal or not record.is_whole:
+        return None
+    try:
+        async with patience():
+            log = await services.ledger.log(record.id)
+    except LedgerUnavailable as error:
+        _log.warning("not_viewed", job=record.id, error=error.detail)
+        return None
+    return views.story(record, log, catalogue=services.catalogue, links=services.links, now_s=time.time())
+
+
+def _idempotency_key(request: Request) -> str | None:
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    key = keys[0]
+    if len(keys) > 1 or len(key) > reading.MAX_IDEMPOTENCY_KEY or not _IDEMPOTENCY_KEY.fullmatch(key):
+        detail = f"must come once, with 1 to {reading.MAX_IDEMPOTENCY_KEY} printable ASCII characters"
+        raise InvalidInput(f"Idempotency-Key {detail}", fields=[FieldError("Idempotency-Key", detail)])
+    return key
+
+
+REFUSED_JOB = (
+    MalformedRequest,
+    UnknownModel,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    InvalidInput,
+    BacklogFull,
+    NoPool,
+    MemoryHigh,
+    LedgerUnavailable,
+)
+"""The errors of every submission; those of a redrive are the same."""
+
+RECEIPT_HEADERS: dict[str, Schema] = {
+    "Location": header({"type": "string"}, "The path of the job. Absent for a batch."),
+    reading.REPEATED: header({"const": "true"}, "With 200: the job was accepted by an earlier request."),
+}
+ACCEPTED = {
+    "202": json_response(AcceptedBody, "The job is recorded and queued.", RECEIPT_HEADERS),
+    "200": json_response(AcceptedBody, "The job was accepted by an earlier request.", RECEIPT_HEADERS),
+}
+TRACEPARENT = in_header("traceparent", {"type": "string"}, "The W3C Trace Context of the job.")
+PREFER = in_header(
+    "Prefer",
+    {"type": "string"},
+    "`wait=30`: respond when the job is terminal, or after that many seconds (RFC 7240).",
+)
+GRANTED: dict[str, Schema] = {
+    APPLIED: header(
+        {"type": "string", "pattern": "^wait=[0-9]+$"},
+        "The longest wait that was granted, in seconds, where one was preferred.",
+    )
+}
+
+_REST_HEADERS = [
+    in_header(
+        "Idempotency-Key", schemas.IDEMPOTENCY_KEY, "For a day, the same key with the same body is the same job."
+    ),
+    TRACEPARENT,
+    PREFER,
+]
+_REST_RESPONSES = {
+    "202": json_response(
+        AcceptedBody,
+        "The job is recorded and queued. Where a wait was preferred, the job is not terminal yet.",
+        RECEIPT_HEADERS | GRANTED,
+    ),
+    "200": json_response(
+        AcceptedBody | JobBody,
+        "The job was accepted by an earlier request. Where a wait was preferred: the terminal job.",
+        RECEIPT_HEADERS | GRANTED,
+    ),
+}
+
+ROUTES = [
+    ApiRoute(
+        "POST",
+        "/",
+        submit_events,
+        operation="submitEvents",
+        summary="Submit a job as a CloudEvent, or several as a batch (for REST clients: no Trigger sends one)",
+        parameters=[
+            in_header(f"ce-{name}", {"type": "string"}, f"In binary mode: {meaning}")
+            for name, meaning in (
+                ("specversion", f"`{SPEC_VERSION}`."),
+                ("id", "with the source, the identity of the event. A repeated event is the same job."),
+                ("source", "a URI-reference."),
+                ("type", f"`{REQUESTED}`."),
+                (reading.EXPIRY, "the time by which the job must have started, or it expires."),
+                ("traceparent", "the W3C Trace Context of the job."),
+            )
+        ],
+        request={
+            "description": "Any content type but the two of CloudEvents is the data of an event in binary mode.",
+            "content": {
+                STRUCTURED_TYPE: schemas.EVENT,
+                BATCH_TYPE: {"type": "array", "items": {}, "maxItems": MAX_BATCH_EVENTS},
+                JSON_TYPE: ref("JobRequest"),
+            },
+        },
+        responses={
+            "202": ApiResponse(
+                "The event was accepted, and the response is an event; or at least one event of a batch was.",
+                {JSON_TYPE: AcceptedBody | VerdictsBody},
+                RECEIPT_HEADERS,
+            ),
+            "200": ApiResponse(
+                "The event was accepted before; or the batch is empty.",
+                {JSON_TYPE: AcceptedBody | VerdictsBody},
+                RECEIPT_HEADERS,
+            ),
+        },
+        refusals=(InvalidEvent, EventReused, *REFUSED_JOB),
+        takes_events=True,
+    ),
+    ApiRoute(
+        "POST",
+        routes.JOBS,
+        submit_job,
+        operation="submitJob",
+        summary="Submit a job",
+        parameters=_REST_HEADERS,
+        request=json_body(ref("JobRequest"), required=True),
+        responses=_REST_RESPONSES,
+        refusals=(*REFUSED_JOB, KeyReused),
+    ),
+    ApiRoute(
+        "POST",
+        routes.TO_MODEL,
+        submit_job,
+        operation="submitToModel",
+        summary="Submit a job to a model; without a body, with all defaults",
+        parameters=[in_path("model", ref("ModelName"), "The name of the model."), *_REST_HEADERS],
+        request=json_body(ref("ModelRequest")),
+        responses=_REST_RESPONSES,
+        refusals=(*REFUSED_JOB, KeyReused),
+    ),
+]

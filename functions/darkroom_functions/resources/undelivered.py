@@ -1,0 +1,200 @@
+"""Events that Knative could not deliver: stored, read, and posted to the sink again.
+
+`delivery.deadLetterSink` of a Broker names this function. An event that could not be delivered arrives at `POST /`, or
+on one machine at `POST /events/undelivered`, with Knative's reason (`darkroom.ledger.undelivered`). The ledger stores
+it up to a number and a size, beyond which the tenant and source with the most events loses its oldest
+(`lua/undelivered/store_undelivered.lua`). The idempotency key is the event's source and id within its tenant; a repeat
+is a success, so Knative does not send it again.
+
+A replay posts the event to K_SINK as it was first sent; subscribers that already received it recognise its id.
+Responses show an event without its secrets (`redaction.py`); a replay sends all of it.
+"""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+from darkroom import logs, traces
+from darkroom.cloudevents.event import Event
+from darkroom.errors import InvalidInput, LedgerUnavailable, NotFound, SinkUnavailable
+from darkroom.ledger import calls, undelivered
+from darkroom.ledger.calls import Replayed
+from darkroom.ledger.undelivered import Undelivered, id_of, is_undelivered_id, keep, taken_apart
+from starlette.requests import Request
+from starlette.responses import Response
+
+from darkroom_functions.http import routes, tenants
+from darkroom_functions.http.bodies import read_event
+from darkroom_functions.http.openapi import in_path, json_response
+from darkroom_functions.http.probes import patience
+from darkroom_functions.http.responses import answer
+from darkroom_functions.http.routes import ApiResponse, ApiRoute
+from darkroom_functions.http.tenants import tenant_of
+from darkroom_functions.resources import listing, views
+from darkroom_functions.resources.redaction import redacted
+from darkroom_functions.resources.schemas import ReplayedBody, UndeliveredEventBody, UndeliveredEventsBody
+from darkroom_functions.resources.services import UndeliveredServices
+
+ANSWER_BYTES = 1024
+"""The part of a sink's response that is shown; Knative stores as much of a subscriber's response."""
+
+_TENANT = re.compile("[a-z0-9][a-z0-9-]{0,62}")
+"""The form of a tenant's name in an event. Any other event belongs to the default tenant."""
+
+_log = logs.logger(__name__)
+
+
+async def store_undelivered(request: Request) -> Response:
+    """`POST /` and `POST /events/undelivered`. The response is 204: an event in it would go into the Broker."""
+    services: UndeliveredServices = request.app.state.services
+    event = await read_event(request, limit=services.settings.max_body_bytes)
+    sent, failure = taken_apart(event)
+    tenant = _tenant_of_event(sent)
+    async with patience():
+        displaced = await services.ledger.run(keep(sent, failure, tenant=tenant))
+    _log.warning(
+        "undelivered",
+        id=id_of(sent, tenant=tenant),
+        tenant=tenant,
+        event_id=sent.id,
+        type=sent.type,
+        job=sent.subject,
+        destination=redacted(failure.destination),
+        code=failure.code,
+        displaced=displaced,
+        **traces.in_logs(sent.traceparent),
+    )
+    return Response(status_code=204)
+
+
+async def list_undelivered(request: Request) -> Response:
+    """`GET /api/v1/undelivered-events`."""
+    services: UndeliveredServices = request.app.state.services
+    query = listing.read_undelivered(request.query_params.multi_items())
+    async with patience():
+        page = await services.events.page(tenant_of(request), limit=query.limit, after=query.after)
+    return answer({"undelivered_events": [views.undelivered(each) for each in page.events], "next": page.after})
+
+
+async def read_undelivered(request: Request) -> Response:
+    """`GET /api/v1/undelivered-events/{id}`."""
+    return answer(views.undelivered(await _find(request)))
+
+
+async def replay_undelivered(request: Request) -> Response:
+    """`POST /api/v1/undelivered-events/{id}/replay`: returns the sink's response. Raises SinkUnavailable without one.
+
+    The event stays stored in each case.
+    """
+    services: UndeliveredServices = request.app.state.services
+    stored = await _find(request)
+    status, text = await _post(stored.event, services)
+    delivered = 200 <= status < 300  # noqa: PLR2004 - as HTTP has it
+    if delivered:
+        async with patience():
+            done = await services.ledger.run(calls.mark_replayed(stored.id, last=stored.last))
+        delivered = done is Replayed.REPLAYED
+    trace = traces.in_logs(stored.event.traceparent)
+    _log.info("replayed", id=stored.id, event_id=stored.event.id, status=status, delivered=delivered, **trace)
+    return answer({"id": stored.id, "status": status, "delivered": delivered, "answer": redacted(text)})
+
+
+async def discard_undelivered(request: Request) -> Response:
+    """`DELETE /api/v1/undelivered-events/{id}`; may be repeated."""
+    services: UndeliveredServices = request.app.state.services
+    event_id, tenant = _checked(request.path_params["id"]), tenant_of(request)
+    async with patience():
+        await services.ledger.run(calls.delete_undelivered(event_id, tenant=tenant))
+    _log.info("discarded", id=event_id, tenant=tenant)
+    return Response(status_code=204)
+
+
+async def _find(request: Request) -> Undelivered:
+    services: UndeliveredServices = request.app.state.services
+    event_id = request.path_params["id"]
+    async with patience():
+        found = await services.events.find(_checked(event_id), tenant=tenant_of(request))
+    if found is None:
+        raise NotFound(f"there is no undelivered event {event_id}")
+    return found
+
+
+async def _post(event: Event, services: UndeliveredServices) -> tuple[int, str]:
+    """The status of the sink's response, and the beginning of its text."""
+    sink = services.settings.sink
+    if sink is None:
+        raise SinkUnavailable("K_SINK is not set: there is no sink to post to", retry_after=30)
+    headers, body = event.encode_binary()
+    text = b""
+    try:
+        async with services.client.stream("POST", sink, headers=headers, content=body) as response:
+            async for chunk in response.aiter_bytes():
+                text += chunk
+                if len(text) > ANSWER_BYTES:
+                    break
+    except httpx.HTTPError as error:
+        _log.warning("sink_away", event_id=event.id, error=type(error).__name__)
+        raise SinkUnavailable(f"the sink did not respond: {type(error).__name__}", retry_after=5) from None
+    return response.status_code, text[:ANSWER_BYTES].decode(errors="replace")
+
+
+def _checked(event_id: str) -> str:
+    if not is_undelivered_id(event_id):
+        raise NotFound("there is no such undelivered event: the list has their ids")
+    return event_id
+
+
+def _tenant_of_event(event: Event) -> str:
+    """The tenant that an event of darkroom names."""
+    named = str(event.extensions.get("tenant", ""))
+    return named if _TENANT.fullmatch(named) else tenants.DEFAULT
+
+
+_BY_EVENT = in_path(
+    "id", {"type": "string", "pattern": f"^{undelivered.ID_PATTERN}$"}, "The id of the undelivered event."
+)
+
+ROUTES = [
+    *(ApiRoute("POST", path, store_undelivered, takes_events=True) for path in ("/", routes.UNDELIVERED_SINK)),
+    ApiRoute(
+        "GET",
+        routes.UNDELIVERED,
+        list_undelivered,
+        operation="listUndelivered",
+        summary="List the events that Knative could not deliver, the most recent failure first",
+        parameters=listing.described(listing.UNDELIVERED_PARAMETERS),
+        responses={"200": json_response(UndeliveredEventsBody, "A page of undelivered events.")},
+        refusals=(InvalidInput, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "GET",
+        routes.UNDELIVERED + "/{id}",
+        read_undelivered,
+        operation="readUndelivered",
+        summary="Read an event that Knative could not deliver",
+        parameters=[_BY_EVENT],
+        responses={"200": json_response(UndeliveredEventBody, "The undelivered event.")},
+        refusals=(NotFound, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "DELETE",
+        routes.UNDELIVERED + "/{id}",
+        discard_undelivered,
+        operation="discardUndelivered",
+        summary="Delete an undelivered event; may be repeated",
+        parameters=[_BY_EVENT],
+        responses={"204": ApiResponse("The event is no longer stored.")},
+        refusals=(NotFound, LedgerUnavailable),
+    ),
+    ApiRoute(
+        "POST",
+        routes.UNDELIVERED + "/{id}/replay",
+        replay_undelivered,
+        operation="replayUndelivered",
+        summary="Post an undelivered event to the sink again; it stays stored",
+        parameters=[_BY_EVENT],
+        responses={"200": json_response(ReplayedBody, "The sink's response.")},
+        refusals=(NotFound, LedgerUnavailable, SinkUnavailable),
+    ),
+]
