@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from darkroom.history.store import PastJob
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Archived
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
@@ -22,7 +22,7 @@ def archive(jobs: DrivenJobs, redis_url: str, database_url: str, job_ids: Sequen
         client = connect_async(redis_url)
         ledger = AsyncLedger(client, jobs.namespace)
         records = [record for record in await ledger.jobs(job_ids, tenant=None) if record is not None]
-        logs = await ledger.logs(job_ids)
+        logs = await reads.logs(ledger, job_ids)
         async with opened(database_url) as history:
             await history.write([PastJob.of(record, log) for record, log in zip(records, logs, strict=True)])
         await client.aclose()

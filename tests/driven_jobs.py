@@ -58,7 +58,7 @@ class DrivenJobs:
         return token
 
     def progress(self, job_id: str, *, step: int, steps: int, token: str = "token") -> None:
-        self.run(calls.progress(job_id, token=token, op=step, step=step, steps=steps, tell=True))
+        self.run(calls.progress(job_id, token=token, op=step, step=step, steps=steps, publish=True))
 
     def complete(self, job_id: str, *, token: str = "token", pictures: int = 1) -> list[Artifact]:
         """The attempt ends well, with made-up pictures. Answers them."""

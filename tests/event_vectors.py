@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from darkroom.cloudevents import strict_json
+from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.http import BATCH_TYPE
 
 FOLDER = Path(__file__).resolve().parent / "core" / "vectors"
 MODES = ("binary", "structured", "batch")
@@ -63,3 +67,8 @@ def load() -> list[Vector]:
         for mode in MODES
         for raw in json.loads((FOLDER / f"{mode}.json").read_text(encoding="utf-8"))
     ]
+
+
+def encode_batch(events: Iterable[Event]) -> tuple[dict[str, str], bytes]:
+    """Headers and body of a batch of events. No part of darkroom sends one."""
+    return {"content-type": BATCH_TYPE}, strict_json.encode([event.encode_structured() for event in events])

@@ -20,7 +20,7 @@ from uuid import uuid4
 from darkroom.errors import DarkroomError, HistoryUnavailable
 from darkroom.history.migrations import migrate
 from darkroom.history.store import History, PastJob
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Archived
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.epochs import NEVER, Loss
@@ -80,7 +80,7 @@ class Archive:
             self._is_in_doubt = False
         await self._beat()
         leased = await self._ledger.run(
-            calls.lease_history(taker=self._taker, call=self._call, limit=BATCH, lease_ms=self._lease_ms)
+            calls.lease_history(owner=self._taker, call=self._call, limit=BATCH, lease_ms=self._lease_ms)
         )
         try:
             await self._write(leased)
@@ -127,10 +127,10 @@ class Archive:
 
     async def _write_together(self, job_ids: Sequence[str]) -> None:
         records = [record for record in await self._ledger.jobs(job_ids, tenant=None) if record is not None]
-        logs = await self._ledger.logs([record.id for record in records])
+        logs = await reads.logs(self._ledger, [record.id for record in records])
         past = [PastJob.of(record, log) for record, log in zip(records, logs, strict=True)]
         await self._history.write(past)
-        marks = await self._ledger.marks([record.id for record in records])
+        marks = await reads.marks(self._ledger, [record.id for record in records])
         answers = await self._ledger.run_each([calls.mark_archived(job.record.id, seq=job.log[-1].seq) for job in past])
         for job, its, answer in zip(past, marks, answers, strict=True):
             if answer is Archived.ARCHIVED and its is not None:
@@ -156,7 +156,7 @@ class Archive:
     async def _read_applied(self) -> None:
         """Read which of the jobs that were archived before their terminal event was applied are applied by now."""
         records = list(islice(self._unapplied.values(), BATCH))
-        for record, its in zip(records, await self._ledger.marks([each.id for each in records]), strict=True):
+        for record, its in zip(records, await reads.marks(self._ledger, [each.id for each in records]), strict=True):
             if its is None:  # deleted meanwhile, and never applied
                 del self._unapplied[record.id]
             else:

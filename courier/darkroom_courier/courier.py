@@ -118,7 +118,7 @@ class Courier:
                     self._vital(self._loop("archive", archive.step), name="archive"),
                     self._vital(self._loop("retention", retention.step, needs_redis=False), name="retention"),
                 ]
-                listening = self._vital(_listen(channels, ledger.wake_channel), name="listen")
+                listening = self._vital(_listen(channels, ledger.keys.wake_channel), name="listen")
                 _log.info("started", taker=taker, sink=settings.sink, namespace=settings.namespace)
                 await self._stopping.wait()
                 wake_all()

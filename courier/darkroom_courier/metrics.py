@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from darkroom.errors import DarkroomError
 from darkroom.history.store import PastJob
 from darkroom.jobs import JobEvent, State
+from darkroom.ledger import reads
 from darkroom.ledger.calls import AttemptResult, Reading
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import ForeignMessages, JobRecord, Memory, Outbox
@@ -135,13 +136,13 @@ class CourierMetrics:
         return generate_latest(self._registry)
 
     async def _read(self) -> LedgerReading:
-        names = await self._ledger.pools()
-        observed = await self._ledger.observe(names)
+        names = await reads.pools(self._ledger)
+        observed = await reads.observe(self._ledger, names)
         pools = {pool: reading for pool, reading in observed.items() if isinstance(reading, Reading)}
         for pool in pools:
             self._dead.labels(pool)  # to Prometheus a series that begins with 1 has not increased
-        foreign = await self._ledger.foreign_messages(names)
-        return LedgerReading(pools, foreign, await self._ledger.outbox(), await self._ledger.memory())
+        foreign = await reads.foreign_messages(self._ledger, names)
+        return LedgerReading(pools, foreign, await reads.outbox(self._ledger), await reads.memory(self._ledger))
 
     def _tenant(self, tenant: str) -> str:
         if tenant not in self._tenants:

@@ -14,6 +14,7 @@ from darkroom.artifacts import Stored
 from darkroom.checks.orphans import orphans
 from darkroom.history.deletion import Deletion
 from darkroom.history.store import Tombstone
+from darkroom.ledger import reads
 from darkroom.logs import logger
 
 from darkroom_courier.settings import CourierSettings
@@ -51,7 +52,7 @@ class Retention:
         """
         if time.monotonic() < self._due:
             return False
-        now = await self._deletion.ledger.now()
+        now = await reads.now(self._deletion.ledger)
         left = await self._deletion.history.unfinished(limit=SLICE)
         over = [] if self._days is None else await self._bury(before=now - self._days * DAY_MS, now=now)
         await self._deletion.finish([*left, *over], now=now)

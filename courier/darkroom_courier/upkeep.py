@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from darkroom.errors import DarkroomError
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Call
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
@@ -35,7 +35,7 @@ class Upkeep:
     async def step(self) -> bool:
         """Run the timers. True: more may be due. Raises LedgerUnavailable."""
         due: list[tuple[str, str, Call[list[str]]]] = [("expired", "", calls.expire(limit=MOST_AT_ONCE))]
-        for pool in await self._ledger.pools():
+        for pool in await reads.pools(self._ledger):
             due.append(("reaped", pool, self._reap(pool)))
             due.append(("swept", pool, self._sweep(pool)))
             due.append(("promoted", pool, calls.promote(pool, limit=MOST_AT_ONCE)))

@@ -16,7 +16,7 @@ from typing import Any
 
 from darkroom import times
 from darkroom.errors import DarkroomError, LedgerUnavailable
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Call, Reading, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
@@ -192,7 +192,7 @@ class ControlLoop:
     async def withdraw_orphans(self) -> None:
         """Withdraw the pools that were deleted while no operator watched."""
         try:
-            announced = await self._ledger.pools_of(self._owner)
+            announced = await reads.pools_of(self._ledger, self._owner)
         except DarkroomError as error:
             _log.warning("orphans_unknown", error=error.detail)
             return
@@ -243,7 +243,7 @@ class ControlLoop:
             return
         try:
             async with self._gate:
-                texts = await self._ledger.decisions(standing.name, limit=1)
+                texts = await reads.decisions(self._ledger, standing.name, limit=1)
             last = DecisionEntry.decode(texts[-1]) if texts else None
         except LedgerUnavailable as error:
             standing.reading, standing.unknown = None, error.detail
@@ -375,7 +375,7 @@ class ControlLoop:
         if not standing.gone:
             return
         pods = set(standing.gone)
-        for worker in await self._ledger.workers():
+        for worker in await reads.workers(self._ledger):
             if worker.pod not in pods or worker.pool != standing.name:
                 continue
             if worker.job is not None:

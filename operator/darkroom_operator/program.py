@@ -130,7 +130,7 @@ class OperatorProcess:
             vital(control.keep_in_force(), name="reconciliation", may_end=ending.is_set),
             vital(self._resync_for_ever(resync), name="resync", may_end=ending.is_set),
             vital(channels.run(), name="channels", may_end=ending.is_set),
-            asyncio.create_task(_listen(channels, ledger.wake_channel), name="listen"),
+            asyncio.create_task(_listen(channels, ledger.keys.wake_channel), name="listen"),
             asyncio.create_task(self._keep_signals(kopf_is_up), name="signals"),
         ]
         watching = asyncio.create_task(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from darkroom.errors import DarkroomError
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
@@ -34,7 +34,7 @@ class FaultyWorkerReplacement:
         if not of_interest:
             return
         try:
-            workers = await self._ledger.workers()
+            workers = await reads.workers(self._ledger)
         except DarkroomError as error:
             _log.warning("faulty_unknown", error=error.detail)
             return

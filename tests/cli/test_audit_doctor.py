@@ -183,7 +183,7 @@ def test_a_redis_that_is_away_is_status_3_for_an_audit_and_a_finding_for_the_doc
     url = f"redis://:hidden-word@127.0.0.1:{redis_server.free_port()}/0"
     done = darkroom(["audit"], folder=tmp_path, DARKROOM_REDIS_URL=url)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == "darkroom: the queue broker does not answer\n"
+    assert done.stderr == "darkroom: Redis is unavailable\n"
     done = darkroom(["doctor"], folder=tmp_path, DARKROOM_REDIS_URL=url)
     assert done.returncode == 1
     assert done.stdout.startswith("problem: redis-reachable: ")

@@ -18,7 +18,7 @@ from darkroom.checks.audit import REPAIRABLE, Kind
 from darkroom.checks.auditor import Auditor, Report
 from darkroom.history.store import History, PastJob
 from darkroom.jobs import Artifact, State
-from darkroom.ledger import calls, queues
+from darkroom.ledger import calls, queues, reads
 from darkroom.ledger.calls import DeliveryOutcome, WorkerState
 from darkroom.ledger.connection import connect_async
 from darkroom.webhooks.subscriptions import Webhook, WebhookEvent, target_of
@@ -146,11 +146,11 @@ async def test_jobs_of_another_namespace_are_none_of_ours(jobs: TimedJobs, look:
 
 
 async def test_no_more_than_a_slice_is_asked_of_redis_at_once(jobs: TimedJobs, look: Audit) -> None:
-    for _ in range(3 * auditor.SLICE):
+    for _ in range(3 * reads.SLICE):
         jobs.submit()
     before = jobs.redis.info("commandstats").get("cmdstat_keys", {"calls": 0})["calls"]
     report = await look()
-    assert (report.places["waiting"], report.places["dispatched"]) == (3 * auditor.SLICE - 1, 1)
+    assert (report.places["waiting"], report.places["dispatched"]) == (3 * reads.SLICE - 1, 1)
     assert jobs.redis.info("commandstats").get("cmdstat_keys", {"calls": 0})["calls"] == before
 
 
@@ -211,7 +211,7 @@ def _lost(jobs: TimedJobs) -> str:
     """Its message was taken long ago, and nobody swept."""
     jobs.now -= LONG_AGO_MS
     job_id = jobs.submit()
-    assert jobs.take_message() == job_id
+    assert jobs.receive_message() == job_id
     jobs.now += LONG_AGO_MS
     return job_id
 
@@ -237,7 +237,7 @@ def _told(jobs: TimedJobs) -> str:
 def _delivered(jobs: TimedJobs) -> str:
     job_id = _told(jobs)
     for number in range(2):
-        call = calls.lease_deliveries(taker="c", call=str(number), limit=1, per_target=1, now=jobs.now)
+        call = calls.lease_deliveries(owner="c", call=str(number), limit=1, per_target=1, now=jobs.now)
         (delivery,) = jobs.run(call)
         jobs.run(calls.record_attempt(delivery, outcome=DeliveryOutcome.DELIVERED, now=jobs.now))
     return job_id
@@ -428,11 +428,11 @@ async def test_a_waiting_job_is_put_back_at_its_order(jobs: TimedJobs, look: Aud
     first, second, third = jobs.submit(), jobs.submit(), jobs.submit()
     out_of("waiting")(jobs, second)
     await look(repair=True)
-    jobs.take_message()
+    jobs.receive_message()
     jobs.start(first)
-    assert jobs.take_message() == second
+    assert jobs.receive_message() == second
     jobs.start(second)
-    assert jobs.take_message() == third
+    assert jobs.receive_message() == third
 
 
 async def test_a_running_job_that_is_given_back_counts_the_attempt_and_refuses_its_worker(
@@ -441,7 +441,7 @@ async def test_a_running_job_that_is_given_back_counts_the_attempt_and_refuses_i
     job_id = _lapsed(jobs)
     out_of("running")(jobs, job_id)
     report = await look(repair=True)
-    assert [fault.repaired for fault in report.findings] == ["given back"]
+    assert [fault.repaired for fault in report.findings] == ["requeued"]
     record = jobs.record(job_id)
     assert (record.state, record.counted) == (State.PENDING, 1)
     assert jobs.finish(job_id) == "lost"
@@ -690,10 +690,10 @@ def test_a_worker_that_claims_a_canary_signs_for_it_and_drops_it(jobs: TimedJobs
     canary = f"{queues.CANARY}1"
     send = calls.canary(canary, pool=POOL, now=jobs.now)
     assert jobs.run(send) is None
-    assert jobs.take_message() == canary
+    assert jobs.receive_message() == canary
     assert jobs.run(calls.claim(canary, token=TOKEN, worker=WORKER)).dropped == "canary"
     assert jobs.run(send) == WORKER
-    assert jobs.take_message() is None
+    assert jobs.receive_message() is None
     assert jobs.run(calls.canary(canary, pool=POOL, withdraw=True)) == WORKER
     assert jobs.run(calls.claim(canary, token=TOKEN, worker=WORKER)).dropped == "unknown"
 
@@ -709,7 +709,7 @@ def test_a_canary_goes_before_the_jobs_and_moves_none(jobs: TimedJobs) -> None:
     jobs.worker(state=WorkerState.READY)
     submitted = [jobs.submit() for _ in range(5)]
     jobs.run(calls.canary(f"{queues.CANARY}1", pool=POOL, now=jobs.now))
-    assert jobs.take_message() == f"{queues.CANARY}1"
+    assert jobs.receive_message() == f"{queues.CANARY}1"
     for job_id in submitted:
-        assert jobs.take_message() == job_id
+        assert jobs.receive_message() == job_id
         jobs.start(job_id, token=job_id)

@@ -33,7 +33,7 @@ def dead(jobs: TimedJobs, **more: object) -> str:
 
 
 def settle(jobs: TimedJobs, job_id: str) -> None:
-    """Everybody is told of its end, and the history has it."""
+    """Its terminal event is applied, and the history has it."""
     seq = jobs.record(job_id).end_seq
     assert seq is not None
     assert jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
@@ -84,7 +84,7 @@ def _faulty(jobs: TimedJobs) -> str:
 def _undeliverable(jobs: TimedJobs) -> str:
     job_id = jobs.submit()
     for _ in range(5):
-        assert jobs.take_message() == job_id
+        assert jobs.receive_message() == job_id
         jobs.now += calls.SWEEP_AGE_MS
         jobs.sweep()
     assert jobs.state(job_id) is State.FAILED
@@ -141,7 +141,7 @@ def test_no_other_job_is_one(jobs: TimedJobs, end: Callable[[TimedJobs], object]
 
 
 @pytest.mark.parametrize("leave", [purge, redrive], ids=["purged", "redriven"])
-def test_a_dead_letter_is_kept_until_it_leaves_and_a_day_more(
+def test_a_dead_letter_is_stored_until_it_leaves_and_a_day_more(
     jobs: TimedJobs, leave: Callable[[TimedJobs, str], object]
 ) -> None:
     job_id = dead(jobs)
@@ -153,7 +153,7 @@ def test_a_dead_letter_is_kept_until_it_leaves_and_a_day_more(
     assert jobs.state(job_id) is State.FAILED
 
 
-def test_one_that_leaves_early_is_kept_until_its_end_is_told_and_archived(jobs: TimedJobs) -> None:
+def test_one_that_leaves_early_is_stored_until_it_is_applied_and_archived(jobs: TimedJobs) -> None:
     job_id = dead(jobs)
     assert purge(jobs, job_id) is Purged.PURGED
     assert is_kept(jobs, job_id)
@@ -170,7 +170,7 @@ def test_a_repair_keeps_a_dead_letter(jobs: TimedJobs) -> None:
     assert is_kept(jobs, job_id)
 
 
-def test_a_deleted_job_is_no_dead_letter(jobs: TimedJobs) -> None:
+def test_a_deleted_job_is_not_a_dead_letter(jobs: TimedJobs) -> None:
     job_id = dead(jobs)
     jobs.run(calls.delete_job(job_id, tenant=TENANT, now=jobs.now))
     assert letters(jobs) == set()
@@ -190,12 +190,12 @@ def test_a_repeated_purge_changes_nothing(jobs: TimedJobs) -> None:
     assert jobs.everything() == before
 
 
-def test_what_is_no_dead_letter_of_the_tenants_is_not_purged(jobs: TimedJobs) -> None:
+def test_only_a_dead_letter_of_the_tenant_is_purged(jobs: TimedJobs) -> None:
     job_id, failed, living = dead(jobs), jobs.running(), jobs.submit()
     jobs.finish(failed, outcome=State.FAILED)
     before = jobs.everything()
     assert purge(jobs, job_id, tenant="stranger") is Purged.UNKNOWN
-    for other in (failed, living, "nobody"):
+    for other in (failed, living, "unknown-job"):
         assert purge(jobs, other) is Purged.UNKNOWN
     assert jobs.everything() == before
 
@@ -203,7 +203,7 @@ def test_what_is_no_dead_letter_of_the_tenants_is_not_purged(jobs: TimedJobs) ->
 # -- redriven ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_redrive_is_done_once_and_repeats_answer_with_the_first_job(jobs: TimedJobs) -> None:
+def test_a_redrive_runs_once_and_repeats_return_the_first_job(jobs: TimedJobs) -> None:
     letter = dead(jobs)
     first = redrive(jobs, letter)
     assert isinstance(first, Accepted)
@@ -215,25 +215,25 @@ def test_a_redrive_is_done_once_and_repeats_answer_with_the_first_job(jobs: Time
     assert purge(jobs, letter) is Purged.REPEATED
 
 
-def test_a_redrive_that_is_refused_leaves_the_letter(jobs: TimedJobs) -> None:
+def test_a_refused_redrive_leaves_the_dead_letter(jobs: TimedJobs) -> None:
     letter = dead(jobs)
     before = jobs.everything()
     assert isinstance(redrive(jobs, letter, backlog_limit=0), BacklogFull)
     assert jobs.everything() == before
 
 
-def test_only_a_dead_letter_of_the_tenants_is_redriven(jobs: TimedJobs) -> None:
+def test_only_a_dead_letter_of_the_tenant_is_redriven(jobs: TimedJobs) -> None:
     letter, purged, completed = dead(jobs), dead(jobs), jobs.running()
     jobs.finish(completed)
     purge(jobs, purged)
     before = jobs.everything()
     assert isinstance(redrive(jobs, letter, tenant="stranger"), NotFound)
-    for other in (purged, completed, "nobody"):
+    for other in (purged, completed, "unknown-job"):
         assert isinstance(redrive(jobs, other), NotFound)
     assert jobs.everything() == before
 
 
-def test_a_stranger_does_not_learn_what_a_letter_became(jobs: TimedJobs) -> None:
+def test_another_tenant_does_not_see_the_job_of_a_redrive(jobs: TimedJobs) -> None:
     letter = dead(jobs)
     redrive(jobs, letter)
     assert isinstance(redrive(jobs, letter, tenant="stranger"), NotFound)
@@ -257,7 +257,7 @@ def dead_letters(ledger: AsyncLedger) -> DeadLetters:
     return DeadLetters(ledger, Lookup(ledger, History(SecretStr("sqlite+aiosqlite:////nowhere/history"))))
 
 
-async def test_the_pages_have_every_letter_once_the_last_that_ended_first(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_pages_have_every_dead_letter_once_the_newest_first(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     box = dead_letters(ledger)
     ended: list[tuple[int, str]] = []
     for number in range(7):
@@ -277,7 +277,7 @@ async def test_the_pages_have_every_letter_once_the_last_that_ended_first(jobs: 
         assert found[-1]
 
 
-async def test_a_page_begins_behind_a_letter_that_has_left(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_a_page_begins_behind_a_dead_letter_that_has_left(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     ids = []
     for _ in range(3):
         jobs.now += 1
@@ -288,13 +288,13 @@ async def test_a_page_begins_behind_a_letter_that_has_left(jobs: TimedJobs, ledg
     assert [letter.record.id for letter in second.letters] == [ids[1], ids[0]]
 
 
-@pytest.mark.parametrize("cursor", ["", "1", "-", f"x-{JOB_ID}", "5-nobody", f"1-{JOB_ID}x"])
-async def test_what_no_page_named_is_no_cursor(ledger: AsyncLedger, cursor: str) -> None:
+@pytest.mark.parametrize("cursor", ["", "1", "-", f"x-{JOB_ID}", "5-not-a-job", f"1-{JOB_ID}x"])
+async def test_an_invalid_cursor_is_refused(ledger: AsyncLedger, cursor: str) -> None:
     with pytest.raises(ValueError, match="earlier page"):
         await dead_letters(ledger).page(TENANT, limit=1, after=cursor)
 
 
-async def test_a_letter_has_its_attempts_and_the_event_that_asked_for_it(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_a_dead_letter_has_its_attempts_and_its_event(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     job_id = new_job_id(START_MS)
     fields = {"job_type": "image", "event": {"id": "one", "source": "/tests", "time": "2026-01-02T03:04:05Z"}}
     job_input = {"prompt": "a lighthouse", "none": [], "seed": 2**60}
@@ -319,7 +319,7 @@ async def test_a_letter_has_its_attempts_and_the_event_that_asked_for_it(jobs: T
     assert await dead_letters(ledger).find(job_id, tenant="stranger") is None
 
 
-async def test_a_letter_whose_record_somebody_removed_is_on_no_page(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_a_dead_letter_whose_record_was_removed_is_on_no_page(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     gone, there = dead(jobs), dead(jobs)
     jobs.redis.delete(jobs.key("job", gone))
     page = await dead_letters(ledger).page(TENANT, limit=5)

@@ -375,13 +375,13 @@ async def test_an_end_that_nobody_takes_to_post_it_is_found(jobs: TimedJobs, ask
 
 async def test_a_sink_that_forgets_is_told_from_one_that_refuses(jobs: TimedJobs, ask: Ask) -> None:
     job_id = ended_long_ago(jobs)
-    assert long_ago(jobs, lambda: jobs.take(call="1")) == [job_id]
+    assert long_ago(jobs, lambda: jobs.lease(call="1")) == [job_id]
     assert "accepts and forgets" in (await ask())["sink"]
     jobs.run(calls.reschedule_relay(job_id, delay_ms=1))
     assert "refuses" in (await ask())["sink"]
     for call in ("2", "3"):
         jobs.now += LONG_AGO_MS
-        assert jobs.take(call=call) == [job_id]
+        assert jobs.lease(call=call) == [job_id]
     assert "accepts and forgets" in (await ask())["sink"]
 
 

@@ -56,21 +56,21 @@ Commits = GroupCommit[Accepted | DarkroomError]
 
 @pytest.fixture
 def commits(ledger: ListeningLedger) -> Commits:
-    return GroupCommit(ledger, patience_s=PATIENCE_S)
+    return GroupCommit(ledger, timeout_s=PATIENCE_S)
 
 
 def accepting(job: Submission) -> Call[Accepted | DarkroomError]:
     return calls.accept(job, backlog_limit=10_000, now=START_MS)
 
 
-async def test_a_lone_caller_waits_for_nobody(jobs: TimedJobs, ledger: ListeningLedger, commits: Commits) -> None:
+async def test_a_single_caller_does_not_wait(jobs: TimedJobs, ledger: ListeningLedger, commits: Commits) -> None:
     for _ in range(3):
         job = jobs.submission()
         assert await commits.run(accepting(job)) == Accepted(job.job_id, START_MS, repeated=False)
     assert ledger.groups == [1, 1, 1]
 
 
-async def test_callers_that_come_together_share_a_round_trip(
+async def test_concurrent_callers_share_a_round_trip(
     jobs: TimedJobs, ledger: ListeningLedger, commits: Commits
 ) -> None:
     submissions = [jobs.submission() for _ in range(MOST_TOGETHER)]
@@ -79,7 +79,7 @@ async def test_callers_that_come_together_share_a_round_trip(
     assert ledger.groups == [MOST_TOGETHER]
 
 
-async def test_those_who_come_during_a_round_trip_share_the_next(
+async def test_callers_during_a_round_trip_share_the_next(
     jobs: TimedJobs, ledger: ListeningLedger, commits: Commits
 ) -> None:
     ledger.may_go.clear()
@@ -92,7 +92,7 @@ async def test_those_who_come_during_a_round_trip_share_the_next(
     assert ledger.groups == [1, 5]
 
 
-async def test_a_caller_that_comes_as_the_last_round_trip_ends_is_served(
+async def test_a_caller_at_the_end_of_the_last_round_trip_is_served(
     jobs: TimedJobs, ledger: ListeningLedger, commits: Commits
 ) -> None:
     async def two_in_turn() -> None:
@@ -133,7 +133,7 @@ async def test_each_caller_gets_its_own_answer_or_failure(jobs: TimedJobs, commi
     assert answers[1] == Accepted(good.job_id, START_MS, repeated=False)
 
 
-async def test_a_caller_that_goes_away_takes_nobody_along(
+async def test_a_cancelled_caller_does_not_cancel_others(
     jobs: TimedJobs, ledger: ListeningLedger, commits: Commits
 ) -> None:
     ledger.may_go.clear()
@@ -162,10 +162,10 @@ async def test_a_cancelled_round_trip_is_a_failure_for_its_callers(
     assert isinstance(await commits.run(accepting(jobs.submission())), Accepted)
 
 
-async def test_without_redis_all_learn_of_it_and_later_ones_are_served(own_redis: RedisServer, namespace: str) -> None:
+async def test_without_redis_all_callers_fail_and_later_ones_are_served(own_redis: RedisServer, namespace: str) -> None:
     jobs = TimedJobs(own_redis.url, namespace)
     async with listening(own_redis.url, namespace) as ledger:
-        commits: Commits = GroupCommit(ledger, patience_s=PATIENCE_S)
+        commits: Commits = GroupCommit(ledger, timeout_s=PATIENCE_S)
         own_redis.stop()
         answers = await asyncio.gather(
             *(commits.run(accepting(jobs.submission())) for _ in range(MOST_TOGETHER + 5)), return_exceptions=True
@@ -177,11 +177,11 @@ async def test_without_redis_all_learn_of_it_and_later_ones_are_served(own_redis
     jobs.close()
 
 
-async def test_a_redis_that_hangs_is_away_once_patience_ends(own_redis: RedisServer, namespace: str) -> None:
+async def test_a_redis_that_hangs_is_unavailable_after_the_timeout(own_redis: RedisServer, namespace: str) -> None:
     jobs = TimedJobs(own_redis.url, namespace)
     async with listening(own_redis.url, namespace) as ledger:
-        hasty: Commits = GroupCommit(ledger, patience_s=0.1)
-        patient: Commits = GroupCommit(ledger, patience_s=PATIENCE_S)
+        hasty: Commits = GroupCommit(ledger, timeout_s=0.1)
+        patient: Commits = GroupCommit(ledger, timeout_s=PATIENCE_S)
         os.kill(own_redis.pid, signal.SIGSTOP)
         try:
             with pytest.raises(LedgerUnavailable):

@@ -16,7 +16,7 @@ from darkroom.history.migrations import migrate
 from darkroom.history.schema import metadata
 from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Archived, Call, Deleted, ReleaseReason
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
@@ -120,7 +120,7 @@ async def test_a_job_is_read_back_as_the_ledger_had_it(history: History, timed_j
     ledger = AsyncLedger(client, timed_jobs.namespace)
     job_ids = await ended_jobs(timed_jobs)
     found = [of for of in await ledger.jobs(job_ids, tenant=TENANT) if of is not None]
-    logs = await ledger.logs(job_ids)
+    logs = await reads.logs(ledger, job_ids)
     await client.aclose()
     assert {of.state for of in found} == set(ENDS)
     await history.write([PastJob.of(of, log) for of, log in zip(found, logs, strict=True)])
@@ -431,22 +431,22 @@ def test_the_index_loses_a_job_with_its_record(jobs: TimedJobs) -> None:
 def test_what_is_taken_for_the_history_is_nobody_elses_and_no_relay(jobs: TimedJobs) -> None:
     ended = {jobs.finish(job_id) and job_id for job_id in [jobs.running(), jobs.running(), jobs.running()]}
 
-    def take(taker: str, call: str) -> list[str]:
-        return jobs.run(calls.lease_history(taker=taker, call=call, limit=2, now=jobs.now))
+    def lease(owner: str, call: str) -> list[str]:
+        return jobs.run(calls.lease_history(owner=owner, call=call, limit=2, now=jobs.now))
 
-    first, second = take("one", "a"), take("two", "b")
+    first, second = lease("one", "a"), lease("two", "b")
     assert (len(first), len(second)) == (2, 1)
     assert {*first, *second} == ended
-    assert set(jobs.take(taker="one", call="a")) == ended, "a relay of the same courier is another matter"
-    assert take("one", "a") == first, "the same call gets the same"
-    assert take("one", "c") == []
+    assert set(jobs.lease(owner="one", call="a")) == ended, "a relay of the same courier is another matter"
+    assert lease("one", "a") == first, "the same call gets the same"
+    assert lease("one", "c") == []
     jobs.now += calls.HISTORY_LEASE_MS
     jobs.run(calls.mark_archived(second[0], seq=3, now=jobs.now))
-    assert set(take("three", "d")) == set(first)
+    assert set(lease("three", "d")) == set(first)
     jobs.run(calls.reschedule_history(first[0], delay_ms=500, now=jobs.now))
-    assert take("three", "e") == []
+    assert lease("three", "e") == []
     jobs.now += 500
-    assert take("three", "f") == [first[0]]
+    assert lease("three", "f") == [first[0]]
 
 
 @pytest.mark.parametrize("state", State)

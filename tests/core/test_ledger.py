@@ -17,7 +17,7 @@ import pytest
 import redis
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Accepted, AttemptEnd, Receipt, WorkerState
 from darkroom.ledger.client import AsyncLedger, Ledger
 from darkroom.ledger.connection import connect, connect_async
@@ -49,34 +49,34 @@ async def test_a_job_is_read_by_its_tenant_and_by_no_other(jobs: TimedJobs, ledg
     assert await ledger.job(job_id, tenant=None) == record
 
 
-async def test_a_job_that_never_was_is_none(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    assert await ledger.job("nobody", tenant=TENANT) is None
-    assert jobs.ledger.job("nobody") is None
+async def test_an_unknown_job_is_none(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    assert await ledger.job("unknown-job", tenant=TENANT) is None
+    assert jobs.ledger.job("unknown-job") is None
 
 
 async def test_many_jobs_are_read_in_the_order_asked(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     first, second, strange = jobs.submit(), jobs.submit(), jobs.submit(tenant="stranger")
-    records = await ledger.jobs([second, "nobody", strange, first], tenant=TENANT)
+    records = await ledger.jobs([second, "unknown-job", strange, first], tenant=TENANT)
     assert [None if record is None else record.id for record in records] == [second, None, None, first]
 
 
-async def test_nothing_is_read_of_no_jobs(ledger: AsyncLedger) -> None:
+async def test_reading_no_jobs_returns_nothing(ledger: AsyncLedger) -> None:
     assert await ledger.jobs([], tenant=TENANT) == []
-    assert await ledger.heads([]) == []
+    assert await reads.log_heads(ledger, []) == []
     assert await ledger.run_each([]) == []
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_log_tells_everything_in_order(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_log_has_every_event_in_order(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     job_id = jobs.running()
     jobs.progress(job_id, op=1, step=1, steps=4)
     jobs.retry(job_id, delay_ms=0)
     jobs.claim(job_id, token="second")
     jobs.cancel(job_id)
     jobs.finish(job_id, token="second")
-    log = await ledger.log(job_id)
+    log = await reads.log(ledger, job_id)
     assert [entry.event for entry in log] == [
         JobEvent.ACCEPTED,
         JobEvent.STARTED,
@@ -93,22 +93,22 @@ async def test_the_log_tells_everything_in_order(jobs: TimedJobs, ledger: AsyncL
 async def test_the_log_is_read_from_where_a_reader_stopped(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
-    whole = await ledger.log(job_id)
-    assert [await ledger.log(job_id, after=seq) for seq in range(4)] == [whole, whole[1:], whole[2:], []]
+    whole = await reads.log(ledger, job_id)
+    assert [await reads.log(ledger, job_id, after=seq) for seq in range(4)] == [whole, whole[1:], whole[2:], []]
 
 
 async def test_the_head_of_a_log_is_its_newest_entry(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     waiting, done = jobs.submit(), jobs.running()
     jobs.finish(done)
-    heads = await ledger.heads([done, "nobody", waiting])
-    assert heads == [(await ledger.log(done))[-1], None, (await ledger.log(waiting))[-1]]
+    heads = await reads.log_heads(ledger, [done, "unknown-job", waiting])
+    assert heads == [(await reads.log(ledger, done))[-1], None, (await reads.log(ledger, waiting))[-1]]
 
 
-async def test_what_is_told_live_is_the_entry_of_the_log(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_published_message_is_the_entry_of_the_log(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     job = jobs.submission(accepted={"model": "sd", "line": "one\ntwo", "none": []})
     heard: list[LogEntry] = []
     with jobs.redis.pubsub() as channel:
-        channel.subscribe(ledger.live_channel(job.job_id))
+        channel.subscribe(ledger.keys.live_channel(job.job_id))
         assert channel.get_message(timeout=60)["type"] == "subscribe"
         jobs.run(calls.accept(job, backlog_limit=10, now=jobs.now))
         jobs.claim(job.job_id)
@@ -119,7 +119,7 @@ async def test_what_is_told_live_is_the_entry_of_the_log(jobs: TimedJobs, ledger
             message = channel.get_message(timeout=60)
             assert message is not None
             heard.append(decode_live(job.job_id, message["data"]))
-    assert heard == await ledger.log(job.job_id)
+    assert heard == await reads.log(ledger, job.job_id)
     assert len(heard) == 5
 
 
@@ -138,7 +138,7 @@ AWKWARD: dict[str, Any] = {
 AWKWARD_JSON = json.dumps(AWKWARD, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def test_json_is_kept_byte_for_byte(jobs: TimedJobs) -> None:
+def test_json_is_stored_byte_for_byte(jobs: TimedJobs) -> None:
     job_id = jobs.running(input=AWKWARD, fields=AWKWARD, accepted=AWKWARD)
     jobs.finish(job_id, data=AWKWARD)
     key, log = jobs.key("job", job_id), jobs.key("log", job_id)
@@ -154,7 +154,7 @@ def test_json_is_read_as_it_was_written(jobs: TimedJobs) -> None:
     assert (record.input, record.fields, record.end_data) == (AWKWARD, AWKWARD, AWKWARD)
 
 
-def test_the_error_of_a_retry_is_kept_byte_for_byte(jobs: TimedJobs) -> None:
+def test_the_error_of_a_retry_is_stored_byte_for_byte(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.run(calls.retry(job_id, token="token", error=AWKWARD, delay_ms=0, now=jobs.now))
     assert b'{"error":' + AWKWARD_JSON + b"," in jobs.redis.xrevrange(jobs.key("log", job_id), count=1)[0][1][b"data"]
@@ -182,7 +182,7 @@ async def pages(ledger: AsyncLedger, *, limit: int, **filters: Any) -> list[list
     found: list[list[str]] = []
     after: str | None = None
     while True:
-        page = await ledger.page(TENANT, limit=limit, after=after, **filters)
+        page = await reads.page(ledger, TENANT, limit=limit, after=after, **filters)
         found.append([record.id for record in page.jobs])
         after = page.after
         if after is None:
@@ -202,7 +202,7 @@ async def test_pages_hold_every_job_once_newest_first(redis_url: str, namespace:
     jobs.close()
 
 
-async def test_the_last_page_asks_for_no_other(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_last_page_has_no_cursor(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     await submit_many(jobs, ledger, 6)
     assert [len(page) for page in await pages(ledger, limit=3)] == [3, 3]
 
@@ -219,19 +219,20 @@ async def test_a_page_has_the_tenants_jobs_only(jobs: TimedJobs, ledger: AsyncLe
 
 async def test_new_jobs_do_not_move_the_pages_behind(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     submitted = await submit_many(jobs, ledger, 4)
-    first = await ledger.page(TENANT, limit=2)
+    first = await reads.page(ledger, TENANT, limit=2)
     jobs.submit(job_id=new_job_id(START_MS + 1_000))
-    second = await ledger.page(TENANT, limit=2, after=first.after)
+    second = await reads.page(ledger, TENANT, limit=2, after=first.after)
     assert [record.id for record in (*first.jobs, *second.jobs)] == submitted[::-1]
 
 
 async def test_a_page_may_begin_behind_a_job_that_is_gone(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     submitted = await submit_many(jobs, ledger, 4)
-    page = await ledger.page(TENANT, limit=2)
+    page = await reads.page(ledger, TENANT, limit=2)
     assert page.after == submitted[2]
     jobs.redis.delete(jobs.key("job", submitted[2]))
     jobs.redis.zrem(jobs.key("tenant", TENANT), submitted[2])
-    assert [record.id for record in (await ledger.page(TENANT, limit=2, after=page.after)).jobs] == submitted[1::-1]
+    rest = await reads.page(ledger, TENANT, limit=2, after=page.after)
+    assert [record.id for record in rest.jobs] == submitted[1::-1]
 
 
 async def test_a_job_whose_record_is_gone_is_on_no_page(jobs: TimedJobs, ledger: AsyncLedger) -> None:
@@ -260,8 +261,8 @@ async def test_a_filter_finds_a_rare_job_far_behind(jobs: TimedJobs, ledger: Asy
 async def test_a_page_that_matches_nothing_for_long_ends_and_goes_on(
     jobs: TimedJobs, ledger: AsyncLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom.ledger.client.SCAN_SLICE", 4)
-    monkeypatch.setattr("darkroom.ledger.client.SCAN_LIMIT", 8)
+    monkeypatch.setattr("darkroom.ledger.reads.jobs.SCAN_SLICE", 4)
+    monkeypatch.setattr("darkroom.ledger.reads.jobs.SCAN_LIMIT", 8)
     rare = await submit_many(jobs, ledger, 1, model="flux")
     await submit_many(jobs, ledger, 19)
     found = await pages(ledger, limit=5, model="flux")
@@ -274,27 +275,27 @@ async def test_a_page_that_matches_nothing_for_long_ends_and_goes_on(
 
 async def test_the_pools_are_those_that_were_announced(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     jobs.run(calls.announce_pool("another", models=["flux", "sd"], now=jobs.now))
-    assert await ledger.pools() == ["another", POOL]
+    assert await reads.pools(ledger) == ["another", POOL]
 
 
-async def test_the_workers_are_those_that_said_so(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_workers_are_those_that_registered(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     jobs.run(calls.register_worker("b", pool=POOL, state=WorkerState.BUSY, pod="pod-1", models=["sd"], now=jobs.now))
     jobs.worker("a", WorkerState.STARTING)
     jobs.worker("c")
     jobs.worker("c", WorkerState.GONE)
     job_id = jobs.submit()
     jobs.claim(job_id, worker="b")
-    assert await ledger.workers() == [
+    assert await reads.workers(ledger) == [
         WorkerRecord("a", POOL, "", "starting", START_MS, None),
         WorkerRecord("b", POOL, "pod-1", "busy", START_MS, job_id),
     ]
 
 
-async def test_a_worker_that_is_silent_for_long_is_forgotten(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_a_worker_without_a_heartbeat_is_removed(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     jobs.worker("old")
     jobs.now += 5 * calls.WORKER_TTL_MS + 1
     jobs.worker("new")
-    assert [worker.name for worker in await ledger.workers()] == ["new"]
+    assert [worker.name for worker in await reads.workers(ledger)] == ["new"]
 
 
 # -- a reply that is lost ----------------------------------------------------------------------------------------------
@@ -337,7 +338,7 @@ async def cutter(redis_url: str) -> AsyncIterator[tuple[Cutter, str]]:
         server.close()
 
 
-async def test_a_job_whose_slip_was_lost_is_accepted_once(jobs: TimedJobs, any_redis_url: str) -> None:
+async def test_a_job_whose_reply_was_lost_is_accepted_once(jobs: TimedJobs, any_redis_url: str) -> None:
     async with cutter(any_redis_url) as (proxy, url):
         client = connect_async(url)
         ledger = AsyncLedger(client, jobs.namespace)
@@ -350,7 +351,7 @@ async def test_a_job_whose_slip_was_lost_is_accepted_once(jobs: TimedJobs, any_r
         await client.aclose()
 
 
-async def test_jobs_whose_slips_were_lost_together_are_each_accepted_once(jobs: TimedJobs, any_redis_url: str) -> None:
+async def test_jobs_whose_replies_were_lost_are_each_accepted_once(jobs: TimedJobs, any_redis_url: str) -> None:
     async with cutter(any_redis_url) as (proxy, url):
         client = connect_async(url)
         ledger = AsyncLedger(client, jobs.namespace)
@@ -371,7 +372,7 @@ async def test_a_worker_whose_replies_were_lost_runs_the_job_once(jobs: TimedJob
         proxy.cuts = 1
         assert ledger.run(calls.claim(job_id, token="t", worker="one", now=jobs.now)).attempt == 1
         proxy.cuts = 1
-        ledger.run(calls.progress(job_id, token="t", op=1, step=1, steps=2, tell=True, now=jobs.now))
+        ledger.run(calls.progress(job_id, token="t", op=1, step=1, steps=2, publish=True, now=jobs.now))
         proxy.cuts = 2
         finish = calls.finish(job_id, token="t", outcome=State.COMPLETED, data={"artifacts": []}, now=jobs.now)
         assert ledger.run(finish) is AttemptEnd.COMPLETED
@@ -390,20 +391,20 @@ async def test_a_worker_whose_replies_were_lost_runs_the_job_once(jobs: TimedJob
     ]
 
 
-async def test_a_redis_that_cuts_every_connection_is_away(jobs: TimedJobs, any_redis_url: str) -> None:
+async def test_a_redis_that_cuts_every_connection_is_unavailable(jobs: TimedJobs, any_redis_url: str) -> None:
     async with cutter(any_redis_url) as (proxy, url):
         client = connect_async(url)
         ledger = AsyncLedger(client, jobs.namespace)
         proxy.cuts = 1_000
         with pytest.raises(LedgerUnavailable):
-            await ledger.job("nobody", tenant=None)
+            await ledger.job("unknown-job", tenant=None)
         await client.aclose()
 
 
 # -- scripts that Redis has forgotten ----------------------------------------------------------------------------------
 
 
-def test_a_script_that_redis_forgot_is_loaded_again(own_redis: RedisServer, namespace: str) -> None:
+def test_a_script_that_redis_does_not_have_is_loaded_again(own_redis: RedisServer, namespace: str) -> None:
     jobs = TimedJobs(own_redis.url, namespace)
     job_id = jobs.submit()
     jobs.redis.script_flush()
@@ -413,7 +414,7 @@ def test_a_script_that_redis_forgot_is_loaded_again(own_redis: RedisServer, name
     jobs.close()
 
 
-async def test_scripts_that_redis_forgot_are_loaded_again_for_a_round_trip(
+async def test_scripts_that_redis_does_not_have_are_loaded_again_for_a_round_trip(
     own_redis: RedisServer, namespace: str
 ) -> None:
     jobs = TimedJobs(own_redis.url, namespace)
@@ -431,7 +432,7 @@ async def test_scripts_that_redis_forgot_are_loaded_again_for_a_round_trip(
     jobs.close()
 
 
-async def test_calls_whose_scripts_redis_knows_are_not_made_twice_for_those_it_forgot(
+async def test_calls_whose_scripts_redis_has_run_once_when_others_are_loaded(
     own_redis: RedisServer, namespace: str
 ) -> None:
     jobs = TimedJobs(own_redis.url, namespace)
@@ -458,13 +459,13 @@ READS: dict[str, Callable[[AsyncLedger], Awaitable[Any]]] = {
     "run": lambda ledger: ledger.run(calls.expire()),
     "job": lambda ledger: ledger.job("job", tenant=None),
     "jobs": lambda ledger: ledger.jobs(["job"], tenant=None),
-    "log": lambda ledger: ledger.log("job"),
-    "heads": lambda ledger: ledger.heads(["job"]),
-    "page": lambda ledger: ledger.page(TENANT, limit=1),
-    "pools": lambda ledger: ledger.pools(),
-    "demand": lambda ledger: ledger.demand(POOL),
-    "workers": lambda ledger: ledger.workers(),
-    "memory": lambda ledger: ledger.memory(),
+    "log": lambda ledger: reads.log(ledger, "job"),
+    "heads": lambda ledger: reads.log_heads(ledger, ["job"]),
+    "page": lambda ledger: reads.page(ledger, TENANT, limit=1),
+    "pools": reads.pools,
+    "observe": lambda ledger: reads.observe(ledger, [POOL]),
+    "workers": reads.workers,
+    "memory": reads.memory,
     "ping": lambda ledger: ledger.ping(),
 }
 
@@ -473,14 +474,14 @@ async def refusals(url: str, namespace: str) -> dict[str, object]:
     """What each way into the ledger raises."""
     client, sync_client = connect_async(url), connect(url)
     ledger, sync_ledger = AsyncLedger(client, namespace), Ledger(sync_client, namespace)
-    reads = {name: read(ledger) for name, read in READS.items()}
-    reads["run_each"] = ledger.run_each([calls.expire(), calls.expire()])
-    reads["sync run"] = asyncio.to_thread(sync_ledger.run, calls.expire())
-    reads["sync job"] = asyncio.to_thread(sync_ledger.job, "job")
-    answers = await asyncio.gather(*reads.values(), return_exceptions=True)
+    attempts = {name: read(ledger) for name, read in READS.items()}
+    attempts["run_each"] = ledger.run_each([calls.expire(), calls.expire()])
+    attempts["sync run"] = asyncio.to_thread(sync_ledger.run, calls.expire())
+    attempts["sync job"] = asyncio.to_thread(sync_ledger.job, "job")
+    answers = await asyncio.gather(*attempts.values(), return_exceptions=True)
     await client.aclose()
     sync_client.close()
-    return dict(zip(reads, answers, strict=True))
+    return dict(zip(attempts, answers, strict=True))
 
 
 def assert_all_unavailable(answers: dict[str, object]) -> None:
@@ -490,7 +491,7 @@ def assert_all_unavailable(answers: dict[str, object]) -> None:
             assert each.retry_after > 0
 
 
-async def test_without_redis_every_call_says_so(own_redis: RedisServer, namespace: str) -> None:
+async def test_without_redis_every_call_raises(own_redis: RedisServer, namespace: str) -> None:
     own_redis.stop()
     assert_all_unavailable(await refusals(own_redis.url, namespace))
 
@@ -513,9 +514,7 @@ async def test_a_client_that_lost_redis_goes_on_when_it_is_back(own_redis: Redis
     jobs.close()
 
 
-async def test_while_redis_loads_its_data_every_call_says_so(
-    redis_binary: Path, tmp_path: Path, namespace: str
-) -> None:
+async def test_while_redis_loads_its_data_every_call_raises(redis_binary: Path, tmp_path: Path, namespace: str) -> None:
     port = free_port()
     (tmp_path / "appendonly.aof").write_bytes(b"*1\r\n$4\r\nPING\r\n" * LOADED_COMMANDS)
     options = {"bind": "127.0.0.1", "port": port, "dir": tmp_path, "appendonly": "yes", "key-load-delay": LOAD_DELAY_US}
@@ -528,7 +527,7 @@ async def test_while_redis_loads_its_data_every_call_says_so(
         url = f"redis://127.0.0.1:{port}/0"
         eventually(lambda: is_loading(url), what="a Redis that loads")
         answers = await refusals(url, namespace)
-        del answers["memory"]  # a Redis that loads tells of itself
+        del answers["memory"]  # INFO is answered while Redis loads
         assert_all_unavailable(answers)
         assert is_loading(url)
     finally:
@@ -547,7 +546,7 @@ def is_loading(url: str) -> bool:
         return False
 
 
-async def test_a_redis_that_will_not_write_is_away_for_changes(own_redis: RedisServer, namespace: str) -> None:
+async def test_a_redis_that_cannot_write_is_unavailable_for_changes(own_redis: RedisServer, namespace: str) -> None:
     """As the old primary after a failover."""
     jobs = TimedJobs(own_redis.url, namespace)
     client = connect_async(own_redis.url)
@@ -565,13 +564,13 @@ async def test_a_redis_that_will_not_write_is_away_for_changes(own_redis: RedisS
     jobs.close()
 
 
-def test_a_script_has_all_that_it_names_of_the_prelude_and_little_else() -> None:
+def test_a_script_has_the_parts_of_the_prelude_that_it_needs() -> None:
     prelude = (resources.files("darkroom.ledger") / "lua" / "prelude.lua").read_text()
     defined = set(re.findall(r"^local (?:function )?(\w+)", prelude, re.MULTILINE))
-    assert {"P", "a", "now", "dispatch", "end_job"} <= defined
+    assert {"P", "a", "now", "dispatch", "finish_job"} <= defined
     for name, text in texts().items():
         code = re.sub(rb"--.*$|'[^'\n]*'", b"", text, flags=re.MULTILINE).decode()
         has = set(re.findall(r"^local (?:function )?(\w+)", code, re.MULTILINE))
         assert defined & set(re.findall(r"\w+", code)) <= has, name
-    assert b"end_job" in texts()["finish"]
-    assert b"end_job" not in texts()["renew"]
+    assert b"finish_job" in texts()["finish"]
+    assert b"finish_job" not in texts()["renew"]

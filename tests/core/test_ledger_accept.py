@@ -31,7 +31,7 @@ def refused(answer: Accepted | DarkroomError) -> DarkroomError:
     return answer
 
 
-def test_the_slip_says_which_job_and_when(jobs: TimedJobs) -> None:
+def test_the_receipt_has_the_job_and_the_time(jobs: TimedJobs) -> None:
     job = jobs.submission()
     assert offer(jobs, job) == Accepted(job.job_id, START_MS, repeated=False)
 
@@ -95,7 +95,7 @@ def test_the_same_id_gets_the_first_answer(jobs: TimedJobs) -> None:
     assert jobs.everything() == before
 
 
-def test_the_same_id_gets_the_first_answer_after_the_end_too(jobs: TimedJobs) -> None:
+def test_the_same_id_gets_the_first_answer_after_the_job_finished(jobs: TimedJobs) -> None:
     job = jobs.submission()
     offer(jobs, job)
     jobs.cancel(job.job_id)
@@ -132,20 +132,20 @@ def test_each_tenant_has_its_own_keys(jobs: TimedJobs) -> None:
     assert jobs.submit(idempotency_key="key", fingerprint="f", tenant="stranger") != first
 
 
-def test_a_key_is_remembered_for_a_day(jobs: TimedJobs) -> None:
+def test_an_idempotency_key_lasts_a_day(jobs: TimedJobs) -> None:
     jobs.submit(idempotency_key="key", fingerprint="f")
     ttl = jobs.redis.pttl(jobs.key("idem", TENANT, "key"))
     assert DAY_MS - 120_000 < ttl <= DAY_MS
 
 
-def test_a_key_without_a_fingerprint_cannot_be_offered(jobs: TimedJobs) -> None:
+def test_a_key_without_a_fingerprint_is_invalid(jobs: TimedJobs) -> None:
     before = jobs.everything()
     with pytest.raises(ValueError, match="fingerprint"):
         offer(jobs, jobs.submission(idempotency_key="key"))
     assert jobs.everything() == before
 
 
-def test_a_pool_that_was_never_announced_takes_nothing(jobs: TimedJobs) -> None:
+def test_an_unannounced_pool_accepts_no_job(jobs: TimedJobs) -> None:
     before = jobs.everything()
     error = refused(offer(jobs, jobs.submission(pool="nowhere")))
     assert isinstance(error, NoPool)
@@ -153,7 +153,7 @@ def test_a_pool_that_was_never_announced_takes_nothing(jobs: TimedJobs) -> None:
     assert jobs.everything() == before
 
 
-def test_a_pool_that_is_no_more_takes_nothing_until_it_is_announced_again(jobs: TimedJobs) -> None:
+def test_a_withdrawn_pool_accepts_no_job_until_it_is_announced_again(jobs: TimedJobs) -> None:
     job = jobs.submission()
     jobs.run(calls.announce_pool(job.pool, models=[]))
     assert isinstance(refused(offer(jobs, job)), NoPool)
@@ -161,7 +161,7 @@ def test_a_pool_that_is_no_more_takes_nothing_until_it_is_announced_again(jobs: 
     assert isinstance(offer(jobs, job), Accepted)
 
 
-def test_a_full_backlog_takes_nothing(jobs: TimedJobs) -> None:
+def test_a_full_backlog_accepts_no_job(jobs: TimedJobs) -> None:
     for _ in range(3):
         jobs.submit()
     before = jobs.everything()
@@ -182,14 +182,14 @@ def test_the_backlog_is_what_waits_and_not_what_runs(jobs: TimedJobs) -> None:
     assert isinstance(offer(jobs, jobs.submission(), backlog_limit=4), Accepted)
 
 
-def test_a_full_backlog_says_a_minute_while_nothing_has_ended(jobs: TimedJobs) -> None:
+def test_retry_after_is_a_minute_before_a_job_has_finished(jobs: TimedJobs) -> None:
     jobs.submit()
     error = refused(offer(jobs, jobs.submission(), backlog_limit=1))
     assert isinstance(error, BacklogFull)
     assert error.retry_after == 60
 
 
-def test_a_full_backlog_says_when_there_is_room_by_how_fast_jobs_end(jobs: TimedJobs) -> None:
+def test_retry_after_follows_from_how_fast_jobs_finish(jobs: TimedJobs) -> None:
     for _ in range(3):  # one end every 2 s
         jobs.finish(jobs.running())
         jobs.now += 2_000
@@ -200,7 +200,7 @@ def test_a_full_backlog_says_when_there_is_room_by_how_fast_jobs_end(jobs: Timed
     assert error.retry_after == 10  # five must end before this one has a place
 
 
-def test_a_full_backlog_never_says_more_than_ten_minutes(jobs: TimedJobs) -> None:
+def test_retry_after_is_at_most_ten_minutes(jobs: TimedJobs) -> None:
     for _ in range(20):
         jobs.submit()
     error = refused(offer(jobs, jobs.submission(), backlog_limit=1))
@@ -208,7 +208,7 @@ def test_a_full_backlog_never_says_more_than_ten_minutes(jobs: TimedJobs) -> Non
     assert error.retry_after == 600
 
 
-def test_high_memory_takes_nothing(jobs: TimedJobs) -> None:
+def test_high_memory_accepts_no_job(jobs: TimedJobs) -> None:
     before = jobs.everything()
     error = refused(offer(jobs, jobs.submission(idempotency_key="key", fingerprint="f"), memory_high=True))
     assert isinstance(error, MemoryHigh)
@@ -225,7 +225,7 @@ REASONS: Mapping[str, tuple[type[DarkroomError], Mapping[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_of_several_reasons_the_first_in_order_is_told(jobs: TimedJobs, name: str) -> None:
+def test_of_several_reasons_the_first_in_order_is_returned(jobs: TimedJobs, name: str) -> None:
     jobs.submit(idempotency_key="key", fingerprint="f")
     reasons = list(REASONS.values())[list(REASONS).index(name) :]
     more = {key: value for _, fields in reasons for key, value in fields.items()}
@@ -241,7 +241,7 @@ def test_the_same_id_comes_before_every_reason_to_refuse(jobs: TimedJobs) -> Non
     assert offer(jobs, again, backlog_limit=1, memory_high=True) == Accepted(job.job_id, START_MS, repeated=True)
 
 
-def test_the_same_key_comes_before_what_is_wrong_with_the_pool(jobs: TimedJobs) -> None:
+def test_the_same_key_comes_before_the_state_of_the_pool(jobs: TimedJobs) -> None:
     first = jobs.submit(idempotency_key="key", fingerprint="f")
     again = jobs.submission(idempotency_key="key", fingerprint="f", pool="nowhere")
     assert offer(jobs, again, backlog_limit=1, memory_high=True) == Accepted(first, START_MS, repeated=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import AttemptEnd, Cancelled, Claim, LeaseStatus, Receipt, ReleaseReason
 from darkroom.ledger.client import AsyncLedger
 from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, new_subscription_id
@@ -54,7 +54,7 @@ def test_a_claim_is_in_the_record_and_in_the_log(jobs: TimedJobs) -> None:
     assert (entry.event, entry.state, entry.data) == (JobEvent.STARTED, State.RUNNING, {"attempt": 1, "worker": "two"})
 
 
-def test_a_later_attempt_keeps_the_first_start_and_forgets_the_progress(jobs: TimedJobs) -> None:
+def test_a_later_attempt_has_the_first_start_and_no_progress(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.progress(job_id, op=1, step=3, steps=4)
     jobs.now += 5_000
@@ -64,8 +64,8 @@ def test_a_later_attempt_keeps_the_first_start_and_forgets_the_progress(jobs: Ti
     assert (record.started, record.progress, record.step) == (START_MS, 0, None)
 
 
-def test_a_claim_of_a_job_that_never_was_is_dropped(jobs: TimedJobs) -> None:
-    assert jobs.claim("nobody").dropped == "unknown"
+def test_a_claim_of_an_unknown_job_is_dropped(jobs: TimedJobs) -> None:
+    assert jobs.claim("unknown-job").dropped == "unknown"
 
 
 def test_a_retry_is_not_claimed_before_its_time(jobs: TimedJobs) -> None:
@@ -77,7 +77,7 @@ def test_a_retry_is_not_claimed_before_its_time(jobs: TimedJobs) -> None:
     assert jobs.claim(job_id, token="second").attempt == 2
 
 
-def test_a_claim_at_the_start_deadline_ends_the_job(jobs: TimedJobs) -> None:
+def test_a_claim_at_the_start_deadline_expires_the_job(jobs: TimedJobs) -> None:
     job_id = jobs.submit(start_deadline=START_MS + 5_000)
     jobs.now += 5_000
     assert jobs.claim(job_id).dropped == "expired"
@@ -88,17 +88,17 @@ def test_a_claim_at_the_start_deadline_ends_the_job(jobs: TimedJobs) -> None:
 # -- progress and lease ------------------------------------------------------------------------------------------------
 
 
-def test_progress_is_in_the_record_and_told_when_asked(jobs: TimedJobs) -> None:
+def test_progress_is_in_the_record_and_published_on_request(jobs: TimedJobs) -> None:
     job_id = jobs.running()
-    assert jobs.progress(job_id, op=1, step=1, steps=3, tell=False) is LeaseStatus.OK
-    assert jobs.progress(job_id, op=2, step=2, steps=3, tell=True) is LeaseStatus.OK
+    assert jobs.progress(job_id, op=1, step=1, steps=3, publish=False) is LeaseStatus.OK
+    assert jobs.progress(job_id, op=2, step=2, steps=3, publish=True) is LeaseStatus.OK
     record = jobs.record(job_id)
     assert (record.progress, record.step, record.steps) == (66, 2, 3)
-    told = [entry.data for entry in jobs.log(job_id) if entry.event is JobEvent.PROGRESSED]
-    assert told == [{"progress": 66, "step": 2, "steps": 3}]
+    logged = [entry.data for entry in jobs.log(job_id) if entry.event is JobEvent.PROGRESSED]
+    assert logged == [{"progress": 66, "step": 2, "steps": 3}]
 
 
-def test_progress_that_comes_late_takes_nothing_back(jobs: TimedJobs) -> None:
+def test_late_progress_changes_nothing(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.progress(job_id, op=2, step=2, steps=4)
     before = jobs.everything()
@@ -106,12 +106,12 @@ def test_progress_that_comes_late_takes_nothing_back(jobs: TimedJobs) -> None:
     assert jobs.everything() == before
 
 
-def test_progress_after_a_cancel_is_not_told(jobs: TimedJobs) -> None:
+def test_progress_after_a_cancel_is_not_published(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.cancel(job_id)
-    told = len(jobs.log(job_id))
+    logged = len(jobs.log(job_id))
     assert jobs.progress(job_id, op=1, step=1, steps=4) is LeaseStatus.CANCEL
-    assert len(jobs.log(job_id)) == told
+    assert len(jobs.log(job_id)) == logged
 
 
 def test_what_waits_again_shows_no_progress(jobs: TimedJobs) -> None:
@@ -129,7 +129,7 @@ def test_what_waits_again_shows_no_progress(jobs: TimedJobs) -> None:
 
 
 @pytest.mark.parametrize("outcome", [State.COMPLETED, State.FAILED])
-def test_the_end_is_what_the_worker_said(jobs: TimedJobs, outcome: State) -> None:
+def test_the_terminal_state_is_what_the_worker_reported(jobs: TimedJobs, outcome: State) -> None:
     job_id = jobs.running()
     data: dict[str, Any] = {"artifacts": [], "record": {"seed": 2**60}, "error": HICCUP}
     jobs.now += 3_000
@@ -139,14 +139,14 @@ def test_the_end_is_what_the_worker_said(jobs: TimedJobs, outcome: State) -> Non
     assert record.end == jobs.log(job_id)[-1]
 
 
-def test_a_completed_job_is_all_done(jobs: TimedJobs) -> None:
+def test_a_completed_job_has_full_progress(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.progress(job_id, op=1, step=1, steps=4)
     jobs.finish(job_id)
     assert jobs.record(job_id).progress == 100
 
 
-def test_the_end_is_in_the_outbox_and_nowhere_else(jobs: TimedJobs) -> None:
+def test_a_finished_job_is_in_the_outbox_and_in_no_other_set(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
     assert jobs.outbox() == {job_id}
@@ -154,29 +154,29 @@ def test_the_end_is_in_the_outbox_and_nowhere_else(jobs: TimedJobs) -> None:
     assert jobs.redis.hgetall(jobs.key("busy")) == {}
 
 
-def test_a_finished_jobs_message_is_kept_no_longer(jobs: TimedJobs) -> None:
+def test_a_finished_job_has_no_message(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
     assert jobs.redis.hmget(jobs.key("job", job_id), "message_head", "message_tail") == [None, None]
 
 
 @pytest.mark.parametrize("outcome", [State.COMPLETED, State.FAILED, State.CANCELLED])
-def test_once_a_cancel_is_recorded_the_end_is_cancelled(jobs: TimedJobs, outcome: State) -> None:
+def test_once_a_cancel_is_recorded_the_job_becomes_cancelled(jobs: TimedJobs, outcome: State) -> None:
     job_id = jobs.running()
     jobs.cancel(job_id)
     assert jobs.finish(job_id, outcome=outcome, data={"artifacts": ["never published"]}) is AttemptEnd.CANCELLED
     assert error_of(jobs, job_id) == {"kind": "cancelled", "message": "cancelled on request"}
 
 
-def test_a_worker_cannot_cancel_what_nobody_asked_to_be(jobs: TimedJobs) -> None:
+def test_a_worker_cannot_cancel_a_job_by_itself(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     before = jobs.everything()
-    with pytest.raises(ResponseError, match="nobody asked"):
+    with pytest.raises(ResponseError, match="was not requested"):
         jobs.finish(job_id, outcome=State.CANCELLED)
     assert jobs.everything() == before
 
 
-def test_a_stale_token_ends_nothing_and_is_counted(jobs: TimedJobs) -> None:
+def test_a_stale_token_is_refused_and_counted(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     before = jobs.everything()
     assert jobs.finish(job_id, token="stale") is AttemptEnd.LOST
@@ -206,7 +206,7 @@ def test_a_retry_waits_for_its_time(jobs: TimedJobs) -> None:
     assert (jobs.listed(), jobs.record(job_id).not_before) == ([job_id], None)
 
 
-def test_a_retry_says_why_and_when(jobs: TimedJobs) -> None:
+def test_a_retry_logs_its_reason_and_time(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.retry(job_id, delay_ms=10_000)
     entry = jobs.log(job_id)[-1]
@@ -243,7 +243,7 @@ def test_a_drain_counts_no_attempt_however_often(jobs: TimedJobs) -> None:
     assert (jobs.record(job_id).attempt, jobs.record(job_id).counted) == (20, 0)
 
 
-def test_a_job_that_ten_workers_gave_back_for_a_fault_fails(jobs: TimedJobs) -> None:
+def test_a_job_that_ten_workers_released_for_a_fault_fails(jobs: TimedJobs) -> None:
     job_id = jobs.submit(max_attempts=1)
     for number in range(9):
         jobs.claim(job_id, token=str(number))
@@ -263,7 +263,7 @@ def test_a_lost_worker_counts_and_the_last_attempt_fails(jobs: TimedJobs) -> Non
     assert error_of(jobs, job_id) == {"kind": "worker_lost", "message": "killed, attempt 2 of 2"}
 
 
-def test_a_release_says_why(jobs: TimedJobs) -> None:
+def test_a_release_logs_its_reason(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.release(job_id, ReleaseReason.DRAIN)
     entry = jobs.log(job_id)[-1]
@@ -272,7 +272,7 @@ def test_a_release_says_why(jobs: TimedJobs) -> None:
 
 
 @pytest.mark.parametrize("reason", ReleaseReason)
-def test_a_release_of_a_job_that_was_cancelled_ends_it(jobs: TimedJobs, reason: ReleaseReason) -> None:
+def test_a_release_of_a_cancelled_job_finishes_it(jobs: TimedJobs, reason: ReleaseReason) -> None:
     job_id = jobs.running()
     jobs.cancel(job_id)
     assert jobs.release(job_id, reason) is AttemptEnd.CANCELLED
@@ -296,7 +296,7 @@ def test_an_attempt_that_was_released_cannot_be_claimed_again(jobs: TimedJobs) -
     assert jobs.claim(job_id).dropped == "ended"
 
 
-def test_a_worker_whose_job_was_released_for_it_learns_that_it_lost(jobs: TimedJobs) -> None:
+def test_a_worker_whose_job_was_released_gets_lost(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.release(job_id, ReleaseReason.WORKER_LOST, token=None, worker="one")
     assert jobs.finish(job_id) is AttemptEnd.LOST
@@ -306,7 +306,7 @@ def test_a_worker_whose_job_was_released_for_it_learns_that_it_lost(jobs: TimedJ
 # -- reap --------------------------------------------------------------------------------------------------------------
 
 
-def test_an_attempt_without_a_sign_of_life_is_given_back(jobs: TimedJobs) -> None:
+def test_an_attempt_whose_lease_lapsed_is_requeued(jobs: TimedJobs) -> None:
     jobs.reap_until(START_MS + LEASE_MS)
     job_id = jobs.running()
     assert jobs.reap_until(jobs.now + LEASE_MS) == [], "to its last moment it is believed"
@@ -324,7 +324,7 @@ def test_an_attempt_that_is_renewed_is_never_reaped(jobs: TimedJobs) -> None:
         assert jobs.renew(job_id) is LeaseStatus.OK
 
 
-def test_the_first_reap_ever_takes_nothing_for_a_lease(jobs: TimedJobs) -> None:
+def test_the_first_reap_ever_reaps_nothing_for_a_lease(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.now += 10 * LEASE_MS
     first = jobs.now
@@ -379,7 +379,7 @@ def test_the_last_counted_attempt_that_is_reaped_fails(jobs: TimedJobs) -> None:
     }
 
 
-def test_a_reaped_job_that_was_cancelled_ends_cancelled(jobs: TimedJobs) -> None:
+def test_a_reaped_job_that_was_cancelled_becomes_cancelled(jobs: TimedJobs) -> None:
     jobs.reap_until(START_MS + LEASE_MS)
     job_id = jobs.running()
     jobs.cancel(job_id)
@@ -387,7 +387,7 @@ def test_a_reaped_job_that_was_cancelled_ends_cancelled(jobs: TimedJobs) -> None
     assert jobs.state(job_id) is State.CANCELLED
 
 
-def test_a_worker_that_comes_back_after_the_reap_learns_that_it_lost(jobs: TimedJobs) -> None:
+def test_a_worker_that_returns_after_the_reap_gets_lost(jobs: TimedJobs) -> None:
     jobs.reap_until(START_MS + LEASE_MS)
     job_id = jobs.running()
     jobs.reap_until(jobs.now + LEASE_MS + 1)
@@ -401,7 +401,7 @@ def test_a_worker_that_comes_back_after_the_reap_learns_that_it_lost(jobs: Timed
     assert jobs.counter("stale_finish") == 1
 
 
-def test_one_reap_takes_no_more_than_its_limit(jobs: TimedJobs) -> None:
+def test_one_reap_requeues_no_more_than_its_limit(jobs: TimedJobs) -> None:
     jobs.reap_until(START_MS + LEASE_MS)
     running = {jobs.start(jobs.submit(), worker=f"worker {number}") for number in range(5)}
     jobs.reap_until(jobs.now + LEASE_MS)
@@ -411,12 +411,12 @@ def test_one_reap_takes_no_more_than_its_limit(jobs: TimedJobs) -> None:
     assert set(reaped) | set(jobs.reap()) == running
 
 
-# -- taken and never claimed -------------------------------------------------------------------------------------------
+# -- received and never claimed ----------------------------------------------------------------------------------------
 
 
-def test_a_message_that_was_taken_and_never_claimed_is_pushed_again(jobs: TimedJobs) -> None:
+def test_a_message_that_was_received_and_never_claimed_is_pushed_again(jobs: TimedJobs) -> None:
     job_id = jobs.submit()
-    jobs.take_message()
+    jobs.receive_message()
     jobs.now += AGE_MS - 1
     assert (jobs.sweep(), jobs.listed()) == ([], [])
     jobs.now += 1
@@ -430,7 +430,7 @@ def test_a_message_that_waits_in_the_list_is_left_alone(jobs: TimedJobs) -> None
     assert (jobs.sweep(), jobs.listed()) == ([], [job_id])
 
 
-def test_a_message_that_kombu_gave_back_is_known_again(jobs: TimedJobs) -> None:
+def test_a_message_that_kombu_restored_is_recognized(jobs: TimedJobs) -> None:
     """kombu writes what it restores with its own spacing, and marks it as redelivered."""
     job_id = jobs.submit()
     message = jobs.redis.rpop(jobs.list_key).replace(b'":', b'": ').replace(b',"', b', "')
@@ -442,24 +442,24 @@ def test_a_message_that_kombu_gave_back_is_known_again(jobs: TimedJobs) -> None:
     assert jobs.listed() == [job_id, released]
 
 
-def test_the_fifth_message_that_nobody_claims_fails_the_job(jobs: TimedJobs) -> None:
+def test_the_fifth_message_that_is_not_claimed_fails_the_job(jobs: TimedJobs) -> None:
     job_id = jobs.submit()
     for _ in range(4):
-        assert jobs.take_message() == job_id
+        assert jobs.receive_message() == job_id
         jobs.now += AGE_MS
         assert jobs.sweep() == [job_id]
-    assert jobs.take_message() == job_id
+    assert jobs.receive_message() == job_id
     jobs.now += AGE_MS
     assert jobs.sweep() == []
     assert jobs.state(job_id) is State.FAILED
     assert error_of(jobs, job_id)["kind"] == "undeliverable"
 
 
-def test_a_claim_begins_the_count_of_lost_messages_anew(jobs: TimedJobs) -> None:
+def test_a_claim_resets_the_count_of_lost_messages(jobs: TimedJobs) -> None:
     job_id = jobs.submit()
     for token in ("first", "second"):
         for _ in range(4):
-            assert jobs.take_message() == job_id
+            assert jobs.receive_message() == job_id
             jobs.now += AGE_MS
             assert jobs.sweep() == [job_id]
         jobs.claim(job_id, token=token)
@@ -470,7 +470,7 @@ def test_a_claim_begins_the_count_of_lost_messages_anew(jobs: TimedJobs) -> None
 
 def test_a_sweep_fills_the_list_for_workers_that_came(jobs: TimedJobs) -> None:
     submitted = [jobs.submit() for _ in range(3)]
-    jobs.redis.lpop(jobs.list_key)  # somebody flushed the list
+    jobs.redis.lpop(jobs.list_key)  # the list was flushed
     jobs.now += AGE_MS
     assert jobs.sweep() == submitted[:1]
     assert jobs.listed() == submitted[:1]
@@ -494,7 +494,7 @@ def test_a_cancelled_job_that_waits_never_runs(jobs: TimedJobs, situation: str) 
     assert jobs.log(job_id)[-1].event is JobEvent.CANCELLED
 
 
-def test_a_running_job_is_marked_and_the_worker_is_told(jobs: TimedJobs) -> None:
+def test_a_running_job_is_marked_and_the_worker_gets_cancel(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     assert jobs.cancel(job_id) == Cancelled(Receipt.INTERRUPTING, State.RUNNING)
     assert jobs.renew(job_id) is LeaseStatus.CANCEL
@@ -502,7 +502,7 @@ def test_a_running_job_is_marked_and_the_worker_is_told(jobs: TimedJobs) -> None
     assert jobs.log(job_id)[-1].event is JobEvent.CANCELLING
 
 
-def test_a_cancel_of_what_ended_comes_too_late(jobs: TimedJobs) -> None:
+def test_a_cancel_of_a_finished_job_is_too_late(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
     before = jobs.everything()
@@ -526,12 +526,12 @@ def test_a_stranger_cannot_cancel(jobs: TimedJobs) -> None:
 
 
 def test_a_part_of_darkroom_cancels_for_any_tenant(jobs: TimedJobs) -> None:
-    job_id = jobs.submit(tenant="somebody")
+    job_id = jobs.submit(tenant="another")
     assert jobs.cancel(job_id, tenant=None).receipt is Receipt.DEQUEUED
 
 
-def test_a_job_that_never_was_cannot_be_cancelled(jobs: TimedJobs) -> None:
-    assert jobs.cancel("nobody") == Cancelled(None, None)
+def test_an_unknown_job_cannot_be_cancelled(jobs: TimedJobs) -> None:
+    assert jobs.cancel("unknown-job") == Cancelled(None, None)
 
 
 # -- expire ------------------------------------------------------------------------------------------------------------
@@ -555,10 +555,10 @@ def test_an_expired_job_leaves_no_message(jobs: TimedJobs) -> None:
     assert jobs.listed() == []
 
 
-@pytest.mark.parametrize("give_back", ["release", "retry"])
-def test_a_start_deadline_binds_the_first_attempt_only(jobs: TimedJobs, give_back: str) -> None:
+@pytest.mark.parametrize("transition", ["release", "retry"])
+def test_a_start_deadline_binds_the_first_attempt_only(jobs: TimedJobs, transition: str) -> None:
     job_id = jobs.running(start_deadline=START_MS + 5_000)
-    if give_back == "release":
+    if transition == "release":
         jobs.release(job_id, ReleaseReason.DRAIN)
     else:
         jobs.retry(job_id, delay_ms=0)
@@ -577,7 +577,7 @@ def test_one_call_expires_no_more_than_its_limit(jobs: TimedJobs) -> None:
 # -- keys deleted by hand ----------------------------------------------------------------------------------------------
 
 
-def test_jobs_whose_records_were_deleted_by_hand_stop_nobody_else(jobs: TimedJobs) -> None:
+def test_jobs_whose_records_were_deleted_by_hand_stop_no_others(jobs: TimedJobs) -> None:
     first = jobs.running()
     lapsing = jobs.start(jobs.submit(), token="second", worker="two")
     due = jobs.start(jobs.submit(), token="third", worker="three")
@@ -650,10 +650,10 @@ def test_a_lost_worker_is_found_though_the_clock_was_set_back(jobs: TimedJobs) -
 def test_a_lost_message_is_pushed_again_though_the_clock_was_set_back(jobs: TimedJobs) -> None:
     jobs.worker()
     job_id = jobs.submit()
-    assert jobs.take_message() == job_id
+    assert jobs.receive_message() == job_id
     set_back(jobs)
     tick_for(jobs, calls.SWEEP_AGE_MS + 2_000)
-    assert jobs.take_message() == job_id
+    assert jobs.receive_message() == job_id
 
 
 def test_a_relative_start_deadline_stays_as_far_away_and_a_time_stays_that_time(jobs: TimedJobs) -> None:
@@ -668,40 +668,40 @@ def test_a_relative_start_deadline_stays_as_far_away_and_a_time_stays_that_time(
 def test_an_event_that_the_sink_refused_is_due_in_time_though_the_clock_was_set_back(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
-    assert jobs.take(call="1") == [job_id]
+    assert jobs.lease(call="1") == [job_id]
     jobs.run(calls.reschedule_relay(job_id, delay_ms=5_000, now=jobs.now))
     set_back(jobs)
     tick_for(jobs, 7_000)
-    assert jobs.take(call="2") == [job_id]
+    assert jobs.lease(call="2") == [job_id]
 
 
 @pytest.mark.parametrize("kind", ["history", "notice"])
-def test_what_was_deferred_is_due_in_time_though_the_clock_was_set_back(jobs: TimedJobs, kind: str) -> None:
-    defer, take, subject = outward(jobs, kind)
-    jobs.run(defer(subject, delay_ms=5_000, now=jobs.now))
+def test_a_rescheduled_entry_is_due_in_time_though_the_clock_was_set_back(jobs: TimedJobs, kind: str) -> None:
+    reschedule, lease, subject = outbox_entry(jobs, kind)
+    jobs.run(reschedule(subject, delay_ms=5_000, now=jobs.now))
     set_back(jobs)
-    assert jobs.run(take(taker="courier", call="2", limit=10, now=jobs.now)) == []
+    assert jobs.run(lease(owner="courier", call="2", limit=10, now=jobs.now)) == []
     tick_for(jobs, 7_000)
-    assert jobs.run(take(taker="courier", call="3", limit=10, now=jobs.now)) == [subject]
+    assert jobs.run(lease(owner="courier", call="3", limit=10, now=jobs.now)) == [subject]
 
 
-def outward(jobs: TimedJobs, kind: str) -> tuple[Any, Any, str]:
-    """How an entry of this kind is deferred and taken, and one that was taken."""
-    defer: Any
-    take: Any
+def outbox_entry(jobs: TimedJobs, kind: str) -> tuple[Any, Any, str]:
+    """How an entry of this kind is rescheduled and leased, and one that is leased."""
+    reschedule: Any
+    lease: Any
     if kind == "history":
         subject = jobs.running()
         jobs.finish(subject)
-        defer, take = calls.reschedule_history, calls.lease_history
+        reschedule, lease = calls.reschedule_history, calls.lease_history
     else:
         subject = new_subscription_id(jobs.now)
         said: dict[str, Any] = {"tenant": TENANT, "url": "https://receiver.test/", "events": DEFAULT_EVENTS}
         jobs.run(calls.subscribe(subject, **said, create=True, now=jobs.now))
         jobs.run(calls.subscribe(subject, tenant=TENANT, enabled=False, now=jobs.now))
         jobs.redis.zadd(jobs.key("notices"), {subject: jobs.now})
-        defer, take = calls.reschedule_notice, calls.lease_notices
-    assert jobs.run(take(taker="courier", call="1", limit=10, now=jobs.now)) == [subject]
-    return defer, take, subject
+        reschedule, lease = calls.reschedule_notice, calls.lease_notices
+    assert jobs.run(lease(owner="courier", call="1", limit=10, now=jobs.now)) == [subject]
+    return reschedule, lease, subject
 
 
 async def test_a_worker_that_is_lost_gets_no_message_though_the_clock_was_set_back(
@@ -717,7 +717,7 @@ async def test_a_worker_that_is_lost_gets_no_message_though_the_clock_was_set_ba
     assert jobs.run(calls.observe(POOL, now=jobs.now)).idle == 0
     jobs.now += 4 * calls.WORKER_TTL_MS
     jobs.worker("another")
-    assert [worker.name for worker in await ledger.workers()] == ["another"]
+    assert [worker.name for worker in await reads.workers(ledger)] == ["another"]
 
 
 def test_a_drain_that_is_not_renewed_is_over_in_time_though_the_clock_was_set_back(jobs: TimedJobs) -> None:

@@ -1,4 +1,4 @@
-"""Who is told of a job: subscriptions, the deliveries that an applied event leaves, their turns, tries and ends."""
+"""Subscriptions, the deliveries that an applied event creates, their order, attempts and outcomes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from darkroom.jobs import State, new_job_id
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Applied, AttemptResult, Deleted, DeliveryOutcome, Redelivered, Subscribed
 from darkroom.ledger.client import AsyncLedger
 from darkroom.webhooks.subscriptions import (
@@ -62,20 +62,20 @@ def apply(jobs: TimedJobs, job_id: str, *, seq: int | None = None) -> str:
     return job_id
 
 
-def take(
-    jobs: TimedJobs, *, limit: int = 100, per_target: int = 100, rate: int | None = None, taker: str = "courier"
+def lease(
+    jobs: TimedJobs, *, limit: int = 100, per_target: int = 100, rate: int | None = None, owner: str = "courier"
 ) -> list[LeasedDelivery]:
     call = calls.lease_deliveries(
-        taker=taker, call=f"call-{next(_calls)}", limit=limit, per_target=per_target, rate=rate, now=jobs.now
+        owner=owner, call=f"call-{next(_calls)}", limit=limit, per_target=per_target, rate=rate, now=jobs.now
     )
-    taken = jobs.run(call)
+    leased = jobs.run(call)
     before = jobs.everything()
-    assert jobs.run(call) == taken, "a repeated call gets the same"
+    assert jobs.run(call) == leased, "a repeated call gets the same"
     assert jobs.everything() == before
-    return taken
+    return leased
 
 
-def settle(jobs: TimedJobs, delivery: LeasedDelivery, outcome: DeliveryOutcome, **more: Any) -> AttemptResult:
+def record(jobs: TimedJobs, delivery: LeasedDelivery, outcome: DeliveryOutcome, **more: Any) -> AttemptResult:
     call = calls.record_attempt(delivery, outcome=outcome, now=jobs.now, **more)
     answer = jobs.run(call)
     before = jobs.everything()
@@ -85,11 +85,11 @@ def settle(jobs: TimedJobs, delivery: LeasedDelivery, outcome: DeliveryOutcome, 
 
 
 async def seen(ledger: AsyncLedger, job_id: str) -> list[Delivery]:
-    return await ledger.deliveries(job_id, tenant=TENANT)
+    return await reads.deliveries(ledger, job_id, tenant=TENANT)
 
 
 async def subscription(ledger: AsyncLedger, subscription_id: str) -> Subscription:
-    found = await ledger.subscription(subscription_id, tenant=TENANT)
+    found = await reads.subscription(ledger, subscription_id, tenant=TENANT)
     assert found is not None
     return found
 
@@ -97,7 +97,7 @@ async def subscription(ledger: AsyncLedger, subscription_id: str) -> Subscriptio
 class TestSubscriptions:
     """What a tenant registers."""
 
-    async def test_one_is_kept_as_it_was_registered(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_a_subscription_is_stored_as_it_was_created(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs, models=["sd", "flux"], events=[WebhookEvent.FAILED, WebhookEvent.STARTED])
         permit(jobs, rate=30)
         assert await subscription(ledger, subscription_id) == Subscription(
@@ -117,7 +117,7 @@ class TestSubscriptions:
             allowed_rate=30,
         )
 
-    async def test_all_of_a_tenant_are_listed_the_oldest_first_and_nobody_elses(
+    async def test_a_tenants_subscriptions_are_listed_the_oldest_first(
         self, jobs: TimedJobs, ledger: AsyncLedger
     ) -> None:
         mine = []
@@ -125,11 +125,11 @@ class TestSubscriptions:
             mine.append(subscribe(jobs))
             jobs.now += 1
         theirs = subscribe(jobs, tenant="stranger of note")
-        assert [each.id for each in await ledger.subscriptions(TENANT)] == mine
-        assert [each.id for each in await ledger.subscriptions("stranger of note")] == [theirs]
-        assert await ledger.subscription(theirs, tenant=TENANT) is None
+        assert [each.id for each in await reads.subscriptions(ledger, TENANT)] == mine
+        assert [each.id for each in await reads.subscriptions(ledger, "stranger of note")] == [theirs]
+        assert await reads.subscription(ledger, theirs, tenant=TENANT) is None
 
-    def test_to_register_one_again_changes_nothing(self, jobs: TimedJobs) -> None:
+    def test_a_repeated_creation_changes_nothing(self, jobs: TimedJobs) -> None:
         subscription_id = subscribe(jobs)
         before = jobs.everything()
         again = calls.subscribe(
@@ -138,7 +138,7 @@ class TestSubscriptions:
         assert jobs.run(again) is Subscribed.CREATED
         assert jobs.everything() == before
 
-    def test_what_is_not_there_or_a_strangers_is_unknown(self, jobs: TimedJobs) -> None:
+    def test_a_missing_one_or_another_tenants_is_unknown(self, jobs: TimedJobs) -> None:
         subscription_id = subscribe(jobs)
         before = jobs.everything()
         for name, tenant in ((new_subscription_id(jobs.now), TENANT), (subscription_id, "stranger")):
@@ -148,7 +148,7 @@ class TestSubscriptions:
             assert not jobs.run(calls.unsubscribe(name, tenant=tenant, now=jobs.now))
         assert jobs.everything() == before
 
-    def test_a_tenant_has_so_many_and_no_more(self, jobs: TimedJobs) -> None:
+    def test_subscriptions_of_a_tenant_are_limited(self, jobs: TimedJobs) -> None:
         ids = [subscribe(jobs, f"https://{number}.receiver.test/") for number in range(MAX_SUBSCRIPTIONS)]
         one_more = calls.subscribe(
             new_subscription_id(jobs.now), tenant=TENANT, url=URL, events=ALL, create=True, now=jobs.now
@@ -157,7 +157,7 @@ class TestSubscriptions:
         jobs.run(calls.unsubscribe(ids[0], tenant=TENANT, now=jobs.now))
         assert jobs.run(one_more) is Subscribed.CREATED
 
-    def test_an_origin_has_so_many_and_no_more(self, jobs: TimedJobs) -> None:
+    def test_subscriptions_of_an_origin_are_limited(self, jobs: TimedJobs) -> None:
         one, *_ = [subscribe(jobs, f"{URL}/{number}") for number in range(MAX_PER_TARGET)]
         elsewhere = subscribe(jobs, "https://another.test/")
 
@@ -173,30 +173,30 @@ class TestSubscriptions:
         jobs.run(calls.unsubscribe(one, tenant=TENANT, now=jobs.now))
         assert answer(elsewhere, url=f"{URL}/more") is Subscribed.CHANGED
 
-    async def test_what_is_enabled_again_starts_with_a_clean_slate(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_enabling_removes_the_reason_and_the_failures(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
-        (delivery,) = take(jobs)
-        settle(jobs, delivery, DeliveryOutcome.GONE, status=410)
+        (delivery,) = lease(jobs)
+        record(jobs, delivery, DeliveryOutcome.GONE, status=410)
         jobs.now += 1
         change = calls.subscribe(subscription_id, tenant=TENANT, enabled=True, now=jobs.now)
         assert jobs.run(change) is Subscribed.CHANGED
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.reason, found.changed) == (SubscriptionState.ENABLED, None, jobs.now)
-        assert jobs.run(calls.lease_notices(taker="c", call="1", limit=9, now=jobs.now)) == []
+        assert jobs.run(calls.lease_notices(owner="c", call="1", limit=9, now=jobs.now)) == []
 
-    async def test_a_change_does_not_say_why_one_that_has_ended_did(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_a_change_keeps_the_reason_of_one_that_has_ended(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
-        (delivery,) = take(jobs)
-        settle(jobs, delivery, DeliveryOutcome.GONE, status=410)
+        (delivery,) = lease(jobs)
+        record(jobs, delivery, DeliveryOutcome.GONE, status=410)
         change = calls.subscribe(subscription_id, tenant=TENANT, url=URL, events=ALL, enabled=False, now=jobs.now + 1)
         jobs.run(change)
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.reason) == (SubscriptionState.ENDED, "its receiver answered 410")
         assert found.events == ALL
 
-    async def test_what_is_not_said_of_one_stays_as_it_is(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_fields_that_are_not_given_stay(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs, models=["sd"])
         before = await subscription(ledger, subscription_id)
         change = calls.subscribe(subscription_id, tenant=TENANT, events=ALL, now=jobs.now + 1)
@@ -216,7 +216,7 @@ class TestSubscriptions:
 class TestStored:
     """Which deliveries an applied event leaves."""
 
-    async def test_a_jobs_own_webhook_is_told_of_its_end(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_a_jobs_own_webhook_gets_its_terminal_event(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         job_id = ended(jobs, webhook=Webhook(URL))
         end = jobs.record(job_id).end_seq
         (delivery,) = await seen(ledger, job_id)
@@ -236,13 +236,13 @@ class TestStored:
             tried=0,
             tries=(),
         )
-        assert await ledger.delivery(delivery.id, job_id=job_id, tenant=TENANT) == delivery
-        assert await ledger.delivery(delivery.id, job_id=job_id, tenant="stranger") is None
-        assert await ledger.delivery(delivery.id, job_id=new_job_id(jobs.now), tenant=TENANT) is None
-        assert await ledger.deliveries(job_id, tenant="stranger") == []
+        assert await reads.delivery(ledger, delivery.id, job_id=job_id, tenant=TENANT) == delivery
+        assert await reads.delivery(ledger, delivery.id, job_id=job_id, tenant="stranger") is None
+        assert await reads.delivery(ledger, delivery.id, job_id=new_job_id(jobs.now), tenant=TENANT) is None
+        assert await reads.deliveries(ledger, job_id, tenant="stranger") == []
         assert jobs.record(job_id).webhook == Webhook(URL)
 
-    async def test_each_subscription_is_told_what_it_asked_for(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_each_subscription_gets_the_events_it_asks_for(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         wanting = subscribe(jobs)
         of_this_model = subscribe(jobs, models=["flux", "sd"])
         subscribe(jobs, models=["flux"])
@@ -253,7 +253,9 @@ class TestStored:
         assert {each.recipient for each in await seen(ledger, job_id)} == {wanting, of_this_model}
 
     @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED])
-    async def test_every_end_can_be_asked_for(self, jobs: TimedJobs, ledger: AsyncLedger, state: State) -> None:
+    async def test_every_terminal_event_can_be_subscribed_to(
+        self, jobs: TimedJobs, ledger: AsyncLedger, state: State
+    ) -> None:
         job_id = jobs.submit(start_deadline=jobs.now + 1, webhook=Webhook(URL, frozenset({WebhookEvent(state)})))
         if state is State.EXPIRED:
             jobs.now += 1
@@ -266,7 +268,7 @@ class TestStored:
         apply(jobs, job_id)
         assert [each.event.value for each in await seen(ledger, job_id)] == [state]
 
-    async def test_an_event_that_comes_again_leaves_nothing_more(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_a_repeated_event_creates_no_delivery(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         job_id = ended(jobs, webhook=Webhook(URL))
         before = jobs.everything()
         again = calls.mark_applied(job_id, seq=jobs.record(job_id).end_seq or 0, now=jobs.now + 1)
@@ -284,18 +286,18 @@ class TestStored:
 
 
 class TestStarts:
-    """`started` is told to those who ask for it, and before the end."""
+    """`started` is delivered to receivers that ask for it, before the terminal event."""
 
-    def test_nobody_is_told_of_a_start_who_did_not_ask(self, jobs: TimedJobs) -> None:
+    def test_a_start_is_not_delivered_unless_asked_for(self, jobs: TimedJobs) -> None:
         subscribe(jobs)
         subscribe(jobs, events=ALL, enabled=False)
         subscribe(jobs, events=ALL, tenant="stranger")
         jobs.running(webhook=Webhook(URL))
         assert jobs.outbox() == set()
 
-    async def test_a_start_that_was_asked_for_is_told_first(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_a_start_that_was_asked_for_is_delivered_first(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         job_id = jobs.running(webhook=Webhook(URL, ALL))
-        (start,) = (await ledger.untold([job_id]))[0]
+        (start,) = (await reads.pending_starts(ledger, [job_id]))[0]
         assert (start.event.value, start.event_id) == ("started", f"{job_id}:{start.seq}")
         assert jobs.outbox() == {job_id}
         assert jobs.run(calls.mark_applied(job_id, seq=start.seq, now=jobs.now)) is Applied.APPLIED
@@ -310,26 +312,26 @@ class TestStarts:
     async def test_a_subscription_may_ask_for_starts_too(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs, events=[WebhookEvent.STARTED])
         job_id = jobs.running()
-        (start,) = (await ledger.untold([job_id]))[0]
+        (start,) = (await reads.pending_starts(ledger, [job_id]))[0]
         apply(jobs, job_id, seq=start.seq)
         assert [each.recipient for each in await seen(ledger, job_id)] == [subscription_id]
         jobs.run(calls.unsubscribe(subscription_id, tenant=TENANT, now=jobs.now))
-        assert await ledger.untold([jobs.running()]) == [[]]
+        assert await reads.pending_starts(ledger, [jobs.running()]) == [[]]
 
     async def test_each_attempt_is_a_start(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         job_id = jobs.running(webhook=Webhook(URL, ALL))
         jobs.retry(job_id, delay_ms=0)
         jobs.promote()
         jobs.start(job_id, token="again")
-        first, second = (await ledger.untold([job_id]))[0]
+        first, second = (await reads.pending_starts(ledger, [job_id]))[0]
         apply(jobs, job_id, seq=second.seq)
-        assert (await ledger.untold([job_id]))[0] == [first]
+        assert (await reads.pending_starts(ledger, [job_id]))[0] == [first]
         assert jobs.outbox() == {job_id}
 
     async def test_an_end_applied_before_its_start_waits_for_it(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         """As it comes from a Broker that keeps no order."""
         job_id = jobs.running(webhook=Webhook(URL, ALL))
-        (start,) = (await ledger.untold([job_id]))[0]
+        (start,) = (await reads.pending_starts(ledger, [job_id]))[0]
         jobs.finish(job_id)
         end = apply(jobs, job_id)
         jobs.run(calls.mark_archived(end, seq=jobs.record(end).end_seq or 0, now=jobs.now))
@@ -339,11 +341,11 @@ class TestStarts:
         assert jobs.outbox() == set()
         assert jobs.redis.pttl(jobs.key("job", job_id)) > 0
 
-    def test_the_leases_of_a_start_do_not_hold_up_the_end(self, jobs: TimedJobs) -> None:
+    def test_the_leases_of_a_start_do_not_delay_the_terminal_event(self, jobs: TimedJobs) -> None:
         job_id = jobs.running(webhook=Webhook(URL, ALL))
-        jobs.take(call="1")
+        jobs.lease(call="1")
         jobs.finish(job_id)
-        assert jobs.take(call="2") == [job_id], "due at once"
+        assert jobs.lease(call="2") == [job_id], "due at once"
         assert jobs.redis.zscore(jobs.key("outbox"), job_id) == jobs.now + calls.RELAY_LEASE_MS
 
 
@@ -358,33 +360,33 @@ class TestOrder:
         return apply(jobs, job_id)
 
     @pytest.mark.parametrize("outcome", [DeliveryOutcome.DELIVERED, DeliveryOutcome.FAILED, DeliveryOutcome.GONE])
-    async def test_the_end_waits_until_the_try_of_the_start_is_settled(
+    async def test_the_terminal_event_waits_for_the_attempt_of_the_start(
         self, jobs: TimedJobs, ledger: AsyncLedger, outcome: DeliveryOutcome
     ) -> None:
         permit(jobs)
         job_id = self.started_and_completed(jobs, webhook=Webhook(URL, ALL))
-        (start,) = take(jobs)
+        (start,) = lease(jobs)
         assert start.event is WebhookEvent.STARTED
-        assert take(jobs, taker="another") == []
-        settle(jobs, start, outcome, again_ms=1000 if outcome is DeliveryOutcome.FAILED else None)
-        (end,) = take(jobs)
+        assert lease(jobs, owner="another") == []
+        record(jobs, start, outcome, again_ms=1000 if outcome is DeliveryOutcome.FAILED else None)
+        (end,) = lease(jobs)
         assert end.event is WebhookEvent.COMPLETED
         jobs.now += 1000
-        assert take(jobs) == [], "a start that failed is not posted after the end"
+        assert lease(jobs) == [], "a start that failed is not posted after the end"
         if outcome is DeliveryOutcome.FAILED:
             first, _ = await seen(ledger, job_id)
             assert (first.state, first.reason) == (DeliveryState.GIVEN_UP, "overtaken by a later event of the job")
 
-    def test_a_start_whose_courier_died_is_posted_again_before_the_end(self, jobs: TimedJobs) -> None:
+    def test_a_start_whose_courier_died_is_posted_again_first(self, jobs: TimedJobs) -> None:
         permit(jobs)
         self.started_and_completed(jobs, webhook=Webhook(URL, ALL))
-        take(jobs, taker="dies")
-        assert take(jobs) == []
+        lease(jobs, owner="dies")
+        assert lease(jobs) == []
         jobs.now += LEASE_MS + 1
-        (start,) = take(jobs)
+        (start,) = lease(jobs)
         assert start.event is WebhookEvent.STARTED
-        settle(jobs, start, DeliveryOutcome.DELIVERED, status=204)
-        assert [each.event for each in take(jobs)] == [WebhookEvent.COMPLETED]
+        record(jobs, start, DeliveryOutcome.DELIVERED, status=204)
+        assert [each.event for each in lease(jobs)] == [WebhookEvent.COMPLETED]
 
     def test_many_starts_keep_their_order(self, jobs: TimedJobs) -> None:
         """Their numbers have one and two digits, and all are due at the same moment."""
@@ -400,22 +402,22 @@ class TestOrder:
         for seq in seqs:
             apply(jobs, job_id, seq=seq)
         posted = []
-        while taken := take(jobs):
-            (delivery,) = taken
+        while leased := lease(jobs):
+            (delivery,) = leased
             posted.append(delivery.seq)
-            settle(jobs, delivery, DeliveryOutcome.DELIVERED, status=204)
+            record(jobs, delivery, DeliveryOutcome.DELIVERED, status=204)
         assert posted == seqs
 
     def test_recipients_do_not_wait_for_each_other(self, jobs: TimedJobs) -> None:
         permit(jobs)
         subscription_id = subscribe(jobs, events=ALL)
         self.started_and_completed(jobs, webhook=Webhook(URL, ALL))
-        starts = take(jobs)
+        starts = lease(jobs)
         assert {each.recipient for each in starts} == {"job", subscription_id}
         assert {each.event for each in starts} == {WebhookEvent.STARTED}
         of_job = next(each for each in starts if each.recipient == "job")
-        settle(jobs, of_job, DeliveryOutcome.DELIVERED, status=204)
-        assert [(each.recipient, each.event) for each in take(jobs)] == [("job", WebhookEvent.COMPLETED)]
+        record(jobs, of_job, DeliveryOutcome.DELIVERED, status=204)
+        assert [(each.recipient, each.event) for each in lease(jobs)] == [("job", WebhookEvent.COMPLETED)]
 
     async def test_a_start_that_is_applied_after_the_end_is_not_delivered(
         self, jobs: TimedJobs, ledger: AsyncLedger
@@ -433,33 +435,33 @@ class TestOrder:
         jobs.retry(job_id, delay_ms=0)
         jobs.promote()
         jobs.start(job_id, token="again")
-        first, second = (await ledger.untold([job_id]))[0]
+        first, second = (await reads.pending_starts(ledger, [job_id]))[0]
         apply(jobs, job_id, seq=second.seq)
         apply(jobs, job_id, seq=first.seq)
         assert [each.seq for each in await seen(ledger, job_id)] == [second.seq]
-        assert (await ledger.untold([job_id]))[0] == []
+        assert (await reads.pending_starts(ledger, [job_id]))[0] == []
 
 
 class TestTurns:
     """Who gets what to post, and how much of it."""
 
-    def test_what_was_taken_is_nobody_elses_while_the_lease_lasts(self, jobs: TimedJobs) -> None:
+    def test_what_is_leased_has_one_owner_while_the_lease_lasts(self, jobs: TimedJobs) -> None:
         permit(jobs)
         ended(jobs, webhook=Webhook(URL))
-        (first,) = take(jobs, taker="one")
+        (first,) = lease(jobs, owner="one")
         jobs.now += LEASE_MS - 1
-        assert take(jobs, taker="two") == []
+        assert lease(jobs, owner="two") == []
         jobs.now += 1
-        (second,) = take(jobs, taker="two")
+        (second,) = lease(jobs, owner="two")
         assert (second.id, second.number) == (first.id, 1)
         assert second.token != first.token
-        assert settle(jobs, first, DeliveryOutcome.FAILED, again_ms=1) is AttemptResult.LOST, "it is another's by now"
-        assert settle(jobs, first, DeliveryOutcome.DELIVERED, status=204) is AttemptResult.DELIVERED, (
-            "what was taken in was"
+        assert record(jobs, first, DeliveryOutcome.FAILED, again_ms=1) is AttemptResult.LOST, "it is another's by now"
+        assert record(jobs, first, DeliveryOutcome.DELIVERED, status=204) is AttemptResult.DELIVERED, (
+            "what was leased in was"
         )
-        assert settle(jobs, second, DeliveryOutcome.FAILED, again_ms=1) is AttemptResult.LOST
+        assert record(jobs, second, DeliveryOutcome.FAILED, again_ms=1) is AttemptResult.LOST
 
-    def test_a_target_gets_so_many_at_a_time_and_the_others_theirs(self, jobs: TimedJobs) -> None:
+    def test_the_leases_of_a_target_are_limited(self, jobs: TimedJobs) -> None:
         slow, quick = "https://slow.test/", "https://quick.test/"
         for url in (slow, quick):
             permit(jobs, url)
@@ -467,11 +469,11 @@ class TestTurns:
             ended(jobs, webhook=Webhook(slow))
         for _ in range(3):
             ended(jobs, webhook=Webhook(quick))
-        taken = take(jobs, per_target=2)
-        assert sorted(each.url for each in taken) == [quick, quick, slow, slow]
-        assert take(jobs, per_target=2) == []
-        settle(jobs, next(each for each in taken if each.url == quick), DeliveryOutcome.DELIVERED, status=200)
-        assert [each.url for each in take(jobs, per_target=2)] == [quick]
+        leased = lease(jobs, per_target=2)
+        assert sorted(each.url for each in leased) == [quick, quick, slow, slow]
+        assert lease(jobs, per_target=2) == []
+        record(jobs, next(each for each in leased if each.url == quick), DeliveryOutcome.DELIVERED, status=200)
+        assert [each.url for each in lease(jobs, per_target=2)] == [quick]
 
     def test_targets_take_turns(self, jobs: TimedJobs) -> None:
         """One with a long backlog from long ago does not come first each time."""
@@ -483,7 +485,7 @@ class TestTurns:
             jobs.now += 1
         order = []
         for _ in range(6):
-            (each,) = take(jobs, limit=1)
+            (each,) = lease(jobs, limit=1)
             order.append(each.url)
             jobs.now += 1
         assert order == urls * 2
@@ -498,25 +500,25 @@ class TestTurns:
         assert target_of("a", "http://[0::0:1]:8080/") == "a@http://[::1]:8080"
         assert target_of("a", URL) != target_of("b", URL)
 
-    def test_a_receiver_that_was_not_asked_yet_gets_one_at_a_time(self, jobs: TimedJobs) -> None:
+    def test_a_receiver_without_consent_gets_one_at_a_time(self, jobs: TimedJobs) -> None:
         for _ in range(3):
             ended(jobs, webhook=Webhook(URL))
-        (first,) = take(jobs)
+        (first,) = lease(jobs)
         assert not first.is_permitted
-        assert take(jobs) == []
+        assert lease(jobs) == []
         permit(jobs)
-        others = take(jobs)
+        others = lease(jobs)
         assert [each.is_permitted for each in others] == [True, True]
         jobs.now += DAY_MS
-        assert not any(each.is_permitted for each in take(jobs)), "a consent is not relied on for ever"
+        assert not any(each.is_permitted for each in lease(jobs)), "a consent is not relied on for ever"
 
-    def test_the_rate_that_was_granted_is_kept(self, jobs: TimedJobs) -> None:
+    def test_the_granted_rate_is_respected(self, jobs: TimedJobs) -> None:
         permit(jobs, rate=30)
         for _ in range(100):
             ended(jobs, webhook=Webhook(URL))
         posted: list[int] = []
         for number in range(180_000 // 500):
-            call = calls.lease_deliveries(taker="courier", call=str(number), limit=100, per_target=100, now=jobs.now)
+            call = calls.lease_deliveries(owner="courier", call=str(number), limit=100, per_target=100, now=jobs.now)
             for each in jobs.run(call):
                 posted.append(jobs.now)
                 jobs.run(calls.record_attempt(each, outcome=DeliveryOutcome.DELIVERED, now=jobs.now))
@@ -525,7 +527,7 @@ class TestTurns:
         assert busiest <= 30
         assert len(posted) >= 85, "and it is used"
 
-    def test_a_target_that_granted_no_rate_gets_no_more_than_the_couriers(self, jobs: TimedJobs) -> None:
+    def test_a_target_that_granted_no_rate_gets_the_couriers_rate(self, jobs: TimedJobs) -> None:
         """A hundred events are due at one moment to ten addresses of one origin."""
         permit(jobs)
         for _ in range(100):
@@ -533,53 +535,53 @@ class TestTurns:
         posted = []
         began = jobs.now
         while jobs.now < began + 3000:
-            for each in take(jobs, rate=600):
-                settle(jobs, each, DeliveryOutcome.DELIVERED, status=204)
+            for each in lease(jobs, rate=600):
+                record(jobs, each, DeliveryOutcome.DELIVERED, status=204)
                 posted.append(jobs.now - began)
             jobs.now += 50
         assert len([at for at in posted if at < 1000]) <= 20, "ten a second, and a burst of a second"
         assert 25 <= len(posted) <= 40
 
-    def test_a_target_that_fails_gets_one_at_a_time_until_it_takes_one(self, jobs: TimedJobs) -> None:
+    def test_a_target_that_fails_gets_one_at_a_time_until_it_accepts_one(self, jobs: TimedJobs) -> None:
         permit(jobs)
         for _ in range(8):
             ended(jobs, webhook=Webhook(URL))
-        for each in take(jobs, per_target=3):
-            settle(jobs, each, DeliveryOutcome.FAILED, again_ms=DAY_MS)
-        (probe,) = take(jobs, per_target=3)
-        assert take(jobs, per_target=3) == []
-        settle(jobs, probe, DeliveryOutcome.DELIVERED, status=200)
-        assert len(take(jobs, per_target=3)) == 3
+        for each in lease(jobs, per_target=3):
+            record(jobs, each, DeliveryOutcome.FAILED, again_ms=DAY_MS)
+        (probe,) = lease(jobs, per_target=3)
+        assert lease(jobs, per_target=3) == []
+        record(jobs, probe, DeliveryOutcome.DELIVERED, status=200)
+        assert len(lease(jobs, per_target=3)) == 3
 
     def test_a_target_that_asks_for_a_pause_gets_it(self, jobs: TimedJobs) -> None:
         permit(jobs)
         for _ in range(2):
             ended(jobs, webhook=Webhook(URL))
-        (first,) = take(jobs, limit=1)
-        settle(jobs, first, DeliveryOutcome.FAILED, status=429, again_ms=90_000, pause_ms=90_000)
+        (first,) = lease(jobs, limit=1)
+        record(jobs, first, DeliveryOutcome.FAILED, status=429, again_ms=90_000, pause_ms=90_000)
         jobs.now += 89_999
-        assert take(jobs) == []
+        assert lease(jobs) == []
         jobs.now += 1
-        assert len(take(jobs)) == 2
+        assert len(lease(jobs)) == 2
 
-    def test_a_new_address_gets_what_is_still_to_be_delivered(self, jobs: TimedJobs) -> None:
+    def test_a_new_address_gets_the_open_deliveries(self, jobs: TimedJobs) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
         elsewhere = "https://elsewhere.test/hook"
         permit(jobs, elsewhere)
         change = calls.subscribe(subscription_id, tenant=TENANT, url=elsewhere, events=ALL, now=jobs.now)
         jobs.run(change)
-        assert take(jobs) == []
-        assert [each.url for each in take(jobs)] == [elsewhere]
+        assert lease(jobs) == []
+        assert [each.url for each in lease(jobs)] == [elsewhere]
 
-    async def test_what_was_to_be_told_to_one_that_is_gone_is_given_up(
+    async def test_open_deliveries_to_a_deleted_subscription_are_given_up(
         self, jobs: TimedJobs, ledger: AsyncLedger
     ) -> None:
         deleted, disabled = subscribe(jobs), subscribe(jobs)
         job_id = ended(jobs)
         jobs.run(calls.unsubscribe(deleted, tenant=TENANT, now=jobs.now))
         jobs.run(calls.subscribe(disabled, tenant=TENANT, url=URL, events=ALL, enabled=False, now=jobs.now))
-        assert take(jobs) == []
+        assert lease(jobs) == []
         reasons = {each.recipient: (each.state, each.reason) for each in await seen(ledger, job_id)}
         assert reasons == {
             deleted: (DeliveryState.GIVEN_UP, "its subscription was deleted"),
@@ -591,11 +593,11 @@ class TestTurns:
 class TestTries:
     """What follows from a try."""
 
-    async def test_what_was_taken_in_is_delivered(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_a_successful_attempt_delivers(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
-        (delivery,) = take(jobs)
-        assert settle(jobs, delivery, DeliveryOutcome.DELIVERED, status=202, took_ms=7) is AttemptResult.DELIVERED
+        (delivery,) = lease(jobs)
+        assert record(jobs, delivery, DeliveryOutcome.DELIVERED, status=202, took_ms=7) is AttemptResult.DELIVERED
         (found,) = await seen(ledger, job_id)
         assert (found.state, found.ended, found.due, found.tried) == (DeliveryState.DELIVERED, jobs.now, None, 1)
         ((number, status, took_ms, error),) = [(t.number, t.status, t.took_ms, t.error) for t in found.tries]
@@ -603,126 +605,124 @@ class TestTries:
         assert 0 < jobs.redis.pttl(jobs.key("delivery", delivery.id)) <= DAY_MS
         assert 0 < jobs.redis.pttl(jobs.key("deliveries-of", job_id)) <= DAY_MS
         jobs.now += 100 * DAY_MS
-        assert take(jobs) == []
+        assert lease(jobs) == []
 
-    async def test_what_failed_is_due_again_and_then_given_up(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_a_failed_delivery_is_due_again_and_then_given_up(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
         for number in (1, 2):
-            (delivery,) = take(jobs)
+            (delivery,) = lease(jobs)
             assert (delivery.number, delivery.attempt) == (number, number)
-            failed = settle(jobs, delivery, DeliveryOutcome.FAILED, status=500, error="status 500", again_ms=5_000)
+            failed = record(jobs, delivery, DeliveryOutcome.FAILED, status=500, error="status 500", again_ms=5_000)
             assert failed is AttemptResult.AGAIN
             jobs.now += 4_999
-            assert take(jobs) == []
+            assert lease(jobs) == []
             jobs.now += 1
-        (delivery,) = take(jobs)
-        assert settle(jobs, delivery, DeliveryOutcome.FAILED, error="no answer\nat all") is AttemptResult.GIVEN_UP
+        (delivery,) = lease(jobs)
+        assert record(jobs, delivery, DeliveryOutcome.FAILED, error="no answer\nat all") is AttemptResult.GIVEN_UP
         (found,) = await seen(ledger, job_id)
-        assert (found.state, found.reason, found.tried) == (DeliveryState.GIVEN_UP, "all tries failed", 3)
+        assert (found.state, found.reason, found.tried) == (DeliveryState.GIVEN_UP, "all attempts failed", 3)
         assert [(each.number, each.status, each.error) for each in found.tries] == [
             (1, 500, "status 500"),
             (2, 500, "status 500"),
             (3, None, "no answer\nat all"),
         ]
 
-    def test_a_clock_that_is_set_back_delays_neither_a_retry_nor_what_a_lost_courier_held(
-        self, jobs: TimedJobs
-    ) -> None:
+    def test_a_clock_that_is_set_back_delays_neither_retries_nor_expired_leases(self, jobs: TimedJobs) -> None:
         other = "https://other.test/"
         for url in (URL, other):
             permit(jobs, url)
             ended(jobs, webhook=Webhook(url))
-        failed, held = sorted(take(jobs), key=lambda each: each.url, reverse=True)
-        settle(jobs, failed, DeliveryOutcome.FAILED, status=429, again_ms=5_000, pause_ms=5_000)
+        failed, held = sorted(lease(jobs), key=lambda each: each.url, reverse=True)
+        record(jobs, failed, DeliveryOutcome.FAILED, status=429, again_ms=5_000, pause_ms=5_000)
         jobs.run(calls.adjust_clock(clock_ms=jobs.now, now=jobs.now))
         jobs.now -= 3_600_000
         jobs.run(calls.adjust_clock(clock_ms=jobs.now, now=jobs.now))
-        assert take(jobs) == []
+        assert lease(jobs) == []
         jobs.now += 5_000
-        assert [each.id for each in take(jobs, taker="two")] == [failed.id]
+        assert [each.id for each in lease(jobs, owner="two")] == [failed.id]
         jobs.now += LEASE_MS - 5_000
-        assert held.id in [each.id for each in take(jobs, taker="two", per_target=1)]
+        assert held.id in [each.id for each in lease(jobs, owner="two", per_target=1)]
 
-    async def test_what_was_put_off_was_not_tried(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_a_delivery_that_was_put_off_has_no_attempt(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
-        (delivery,) = take(jobs)
-        assert settle(jobs, delivery, DeliveryOutcome.PUT_OFF, again_ms=1_000) is AttemptResult.AGAIN
+        (delivery,) = lease(jobs)
+        assert record(jobs, delivery, DeliveryOutcome.PUT_OFF, again_ms=1_000) is AttemptResult.AGAIN
         (found,) = await seen(ledger, job_id)
         assert (found.tried, found.due) == (0, jobs.now + 1_000)
 
-    async def test_the_last_tries_are_kept(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_the_last_attempts_are_stored(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
         for _ in range(25):
-            (delivery,) = take(jobs)
-            settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0)
+            (delivery,) = lease(jobs)
+            record(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0)
         (found,) = await seen(ledger, job_id)
         assert found.tried == 25
         assert [each.number for each in found.tries] == list(range(6, 26))
 
-    async def test_410_ends_a_subscription_and_the_sink_is_told(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_410_ends_a_subscription_and_creates_a_notice(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs, events=ALL)
         ended(jobs)
         ended(jobs)
-        first, second = take(jobs)
-        assert settle(jobs, first, DeliveryOutcome.GONE, status=410) is AttemptResult.ENDED
-        assert settle(jobs, second, DeliveryOutcome.GONE, status=410) is AttemptResult.GIVEN_UP, "it is said once"
+        first, second = lease(jobs)
+        assert record(jobs, first, DeliveryOutcome.GONE, status=410) is AttemptResult.ENDED
+        assert record(jobs, second, DeliveryOutcome.GONE, status=410) is AttemptResult.GIVEN_UP, "it is said once"
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.reason) == (SubscriptionState.ENDED, "its receiver answered 410")
         assert await seen(ledger, ended(jobs)) == []
-        assert await ledger.untold([jobs.running()]) == [[]], "nor does it ask for starts any more"
-        notices = calls.lease_notices(taker="courier", call="1", limit=10, now=jobs.now)
+        assert await reads.pending_starts(ledger, [jobs.running()]) == [[]], "nor does it ask for starts any more"
+        notices = calls.lease_notices(owner="courier", call="1", limit=10, now=jobs.now)
         assert jobs.run(notices) == [subscription_id]
         assert jobs.run(calls.ack_notice(subscription_id, changed=found.changed, now=jobs.now))
         jobs.now += DAY_MS
-        assert jobs.run(calls.lease_notices(taker="courier", call="2", limit=10, now=jobs.now)) == []
+        assert jobs.run(calls.lease_notices(owner="courier", call="2", limit=10, now=jobs.now)) == []
 
     async def test_410_to_a_jobs_own_webhook_ends_that_delivery(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
-        (delivery,) = take(jobs)
-        assert settle(jobs, delivery, DeliveryOutcome.GONE, status=410) is AttemptResult.GIVEN_UP
+        (delivery,) = lease(jobs)
+        assert record(jobs, delivery, DeliveryOutcome.GONE, status=410) is AttemptResult.GIVEN_UP
         (found,) = await seen(ledger, job_id)
-        assert found.reason == "the receiver wants nothing more: 410"
+        assert found.reason == "the receiver answered 410"
 
     async def test_five_days_of_failures_disable_a_subscription(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
         began = jobs.now
-        (delivery,) = take(jobs)
-        assert settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.AGAIN
+        (delivery,) = lease(jobs)
+        assert record(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.AGAIN
         jobs.now = began + FAILING_LIMIT_MS - 1
-        (delivery,) = take(jobs)
-        assert settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.AGAIN
+        (delivery,) = lease(jobs)
+        assert record(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.AGAIN
         assert (await subscription(ledger, subscription_id)).failing_since == began
         jobs.now += 1
-        (delivery,) = take(jobs)
-        assert settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.DISABLED
+        (delivery,) = lease(jobs)
+        assert record(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.DISABLED
         found = await subscription(ledger, subscription_id)
         assert (found.state, found.changed) == (SubscriptionState.DISABLED, jobs.now)
-        assert jobs.run(calls.lease_notices(taker="c", call="1", limit=9, now=jobs.now)) == [subscription_id]
+        assert jobs.run(calls.lease_notices(owner="c", call="1", limit=9, now=jobs.now)) == [subscription_id]
 
     async def test_one_success_ends_the_run_of_failures(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
-        (delivery,) = take(jobs)
-        settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=DAY_MS)
+        (delivery,) = lease(jobs)
+        record(jobs, delivery, DeliveryOutcome.FAILED, again_ms=DAY_MS)
         ended(jobs)
-        (other,) = take(jobs)
-        settle(jobs, other, DeliveryOutcome.DELIVERED, status=200)
+        (other,) = lease(jobs)
+        record(jobs, other, DeliveryOutcome.DELIVERED, status=200)
         assert (await subscription(ledger, subscription_id)).failing_since is None
         jobs.now += FAILING_LIMIT_MS
         permit(jobs)
-        (delivery,) = take(jobs)
-        assert settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.AGAIN
+        (delivery,) = lease(jobs)
+        assert record(jobs, delivery, DeliveryOutcome.FAILED, again_ms=0) is AttemptResult.AGAIN
 
-    def test_a_notice_of_what_is_no_more_stays_until_the_new_one_is_told(self, jobs: TimedJobs) -> None:
+    def test_a_stale_notice_stays_until_the_new_one_is_accepted(self, jobs: TimedJobs) -> None:
         subscription_id = subscribe(jobs)
         ended(jobs)
-        (delivery,) = take(jobs)
-        settle(jobs, delivery, DeliveryOutcome.GONE, status=410)
+        (delivery,) = lease(jobs)
+        record(jobs, delivery, DeliveryOutcome.GONE, status=410)
         assert not jobs.run(calls.ack_notice(subscription_id, changed=jobs.now - 1, now=jobs.now))
         assert jobs.redis.zcard(jobs.key("notices")) == 1
         jobs.run(calls.unsubscribe(subscription_id, tenant=TENANT, now=jobs.now))
@@ -732,11 +732,11 @@ class TestTries:
 class TestRedelivery:
     """A delivery is asked for anew."""
 
-    async def test_it_is_due_at_once_and_its_schedule_begins_anew(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_it_is_due_at_once_with_a_new_schedule(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
-        (delivery,) = take(jobs)
-        settle(jobs, delivery, DeliveryOutcome.FAILED)
+        (delivery,) = lease(jobs)
+        record(jobs, delivery, DeliveryOutcome.FAILED)
         call = calls.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
         assert jobs.run(call) is Redelivered.DUE
         before = jobs.everything()
@@ -744,26 +744,26 @@ class TestRedelivery:
         assert jobs.everything() == before
         assert jobs.redis.pttl(jobs.key("delivery", delivery.id)) == -1
         assert jobs.redis.pttl(jobs.key("deliveries-of", job_id)) == -1
-        (again,) = take(jobs)
+        (again,) = lease(jobs)
         assert (again.id, again.number, again.attempt) == (delivery.id, 2, 1)
         assert jobs.run(call) is Redelivered.OPEN, "it is being posted"
-        settle(jobs, again, DeliveryOutcome.DELIVERED, status=200)
+        record(jobs, again, DeliveryOutcome.DELIVERED, status=200)
         (found,) = await seen(ledger, job_id)
         assert (found.state, found.tried, found.reason) == (DeliveryState.DELIVERED, 2, None)
 
     def test_one_that_waits_for_its_next_try_is_due_at_once(self, jobs: TimedJobs) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
-        (delivery,) = take(jobs)
-        settle(jobs, delivery, DeliveryOutcome.FAILED, again_ms=DAY_MS)
+        (delivery,) = lease(jobs)
+        record(jobs, delivery, DeliveryOutcome.FAILED, again_ms=DAY_MS)
         call = calls.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
         assert jobs.run(call) is Redelivered.DUE
-        assert [each.attempt for each in take(jobs)] == [1]
+        assert [each.attempt for each in lease(jobs)] == [1]
 
-    def test_what_the_caller_has_not_is_unknown(self, jobs: TimedJobs) -> None:
+    def test_a_delivery_of_another_caller_is_unknown(self, jobs: TimedJobs) -> None:
         permit(jobs)
         job_id, other = ended(jobs, webhook=Webhook(URL)), ended(jobs)
-        (delivery,) = take(jobs)
+        (delivery,) = lease(jobs)
         before = jobs.everything()
         for delivery_id, job, tenant in (
             (delivery.id, job_id, "stranger"),
@@ -774,11 +774,11 @@ class TestRedelivery:
             assert jobs.run(call) is Redelivered.UNKNOWN
         assert jobs.everything() == before
 
-    def test_nothing_is_due_to_a_subscription_that_takes_nothing(self, jobs: TimedJobs) -> None:
+    def test_nothing_is_due_to_a_disabled_subscription(self, jobs: TimedJobs) -> None:
         subscribe(jobs)
         job_id = ended(jobs)
-        (delivery,) = take(jobs)
-        settle(jobs, delivery, DeliveryOutcome.GONE, status=410)
+        (delivery,) = lease(jobs)
+        record(jobs, delivery, DeliveryOutcome.GONE, status=410)
         call = calls.redeliver(delivery.id, job_id=job_id, tenant=TENANT, now=jobs.now)
         assert jobs.run(call) is Redelivered.NOT_ENABLED
 
@@ -787,19 +787,19 @@ class TestForgotten:
     """A deleted job takes its deliveries with it."""
 
     @pytest.mark.parametrize("has_record", [True, False], ids=["in Redis", "in the history only"])
-    async def test_nothing_of_it_is_delivered_any_more(
+    async def test_a_deleted_job_has_no_deliveries(
         self, jobs: TimedJobs, ledger: AsyncLedger, has_record: bool
     ) -> None:
         permit(jobs)
         job_id = ended(jobs, webhook=Webhook(URL))
-        (delivery,) = take(jobs)
+        (delivery,) = lease(jobs)
         if not has_record:
             jobs.redis.delete(jobs.key("job", job_id), jobs.key("log", job_id))
         assert jobs.run(calls.delete_job(job_id, tenant="stranger")) is Deleted.GONE
         assert len(await seen(ledger, job_id)) == 1, "a stranger deletes nothing"
         for _ in range(2):
             assert jobs.run(calls.delete_job(job_id, tenant=TENANT)) is Deleted.GONE
-        assert settle(jobs, delivery, DeliveryOutcome.DELIVERED, status=200) is AttemptResult.LOST
+        assert record(jobs, delivery, DeliveryOutcome.DELIVERED, status=200) is AttemptResult.LOST
         assert not [key for key in jobs.everything() if job_id in key]
         for kind in ("targets", f"deliveries:{delivery.target}", f"leased:{delivery.target}"):
             assert jobs.redis.zcard(jobs.key(kind)) == 0

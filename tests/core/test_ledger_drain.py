@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import State
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import AttemptEnd, Drained, Reading, Recorded, WorkerState
 from darkroom.ledger.client import AsyncLedger, Ledger
 from darkroom.ledger.connection import connect, connect_async
@@ -56,7 +56,7 @@ def test_a_marked_worker_claims_nothing(jobs: TimedJobs) -> None:
     assert jobs.claim(job_id, worker="two").attempt == 1
 
 
-def test_no_more_are_marked_than_are_asked_for(jobs: TimedJobs) -> None:
+def test_no_more_are_marked_than_requested(jobs: TimedJobs) -> None:
     for name in "abc":
         worker(jobs, name)
     assert drain(jobs, 2) == ["a", "b"]
@@ -68,7 +68,7 @@ def test_a_busy_worker_is_never_marked(jobs: TimedJobs) -> None:
     assert drain(jobs, 2) == ["b"]
 
 
-def test_a_worker_that_says_busy_and_has_no_job_may_be_marked(jobs: TimedJobs) -> None:
+def test_a_worker_that_reports_busy_without_a_job_may_be_marked(jobs: TimedJobs) -> None:
     """It says so for up to a second after its job; and what it took and has not claimed, it gives back."""
     worker(jobs, "a", WorkerState.BUSY)
     assert drain(jobs, 1) == ["a"]
@@ -82,7 +82,7 @@ def test_faulty_and_starting_workers_are_marked_before_idle_ones(jobs: TimedJobs
     assert drain(jobs, 2) == ["b", "c"]
 
 
-def test_workers_of_other_pools_silent_ones_and_those_that_drain_themselves_are_let_alone(jobs: TimedJobs) -> None:
+def test_workers_of_other_pools_silent_and_draining_ones_are_not_marked(jobs: TimedJobs) -> None:
     jobs.run(calls.announce_pool("other", models=["flux"], now=jobs.now))
     worker(jobs, "silent")
     jobs.now += calls.WORKER_TTL_MS + 1
@@ -102,7 +102,7 @@ def test_only_workers_on_the_named_pods_are_marked(jobs: TimedJobs) -> None:
     assert observe(jobs).marked == 2
 
 
-def test_asked_again_it_marks_the_same_ones_for_longer(jobs: TimedJobs) -> None:
+def test_a_repeated_call_renews_the_marks(jobs: TimedJobs) -> None:
     for name in "abc":
         worker(jobs, name)
     marked = drain(jobs, 2)
@@ -132,7 +132,7 @@ def test_a_mark_ends_unless_it_is_renewed(jobs: TimedJobs) -> None:
     assert jobs.claim(jobs.submit()).attempt == 1
 
 
-def test_a_smaller_count_undoes_the_others(jobs: TimedJobs) -> None:
+def test_a_smaller_count_removes_the_other_marks(jobs: TimedJobs) -> None:
     for name in "abc":
         worker(jobs, name)
     drain(jobs, 3)
@@ -166,7 +166,7 @@ def test_a_mark_outlives_heartbeats_and_ends_with_the_worker(jobs: TimedJobs) ->
 
 
 class Crowd:
-    """Workers that claim and finish as fast as they can, and somebody who submits, each a thread; until `stop`."""
+    """Workers that claim and finish as fast as they can, and a client that submits, each a thread; until `stop`."""
 
     def __init__(self, jobs: TimedJobs, redis_url: str, names: list[str]) -> None:
         self._jobs, self._redis_url = jobs, redis_url
@@ -238,7 +238,7 @@ def test_against_workers_that_claim_all_the_time_no_busy_one_is_ever_marked(
 
 
 def test_an_unknown_pool_has_nothing(jobs: TimedJobs) -> None:
-    assert jobs.run(calls.observe("nobody")) == Reading()
+    assert jobs.run(calls.observe("unknown-pool")) == Reading()
 
 
 def test_all_kinds_of_demand_are_read(jobs: TimedJobs) -> None:
@@ -268,7 +268,7 @@ def test_the_oldest_is_the_oldest_of_any_priority(jobs: TimedJobs) -> None:
     assert observe(jobs).oldest_ms is not None
 
 
-def test_workers_are_counted_by_what_they_are(jobs: TimedJobs) -> None:
+def test_workers_are_counted_by_state(jobs: TimedJobs) -> None:
     busy(jobs, "busy")
     worker(jobs, "done", WorkerState.BUSY)
     worker(jobs, "ready")
@@ -283,7 +283,7 @@ def test_workers_are_counted_by_what_they_are(jobs: TimedJobs) -> None:
     assert reading.runs_nothing == 4
 
 
-def test_a_silent_worker_is_none(jobs: TimedJobs) -> None:
+def test_a_silent_worker_is_not_counted(jobs: TimedJobs) -> None:
     worker(jobs, "one")
     jobs.now += calls.WORKER_TTL_MS + 1
     assert observe(jobs).idle == 0
@@ -320,46 +320,46 @@ async def test_all_pools_are_read_in_one_round_trip(
     jobs: TimedJobs, ledger: AsyncLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pools = [f"pool-{number}" for number in range(50)]
-    await ledger.observe(pools)  # Redis knows the script now
+    await reads.observe(ledger, pools)  # Redis knows the script now
     trips = 0
-    ask = AsyncLedger._pipeline
+    ask = AsyncLedger._send
 
     async def counted(self: AsyncLedger, commands: Any) -> Any:
         nonlocal trips
         trips += 1
         return await ask(self, commands)
 
-    monkeypatch.setattr(AsyncLedger, "_pipeline", counted)
+    monkeypatch.setattr(AsyncLedger, "_send", counted)
     jobs.submit()
-    readings = await ledger.observe([*pools, POOL])
+    readings = await reads.observe(ledger, [*pools, POOL])
     assert trips == 1
     assert list(readings) == [*pools, POOL]
     reading = readings[POOL]
     assert isinstance(reading, Reading)
     assert reading.jobs == 1
-    assert await ledger.observe([]) == {}
+    assert await reads.observe(ledger, []) == {}
 
 
-async def test_a_redis_that_is_away_is_no_reading(namespace: str) -> None:
+async def test_without_redis_there_is_no_reading(namespace: str) -> None:
     client = connect_async("redis://127.0.0.1:1/0")
     with pytest.raises(LedgerUnavailable):
-        await AsyncLedger(client, namespace).observe([POOL])
+        await reads.observe(AsyncLedger(client, namespace), [POOL])
     await client.aclose()
 
 
 # -- the decision log --------------------------------------------------------------------------------------------------
 
 
-async def test_decisions_are_kept_in_order(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    assert await ledger.decisions(POOL) == []
+async def test_decisions_are_stored_in_order(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    assert await reads.decisions(ledger, POOL) == []
     for step in range(3):
         recorded = jobs.run(calls.append_decision(POOL, at=START_MS + step, entry=f'{{"at":{step}}}'))
         assert recorded is Recorded.RECORDED
-    assert await ledger.decisions(POOL) == ['{"at":0}', '{"at":1}', '{"at":2}']
-    assert await ledger.decisions(POOL, limit=2) == ['{"at":1}', '{"at":2}']
+    assert await reads.decisions(ledger, POOL) == ['{"at":0}', '{"at":1}', '{"at":2}']
+    assert await reads.decisions(ledger, POOL, limit=2) == ['{"at":1}', '{"at":2}']
 
 
-async def test_a_decision_is_written_down_once(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_a_decision_is_recorded_once(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     call = calls.append_decision(POOL, at=START_MS, entry="first")
     jobs.run(call)
     before = jobs.everything()
@@ -368,15 +368,15 @@ async def test_a_decision_is_written_down_once(jobs: TimedJobs, ledger: AsyncLed
     assert jobs.everything() == before
 
 
-async def test_the_log_is_bounded_and_forgotten_in_the_end(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_log_is_bounded_and_expires(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     for step in range(600):
         jobs.run(calls.append_decision(POOL, at=START_MS + step, entry=str(step), keep=100))
-    kept = await ledger.decisions(POOL)
+    kept = await reads.decisions(ledger, POOL)
     assert 100 <= len(kept) < 300
     assert kept[-1] == "599"
     assert jobs.redis.pttl(jobs.key("decisions", POOL)) > 0
 
 
-def test_a_worker_is_told_with_its_pod(jobs: TimedJobs) -> None:
+def test_a_drained_worker_has_its_pod(jobs: TimedJobs) -> None:
     worker(jobs, "one")
     assert jobs.run(calls.drain(POOL, count=1, now=jobs.now)) == [Drained("one", "pod-one")]

@@ -3,7 +3,7 @@
 Hypothesis interleaves submitters, two workers, the courier, cancels, lapsed leases, lost and repeated messages,
 subscriptions that come and go, and receivers that take, refuse or end what is delivered. The clock is the test's own.
 After each move the invariants hold; every call is made twice; and in the end everything that was accepted reaches its
-one terminal state, and everybody who asked for it is told.
+one terminal state, and every subscriber gets its event.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from darkroom.ledger.calls import (
     WorkerState,
 )
 from darkroom.ledger.client import Ledger
+from darkroom.ledger.keys import PENDING_STARTS
 from darkroom.webhooks.subscriptions import (
     DEFAULT_EVENTS,
     DeliveryState,
@@ -100,7 +101,7 @@ class Attempt:
 
 @dataclass
 class Believed:
-    """What the outside world was told, and may rely on."""
+    """What the ledger promised to its clients."""
 
     accepted: dict[str, Submission] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
@@ -240,7 +241,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.run(calls.register_worker(name, pool=POOL, state=state, pod=name, models=["flux"], now=self.now))
 
     @rule(target=taken)
-    def take_a_message(self) -> Any:
+    def receive_a_message(self) -> Any:
         """As kombu does; what becomes of it is another move, or none: then it is lost."""
         message = self.redis.rpop(self.list_key)
         return multiple() if message is None else _job_of(message)
@@ -251,7 +252,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self._claim(job_id, name)
 
     @rule(name=st.sampled_from(WORKERS))
-    def take_and_claim(self, name: str) -> None:
+    def receive_and_claim(self, name: str) -> None:
         message = self.redis.rpop(self.list_key)
         if message is not None:
             self._claim(_job_of(message), name)
@@ -278,12 +279,12 @@ class LedgerMachine(RuleBasedStateMachine):
         return candidates[pick % len(candidates)]
 
     @precondition(has_attempts)
-    @rule(pick=PICK, tell=st.booleans())
-    def progress(self, pick: int, tell: bool) -> None:
+    @rule(pick=PICK, publish=st.booleans())
+    def progress(self, pick: int, publish: bool) -> None:
         attempt = self._held(pick)
         attempt.op += 1
         call = calls.progress(
-            attempt.job_id, token=attempt.token, op=attempt.op, step=1, steps=4, tell=tell, now=self.now
+            attempt.job_id, token=attempt.token, op=attempt.op, step=1, steps=4, publish=publish, now=self.now
         )
         assert self.run(call) == self.standing(attempt)
 
@@ -373,13 +374,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(apply=st.booleans())
     def courier_relays(self, apply: bool) -> None:
-        call = calls.lease_relays(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
+        call = calls.lease_relays(owner="courier", call=secrets.token_hex(4), limit=2, now=self.now)
         for job_id in self.run(call):
-            assert self.state(job_id).is_terminal or self.untold(job_id)
+            assert self.state(job_id).is_terminal or self.pending_starts(job_id)
             if not apply:
                 self.run(calls.reschedule_relay(job_id, delay_ms=1_000, now=self.now), twice_alike=False)
                 continue
-            for seq in self.untold(job_id):
+            for seq in self.pending_starts(job_id):
                 self._apply(job_id, seq)
             if self.state(job_id).is_terminal:
                 self._apply(job_id)
@@ -399,9 +400,9 @@ class LedgerMachine(RuleBasedStateMachine):
         is_overtaken = any(job == job_id and later > seq for job, later in self.believed.applied)
         if answer == "applied" and not is_overtaken:
             webhook = self.believed.accepted[job_id].webhook
-            told = {name for name, events in self.believed.subscribed.items() if event in events}
-            told |= {"job"} if webhook is not None and event in webhook.events else set()
-            self.believed.deliveries |= {f"{job_id}.{seq}.{recipient}" for recipient in told}
+            recipients = {name for name, events in self.believed.subscribed.items() if event in events}
+            recipients |= {"job"} if webhook is not None and event in webhook.events else set()
+            self.believed.deliveries |= {f"{job_id}.{seq}.{recipient}" for recipient in recipients}
         self.believed.applied.add((job_id, seq))
 
     # -- webhooks ------------------------------------------------------------------------------------------------------
@@ -443,11 +444,11 @@ class LedgerMachine(RuleBasedStateMachine):
         """None: it was killed before it could say what came of it."""
         for delivery, outcome in zip(self._take_deliveries(limit, per_target), outcomes, strict=False):
             if outcome is not None:
-                self._settle(delivery, outcome, again)
+                self._record_attempt(delivery, outcome, again)
 
     def _take_deliveries(self, limit: int, per_target: int) -> list[LeasedDelivery]:
         call = calls.lease_deliveries(
-            taker="courier",
+            owner="courier",
             call=secrets.token_hex(4),
             limit=limit,
             per_target=per_target,
@@ -460,11 +461,11 @@ class LedgerMachine(RuleBasedStateMachine):
         for delivery in taken:
             assert delivery.id in self.believed.deliveries
             assert delivery.recipient == "job" or delivery.recipient in self.believed.subscribed
-            assert delivery.id not in held[delivery.url], "what is leased is nobody else's"
+            assert delivery.id not in held[delivery.url], "a leased delivery has one holder"
             assert len(self.leased(delivery.url)) <= max(per_target, len(held[delivery.url]))
         return taken
 
-    def _settle(self, delivery: LeasedDelivery, outcome: DeliveryOutcome, again: int | None) -> None:
+    def _record_attempt(self, delivery: LeasedDelivery, outcome: DeliveryOutcome, again: int | None) -> None:
         again = 1_000 if outcome is DeliveryOutcome.PUT_OFF else again
         settled = self.run(calls.record_attempt(delivery, outcome=outcome, again_ms=again, now=self.now))
         assert settled is not AttemptResult.LOST
@@ -487,7 +488,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(commit=st.booleans())
     def courier_archives(self, commit: bool) -> None:
         """As often as not the history takes nothing."""
-        call = calls.lease_history(taker="courier", call=secrets.token_hex(4), limit=2, now=self.now)
+        call = calls.lease_history(owner="courier", call=secrets.token_hex(4), limit=2, now=self.now)
         for job_id in self.run(call):
             assert self.state(job_id).is_terminal
             if commit:
@@ -582,10 +583,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for job_id in self.believed.accepted:
             state = self.state(job_id)
             found = {kind for kind, members in places.items() if job_id in members}
-            told = not self.untold(job_id)
+            published = not self.pending_starts(job_id)
             if state in TERMINAL:
                 assert not found
-                told = told and self.redis.hexists(f"{self.namespace}:job:{job_id}", "applied")
+                published = published and self.redis.hexists(f"{self.namespace}:job:{job_id}", "applied")
                 archived = self.redis.hexists(f"{self.namespace}:job:{job_id}", "archived")
                 assert (job_id in history) != archived, "written, or still to be written"
             elif state is State.RUNNING:
@@ -594,7 +595,7 @@ class LedgerMachine(RuleBasedStateMachine):
             else:
                 assert len(found) == 1
                 assert found <= {"waiting", "dispatched", "due"}
-            assert (job_id in relay) != told, "told, or still to be told"
+            assert (job_id in relay) != published, "published, or still in the outbox"
             may_go = state in TERMINAL and job_id not in relay | history | letters
             for kind in ("job", "log"):
                 assert (self.redis.ttl(f"{self.namespace}:{kind}:{job_id}") > 0) == may_go
@@ -616,7 +617,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for job_id in self.believed.accepted
             for each, score in self.redis.zrange(f"{self.namespace}:deliveries-of:{job_id}", 0, -1, withscores=True)
         }
-        assert set(of_jobs) == self.believed.deliveries, "each event is told to all who asked, and to nobody else"
+        assert set(of_jobs) == self.believed.deliveries, "each event is delivered to its subscribers alone"
         for delivery_id, score in of_jobs.items():
             key = f"{self.namespace}:delivery:{delivery_id}"
             state, target = (value.decode() for value in self.redis.hmget(key, "state", "target"))
@@ -653,7 +654,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert all(json.loads(fields[b"data"]) is not None for _, fields in entries)
 
     def teardown(self) -> None:
-        """With a courier and one willing worker all that was accepted ends, is told once and written once."""
+        """With a courier and one willing worker all accepted jobs finish, are published once and archived once."""
         for _ in range(LAST_STEPS):
             if not self.believed.accepted or not self._unfinished():
                 break
@@ -673,7 +674,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.every_accepted_job_is_in_exactly_one_place()
         assert not self._unfinished(), "nothing accepted is nowhere"
         for job_id in self.believed.accepted:
-            for seq in self.untold(job_id):
+            for seq in self.pending_starts(job_id):
                 self._apply(job_id, seq)
             self._apply(job_id)
             self._archive(job_id)
@@ -696,7 +697,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for url in URLS:
                 self.a_receiver_consents(url, None)
             for delivery in self._take_deliveries(100, 100):
-                self._settle(delivery, DeliveryOutcome.DELIVERED, None)
+                self._record_attempt(delivery, DeliveryOutcome.DELIVERED, None)
         self.every_delivery_is_due_or_has_ended()
 
     # -- helpers -------------------------------------------------------------------------------------------------------
@@ -739,9 +740,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def letters(self) -> set[str]:
         return {member.decode() for member in self.redis.zrange(f"{self.namespace}:dead:default", 0, -1)}
 
-    def untold(self, job_id: str) -> list[int]:
-        """The starts of the job that are still to be told."""
-        return [int(seq) for seq in self.field(job_id, "untold").split()]
+    def pending_starts(self, job_id: str) -> list[int]:
+        """The `started` events of the job that are still to be published."""
+        return [int(seq) for seq in self.field(job_id, PENDING_STARTS).split()]
 
     def leased(self, url: str) -> set[str]:
         """The deliveries to the receiver that a courier has now."""
@@ -771,7 +772,7 @@ def _job_of(message: bytes) -> str:
     return found.group(1).decode()
 
 
-def test_whatever_happens_the_ledger_keeps_its_promises(any_redis_url: str) -> None:
+def test_the_ledger_holds_its_invariants(any_redis_url: str) -> None:
     LedgerMachine.url = any_redis_url
     run_state_machine_as_test(
         LedgerMachine,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from darkroom.errors import BacklogFull, MemoryHigh
 from darkroom.jobs import State, new_job_id
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Accepted, Applied, AttemptEnd, LeaseStatus, Receipt, ReleaseReason, Submission
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
@@ -89,16 +89,16 @@ async def test_a_full_redis_refuses_each_job_of_a_round_trip(jobs: TimedJobs, le
     assert isinstance(answers[1], Accepted), "what was accepted before is still answered"
 
 
-def test_with_a_full_redis_a_job_runs_to_its_end(jobs: TimedJobs) -> None:
+def test_with_a_full_redis_a_job_runs_and_finishes(jobs: TimedJobs) -> None:
     job_id = jobs.submit()
     fill(jobs)
     jobs.worker()
-    assert jobs.take_message() == job_id
+    assert jobs.receive_message() == job_id
     assert jobs.claim(job_id).attempt == 1
     assert jobs.renew(job_id) is LeaseStatus.OK
     assert jobs.progress(job_id, op=1, step=1, steps=2) is LeaseStatus.OK
     assert jobs.finish(job_id, data={"artifacts": [], "record": {"prompt": LONG_PROMPT}}) is AttemptEnd.COMPLETED
-    assert jobs.take(call="1") == [job_id]
+    assert jobs.lease(call="1") == [job_id]
     seq = jobs.record(job_id).end_seq
     assert seq is not None
     assert jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now)) is Applied.APPLIED
@@ -115,7 +115,7 @@ def reap(jobs: TimedJobs) -> None:
 
 def sweep(jobs: TimedJobs) -> None:
     lost = jobs.submit()
-    jobs.take_message()
+    jobs.receive_message()
     fill(jobs)
     jobs.now += calls.SWEEP_AGE_MS
     assert jobs.sweep() == [lost]
@@ -166,16 +166,16 @@ READ_ONLY = {"read_job", "inspect_job", "inspect_delivery", "observe"}
 def test_every_script_that_writes_begins_with_what_is_never_refused(name: str) -> None:
     (script,) = Path(str(resources.files("darkroom.ledger") / "lua")).glob(f"*/{name}.lua")
     lines = script.read_text().splitlines()
-    assert next(line for line in lines if not line.startswith("--")) == "may_always_run()"
+    assert next(line for line in lines if not line.startswith("--")) == "allow_at_maxmemory()"
 
 
 @pytest.mark.parametrize("work", [reap, sweep, expire, promote, release, cancel, announce, load_scripts])
-def test_with_a_full_redis_all_but_accepting_goes_on(jobs: TimedJobs, work: Callable[[TimedJobs], None]) -> None:
+def test_with_a_full_redis_all_but_accept_works(jobs: TimedJobs, work: Callable[[TimedJobs], None]) -> None:
     jobs.reap_until(jobs.now + calls.LEASE_MS)
     work(jobs)
 
 
-def test_jobs_that_end_make_room_for_others(jobs: TimedJobs) -> None:
+def test_finished_jobs_make_room_for_others(jobs: TimedJobs) -> None:
     submitted = [jobs.submit(input={"prompt": LONG_PROMPT}) for _ in range(20)]
     jobs.redis.config_set("maxmemory", used(jobs) - 500_000)
     with pytest.raises(MemoryHigh):
@@ -189,12 +189,12 @@ def test_jobs_that_end_make_room_for_others(jobs: TimedJobs) -> None:
 
 async def test_memory_is_high_above_four_fifths_of_its_limit(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     jobs.submit()
-    unlimited = await ledger.memory()
+    unlimited = await reads.memory(ledger)
     assert (unlimited.limit, unlimited.high) == (0, False)
     jobs.redis.config_set("maxmemory", used(jobs) * 10)
-    assert not (await ledger.memory()).high
+    assert not (await reads.memory(ledger)).high
     jobs.redis.config_set("maxmemory", used(jobs) * 10 // 9)
-    assert (await ledger.memory()).high
+    assert (await reads.memory(ledger)).high
 
 
 @pytest.mark.parametrize(
@@ -302,12 +302,12 @@ def test_the_bytes_of_unfinished_jobs_of_all_pools_are_bounded(jobs: TimedJobs) 
     before = jobs.everything()
     refusal = offer_within(jobs, 10 * EMOJI_BYTES, **emoji)
     assert isinstance(refusal, BacklogFull)
-    assert refusal.detail.startswith("the unfinished jobs take 0.2 MiB")
+    assert refusal.detail.startswith("the unfinished jobs use 0.2 MiB")
     assert refusal.retry_after >= 1
     assert jobs.everything() == before
 
 
-def test_a_job_gives_its_bytes_back_when_it_ends_however_it_ends(jobs: TimedJobs) -> None:
+def test_a_finished_job_releases_its_bytes(jobs: TimedJobs) -> None:
     kept = submit_emoji(jobs)
     held = jobs.counter("unfinished_bytes")
     jobs.finish(jobs.running())
@@ -322,7 +322,7 @@ def test_a_job_gives_its_bytes_back_when_it_ends_however_it_ends(jobs: TimedJobs
     assert jobs.counter("unfinished_bytes") == 0
 
 
-def test_bytes_of_a_record_that_was_deleted_by_hand_are_not_held_for_ever(jobs: TimedJobs) -> None:
+def test_bytes_of_a_record_that_was_deleted_by_hand_are_released(jobs: TimedJobs) -> None:
     submit_emoji(jobs)
     jobs.redis.delete(jobs.key("job", submit_emoji(jobs)))
     jobs.worker()  # which finds that the record is missing

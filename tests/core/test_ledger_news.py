@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import NEWS_START
 
 from tests.core.timed_jobs import TENANT, TimedJobs
 
 
-async def test_news_are_the_logs_but_for_progress(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_tenant_stream_has_the_logs_without_progress(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     one = jobs.running()
     other = jobs.submit()
     jobs.progress(one, op=1, step=1, steps=4)
@@ -18,7 +18,7 @@ async def test_news_are_the_logs_but_for_progress(jobs: TimedJobs, ledger: Async
     jobs.cancel(other)
     jobs.claim(one, token="second")
     jobs.finish(one, token="second")
-    news = await ledger.news(TENANT, after=NEWS_START, limit=100)
+    news = await reads.tenant_stream(ledger, TENANT, after=NEWS_START, limit=100)
     assert [(item.entry.job_id, item.entry.event) for item in news] == [
         (one, JobEvent.ACCEPTED),
         (one, JobEvent.STARTED),
@@ -28,7 +28,7 @@ async def test_news_are_the_logs_but_for_progress(jobs: TimedJobs, ledger: Async
         (one, JobEvent.STARTED),
         (one, JobEvent.COMPLETED),
     ]
-    logs = {job_id: await ledger.log(job_id) for job_id in (one, other)}
+    logs = {job_id: await reads.log(ledger, job_id) for job_id in (one, other)}
     for item in news:
         (logged,) = [entry for entry in logs[item.entry.job_id] if entry.seq == item.entry.seq]
         assert (item.entry.event_id, item.entry.state, item.entry.at) == (logged.event_id, logged.state, logged.at)
@@ -37,42 +37,43 @@ async def test_news_are_the_logs_but_for_progress(jobs: TimedJobs, ledger: Async
             assert item.entry == logged
 
 
-async def test_news_are_read_on_from_their_places(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    assert await ledger.news_head(TENANT) == NEWS_START
+async def test_the_tenant_stream_is_read_on_from_a_position(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    assert await reads.stream_head(ledger, TENANT) == NEWS_START
     job_ids = [jobs.submit() for _ in range(5)]
-    first = await ledger.news(TENANT, after=NEWS_START, limit=2)
-    rest = await ledger.news(TENANT, after=first[-1].place, limit=10)
+    first = await reads.tenant_stream(ledger, TENANT, after=NEWS_START, limit=2)
+    rest = await reads.tenant_stream(ledger, TENANT, after=first[-1].place, limit=10)
     assert [item.entry.job_id for item in [*first, *rest]] == job_ids
-    assert await ledger.news_head(TENANT) == rest[-1].place
-    assert await ledger.has_news(TENANT, first[0].place)
-    assert not await ledger.has_news(TENANT, "1-0")
-    assert await ledger.news(TENANT, after=rest[-1].place, limit=10) == []
+    assert await reads.stream_head(ledger, TENANT) == rest[-1].place
+    assert await reads.has_stream_entry(ledger, TENANT, first[0].place)
+    assert not await reads.has_stream_entry(ledger, TENANT, "1-0")
+    assert await reads.tenant_stream(ledger, TENANT, after=rest[-1].place, limit=10) == []
 
 
-async def test_each_tenant_has_news_of_its_own(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_each_tenant_has_a_stream_of_its_own(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     own, anothers = jobs.submit(), jobs.submit(tenant="stranger")
     for tenant, job_id in ((TENANT, own), ("stranger", anothers)):
-        assert [item.entry.job_id for item in await ledger.news(tenant, after=NEWS_START, limit=10)] == [job_id]
+        events = await reads.tenant_stream(ledger, tenant, after=NEWS_START, limit=10)
+        assert [item.entry.job_id for item in events] == [job_id]
 
 
-async def test_a_refusal_and_a_repeat_are_no_news(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_a_refusal_and_a_repeat_are_not_in_the_stream(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
-    head = await ledger.news_head(TENANT)
+    head = await reads.stream_head(ledger, TENANT)
     jobs.finish(job_id)
     jobs.cancel(job_id)
-    assert await ledger.news_head(TENANT) == head
+    assert await reads.stream_head(ledger, TENANT) == head
 
 
-async def test_nothing_but_that_it_ended_is_left_of_a_deleted_job(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_stream_has_no_data_of_a_deleted_job(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
     jobs.run(calls.delete_job(job_id, tenant=TENANT))
-    *_, end = await ledger.news(TENANT, after=NEWS_START, limit=10)
+    *_, end = await reads.tenant_stream(ledger, TENANT, after=NEWS_START, limit=10)
     assert (end.entry.job_id, end.entry.state, end.entry.data, end.is_whole) == (job_id, State.COMPLETED, {}, False)
 
 
-async def test_some_ten_thousand_are_kept(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_stream_is_bounded(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     """Redis removes whole nodes of a hundred entries, so a few more are there at times."""
     key = f"{jobs.namespace}:news:{TENANT}"
     pipeline = jobs.redis.pipeline(transaction=False)
@@ -81,7 +82,7 @@ async def test_some_ten_thousand_are_kept(jobs: TimedJobs, ledger: AsyncLedger) 
     pipeline.execute()
     job_id = jobs.submit()
     assert 10_000 <= jobs.redis.xlen(key) <= 10_200
-    head = await ledger.news_head(TENANT)
-    assert await ledger.has_news(TENANT, head)
+    head = await reads.stream_head(ledger, TENANT)
+    assert await reads.has_stream_entry(ledger, TENANT, head)
     (newest,) = jobs.redis.xrevrange(key, count=1)
     assert newest[1][b"entry"].decode().startswith(f"{job_id} 1 ")

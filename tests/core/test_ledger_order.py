@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 from darkroom.jobs import State
-from darkroom.ledger import calls
-from darkroom.ledger.calls import ReleaseReason, WorkerState
+from darkroom.ledger import calls, reads
+from darkroom.ledger.calls import Reading, ReleaseReason, WorkerState
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.records import Demand
 
 from tests.core.timed_jobs import POOL, START_MS, TimedJobs
 
@@ -15,7 +14,7 @@ from tests.core.timed_jobs import POOL, START_MS, TimedJobs
 def run_all(jobs: TimedJobs) -> list[str]:
     """One worker takes and completes what there is; the jobs in the order in which they ran."""
     ran = []
-    while (job_id := jobs.take_message()) is not None:
+    while (job_id := jobs.receive_message()) is not None:
         assert jobs.claim(job_id, token=f"of-{job_id}").attempt is not None
         jobs.finish(job_id, token=f"of-{job_id}")
         ran.append(job_id)
@@ -75,7 +74,7 @@ def test_a_released_job_does_not_pass_a_more_urgent_one_that_waits(jobs: TimedJo
     assert run_all(jobs) == [listed, urgent, released]
 
 
-def test_a_retried_job_joins_by_its_old_place(jobs: TimedJobs) -> None:
+def test_a_retried_job_has_its_old_position(jobs: TimedJobs) -> None:
     retried = jobs.running()
     blocker, *waiting = submit_many(jobs, 4)
     jobs.retry(retried, delay_ms=10_000)
@@ -86,7 +85,7 @@ def test_a_retried_job_joins_by_its_old_place(jobs: TimedJobs) -> None:
 
 def test_a_message_that_was_lost_is_the_next(jobs: TimedJobs) -> None:
     lost, *waiting = submit_many(jobs, 4)
-    assert jobs.take_message() == lost
+    assert jobs.receive_message() == lost
     jobs.now += calls.SWEEP_AGE_MS
     jobs.sweep()
     assert run_all(jobs) == [lost, *waiting]
@@ -95,7 +94,7 @@ def test_a_message_that_was_lost_is_the_next(jobs: TimedJobs) -> None:
 def test_messages_that_were_lost_together_come_back_in_their_order(jobs: TimedJobs) -> None:
     jobs.worker()
     submitted = submit_many(jobs, 6)
-    lost = [jobs.take_message() for _ in range(3)]
+    lost = [jobs.receive_message() for _ in range(3)]
     assert lost == submitted[:3]
     jobs.now += calls.SWEEP_AGE_MS
     assert jobs.sweep() == lost
@@ -122,14 +121,14 @@ def test_each_ready_or_busy_worker_raises_the_bound_by_two(jobs: TimedJobs) -> N
 
 
 @pytest.mark.parametrize("state", [WorkerState.STARTING, WorkerState.DRAINING, WorkerState.FAULTY, WorkerState.GONE])
-def test_a_worker_that_takes_nothing_raises_no_bound(jobs: TimedJobs, state: WorkerState) -> None:
+def test_a_worker_that_accepts_nothing_raises_no_bound(jobs: TimedJobs, state: WorkerState) -> None:
     submit_many(jobs, 5)
     jobs.worker("one", state)
     assert len(jobs.listed()) == 1
 
 
 @pytest.mark.parametrize("state", [WorkerState.DRAINING, WorkerState.FAULTY, WorkerState.GONE])
-def test_a_worker_that_leaves_lowers_the_bound_and_nothing_is_taken_out(jobs: TimedJobs, state: WorkerState) -> None:
+def test_a_worker_that_leaves_lowers_the_bound_and_removes_no_message(jobs: TimedJobs, state: WorkerState) -> None:
     jobs.worker("one", WorkerState.READY)
     submitted = submit_many(jobs, 5)
     jobs.worker("one", state)
@@ -153,7 +152,7 @@ def test_a_worker_that_was_silent_for_its_time_is_no_slot(jobs: TimedJobs) -> No
 
 def test_a_claim_brings_the_next_message(jobs: TimedJobs) -> None:
     first, second = submit_many(jobs, 2)
-    assert jobs.take_message() == first
+    assert jobs.receive_message() == first
     assert jobs.listed() == []
     jobs.claim(first)
     assert jobs.listed() == [second]
@@ -176,7 +175,7 @@ def test_the_bound_holds_however_jobs_come_back(jobs: TimedJobs) -> None:
     submitted = submit_many(jobs, 12)
     for job_id in submitted[:4]:
         jobs.start(job_id, token=job_id)
-    lost = jobs.take_message()
+    lost = jobs.receive_message()
     assert lost is not None
     for job_id in submitted[:3]:
         jobs.release(job_id, ReleaseReason.DRAIN, token=job_id)
@@ -211,18 +210,18 @@ def drain(jobs: TimedJobs, until: int, *, worker: str = "one") -> None:
     jobs.redis.hset(jobs.key("worker", worker), "draining_until", until)
 
 
-def test_what_a_draining_worker_took_is_put_back_as_the_next(jobs: TimedJobs) -> None:
+def test_what_a_draining_worker_received_is_requeued_as_the_next(jobs: TimedJobs) -> None:
     jobs.worker()
     submitted = submit_many(jobs, 6)
     drain(jobs, START_MS + 1)
-    assert jobs.take_message() == submitted[0]
+    assert jobs.receive_message() == submitted[0]
     assert jobs.claim(submitted[0]).dropped == "draining"
     assert jobs.state(submitted[0]) is State.PENDING
     assert len(jobs.listed()) == 3
     assert jobs.listed() == submitted[:3]
 
 
-def test_what_a_draining_worker_took_is_no_attempt(jobs: TimedJobs) -> None:
+def test_what_a_draining_worker_received_is_no_attempt(jobs: TimedJobs) -> None:
     job_id = jobs.submit()
     drain(jobs, START_MS + 1)
     jobs.claim(job_id)
@@ -230,7 +229,7 @@ def test_what_a_draining_worker_took_is_no_attempt(jobs: TimedJobs) -> None:
     assert jobs.claim(job_id, worker="two", token="two").attempt == 1
 
 
-def test_a_job_that_a_draining_worker_put_back_keeps_its_start_deadline(jobs: TimedJobs) -> None:
+def test_a_job_that_a_draining_worker_requeued_has_its_start_deadline(jobs: TimedJobs) -> None:
     job_id = jobs.submit(start_deadline=START_MS + 5_000)
     drain(jobs, START_MS + 1)
     assert jobs.claim(job_id).dropped == "draining"
@@ -259,12 +258,12 @@ def places(jobs: TimedJobs, submitted: list[str]) -> list[int | None]:
     return [jobs.record(job_id).place for job_id in submitted]
 
 
-def test_the_place_is_how_many_run_before_and_one(jobs: TimedJobs) -> None:
+def test_the_queue_position_is_one_more_than_the_jobs_before(jobs: TimedJobs) -> None:
     submitted = submit_many(jobs, 5)
     assert places(jobs, submitted) == [1, 2, 3, 4, 5]
 
 
-def test_the_place_of_jobs_dispatched_together_is_their_order(jobs: TimedJobs) -> None:
+def test_the_queue_position_of_jobs_dispatched_together_is_their_order(jobs: TimedJobs) -> None:
     submitted = submit_many(jobs, 9)
     for name in ("one", "two", "three"):
         jobs.worker(name)
@@ -272,7 +271,7 @@ def test_the_place_of_jobs_dispatched_together_is_their_order(jobs: TimedJobs) -
     assert places(jobs, submitted) == list(range(1, 10))
 
 
-def test_the_place_of_a_released_job_is_the_first(jobs: TimedJobs) -> None:
+def test_the_queue_position_of_a_released_job_is_the_first(jobs: TimedJobs) -> None:
     jobs.worker()
     released, *waiting = submit_many(jobs, 6)
     jobs.start(released)
@@ -281,16 +280,16 @@ def test_the_place_of_a_released_job_is_the_first(jobs: TimedJobs) -> None:
     assert places(jobs, [released, *waiting]) == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_place_of_a_message_that_was_lost_is_the_first(jobs: TimedJobs) -> None:
+def test_the_queue_position_of_a_message_that_was_lost_is_the_first(jobs: TimedJobs) -> None:
     jobs.worker()
     lost, *waiting = submit_many(jobs, 6)
-    jobs.take_message()
+    jobs.receive_message()
     jobs.now += calls.SWEEP_AGE_MS
     jobs.sweep()
     assert places(jobs, [lost, *waiting]) == [1, 2, 3, 4, 5, 6]
 
 
-def test_an_urgent_job_has_a_place_before_those_that_wait(jobs: TimedJobs) -> None:
+def test_an_urgent_job_has_a_position_before_those_that_wait(jobs: TimedJobs) -> None:
     listed, *waiting = submit_many(jobs, 4)
     urgent = jobs.submit(priority=0)
     assert places(jobs, [listed, urgent, *waiting]) == [1, 2, 3, 4, 5]
@@ -302,7 +301,7 @@ def test_a_cancelled_job_moves_the_others_up(jobs: TimedJobs) -> None:
     assert places(jobs, submitted) == [1, None, 2, 3]
 
 
-def test_what_does_not_wait_has_no_place(jobs: TimedJobs) -> None:
+def test_a_job_that_does_not_wait_has_no_queue_position(jobs: TimedJobs) -> None:
     running = jobs.running()
     due = jobs.running()
     jobs.retry(due)
@@ -319,6 +318,6 @@ async def test_demand_is_what_waits_runs_and_is_due(jobs: TimedJobs, ledger: Asy
     jobs.retry(jobs.running())
     jobs.running()
     submit_many(jobs, 4)
-    demand = await ledger.demand(POOL)
-    assert demand == Demand(waiting=3, dispatched=1, running=1, due=1)
-    assert demand.total == 6
+    found = (await reads.observe(ledger, [POOL]))[POOL]
+    assert isinstance(found, Reading)
+    assert (found.waiting, found.dispatched, found.running, found.due_soon, found.jobs) == (3, 1, 1, 1, 6)

@@ -1,4 +1,4 @@
-"""What is still to be told of ended jobs: who takes it, for how long, and when the ledger may forget the job."""
+"""The outbox: events of finished jobs, their leases, and when the ledger may delete the job."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def lives_for(jobs: TimedJobs, kind: str, job_id: str) -> int:
     return ttl
 
 
-# -- take and defer ----------------------------------------------------------------------------------------------------
+# -- lease and reschedule ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.CANCELLED, State.EXPIRED])
-def test_every_end_is_to_be_told(jobs: TimedJobs, state: State) -> None:
+def test_every_finished_job_is_in_the_outbox(jobs: TimedJobs, state: State) -> None:
     job_id = jobs.submit(start_deadline=START_MS + 1)
     if state is State.EXPIRED:
         jobs.now += 1
@@ -50,95 +50,95 @@ def test_every_end_is_to_be_told(jobs: TimedJobs, state: State) -> None:
     else:
         jobs.start(job_id)
         jobs.finish(job_id, outcome=state)
-    assert jobs.take(call="1") == [job_id]
+    assert jobs.lease(call="1") == [job_id]
 
 
-def test_what_was_taken_is_nobody_elses_while_the_lease_lasts(jobs: TimedJobs) -> None:
+def test_what_is_leased_has_one_owner_while_the_lease_lasts(jobs: TimedJobs) -> None:
     job_id = ended(jobs)
-    assert jobs.take(taker="one", call="1") == [job_id]
+    assert jobs.lease(owner="one", call="1") == [job_id]
     jobs.now += LEASE_MS - 1
-    assert jobs.take(taker="two", call="1") == []
-    assert jobs.take(taker="one", call="2") == []
+    assert jobs.lease(owner="two", call="1") == []
+    assert jobs.lease(owner="one", call="2") == []
     jobs.now += 1
-    assert jobs.take(taker="two", call="2") == [job_id]
+    assert jobs.lease(owner="two", call="2") == [job_id]
 
 
-def test_the_lease_doubles_with_each_take_up_to_64_fold(jobs: TimedJobs) -> None:
+def test_the_lease_doubles_with_each_lease_up_to_64_fold(jobs: TimedJobs) -> None:
     job_id = ended(jobs)
     leases = []
     for number in range(9):
-        assert jobs.take(call=str(number)) == [job_id]
+        assert jobs.lease(call=str(number)) == [job_id]
         taken_at = jobs.now
         jobs.now = int(jobs.redis.zscore(jobs.key("outbox"), job_id))
         leases.append((jobs.now - taken_at) // LEASE_MS)
     assert leases == [1, 2, 4, 8, 16, 32, 64, 64, 64]
 
 
-def test_a_repeated_take_gets_the_same_jobs(jobs: TimedJobs) -> None:
+def test_a_repeated_lease_returns_the_same_jobs(jobs: TimedJobs) -> None:
     first = [ended(jobs) for _ in range(2)]
-    assert sorted(jobs.take(call="1")) == sorted(first)
+    assert sorted(jobs.lease(call="1")) == sorted(first)
     later = ended(jobs)
-    assert sorted(jobs.take(call="1")) == sorted(first)
-    assert jobs.take(call="2") == [later]
+    assert sorted(jobs.lease(call="1")) == sorted(first)
+    assert jobs.lease(call="2") == [later]
 
 
-def test_two_takers_never_get_the_same_job(jobs: TimedJobs) -> None:
+def test_two_couriers_never_lease_the_same_job(jobs: TimedJobs) -> None:
     all_ended = [ended(jobs) for _ in range(5)]
-    taken = [jobs.take(taker=taker, call="1", limit=2) for taker in ("one", "two", "three")]
-    assert [len(ids) for ids in taken] == [2, 2, 1]
-    assert sorted(job_id for ids in taken for job_id in ids) == sorted(all_ended)
+    leased = [jobs.lease(owner=owner, call="1", limit=2) for owner in ("one", "two", "three")]
+    assert [len(ids) for ids in leased] == [2, 2, 1]
+    assert sorted(job_id for ids in leased for job_id in ids) == sorted(all_ended)
 
 
-def test_the_oldest_ends_are_taken_first(jobs: TimedJobs) -> None:
+def test_the_oldest_entries_are_leased_first(jobs: TimedJobs) -> None:
     in_order = []
     for _ in range(4):
         in_order.append(ended(jobs))
         jobs.now += 10
-    assert jobs.take(call="1", limit=3) == in_order[:3]
+    assert jobs.lease(call="1", limit=3) == in_order[:3]
 
 
 def test_what_the_sink_refused_is_due_again_after_the_delay(jobs: TimedJobs) -> None:
     job_id = ended(jobs)
-    jobs.take(call="1")
+    jobs.lease(call="1")
     jobs.run(calls.reschedule_relay(job_id, delay_ms=2_000, now=jobs.now))
     jobs.now += 1_999
-    assert jobs.take(call="2") == []
+    assert jobs.lease(call="2") == []
     jobs.now += 1
-    assert jobs.take(call="3") == [job_id]
+    assert jobs.lease(call="3") == [job_id]
 
 
 def test_what_the_sink_refused_does_not_lengthen_the_lease(jobs: TimedJobs) -> None:
     """A courier that dies with an event which was refused often holds it up no longer than any other."""
     job_id = ended(jobs)
     for number in range(5):
-        assert jobs.take(call=str(number)) == [job_id]
+        assert jobs.lease(call=str(number)) == [job_id]
         jobs.run(calls.reschedule_relay(job_id, delay_ms=1_000, now=jobs.now))
         jobs.now += 1_000
     leases = []
     for number in range(5, 7):
-        assert jobs.take(call=str(number)) == [job_id]
+        assert jobs.lease(call=str(number)) == [job_id]
         taken_at = jobs.now
         jobs.now = int(jobs.redis.zscore(jobs.key("outbox"), job_id))
         leases.append((jobs.now - taken_at) // LEASE_MS)
     assert leases == [1, 2]
 
 
-def test_what_was_applied_meanwhile_is_not_put_off(jobs: TimedJobs) -> None:
+def test_what_was_applied_meanwhile_is_not_rescheduled(jobs: TimedJobs) -> None:
     job_id = ended(jobs)
-    jobs.take(call="1")
+    jobs.lease(call="1")
     apply(jobs, job_id)
     assert jobs.run(calls.reschedule_relay(job_id, delay_ms=0, now=jobs.now)) == 0
-    assert jobs.take(call="2") == []
+    assert jobs.lease(call="2") == []
 
 
-def test_a_job_whose_record_is_gone_is_not_handed_out(jobs: TimedJobs) -> None:
+def test_a_job_whose_record_is_gone_is_not_leased(jobs: TimedJobs) -> None:
     job_id, other = ended(jobs), ended(jobs)
     jobs.redis.delete(jobs.key("job", job_id))
-    assert jobs.take(call="1") == [other]
+    assert jobs.lease(call="1") == [other]
     assert jobs.outbox() == {other}
 
 
-def test_the_courier_is_woken_by_an_end(jobs: TimedJobs) -> None:
+def test_the_courier_is_woken_by_a_finished_job(jobs: TimedJobs) -> None:
     job_id = jobs.running()
     with jobs.redis.pubsub() as heard:
         heard.subscribe(jobs.key("wake"))
@@ -150,15 +150,15 @@ def test_the_courier_is_woken_by_an_end(jobs: TimedJobs) -> None:
 # -- applied, and forgotten --------------------------------------------------------------------------------------------
 
 
-def test_an_end_that_is_applied_is_told_no_more(jobs: TimedJobs) -> None:
+def test_an_applied_event_leaves_the_outbox(jobs: TimedJobs) -> None:
     job_id = ended(jobs)
     assert apply(jobs, job_id) is Applied.APPLIED
     assert jobs.outbox() == set()
     jobs.now += 100 * LEASE_MS
-    assert jobs.take(call="1") == []
+    assert jobs.lease(call="1") == []
 
 
-def test_an_end_that_is_applied_again_is_a_repeat(jobs: TimedJobs) -> None:
+def test_an_event_that_is_applied_again_is_a_repeat(jobs: TimedJobs) -> None:
     job_id = ended(jobs)
     apply(jobs, job_id)
     before = jobs.everything()
@@ -167,17 +167,17 @@ def test_an_end_that_is_applied_again_is_a_repeat(jobs: TimedJobs) -> None:
     assert jobs.everything() == before
 
 
-def test_an_end_that_never_was_is_unknown(jobs: TimedJobs) -> None:
+def test_an_unknown_event_is_unknown(jobs: TimedJobs) -> None:
     job_id, living = ended(jobs), jobs.submit()
     before = jobs.everything()
     assert apply(jobs, job_id, seq=2) is Applied.UNKNOWN
     assert apply(jobs, living, seq=1) is Applied.UNKNOWN
-    assert apply(jobs, "nobody", seq=1) is Applied.UNKNOWN
+    assert apply(jobs, "unknown-job", seq=1) is Applied.UNKNOWN
     assert jobs.everything() == before
 
 
 @pytest.mark.parametrize("applied_first", [True, False], ids=["applied first", "archived first"])
-def test_once_told_and_archived_a_job_lives_for_a_day_and_its_log_for_an_hour(
+def test_once_applied_and_archived_a_job_lives_for_a_day_and_its_log_for_an_hour(
     jobs: TimedJobs, applied_first: bool
 ) -> None:
     job_id = ended(jobs)
@@ -196,7 +196,7 @@ def test_a_living_job_has_no_time_to_live(jobs: TimedJobs) -> None:
         assert (lives_for(jobs, "job", job_id), lives_for(jobs, "log", job_id)) == (-1, -1)
 
 
-def test_jobs_leave_the_tenants_index_a_day_after_they_may_be_forgotten(jobs: TimedJobs) -> None:
+def test_jobs_leave_the_tenants_index_when_their_record_expires(jobs: TimedJobs) -> None:
     old, strange = ended(jobs), ended(jobs, tenant="stranger of note")
     for job_id in (old, strange):
         apply(jobs, job_id)

@@ -49,7 +49,7 @@ def flat(message: Mapping[str, Any], within: str = "") -> dict[str, Any]:
 
 
 def run() -> None:
-    """A task of that name; nobody runs it."""
+    """A task of that name, which never runs."""
 
 
 def test_a_message_is_field_by_field_what_celery_writes(redis_url: str, namespace: str) -> None:
@@ -68,7 +68,7 @@ def test_a_message_is_field_by_field_what_celery_writes(redis_url: str, namespac
     theirs = flat(json.loads(client.lindex(f"{namespace}:celery:{name}", 0)))
     client.close()
     ours = flat(built())
-    del theirs["properties.argsrepr"]  # an option that `apply_async` also writes where nobody reads it
+    del theirs["properties.argsrepr"]  # an option that `apply_async` also writes where nothing reads it
     assumed = {name for name in theirs if name.startswith("headers.") and theirs[name] in (None, 0, [None, None])}
     assert ours.keys() == theirs.keys() - assumed, "what a worker assumes is left out"
     theirs["body"][2] = {}
@@ -101,7 +101,7 @@ def test_messages_of_two_pools_are_kept_apart() -> None:
 
 def test_nothing_in_a_trace_passes_for_the_delivery_tag(jobs: TimedJobs) -> None:
     jobs.worker()
-    trace = f'{FUTURE_TRACEPARENT}"delivery_tag":"somebody-else:1"'
+    trace = f'{FUTURE_TRACEPARENT}"delivery_tag":"another-job:1"'
     submitted = [jobs.submit(traceparent=trace) for _ in range(4)]
     jobs.start(submitted[0])
     assert json.loads(jobs.redis.lindex(jobs.list_key, -1))["headers"]["traceparent"] == trace
@@ -117,7 +117,7 @@ def test_nothing_in_a_trace_passes_for_the_delivery_tag(jobs: TimedJobs) -> None
 STOCK_WORKER = """
 import os, time
 from celery import Celery
-from darkroom import queues
+from darkroom.ledger import queues
 from redis import Redis
 
 url, namespace = os.environ["URL"], os.environ["NAMESPACE"]

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 import redis
 from celery import Celery
+from darkroom.ledger import reads
 from darkroom.ledger.address import RedisAddress
 from darkroom.ledger.client import AsyncLedger, Ledger
 from darkroom.ledger.connection import connect, connect_async
@@ -134,7 +135,7 @@ async def test_a_ledger_works_over_tls(tls: TlsRedis, namespace: str) -> None:
     with connect(tls.url) as client:
         assert Ledger(client, namespace).job("unknown") is None
     async with connect_async(tls.url) as aclient:
-        assert await AsyncLedger(aclient, namespace).pools() == []
+        assert await reads.pools(AsyncLedger(aclient, namespace)) == []
 
 
 REFUSED = [

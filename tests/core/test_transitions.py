@@ -37,7 +37,7 @@ LATER_MS = 3_600_000
 
 SUBSCRIPTION = new_subscription_id(START_MS)
 URL = "https://receiver.test/hook"
-TAKE = "take-1"
+CALL = "call-1"
 
 
 def _waiting(jobs: TimedJobs) -> str:
@@ -50,13 +50,13 @@ def _submitted(jobs: TimedJobs) -> str:
 
 
 def _missed(jobs: TimedJobs) -> str:
-    """Its messages were taken and never claimed, the last one too."""
+    """Its messages were received and never claimed, the last one too."""
     job_id = _submitted(jobs)
     for _ in range(4):
-        assert jobs.take_message() == job_id
+        assert jobs.receive_message() == job_id
         jobs.now += calls.SWEEP_AGE_MS
         assert jobs.sweep() == [job_id]
-    assert jobs.take_message() == job_id
+    assert jobs.receive_message() == job_id
     jobs.now = START_MS
     return job_id
 
@@ -145,7 +145,7 @@ CALLS: Mapping[str, Maker] = {
     "claim too late": lambda jobs, job_id: calls.claim(job_id, token="other", worker="two", now=START_MS + LATER_MS),
     "renew": lambda jobs, job_id: calls.renew(job_id, token=TOKEN, now=jobs.now),
     "progress": lambda jobs, job_id: calls.progress(
-        job_id, token=TOKEN, op=1, step=1, steps=4, tell=True, now=jobs.now
+        job_id, token=TOKEN, op=1, step=1, steps=4, publish=True, now=jobs.now
     ),
     "finish": lambda jobs, job_id: calls.finish(
         job_id, token=TOKEN, outcome=State.COMPLETED, data={"artifacts": []}, now=jobs.now
@@ -169,7 +169,7 @@ CALLS: Mapping[str, Maker] = {
     "promote": lambda jobs, job_id: calls.promote(POOL, now=START_MS + LATER_MS),
     "expire": lambda jobs, job_id: calls.expire(now=START_MS + LATER_MS),
     "cancel": lambda jobs, job_id: calls.cancel(job_id, tenant=TENANT, now=jobs.now),
-    "cancel by a stranger": lambda jobs, job_id: calls.cancel(job_id, tenant="stranger", now=jobs.now),
+    "cancel by another tenant": lambda jobs, job_id: calls.cancel(job_id, tenant="stranger", now=jobs.now),
     "applied": lambda jobs, job_id: calls.mark_applied(
         job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
     ),
@@ -177,18 +177,18 @@ CALLS: Mapping[str, Maker] = {
         job_id, seq=jobs.record(job_id).end_seq or jobs.record(job_id).seq, now=jobs.now
     ),
     "purge": lambda jobs, job_id: calls.purge_dead_letter(job_id, tenant=TENANT, now=jobs.now),
-    "forget for a stranger": lambda jobs, job_id: calls.delete_job(job_id, tenant="stranger", now=jobs.now),
-    "take": lambda jobs, job_id: calls.lease_relays(taker="courier", call=TAKE, limit=10, now=jobs.now),
-    "take for the history": lambda jobs, job_id: calls.lease_history(
-        taker="courier", call=TAKE, limit=10, now=jobs.now
+    "delete for another tenant": lambda jobs, job_id: calls.delete_job(job_id, tenant="stranger", now=jobs.now),
+    "lease": lambda jobs, job_id: calls.lease_relays(owner="courier", call=CALL, limit=10, now=jobs.now),
+    "lease for the history": lambda jobs, job_id: calls.lease_history(
+        owner="courier", call=CALL, limit=10, now=jobs.now
     ),
-    "defer": lambda jobs, job_id: calls.reschedule_relay(job_id, delay_ms=1_000, now=jobs.now),
-    "defer for the history": lambda jobs, job_id: calls.reschedule_history(job_id, delay_ms=1_000, now=jobs.now),
-    "keep": lambda jobs, job_id: calls.store_undelivered(
+    "reschedule": lambda jobs, job_id: calls.reschedule_relay(job_id, delay_ms=1_000, now=jobs.now),
+    "reschedule for the history": lambda jobs, job_id: calls.reschedule_history(job_id, delay_ms=1_000, now=jobs.now),
+    "store": lambda jobs, job_id: calls.store_undelivered(
         "und_1", tenant=TENANT, attributes='{"source": "/tests"}', data="{}", failure="{}", now=jobs.now
     ),
     "mark replayed": lambda jobs, job_id: calls.mark_replayed("und_1", last=jobs.now, now=jobs.now),
-    "discard": lambda jobs, job_id: calls.delete_undelivered("und_1", tenant=TENANT, now=jobs.now),
+    "delete undelivered": lambda jobs, job_id: calls.delete_undelivered("und_1", tenant=TENANT, now=jobs.now),
     "subscribe": lambda jobs, job_id: calls.subscribe(
         SUBSCRIPTION, tenant=TENANT, url=URL, events=list(WebhookEvent), create=True, now=jobs.now
     ),
@@ -197,18 +197,18 @@ CALLS: Mapping[str, Maker] = {
     ),
     "unsubscribe": lambda jobs, job_id: calls.unsubscribe(SUBSCRIPTION, tenant=TENANT, now=jobs.now),
     "rotate": lambda jobs, job_id: calls.rotate_secret(SUBSCRIPTION, tenant=TENANT, generation=1, now=jobs.now),
-    "deliver": lambda jobs, job_id: calls.lease_deliveries(
-        taker="courier", call=TAKE, limit=10, per_target=10, now=jobs.now
+    "lease deliveries": lambda jobs, job_id: calls.lease_deliveries(
+        owner="courier", call=CALL, limit=10, per_target=10, now=jobs.now
     ),
-    "settle": lambda jobs, job_id: calls.record_attempt(
+    "record_attempt": lambda jobs, job_id: calls.record_attempt(
         _held_delivery(job_id), outcome=DeliveryOutcome.FAILED, now=jobs.now
     ),
-    "permit": lambda jobs, job_id: calls.set_rate_limit(target_of(TENANT, URL), rate=60, now=jobs.now),
+    "set a rate": lambda jobs, job_id: calls.set_rate_limit(target_of(TENANT, URL), rate=60, now=jobs.now),
     "redeliver": lambda jobs, job_id: calls.redeliver(f"{job_id}.3.job", job_id=job_id, tenant=TENANT, now=jobs.now),
-    "take for the notices": lambda jobs, job_id: calls.lease_notices(
-        taker="courier", call=TAKE, limit=10, now=jobs.now
+    "lease for the notices": lambda jobs, job_id: calls.lease_notices(
+        owner="courier", call=CALL, limit=10, now=jobs.now
     ),
-    "noticed": lambda jobs, job_id: calls.ack_notice(SUBSCRIPTION, changed=START_MS, now=jobs.now),
+    "acknowledge a notice": lambda jobs, job_id: calls.ack_notice(SUBSCRIPTION, changed=START_MS, now=jobs.now),
     "inspect a delivery": lambda jobs, job_id: audit.inspect_delivery(f"{job_id}.3.job"),
     "epoch": lambda jobs, job_id: calls.advance_epoch(Epoch(1, 7, jobs.now - 5000), now=jobs.now),
     "epoch acknowledged": lambda jobs, job_id: calls.advance_epoch(NEVER, acknowledge=True, now=jobs.now),
@@ -221,8 +221,8 @@ CALLS: Mapping[str, Maker] = {
     ),
     "observe": lambda jobs, job_id: calls.observe(POOL, now=jobs.now),
     "drain": lambda jobs, job_id: calls.drain(POOL, count=1, now=jobs.now),
-    "decided": lambda jobs, job_id: calls.append_decision(POOL, at=jobs.now, entry="{}"),
-    "view": lambda jobs, job_id: Call("read_job", ("job", job_id), decode_view),
+    "append a decision": lambda jobs, job_id: calls.append_decision(POOL, at=jobs.now, entry="{}"),
+    "read": lambda jobs, job_id: Call("read_job", ("job", job_id), decode_view),
     "inspect": lambda jobs, job_id: audit.inspect(job_id, now=jobs.now),
     "repair": lambda jobs, job_id: calls.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
     "canary": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, now=jobs.now),
@@ -230,7 +230,7 @@ CALLS: Mapping[str, Maker] = {
 }
 """Each script, some in several ways. The job is the one of the situation."""
 
-TELLS_WHAT_IT_CHANGED = {
+RETURNS_WHAT_IT_CHANGED = {
     "claim too late",
     "release for a worker",
     "reap",
@@ -240,11 +240,11 @@ TELLS_WHAT_IT_CHANGED = {
     "applied",
     "archived",
     "purge",
-    "defer",
-    "defer for the history",
-    "decided",
+    "reschedule",
+    "reschedule for the history",
+    "append a decision",
 }
-"""Calls whose answer is what they changed: a repeated one has nothing more to tell, and nobody needs it."""
+"""Calls whose answer is what they changed: a repeated one has nothing more to return."""
 
 MOVES: Mapping[str, Mapping[str, str]] = {
     "claim": {"waiting": "running", "dispatched": "running", "missed": "running"},
@@ -302,7 +302,7 @@ ANSWERS: Mapping[str, Mapping[str, Any]] = {
         **LOST_BUT_WHILE_IT_RUNS,
         "running": AttemptEnd.COMPLETED,
         "cancelling": AttemptEnd.CANCELLED,
-        # As the holder of the token was told before:
+        # As the holder of the token was answered before:
         "due": AttemptEnd.PENDING,
         "completed": AttemptEnd.COMPLETED,
         "failed": AttemptEnd.FAILED,
@@ -332,7 +332,7 @@ ANSWERS: Mapping[str, Mapping[str, Any]] = {
         "cancelled": Cancelled(Receipt.DEQUEUED, State.CANCELLED),
         "expired": Cancelled(Receipt.TOO_LATE, State.EXPIRED),
     },
-    "cancel by a stranger": dict.fromkeys(SITUATIONS, Cancelled(None, None)),
+    "cancel by another tenant": dict.fromkeys(SITUATIONS, Cancelled(None, None)),
     "applied": {
         **dict.fromkeys((*PENDING, "running", "cancelling"), Applied.UNKNOWN),
         **dict.fromkeys(ENDED, Applied.APPLIED),
@@ -342,7 +342,7 @@ ANSWERS: Mapping[str, Mapping[str, Any]] = {
         **dict.fromkeys(ENDED, Archived.ARCHIVED),
     },
 }
-"""What the caller is told, by call and situation."""
+"""The caller's answer, by call and situation."""
 
 
 @pytest.fixture(params=SITUATIONS)
@@ -359,7 +359,9 @@ def job_id(jobs: TimedJobs, situation: str) -> str:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_does_and_tells_what_the_tables_say(jobs: TimedJobs, situation: str, job_id: str, name: str) -> None:
+def test_a_call_does_and_returns_what_the_tables_define(
+    jobs: TimedJobs, situation: str, job_id: str, name: str
+) -> None:
     before = jobs.state(job_id)
     answer = jobs.run(CALLS[name](jobs, job_id))
     assert jobs.state(job_id) == MOVES.get(name, {}).get(situation, before)
@@ -368,17 +370,17 @@ def test_a_call_does_and_tells_what_the_tables_say(jobs: TimedJobs, situation: s
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_repeated_call_changes_nothing_and_answers_alike(jobs: TimedJobs, job_id: str, name: str) -> None:
+def test_a_repeated_call_changes_nothing(jobs: TimedJobs, job_id: str, name: str) -> None:
     call = CALLS[name](jobs, job_id)
     answer = jobs.run(call)
     after = jobs.everything()
     again = jobs.run(call)
     assert jobs.everything() == after
-    if name not in TELLS_WHAT_IT_CHANGED:
+    if name not in RETURNS_WHAT_IT_CHANGED:
         assert again == answer
 
 
-def test_the_moves_are_those_of_the_transition_table() -> None:
+def test_the_transitions_are_those_of_the_table() -> None:
     state_in = {
         **dict.fromkeys(PENDING, State.PENDING),
         **dict.fromkeys(("running", "cancelling"), State.RUNNING),

@@ -11,7 +11,7 @@ from darkroom.cloudevents.event import Event
 from darkroom.ledger import calls, undelivered
 from darkroom.ledger.calls import Replayed
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.undelivered import Failure, UndeliveredEvents, taken_apart
+from darkroom.ledger.undelivered import Failure, UndeliveredEvents, split_failure
 
 from tests.core.timed_jobs import TENANT, TimedJobs
 
@@ -24,7 +24,7 @@ def event(number: int = 1, **more: Any) -> Event:
 
 
 def keep(jobs: TimedJobs, sent: Event, *, failure: Failure = FAILURE, tenant: str = TENANT) -> str:
-    jobs.run(undelivered.keep(sent, failure, tenant=tenant, now=jobs.now))
+    jobs.run(undelivered.store(sent, failure, tenant=tenant, now=jobs.now))
     return undelivered.id_of(sent, tenant=tenant)
 
 
@@ -50,7 +50,7 @@ async def listed(ledger: AsyncLedger, tenant: str = TENANT) -> list[str]:
     return [each.id for each in page.events]
 
 
-async def test_an_event_is_kept_whole_with_why_it_failed(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_an_event_is_stored_whole_with_its_failure(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     sent = event(subject="a", time="2026-11-20T15:00:00Z", extensions={"tenant": "t", "n": 3, "b": True})
     event_id = keep(jobs, sent)
     found = await UndeliveredEvents(ledger).find(event_id, tenant=TENANT)
@@ -67,7 +67,7 @@ async def test_the_list_leaves_the_data_out(jobs: TimedJobs, ledger: AsyncLedger
     assert found.size > 100_000
 
 
-async def test_the_same_event_is_kept_once_as_it_failed_last(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_the_same_event_is_stored_once_with_its_last_failure(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     first = keep(jobs, event(1))
     jobs.now += 1
     other = keep(jobs, event(2))
@@ -107,7 +107,9 @@ async def test_no_more_stay_than_the_bytes_hold(jobs: TimedJobs, ledger: AsyncLe
 def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of the store that a few events reach: 20 events, in 100 kB."""
     call = calls.store_undelivered
-    monkeypatch.setattr(calls, "keep", lambda *args, **named: call(*args, most=20, most_bytes=100_000, **named))
+    monkeypatch.setattr(
+        calls, "store_undelivered", lambda *args, **named: call(*args, most=20, most_bytes=100_000, **named)
+    )
 
 
 LARGE = {"picture": "x" * 10_000}
@@ -152,7 +154,7 @@ class TestOneSource:
             kept.append(keep(jobs, event(number, source=f"/{number}")))
         assert await listed(ledger) == kept[: -20 - 1 : -1]
 
-    async def test_a_discarded_or_repeated_event_is_weighed_once(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    async def test_a_deleted_or_repeated_event_is_counted_once(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         kept = [keep(jobs, event(number, data=LARGE)) for number in (1, 2, 2)]
         keep(jobs, event(1))
         found = await UndeliveredEvents(ledger).find(kept[0], tenant=TENANT)
@@ -166,7 +168,7 @@ class TestOneSource:
         left = {key.decode() for key in jobs.redis.scan_iter(f"{jobs.namespace}:undelivered*")}
         assert left == set()
 
-    async def test_events_that_an_earlier_version_kept_join_their_sources(
+    async def test_events_that_an_earlier_version_stored_join_their_sources(
         self, jobs: TimedJobs, ledger: AsyncLedger
     ) -> None:
         old = [keep(jobs, event(number, source=f"/others/{number % 2}")) for number in range(8)]
@@ -201,7 +203,7 @@ async def test_an_event_that_fails_again_after_its_replay_is_undelivered_again(
     assert found.replayed is None
 
 
-async def test_a_stranger_discards_nothing(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+async def test_another_tenant_deletes_nothing(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     event_id = keep(jobs, event())
     jobs.run(calls.delete_undelivered(event_id, tenant="stranger", now=jobs.now))
     assert await listed(ledger) == [event_id]
@@ -229,7 +231,7 @@ async def test_every_event_is_on_one_page(jobs: TimedJobs, ledger: AsyncLedger) 
 
 
 @pytest.mark.parametrize("cursor", ["", "1", "x-und_0", f"1-und_{'g' * 32}", f"1-und_{1:033x}"])
-def test_a_cursor_that_is_none_is_refused(cursor: str) -> None:
+def test_an_invalid_cursor_of_undelivered_events_is_refused(cursor: str) -> None:
     with pytest.raises(ValueError, match="next"):
         undelivered.place_of(cursor)
 
@@ -254,6 +256,6 @@ def test_a_cursor_that_is_none_is_refused(cursor: str) -> None:
         pytest.param({"knativebrokerttl": 255}, Failure(None, None, None), id="other marks"),
     ],
 )
-def test_knatives_words_come_off_the_event(marks: Mapping[str, Any], failure: Failure) -> None:
+def test_knatives_extensions_are_removed_from_the_event(marks: Mapping[str, Any], failure: Failure) -> None:
     extensions = {"tenant": "t", **marks}
-    assert taken_apart(event(extensions=extensions)) == (event(extensions={"tenant": "t"}), failure)
+    assert split_failure(event(extensions=extensions)) == (event(extensions={"tenant": "t"}), failure)

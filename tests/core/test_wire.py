@@ -92,6 +92,6 @@ def test_a_redis_that_restarts_while_a_script_is_loaded_is_away(own_redis: Redis
     on_uvloop(act, own_redis.url)
 
 
-def test_an_answer_that_is_no_redis_protocol_is_a_redis_that_is_away() -> None:
+def test_a_reply_that_is_not_redis_protocol_is_unavailable() -> None:
     with pytest.raises(LedgerUnavailable), translated():
         raise InvalidResponse('Protocol error, got "H" as reply type byte')

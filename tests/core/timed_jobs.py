@@ -95,8 +95,8 @@ class TimedJobs:
         """Its heartbeat."""
         self.run(calls.register_worker(name, pool=POOL, state=state, pod="", models=["sd"], now=self.now))
 
-    def take_message(self) -> str | None:
-        """The job of the next message in the Celery list, which is taken as kombu does; None where it is empty."""
+    def receive_message(self) -> str | None:
+        """The job of the next message in the Celery list, received as kombu does; None where it is empty."""
         message = self.redis.rpop(self.list_key)
         return None if message is None else job_of(message)
 
@@ -113,8 +113,10 @@ class TimedJobs:
         """A job that was submitted and started."""
         return self.start(self.submit(**more))
 
-    def progress(self, job_id: str, *, op: int, step: int, steps: int, tell: bool = True) -> LeaseStatus:
-        return self.run(calls.progress(job_id, token=TOKEN, op=op, step=step, steps=steps, tell=tell, now=self.now))
+    def progress(self, job_id: str, *, op: int, step: int, steps: int, publish: bool = True) -> LeaseStatus:
+        return self.run(
+            calls.progress(job_id, token=TOKEN, op=op, step=step, steps=steps, publish=publish, now=self.now)
+        )
 
     def renew(self, job_id: str) -> LeaseStatus:
         return self.run(calls.renew(job_id, token=TOKEN, now=self.now))
@@ -162,8 +164,8 @@ class TimedJobs:
     def expire(self) -> list[str]:
         return self.run(calls.expire(now=self.now))
 
-    def take(self, *, taker: str = "courier", call: str, limit: int = 10) -> list[str]:
-        return self.run(calls.lease_relays(taker=taker, call=call, limit=limit, now=self.now))
+    def lease(self, *, owner: str = "courier", call: str, limit: int = 10) -> list[str]:
+        return self.run(calls.lease_relays(owner=owner, call=call, limit=limit, now=self.now))
 
     # -- what is there -------------------------------------------------------------------------------------------------
 

@@ -403,7 +403,7 @@ class TestFailures:
         start(**{**QUICK, "DARKROOM_DELIVERY_SCHEDULE_S": "0,0.1,0.1"})
         job_id = deliveries.completed(receiver.url)
         found = deliveries.await_state(job_id, "given_up")
-        assert (found["tried"], found["reason"]) == ("3", "all tries failed")
+        assert (found["tried"], found["reason"]) == ("3", "all attempts failed")
         assert len(receiver.of(job_id)) == 3
 
 

@@ -9,11 +9,12 @@ import httpx
 import pytest
 from darkroom.history.store import PastJob
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Applied, AttemptResult, DroppedMessages, WorkerState
-from darkroom.ledger.client import OUTBOX_SAMPLE, AsyncLedger
+from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.queues import Foreign
+from darkroom.ledger.reads.jobs import OUTBOX_SAMPLE
 from darkroom.ledger.records import JobRecord, LogEntry, Outbox
 from darkroom.webhooks.subscriptions import Webhook, WebhookEvent
 from darkroom_courier.metrics import MAX_TENANTS, OTHER, CourierMetrics, attempts
@@ -284,6 +285,6 @@ async def test_a_pending_start_waits_in_the_outbox_too(redis_url: str, jobs: Dri
 async def _outbox(redis_url: str, jobs: DrivenJobs) -> Outbox:
     client = connect_async(redis_url)
     try:
-        return await AsyncLedger(client, jobs.namespace).outbox()
+        return await reads.outbox(AsyncLedger(client, jobs.namespace))
     finally:
         await client.aclose()

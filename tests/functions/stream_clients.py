@@ -20,7 +20,7 @@ from tests.parts import Functions
 DEADLINE_S = 60.0
 
 MAX_STREAM_ENTRIES = 10_000
-"""Entries of a tenant's stream that are kept (`MAX_NEWS` in `lua/prelude.lua`)."""
+"""Entries of a tenant's stream that are kept (`MAX_STREAM` in `lua/prelude.lua`)."""
 
 REPLAYS = 40
 """Clients that replay at one time: about twice as many as one process admits."""

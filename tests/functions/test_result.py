@@ -28,6 +28,7 @@ from websockets.exceptions import ConnectionClosed
 from tests.conftest import RedisServers
 from tests.databases import migrated
 from tests.driven_jobs import TENANT, DrivenJobs
+from tests.event_vectors import encode_batch
 from tests.functions.stream_clients import DEADLINE_S, all_messages, following, next_message
 from tests.parts import PUBLIC_URL, Functions, environment
 from tests.redis_server import RedisKind, RedisServer
@@ -213,7 +214,7 @@ class TestEvents:
 
     def test_a_batch_is_rejected(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.completed()
-        headers, body = http.encode_batch([terminal_event(job_id, jobs.end_seq(job_id))])
+        headers, body = encode_batch([terminal_event(job_id, jobs.end_seq(job_id))])
         assert httpx.post(result.url, headers=headers, content=body, trust_env=False).status_code == 422
         assert not jobs.is_applied(job_id)
 

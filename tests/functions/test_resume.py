@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from darkroom.jobs import JobEvent
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.records import LogEntry
@@ -223,7 +223,7 @@ async def replicas(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[Call
 
 async def logs_of(redis: RedisServer, job_ids: Sequence[str]) -> dict[str, list[LogEntry]]:
     client = connect_async(redis.url)
-    logs = await AsyncLedger(client, NAMESPACE).logs(job_ids)
+    logs = await reads.logs(AsyncLedger(client, NAMESPACE), job_ids)
     await client.aclose()
     return dict(zip(job_ids, logs, strict=True))
 

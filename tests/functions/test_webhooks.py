@@ -390,7 +390,7 @@ def taken(api: Api, delivery_id: str, *, tenant: str = "default") -> LeasedDeliv
 
     def is_taken() -> bool:
         call = f"{time.time_ns()}"
-        found = api.jobs.run(calls.lease_deliveries(taker="test", call=call, limit=100, per_target=1000))
+        found = api.jobs.run(calls.lease_deliveries(owner="test", call=call, limit=100, per_target=1000))
         seen.update({each.id: each for each in found})
         return delivery_id in seen
 

@@ -248,12 +248,12 @@ def test_only_workers_and_flower_reach_celerys_remote_control(user: str, users: 
     ],
     ids=lambda command: " ".join(map(str, command[:2])),
 )
-def test_flower_runs_no_script_and_hears_no_job(command: tuple[object, ...], users: Users) -> None:
+def test_flower_runs_no_script_and_receives_no_job_event(command: tuple[object, ...], users: Users) -> None:
     with redis.Redis.from_url(users["flower"]) as client:
         assert _is_refused(client, *command)
 
 
-def test_people_read_everything_of_the_environment_and_configure_nothing(users: Users) -> None:
+def test_operators_read_everything_of_the_environment_and_configure_nothing(users: Users) -> None:
     with redis.Redis.from_url(users["admin"]) as client:
         for command in (*JOBS, *SECRETS_OF_TENANTS):
             if command[0] != "BRPOP":

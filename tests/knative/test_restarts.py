@@ -18,7 +18,7 @@ from darkroom.checks.doctor import Limits, Severity, diagnose
 from darkroom.checks.examination import examine
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import State
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect, connect_async
 from darkroom.ledger.epochs import NEVER
@@ -189,7 +189,7 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
             assert "lost-data" in await problems()
             assert await findings() == [Kind.WENT_BACK]
             await beat()  # now the ledger notes it, and a reader without a database sees it too
-            assert (await ledger.epoch()).epoch.number > 1
+            assert (await reads.epoch(ledger)).epoch.number > 1
             found = diagnose(await examine(client, PREFIX, Limits(canary_s=0)), Limits()).findings
             assert "lost-data" in {each.check for each in found}
             assert await findings(repair=True) == []

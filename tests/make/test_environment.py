@@ -13,6 +13,7 @@ import httpx
 import pytest
 import redis
 from darkroom.jobs import JobEvent
+from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.records import LogEntry
@@ -133,7 +134,7 @@ class Dev:
     def log_of(self, job_id: str) -> list[LogEntry]:
         async def read() -> list[LogEntry]:
             async with connect_async(self.redis_url("operator")) as client:
-                return await AsyncLedger(client, NAMESPACE).log(job_id)
+                return await reads.log(AsyncLedger(client, NAMESPACE), job_id)
 
         return asyncio.run(read())
 

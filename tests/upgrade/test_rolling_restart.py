@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from darkroom.jobs import JobEvent, State
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.records import LogEntry
@@ -231,7 +231,7 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
 
             for job_id in load.ids:
                 assert (await house.ended(job_id)).state is State.COMPLETED
-            logs = {job_id: await house.ledger.log(job_id) for job_id in load.ids}
+            logs = {job_id: await reads.log(house.ledger, job_id) for job_id in load.ids}
             news = {job_id: ids_of(log, without={JobEvent.PROGRESSED}) for job_id, log in logs.items()}
             asked_for = [ids_of(log, of={JobEvent.STARTED, JobEvent.COMPLETED}) for log in logs.values()]
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from darkroom.artifacts import ArtifactStore
 from darkroom.errors import DarkroomError
 from darkroom.jobs import JobEvent, State, new_job_id
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Accepted, Submission, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import JobRecord, LogEntry, WorkerRecord
@@ -251,11 +251,11 @@ class House(Place):
 
     async def entries(self, job_id: str, event: JobEvent) -> list[LogEntry]:
         """The entries of the job's log that tell of such an event."""
-        return [entry for entry in await self.ledger.log(job_id) if entry.event is event]
+        return [entry for entry in await reads.log(self.ledger, job_id) if entry.event is event]
 
     async def registration(self, worker: WorkerProcess) -> WorkerRecord | None:
         """What the worker says it is, None when it says nothing."""
-        found = [record for record in await self.ledger.workers() if f"-{worker.pid}-" in record.name]
+        found = [record for record in await reads.workers(self.ledger) if f"-{worker.pid}-" in record.name]
         return found[0] if found else None
 
     async def said(self, worker: WorkerProcess, event: str, *, times: int = 1, **fields: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from celery import Celery
 from darkroom.checks.doctor import Limits, diagnose
 from darkroom.checks.examination import examine
 from darkroom.jobs import ErrorKind, State
-from darkroom.ledger import calls, queues
+from darkroom.ledger import calls, queues, reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect, connect_async
 from darkroom.updates import celery_status
@@ -221,7 +221,7 @@ async def test_foreign_messages_end_no_worker_and_are_dropped_counted_and_report
         record = await house.ended(job_id)
 
         async def counted() -> bool | None:
-            dropped = (await house.ledger.foreign_messages([POOL]))[POOL]
+            dropped = (await reads.foreign_messages(house.ledger, [POOL]))[POOL]
             return dropped.count >= 2 * len(FOREIGN) + len(NO_COMMANDS) or None
 
         await house.until(counted, "all of them are counted")

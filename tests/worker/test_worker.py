@@ -25,7 +25,7 @@ import httpx
 import pytest
 from celery import Celery
 from darkroom.jobs import Artifact, ErrorKind, JobEvent, State
-from darkroom.ledger import calls, queues
+from darkroom.ledger import calls, queues, reads
 from darkroom.ledger.calls import Receipt, ReleaseReason, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect, connect_async
@@ -96,7 +96,7 @@ async def test_a_job_runs_and_its_pictures_are_what_the_end_says(staffed: House)
     assert record.end_data["attempt"] == 1
     assert record.end_data["record"]["parameters"]["seed"] == 41
     assert record.end_data["run_ms"] >= 0
-    entries = await staffed.ledger.log(job_id)
+    entries = await reads.log(staffed.ledger, job_id)
     assert entries[0].event is JobEvent.ACCEPTED
     assert entries[1].event is JobEvent.STARTED
     assert entries[-2].data == {"progress": 100, "step": 2, "steps": 2}
@@ -183,7 +183,7 @@ async def test_a_job_that_kills_every_process_fails_after_its_attempts(house: Ho
     assert record.state is State.FAILED
     assert record.end_data is not None
     assert record.end_data["error"]["kind"] == ErrorKind.WORKER_LOST
-    assert len([entry for entry in await house.ledger.log(job_id) if entry.state.is_terminal]) == 1
+    assert len([entry for entry in await reads.log(house.ledger, job_id) if entry.state.is_terminal]) == 1
 
 
 async def test_a_drained_worker_ends_its_job_takes_no_other_and_leaves_nothing(house: House) -> None:
@@ -197,7 +197,7 @@ async def test_a_drained_worker_ends_its_job_takes_no_other_and_leaves_nothing(h
     assert worker.wait() == 0
     assert (await house.job(running)).state is State.COMPLETED
     assert (await house.job(waiting)).attempt == 0
-    assert await house.ledger.workers() == []
+    assert await reads.workers(house.ledger) == []
     with connect(house.redis_url) as client:
         assert client.exists(f"{house.namespace}:celery:unacked.{POOL}") == 0
 
@@ -482,7 +482,8 @@ async def test_input_that_is_refused_ends_in_one_failed_event(staffed: House, gi
 
     assert record.end_data is not None
     assert record.end_data["error"]["kind"] == ErrorKind.INVALID_INPUT
-    assert [entry.state for entry in await staffed.ledger.log(job_id) if entry.state.is_terminal] == [State.FAILED]
+    log = await reads.log(staffed.ledger, job_id)
+    assert [entry.state for entry in log if entry.state.is_terminal] == [State.FAILED]
     assert record.attempt == 1
 
 

@@ -18,7 +18,7 @@ from darkroom.catalogue.models import Model
 from darkroom.ledger import queues
 from darkroom.ledger.address import RedisAddress
 from darkroom.ledger.client import Ledger
-from darkroom.ledger.connection import Patience, connect
+from darkroom.ledger.connection import ConnectionOptions, connect
 from kombu import Exchange, Queue
 
 from darkroom_worker.child.memory import ChildMemory
@@ -77,9 +77,9 @@ class WorkerApp(Celery):  # type: ignore[misc]  # as above
     watch: Supervisor
     runner: Runner
 
-    def ledger(self, patience: Patience = Patience()) -> Ledger:  # noqa: B008 - frozen
+    def ledger(self, options: ConnectionOptions = ConnectionOptions()) -> Ledger:  # noqa: B008 - frozen
         """A ledger on connections of its own, opened when they are first used."""
-        return Ledger(connect(self.settings.redis_url.get_secret_value(), patience), self.settings.namespace)
+        return Ledger(connect(self.settings.redis_url.get_secret_value(), options), self.settings.namespace)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return make_app, (self.settings, self.models, self.worker_name, self.memory, self.gate.suspects)

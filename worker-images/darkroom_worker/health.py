@@ -14,6 +14,7 @@ import platform
 import sys
 
 from darkroom.errors import LedgerUnavailable, SettingError
+from darkroom.ledger import reads
 from darkroom.ledger.calls import WORKER_TTL_MS, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
@@ -49,7 +50,7 @@ async def _fresh(settings: WorkerSettings) -> list[WorkerRecord]:
     """The workers of this host and pool that gave a sign of life lately, by Redis' clock."""
     client = connect_async(settings.redis_url.get_secret_value())
     async with client, asyncio.timeout(PATIENCE_S):
-        workers = await AsyncLedger(client, settings.namespace).workers()
+        workers = await reads.workers(AsyncLedger(client, settings.namespace))
         seconds, _ = await client.time()
     return [
         worker

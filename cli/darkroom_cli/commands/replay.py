@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from darkroom.errors import InvalidInput, NotFound
+from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.scaling import fields
@@ -89,7 +90,7 @@ def read_policy(path: Path) -> ScalingPolicy:
 
 async def _read(where: Installation, pool: str) -> list[DecisionEntry]:
     async with connect_async(where.redis_url) as client:
-        texts = await AsyncLedger(client, where.namespace).decisions(pool)
+        texts = await reads.decisions(AsyncLedger(client, where.namespace), pool)
     try:
         return [DecisionEntry.decode(text) for text in texts]
     except (KeyError, TypeError, ValueError) as error:

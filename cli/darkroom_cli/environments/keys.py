@@ -69,8 +69,9 @@ def flush(entered: Entered, output: Output, *, yes: bool, dry_run: bool) -> int:
         return DONE
     from darkroom.ledger import calls
     from darkroom.ledger.client import Ledger
+    from darkroom.ledger.keys import Keys
 
-    epoch = f"{entered.environment.namespace}:epoch".encode()
+    epoch = Keys(entered.environment.namespace).epoch.encode()
     with _connected(entered) as client:
         count = sum(key != epoch for key in _keys(client, entered))
         output.say(f"{count} keys of {entered.environment.namespace} in {entered.where}: jobs, queues, deliveries")
@@ -119,8 +120,11 @@ def _keys(client: redis.Redis, entered: Entered) -> Iterator[bytes]:
 
 def _pools(client: redis.Redis, namespace: str) -> dict[str, list[str]]:
     """The pools that are announced, with their models."""
-    names = [name.decode() for name in client.execute_command("SMEMBERS", f"{namespace}:pools")]
-    models = {name: client.execute_command("HGET", f"{namespace}:pool:{name}", "models") for name in names}
+    from darkroom.ledger.keys import Keys
+
+    names = Keys(namespace)
+    pools = [name.decode() for name in client.execute_command("SMEMBERS", names.pools)]
+    models = {pool: client.execute_command("HGET", names.pool(pool), "models") for pool in pools}
     return {name: text.decode().split(",") for name, text in models.items() if text}
 
 

@@ -24,7 +24,7 @@ from typing import NoReturn
 import httpx
 from darkroom.catalogue.models import Catalogue
 from darkroom.errors import LedgerUnavailable
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import WorkerState
 from darkroom.ledger.client import AsyncLedger, Ledger
 from darkroom.ledger.connection import connect, connect_async
@@ -436,7 +436,7 @@ class Machine:
 
 async def _workers(redis_url: str, namespace: str) -> list[WorkerRecord]:
     async with connect_async(redis_url) as client:
-        return await AsyncLedger(client, namespace).workers()
+        return await reads.workers(AsyncLedger(client, namespace))
 
 
 def _module(name: str, *arguments: str) -> list[str]:

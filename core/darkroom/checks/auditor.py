@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import redis.asyncio
 
@@ -23,11 +23,11 @@ from darkroom.checks import audit
 from darkroom.checks.audit import OTHER_SETS, PLACES, POOL_SETS, REPAIRABLE, Fault, Kind, Look, Message, Stale
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import Artifact
-from darkroom.ledger import calls, epochs, queues
+from darkroom.ledger import calls, epochs, reads
 from darkroom.ledger.calls import Call
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.connection import translated
 from darkroom.ledger.epochs import Epoch
+from darkroom.ledger.reads import SLICE
 
 if TYPE_CHECKING:
     from darkroom.checks.orphans import Orphan
@@ -37,9 +37,6 @@ T = TypeVar("T")
 
 SECOND_LOOK_S = 2.0
 """What is wrong for longer than this is no move that was seen half done. A healthy courier needs one second."""
-
-SLICE = 100
-"""Jobs, members or messages of one round trip: a look takes Redis 0.05 ms, so others wait 5 ms at most."""
 
 READS_AT_ONCE = 8
 """Artifacts that are read from the store at one time."""
@@ -100,9 +97,8 @@ class Auditor:
         history: History | None,
         second_look_s: float = SECOND_LOOK_S,
     ) -> None:
-        self._redis: Any = client  # redis-py types every reply as a union of all replies
         self._ledger = AsyncLedger(client, namespace)
-        self._namespace = namespace
+        self._keys = self._ledger.keys
         self._store = store
         self._second_look_s = second_look_s
         self._history = history
@@ -136,7 +132,7 @@ class Auditor:
         places: Counter[str] = Counter(dict.fromkeys(PLACES, 0))
         untold = 0
         seen: set[str] = set()
-        async for ids in self._keys("job"):
+        async for ids in reads.job_ids(self._ledger):
             looks = await self._looks([job_id for job_id in ids if job_id not in seen])  # SCAN may say a key twice
             seen.update(ids)
             for look in looks:
@@ -151,22 +147,24 @@ class Auditor:
     async def _look_at_the_rest(self, suspects: _Suspects) -> None:
         """All sets, indexes and messages."""
         pools = await self._pools()
-        of_pools = [(name, pool, f"{name}:{pool}") for pool in pools for name in POOL_SETS]
-        for name, pool, key in [*of_pools, *((name, None, name) for name in OTHER_SETS)]:
-            await self._ask(partial(self._of_members, name, pool), self._members(key), suspects)
-        async for tenants in self._keys("tenant", kind="zset"):
-            for tenant in tenants:
-                await self._ask(partial(self._of_index, tenant), self._members(f"tenant:{tenant}"), suspects)
-        async for tenants in self._keys("dead", kind="zset"):
-            for tenant in tenants:
-                await self._ask(partial(self._of_letters, tenant), self._members(f"dead:{tenant}"), suspects)
-        await self._ask(self._of_deliveries, self._keys("delivery", kind="hash"), suspects)
-        async for targets in self._keys("deliveries", kind="zset"):
-            for target in targets:
-                await self._ask(partial(self._of_targets, target), self._members(f"deliveries:{target}"), suspects)
-        await self._ask(self._of_workers, self._fields("busy"), suspects)
+        of_pools = [(name, pool, getattr(self._keys, name)(pool)) for pool in pools for name in POOL_SETS]
+        for name, pool, key in [*of_pools, *((name, None, getattr(self._keys, name)) for name in OTHER_SETS)]:
+            await self._ask(partial(self._of_members, name, pool), reads.members(self._ledger, key), suspects)
+        of_each: list[tuple[Callable[[str], str], Callable[..., Awaitable[list[Fault]]]]] = [
+            (self._keys.tenant, self._of_index),
+            (self._keys.dead_letters, self._of_letters),
+            (self._keys.deliveries, self._of_targets),
+        ]
+        for key_of, question in of_each:
+            async for owners in reads.names(self._ledger, key_of(""), kind="zset"):
+                for owner in owners:
+                    await self._ask(partial(question, owner), reads.members(self._ledger, key_of(owner)), suspects)
+        await self._ask(self._of_deliveries, reads.names(self._ledger, self._keys.delivery(""), kind="hash"), suspects)
+        await self._ask(self._of_workers, reads.fields(self._ledger, self._keys.busy), suspects)
         for pool in pools:
-            await self._ask(partial(self._of_lists, pool), self._members(f"dispatched:{pool}"), suspects)
+            await self._ask(
+                partial(self._of_lists, pool), reads.members(self._ledger, self._keys.dispatched(pool)), suspects
+            )
             if found := await self._stale(pool):
                 suspects.messages[pool] = found
 
@@ -195,11 +193,11 @@ class Auditor:
     async def _of_epoch(self) -> list[Fault]:
         """That Redis came back with less than it had. SQL is read first: a courier adds to the ledger before it."""
         outside = await self._outside()
-        loss = epochs.lost(await self._ledger.epoch(), outside)
+        loss = epochs.lost(await reads.epoch(self._ledger), outside)
         return [] if loss is None else [Fault(Kind.WENT_BACK, "", f"Redis lost {loss.described}")]
 
     async def _outside(self) -> Epoch | None:
-        return None if self._history is None else await self._history.epoch(self._namespace)
+        return None if self._history is None else await self._history.epoch(self._ledger.namespace)
 
     # -- the questions -------------------------------------------------------------------------------------------------
 
@@ -213,18 +211,7 @@ class Auditor:
 
     async def _of_index(self, tenant: str, ids: Sequence[str]) -> list[Fault]:
         """Of a tenant's jobs, those that are gone without having been told."""
-        commands: list[tuple[str, ...]] = []
-        for job_id in ids:
-            commands.append(("EXISTS", f"{self._namespace}:job:{job_id}"))
-            commands.append(("ZSCORE", f"{self._namespace}:retired", f"{job_id} {tenant}"))
-            commands.append(("ZSCORE", f"{self._namespace}:tenant:{tenant}", job_id))
-        replies = await self._at_once(commands)
-        each = zip(ids, replies[::3], replies[1::3], replies[2::3], strict=True)
-        return [
-            audit.vanished(job_id, tenant)
-            for job_id, exists, retired, indexed in each
-            if not exists and retired is None and indexed is not None
-        ]
+        return [audit.vanished(each, tenant) for each in await reads.vanished_jobs(self._ledger, ids, tenant=tenant)]
 
     async def _of_letters(self, tenant: str, ids: Sequence[str]) -> list[Fault]:
         """Of a tenant's dead letters, those that are none."""
@@ -244,9 +231,7 @@ class Auditor:
 
     async def _of_workers(self, workers: Sequence[str]) -> list[Fault]:
         """Of the workers' entries, those that name a job which does not run there."""
-        with translated():
-            jobs = await self._redis.hmget(f"{self._namespace}:busy", list(workers))
-        named = [(worker, job.decode()) for worker, job in zip(workers, jobs, strict=True) if job is not None]
+        named = await reads.busy_jobs(self._ledger, workers)
         looks = await self._looks([job_id for _, job_id in named])
         found = [audit.strange_entry(worker, look) for (worker, _), look in zip(named, looks, strict=True)]
         return [fault for fault in found if fault is not None]
@@ -313,7 +298,7 @@ class Auditor:
     async def _stale(self, pool: str) -> list[Stale]:
         """The pool's messages that nobody needs."""
         messages = await self._list(pool)
-        async for tags in self._fields(f"celery:unacked.{pool}"):
+        async for tags in reads.fields(self._ledger, self._keys.unacked(pool)):
             messages += [Message(pool, "unacked", tag) for tag in tags]
         ids = list({message.job for message in messages})
         looks: dict[str, Look] = {}
@@ -367,50 +352,17 @@ class Auditor:
 
     async def _pools(self) -> list[str]:
         """Those that were announced, and those that have sets nevertheless."""
-        pools = set(await self._ledger.pools())
+        pools = set(await reads.pools(self._ledger))
         for name in POOL_SETS:
-            async for found in self._keys(name, kind="zset"):
+            async for found in reads.names(self._ledger, getattr(self._keys, name)(""), kind="zset"):
                 pools.update(found)
         return sorted(pools)
 
     async def _list(self, pool: str) -> list[Message]:
-        """The messages in the pool's Celery list, which is short."""
-        with translated():
-            raw = await self._redis.lrange(f"{self._namespace}:celery:{queues.queue_name(pool)}", 0, -1)
-        return [Message(pool, "list", audit.tag_of(message)) for message in raw]
-
-    async def _keys(self, kind_of_key: str, *, kind: str | None = None) -> AsyncIterator[list[str]]:
-        """What follows `<namespace>:<kind_of_key>:` in the names of keys, some at a time."""
-        prefix = f"{self._namespace}:{kind_of_key}:"
-        async for names in self._scanned(partial(self._redis.scan, match=f"{prefix}*", count=SLICE, _type=kind)):
-            yield [name.decode().removeprefix(prefix) for name in names]
-
-    async def _members(self, key: str) -> AsyncIterator[list[str]]:
-        async for pairs in self._scanned(partial(self._redis.zscan, f"{self._namespace}:{key}", count=SLICE)):
-            yield [member.decode() for member, _ in pairs]
-
-    async def _fields(self, key: str) -> AsyncIterator[list[str]]:
-        async for pairs in self._scanned(partial(self._redis.hscan, f"{self._namespace}:{key}", count=SLICE)):
-            yield [name.decode() for name in pairs]
-
-    async def _scanned(self, scan: Callable[..., Awaitable[tuple[int, Any]]]) -> AsyncIterator[list[Any]]:
-        """Everything that a SCAN of some kind finds, in slices."""
-        cursor = 0
-        while True:
-            with translated():
-                cursor, found = await scan(cursor=cursor)
-            whole = list(found)
-            for start in range(0, len(whole), SLICE):  # a small collection comes whole, however many are asked for
-                yield whole[start : start + SLICE]
-            if cursor == 0:
-                return
-
-    async def _at_once(self, commands: Sequence[tuple[str, ...]]) -> list[Any]:
-        with translated():
-            pipeline = self._redis.pipeline(transaction=True)
-            for command in commands:
-                pipeline.execute_command(*command)
-            return list(await pipeline.execute())
+        """The messages in the pool's Celery queue."""
+        return [
+            Message(pool, "list", audit.tag_of(message)) for message in await reads.queued_messages(self._ledger, pool)
+        ]
 
 
 async def _artifact_fault(store: ArtifactStore, job_id: str, artifact: Artifact) -> Fault | None:

@@ -35,11 +35,12 @@ from darkroom.checks.doctor import (
     Worker,
 )
 from darkroom.errors import DarkroomError, HistoryUnavailable
-from darkroom.ledger import calls, queues
+from darkroom.ledger import calls, queues, reads
 from darkroom.ledger.calls import WORKER_TTL_MS, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import translated
 from darkroom.ledger.epochs import Loss, lost
+from darkroom.ledger.keys import Keys
 from darkroom.ledger.queues import CANARY
 from darkroom.ledger.records import WorkerRecord
 
@@ -61,9 +62,6 @@ BACKOFF = Backoff(first_s=0.1, longest_s=1.0)
 
 LISTED = 100
 """Messages of a pool's list that are looked at, the next first; it is short by design."""
-
-SLICE = 100
-"""Ended jobs that one round trip reads."""
 
 
 async def examine(
@@ -101,7 +99,7 @@ async def _default_user_is_limited(client: redis.asyncio.Redis, namespace: str) 
     stranger = redis.asyncio.ConnectionPool(connection_class=pool.connection_class, **options)
     async with redis.asyncio.Redis.from_pool(stranger) as unnamed:
         try:
-            await unnamed.exists(f"{namespace}:epoch")
+            await unnamed.exists(Keys(namespace).epoch)
         except NoPermissionError:
             return True
         except RedisError:
@@ -141,23 +139,22 @@ class Examination:
     def __init__(self, client: redis.asyncio.Redis, namespace: str, limits: Limits, history: History | None) -> None:
         self._redis: Any = client  # redis-py types every reply as a union of all replies
         self._ledger = AsyncLedger(client, namespace)
-        self._namespace = namespace
+        self._keys = self._ledger.keys
         self._limits = limits
         self._history = history
 
     async def house(self) -> House:
         """Raises LedgerUnavailable, and RedisError where a command is refused."""
-        names = await self._ledger.pools()
+        names = await reads.pools(self._ledger)
         idle = await self._idle()
         flocks = await asyncio.gather(*(self._silent(pool, idle.get(pool, set())) for pool in names))
         silent = {pool: flock for pool, flock in zip(names, flocks, strict=True) if flock[0]}
         # The state of the pools comes last: what is still idle now was idle while its jobs waited.
         workers = await self._workers(silent)
         pools = [await self._pool(pool) for pool in names]
-        untold = await self._overdue("outbox", "relay")
-        unarchived = await self._overdue("history", "history")
-        with translated():
-            unfinished_bytes = await self._redis.hget(f"{self._namespace}:counters", "unfinished_bytes")
+        untold = await self._overdue(self._keys.outbox, "relay")
+        unarchived = await self._overdue(self._keys.history, "history")
+        unfinished_bytes = await reads.unfinished_bytes(self._ledger)
         clocks, set_back = await self._clocks()
         return House(
             pools=tuple(pools),
@@ -165,7 +162,7 @@ class Examination:
             untold=tuple(untold),
             unarchived=tuple(unarchived),
             loss=await self._loss(),
-            unfinished_bytes=int(unfinished_bytes or 0),
+            unfinished_bytes=unfinished_bytes,
             clocks=clocks,
             set_back=set_back,
         )
@@ -175,16 +172,16 @@ class Examination:
         outside = None
         if self._history is not None:
             with suppress(HistoryUnavailable):
-                outside = await self._history.epoch(self._namespace)
-        return lost(await self._ledger.epoch(), outside)
+                outside = await self._history.epoch(self._ledger.namespace)
+        return lost(await reads.epoch(self._ledger), outside)
 
     async def _clocks(self) -> tuple[tuple[Clock, ...], Clock | None]:
         """This machine's clock, and what `accept` and `clock` recorded; beside them whether Redis' own was set back."""
         asked_ms = time.time_ns() // 1_000_000
-        now = await self._ledger.now()
+        now = await reads.now(self._ledger)
         answered_ms = time.time_ns() // 1_000_000
         with translated():
-            recorded = await self._redis.hgetall(f"{self._namespace}:clock")
+            recorded = await self._redis.hgetall(self._keys.clock)
 
         def clock(field: bytes, part: str) -> list[Clock]:
             if field not in recorded:
@@ -202,16 +199,16 @@ class Examination:
     async def _idle(self) -> dict[str, set[str]]:
         """Idle workers by pool."""
         found: dict[str, set[str]] = {}
-        now = await self._ledger.now()
-        for worker in await self._ledger.workers():
+        now = await reads.now(self._ledger)
+        for worker in await reads.workers(self._ledger):
             if _is_idle(worker, now):
                 found.setdefault(worker.pool, set()).add(worker.name)
         return found
 
     async def _workers(self, silent: Mapping[str, tuple[set[str], int]]) -> list[Worker]:
-        now = await self._ledger.now()
+        now = await reads.now(self._ledger)
         workers = []
-        for record in await self._ledger.workers():
+        for record in await reads.workers(self._ledger):
             idle = _is_idle(record, now)
             names, canaries = silent.get(record.pool, (set(), 0))
             workers.append(
@@ -268,22 +265,19 @@ class Examination:
 
     async def _pool(self, pool: str) -> Pool:
         """The pool at one moment."""
-
-        def key(name: str) -> str:
-            return f"{self._namespace}:{name}:{pool}"
-
+        keys = self._keys
         with translated():
             pipeline = self._redis.pipeline(transaction=True)
             pipeline.time()
-            pipeline.hmget(key("pool"), "announced", "reaped", "quiet_until", "foreign", "foreign_at")
-            pipeline.hget(key("pool"), "foreign_reason")
-            pipeline.lrange(f"{self._namespace}:celery:{queues.queue_name(pool)}", -LISTED, -1)
-            for name in ("waiting", "dispatched", "due"):
-                pipeline.zcard(key(name))
-            for name in ("waiting", "dispatched"):
-                pipeline.zrange(key(name), 0, 0)
-            for name in ("due", "running"):
-                pipeline.zrange(key(name), 0, 0, withscores=True)
+            pipeline.hmget(keys.pool(pool), "announced", "reaped", "quiet_until", "foreign", "foreign_at")
+            pipeline.hget(keys.pool(pool), "foreign_reason")
+            pipeline.lrange(keys.queue(pool), -LISTED, -1)
+            for of_pool in (keys.waiting, keys.dispatched, keys.due):
+                pipeline.zcard(of_pool(pool))
+            for of_pool in (keys.waiting, keys.dispatched):
+                pipeline.zrange(of_pool(pool), 0, 0)
+            for of_pool in (keys.due, keys.running):
+                pipeline.zrange(of_pool(pool), 0, 0, withscores=True)
             (seconds, micros), about, reason, listed, *rest = await pipeline.execute()
         now = seconds * 1000 + micros // 1000
         announced, reaped, quiet_until, dropped, dropped_at = (int(value or 0) for value in about)
@@ -306,37 +300,23 @@ class Examination:
         if not first:
             return None
         job_id = first[0].decode()
-        with translated():
-            at = await self._redis.hget(f"{self._namespace}:job:{job_id}", since)
-        return Waiting(job_id, (now - int(at)) / 1000) if at else None
+        at = await reads.job_time(self._ledger, job_id, since)
+        return Waiting(job_id, (now - at) / 1000) if at else None
 
     # -- what is to be told and archived -------------------------------------------------------------------------------
 
-    async def _overdue(self, name: str, kind: str) -> list[Overdue]:
-        """Of a set of ended jobs, those that ended too long ago; `kind` is what `lua/outbox/lease_outbox.lua` calls the
-        set.
+    async def _overdue(self, queue: str, kind: str) -> list[Overdue]:
+        """The finished jobs in a queue of the outbox that finished too long ago; `kind` is the queue's name in
+        `lua/outbox/lease_outbox.lua`.
         """
+        now = await reads.now(self._ledger)
         found: list[Overdue] = []
-        cursor = 0
-        while True:
-            with translated():
-                cursor, pairs = await self._redis.zscan(f"{self._namespace}:{name}", cursor=cursor, count=SLICE)
-            found += await self._late(kind, [member.decode() for member, _ in pairs])
-            if cursor == 0:
-                return found
-
-    async def _late(self, kind: str, ids: Sequence[str]) -> list[Overdue]:
-        with translated():
-            pipeline = self._redis.pipeline(transaction=False)
-            pipeline.time()
-            for job_id in ids:
-                pipeline.hmget(f"{self._namespace}:job:{job_id}", "ended", f"{kind}_takes", f"{kind}_refused")
-            (seconds, _), *records = await pipeline.execute()
-        found = []
-        for job_id, (ended, takes, refused) in zip(ids, records, strict=True):
-            age_s = seconds - int(ended) / 1000 if ended else 0.0
-            if age_s > self._limits.untold_s:
-                found.append(Overdue(job_id, age_s, int(takes or 0), int(refused or 0)))
+        async for ids in reads.members(self._ledger, queue):
+            leases = await reads.outbox_leases(self._ledger, ids, kind=kind)
+            for job_id, lease in zip(ids, leases, strict=True):
+                age_s = 0.0 if lease.finished is None else (now - lease.finished) / 1000
+                if age_s > self._limits.untold_s:
+                    found.append(Overdue(job_id, age_s, lease.leases, lease.refusals))
         return found
 
 

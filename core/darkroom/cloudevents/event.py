@@ -14,7 +14,6 @@ from __future__ import annotations
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -101,11 +100,6 @@ class Event:
         found = [FieldError(name, fault) for name, fault in faults if fault]
         if found:
             raise invalid(found)
-
-    @property
-    def instant(self) -> datetime | None:
-        """What `time` says; of leap seconds and small digits see `times.parse`."""
-        return None if self.time is None else times.parse(self.time)
 
     @property
     def traceparent(self) -> str | None:

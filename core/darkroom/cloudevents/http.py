@@ -10,7 +10,7 @@ one event, `application/cloudevents-batch+json` an array of them, anything else 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -77,11 +77,6 @@ def parse_http(headers: Mapping[str, str], body: bytes) -> Parsed:
 def encode_structured(event: Event) -> tuple[dict[str, str], bytes]:
     """Headers, by lower-case name, and body of an event in structured mode."""
     return {"content-type": STRUCTURED_TYPE}, strict_json.encode(event.encode_structured())
-
-
-def encode_batch(events: Iterable[Event]) -> tuple[dict[str, str], bytes]:
-    """Headers, by lower-case name, and body of a batch. It may be empty; keeping it short is the caller's part."""
-    return {"content-type": BATCH_TYPE}, strict_json.encode([event.encode_structured() for event in events])
 
 
 def _mode_of(content_type: str | None) -> Mode:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from darkroom.errors import Gone, HistoryUnavailable, NotFound
 from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import State
+from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import JobRecord, LogEntry, Page
 
@@ -85,8 +86,9 @@ class Lookup:
                 raise _absence(job_id, past)
             if record is None:
                 return past.record, past.log
-            return replace(record, input=past.record.input, is_whole=True), await self._ledger.log(job_id) or past.log
-        later = await self._ledger.log(job_id)
+            whole = replace(record, input=past.record.input, is_whole=True)
+            return whole, await reads.log(self._ledger, job_id) or past.log
+        later = await reads.log(self._ledger, job_id)
         log = [entry for entry in later if entry.seq <= record.seq]  # as it was when the record was read
         return record, log or await self._kept_log(record)
 
@@ -104,7 +106,9 @@ class Lookup:
 
         While the history is away, it is what Redis has; raises HistoryUnavailable where that is nothing.
         """
-        recent = await self._ledger.page(tenant, limit=limit, after=after, state=state, model=model, user_id=user_id)
+        recent = await reads.page(
+            self._ledger, tenant, limit=limit, after=after, state=state, model=model, user_id=user_id
+        )
         if state is not None and not state.is_terminal:
             return Listed(recent, is_complete=True)
         try:

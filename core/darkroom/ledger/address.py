@@ -1,13 +1,13 @@
-"""The address of Redis, parsed once. The ledger's connections and the Celery broker's are both made from the result.
+"""The address of Redis, parsed once. The connections of the ledger and of the Celery broker both use the result.
 
 redis-py and kombu read the same URL differently: the database in the query, TLS without options, Unix sockets, options
-that only one of them has. So neither of them gets the URL of the settings. Accepted are
+that only one of them has. So neither of them gets the URL of the settings. The accepted forms are
 
     redis://[user:password@]host[:port][/database][?db=database]
     rediss://…                    the same over TLS, with the options in TLS_OPTIONS
     unix://[user:password@]/path/of/socket[?db=database]
 
-and everything else is refused with a reason that holds no secret. This module needs only the standard library:
+and everything else is refused with a reason that contains no secret. This module needs only the standard library:
 Flower's image holds it without the rest of darkroom.
 """
 
@@ -29,7 +29,7 @@ _ENCODED = "in a password write %2F for /, %3F for ?, %3A for : and %40 for @"
 _DATABASE = re.compile(r"[0-9]{1,9}")
 _HOST = re.compile(r"[^\s,;%]+")
 _OPTION_NAME = re.compile(r"[A-Za-z_]{1,40}")
-"""A name that may be repeated in a refusal. Anything else may be the rest of a password that holds a `?`."""
+"""A name that a refusal may repeat. Anything else may be the rest of a password that contains a `?`."""
 
 _VERIFICATION = {
     name: mode
@@ -71,7 +71,7 @@ TLS_OPTIONS: Mapping[str, Callable[[str], Any]] = {
     "ssl_min_version": _one_of(_TLS_VERSIONS),
     "ssl_ciphers": str,
 }
-"""What `rediss://` may carry in its query: options of TLS that redis-py and kombu pass on alike."""
+"""Options of TLS in the query of `rediss://`: redis-py and kombu treat them alike."""
 
 _FILES: Mapping[str, Callable[[str], bool]] = {
     "ssl_ca_certs": os.path.isfile,
@@ -83,7 +83,7 @@ _FILES: Mapping[str, Callable[[str], bool]] = {
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """Where a Redis is and how it is reached. `database` is None where the address names none, which means 0.
+    """The address and the login of a Redis. `database` is None where the address names none, which means 0.
 
     Either `socket` is set, the path of a Unix socket, or `host`. `tls` holds the options of TLS, and is None without
     TLS; the certificate and the name of the server are verified unless the address turns that off by name.
@@ -130,7 +130,7 @@ class RedisAddress:
         return replace(self, database=database, username=username, password=password)
 
     def connection_options(self, client: ModuleType) -> dict[str, Any]:
-        """What a connection pool of `client`, redis or redis.asyncio, is made with."""
+        """The options of a connection pool of `client`, which is redis or redis.asyncio."""
         login = {"db": self.database or 0, "username": self.username, "password": self.password}
         if self.socket is not None:
             return {"connection_class": client.UnixDomainSocketConnection, "path": self.socket, **login}
@@ -197,7 +197,7 @@ def _written(value: Any) -> str:
 
 def _split(url: str) -> SplitResult:
     if re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise ValueError("it holds white space or a control character; write %20 for a space")
+        raise ValueError("it contains white space or a control character; write %20 for a space")
     try:
         parts = urlsplit(url)
     except ValueError:  # its text may show the password
@@ -205,7 +205,7 @@ def _split(url: str) -> SplitResult:
     if parts.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError("it must begin with redis://, rediss:// or unix://")
     if parts.fragment or url.endswith("#"):
-        raise ValueError("it holds a #; write %23 for one in a password")
+        raise ValueError("it contains a #; write %23 for one in a password")
     return parts
 
 

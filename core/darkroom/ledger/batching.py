@@ -1,7 +1,7 @@
-"""Calls of one kind that come together share a round trip to Redis: submissions, and what came of deliveries.
+"""Concurrent calls of one kind share a round trip to Redis: submissions, and the results of deliveries.
 
-While one round trip is on its way, callers gather for the next; nobody waits for a timer, so a lone caller loses
-nothing. Each keeps its own answer and its own failure, and all are taken in the order in which they came.
+While one round trip is in progress, calls gather for the next one. There is no timer, so a single call is not delayed.
+Each call has its own answer or failure, and all run in the order in which they arrived.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from darkroom.ledger.client import AsyncLedger
 T = TypeVar("T")
 
 MOST_TOGETHER = 16
-"""Calls in one round trip: about 1 ms of Redis' time. With 64 a whole crowd waited for Redis, and then it for them."""
+"""Calls in one round trip: about 1 ms of Redis' time. With 64, callers and Redis waited for each other in turn."""
 
-_TOO_SLOW = "the queue broker does not answer in time"
+_TOO_SLOW = "Redis did not answer in time"
 
 
 class GroupCommit(Generic[T]):
-    """Runs calls of one kind, as many at a time as came in while the last ones ran."""
+    """Runs calls of one kind, as many at a time as arrived while the last ones ran."""
 
-    def __init__(self, ledger: AsyncLedger, *, patience_s: float) -> None:
-        """`patience_s`: how long, in seconds, Redis may take for a round trip before it is held to be away."""
+    def __init__(self, ledger: AsyncLedger, *, timeout_s: float) -> None:
+        """`timeout_s`: how long a round trip may take, in seconds, before Redis counts as unavailable."""
         self._ledger = ledger
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self._waiting: list[tuple[Call[T], asyncio.Future[T]]] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -49,10 +49,10 @@ class GroupCommit(Generic[T]):
 
     async def _run_group(self, group: list[tuple[Call[T], asyncio.Future[T]]]) -> None:
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._timeout_s):
                 answers = await self._ledger.run_each([call for call, _ in group])
         except (Exception, asyncio.CancelledError) as error:
-            # All learn of it, also those who gathered meanwhile: Redis is away for them too, and nobody waits for ever.
+            # Calls that gathered meanwhile fail too: Redis is unavailable for them as well.
             unanswered = isinstance(error, (TimeoutError, asyncio.CancelledError))
             failure = LedgerUnavailable(_TOO_SLOW, retry_after=2) if unanswered else error
             gathered, self._waiting = self._waiting, []

@@ -1,4 +1,4 @@
-"""Connections to Redis, and its errors as darkroom's."""
+"""Connections to Redis, and the translation of its errors into darkroom's."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from redis.retry import Retry
 
 from darkroom.errors import LedgerUnavailable, MemoryHigh
 from darkroom.ledger.address import RedisAddress
-from darkroom.ledger.wire import heed_cancellations
+from darkroom.ledger.wire import propagate_cancellations
 
 CONNECTIONS = 32
-"""Connections of one process at most; a caller waits for a free one rather than being refused."""
+"""Connections of one process at most; a caller waits for a free one instead of being refused."""
 
 SOCKET_TIMEOUT_S = 10.0
-"""Longer than any script takes, shorter than a caller's patience."""
+"""Longer than any script takes, shorter than a caller's timeout."""
 
 CONNECT_TIMEOUT_S = 3.0
 
@@ -40,17 +40,17 @@ RETRIES = 3
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a call waits for Redis: for each reply (`timeout_s`), and how often it is then sent again."""
+class ConnectionOptions:
+    """How a client waits for Redis: the timeout of each reply in seconds, and how often a call is sent again."""
 
     timeout_s: float = SOCKET_TIMEOUT_S
     retries: int = RETRIES
 
 
-def connect(url: str, patience: Patience = Patience()) -> redis.Redis:
-    """A client for workers and tools. It waits for a connection rather than failing when many ask at once."""
+def connect(url: str, options: ConnectionOptions = ConnectionOptions()) -> redis.Redis:
+    """A client for workers and tools. It waits for a free connection instead of failing when many are used at once."""
     address = RedisAddress.parse(url).connection_options(redis)
-    pool = redis.BlockingConnectionPool(max_connections=CONNECTIONS, **address, **_connection_options(Retry, patience))
+    pool = redis.BlockingConnectionPool(max_connections=CONNECTIONS, **address, **_pool_options(Retry, options))
     return redis.Redis.from_pool(pool)
 
 
@@ -60,40 +60,40 @@ def connect_async(url: str) -> redis.asyncio.Redis:
 
     address = RedisAddress.parse(url).connection_options(redis.asyncio)
     pool = redis.asyncio.BlockingConnectionPool(
-        max_connections=CONNECTIONS, **address, **_connection_options(AsyncRetry, Patience())
+        max_connections=CONNECTIONS, **address, **_pool_options(AsyncRetry, ConnectionOptions())
     )
-    heed_cancellations(pool)
+    propagate_cancellations(pool)
     return redis.asyncio.Redis.from_pool(pool)
 
 
-def _connection_options(retry: type[Any], patience: Patience) -> dict[str, Any]:
+def _pool_options(retry: type[Any], options: ConnectionOptions) -> dict[str, Any]:
     return {
-        "socket_timeout": patience.timeout_s,
-        "socket_connect_timeout": min(CONNECT_TIMEOUT_S, patience.timeout_s),
+        "socket_timeout": options.timeout_s,
+        "socket_connect_timeout": min(CONNECT_TIMEOUT_S, options.timeout_s),
         "health_check_interval": 30,
-        "retry": retry(ExponentialBackoff(cap=0.5, base=0.05), patience.retries),
+        "retry": retry(ExponentialBackoff(cap=0.5, base=0.05), options.retries),
         "retry_on_error": [RedisConnectionError, RedisTimeoutError],
     }
 
 
-_UNABLE = re.compile(r"\b(BUSY|MASTERDOWN|MISCONF|NOREPLICAS|READONLY)\b")
-"""Redis is there and will not write now: a script that does not end, a full disk, a replica after a failover."""
+_CANNOT_WRITE = re.compile(r"\b(BUSY|MASTERDOWN|MISCONF|NOREPLICAS|READONLY)\b")
+"""Redis is available but cannot write: a script that does not end, a full disk, a replica after a failover."""
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Redis' failures as ours. redis-py takes the first word off an error that it has a class for; but 6.2 wraps what a
-    command of a script answers in a text of its own, so that no class matches.
+    """Raise Redis' errors as darkroom's. redis-py removes the first word of an error that it has a class for; but Redis
+    6.2 wraps the error of a command in a script in a text of its own, so that no class matches.
     """
     try:
         yield
     except ResponseError as error:
         if isinstance(error, OutOfMemoryError) or "-OOM" in str(error):
-            raise MemoryHigh("the queue broker's memory is used up; nothing was stored", retry_after=10) from error
-        if isinstance(error, MasterDownError | ReadOnlyError) or _UNABLE.search(str(error)):
-            raise LedgerUnavailable("the queue broker cannot write now", retry_after=2) from error
-        if isinstance(error, NoScriptError):  # it was loaded just now: Redis has restarted since
-            raise LedgerUnavailable("the queue broker has restarted", retry_after=1) from error
+            raise MemoryHigh("the memory of Redis is used up; nothing was stored", retry_after=10) from error
+        if isinstance(error, MasterDownError | ReadOnlyError) or _CANNOT_WRITE.search(str(error)):
+            raise LedgerUnavailable("Redis cannot write now", retry_after=2) from error
+        if isinstance(error, NoScriptError):  # it was loaded just now, so Redis has restarted since
+            raise LedgerUnavailable("Redis has restarted", retry_after=1) from error
         raise
     except (RedisConnectionError, RedisTimeoutError, InvalidResponse) as error:
-        raise LedgerUnavailable("the queue broker does not answer", retry_after=2) from error
+        raise LedgerUnavailable("Redis is unavailable", retry_after=2) from error

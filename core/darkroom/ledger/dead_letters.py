@@ -1,9 +1,9 @@
-"""Dead letters: jobs whose attempts are used up, kept with all that is known of them until somebody decides.
+"""Dead letters: jobs whose attempts are used up, stored with their log until they are purged or redriven.
 
-A job comes here when its last attempt fails (`end_dead` in `lua/prelude.lua`); what its input or its deadline ended
-does not. It leaves when it is purged (`lua/jobs/purge_dead_letter.lua`), redriven, which makes a new job of it
-(`lua/jobs/accept.lua`), or deleted. Until then its record and its log have no time to live. The jobs function shows and
-moves what is read here.
+A job becomes one when its last attempt fails (`finish_as_dead_letter` in `lua/prelude.lua`), not when its input or its
+deadline ended it. It leaves the list when it is purged (`lua/jobs/purge_dead_letter.lua`), redriven as a new job
+(`lua/jobs/accept.lua`), or deleted. Until then its record and its log have no time to live. The jobs function reads
+them here.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from typing import Any
 from darkroom.cloudevents.event import requested_event
 from darkroom.history.lookup import Lookup
 from darkroom.jobs import JOB_ID_PATTERN, is_job_id
+from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import JobRecord, LetterPlace, LogEntry
 
 REDRIVE_OF = "redrive_of"
-"""The field of a job that was made of a dead letter; its value is the id of that."""
+"""The field of a job that redrives a dead letter; its value is the id of the dead letter."""
 
 _CURSOR = re.compile(r"([0-9]{1,15})-(.+)")
 
 CURSOR_PATTERN = f"[0-9]{{1,15}}-{JOB_ID_PATTERN}"
-"""What `place_of` accepts, for the description."""
+"""The cursors that `place_of` accepts, for the OpenAPI document."""
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A job whose attempts are used up, and its log, which tells of them."""
+    """A job whose attempts are used up, and its log, which has those attempts."""
 
     record: JobRecord
     log: Sequence[LogEntry]
 
     @property
     def event(self) -> dict[str, Any]:
-        """The structured CloudEvent that asked for the job."""
+        """The structured CloudEvent that requested the job."""
         record = self.record
         return requested_event(
             job_id=record.id,
@@ -53,15 +54,15 @@ class DeadLetter:
 
 @dataclass(frozen=True)
 class LetterPage:
-    """One page of a tenant's dead letters, the last that ended first. `after` asks for the next, where there is one."""
+    """One page of a tenant's dead letters, the newest first. `after` is the cursor of the next page, or None."""
 
     letters: tuple[DeadLetter, ...]
     after: str | None
 
 
 class DeadLetters:
-    """A tenant's dead letters, as they are read. Every question may raise LedgerUnavailable, and HistoryUnavailable
-    where a letter's input is in the history alone.
+    """Reads of a tenant's dead letters. Each may raise LedgerUnavailable, and HistoryUnavailable where only the history
+    has a dead letter's input.
     """
 
     def __init__(self, ledger: AsyncLedger, lookup: Lookup) -> None:
@@ -69,29 +70,31 @@ class DeadLetters:
         self._lookup = lookup
 
     async def find(self, job_id: str, *, tenant: str) -> DeadLetter | None:
-        if not await self._ledger.is_dead_letter(job_id, tenant=tenant):
+        if not await reads.is_dead_letter(self._ledger, job_id, tenant=tenant):
             return None
         found = await self._read([job_id], tenant=tenant)
         return found[0] if found else None
 
     async def page(self, tenant: str, *, limit: int, after: str | None = None) -> LetterPage:
-        """Up to `limit` of them, behind the cursor `after` of the page before. Raises ValueError for no cursor."""
+        """Up to `limit` of them, behind the cursor `after` of the page before. Raises ValueError for an
+        invalid cursor.
+        """
         behind = None if after is None else place_of(after)
-        places = await self._ledger.dead_letters(tenant, limit=limit + 1, after=behind)
+        places = await reads.dead_letters(self._ledger, tenant, limit=limit + 1, after=behind)
         shown = places[:limit]
         letters = await self._read([place.id for place in shown], tenant=tenant)
         return LetterPage(tuple(letters), f"{shown[-1].ended}-{shown[-1].id}" if len(places) > limit else None)
 
     async def _read(self, job_ids: Sequence[str], *, tenant: str) -> list[DeadLetter]:
-        """Those that are there: one that is deleted just now has no record."""
+        """Those that exist: one that was deleted meanwhile has no record."""
         found = [record for record in await self._ledger.jobs(job_ids, tenant=tenant) if record is not None]
         records = await self._lookup.completed(found)
-        logs = await self._ledger.logs([record.id for record in records])
+        logs = await reads.logs(self._ledger, [record.id for record in records])
         return [DeadLetter(record, log) for record, log in zip(records, logs, strict=True)]
 
 
 def place_of(cursor: str) -> LetterPlace:
-    """The place that a page's `after` names. Raises ValueError."""
+    """The place that a page's `after` encodes. Raises ValueError."""
     match = _CURSOR.fullmatch(cursor)
     if match is None or not is_job_id(match[2]):
         raise ValueError("must be the `next` of an earlier page")

@@ -1,9 +1,9 @@
 """Epochs: whether Redis went back in time, as after a restart that lost data, a failover or a restore.
 
 The courier counts beats, some each second, in the ledger and then in SQL (`lua/checks/advance_epoch.lua`,
-`history.py`). A ledger that has fewer beats than SQL lost what it wrote since: a new epoch begins, and the loss stays
-noted in the ledger until `darkroom audit --repair` acknowledges it. A ledger without a counter beside an empty database
-is a new installation.
+`history/store.py`). A ledger with fewer beats than SQL lost what it wrote since: a new epoch begins, and the loss stays
+recorded in the ledger until `darkroom audit --repair` acknowledges it. A ledger without a counter beside an empty
+database is a new installation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from darkroom.times import iso
 
 @dataclass(frozen=True)
 class Epoch:
-    """The number of the epoch, how many beats there were, and when the last one was, in ms since 1970."""
+    """The number of the epoch, the number of beats, and the time of the last one in ms since 1970."""
 
     number: int
     beats: int
@@ -24,26 +24,26 @@ class Epoch:
 
 
 NEVER = Epoch(0, 0, 0)
-"""What a database without beats has."""
+"""The epoch of a database without beats."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Redis lost what it wrote between these two times, in ms since 1970; `since` 0: all that it had."""
+    """Redis lost what it wrote between these two times, in ms since 1970; `since` 0: everything."""
 
     since: int
     until: int
 
     @property
     def described(self) -> str:
-        """What is lost, for people."""
+        """The loss, in words."""
         until = f"what it wrote until {iso(self.until)}"
         return f"all of {until}" if self.since == 0 else f"{until}, back to {iso(self.since)}"
 
 
 @dataclass(frozen=True)
 class LedgerEpoch:
-    """What the ledger has: its epoch, and a loss that no person has acknowledged yet."""
+    """The epoch of the ledger, and a loss that is not acknowledged yet."""
 
     epoch: Epoch
     loss: Loss | None
@@ -56,7 +56,7 @@ class LedgerEpoch:
 
 
 def lost(ledger: LedgerEpoch, outside: Epoch | None) -> Loss | None:
-    """What Redis lost: as it is noted, or as `outside`, the epoch in SQL, shows before a courier noted it."""
+    """What Redis lost: as recorded, or as `outside`, the epoch in SQL, shows before a courier recorded it."""
     if outside is not None and ledger.epoch.beats < outside.beats:
         since = ledger.epoch.at if ledger.loss is None else min(ledger.epoch.at, ledger.loss.since)
         return Loss(since, outside.at)

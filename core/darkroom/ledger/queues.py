@@ -1,8 +1,8 @@
 """The queue of a pool and the message of a job, as Celery knows them.
 
 `submit` builds a message here; `lua/prelude.lua` pushes it; a Celery worker of the pool, ours or a stock one with the
-same broker settings, takes it. The bytes come from Celery's and kombu's own code, so Flower and `celery inspect` read
-them.
+same broker settings, receives it. Celery's and kombu's own code creates the bytes, so Flower and `celery inspect` can
+read them.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from kombu.serialization import dumps
 from kombu.transport.virtual import Channel
 
 from darkroom.cloudevents.event import REQUESTED
+from darkroom.ledger.keys import Keys
 
 TASK_NAME = "darkroom.run"
 """The one task of a worker. It has no arguments: the task's id is the job's, and the job's record has its input. The
-header `cloudEvent` has the attributes of the event that asked for the job, whose data is in the record, too."""
+header `cloudEvent` has the attributes of the event that requested the job, whose data is in the record, too."""
 
 VISIBILITY_TIMEOUT_S = 24 * 3600
-"""Only a janitor: recovery follows the lease, and a redelivered message is a hint that `claim` checks."""
+"""For cleanup alone: recovery follows the lease, and a redelivered message is a hint that `claim` checks."""
 
 CANARY = "canary-"
-"""Begins the id of a message that stands for no job: it asks whether somebody takes messages."""
+"""Prefix of the id of a message that belongs to no job: it tests whether a worker receives messages."""
 
 _TAG = "darkroom-delivery-tag"
-"""Stands where the delivery tag of a push will be; the script writes `<job>:<push>` there."""
+"""Placeholder of the delivery tag of a push; the script writes `<job>:<push>` there."""
 
 _ASSUMED: tuple[object, ...] = (None, 0, {}, [None, None])
-"""Values of headers that say nothing to a worker."""
+"""Values of headers that a worker assumes where they are absent."""
 
 _JOB, _TRACEPARENT, _EVENT = "darkroom-job", "darkroom-traceparent", "darkroom-event"
-"""Stand in a form where a message has its own."""
+"""Placeholders in a template of what each message has its own of."""
 
 
 class Foreign(StrEnum):
@@ -75,13 +76,13 @@ def is_queue(name: str) -> bool:
 
 
 def transport_options(namespace: str, pool: str) -> dict[str, Any]:
-    """What `broker_transport_options` of every Celery app on this broker must say.
+    """The `broker_transport_options` of every Celery app on this broker.
 
-    The prefix covers lists and channels; `unacked` is each pool's own, so that one pool's janitor never touches
-    another's.
+    The prefix covers lists and channels; `unacked` is each pool's own, so that the cleanup of one pool never touches
+    another.
     """
     return {
-        "global_keyprefix": f"{namespace}:celery:",
+        "global_keyprefix": Keys(namespace).celery_prefix,
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
         "unacked_key": f"unacked.{pool}",
         "unacked_index_key": f"unacked_index.{pool}",
@@ -95,20 +96,20 @@ def build_message(
 ) -> MessageTemplate:
     """One task call with the job id as its Celery task id, as `apply_async` on the Redis transport would write it.
 
-    `event`: the attributes of the CloudEvent that asked for the job; a canary has none.
+    `event`: the attributes of the CloudEvent that requested the job; a canary has none.
     """
-    form = _form(pool, traced=traceparent is not None, is_asked=event is not None)
+    template = _template(pool, traced=traceparent is not None, is_asked=event is not None)
     attributes = {"specversion": "1.0", "type": REQUESTED, **(event or {}), "subject": job_id}
-    # What callers write comes last, since it may hold a mark; no text in JSON holds one between quotes.
-    marks = {_JOB: job_id, _TRACEPARENT: _encode(traceparent or "")[1:-1], f'"{_EVENT}"': _encode(attributes)}
-    head, tail = form.head, form.tail
-    for mark, text in marks.items():
-        head, tail = head.replace(mark, text), tail.replace(mark, text)
+    # Values of callers come last, since they may contain a placeholder; no text in JSON has one between quotes.
+    values = {_JOB: job_id, _TRACEPARENT: _encode(traceparent or "")[1:-1], f'"{_EVENT}"': _encode(attributes)}
+    head, tail = template.head, template.tail
+    for placeholder, text in values.items():
+        head, tail = head.replace(placeholder, text), tail.replace(placeholder, text)
     return MessageTemplate(head, tail)
 
 
 def foreign(raw: bytes) -> Foreign | None:
-    """Why what stands in a pool's list is not a job's message, or None if it is one."""
+    """Why an entry of a pool's queue is not a job's message, or None if it is one."""
     try:
         message = json.loads(raw)
     except (ValueError, RecursionError):
@@ -117,7 +118,7 @@ def foreign(raw: bytes) -> Foreign | None:
 
 
 def foreign_message(message: object) -> Foreign | None:
-    """The same of a message that was read as JSON."""
+    """The same for a message that was read as JSON."""
     if not isinstance(message, Mapping):
         return Foreign.NOT_A_MESSAGE
     headers, properties = message.get("headers"), message.get("properties")
@@ -171,11 +172,11 @@ _COMMAND = {
     "reply_to": Mapping | None,
     "ticket": str | None,
 }
-"""What a command may hold beside its method, each with its type."""
+"""The fields of a command beside its method, each with its type."""
 
 
 def _are_limits(given: object) -> bool:
-    """Whether that is a hard and a soft time limit, or none."""
+    """Whether `given` is a hard and a soft time limit, or none."""
     match given:
         case None | [int() | float() | None, int() | float() | None]:
             return True
@@ -184,7 +185,7 @@ def _are_limits(given: object) -> bool:
 
 
 def _is_call(body: object) -> bool:
-    """Whether it is the body of a task call, in Base64: no keyword arguments, no calls that follow. Messages of records
+    """Whether `body` is that of a task call, in Base64: no keyword arguments, no calls that follow. Messages of records
     before version 3 have an argument.
     """
     call = _decoded(body)
@@ -207,8 +208,10 @@ _ENCODINGS = ("application/json", "utf-8", "base64")
 
 
 @cache
-def _form(pool: str, *, traced: bool, is_asked: bool) -> MessageTemplate:
-    """What Celery and kombu write for a pool: made once, since making it takes longer than all else of a submission."""
+def _template(pool: str, *, traced: bool, is_asked: bool) -> MessageTemplate:
+    """The template of a pool's messages, as Celery and kombu write it. Created once: that takes longer than the rest of
+    a submission.
+    """
     app = Celery("darkroom.submit", broker="memory://", set_as_current=False)
     channel: Channel = Connection("memory://").channel()
     task = app.amqp.as_task_v2(
@@ -222,7 +225,7 @@ def _form(pool: str, *, traced: bool, is_asked: bool) -> MessageTemplate:
         create_sent_event=False,
         origin="darkroom",
     )
-    # What a worker assumes where it is missing is left out: each waiting job has a message in its record.
+    # Headers that a worker assumes are left out: each waiting job has a message in its record.
     headers = {name: value for name, value in task.headers.items() if value not in _ASSUMED}
     if traced:
         headers["traceparent"] = _TRACEPARENT

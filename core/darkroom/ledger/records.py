@@ -115,20 +115,6 @@ NEWS_START = "0-0"
 
 
 @dataclass(frozen=True)
-class Demand:
-    """How much a pool has to do: jobs waiting, dispatched, running, and due later."""
-
-    waiting: int
-    dispatched: int
-    running: int
-    due: int
-
-    @property
-    def total(self) -> int:
-        return self.waiting + self.dispatched + self.running + self.due
-
-
-@dataclass(frozen=True)
 class WorkerRecord:
     """A worker as it registered itself."""
 
@@ -206,8 +192,8 @@ def decode_entry(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes] | S
     return LogEntry(job_id, seq, JobEvent(raw["event"]), State(raw["state"]), int(raw["at"]), json.loads(raw["data"]))
 
 
-def decode_news(fields: Mapping[bytes, bytes]) -> LogEntry:
-    job_id, seq, event, state, at = fields[b"entry"].decode().split(" ")
+def decode_news(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogEntry:
+    job_id, seq, event, state, at = pairs(fields)["entry"].split(" ")
     return LogEntry(job_id, int(seq), JobEvent(event), State(state), int(at), {})
 
 

@@ -11,7 +11,7 @@ from importlib import resources
 
 @cache
 def texts() -> Mapping[str, bytes]:
-    """The text of each script by its name, before it what it needs of the prelude."""
+    """The text of each script by its name, preceded by the parts of the prelude that it needs."""
     folder = resources.files("darkroom.ledger") / "lua"
     prelude = (folder / "prelude.lua").read_bytes()
     found = {
@@ -24,9 +24,9 @@ def texts() -> Mapping[str, bytes]:
 
 
 def _needed(prelude: bytes, script: bytes) -> bytes:
-    """What a script uses of the prelude, and what that uses in turn. What is named in code counts as used.
+    """The parts of the prelude that a script uses, and those that they use in turn. A name in code counts as a use.
 
-    Redis makes each function anew in every call: making all of them took 10 µs, a tenth to a half of a call.
+    Redis creates each function anew in every call: creating all of them took 10 µs, a tenth to a half of a call.
     """
     needed: list[bytes] = []
     words = _words(script)

@@ -1,8 +1,9 @@
-"""Undelivered events: CloudEvents that Knative gave up on, kept until somebody replays or discards them.
+"""Undelivered events: CloudEvents that Knative could not deliver, stored until they are replayed or deleted.
 
-A Broker that could not deliver an event sends it to the dead-letter function, with what went wrong in extensions of its
-own. Here these come off (`taken_apart`), the event is kept (`lua/undelivered/store_undelivered.lua`), and read again.
-What is kept is the event as it was sent, whole: replayed, it is what the Broker had from its source.
+A Broker that could not deliver an event sends it to the function of undelivered events, with the failure in extensions
+of its own. This module splits these off (`split_failure`), builds the call that stores the event
+(`lua/undelivered/store_undelivered.lua`), and reads it again. The event is stored as it was sent: a replay sends what
+the Broker got from the event's source.
 
 https://knative.dev/docs/eventing/event-delivery/#configuring-broker-event-delivery
 """
@@ -19,30 +20,30 @@ from typing import Any
 
 from darkroom.cloudevents import strict_json
 from darkroom.cloudevents.event import Event
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Call
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import LetterPlace
 
 KNATIVE = "knative"
-"""Begins the names of all extensions that Knative gives an event on its way: what went wrong, its arrival, and how many
-more times it may pass a Broker (`knativebrokerttl`)."""
+"""Prefix of all extensions that Knative adds to an event in transit: the failure, its arrival, and how many more
+Brokers it may pass (`knativebrokerttl`)."""
 
 MAX_ANSWER_CHARS = 1024
-"""Knative cuts what a subscriber answered there, before it encodes it."""
+"""Knative truncates a subscriber's response to this length, before it encodes it."""
 
 _ID = re.compile("und_[0-9a-f]{32}")
 _CURSOR = re.compile("([0-9]{1,15})-(.+)")
 
 ID_PATTERN = _ID.pattern
 CURSOR_PATTERN = f"[0-9]{{1,15}}-{ID_PATTERN}"
-"""What `place_of` accepts, for the description."""
+"""The cursors that `place_of` accepts, for the OpenAPI document."""
 _HEAD = ("tenant", "attributes", "failure", "bytes", "first", "last", "replayed")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why Knative gave up, as far as it says: whom it tried last, and the status and text that came back."""
+    """Why Knative gave up, as far as it reports: the last destination, and the status and text of its response."""
 
     destination: str | None
     code: int | None
@@ -51,10 +52,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Undelivered:
-    """An event that is kept. Times are milliseconds since 1970; `size` is in bytes.
+    """A stored event. Times are milliseconds since 1970; `size` is in bytes.
 
-    `event` has no data where it was read without (`Undeliverable.page`). `replayed` is when the sink took it since it
-    failed last, None where it did not.
+    `event` has no data where it was read without (`UndeliveredEvents.page`). `replayed` is when the sink accepted it
+    after its last failure, None where it did not.
     """
 
     id: str
@@ -69,31 +70,31 @@ class Undelivered:
 
 @dataclass(frozen=True)
 class UndeliveredPage:
-    """One page of a tenant's, the last that failed first. `after` asks for the next, where there is one."""
+    """One page of a tenant's events, the last that failed first. `after` is the cursor of the next page, or None."""
 
     events: tuple[Undelivered, ...]
     after: str | None
 
 
 class UndeliveredEvents:
-    """A tenant's undelivered events, as they are read. Every question may raise LedgerUnavailable."""
+    """Reads of a tenant's undelivered events. Each may raise LedgerUnavailable."""
 
     def __init__(self, ledger: AsyncLedger) -> None:
         self._ledger = ledger
 
     async def find(self, event_id: str, *, tenant: str) -> Undelivered | None:
-        ((data, *head),) = await self._ledger.undelivered([event_id], fields=("data", *_HEAD))
+        ((data, *head),) = await reads.undelivered(self._ledger, [event_id], fields=("data", *_HEAD))
         found = _decode(event_id, head, data=data)
         return found if found is not None and found.tenant == tenant else None
 
     async def page(self, tenant: str, *, limit: int, after: str | None = None) -> UndeliveredPage:
         """Up to `limit` of them, without their data, behind the cursor `after` of the page before. Raises ValueError
-        for no cursor.
+        for an invalid cursor.
         """
         behind = None if after is None else place_of(after)
-        places = await self._ledger.undelivered_places(tenant, limit=limit + 1, after=behind)
+        places = await reads.undelivered_places(self._ledger, tenant, limit=limit + 1, after=behind)
         shown = places[:limit]
-        heads = await self._ledger.undelivered([place.id for place in shown], fields=_HEAD)
+        heads = await reads.undelivered(self._ledger, [place.id for place in shown], fields=_HEAD)
         found = [_decode(place.id, head, data=None) for place, head in zip(shown, heads, strict=True)]
         cursor = f"{shown[-1].ended}-{shown[-1].id}" if len(places) > limit else None
         return UndeliveredPage(tuple(each for each in found if each is not None), cursor)
@@ -104,7 +105,7 @@ def is_undelivered_id(text: str) -> bool:
 
 
 def place_of(cursor: str) -> LetterPlace:
-    """The place that a page's `after` names. Raises ValueError."""
+    """The place that a page's `after` encodes. Raises ValueError."""
     match = _CURSOR.fullmatch(cursor)
     if match is None or not is_undelivered_id(match[2]):
         raise ValueError("must be the `next` of an earlier page")
@@ -112,25 +113,25 @@ def place_of(cursor: str) -> LetterPlace:
 
 
 def id_of(event: Event, *, tenant: str) -> str:
-    """Names the event for ever: `source` and `id` do, within one tenant (CloudEvents 1.0.2, `id`)."""
+    """A stable id of the event: `source` and `id` identify it within one tenant (CloudEvents 1.0.2, `id`)."""
     name = "\0".join((tenant, event.source, event.id))
     return f"und_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
-def taken_apart(event: Event) -> tuple[Event, Failure]:
+def split_failure(event: Event) -> tuple[Event, Failure]:
     """The event as its source sent it, and why Knative gave up on it."""
-    marks = {name: value for name, value in event.extensions.items() if name.startswith(KNATIVE)}
-    sent = replace(event, extensions={name: value for name, value in event.extensions.items() if name not in marks})
+    added = {name: value for name, value in event.extensions.items() if name.startswith(KNATIVE)}
+    sent = replace(event, extensions={name: value for name, value in event.extensions.items() if name not in added})
     destination, code, answer = (
-        str(marks[name]) if name in marks else None
+        str(added[name]) if name in added else None
         for name in ("knativeerrordest", "knativeerrorcode", "knativeerrordata")
     )
     number = int(code) if code and code.isascii() and code.isdecimal() and len(code) <= 3 else None  # noqa: PLR2004
     return sent, Failure(destination or None, number, None if answer is None else _text_of(answer))
 
 
-def keep(event: Event, failure: Failure, *, tenant: str, now: int | None = None) -> Call[int]:
-    """Keep it. Returns how many others had to go."""
+def store(event: Event, failure: Failure, *, tenant: str, now: int | None = None) -> Call[int]:
+    """Store it. The call returns how many others were removed to make room."""
     attributes = event.encode_structured()
     data = attributes.pop("data", None)
     return calls.store_undelivered(
@@ -146,7 +147,7 @@ def keep(event: Event, failure: Failure, *, tenant: str, now: int | None = None)
 
 
 def _text_of(answer: str) -> str:
-    """What a subscriber answered: newer versions of Knative put it into Base64, older ones do not."""
+    """A subscriber's response: newer versions of Knative encode it in Base64, older ones do not."""
     try:
         text = base64.b64decode(answer, validate=True).decode()
     except ValueError:

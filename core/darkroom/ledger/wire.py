@@ -1,8 +1,8 @@
 """The wire to Redis: commands and their replies, straight over redis-py's connections.
 
-Every call of the ledger passes here. redis-py's own client looks up callbacks, keeps telemetry and borrows a connection
-for each command, and its pipeline packs one argument at a time: together more than half of what a short call costs. Its
-connections are used as they are: they know of pools, TLS, passwords, timeouts, and how often to try again.
+Every call of the ledger passes here. redis-py's own client looks up callbacks, records telemetry and gets a
+connection for each command, and its pipeline packs one argument at a time: together more than half of the cost of a
+short call. Its connections are used unchanged: they implement pools, TLS, passwords, timeouts and retries.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def pack(command: Command) -> bytes:
 
 
 class Line:
-    """One connection that is kept for many calls, which are made one at a time: threads wait for each other.
+    """One connection that is held for many calls, one at a time: threads wait for each other.
 
-    It goes back to the client's pool when nobody has the line any more.
+    It returns to the client's pool when the line is garbage-collected.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -58,18 +58,18 @@ class Line:
             return connection.retry.call_with_retry(attempt, lambda _error: connection.disconnect())
 
 
-def heed_cancellations(pool: redis.asyncio.ConnectionPool) -> None:
-    """Let the connections of `pool` hear every cancellation, also one that comes while they write.
+def propagate_cancellations(pool: redis.asyncio.ConnectionPool) -> None:
+    """Make the connections of `pool` propagate every cancellation, also one that arrives while they write.
 
-    redis-py bounds a write by `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that comes together with
-    its result (https://github.com/python/cpython/issues/86296). A task that is told to end then goes on for ever, and a
-    timeout around it never comes.
+    redis-py bounds a write by `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that arrives together
+    with its result (https://github.com/python/cpython/issues/86296). A cancelled task would then run for ever, and a
+    timeout around it would never expire.
     """
     kind: Any = pool.connection_class  # by the address: TCP, TLS or a Unix socket
-    pool.connection_class = type(kind.__name__, (_Heedful, kind), {})
+    pool.connection_class = type(kind.__name__, (_Cancellable, kind), {})
 
 
-class _Heedful:
+class _Cancellable:
     """Mixed into a connection of redis-py: its write, bounded by `asyncio.timeout`."""
 
     async def send_packed_command(
@@ -96,7 +96,7 @@ class _Heedful:
 
 
 async def ask_each(client: redis.asyncio.Redis, commands: Sequence[Command]) -> list[Any]:
-    """The replies to all commands, in one round trip; where Redis refused one, its ResponseError stands in their place.
+    """The replies to all commands, in one round trip; where Redis refused one, its ResponseError stands in its place.
 
     All are sent again when a reply was lost. Raises redis-py's other errors.
     """

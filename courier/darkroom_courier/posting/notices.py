@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from darkroom.cloudevents.event import Event
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
 from darkroom.times import iso
@@ -39,8 +39,8 @@ class Notices(PostingLoop[Subscription]):
         self._taker = taker
 
     async def _lease(self, *, call: str, limit: int) -> Leased[Subscription]:
-        leased = await self._ledger.run(calls.lease_notices(taker=self._taker, call=call, limit=limit))
-        subscriptions = [await self._ledger.subscription(each, tenant=None) for each in leased]
+        leased = await self._ledger.run(calls.lease_notices(owner=self._taker, call=call, limit=limit))
+        subscriptions = [await reads.subscription(self._ledger, each, tenant=None) for each in leased]
         changed = {
             subscription.id: subscription
             for subscription in subscriptions
@@ -54,7 +54,7 @@ class Notices(PostingLoop[Subscription]):
             await self._ledger.run(calls.ack_notice(item.id, changed=item.changed))
             _log.info("noticed", subscription=item.id, state=item.state.value)
             return
-        age_ms = await self._ledger.now() - item.changed
+        age_ms = await reads.now(self._ledger) - item.changed
         delay_s = self._sink.pause_after(refusal, age_s=age_ms / 1000, subscription=item.id)
         await self._ledger.run(calls.reschedule_notice(item.id, delay_ms=round(delay_s * 1000)))
 

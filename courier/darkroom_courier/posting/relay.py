@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.links import Links
@@ -49,9 +49,9 @@ class Relay(PostingLoop[PendingEvents]):
 
     async def _lease(self, *, call: str, limit: int) -> Leased[PendingEvents]:
         leased = await self._ledger.run(
-            calls.lease_relays(taker=self._taker, call=call, limit=limit, lease_ms=self._lease_ms)
+            calls.lease_relays(owner=self._taker, call=call, limit=limit, lease_ms=self._lease_ms)
         )
-        starts = await self._ledger.untold(leased)
+        starts = await reads.pending_starts(self._ledger, leased)
         records = await self._ledger.jobs(leased, tenant=None)  # read last, so that a job finished by now is posted
         pending = {
             record.id: (record, entries if record.end is None else [*entries, record.end])
@@ -66,7 +66,7 @@ class Relay(PostingLoop[PendingEvents]):
             event = job_event(record, entry, self._links, source=self._source, now_s=time.time())
             refusal = await self._sink.post(event)
             if refusal is not None:
-                age_ms = await self._ledger.now() - entry.at
+                age_ms = await reads.now(self._ledger) - entry.at
                 delay_s = self._sink.pause_after(refusal, age_s=age_ms / 1000, **record.about)
                 await self._ledger.run(calls.reschedule_relay(record.id, delay_ms=round(delay_s * 1000)))
                 return

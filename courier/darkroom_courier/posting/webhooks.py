@@ -117,13 +117,13 @@ class WebhookPosts(PostingLoop[DueDelivery]):
         self._origin = urlsplit(settings.public_url).hostname or ""
         self._taker = taker
         self._streaks = Streaks(failed="post_failed", recovered="receiver_recovered")
-        self._reports: GroupCommit[AttemptResult] = GroupCommit(ledger, patience_s=LEDGER_TIMEOUT_S)
+        self._reports: GroupCommit[AttemptResult] = GroupCommit(ledger, timeout_s=LEDGER_TIMEOUT_S)
 
     async def _lease(self, *, call: str, limit: int) -> Leased[DueDelivery]:
         lapses = time.monotonic() + self._settings.delivery_lease_s
         leased = await self._ledger.run(
             calls.lease_deliveries(
-                taker=self._taker,
+                owner=self._taker,
                 call=call,
                 limit=limit,
                 per_target=self._settings.delivery_concurrency_per_target,

@@ -10,6 +10,7 @@ from darkroom import logs, traces
 from darkroom.cloudevents import event
 from darkroom.errors import DarkroomError, InvalidInput, LedgerUnavailable, NotFound
 from darkroom.jobs import State
+from darkroom.ledger import reads
 from darkroom.ledger.calls import Purged, purge_dead_letter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -99,7 +100,7 @@ async def purge_dead_letters(request: Request) -> Response:
     count, after = 0, None
     while True:
         async with patience():
-            places = await services.ledger.dead_letters(tenant, limit=PURGED_AT_ONCE, after=after)
+            places = await reads.dead_letters(services.ledger, tenant, limit=PURGED_AT_ONCE, after=after)
             done = await services.ledger.run_each([purge_dead_letter(place.id, tenant=tenant) for place in places])
         for each in done:
             if isinstance(each, DarkroomError):

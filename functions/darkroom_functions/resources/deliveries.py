@@ -11,7 +11,7 @@ from bisect import bisect_right
 from darkroom import logs
 from darkroom.catalogue.parameters import shown
 from darkroom.errors import InvalidInput, NotEnabled, NotFound
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Redelivered
 from darkroom.webhooks.subscriptions import Delivery
 from starlette.requests import Request
@@ -37,7 +37,7 @@ async def list_deliveries(request: Request) -> Response:
     job_id = await _job_of(request, services)
     query = listing.read_deliveries(request.query_params.multi_items())
     async with patience():
-        found = await services.ledger.deliveries(job_id, tenant=tenant_of(request))
+        found = await reads.deliveries(services.ledger, job_id, tenant=tenant_of(request))
     keys = [(each.seq, each.recipient) for each in found]
     begin = 0 if query.after is None else bisect_right(keys, _key_of(query.after))
     page = found[begin : begin + query.limit]
@@ -78,7 +78,7 @@ async def _job_of(request: Request, services: JobsServices) -> str:
 
 
 async def _find(delivery_id: str, job_id: str, tenant: str, services: JobsServices) -> Delivery:
-    found = await services.ledger.delivery(delivery_id, job_id=job_id, tenant=tenant)
+    found = await reads.delivery(services.ledger, delivery_id, job_id=job_id, tenant=tenant)
     if found is None:
         raise NotFound(f'job {job_id} has no delivery "{shown(delivery_id)}"')
     return found

@@ -14,6 +14,7 @@ from darkroom.artifacts import StoreUnavailable
 from darkroom.errors import Gone, HistoryUnavailable, InvalidInput, LedgerUnavailable, NotEnded, NotFound
 from darkroom.history.store import Tombstone
 from darkroom.jobs import JobEvent, State
+from darkroom.ledger import reads
 from darkroom.ledger.calls import Cancelled, Receipt, cancel
 from darkroom.ledger.records import LogEntry
 from darkroom.updates import celery_status
@@ -70,7 +71,7 @@ async def list_jobs(request: Request) -> Response:
             user_id=query.user_id,
         )
         records = listed.page.jobs
-        heads = await services.ledger.heads([record.id for record in records])
+        heads = await reads.log_heads(services.ledger, [record.id for record in records])
     now_s = time.time()
     found = [
         views.job(record, head=head, catalogue=services.catalogue, links=services.links, now_s=now_s)

@@ -42,6 +42,7 @@ from darkroom.errors import (
     UnknownModel,
     UnsupportedMediaType,
 )
+from darkroom.ledger import reads
 from darkroom.ledger.calls import Accepted, Submission
 from darkroom.ledger.records import JobRecord
 from starlette.requests import Request
@@ -198,7 +199,7 @@ async def _terminal_view(record: JobRecord | None, services: SubmitServices) -> 
         return None
     try:
         async with patience():
-            log = await services.ledger.log(record.id)
+            log = await reads.log(services.ledger, record.id)
     except LedgerUnavailable as error:
         _log.warning("not_viewed", job=record.id, error=error.detail)
         return None

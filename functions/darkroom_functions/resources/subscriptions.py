@@ -27,7 +27,7 @@ from darkroom.errors import (
     TooManySubscriptions,
     UnsupportedMediaType,
 )
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Subscribed
 from darkroom.webhooks.guard import Allow
 from darkroom.webhooks.signatures import GENERATION_OVERLAP_MS, subscription_recipients, tenant_recipient
@@ -80,7 +80,7 @@ async def list_subscriptions(request: Request) -> Response:
     """`GET /api/v1/subscriptions`."""
     services: JobsServices = request.app.state.services
     async with patience():
-        subscriptions = await services.ledger.subscriptions(tenant_of(request))
+        subscriptions = await reads.subscriptions(services.ledger, tenant_of(request))
     return answer({"subscriptions": [views.subscription(each) for each in subscriptions]})
 
 
@@ -240,7 +240,7 @@ async def _find(request: Request) -> Subscription:
 
 
 async def _known(subscription_id: str, tenant: str, services: JobsServices) -> Subscription:
-    subscription = await services.ledger.subscription(subscription_id, tenant=tenant)
+    subscription = await reads.subscription(services.ledger, subscription_id, tenant=tenant)
     if subscription is None:
         raise _no_subscription(subscription_id)
     return subscription

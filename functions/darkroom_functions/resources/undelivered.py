@@ -20,7 +20,7 @@ from darkroom.cloudevents.event import Event
 from darkroom.errors import InvalidInput, LedgerUnavailable, NotFound, SinkUnavailable
 from darkroom.ledger import calls, undelivered
 from darkroom.ledger.calls import Replayed
-from darkroom.ledger.undelivered import Undelivered, id_of, is_undelivered_id, keep, taken_apart
+from darkroom.ledger.undelivered import Undelivered, id_of, is_undelivered_id, split_failure, store
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -49,10 +49,10 @@ async def store_undelivered(request: Request) -> Response:
     """`POST /` and `POST /events/undelivered`. The response is 204: an event in it would go into the Broker."""
     services: UndeliveredServices = request.app.state.services
     event = await read_event(request, limit=services.settings.max_body_bytes)
-    sent, failure = taken_apart(event)
+    sent, failure = split_failure(event)
     tenant = _tenant_of_event(sent)
     async with patience():
-        displaced = await services.ledger.run(keep(sent, failure, tenant=tenant))
+        displaced = await services.ledger.run(store(sent, failure, tenant=tenant))
     _log.warning(
         "undelivered",
         id=id_of(sent, tenant=tenant),

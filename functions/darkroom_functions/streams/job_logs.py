@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from darkroom.errors import NotFound
+from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import JobRecord, LogEntry, decode_live
 
@@ -40,7 +41,7 @@ class JobLogs:
         self._past = past
 
     def channel(self, name: str) -> str:
-        return self._ledger.live_channel(name)
+        return self._ledger.keys.live_channel(name)
 
     def decode(self, name: str, payload: bytes) -> Update | None:
         return self._update(decode_live(name, payload))
@@ -67,7 +68,7 @@ class JobLogs:
         heads = await self.newest([name for name in names if name not in ends])
         positions = {name: since[name].position for name in names if name in since}
         numbers = {name: max(1, position[1]) for name, position in positions.items() if position is not None}
-        known = await self._ledger.entries(numbers)
+        known = await reads.log_entries(self._ledger, numbers)
         starts: dict[str, Start] = {}
         for name in names:
             newest = ends.get(name) or heads.get(name)
@@ -78,7 +79,7 @@ class JobLogs:
 
     async def read(self, name: str, after: Position) -> Sequence[Update]:
         """The entries; of a log that is no longer kept, the terminal entry from the record."""
-        entries = await self._ledger.log(name, after=after[1], limit=PAGE)
+        entries = await reads.log(self._ledger, name, after=after[1], limit=PAGE)
         if entries:
             return [self._update(entry) for entry in entries]
         record = await self._ledger.job(name, tenant=None)
@@ -94,7 +95,7 @@ class JobLogs:
 
     async def newest(self, names: Sequence[str]) -> Mapping[str, Update]:
         """The newest entry of each log that is kept."""
-        heads = await self._ledger.heads(names)
+        heads = await reads.log_heads(self._ledger, names)
         return {name: self._update(entry) for name, entry in zip(names, heads, strict=True) if entry is not None}
 
     def _update(self, entry: LogEntry) -> Update:

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
 from darkroom.errors import NotFound, TooManyReplays
+from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import NewsEntry
 
@@ -48,7 +49,7 @@ class TenantStreams:
         self._replays: WeakValueDictionary[str, _Replays] = WeakValueDictionary()
 
     def channel(self, name: str) -> str:
-        return self._ledger.news_channel(name)
+        return self._ledger.keys.tenant_stream(name)
 
     def decode(self, name: str, payload: bytes) -> Update | None:
         return None
@@ -66,7 +67,7 @@ class TenantStreams:
         return {name: await self._start(name, since.get(name)) for name in names}
 
     async def read(self, name: str, after: Position) -> Sequence[Update]:
-        entries = await self._ledger.news(name, after=entry_id(after), limit=PAGE)
+        entries = await reads.tenant_stream(self._ledger, name, after=entry_id(after), limit=PAGE)
         return [Update(name, position_of(entry.place), entry.place, self._encode(entry)) for entry in entries]
 
     async def read_page(self, name: str, after: Position) -> Sequence[StreamMessage]:
@@ -79,7 +80,7 @@ class TenantStreams:
         return {}
 
     async def _start(self, tenant: str, cursor: Cursor | None) -> Start:
-        head = position_of(await self._ledger.news_head(tenant))
+        head = position_of(await reads.stream_head(self._ledger, tenant))
         if cursor is None or cursor.position is None:
             return Start([control("begin", cursor=entry_id(head))], position=head, head=head)
         before: list[ControlMessage] = []
@@ -97,7 +98,7 @@ class TenantStreams:
 
     async def _is_kept(self, tenant: str, position: Position) -> bool:
         """Whether no entry behind this position was dropped."""
-        return position == STREAM_START or await self._ledger.has_news(tenant, entry_id(position))
+        return position == STREAM_START or await reads.has_stream_entry(self._ledger, tenant, entry_id(position))
 
     def _replays_of(self, tenant: str) -> _Replays:
         replays = self._replays.get(tenant)

@@ -12,6 +12,7 @@ import time
 from darkroom import logs, traces
 from darkroom.errors import DarkroomError
 from darkroom.jobs import new_job_id
+from darkroom.ledger import reads
 from darkroom.ledger.batching import GroupCommit
 from darkroom.ledger.calls import Accepted, Submission, accept
 from darkroom.ledger.client import AsyncLedger
@@ -33,7 +34,7 @@ class Intake:
     def __init__(self, ledger: AsyncLedger, settings: IntakeSettings) -> None:
         self._ledger = ledger
         self._settings = settings
-        self._commits: GroupCommit[Accepted | DarkroomError] = GroupCommit(ledger, patience_s=LEDGER_PATIENCE_S)
+        self._commits: GroupCommit[Accepted | DarkroomError] = GroupCommit(ledger, timeout_s=LEDGER_PATIENCE_S)
         self._memory_high = False
         self._memory_due = 0.0
 
@@ -67,7 +68,7 @@ class Intake:
             self._memory_due = now + MEMORY_READING_S
             try:
                 async with patience():
-                    self._memory_high = (await self._ledger.memory()).high
+                    self._memory_high = (await reads.memory(self._ledger)).high
             except BaseException:
                 self._memory_due = 0.0  # without a reading the next request must take one
                 raise

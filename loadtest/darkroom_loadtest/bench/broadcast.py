@@ -216,7 +216,7 @@ class Jobs:
             for _ in range(events):
                 self._op += 1
                 batch += [
-                    calls.progress(job_id, token=TOKEN, op=self._op, step=self._op, steps=STEPS, tell=True)
+                    calls.progress(job_id, token=TOKEN, op=self._op, step=self._op, steps=STEPS, publish=True)
                     for job_id in job_ids
                 ]
             if len(batch) == 1:

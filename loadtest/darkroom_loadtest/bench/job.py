@@ -14,12 +14,13 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
 from darkroom.ledger import calls, scripts
 from darkroom.ledger.calls import WorkerState
+from darkroom.ledger.keys import Keys
 from darkroom_cli.local.processes import Process
 
 from darkroom_loadtest.bench.figures import Figure, Goal, report
@@ -166,8 +167,8 @@ def _run(system: System, costs: Costs) -> None:
     ended = system.processor_us()
     costs.ended_bytes.append((_used(rig) - base) / jobs)
     costs.file_bytes.append((_file(rig) - base_file) / jobs)
-    costs.record_bytes.append(_bytes_of(rig, "job", job_ids))
-    costs.log_bytes.append(_bytes_of(rig, "log", job_ids))
+    costs.record_bytes.append(_bytes_of(rig, Keys(NAMESPACE).job, job_ids))
+    costs.log_bytes.append(_bytes_of(rig, Keys(NAMESPACE).log, job_ids))
     for name in system.processes:
         costs.submit_us.setdefault(name, []).append((submitted[name] - before[name]) / jobs)
         costs.run_us.setdefault(name, []).append((ended[name] - submitted[name]) / jobs)
@@ -208,11 +209,12 @@ def _submit(system: System, *, steps: int, prompt: str = PROMPT) -> str:
 def _until_over(rig: Rig, jobs: int) -> None:
     """Until all jobs have ended, their ends are told, and they are in the history."""
     deadline = time.monotonic() + LIMIT_S + jobs / 10
-    keys = [f"{kind}:{POOL}" for kind in ("waiting", "dispatched", "running")] + ["outbox", "history"]
+    names = Keys(NAMESPACE)
+    keys = [names.waiting(POOL), names.dispatched(POOL), names.running(POOL), names.outbox, names.history]
     while True:
         pipeline = rig.redis.pipeline(transaction=False)
         for key in keys:
-            pipeline.zcard(f"{NAMESPACE}:{key}")
+            pipeline.zcard(key)
         left = pipeline.execute()
         if not any(left):
             return
@@ -273,9 +275,9 @@ def _look_us(rig: Rig, pool: str) -> float:
     return float(rig.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
 
 
-def _bytes_of(rig: Rig, kind: str, job_ids: Sequence[str]) -> float:
+def _bytes_of(rig: Rig, key: Callable[[str], str], job_ids: Sequence[str]) -> float:
     """What one key of a job takes, of all its values."""
-    return float(mean(rig.redis.memory_usage(f"{NAMESPACE}:{kind}:{job}", samples=0) for job in job_ids))
+    return float(mean(rig.redis.memory_usage(key(job), samples=0) for job in job_ids))
 
 
 def _used(rig: Rig) -> int:

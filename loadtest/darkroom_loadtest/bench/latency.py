@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from baselines import task
+from darkroom.ledger.keys import Keys
 
 from darkroom_loadtest.bench.figures import Figure, Goal, percentile, report
 from darkroom_loadtest.bench.rig import NAMESPACE, BenchmarkFailed, Rig, run_benchmark
@@ -57,7 +58,7 @@ def measure(rig: Rig, *, runs: int, jobs: int) -> None:
     celery_p50: list[float] = []
     celery_p99: list[float] = []
     with Caller(functions.port) as caller, rig.redis.pubsub(ignore_subscribe_messages=True) as live:
-        live.psubscribe(f"{NAMESPACE}:live:*")
+        live.psubscribe(Keys(NAMESPACE).live_channel("*"))
         ways: list[Callable[[], float]] = [
             lambda: _until_started(caller, live),
             lambda: _until_told(caller),

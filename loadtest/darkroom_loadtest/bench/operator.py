@@ -25,6 +25,7 @@ from darkroom.errors import NoPool
 from darkroom.jobs import State, new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Accepted, Submission
+from darkroom.ledger.keys import Keys
 from darkroom_cli.local.processes import Process
 
 from darkroom_loadtest.bench.figures import Figure, Goal, percentile, report
@@ -124,7 +125,7 @@ def _measure(rig: Rig, plane: ControlPlane, server: str | None, sizes: Sizes) ->
         _until(lambda: len(replicas.known) >= sizes.pools, what="all Deployments", limit_s=SETTLE_LIMIT_S)
         print(f"{sizes.pools} pools after {time.monotonic() - began:.0f} s", flush=True)
         _until(
-            lambda: rig.redis.scard(f"{NAMESPACE}:pools") >= sizes.pools,
+            lambda: rig.redis.scard(Keys(NAMESPACE).pools) >= sizes.pools,
             what="all pools announced",
             limit_s=SETTLE_LIMIT_S,
         )
@@ -265,9 +266,8 @@ def _recovery_p99_s(rig: Rig, plane: ControlPlane, pool: str, lost: int) -> floa
                 raise BenchmarkFailed(f"a claim was dropped: {dropped}")
             began = time.perf_counter()
             plane.ask("DELETE", f"/api/v1/namespaces/{WORKED_FOR}/pods/{pod}", {"gracePeriodSeconds": 0})
-            key = f"{NAMESPACE}:job:{job_id}"
             _until(
-                lambda key=key: rig.redis.hget(key, "state") == State.PENDING.value.encode(),  # type: ignore[misc]
+                lambda job_id=job_id: _state(rig, job_id) is State.PENDING,  # type: ignore[misc]
                 what="the job waits again",
                 limit_s=LIMIT_S,
             )
@@ -276,6 +276,11 @@ def _recovery_p99_s(rig: Rig, plane: ControlPlane, pool: str, lost: int) -> floa
         return percentile(took, 99)
     finally:
         kubelet.stop()
+
+
+def _state(rig: Rig, job_id: str) -> State | None:
+    record = rig.ledger.job(job_id)
+    return None if record is None else record.state
 
 
 def _tick_cost_ms(pid: int, ticks: int) -> float:

@@ -24,6 +24,7 @@ from darkroom.ledger import calls
 from darkroom.ledger.calls import WorkerState
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
+from darkroom.ledger.keys import Keys
 from darkroom_cli.environments.command import environment
 from darkroom_cli.local import processes, redis_server
 from darkroom_cli.local.processes import Process, Program
@@ -166,8 +167,9 @@ class Rig:
         return worker
 
     def _worker_states(self) -> Collection[str]:
-        names = [name.decode() for name in self._redis.zrange(f"{NAMESPACE}:workers", 0, -1)]
-        return {(self._redis.hget(f"{NAMESPACE}:worker:{name}", "state") or b"").decode() for name in names}
+        keys = Keys(NAMESPACE)
+        names = [name.decode() for name in self._redis.zrange(keys.workers, 0, -1)]
+        return {(self._redis.hget(keys.worker(name), "state") or b"").decode() for name in names}
 
     def _start_redis(self) -> None:
         server = redis_server.prepare(self.folder / "redis", port=redis_server.free_port())

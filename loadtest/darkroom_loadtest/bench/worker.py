@@ -26,6 +26,7 @@ from darkroom.errors import DarkroomError
 from darkroom.jobs import State, new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Submission
+from darkroom.ledger.keys import Keys
 from darkroom_cli.local.processes import Process
 
 from darkroom_loadtest.bench.figures import Figure, Goal, report
@@ -128,8 +129,9 @@ def _rate(left: Callable[[], int], jobs: int) -> float:
 def _left(rig: Rig) -> int:
     """Jobs of ours that have not ended."""
     pipeline = rig.redis.pipeline(transaction=False)
-    for kind in ("waiting", "dispatched", "running"):
-        pipeline.zcard(f"{NAMESPACE}:{kind}:{POOL}")
+    keys = Keys(NAMESPACE)
+    for key in (keys.waiting, keys.dispatched, keys.running):
+        pipeline.zcard(key(POOL))
     return sum(pipeline.execute())
 
 

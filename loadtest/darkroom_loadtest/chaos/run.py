@@ -19,7 +19,7 @@ from darkroom.artifacts import ArtifactStore
 from darkroom.checks.auditor import Auditor
 from darkroom.errors import NotFound
 from darkroom.jobs import JobEvent
-from darkroom.ledger import calls
+from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
@@ -108,7 +108,7 @@ async def collect(rig: Rig, storm: Storm) -> Evidence:
             jobs = await ledger.jobs(ids[start : start + SLICE], tenant=None)
             records |= {job.id: job for job in jobs if job is not None}
         struck = sorted({wound.job for wound in wounds})
-        logs = dict(zip(struck, await ledger.logs(struck), strict=True))
+        logs = dict(zip(struck, await reads.logs(ledger, struck), strict=True))
         workers_out = await _workers_out(ledger, storm.fleet)
         audit = await Auditor(client, NAMESPACE, store=store, history=None).audit(repair=False)
     return Evidence(
@@ -138,7 +138,7 @@ async def _workers_out(ledger: AsyncLedger, fleet: Fleet) -> int:
     deadline = time.monotonic() + READY_LIMIT_S
     while True:
         heard_ms = time.time_ns() // 1_000_000 - calls.WORKER_TTL_MS
-        at_work = {each.name for each in await ledger.workers() if each.state in AT_WORK and each.seen > heard_ms}
+        at_work = {each.name for each in await reads.workers(ledger) if each.state in AT_WORK and each.seen > heard_ms}
         out = pids - {name.split("-")[-2] for name in at_work}  # a worker's name ends with its pid and a random part
         if not out or time.monotonic() > deadline:
             return len(out)

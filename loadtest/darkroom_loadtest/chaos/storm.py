@@ -21,6 +21,7 @@ from pathlib import Path
 
 from darkroom.jobs import new_job_id
 from darkroom.ledger import calls, queues
+from darkroom.ledger.keys import Keys
 from darkroom_cli.local import redis_server
 from darkroom_cli.local.processes import Process
 
@@ -324,7 +325,7 @@ class Storm:
     @property
     def counters(self) -> dict[bytes, bytes]:
         """What the ledger counted: reaped jobs, and stale calls that it refused."""
-        counted: dict[bytes, bytes] = self._rig.redis.hgetall(f"{NAMESPACE}:counters")
+        counted: dict[bytes, bytes] = self._rig.redis.hgetall(Keys(NAMESPACE).counters)
         return counted
 
     async def _first_told(self) -> None:
@@ -423,7 +424,7 @@ class Storm:
                     resource.prlimit(pid, resource.RLIMIT_FSIZE, (most if size is None else size, most))
 
     async def _push_foreign(self) -> None:
-        key = f"{NAMESPACE}:celery:{queues.queue_name(POOL)}"
+        key = Keys(NAMESPACE).queue(POOL)
         for at_s in self._plan.foreign:
             await self._until(at_s)
             self._rig.redis.lpush(key, *foreign_messages())

@@ -36,9 +36,6 @@ FAILED_WAITING_REASONS = frozenset(
 )
 """What the kubelet says of a container that waits and will not run by itself."""
 
-GONE_KEPT_S = 60.0
-"""For how long a pod that is gone is remembered: its worker may be in the ledger for as long as that."""
-
 SCHEDULING_MS = 5_000
 """A scheduler has an answer within milliseconds. A pod that has none after this waits for one in vain."""
 

@@ -27,7 +27,7 @@ from darkroom.jobs import Artifact, ErrorKind, State, is_tenant
 from darkroom.ledger import calls
 from darkroom.ledger.calls import AttemptEnd, Call, LeaseStatus, ReleaseReason
 from darkroom.ledger.client import Ledger
-from darkroom.ledger.connection import Patience
+from darkroom.ledger.connection import ConnectionOptions
 from structlog.contextvars import bound_contextvars
 
 from darkroom_worker.child.memory import ChildMemory
@@ -44,7 +44,7 @@ T = TypeVar("T")
 LOG_PROGRESS_EVERY_S = 0.25
 """Progress is written to the log of a job at most four times a second: people see no more."""
 
-PROGRESS_TIMEOUTS = Patience(timeout_s=1.0, retries=0)
+PROGRESS_TIMEOUTS = ConnectionOptions(timeout_s=1.0, retries=0)
 """A progress call holds the engine up: it waits for one short time-out, and is not repeated."""
 
 SILENCE_S = 2.0
@@ -173,7 +173,7 @@ class ProgressReporter:
             return
         tell = last or now - self._told_at >= LOG_PROGRESS_EVERY_S
         self._op += 1
-        call = calls.progress(self._job.id, token=self._job.token, op=self._op, step=step, steps=steps, tell=tell)
+        call = calls.progress(self._job.id, token=self._job.token, op=self._op, step=step, steps=steps, publish=tell)
         try:
             standing = self._ledger.run(call)
         except TemporaryError:

@@ -24,7 +24,7 @@ from darkroom.errors import TemporaryError
 from darkroom.ledger import calls
 from darkroom.ledger.calls import AttemptEnd, Call, DroppedMessages, LeaseStatus, WorkerState
 from darkroom.ledger.client import Ledger
-from darkroom.ledger.connection import Patience
+from darkroom.ledger.connection import ConnectionOptions
 from darkroom.ledger.queues import Foreign
 from darkroom.ledger.records import JobRecord
 from darkroom.supervision import FAILED
@@ -45,7 +45,7 @@ DRAIN_CHECK_EVERY_S = 0.05
 
 RENEW_EVERY_S = calls.LEASE_MS / 3000
 
-SUPERVISOR_TIMEOUTS = Patience(timeout_s=2.5, retries=1)
+SUPERVISOR_TIMEOUTS = ConnectionOptions(timeout_s=2.5, retries=1)
 """A connection may be dead without a sign of it, so that only the time-out shows it. A renewal is due after a third of
 the lease: with this time-out it can be sent three times more before the lease lapses.
 """

@@ -1,4 +1,4 @@
-"""Calls of the ledger's scripts as values: a script's name, its arguments, and how its reply is decoded.
+"""Calls of the ledger's scripts as values: a script's name, its arguments, and the decoder of its reply.
 
 A caller builds a call with one of these functions and passes it to a `Ledger` or an `AsyncLedger` (`client.py`), alone
 or several in one round trip. The rules are in `lua/`, one file per script; nothing here connects to Redis.

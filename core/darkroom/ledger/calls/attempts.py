@@ -11,17 +11,17 @@ from darkroom.jobs import RECORD_VERSION, State
 from darkroom.ledger.calls.call import Call, compact_json, ids, make_call, word
 
 LEASE_MS = 15_000
-"""How long a running attempt is believed without a sign of life; renewed every third of it."""
+"""The lease of a running attempt, which its worker renews three times in that time."""
 
 REAP_GAP_MS = 5_000
-"""A longer gap between two reaps means that nobody could have renewed: then nothing is reaped for one lease."""
+"""After a longer gap between two reaps, workers could not renew: nothing is reaped for the length of one lease."""
 
 SWEEP_AGE_MS = 5_000
-"""A message that was pushed longer ago, and is not in the list, was taken and never claimed."""
+"""A message that was pushed longer ago and is not in the queue was received and never claimed."""
 
 
 class LeaseStatus(StrEnum):
-    """How an attempt stands, as its worker is told when it renews or reports progress."""
+    """The status of an attempt, which its worker gets when it renews or reports progress."""
 
     OK = "ok"
     CANCEL = "cancel"
@@ -29,7 +29,7 @@ class LeaseStatus(StrEnum):
 
 
 class AttemptEnd(StrEnum):
-    """What became of the job when its worker ended the attempt. `LOST`: the token was stale and nothing changed."""
+    """The job's state after its worker ended the attempt. `LOST`: the token was stale and nothing changed."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -39,7 +39,7 @@ class AttemptEnd(StrEnum):
 
 
 class ReleaseReason(StrEnum):
-    """Why a running job was given back. Only `WORKER_LOST` counts as an attempt."""
+    """Why a running job was released. Only `WORKER_LOST` counts as an attempt."""
 
     DRAIN = "drain"
     WORKER_FAULT = "worker_fault"
@@ -48,9 +48,9 @@ class ReleaseReason(StrEnum):
 
 @dataclass(frozen=True)
 class Claim:
-    """What a worker gets for a message: an attempt to run, or the reason why the message is dropped.
+    """The reply to a worker for a message: an attempt to run, or the reason why the message is dropped.
 
-    `attempt` counts every start of the job, `counted` those that were charged to it; `run_timeout` is in seconds.
+    `attempt` counts every start of the job, `counted` those that count against its limit; `run_timeout` is in seconds.
     `input` is the JSON text of the model's parameters, as the record has it.
     """
 
@@ -64,7 +64,7 @@ class Claim:
 
 
 def claim(job_id: str, *, token: str, worker: str, lease_ms: int = LEASE_MS, now: int | None = None) -> Call[Claim]:
-    """pending → running, under the attempt's fresh token."""
+    """pending → running, under the new token of the attempt."""
 
     def decode(reply: list[bytes]) -> Claim:
         if reply[0] == b"drop":
@@ -85,16 +85,24 @@ def claim(job_id: str, *, token: str, worker: str, lease_ms: int = LEASE_MS, now
 
 
 def renew(job_id: str, *, token: str, lease_ms: int = LEASE_MS, now: int | None = None) -> Call[LeaseStatus]:
-    """The attempt lives: its lease is prolonged from now."""
+    """Extend the lease of the attempt, from now."""
     return make_call("renew", word(LeaseStatus), job=job_id, token=token, lease_ms=lease_ms, now=now)
 
 
 def progress(
-    job_id: str, *, token: str, op: int, step: int, steps: int, tell: bool, now: int | None = None
+    job_id: str, *, token: str, op: int, step: int, steps: int, publish: bool, now: int | None = None
 ) -> Call[LeaseStatus]:
-    """Step `step` of `steps` is done. `op` counts the calls of this attempt from 1; `tell` writes a log entry."""
+    """Step `step` of `steps` is done. `op` counts the calls of this attempt from 1; `publish` writes a log entry."""
     return make_call(
-        "progress", word(LeaseStatus), job=job_id, token=token, op=op, step=step, steps=steps, tell=int(tell), now=now
+        "progress",
+        word(LeaseStatus),
+        job=job_id,
+        token=token,
+        op=op,
+        step=step,
+        steps=steps,
+        publish=int(publish),
+        now=now,
     )
 
 
@@ -125,7 +133,7 @@ def release(
     worker: str | None = None,
     now: int | None = None,
 ) -> Call[AttemptEnd]:
-    """running → pending, at the head. Proven by the attempt's token or, for a worker that is gone, by its name."""
+    """running → pending, at the head. Authorized by the attempt's token or, for a worker that is gone, by its name."""
     return make_call(
         "release", word(AttemptEnd), job=job_id, token=token, worker=worker, reason=reason, detail=detail, now=now
     )
@@ -134,17 +142,17 @@ def release(
 def reap(
     pool: str, *, lease_ms: int = LEASE_MS, gap_ms: int = REAP_GAP_MS, limit: int = 100, now: int | None = None
 ) -> Call[list[str]]:
-    """Running jobs whose lease lapsed are given back; answers their ids."""
+    """Requeue running jobs whose lease lapsed. Returns their ids."""
     return make_call("reap", ids, pool=pool, lease_ms=lease_ms, gap_ms=gap_ms, limit=limit, now=now)
 
 
 def sweep(pool: str, *, age_ms: int = SWEEP_AGE_MS, now: int | None = None) -> Call[list[str]]:
-    """Messages that were taken and never claimed are pushed again; answers the ids of their jobs."""
+    """Push messages again that were received and never claimed. Returns the ids of their jobs."""
     return make_call("sweep", ids, pool=pool, age_ms=age_ms, now=now)
 
 
 def adjust_clock(*, clock_ms: int, now: int | None = None) -> Call[int]:
-    """Once a tick: bring forward what waits for a time if Redis' clock was set back; answers by how much (ms).
+    """Once per tick: bring times forward if Redis' clock was set back. Returns by how much (ms).
 
     `clock_ms` is the time by the caller's own clock, for `darkroom doctor`.
     """

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One call of one script: `args` are names and values in turn; `decode` makes the answer of Redis' reply."""
+    """One call of one script: `args` are names and values in turn; `decode` converts Redis' reply."""
 
     script: str
     args: tuple[str, ...]

@@ -7,12 +7,12 @@ from darkroom.ledger.calls.call import Call, ids, make_call
 from darkroom.ledger.epochs import Epoch, LedgerEpoch
 
 CANARY_TTL_MS = 60_000
-"""A canary that its sender forgot is forgotten by the ledger too; a worker that takes it later drops it."""
+"""Time to live of a canary that its sender did not withdraw; a worker that receives it later drops it."""
 
 
 def advance_epoch(outside: Epoch, *, acknowledge: bool = False, now: int | None = None) -> Call[LedgerEpoch]:
-    """The ledger has one beat more than `outside`, the epoch in SQL, or as many as it has; with fewer it lost data, and
-    a new epoch begins. `acknowledge`: a person has seen the loss.
+    """Advance the ledger to one beat more than `outside`, the epoch in SQL, unless it has more. With fewer it lost
+    data, and a new epoch begins. `acknowledge`: an operator has seen the loss.
     """
     known = {"epoch": outside.number, "beats": outside.beats, "at": outside.at}
     return make_call("advance_epoch", LedgerEpoch.decode, **known, acknowledge="1" if acknowledge else None, now=now)
@@ -28,10 +28,10 @@ def repair(
     target: str | None = None,
     now: int | None = None,
 ) -> Call[list[str]]:
-    """Put the job where its record says that it belongs; answers what was done, nothing where all is right.
+    """Move the job to where its record says that it belongs. Returns what was done: nothing where all is right.
 
-    `pool` names one whose sets, `worker` one whose entry, and `letter_of` the tenant whose dead letters name the job
-    though its record does not say so. `delivery`: one of its deliveries instead, perhaps in a `target` that is not its.
+    `pool` is one whose sets, `worker` one whose entry, and `letter_of` the tenant whose dead letters list the job
+    although its record contradicts that. `delivery`: repair one of its deliveries instead, in the list of `target`.
     """
     return make_call(
         "repair",
@@ -47,9 +47,9 @@ def repair(
 
 
 def canary(canary_id: str, *, pool: str, withdraw: bool = False, now: int | None = None) -> Call[str | None]:
-    """Send a canary through the pool's queue, once; answers the worker that has signed for it by now.
+    """Send a canary through the pool's queue, once. Returns the worker that has received it, or None.
 
-    `canary_id` begins with `queues.CANARY`, so that nobody takes it for a job's. `withdraw` takes it back.
+    `canary_id` begins with `queues.CANARY`, unlike a job's id. `withdraw` removes the canary.
     """
     message = queues.build_message(job_id=canary_id, pool=pool, traceparent=None)
     return make_call(

@@ -29,22 +29,22 @@ from darkroom.webhooks.subscriptions import (
 )
 
 BACKLOG_LIMIT = 10_000
-"""Jobs that may wait in one pool; at 60 a minute, more than two hours of work: beyond it a refusal is kinder."""
+"""Jobs that may wait in one pool; at 60 a minute, more than two hours of work."""
 
 BACKLOG_BYTES = 256 * 1024 * 1024
-"""Bytes of Redis that unfinished jobs of all pools may take: half of the `maxmemory` that is shipped (512 MB), so that
-finished jobs, their logs and events find room below the 80 % at which every submission is refused.
+"""Bytes of Redis that unfinished jobs of all pools may use: half of the shipped `maxmemory` (512 MB), so that finished
+jobs, their logs and events fit below the 80 % at which every submission is refused.
 """
 
 MAX_ATTEMPTS = 3
-"""Attempts that count, before a job fails."""
+"""Counted attempts before a job fails."""
 
 DEFAULT_PRIORITY = 5
 """The middle of 0 (first) to 9 (last)."""
 
 
 class Receipt(StrEnum):
-    """What a cancel did."""
+    """The receipt of a cancellation: its effect."""
 
     DEQUEUED = "dequeued"
     INTERRUPTING = "interrupting"
@@ -52,7 +52,7 @@ class Receipt(StrEnum):
 
 
 class Purged(StrEnum):
-    """What the ledger says to the purge of a dead letter. `REPEATED`: it had been purged or redriven before."""
+    """The result of purging a dead letter. `REPEATED`: it had been purged or redriven before."""
 
     PURGED = "purged"
     REPEATED = "repeated"
@@ -60,7 +60,7 @@ class Purged(StrEnum):
 
 
 class Deleted(StrEnum):
-    """Whether what Redis had of a deleted job is gone; a living one is not deleted."""
+    """The result of deleting a job from Redis; one that is not in a terminal state is `LIVING` and stays."""
 
     GONE = "gone"
     LIVING = "living"
@@ -68,13 +68,13 @@ class Deleted(StrEnum):
 
 @dataclass(frozen=True)
 class Submission:
-    """A job as it is handed to the ledger: validated, complete, its seed drawn.
+    """A job for the ledger to accept: validated, complete, with its seed.
 
-    `input` are the model's parameters; `fields` what goes with the job and concerns no engine (user, webhook, the
-    submitting event); `accepted` the data of the first log entry. `start_deadline` is in milliseconds since the epoch,
+    `input` are the model's parameters; `fields` values that no engine needs (user, webhook, the submitting event);
+    `accepted` the data of the first log entry. `start_deadline` is in milliseconds since the epoch,
     `start_within` in milliseconds from the acceptance, by Redis' clock; the earlier one counts. `run_timeout` is in
     seconds. `idempotency_key` is a hash (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of`
-    is the dead letter that the job is made of. `webhook` becomes fields of the job too (`Webhook.encode`); `fields` do
+    is the dead letter that the job redrives. `webhook` becomes fields of the job too (`Webhook.encode`); `fields` do
     not need them. `is_event`: the caller sent a CloudEvent, whose `source` and `id` are the idempotency key.
     """
 
@@ -107,7 +107,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The receipt: the job's id and when it was accepted (ms). `repeated`: it had been accepted before.
+    """An accepted job: its id and when it was accepted (ms). `repeated`: it had been accepted before.
 
     `state` is the job's state now; None for a repeat whose record Redis no longer has.
     """
@@ -120,7 +120,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """A cancel's receipt and the job's state after it; `receipt` is None for a job that the caller has not."""
+    """The receipt of a cancellation and the job's state after it; both None for a job that the caller does not have."""
 
     receipt: Receipt | None
     state: State | None
@@ -137,8 +137,8 @@ def accept(
     """– → pending. Idempotent under the job id, under the idempotency key for a day, and under the dead letter that it
     redrives.
 
-    A refusal is answered, not raised, so that many accepts can share a round trip: NoPool, BacklogFull, MemoryHigh,
-    KeyReused, IdConflict, and NotFound for a dead letter that is none. `memory_high` is the caller's reading that
+    A refusal is returned, not raised, so that many accepts can share a round trip: NoPool, BacklogFull, MemoryHigh,
+    KeyReused, IdConflict, and NotFound where `redrive_of` is not a dead letter. `memory_high`: the caller has read that
     Redis' memory is nearly used up.
     """
     message = queues.build_message(
@@ -195,18 +195,18 @@ def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
             return BacklogFull(f"{about[0]} jobs wait in pool {job.pool!r}", retry_after=_wait_s(about[1]))
         case "bytes_full":
             mib = int(about[0]) / 2**20
-            return BacklogFull(f"the unfinished jobs take {mib:.1f} MiB of Redis", retry_after=_wait_s(about[1]))
+            return BacklogFull(f"the unfinished jobs use {mib:.1f} MiB of Redis", retry_after=_wait_s(about[1]))
         case "memory_high":
-            return MemoryHigh("the queue broker's memory is nearly used up; nothing was stored", retry_after=10)
+            return MemoryHigh("the memory of Redis is nearly used up; nothing was stored", retry_after=10)
         case "key_reused" if job.is_event:
-            return EventReused(f"an event of this source and id came before, with other data, for job {about[0]}")
+            return EventReused(f"an event with this source and id, with other data, was accepted as job {about[0]}")
         case "key_reused":
-            return KeyReused(f"this idempotency key came before, with another body, for job {about[0]}")
+            return KeyReused(f"this idempotency key was used before with another body, for job {about[0]}")
         case "no_dead_letter":
-            return NotFound(f"job {job.redrive_of} is no dead letter")
+            return NotFound(f"job {job.redrive_of} is not a dead letter")
         case "conflict":
-            return IdConflict(f"the id {job.job_id} names a job of another tenant")
-    return TemporaryError(f"the ledger answered {answer!r}")
+            return IdConflict(f"the id {job.job_id} belongs to a job of another tenant")
+    return TemporaryError(f"the ledger returned {answer!r}")
 
 
 def _wait_s(estimate: str) -> int:
@@ -214,12 +214,12 @@ def _wait_s(estimate: str) -> int:
 
 
 def promote(pool: str, *, limit: int = 100, now: int | None = None) -> Call[list[str]]:
-    """Retries whose time has come join the backlog; answers their ids."""
+    """Add retries that are due to the backlog. Returns their ids."""
     return make_call("promote", ids, pool=pool, limit=limit, now=now)
 
 
 def expire(*, limit: int = 100, now: int | None = None) -> Call[list[str]]:
-    """Pending jobs past their start deadline end; answers their ids."""
+    """Expire pending jobs whose start deadline passed. Returns their ids."""
     return make_call("expire", ids, limit=limit, now=now)
 
 
@@ -235,10 +235,10 @@ def cancel(job_id: str, *, tenant: str | None, now: int | None = None) -> Call[C
 
 
 def purge_dead_letter(job_id: str, *, tenant: str, now: int | None = None) -> Call[Purged]:
-    """The dead letter is one no more, and no job is made of it."""
+    """Remove the job from the dead letters, so that it cannot be redriven."""
     return make_call("purge_dead_letter", word(Purged), job=job_id, tenant=tenant, now=now)
 
 
 def delete_job(job_id: str, *, tenant: str, now: int | None = None) -> Call[Deleted]:
-    """The job was deleted: everything that Redis has of it goes, unless it lives."""
+    """Remove everything that Redis has of a job that was deleted, unless it is not in a terminal state."""
     return make_call("delete_job", word(Deleted), job=job_id, tenant=tenant, now=now)

@@ -10,10 +10,10 @@ from typing import Any
 from darkroom.ledger.calls.call import Call, make_call, word
 
 WORKER_TTL_MS = 15_000
-"""A worker that said nothing for this long is no slot of its pool."""
+"""A worker without a heartbeat for this long is no slot of its pool."""
 
 DRAIN_TTL_MS = 30_000
-"""How long a mark of `drain` lasts unless it is made again: an operator that died leaves no worker idle for longer."""
+"""How long a mark of `drain` lasts unless it is renewed: no worker stays idle longer after its operator died."""
 
 DUE_SOON_MS = 60_000
 """Retries that are due within this belong to the demand: a replica that is started for them is up by then."""
@@ -22,18 +22,18 @@ DECISIONS_KEPT = 1_000
 """Entries of a pool's decision log, of about 1 KB each: hours of a busy pool, weeks of a quiet one."""
 
 DECISIONS_TTL_MS = 30 * 24 * 3600 * 1000
-"""How long the decision log of a pool is kept that nobody decides on any more."""
+"""Time to live of a decision log after its last entry."""
 
 
 class Recorded(StrEnum):
-    """What the ledger says to an entry of a decision log. `REPEATED`: it has one of that time, or a later one."""
+    """The result of appending a decision. `REPEATED`: the log has an entry of that time, or a later one."""
 
     RECORDED = "recorded"
     REPEATED = "repeated"
 
 
 class WorkerState(StrEnum):
-    """What a worker says of itself."""
+    """The state that a worker reports."""
 
     STARTING = "starting"
     READY = "ready"
@@ -45,15 +45,15 @@ class WorkerState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What there is to do in a pool and who is there to do it, at one moment.
+    """The jobs and workers of a pool at one moment.
 
-    Jobs: `waiting`, `dispatched` (their message is in the queue), `running`, and `due_soon`: retries whose time comes
-    within what was asked for. `oldest_ms`: for how long the oldest job that waits has been with us; None when none
-    does. `arrivals`: how many jobs the pool has ever been given.
+    Jobs: `waiting`, `dispatched` (their message is in the queue), `running`, and `due_soon`: retries that are due
+    within the requested time. `oldest_ms`: the age of the oldest job that waits; None when none does. `arrivals`: how
+    many jobs the pool has ever accepted.
 
-    Workers that gave a sign of life lately: `starting`, `idle`, `busy` (with a job, by the ledger), `marked` (idle, and
-    marked by `drain`: they take no job), `draining` (on their way out), `faulty`. `service_ms`: how long a job takes
-    that is completed, smoothed; None until there was one.
+    Workers with a recent heartbeat: `starting`, `idle`, `busy` (with a job, by the ledger), `marked` (idle, and marked
+    by `drain`: they accept no job), `draining` (shutting down), `faulty`. `service_ms`: the duration of a completed
+    job, smoothed; None before the first one.
     """
 
     waiting: int = 0
@@ -72,19 +72,19 @@ class Reading:
 
     @property
     def jobs(self) -> int:
-        """All that is to be done now or soon."""
+        """Jobs to run now or soon."""
         return self.waiting + self.dispatched + self.running + self.due_soon
 
     @property
     def runs_nothing(self) -> int:
-        """Workers that `drain` can mark, or has marked."""
+        """Workers without a job, which `drain` can mark or has marked."""
         return self.starting + self.idle + self.marked + self.faulty
 
 
 @dataclass(frozen=True)
 class DroppedMessages:
-    """Messages on a pool's list that are no job's (`queues.Foreign`) and that a worker dropped: how many since its last
-    report, and why the last of them. `op` numbers the reports of one worker; a repeated one is counted once.
+    """Foreign messages of a pool's queue (`queues.Foreign`) that a worker dropped: how many since its last report, and
+    why the last of them. `op` numbers the reports of one worker; a repeated one counts once.
     """
 
     op: int
@@ -94,14 +94,14 @@ class DroppedMessages:
 
 @dataclass(frozen=True)
 class Drained:
-    """A worker that is marked to take no job, and its pod."""
+    """A worker that is marked to accept no job, and its pod."""
 
     worker: str
     pod: str
 
 
 def announce_pool(pool: str, *, models: Sequence[str], owner: str | None = None, now: int | None = None) -> Call[str]:
-    """The pool exists and serves `models`; none, where it is no more. `owner`: the operator that withdraws it again."""
+    """Announce that the pool serves `models`; none: it is withdrawn. `owner`: the operator that manages it."""
     return make_call("announce_pool", bytes.decode, pool=pool, models=",".join(models), owner=owner, now=now)
 
 
@@ -116,7 +116,7 @@ def register_worker(
     ttl_ms: int = WORKER_TTL_MS,
     now: int | None = None,
 ) -> Call[str]:
-    """A worker's heartbeat: what it is now, and the foreign messages that it dropped since its last report of them."""
+    """A worker's heartbeat: its state, and the foreign messages that it dropped since its last report of them."""
     return make_call(
         "register_worker",
         bytes.decode,
@@ -134,7 +134,7 @@ def register_worker(
 
 
 def observe(pool: str, *, soon_ms: int = DUE_SOON_MS, now: int | None = None) -> Call[Reading]:
-    """What there is to do in the pool and who is there to do it; changes nothing. An unknown pool has nothing."""
+    """Read the jobs and workers of the pool. An unknown pool has none."""
 
     def decode(reply: list[Any]) -> Reading:
         return Reading(
@@ -159,11 +159,12 @@ def observe(pool: str, *, soon_ms: int = DUE_SOON_MS, now: int | None = None) ->
 def drain(
     pool: str, *, count: int, pods: Sequence[str] | None = None, ttl_ms: int = DRAIN_TTL_MS, now: int | None = None
 ) -> Call[list[Drained]]:
-    """Workers of the pool that run nothing are marked to take no job: `count` in all, or fewer where fewer are idle.
+    """Mark workers of the pool that run nothing, so that they accept no job: `count` in all, or fewer if fewer are
+    idle.
 
-    Answers those that are marked now. Called again it renews their marks, with a smaller count it undoes the others,
-    and with 0 all. `pods` are the pods that it is about: those that are there and are not being deleted, so that a
-    worker that is on its way out already is not counted for one that is to go.
+    Returns those that are marked now. A repeated call renews their marks, with a smaller count it removes the others,
+    and with 0 all. `pods` limits it to these pods: those that exist and are not being deleted, so that a worker that is
+    shutting down already is not counted as one to remove.
     """
 
     def decode(reply: list[list[bytes]]) -> list[Drained]:
@@ -174,9 +175,9 @@ def drain(
 
 
 def append_decision(pool: str, *, at: int, entry: str, keep: int = DECISIONS_KEPT) -> Call[Recorded]:
-    """One more entry of the pool's decision log: `scaling.Entry.encode`, of the decision that was made at `at` (ms).
+    """Append an entry to the pool's decision log: `scaling.Entry.encode` of the decision made at `at` (ms).
 
-    Idempotent under pool and time.
+    Idempotent by pool and time.
     """
     return make_call(
         "append_decision", word(Recorded), pool=pool, at=at, entry=entry, keep=keep, ttl_ms=DECISIONS_TTL_MS, now=None

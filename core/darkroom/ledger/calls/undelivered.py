@@ -1,4 +1,4 @@
-"""Calls that store, replay and discard undelivered CloudEvents."""
+"""Calls that store, replay and delete undelivered CloudEvents."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from enum import StrEnum
 from darkroom.ledger.calls.call import Call, make_call, word
 
 MAX_UNDELIVERED = 10_000
-"""CloudEvents that Knative gave up on, of all tenants; beyond it the largest group loses its oldest
-(`store_undelivered.lua`).
-"""
+"""Undelivered events of all tenants; beyond it the largest group loses its oldest (`store_undelivered.lua`)."""
 
 MAX_UNDELIVERED_BYTES = 64 * 1024 * 1024
-"""And so many bytes of them: 6 KB each, where there are as many as there may be. Memory is for jobs."""
+"""Bytes of all undelivered events: 6 KB each at the maximum number. The memory is needed for jobs."""
 
 
 class Replayed(StrEnum):
-    """What the ledger says to an undelivered event that the sink took. `CHANGED`: it failed again, or is gone."""
+    """The result of marking an undelivered event as replayed. `CHANGED`: it failed again, or is gone."""
 
     REPLAYED = "replayed"
     CHANGED = "changed"
@@ -33,8 +31,8 @@ def store_undelivered(
     most_bytes: int = MAX_UNDELIVERED_BYTES,
     now: int | None = None,
 ) -> Call[int]:
-    """Keep a CloudEvent that Knative gave up on, which `undelivered.py` names and takes apart. Returns how many others
-    had to go to make room.
+    """Store a CloudEvent that Knative could not deliver (`ledger/undelivered.py`). Returns how many others were removed
+    to make room.
     """
     size = sum(len(text.encode()) for text in (attributes, data or "", failure))
     return make_call(
@@ -53,10 +51,10 @@ def store_undelivered(
 
 
 def mark_replayed(event_id: str, *, last: int, now: int | None = None) -> Call[Replayed]:
-    """The sink took the undelivered event, as it was kept at `last` (ms)."""
+    """Record that the sink accepted the undelivered event, as it was stored at `last` (ms)."""
     return make_call("mark_replayed", word(Replayed), event=event_id, last=last, now=now)
 
 
 def delete_undelivered(event_id: str, *, tenant: str, now: int | None = None) -> Call[str]:
-    """The undelivered event is kept no longer."""
+    """Delete the undelivered event."""
     return make_call("delete_undelivered", bytes.decode, event=event_id, tenant=tenant, now=now)

@@ -18,15 +18,15 @@ from darkroom.webhooks.subscriptions import (
 )
 
 DELIVERY_LEASE_MS = 60_000
-"""A delivery that a courier took, and said nothing of for so long, is tried again: longer than a try may take."""
+"""Lease of a delivery, longer than an attempt may take: after it the delivery is leased again."""
 
 NOTICE_LEASE_MS = 30_000
-"""A notice that a courier took, and the sink did not, is posted again after this."""
+"""A notice that was leased and that the sink did not accept is posted again after this."""
 
 
 class Subscribed(StrEnum):
-    """What the ledger says to a subscription. `FULL`: the tenant has as many as there may be. `TARGET_FULL`: as many of
-    them lead to this origin as may.
+    """The result of creating or changing a subscription. `FULL`: the tenant has the maximum number of them.
+    `TARGET_FULL`: the maximum number of them lead to this origin.
     """
 
     CREATED = "created"
@@ -37,7 +37,7 @@ class Subscribed(StrEnum):
 
 
 class DeliveryOutcome(StrEnum):
-    """How a try to deliver ended. `GONE`: the receiver wants nothing more (410). `PUT_OFF`: there was no try."""
+    """The outcome of an attempt to deliver. `GONE`: the receiver answered 410. `PUT_OFF`: there was no attempt."""
 
     DELIVERED = "delivered"
     FAILED = "failed"
@@ -46,8 +46,8 @@ class DeliveryOutcome(StrEnum):
 
 
 class AttemptResult(StrEnum):
-    """What follows from a try. `DISABLED` and `ENDED` are said once, of the subscription. `LOST`: it was settled before
-    or is somebody else's by now, and nothing changed.
+    """What follows from an attempt. `DISABLED` and `ENDED` are returned once, about the subscription. `LOST`: the
+    attempt was recorded before or another courier has the lease; nothing changed.
     """
 
     DELIVERED = "delivered"
@@ -59,8 +59,8 @@ class AttemptResult(StrEnum):
 
 
 class Redelivered(StrEnum):
-    """What the ledger says to a delivery that is asked for anew. `OPEN`: it is being posted just now. `NOT_ENABLED`:
-    its subscription is none that takes anything.
+    """The result of requesting a delivery again. `OPEN`: it is being posted. `NOT_ENABLED`: its subscription is not
+    enabled.
     """
 
     DUE = "due"
@@ -80,10 +80,9 @@ def subscribe(
     create: bool = False,
     now: int | None = None,
 ) -> Call[Subscribed]:
-    """Register an address (`create`: its `url` and `events` are needed then), or change what is said here of the one
-    that is registered under this id.
+    """Create a subscription (`create`, which needs `url` and `events`), or change the given fields of an existing one.
 
-    To enable one that was disabled or has ended forgets why it was. Repeating a creation answers as the first did.
+    Enabling a subscription deletes the reason why it was disabled or had ended. A repeated creation returns the same.
     """
     if create:
         models, enabled = models or (), enabled is not False
@@ -106,8 +105,9 @@ def subscribe(
 
 
 def rotate_secret(subscription_id: str, *, tenant: str, generation: int, now: int | None = None) -> Call[int | None]:
-    """The subscription's secret `generation` is followed by the next. Answers the one that is valid then: `generation`
-    + 1, or what it was already where another rotation came first; None for a subscription that the tenant has not.
+    """Replace the subscription's secret `generation` by the next one. Returns the generation that is valid then:
+    `generation` + 1, or the current one where another rotation came first; None for a subscription that the tenant does
+    not have.
     """
     return make_call(
         "rotate_secret",
@@ -120,13 +120,13 @@ def rotate_secret(subscription_id: str, *, tenant: str, generation: int, now: in
 
 
 def unsubscribe(subscription_id: str, *, tenant: str, now: int | None = None) -> Call[bool]:
-    """The subscription goes; what is still to be delivered to it is given up. False: there was none."""
+    """Delete the subscription; its open deliveries are given up. False: there was none."""
     return make_call("unsubscribe", bool, subscription=subscription_id, tenant=tenant, now=now)
 
 
 def lease_deliveries(
     *,
-    taker: str,
+    owner: str,
     call: str,
     limit: int,
     per_target: int,
@@ -134,13 +134,13 @@ def lease_deliveries(
     lease_ms: int = DELIVERY_LEASE_MS,
     now: int | None = None,
 ) -> Call[list[LeasedDelivery]]:
-    """Up to `limit` deliveries that are due, at most `per_target` at a time of one target, leased to `taker`. `call`
-    names this call, and is the token of what it takes. `rate`: so many a minute to a target that granted no rate.
+    """Lease up to `limit` due deliveries to `owner`, at most `per_target` of one target at a time. `call` identifies
+    this call, and is the token of its leases. `rate`: requests per minute to a target that granted no rate.
     """
     return make_call(
         "lease_deliveries",
-        lambda reply: [_taken(row, call) for row in reply],
-        taker=taker,
+        lambda reply: [_leased(row, call) for row in reply],
+        owner=owner,
         call=call,
         limit=limit,
         per_target=per_target,
@@ -150,7 +150,7 @@ def lease_deliveries(
     )
 
 
-def _taken(row: list[bytes], token: str) -> LeasedDelivery:
+def _leased(row: list[bytes], token: str) -> LeasedDelivery:
     delivery, job, seq, event, recipient, tenant, url, target, number, attempt, generation, rotated, permitted = (
         value.decode() for value in row
     )
@@ -183,8 +183,8 @@ def record_attempt(
     pause_ms: int = 0,
     now: int | None = None,
 ) -> Call[AttemptResult]:
-    """A try ended. `again_ms`: after how long it is tried again, unless it was delivered; None: it is given up.
-    `pause_ms`: for so long nothing is posted to its target.
+    """Record an attempt to deliver. `again_ms`: the delay of the next attempt, unless it was delivered; None: it is
+    given up. `pause_ms`: how long nothing is posted to its target.
     """
     return make_call(
         "record_attempt",
@@ -204,29 +204,31 @@ def record_attempt(
 
 
 def set_rate_limit(target: str, *, rate: int | None, now: int | None = None) -> Call[str]:
-    """The target's receiver was asked for its consent, and granted `rate` requests a minute; None: it named none."""
+    """Record that the target's receiver gave its consent and granted `rate` requests per minute (None: no limit)."""
     return make_call("set_rate_limit", bytes.decode, target=target, rate=rate, now=now)
 
 
 def redeliver(delivery_id: str, *, job_id: str, tenant: str, now: int | None = None) -> Call[Redelivered]:
-    """The delivery is due at once, to the address that its subscription has now, and its schedule begins anew."""
+    """Make the delivery due at once, to the current address of its subscription, with a new schedule."""
     return make_call("redeliver", word(Redelivered), delivery=delivery_id, job=job_id, tenant=tenant, now=now)
 
 
 def lease_notices(
-    *, taker: str, call: str, limit: int, lease_ms: int = NOTICE_LEASE_MS, now: int | None = None
+    *, owner: str, call: str, limit: int, lease_ms: int = NOTICE_LEASE_MS, now: int | None = None
 ) -> Call[list[str]]:
-    """Up to `limit` subscriptions that were disabled or ended, which the sink is to be told of. As `take_relays`."""
+    """Lease up to `limit` subscriptions that were disabled or ended, as `lease_relays` does. Returns their ids."""
     return make_call(
-        "lease_outbox", ids, kind="notice", taker=taker, call=call, limit=limit, lease_ms=lease_ms, now=now
+        "lease_outbox", ids, kind="notice", owner=owner, call=call, limit=limit, lease_ms=lease_ms, now=now
     )
 
 
 def reschedule_notice(subscription_id: str, *, delay_ms: int, now: int | None = None) -> Call[int]:
-    """The sink did not take the notice of this subscription: it is due again in `delay_ms`."""
+    """The sink did not accept the notice of this subscription: it is due again in `delay_ms`."""
     return make_call("reschedule", int, kind="notice", job=subscription_id, delay_ms=delay_ms, now=now)
 
 
 def ack_notice(subscription_id: str, *, changed: int, now: int | None = None) -> Call[bool]:
-    """The sink has taken the notice of the subscription's state as it was since `changed`. False: it is another now."""
+    """Record that the sink accepted the notice of the subscription's state since `changed`. False: it has changed
+    since.
+    """
     return make_call("ack_notice", bool, subscription=subscription_id, changed=changed, now=now)

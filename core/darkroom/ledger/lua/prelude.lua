@@ -1,11 +1,12 @@
--- Put before every script of this folder (Redis scripts cannot include one another): the names of keys, the clock, and
--- the few moves that several transitions share. KEYS[1] is the prefix; ARGV are names and values in turn.
+-- Prepended to every script of this folder, as far as it needs it (Redis scripts cannot include one another): the names
+-- of keys, the clock, and the steps that several transitions share. KEYS[1] is the namespace; ARGV are names and values
+-- in turn.
 
 local P = KEYS[1]
 local a = {}
 for i = 1, #ARGV, 2 do a[ARGV[i]] = ARGV[i + 1] end
 
--- Milliseconds of Redis' own clock; a test passes its time instead.
+-- Milliseconds of Redis' own clock; a test passes a time instead.
 local now
 if a.now then
   now = tonumber(a.now)
@@ -14,20 +15,26 @@ else
   now = t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
-local MAX_PUSHES = 5         -- pushes in a row that were taken and never claimed: then a job is undeliverable
-local MAX_FAULTS = 10        -- a job given back uncounted for `worker_fault` so often is at fault itself
+local MAX_PUSHES = 5         -- messages in a row that were received and never claimed; then the job is undeliverable
+local MAX_FAULTS = 10        -- uncounted releases for `worker_fault`; then the job itself is at fault
 local MAX_DISPATCH = 100     -- messages pushed by one call at most, so that no script is long
-local MAX_NEWS = 10000       -- entries of a tenant's news that are kept: minutes of a busy tenant, weeks of a quiet one
-local ADOPTED = 10           -- undelivered events of an earlier version that one call adds to their groups
-local JOB_BYTES = 4096       -- what a job takes beside its input and fields, rounded up: 3 KB were measured
-local KEPT_INPUT = 1024      -- bytes of an input that Redis keeps as long as the record; a larger one leaves it earlier
+local MAX_STREAM = 10000     -- entries of a tenant's stream: minutes of a busy tenant, weeks of a quiet one
+local MAX_ADDED = 10         -- undelivered events of an earlier version that one call adds to their groups
+local JOB_BYTES = 4096       -- memory of a job beside its input and fields, rounded up: 3 KB were measured
+local KEPT_INPUT = 1024      -- bytes of an input that stays as long as the record; a larger one is removed earlier
 local SET_BACK_MS = 1000     -- a clock that is behind its last reading by less was slewed, or two calls were reordered
 local CLOCK_SLACK_MS = 10000 -- a part's clock that differs from Redis' by less is not recorded: a call may take as long
 local RECORD_TTL_MS = 24 * 3600 * 1000
 local LOG_TTL_MS = 3600 * 1000
-local TARGET_TTL_MS = 7 * 24 * 3600 * 1000 -- what is known of a target that is posted to no more
-local RATE_BURST_MS = 1000   -- deliveries of so long may be handed out at once to a receiver that granted a rate
+local TARGET_TTL_MS = 7 * 24 * 3600 * 1000 -- for the record of a target without deliveries
+local RATE_BURST_MS = 1000   -- deliveries of this period may be leased at once to a receiver that granted a rate
 
+-- Fields of a job record, each a list of log numbers with blanks between: the `started` events that are still to be
+-- published, and those that were. Records of version 3 have them under these names.
+local PENDING_STARTS = 'untold'
+local PUBLISHED_STARTS = 'told'
+
+-- The names of all keys and channels; `keys.py` has the same ones, with what each holds.
 local function job_key(id) return P .. ':job:' .. id end
 local function log_key(id) return P .. ':log:' .. id end
 local function waiting_key(pool) return P .. ':waiting:' .. pool end
@@ -36,31 +43,30 @@ local function due_key(pool) return P .. ':due:' .. pool end
 local function running_key(pool) return P .. ':running:' .. pool end
 local function pool_key(pool) return P .. ':pool:' .. pool end
 local function slots_key(pool) return P .. ':slots:' .. pool end
+local workers_key = P .. ':workers'
 local function worker_key(name) return P .. ':worker:' .. name end
 local function workers_of_key(pool) return P .. ':workers-of:' .. pool end
 local function decisions_key(pool) return P .. ':decisions:' .. pool end
-local function list_key(pool) return P .. ':celery:pool.' .. pool end
+local function queue_key(pool) return P .. ':celery:pool.' .. pool end
 local function tenant_key(tenant) return P .. ':tenant:' .. tenant end
-local function news_key(tenant) return P .. ':news:' .. tenant end
-local function dead_key(tenant) return P .. ':dead:' .. tenant end
+local function tenant_stream_key(tenant) return P .. ':news:' .. tenant end
+local function dead_letters_key(tenant) return P .. ':dead:' .. tenant end
+local function idempotency_key(tenant, key) return P .. ':idem:' .. tenant .. ':' .. key end
 local function canary_key(id) return P .. ':canary:' .. id end
 local function subscription_key(id) return P .. ':subscription:' .. id end
 local function subscriptions_key(tenant) return P .. ':subscriptions:' .. tenant end
-local function starters_key(tenant) return P .. ':starters:' .. tenant end -- subscriptions that ask for `started`
+local function start_subscriptions_key(tenant) return P .. ':starters:' .. tenant end
 local function delivery_key(id) return P .. ':delivery:' .. id end
-local function deliveries_of_key(job) return P .. ':deliveries-of:' .. job end -- of a job: 1 open, 0 ended
-local function deliveries_key(target) return P .. ':deliveries:' .. target end -- open ones by when they are due
-local function leased_key(target) return P .. ':leased:' .. target end -- those that are being posted
-local function delivery_parts(id) -- of `<job>.<seq>.<recipient>`: the number of the event and the recipient
-  local seq, recipient = string.match(id, '%.(%d+)%.(.+)$')
-  return tonumber(seq), recipient
-end
+local function deliveries_of_key(job) return P .. ':deliveries-of:' .. job end
+local function deliveries_key(target) return P .. ':deliveries:' .. target end
+local function leased_key(target) return P .. ':leased:' .. target end
 local function target_key(target) return P .. ':target:' .. target end
-local targets_key = P .. ':targets' -- by when something is to be posted to them
+local targets_key = P .. ':targets'
 local notices_key = P .. ':notices'
 local function undelivered_key(id) return P .. ':undelivered:' .. id end
 local function undelivered_by_tenant_key(tenant) return P .. ':undelivered-by-tenant:' .. tenant end
-local function undelivered_of_key(group) return P .. ':undelivered-of:' .. group end -- by when each failed last
+local function undelivered_of_key(group) return P .. ':undelivered-of:' .. group end
+local epoch_key = P .. ':epoch'
 local clock_key = P .. ':clock'
 local pools_key = P .. ':pools'
 local log_draft_key = P .. ':log-draft'
@@ -71,21 +77,24 @@ local deadlines_key = P .. ':deadlines'
 local counters_key = P .. ':counters'
 local busy_key = P .. ':busy'
 local undelivered_by_age_key = P .. ':undelivered-by-age'
-local undelivered_by_bytes_key = P .. ':undelivered-by-bytes' -- groups by the bytes of their events
-local undelivered_by_count_key = P .. ':undelivered-by-count' -- groups by the number of their events
+local undelivered_by_bytes_key = P .. ':undelivered-by-bytes'
+local undelivered_by_count_key = P .. ':undelivered-by-count'
+local function lease_reply_key(kind, owner) return P .. ':taken:' .. kind .. ':' .. owner end
+local never_key = P .. ':never'
+local function live_channel(id) return P .. ':live:' .. id end
 local wake_channel = P .. ':wake'
 
--- Outward work by kind: what `take` hands out and `defer` puts off.
-local outward = {relay = outbox_key, history = history_key, notice = notices_key}
+-- The queues of the outbox by kind, for `lease_outbox` and `reschedule`.
+local lease_queues = {relay = outbox_key, history = history_key, notice = notices_key}
 
--- The record of what such work is about: a notice is of a subscription, all else of a job.
-local function outward_record(kind, id) return kind == 'notice' and subscription_key(id) or job_key(id) end
+-- The record that an entry belongs to: that of a subscription for a notice, that of a job for all else.
+local function leased_record(kind, id) return kind == 'notice' and subscription_key(id) or job_key(id) end
 
--- At `maxmemory` Redis refuses a script whose first write may grow; one that begins with a HDEL runs to its end.
--- Every script but `accept` calls this first, so that jobs can end, and free memory, when memory is used up.
-local function may_always_run() redis.call('HDEL', P .. ':never', 'set') end
+-- At `maxmemory` Redis refuses a script whose first write may grow; one that begins with a HDEL runs to its end. Every
+-- script that writes, but `accept`, calls this first, so that jobs can finish, and free memory, when memory is used up.
+local function allow_at_maxmemory() redis.call('HDEL', never_key, 'set') end
 
--- Lists of words are kept as one string, blanks between.
+-- Lists of words are stored as one string, with blanks between.
 local function has_word(words, word)
   return words and string.find(' ' .. words .. ' ', ' ' .. word .. ' ', 1, true) ~= nil
 end
@@ -94,8 +103,8 @@ local function is_terminal(state)
   return state == 'completed' or state == 'failed' or state == 'cancelled' or state == 'expired'
 end
 
--- Whether a member of a set has a record. Without one (somebody deleted keys by hand) it leaves the set and is counted:
--- one such job must not stop a pool; `darkroom audit` names it.
+-- Whether a member of a set has a record. Without one (keys were deleted by hand) it is removed from the set and
+-- counted: one such job must not stop a pool; `darkroom audit` reports it.
 local function has_record(id, set)
   if redis.call('EXISTS', job_key(id)) == 1 then return true end
   redis.call('ZREM', set, id)
@@ -103,50 +112,52 @@ local function has_record(id, set)
   return false
 end
 
--- The same entry for who follows all of a tenant's jobs, and a wake. Without its data: what a job was is kept in its
--- record alone, so that it goes with it. Progress is no news. One field, because submit writes thousands a second.
-local function tell_tenant(id, tenant, seq, event, state)
-  local news = news_key(tenant)
+-- Appends the entry to the stream of the tenant's jobs, and wakes its subscribers. The data is in the job's record
+-- alone, so that a deletion removes it. Progress is not in the stream. One field, because submit writes thousands per
+-- second.
+local function append_to_tenant_stream(id, tenant, seq, event, state)
+  local stream = tenant_stream_key(tenant)
   local entry = id .. ' ' .. seq .. ' ' .. event .. ' ' .. state .. ' ' .. now
-  redis.call('XADD', news, 'MAXLEN', '~', MAX_NEWS, '*', 'entry', entry)
-  redis.call('PUBLISH', news, '')
+  redis.call('XADD', stream, 'MAXLEN', '~', MAX_STREAM, '*', 'entry', entry)
+  redis.call('PUBLISH', stream, '')
 end
 
--- One more entry of the job's log, and the same to whoever listens. `data` is JSON text, never decoded here. `tenant` is
--- the job's, where the script knows it.
+-- Appends an entry to the job's log and publishes it. `data` is JSON text, never decoded here. `tenant` is the job's,
+-- where the script knows it.
 local function log(id, event, state, data, tenant)
   local seq = redis.call('HINCRBY', job_key(id), 'seq', 1)
   redis.call('XADD', log_key(id), seq .. '-0', 'event', event, 'state', state, 'at', now, 'data', data)
-  redis.call('PUBLISH', P .. ':live:' .. id, seq .. '\n' .. event .. '\n' .. state .. '\n' .. now .. '\n' .. data)
-  local whose = event ~= 'progressed' and (tenant or redis.call('HGET', job_key(id), 'tenant'))
-  if whose then tell_tenant(id, whose, seq, event, state) end
+  redis.call('PUBLISH', live_channel(id), seq .. '\n' .. event .. '\n' .. state .. '\n' .. now .. '\n' .. data)
+  local of_tenant = event ~= 'progressed' and (tenant or redis.call('HGET', job_key(id), 'tenant'))
+  if of_tenant then append_to_tenant_stream(id, of_tenant, seq, event, state) end
   return seq
 end
 
--- The job's message as it stood in the list after push number `n`: each push has a delivery tag of its own.
+-- The job's message as push number `n` wrote it: each push has a delivery tag of its own.
 local function message_of(id, n)
   local head, tail = unpack(redis.call('HMGET', job_key(id), 'message_head', 'message_tail'))
   return head .. id .. ':' .. n .. tail
 end
 
--- `side`: LPUSH puts it behind all others, RPUSH in front (kombu takes with BRPOP). Dispatched jobs are in the same order
--- in their set, so that the place in the queue is a rank.
+-- Pushes the job's message. `side`: LPUSH adds it at the tail, RPUSH at the head (kombu reads with BRPOP). Dispatched
+-- jobs have the same order in their set, so that the queue position is a rank.
 local function push(id, pool, side)
   local n = redis.call('HINCRBY', job_key(id), 'pushes', 1)
   redis.call('HSET', job_key(id), 'pushed', now)
-  redis.call(side, list_key(pool), message_of(id, n))
-  local turn = redis.call('HINCRBY', pool_key(pool), 'turns', 1)
-  redis.call('ZADD', dispatched_key(pool), side == 'RPUSH' and -turn or turn, id)
+  redis.call(side, queue_key(pool), message_of(id, n))
+  local number = redis.call('HINCRBY', pool_key(pool), 'turns', 1)
+  redis.call('ZADD', dispatched_key(pool), side == 'RPUSH' and -number or number, id)
 end
 
-local function room_in_list(pool)
+-- How many messages the queue has room for: two per worker and one.
+local function room_in_queue(pool)
   local slots = redis.call('ZCOUNT', slots_key(pool), now, '+inf')
-  return 2 * slots + 1 - redis.call('LLEN', list_key(pool))
+  return 2 * slots + 1 - redis.call('LLEN', queue_key(pool))
 end
 
--- Fill the Celery list from the backlog. This is the line that picks: the lowest order, which is priority, then arrival.
+-- Fills the Celery queue from the backlog: the lowest order first, which is priority, then arrival.
 local function dispatch(pool)
-  local room = math.min(room_in_list(pool), MAX_DISPATCH)
+  local room = math.min(room_in_queue(pool), MAX_DISPATCH)
   while room > 0 do
     local id = redis.call('ZRANGE', waiting_key(pool), 0, 0)[1]
     if not id then return end
@@ -158,120 +169,120 @@ local function dispatch(pool)
   end
 end
 
--- The last message of a full list goes back to the backlog, to make room for one that must be first.
-local function take_back_last(pool)
-  local message = redis.call('LPOP', list_key(pool))
+-- Returns the last message of a full queue to the backlog, to make room for one that must be first.
+local function return_last_message(pool)
+  local message = redis.call('LPOP', queue_key(pool))
   local id = message and string.match(message, '"delivery_tag": ?"([^":]+):%d+"')
   if id and has_record(id, dispatched_key(pool)) and redis.call('ZREM', dispatched_key(pool), id) == 1 then
     redis.call('ZADD', waiting_key(pool), redis.call('HGET', job_key(id), 'order'), id)
   end
 end
 
--- To the backlog in its old place and, where that is the first, to the front of the list.
-local function put_back(id, pool)
+-- Adds the job to the backlog at its old position and, where that is the first, to the head of the queue.
+local function requeue(id, pool)
   redis.call('HDEL', job_key(id), 'missed')
   redis.call('ZADD', waiting_key(pool), redis.call('HGET', job_key(id), 'order'), id)
   if redis.call('ZRANGE', waiting_key(pool), 0, 0)[1] == id then
-    if room_in_list(pool) <= 0 then take_back_last(pool) end
+    if room_in_queue(pool) <= 0 then return_last_message(pool) end
     redis.call('ZREM', waiting_key(pool), id)
     push(id, pool, 'RPUSH')
   end
   dispatch(pool)
 end
 
--- Out of every set and, where its message is still in the list, out of that.
-local function remove_everywhere(id, pool)
+-- Removes the job from the sets of pending jobs and, where its message is still in the queue, from that.
+local function remove_from_queues(id, pool)
   redis.call('ZREM', waiting_key(pool), id)
   redis.call('ZREM', due_key(pool), id)
   redis.call('ZREM', deadlines_key, id)
   if redis.call('ZREM', dispatched_key(pool), id) == 1 then
-    redis.call('LREM', list_key(pool), 1, message_of(id, redis.call('HGET', job_key(id), 'pushes')))
+    redis.call('LREM', queue_key(pool), 1, message_of(id, redis.call('HGET', job_key(id), 'pushes')))
   end
 end
 
--- The attempt holds the job no more: lease, token and the worker's entry go.
-local function unlease(id, pool)
+-- Ends the attempt's hold on the job: removes the lease, the token and the worker's entry.
+local function release_lease(id, pool)
   local worker = redis.call('HGET', job_key(id), 'worker')
   redis.call('ZREM', running_key(pool), id)
   redis.call('HDEL', job_key(id), 'token', 'lease')
   if worker and redis.call('HGET', busy_key, worker) == id then redis.call('HDEL', busy_key, worker) end
 end
 
--- What an unfinished job counts for in the limit of bytes. Records before version 3 were accepted without being counted.
+-- The bytes that an unfinished job counts for in the limit. Records before version 3 were accepted uncounted.
 local function bytes_of(id)
   local key = job_key(id)
   if tonumber(redis.call('HGET', key, 'v') or 0) < 3 then return 0 end
   return redis.call('HSTRLEN', key, 'input') + redis.call('HSTRLEN', key, 'fields') + JOB_BYTES
 end
 
-local function hold_bytes(pool, bytes)
+local function count_bytes(pool, bytes)
   if bytes == 0 then return end
   redis.call('HINCRBY', pool_key(pool), 'bytes', bytes)
   redis.call('HINCRBY', counters_key, 'unfinished_bytes', bytes)
 end
 
--- A pool without jobs holds no bytes, whatever its count says: a record that was deleted by hand, or finished by an
--- older version, took its share along uncounted.
-local function release_bytes(id, pool)
+-- The count of a pool without jobs becomes 0, whatever it was: a record that was deleted by hand, or finished by an
+-- older version, was not subtracted.
+local function uncount_bytes(id, pool)
   local bytes = bytes_of(id)
-  if redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool)) + redis.call('ZCARD', due_key(pool))
-    + redis.call('ZCARD', running_key(pool)) == 0 then
+  if redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool))
+    + redis.call('ZCARD', due_key(pool)) + redis.call('ZCARD', running_key(pool)) == 0 then
     bytes = tonumber(redis.call('HGET', pool_key(pool), 'bytes') or 0)
   end
-  hold_bytes(pool, -bytes)
+  count_bytes(pool, -bytes)
 end
 
--- The one way into a terminal state: record, log, outbox, history. `data` is the JSON text of the terminal entry.
-local function end_job(id, pool, state, data)
+-- The only way into a terminal state: record, log, outbox, history. `data` is the JSON text of the terminal entry.
+local function finish_job(id, pool, state, data)
   local key = job_key(id)
-  remove_everywhere(id, pool)
-  release_bytes(id, pool)
+  remove_from_queues(id, pool)
+  uncount_bytes(id, pool)
   redis.call('HDEL', key, 'message_head', 'message_tail', 'not_before')
   redis.call('HSET', key, 'state', state, 'ended', now, 'end_data', data)
   redis.call('HSET', key, 'end_seq', log(id, state, state, data))
-  redis.call('HDEL', key, 'relay_takes', 'relay_refused') -- those were of its start
+  redis.call('HDEL', key, 'relay_takes', 'relay_refused') -- they counted leases for its start
   redis.call('ZADD', outbox_key, now, id)
   redis.call('ZADD', history_key, now, id)
   redis.call('PUBLISH', wake_channel, 'outbox')
   dispatch(pool)
 end
 
--- The end of a job whose attempts are used up: it fails, and is a dead letter until it is purged or redriven.
-local function end_dead(id, pool, data)
-  end_job(id, pool, 'failed', data)
+-- Fails a job whose attempts are used up: it is a dead letter until it is purged or redriven.
+local function finish_as_dead_letter(id, pool, data)
+  finish_job(id, pool, 'failed', data)
   redis.call('HSET', job_key(id), 'dead', now)
-  redis.call('ZADD', dead_key(redis.call('HGET', job_key(id), 'tenant')), now, id)
+  redis.call('ZADD', dead_letters_key(redis.call('HGET', job_key(id), 'tenant')), now, id)
 end
 
--- Where everybody has been told of all that is to be told, the history has it and it is no dead letter, the time to live
--- of what Redis keeps starts. The tenant's index outlives no record for long: each job takes a few of the overdue ones
--- with it.
-local function retire(id, tenant)
-  local told = redis.call('HMGET', job_key(id), 'applied', 'archived', 'untold')
-  if not (told[1] and told[2]) or told[3] or redis.call('ZSCORE', dead_key(tenant), id) then return end
+-- Starts the time to live of a job's keys, where its events are applied, the history has it and it is not a dead
+-- letter. The entries of the tenant's index do not expire by themselves: each call removes a few that are overdue.
+local function start_ttl(id, tenant)
+  local applied, archived, pending = unpack(redis.call('HMGET', job_key(id), 'applied', 'archived', PENDING_STARTS))
+  if not (applied and archived) or pending or redis.call('ZSCORE', dead_letters_key(tenant), id) then return end
   redis.call('PEXPIRE', job_key(id), RECORD_TTL_MS)
   redis.call('PEXPIRE', log_key(id), LOG_TTL_MS)
   redis.call('ZADD', retired_key, now + RECORD_TTL_MS, id .. ' ' .. tenant)
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', retired_key, '-inf', now, 'LIMIT', 0, 10)) do
-    local old, whose = string.match(entry, '^(%S+) (.*)$')
+    local old, its_tenant = string.match(entry, '^(%S+) (.*)$')
     redis.call('ZREM', retired_key, entry)
-    redis.call('ZREM', tenant_key(whose), old)
+    redis.call('ZREM', tenant_key(its_tenant), old)
   end
 end
 
--- A dead letter is one no more: what Redis keeps of the job may be forgotten as that of any other.
-local function leave_dead(id, tenant)
-  redis.call('ZREM', dead_key(tenant), id)
-  retire(id, tenant)
+-- Removes a job from the dead letters: its keys expire as those of any other job.
+local function remove_dead_letter(id, tenant)
+  redis.call('ZREM', dead_letters_key(tenant), id)
+  start_ttl(id, tenant)
 end
 
 -- The undelivered events of one tenant and source form a group, so that no source displaces the events of others.
-local function undelivered_group(tenant, attributes)
+local function group_of(tenant, attributes)
   return redis.sha1hex(tenant .. '\0' .. cjson.decode(attributes).source)
 end
 
--- Updates the weights of a group after one event of it was added, replaced or removed. A group without events goes.
-local function weigh_undelivered(group, bytes)
+-- Updates the weights of a group after one event of it was added, replaced or removed. A group without events is
+-- removed.
+local function update_group(group, bytes)
   local count = redis.call('ZCARD', undelivered_of_key(group))
   if count == 0 then
     redis.call('ZREM', undelivered_by_bytes_key, group)
@@ -283,27 +294,33 @@ local function weigh_undelivered(group, bytes)
 end
 
 -- Adds an undelivered event to its group; `bytes` are those that the group did not count before.
-local function join_undelivered(id, group, last, bytes)
+local function add_to_group(id, group, last, bytes)
   redis.call('HSET', undelivered_key(id), 'group', group)
   redis.call('ZADD', undelivered_of_key(group), last, id)
-  weigh_undelivered(group, bytes)
+  update_group(group, bytes)
 end
 
 -- Deletes an undelivered event. Returns the bytes of the remaining ones. `listed_in` is the group that lists an event
 -- whose record may be missing (a key that was deleted by hand).
-local function discard_undelivered(id, listed_in)
+local function remove_undelivered(id, listed_in)
   local rec = redis.call('HMGET', undelivered_key(id), 'tenant', 'bytes', 'group')
   local bytes, group = tonumber(rec[2] or 0), rec[3] or listed_in
   redis.call('DEL', undelivered_key(id))
   redis.call('ZREM', undelivered_by_age_key, id)
   if rec[1] then redis.call('ZREM', undelivered_by_tenant_key(rec[1]), id) end
-  if group and redis.call('ZREM', undelivered_of_key(group), id) == 1 then weigh_undelivered(group, 0 - bytes) end
+  if group and redis.call('ZREM', undelivered_of_key(group), id) == 1 then update_group(group, 0 - bytes) end
   return redis.call('HINCRBY', counters_key, 'undelivered_bytes', 0 - bytes) -- a bare minus makes "-0" of 0
 end
 
--- When a target's next delivery may be handed out: once its first one is due, its pause over, and its rate allows. One
--- that was served just now stands behind those that have waited for longer.
-local function schedule(target)
+-- The event's number and the recipient of a delivery, from its id `<job>.<seq>.<recipient>`.
+local function delivery_parts(id)
+  local seq, recipient = string.match(id, '%.(%d+)%.(.+)$')
+  return tonumber(seq), recipient
+end
+
+-- Sets when a target's next delivery may be leased: once its first one is due, its pause is over, and its rate allows
+-- it. A target that was served last comes after those that have waited for longer.
+local function schedule_target(target)
   local first = redis.call('ZRANGE', deliveries_key(target), 0, 0, 'WITHSCORES')[2]
   if not first then
     redis.call('ZREM', targets_key, target)
@@ -314,7 +331,7 @@ local function schedule(target)
   redis.call('ZADD', targets_key, at, target)
 end
 
--- A delivery comes to its end: `delivered` or `given_up`. Its time to live starts.
+-- Finishes a delivery: `delivered` or `given_up`. Its time to live starts.
 local function close_delivery(id, state, reason)
   local key = delivery_key(id)
   local job, target = unpack(redis.call('HMGET', key, 'job', 'target'))
@@ -328,17 +345,17 @@ local function close_delivery(id, state, reason)
   if redis.call('ZCOUNT', deliveries_of_key(job), 1, 1) == 0 then
     redis.call('PEXPIRE', deliveries_of_key(job), RECORD_TTL_MS)
   end
-  schedule(target)
+  schedule_target(target)
 end
 
--- A delivery is due now, for the first time or anew.
+-- Makes a delivery due now, for the first time or again.
 local function open_delivery(id, job, target)
   redis.call('HSET', delivery_key(id), 'state', 'open', 'target', target)
   redis.call('PERSIST', delivery_key(id))
   redis.call('ZADD', deliveries_of_key(job), 1, id)
   redis.call('PERSIST', deliveries_of_key(job))
   redis.call('ZADD', deliveries_key(target), now, id)
-  schedule(target)
+  schedule_target(target)
 end
 
 local function failure(kind, message)
@@ -347,37 +364,37 @@ end
 
 local CANCELLED = '{"error":{"kind":"cancelled","message":"cancelled on request"}}'
 
--- What the holder of `token` was told when it ended its attempt: a repeated call is told the same.
-local function remember(id, token, answer)
+-- Records the reply to the holder of `token` when its attempt ended: a repeated call gets the same one.
+local function record_reply(id, token, answer)
   if token then redis.call('HSET', job_key(id), 'ended_token', token, 'ended_answer', answer) end
   return answer
 end
 
--- A running job is given back without a result. `counts` says whether the attempt is counted; a recorded cancel ends it,
--- the limit of attempts (or of faults) fails it. Answers `cancelled`, `failed` or `pending`.
-local function give_back(id, pool, reason, counts, detail)
+-- Requeues a running job without a result. `counts`: whether the attempt counts. A recorded cancellation makes the job
+-- cancelled, the limit of attempts (or of faults) failed. Returns `cancelled`, `failed` or `pending`.
+local function release_job(id, pool, reason, counts, detail)
   local key = job_key(id)
   local rec = redis.call('HMGET', key, 'cancel', 'counted', 'max_attempts', 'faults', 'attempt', 'worker')
-  unlease(id, pool)
+  release_lease(id, pool)
   if rec[1] then
-    end_job(id, pool, 'cancelled', CANCELLED)
+    finish_job(id, pool, 'cancelled', CANCELLED)
     return 'cancelled'
   end
   local counted, faults = tonumber(rec[2]), tonumber(rec[4] or 0)
   if counts then counted = redis.call('HINCRBY', key, 'counted', 1) end
   if reason == 'worker_fault' then faults = redis.call('HINCRBY', key, 'faults', 1) end
   if counts and counted >= tonumber(rec[3]) then
-    end_dead(id, pool, failure(reason, detail .. ', attempt ' .. counted .. ' of ' .. rec[3]))
+    finish_as_dead_letter(id, pool, failure(reason, detail .. ', attempt ' .. counted .. ' of ' .. rec[3]))
     return 'failed'
   end
   if faults >= MAX_FAULTS then
-    end_dead(id, pool, failure(reason, faults .. ' workers in turn reported a fault with this job'))
+    finish_as_dead_letter(id, pool, failure(reason, faults .. ' workers in turn reported a fault with this job'))
     return 'failed'
   end
   redis.call('HDEL', key, 'step', 'steps')
   redis.call('HSET', key, 'state', 'pending', 'progress', 0)
   log(id, 'released', 'pending',
     cjson.encode({reason = reason, counted = counts, attempt = tonumber(rec[5]), worker = rec[6] or ''}))
-  put_back(id, pool)
+  requeue(id, pool)
   return 'pending'
 end

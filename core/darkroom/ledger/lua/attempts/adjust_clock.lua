@@ -1,8 +1,8 @@
--- clock: notes Redis' time once a tick, for the courier, and how far the courier's own clock (`clock`) is ahead of it. Where
--- Redis' clock was set back since the last tick, what waits for a time is brought forward by as much, so that each delay
--- and lease stays as long as it was; a start deadline that a caller gave as a time stays that time. Answers by how many
--- milliseconds the clock was set back, 0 nearly always.
-may_always_run()
+-- Records Redis' time once per tick, and how far the courier's clock (`clock`) is ahead of it. Where Redis' clock was
+-- set back since the last tick, every time in the future is brought forward by the same amount, so that delays and
+-- leases keep their length. A start deadline that the caller gave as an absolute time does not change. Returns by how
+-- many milliseconds the clock was set back; 0 nearly always.
+allow_at_maxmemory()
 local last = tonumber(redis.call('HGET', clock_key, 'at') or now)
 redis.call('HSET', clock_key, 'at', now, 'courier', string.format('%.0f %.0f', a.clock - now, now))
 local back = last - now
@@ -15,7 +15,7 @@ local function shift_field(key, field)
   local at = redis.call('HGET', key, field)
   if at and tonumber(at) > now then redis.call('HSET', key, field, earlier(at)) end
 end
--- Each member that is due later, and where `field` names it, the same time in the record of the member.
+-- Shifts each member that is due in the future and, where `field` is given, the same time in the member's record.
 local function shift(set, key_of, field)
   local pairs = redis.call('ZRANGEBYSCORE', set, '(' .. text(now), '+inf', 'WITHSCORES')
   for i = 1, #pairs, 2 do
@@ -32,7 +32,7 @@ for _, pool in ipairs(redis.call('SMEMBERS', pools_key)) do
   for _, id in ipairs(redis.call('ZRANGE', dispatched_key(pool), 0, -1)) do shift_field(job_key(id), 'pushed') end
   for _, field in ipairs({'quiet_until', 'reaped', 'last_end'}) do shift_field(pool_key(pool), field) end
 end
-shift(P .. ':workers')
+shift(workers_key)
 for _, set in ipairs({outbox_key, history_key, notices_key}) do shift(set) end
 for _, id in ipairs(redis.call('ZRANGE', deadlines_key, 0, -1)) do
   if redis.call('HEXISTS', job_key(id), 'start_within') == 1 then
@@ -44,6 +44,6 @@ for _, target in ipairs(redis.call('ZRANGE', targets_key, 0, -1)) do
   shift(deliveries_key(target))
   shift(leased_key(target))
   for _, field in ipairs({'paused_until', 'next_at', 'served'}) do shift_field(target_key(target), field) end
-  schedule(target)
+  schedule_target(target)
 end
 return back

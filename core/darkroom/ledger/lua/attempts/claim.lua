@@ -1,12 +1,12 @@
--- claim: pending → running, by a worker that took the job's message. A message is a hint, the record is the truth: all
--- but a job that may run now is dropped. What runs is the record's input. The same token asking again gets the same
--- answer. A canary is signed for. Where a webhook subscribes to starts, this one goes to the outbox. `v`: the
--- latest version of records that the worker knows; a job of a later one, as in an upgrade, is put back for another
--- worker.
-may_always_run()
+-- pending → running, by a worker that received the job's message. The message is a hint and the record decides: every
+-- message is dropped but that of a job that may run now. The job runs with the input of its record. A repeated call
+-- with the same token returns the same reply. For a canary, the worker's name is recorded. Where a webhook subscribes
+-- to `started`, the event goes to the outbox. `v` is the latest record version that the worker knows: a job of a later
+-- one, as during an upgrade, is requeued for another worker.
+allow_at_maxmemory()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'token', 'attempt', 'start_deadline', 'not_before', 'created',
-  'run_timeout', 'started', 'counted', 'tenant', 'webhook_events', 'untold', 'v')
+  'run_timeout', 'started', 'counted', 'tenant', 'webhook_events', PENDING_STARTS, 'v')
 local function run(attempt)
   local model, input = unpack(redis.call('HMGET', key, 'model', 'input'))
   return {'run', tostring(attempt), rec[7], rec[8], rec[10], rec[11], model, input}
@@ -25,7 +25,7 @@ end
 if redis.call('HGET', key, 'ended_token') == a.token then return {'drop', 'ended'} end
 
 if rec[5] and tonumber(rec[4]) == 0 and now >= tonumber(rec[5]) then
-  end_job(a.job, pool, 'expired', failure('deadline', 'not started before its start deadline'))
+  finish_job(a.job, pool, 'expired', failure('deadline', 'not started before its start deadline'))
   return {'drop', 'expired'}
 end
 if rec[6] and now < tonumber(rec[6]) then return {'drop', 'early'} end
@@ -35,23 +35,23 @@ local why = draining and now < tonumber(draining) and 'draining' or tonumber(rec
 if why then
   if redis.call('HGET', key, 'put_back_token') == a.token then return {'drop', why} end -- a repeated call
   redis.call('HSET', key, 'put_back_token', a.token)
-  remove_everywhere(a.job, pool)
-  put_back(a.job, pool)
+  remove_from_queues(a.job, pool)
+  requeue(a.job, pool)
   if rec[5] and tonumber(rec[4]) == 0 then redis.call('ZADD', deadlines_key, rec[5], a.job) end
   return {'drop', why}
 end
 
-remove_everywhere(a.job, pool)
+remove_from_queues(a.job, pool)
 local lease = now + tonumber(a.lease_ms)
 local attempt = redis.call('HINCRBY', key, 'attempt', 1)
 redis.call('HDEL', key, 'not_before', 'op', 'step', 'steps', 'missed')
-redis.call('HSET', key, 'state', 'running', 'token', a.token, 'worker', a.worker, 'lease', lease, 'attempt_started', now,
-  'started', rec[9] or now, 'progress', 0)
+redis.call('HSET', key, 'state', 'running', 'token', a.token, 'worker', a.worker, 'lease', lease,
+  'attempt_started', now, 'started', rec[9] or now, 'progress', 0)
 redis.call('ZADD', running_key(pool), lease, a.job)
 redis.call('HSET', busy_key, a.worker, a.job)
 local seq = log(a.job, 'started', 'running', cjson.encode({attempt = attempt, worker = a.worker}))
-if has_word(rec[12], 'started') or redis.call('EXISTS', starters_key(rec[11])) == 1 then
-  redis.call('HSET', key, 'untold', (rec[13] and rec[13] .. ' ' or '') .. seq)
+if has_word(rec[12], 'started') or redis.call('EXISTS', start_subscriptions_key(rec[11])) == 1 then
+  redis.call('HSET', key, PENDING_STARTS, (rec[13] and rec[13] .. ' ' or '') .. seq)
   redis.call('ZADD', outbox_key, now, a.job)
   redis.call('PUBLISH', wake_channel, 'outbox')
 end

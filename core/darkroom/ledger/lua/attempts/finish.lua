@@ -1,8 +1,10 @@
--- finish: running → completed, failed or cancelled, by the worker that holds the token. A recorded cancel makes it
--- cancelled whatever the outcome. This alone publishes artifacts (they are in `data`). A stale token is refused, counted.
-may_always_run()
+-- running → completed, failed or cancelled, by the worker that holds the token. A recorded cancellation makes the job
+-- cancelled, whatever the outcome. Only this script publishes artifacts (they are in `data`). A stale token is refused
+-- and counted.
+allow_at_maxmemory()
 local key = job_key(a.job)
-local rec = redis.call('HMGET', key, 'state', 'token', 'pool', 'cancel', 'ended_token', 'ended_answer', 'attempt_started')
+local rec = redis.call('HMGET', key, 'state', 'token', 'pool', 'cancel', 'ended_token', 'ended_answer',
+  'attempt_started')
 if not rec[1] or rec[1] ~= 'running' or rec[2] ~= a.token then
   if rec[5] == a.token and rec[6] ~= 'lost' then return rec[6] end
   redis.call('HINCRBY', counters_key, 'stale_finish', 1)
@@ -12,21 +14,21 @@ local outcome, data, pool = a.outcome, a.data, rec[3]
 if rec[4] then
   outcome, data = 'cancelled', CANCELLED
 elseif outcome == 'cancelled' then
-  return redis.error_reply('ERR nobody asked for job ' .. a.job .. ' to be cancelled')
+  return redis.error_reply('ERR cancellation of job ' .. a.job .. ' was not requested')
 end
--- The pool's time between two ends, smoothed: what Retry-After of a full backlog is computed from.
+-- The pool's time between two finished jobs, smoothed, for the Retry-After of a full backlog.
 local last, interval = unpack(redis.call('HMGET', pool_key(pool), 'last_end', 'end_interval'))
 if last then
   local gap = math.max(0, now - tonumber(last))
   redis.call('HSET', pool_key(pool), 'end_interval', string.format('%.1f', (tonumber(interval or gap) * 9 + gap) / 10))
 end
 redis.call('HSET', pool_key(pool), 'last_end', now)
--- How long a job takes that is completed, smoothed: what the operator computes waits from.
+-- The duration of a completed job, smoothed, for the operator's estimates.
 if outcome == 'completed' then
   local took, before = math.max(0, now - tonumber(rec[7])), redis.call('HGET', pool_key(pool), 'service_ms')
   redis.call('HSET', pool_key(pool), 'service_ms', string.format('%.1f', (tonumber(before or took) * 9 + took) / 10))
 end
-unlease(a.job, pool)
-end_job(a.job, pool, outcome, data)
+release_lease(a.job, pool)
+finish_job(a.job, pool, outcome, data)
 if outcome == 'completed' then redis.call('HSET', key, 'progress', 100) end
-return remember(a.job, a.token, outcome)
+return record_reply(a.job, a.token, outcome)

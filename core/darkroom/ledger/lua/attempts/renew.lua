@@ -1,5 +1,5 @@
--- renew: running, with token: the lease is prolonged. Answers `ok`, `cancel` (asked for, still leased) or `lost`.
-may_always_run()
+-- running, with token: extends the lease. Returns `ok`, `cancel` (requested; the lease holds) or `lost`.
+allow_at_maxmemory()
 local rec = redis.call('HMGET', job_key(a.job), 'state', 'token', 'pool', 'cancel')
 if rec[1] ~= 'running' or rec[2] ~= a.token then return 'lost' end
 local lease = now + tonumber(a.lease_ms)

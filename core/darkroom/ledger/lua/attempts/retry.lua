@@ -1,6 +1,7 @@
--- retry: running → pending after `delay_ms`, by the worker that holds the token: the attempt failed and counts. At the
--- limit the job fails with this error, and is a dead letter; a recorded cancel ends it. `error` is JSON text: {"kind":…,"message":…}.
-may_always_run()
+-- running → pending after `delay_ms`, by the worker that holds the token: the attempt failed and counts. At the limit
+-- of attempts the job fails with this error and is a dead letter; a recorded cancellation makes it cancelled. `error`
+-- is JSON text: {"kind":…,"message":…}.
+allow_at_maxmemory()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'token', 'pool', 'cancel', 'ended_token', 'ended_answer', 'max_attempts',
   'attempt', 'worker')
@@ -10,15 +11,15 @@ if not rec[1] or rec[1] ~= 'running' or rec[2] ~= a.token then
   return 'lost'
 end
 local pool = rec[3]
-unlease(a.job, pool)
+release_lease(a.job, pool)
 local counted = redis.call('HINCRBY', key, 'counted', 1)
 if rec[4] then
-  end_job(a.job, pool, 'cancelled', CANCELLED)
-  return remember(a.job, a.token, 'cancelled')
+  finish_job(a.job, pool, 'cancelled', CANCELLED)
+  return record_reply(a.job, a.token, 'cancelled')
 end
 if counted >= tonumber(rec[7]) then
-  end_dead(a.job, pool, '{"error":' .. a.error .. '}')
-  return remember(a.job, a.token, 'failed')
+  finish_as_dead_letter(a.job, pool, '{"error":' .. a.error .. '}')
+  return record_reply(a.job, a.token, 'failed')
 end
 local not_before = now + tonumber(a.delay_ms)
 redis.call('HDEL', key, 'step', 'steps')
@@ -27,4 +28,4 @@ redis.call('ZADD', due_key(pool), not_before, a.job)
 log(a.job, 'retried', 'pending', '{"error":' .. a.error .. ',"attempt":' .. rec[8] .. ',"worker":'
   .. cjson.encode(rec[9] or '') .. ',"not_before":' .. string.format('%.0f', not_before) .. '}')
 dispatch(pool)
-return remember(a.job, a.token, 'pending')
+return record_reply(a.job, a.token, 'pending')

@@ -1,9 +1,9 @@
--- epoch: whether Redis came back with less than it had. `beats`, `epoch` and `at` are what SQL has of it; the ledger has as
--- many beats or more, unless a restart, a failover or a restore made it lose what it wrote: then a new epoch begins, and
--- the loss stays noted until it is acknowledged. There are several writes on purpose: Redis keeps those of one script as
--- a transaction, as it keeps those of jobs, and loses them alike. Answers epoch, beats, at, and the loss.
-may_always_run()
-local key = P .. ':epoch'
+-- Detects that Redis came back with less data than it had. `beats`, `epoch` and `at` are what SQL recorded. The ledger
+-- has as many beats or more, unless a restart, a failover or a restore lost what it wrote: then a new epoch begins, and
+-- the loss stays recorded until it is acknowledged. There are several writes on purpose: Redis persists the writes of
+-- one script as a transaction, as it does those of jobs, and loses them alike. Returns epoch, beats, at, and the loss.
+allow_at_maxmemory()
+local key = epoch_key
 local rec = redis.call('HMGET', key, 'epoch', 'beats', 'at', 'lost_from', 'lost_to')
 local epoch, beats, at = tonumber(rec[1] or 1), tonumber(rec[2] or 0), tonumber(rec[3] or 0)
 local known = tonumber(a.beats)

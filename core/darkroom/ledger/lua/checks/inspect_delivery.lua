@@ -1,5 +1,5 @@
--- inspect_delivery: reads, for the audit, a delivery at one moment: what its record says, and where it is. `target`: whose
--- due deliveries to look in, where they name a delivery that has no record. The order is that of `audit.py`.
+-- Reads a delivery at one moment, for the audit: its record, and the sets that list it. `target`: the target whose
+-- deliveries to search, where they list a delivery that has no record. The order is that of `audit.py`.
 local key = delivery_key(a.delivery)
 local rec = redis.call('HMGET', key, 'state', 'job', 'target')
 local target = a.target or rec[3] or ''

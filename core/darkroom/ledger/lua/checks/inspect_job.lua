@@ -1,9 +1,9 @@
--- inspect: reads, for the audit, a job at one moment: what its record says, and where it is. `pool`: the pool to look in,
--- where a set there names the job and its record names another pool, or is gone; `letter_of`: the tenant whose dead
--- letters name it. The order is that of `audit.py`.
+-- Reads a job at one moment, for the audit: its record, and the sets that list it. `pool`: the pool to search, where a
+-- set there lists the job and its record names another pool or is gone; `letter_of`: the tenant whose dead letters list
+-- it. The order is that of `audit.py`.
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'tenant', 'seq', 'end_seq', 'applied', 'archived', 'worker',
-  'lease', 'pushed', 'end_data', 'untold', 'dead')
+  'lease', 'pushed', 'end_data', PENDING_STARTS, 'dead')
 local pool = a.pool or rec[2] or ''
 local last = redis.call('XREVRANGE', log_key(a.job), '+', '-', 'COUNT', 1)[1]
 return {
@@ -16,7 +16,7 @@ return {
   redis.call('ZSCORE', history_key, a.job),
   redis.call('ZSCORE', deadlines_key, a.job),
   rec[3] and redis.call('ZSCORE', tenant_key(rec[3]), a.job),
-  redis.call('ZSCORE', dead_key(a.letter_of or rec[3] or ''), a.job),
+  redis.call('ZSCORE', dead_letters_key(a.letter_of or rec[3] or ''), a.job),
   rec[8] and redis.call('HGET', busy_key, rec[8]),
   redis.call('XLEN', log_key(a.job)),
   last and last[1] or false,

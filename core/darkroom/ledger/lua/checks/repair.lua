@@ -1,11 +1,11 @@
--- repair: one job is put where its record says that it belongs, by `darkroom audit --repair`, which found it elsewhere or
--- nowhere; the record alone decides. `pool` and `worker`: a pool whose sets, or a worker whose entry, name the job
--- wrongly. `letter_of`: the tenant whose dead letters do. `delivery`: one of its deliveries instead, `target`: whose due
--- deliveries name it. Answers in words what was done: nothing, for a job that is in its place or has got there since.
-may_always_run()
+-- Moves one job to where its record says that it belongs, for `darkroom audit --repair`; the record alone decides.
+-- `pool` and `worker`: a pool whose sets, or a worker whose entry, list the job wrongly. `letter_of`: the tenant whose
+-- dead letters do. `delivery`: one of its deliveries instead, and `target`: the target that lists it. Returns what was
+-- done, in words: nothing for a job that is where it belongs.
+allow_at_maxmemory()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'order', 'not_before', 'token', 'worker', 'lease', 'applied',
-  'archived', 'tenant', 'untold', 'dead')
+  'archived', 'tenant', PENDING_STARTS, 'dead')
 local state, pool = rec[1], rec[2]
 local done = {}
 local function note(happened, words) if happened == 1 then done[#done + 1] = words end end
@@ -31,17 +31,17 @@ if a.delivery then
     redis.call('ZREM', leased_key(target), a.delivery)
   end
   local was_known = redis.call('ZSCORE', targets_key, target)
-  schedule(target)
-  note(not was_known and redis.call('ZSCORE', targets_key, target) and 1 or 0, 'its target is looked at again')
+  schedule_target(target)
+  note(not was_known and redis.call('ZSCORE', targets_key, target) and 1 or 0, 'its target is scheduled again')
   return done
 end
 
 if a.letter_of and not (state == 'failed' and rec[12] and rec[10] == a.letter_of) then
-  leave(dead_key(a.letter_of), 'the dead letters')
+  leave(dead_letters_key(a.letter_of), 'the dead letters')
 end
 if a.pool and a.pool ~= pool then leave_pool(a.pool) end
 if a.worker and redis.call('HGET', busy_key, a.worker) == a.job and (state ~= 'running' or rec[6] ~= a.worker) then
-  note(redis.call('HDEL', busy_key, a.worker), 'worker ' .. a.worker .. ' forgotten')
+  note(redis.call('HDEL', busy_key, a.worker), 'worker ' .. a.worker .. ' removed from the busy workers')
 end
 
 if not state then
@@ -50,7 +50,7 @@ if not state then
   leave(history_key, 'the history to be written')
   return done
 end
-if not (rec[8] and rec[9]) or rec[11] or redis.call('ZSCORE', dead_key(rec[10]), a.job) then
+if not (rec[8] and rec[9]) or rec[11] or redis.call('ZSCORE', dead_letters_key(rec[10]), a.job) then
   note(redis.call('PERSIST', key), 'its record kept')
   redis.call('PERSIST', log_key(a.job))
 end
@@ -71,21 +71,23 @@ if state == 'running' then
   leave(waiting_key(pool), 'waiting')
   leave(dispatched_key(pool), 'dispatched')
   leave(due_key(pool), 'due')
-  if rec[6] then note(redis.call('HSETNX', busy_key, rec[6], a.job), 'worker ' .. rec[6] .. ' remembered') end
+  if rec[6] then
+    note(redis.call('HSETNX', busy_key, rec[6], a.job), 'worker ' .. rec[6] .. ' added to the busy workers')
+  end
   if not redis.call('ZSCORE', running_key(pool), a.job) then
     if rec[5] and rec[7] and now < tonumber(rec[7]) then
-      -- Its worker may live: it is believed until the lease lapses, as any other.
+      -- Its worker may be alive: the lease counts until it lapses.
       note(redis.call('ZADD', running_key(pool), rec[7], a.job), 'under its lease again')
     else
-      give_back(a.job, pool, 'worker_lost', true, 'no sign of life from worker ' .. (rec[6] or ''))
-      remember(a.job, rec[5], 'lost')
-      done[#done + 1] = 'given back'
+      release_job(a.job, pool, 'worker_lost', true, 'no sign of life from worker ' .. (rec[6] or ''))
+      record_reply(a.job, rec[5], 'lost')
+      done[#done + 1] = 'requeued'
     end
   end
   return done
 end
 
--- Pending: one place of three. A message may be on its way, so dispatched comes first.
+-- Pending: in one of three sets. A message may be in transit, so dispatched comes first.
 leave(running_key(pool), 'running')
 if redis.call('ZSCORE', dispatched_key(pool), a.job) then
   leave(waiting_key(pool), 'waiting')

@@ -1,7 +1,7 @@
--- accept: – → pending, by submit, and by jobs for a dead letter (`redrive_of`), which is one no more in the same step and
--- is redriven once. Order of checks: same job id, redriven before, idempotency key, pool, jobs in the pool, bytes of all
--- unfinished jobs, memory. A refusal stores nothing. The first write is one that Redis refuses at `maxmemory`, so a full Redis refuses it whole. Answers a
--- word and what belongs to it, blanks between: one string, since submit reads thousands a second.
+-- – → pending, by submit, and by jobs for a dead letter (`redrive_of`), which leaves the list in the same step and is
+-- redriven once. Order of checks: same job id, redriven before, idempotency key, pool, jobs in the pool, bytes of all
+-- unfinished jobs, memory. A refusal stores nothing. Redis refuses the first write at `maxmemory`, and with it the
+-- whole script. Returns a word and its values with blanks between: one string, since submit reads thousands per second.
 local key = job_key(a.job)
 
 -- The answer for a job that was accepted before: its id, when that was, and its state, where the record is still here.
@@ -18,12 +18,12 @@ if a.redrive_of then
   local letter = redis.call('HMGET', job_key(a.redrive_of), 'tenant', 'redriven_as')
   if letter[1] ~= a.tenant then return 'no_dead_letter' end
   if letter[2] then return repeated(letter[2]) end
-  if not redis.call('ZSCORE', dead_key(a.tenant), a.redrive_of) then return 'no_dead_letter' end
+  if not redis.call('ZSCORE', dead_letters_key(a.tenant), a.redrive_of) then return 'no_dead_letter' end
 end
 
 local idem
 if a.idempotency_key then
-  idem = P .. ':idem:' .. a.tenant .. ':' .. a.idempotency_key
+  idem = idempotency_key(a.tenant, a.idempotency_key)
   local earlier = redis.call('GET', idem)
   if earlier then
     local id, fingerprint = string.match(earlier, '^(%S+) (%S+)$')
@@ -37,8 +37,8 @@ if (redis.call('HGET', pool_key(pool), 'models') or '') == '' then return 'no_po
 
 local queued = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool))
 local backlog = queued + redis.call('ZCARD', due_key(pool))
--- How long until that many jobs have finished, by the pool's measured time between two ends; a minute for each while
--- nothing is known.
+-- Seconds until that many jobs have finished, by the pool's measured time between two finished jobs; a minute for each
+-- before there is a measurement.
 local function wait_s(jobs)
   local interval = tonumber(redis.call('HGET', pool_key(pool), 'end_interval') or 60000)
   return math.ceil(jobs * interval / 1000)
@@ -75,7 +75,7 @@ if deadline < math.huge then
   redis.call('HSET', key, 'start_deadline', string.format('%.0f', deadline))
   redis.call('ZADD', deadlines_key, string.format('%.0f', deadline), a.job)
 end
--- The id begins with the time of the clock of the function that made it (RFC 9562, section 5.7).
+-- The id begins with the time of the function that created it (RFC 9562, section 5.7).
 local made = tonumber((string.gsub(string.sub(a.job, 1, 13), '-', '')), 16)
 if made and math.abs(made - now) > CLOCK_SLACK_MS then
   redis.call('HSET', clock_key, 'function', string.format('%.0f %.0f', made - now, now))
@@ -84,9 +84,9 @@ if idem then redis.call('SET', idem, a.job .. ' ' .. a.fingerprint, 'PX', 24 * 3
 redis.call('ZADD', tenant_key(a.tenant), 0, a.job)
 if a.redrive_of then
   redis.call('HSET', job_key(a.redrive_of), 'redriven_as', a.job)
-  leave_dead(a.redrive_of, a.tenant)
+  remove_dead_letter(a.redrive_of, a.tenant)
 end
-hold_bytes(pool, bytes)
+count_bytes(pool, bytes)
 log(a.job, 'accepted', 'pending', a.accepted, a.tenant)
 -- Redis reserves 4 KB for the first entries of a stream, and nothing for those of a copy.
 redis.call('COPY', log_key(a.job), log_draft_key, 'REPLACE')

@@ -1,7 +1,7 @@
--- forget: a terminal job was deleted, and the history keeps its tombstone: everything that Redis has of it goes, also
--- what was still to be told, delivered or archived, and a dead letter. Answers `gone`, whether or not there was anything, or
--- `living`.
-may_always_run()
+-- Removes everything that Redis has of a deleted job, whose tombstone is in the history: also pending events,
+-- deliveries, what is still to be archived, and a dead letter. Returns `gone`, whether or not there was anything, or
+-- `living` for a job that is not in a terminal state.
+allow_at_maxmemory()
 local rec = redis.call('HMGET', job_key(a.job), 'state', 'tenant')
 if rec[1] and rec[2] == a.tenant and not is_terminal(rec[1]) then return 'living' end
 if rec[1] and rec[2] == a.tenant then
@@ -16,10 +16,10 @@ for _, id in ipairs(redis.call('ZRANGE', deliveries_of_key(a.job), 0, -1)) do
     redis.call('ZREM', deliveries_key(target), id)
     redis.call('ZREM', leased_key(target), id)
     redis.call('ZREM', deliveries_of_key(a.job), id)
-    schedule(target)
+    schedule_target(target)
   end
 end
 redis.call('ZREM', retired_key, a.job .. ' ' .. a.tenant)
 redis.call('ZREM', tenant_key(a.tenant), a.job)
-redis.call('ZREM', dead_key(a.tenant), a.job)
+redis.call('ZREM', dead_letters_key(a.tenant), a.job)
 return 'gone'

@@ -1,5 +1,5 @@
--- promote: pending (due) → pending (waiting), by the courier: jobs whose `not_before` is reached. Answers their ids.
-may_always_run()
+-- pending (due) → pending (waiting), by the courier: jobs whose `not_before` has passed. Returns their ids.
+allow_at_maxmemory()
 local ready = redis.call('ZRANGEBYSCORE', due_key(a.pool), '-inf', now, 'LIMIT', 0, a.limit)
 for _, id in ipairs(ready) do
   if has_record(id, due_key(a.pool)) then

@@ -1,4 +1,4 @@
--- view: reads a job at one moment: its record (names and values in turn) and its place in the queue, 1 being next.
+-- Reads a job at one moment: its record (names and values in turn) and its queue position, 1 being next, 0 none.
 local rec = redis.call('HGETALL', job_key(a.job))
 if #rec == 0 then return {} end
 local pool = redis.call('HGET', job_key(a.job), 'pool')

@@ -1,8 +1,8 @@
--- announce: a pool exists and serves these models (names, comma-separated): said by the operator or by `darkroom up`.
--- Without any, it is no more: it is given no more jobs. Those that it has stay, for a pool that is made again. `owner`: the
--- operator that announces it, which withdraws it where its object was deleted while no operator ran.
-may_always_run()
-redis.call('SADD', P .. ':pools', a.pool)
+-- Records that a pool exists and serves these models (names, comma-separated), for the operator or `darkroom up`.
+-- Without models the pool accepts no more jobs; those that it has stay, for a pool that is created again. `owner`: the
+-- operator that announces it, and withdraws it where its object was deleted while no operator ran.
+allow_at_maxmemory()
+redis.call('SADD', pools_key, a.pool)
 redis.call('HSET', pool_key(a.pool), 'models', a.models, 'announced', now)
 if a.owner then
   redis.call('HSET', pool_key(a.pool), 'owner', a.owner)

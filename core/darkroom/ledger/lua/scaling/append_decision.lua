@@ -1,6 +1,6 @@
--- decided: one more entry of a pool's decision log, at its own time; one of that time or a later one is there already
--- when the call is repeated. The log keeps about `keep` entries, and goes when nothing was decided for `ttl_ms`.
-may_always_run()
+-- Appends an entry to a pool's decision log, at its own time; where the log has an entry of that time or a later one,
+-- the call was repeated. The log keeps about `keep` entries, and is deleted after `ttl_ms` without a decision.
+allow_at_maxmemory()
 local key = decisions_key(a.pool)
 local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
 if last and tonumber(string.match(last[1], '^%d+')) >= tonumber(a.at) then return 'repeated' end

@@ -1,8 +1,8 @@
--- drain: of a pool's workers that run nothing, `count` in all are marked to take no job, atomically with `claim`, which puts
--- back what a marked one took. The mark lasts `ttl_ms`; asked again, it is renewed, and what is marked above the count is
--- not any more (`count` 0 undoes it all). Marked ones come first, then faulty, starting and idle ones. `pods`: only those on
--- these pods are looked at, blanks between them. Answers the marked workers with their pods, by name.
-may_always_run()
+-- Marks `count` workers of a pool that run nothing, in all, so that they accept no job, atomically with `claim`, which
+-- requeues what a marked worker received. The mark lasts `ttl_ms`; a repeated call renews it and removes marks above
+-- the count (`count` 0 removes all). Marked workers come first, then faulty, starting and idle ones. `pods`: only
+-- workers on these pods are considered, with blanks between. Returns the marked workers with their pods, by name.
+allow_at_maxmemory()
 local pods
 if a.pods then
   pods = {}

@@ -1,5 +1,5 @@
--- observe: reads, for the operator, what there is to do in a pool and who is there to do it, at one moment. `soon_ms`: a
--- retry that is due within this counts as demand. Whether a worker is busy is the ledger's word, not its own.
+-- Reads the jobs and the workers of a pool at one moment, for the operator. `soon_ms`: a retry that is due within this
+-- counts as demand. The ledger decides whether a worker is busy, not the worker's own state.
 local pool = a.pool
 local workers = {starting = 0, idle = 0, busy = 0, marked = 0, draining = 0, faulty = 0}
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', workers_of_key(pool), now, '+inf')) do

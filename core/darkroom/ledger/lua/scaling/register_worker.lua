@@ -1,7 +1,7 @@
--- worker: a worker says what it is: starting, ready, busy, draining, faulty or gone. Ready and busy ones are the pool's
--- slots while their heartbeat lasts (`ttl_ms`), but for those that `drain` marked; how many there are bounds the Celery
--- list. `foreign`: so many messages that are no job's it dropped since its last report, which `foreign_op` numbers.
-may_always_run()
+-- Records a worker's state: starting, ready, busy, draining, faulty or gone. Ready and busy workers are the pool's
+-- slots as long as their heartbeat is recent (`ttl_ms`), but for those that `drain` marked; the number of slots limits
+-- the Celery queue. `foreign`: how many foreign messages it dropped since its last report, which `foreign_op` numbers.
+allow_at_maxmemory()
 local key = worker_key(a.worker)
 if a.foreign and redis.call('HGET', key, 'foreign_op') ~= a.foreign_op then
   redis.call('HSET', key, 'foreign_op', a.foreign_op)
@@ -11,14 +11,15 @@ end
 if a.state == 'gone' then
   redis.call('DEL', key)
   redis.call('ZREM', slots_key(a.pool), a.worker)
-  redis.call('ZREM', P .. ':workers', a.worker)
+  redis.call('ZREM', workers_key, a.worker)
   redis.call('ZREM', workers_of_key(a.pool), a.worker)
   return 'ok'
 end
-redis.call('HSET', key, 'name', a.worker, 'pool', a.pool, 'pod', a.pod, 'state', a.state, 'seen', now, 'models', a.models)
+redis.call('HSET', key, 'name', a.worker, 'pool', a.pool, 'pod', a.pod, 'state', a.state, 'seen', now,
+  'models', a.models)
 redis.call('PEXPIRE', key, tonumber(a.ttl_ms) * 4)
-redis.call('ZADD', P .. ':workers', now + tonumber(a.ttl_ms), a.worker)
-redis.call('ZREMRANGEBYSCORE', P .. ':workers', '-inf', now - tonumber(a.ttl_ms) * 4)
+redis.call('ZADD', workers_key, now + tonumber(a.ttl_ms), a.worker)
+redis.call('ZREMRANGEBYSCORE', workers_key, '-inf', now - tonumber(a.ttl_ms) * 4)
 redis.call('ZADD', workers_of_key(a.pool), now + tonumber(a.ttl_ms), a.worker)
 redis.call('ZREMRANGEBYSCORE', workers_of_key(a.pool), '-inf', now - tonumber(a.ttl_ms) * 4)
 local marked_until = redis.call('HGET', key, 'draining_until')

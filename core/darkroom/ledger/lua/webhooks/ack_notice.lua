@@ -1,6 +1,6 @@
--- noticed: the sink has taken the notice of what a subscription has been since `changed`. Answers whether it is that still;
--- if not, the notice of what it is now stays.
-may_always_run()
+-- Records that the sink accepted the notice of a subscription's state since `changed`. Returns whether that is still
+-- its state; if not, the notice of the new state remains.
+allow_at_maxmemory()
 local changed = redis.call('HGET', subscription_key(a.subscription), 'changed')
 if changed and changed ~= a.changed then return 0 end
 redis.call('ZREM', notices_key, a.subscription)

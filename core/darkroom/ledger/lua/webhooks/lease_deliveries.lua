@@ -1,18 +1,18 @@
--- deliver: up to `limit` deliveries that are due, each leased to the courier that asks: nobody else gets it for `lease_ms`.
--- Targets take turns, and each gets `per_target` at a time at most; only one while it failed lately, or was not asked for
--- its consent. So a receiver that hangs holds few places. `call` names the call: a repeated one gets the same. What is
--- due to a subscription that is not enabled any more is given up; one with a new address gets it there. A recipient gets
--- the events of one job in order: a later one waits while an earlier one is posted, and gives up an earlier one whose turn
--- is not now.
-may_always_run()
+-- Leases up to `limit` due deliveries to `owner`, a courier: no other gets them for `lease_ms`. Targets take turns, and
+-- each has `per_target` leases at most; only one while it failed lately, or has not given its consent, so that a
+-- receiver that hangs holds few slots. `call` identifies the call: a repeated one returns the same deliveries. What is
+-- due to a subscription that is not enabled any more is given up; one with a new address gets it there. A recipient
+-- gets the events of one job in order: a later one waits while an earlier one is posted, and gives up an earlier one
+-- that is not due now.
+allow_at_maxmemory()
 local SUSPECT = 3                       -- failures in a row, after which a target gets one delivery at a time
 local PERMIT_TTL_MS = 24 * 3600 * 1000  -- how long a consent is relied on
-local taken = P .. ':taken:delivery:' .. a.taker
-local before = redis.call('HMGET', taken, 'call', 'rows')
+local reply_key = lease_reply_key('delivery', a.owner)
+local before = redis.call('HMGET', reply_key, 'call', 'rows')
 if before[1] == a.call then return cjson.decode(before[2]) end
 
--- Whether this delivery may be posted now, before each earlier event of the same job to the same recipient is settled.
--- An earlier one that is being posted, or is due before it, comes first; one that waits to be tried again is given up.
+-- Whether this delivery may be posted although an earlier event of the same job to the same recipient is open. An
+-- earlier one that is being posted, or is due before it, comes first; one that waits for another attempt is given up.
 local function is_next(id, job, seq, recipient, target)
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', deliveries_of_key(job), 1, 1)) do
     local its_seq, its_recipient = delivery_parts(other)
@@ -32,7 +32,7 @@ local function is_next(id, job, seq, recipient, target)
   return true
 end
 
-local function hand_out(id, target, is_permitted)
+local function lease(id, target, is_permitted)
   local key = delivery_key(id)
   local it = redis.call('HMGET', key, 'job', 'seq', 'event', 'recipient', 'tenant', 'url', 'state', 'tried', 'base')
   if it[7] ~= 'open' then
@@ -74,16 +74,16 @@ for _, target in ipairs(redis.call('ZRANGEBYSCORE', targets_key, '-inf', now, 'L
   if not is_permitted or tonumber(about[1] or 0) >= SUSPECT then most = 1 end
   redis.call('ZREMRANGEBYSCORE', leased_key(target), '-inf', now)
   local room = most - redis.call('ZCARD', leased_key(target))
-  local rate = about[3] or a.rate -- of a receiver that granted none: the courier's own
+  local rate = about[3] or a.rate -- the courier's own for a receiver that granted none
   local interval, next_at = nil, math.max(now, tonumber(about[4] or 0))
   local places = math.min(room, limit - #rows)
   if rate then
-    interval = (60000 + RATE_BURST_MS) / tonumber(rate) -- so no minute, burst included, has more than was granted
+    interval = (60000 + RATE_BURST_MS) / tonumber(rate) -- no minute has more than was granted, burst included
     places = math.min(places, math.floor((now + RATE_BURST_MS - next_at) / interval) + 1)
   end
   if places > 0 then
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', deliveries_key(target), '-inf', now, 'LIMIT', 0, places)) do
-      local row = hand_out(id, target, is_permitted)
+      local row = lease(id, target, is_permitted)
       if row then
         rows[#rows + 1] = row
         room = room - 1
@@ -94,13 +94,13 @@ for _, target in ipairs(redis.call('ZRANGEBYSCORE', targets_key, '-inf', now, 'L
     if interval then redis.call('HSET', target_key(target), 'next_at', math.ceil(next_at)) end
     redis.call('PEXPIRE', target_key(target), TARGET_TTL_MS)
   end
-  schedule(target)
+  schedule_target(target)
   if room <= 0 then
-    -- Full: looked at again when a try is settled, or its lease is over.
+    -- Full: scheduled again when an attempt is recorded, or its lease ends.
     local lapses = redis.call('ZRANGE', leased_key(target), 0, 0, 'WITHSCORES')[2]
     if lapses then redis.call('ZADD', targets_key, 'XX', lapses, target) end
   end
 end
-redis.call('HSET', taken, 'call', a.call, 'rows', cjson.encode(rows))
-redis.call('PEXPIRE', taken, a.lease_ms)
+redis.call('HSET', reply_key, 'call', a.call, 'rows', cjson.encode(rows))
+redis.call('PEXPIRE', reply_key, a.lease_ms)
 return rows

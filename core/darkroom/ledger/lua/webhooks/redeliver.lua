@@ -1,6 +1,6 @@
--- redeliver: a delivery is due now, and its schedule begins anew. Answers `due`, `open` while it is being posted,
--- `not_enabled` where its subscription takes nothing, `unknown` for a delivery that the tenant's job has not.
-may_always_run()
+-- Makes a delivery due now, with a new schedule. Returns `due`, `open` while it is being posted, `not_enabled` where
+-- its subscription is not enabled, `unknown` for a delivery that the tenant's job does not have.
+allow_at_maxmemory()
 local key = delivery_key(a.delivery)
 local rec = redis.call('HMGET', key, 'job', 'tenant', 'recipient', 'target', 'token', 'tried')
 if rec[1] ~= a.job or rec[2] ~= a.tenant then return 'unknown' end

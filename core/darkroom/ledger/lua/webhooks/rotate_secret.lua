@@ -1,6 +1,6 @@
--- rotate: the subscription's secret of `generation` is followed by the next. Answers the generation that is valid then, also
--- where that one was followed already, or 0 for a subscription that the tenant has not.
-may_always_run()
+-- Replaces the subscription's secret of `generation` by the next one. Returns the generation that is valid then, also
+-- where it was replaced already, or 0 for a subscription that the tenant does not have.
+allow_at_maxmemory()
 local key = subscription_key(a.subscription)
 local rec = redis.call('HMGET', key, 'tenant', 'generation')
 if rec[1] ~= a.tenant then return 0 end

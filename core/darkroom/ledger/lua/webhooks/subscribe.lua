@@ -1,7 +1,8 @@
--- subscribe: an address is registered (`create`), or something of a registered one is changed: what is not said stays. To
--- be enabled forgets why it was not. Answers `created`, `changed`, `unknown` (none of the tenant's), `full` (the tenant
--- has `most`) or `target_full` (`most_per_target` of them lead to the same target, and so may each event of a job).
-may_always_run()
+-- Registers an address (`create`), or changes fields of a registered one: a field that is absent stays. Enabling a
+-- subscription deletes the reason why it was disabled. Returns `created`, `changed`, `unknown` (the tenant has no such
+-- subscription), `full` (the tenant has `most`) or `target_full` (`most_per_target` of them lead to the same target, so
+-- that each event of a job would go there as often).
+allow_at_maxmemory()
 local key = subscription_key(a.subscription)
 local rec = redis.call('HMGET', key, 'tenant', 'state', 'target')
 
@@ -39,8 +40,8 @@ elseif a.state == 'disabled' and (not rec[2] or rec[2] == 'enabled') then
 end
 local is = redis.call('HMGET', key, 'state', 'events')
 if is[1] == 'enabled' and has_word(is[2], 'started') then
-  redis.call('SADD', starters_key(a.tenant), a.subscription)
+  redis.call('SADD', start_subscriptions_key(a.tenant), a.subscription)
 else
-  redis.call('SREM', starters_key(a.tenant), a.subscription)
+  redis.call('SREM', start_subscriptions_key(a.tenant), a.subscription)
 end
 return rec[1] and 'changed' or 'created'
