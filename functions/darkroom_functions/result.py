@@ -18,7 +18,7 @@ from darkroom.history.lookup import Lookup
 from darkroom.history.store import History
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
-from darkroom.ledger.records import LogEntry, NewsEntry
+from darkroom.ledger.records import LogEntry, StreamEntry
 from darkroom.links import Links
 from darkroom.settings import load
 from darkroom.supervision import vital
@@ -46,9 +46,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     def encode(entry: LogEntry) -> str:
         return orjson.dumps(updates.message(entry, links, now_s=time.time())).decode()
 
-    def encode_of_tenant(item: NewsEntry) -> str:
+    def encode_of_tenant(item: StreamEntry) -> str:
         known = updates.message(item.entry, links, now_s=time.time()) if item.is_whole else updates.bare(item.entry)
-        return orjson.dumps({**known, "cursor": item.place}).decode()
+        return orjson.dumps({**known, "cursor": item.position}).decode()
 
     def follower(source: Source) -> Follower:
         return Follower(

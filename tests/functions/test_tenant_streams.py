@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
-from darkroom.ledger.records import NewsEntry
+from darkroom.ledger.records import StreamEntry
 from darkroom_functions.streams.cursors import STREAM_START, Cursor
 from darkroom_functions.streams.feed import PAGE, Feed
 from darkroom_functions.streams.follower import Follower
@@ -32,7 +32,7 @@ def jobs(redis_url: str, namespace: str) -> Iterator[TimedJobs]:
 async def tenants(redis_url: str, namespace: str) -> AsyncIterator[Follower]:
     client = connect_async(redis_url)
 
-    def encode(item: NewsEntry) -> str:
+    def encode(item: StreamEntry) -> str:
         return json.dumps({"job_id": item.entry.job_id})
 
     follower = Follower(TenantStreams(AsyncLedger(client, namespace), encode=encode), client, buffer=10)

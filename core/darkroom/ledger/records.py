@@ -99,19 +99,19 @@ class LogEntry:
 
 
 @dataclass(frozen=True)
-class NewsEntry:
-    """An entry of a tenant's news: the log entry, and its `place` there, by which a reader goes on.
+class StreamEntry:
+    """An entry of a tenant's stream: the log entry, and its `position` there, at which a reader resumes.
 
-    `is_whole` is False where the entry lacks its data, because the job's record is no longer kept.
+    `is_whole` is False where the entry lacks its data, because the job's record is no longer stored.
     """
 
-    place: str
+    position: str
     entry: LogEntry
     is_whole: bool
 
 
-NEWS_START = "0-0"
-"""The place before all news."""
+STREAM_START_ID = "0-0"
+"""The position before all entries of a stream."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def decode_entry(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes] | S
     return LogEntry(job_id, seq, JobEvent(raw["event"]), State(raw["state"]), int(raw["at"]), json.loads(raw["data"]))
 
 
-def decode_news(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogEntry:
+def decode_stream_entry(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogEntry:
     job_id, seq, event, state, at = pairs(fields)["entry"].split(" ")
     return LogEntry(job_id, int(seq), JobEvent(event), State(state), int(at), {})
 

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from darkroom.errors import NotFound, TooManyReplays
 from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.records import NewsEntry
+from darkroom.ledger.records import StreamEntry
 
 from darkroom_functions.streams.cursors import STREAM_START, Cursor, Position, entry_id, position_of
 from darkroom_functions.streams.feed import PAGE, Start
@@ -43,7 +43,7 @@ class TenantStreams:
 
     kind = "tenant"
 
-    def __init__(self, ledger: AsyncLedger, *, encode: Callable[[NewsEntry], str]) -> None:
+    def __init__(self, ledger: AsyncLedger, *, encode: Callable[[StreamEntry], str]) -> None:
         self._ledger = ledger
         self._encode = encode
         self._replays: WeakValueDictionary[str, _Replays] = WeakValueDictionary()
@@ -68,7 +68,7 @@ class TenantStreams:
 
     async def read(self, name: str, after: Position) -> Sequence[Update]:
         entries = await reads.tenant_stream(self._ledger, name, after=entry_id(after), limit=PAGE)
-        return [Update(name, position_of(entry.place), entry.place, self._encode(entry)) for entry in entries]
+        return [Update(name, position_of(entry.position), entry.position, self._encode(entry)) for entry in entries]
 
     async def read_page(self, name: str, after: Position) -> Sequence[StreamMessage]:
         """As `read`, in turn with the other replays of the tenant."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.records import NEWS_START, LogEntry, NewsEntry, decode_entry, decode_news
+from darkroom.ledger.records import STREAM_START_ID, LogEntry, StreamEntry, decode_entry, decode_stream_entry
 
 
 async def log(ledger: AsyncLedger, job_id: str, *, after: int = 0, limit: int | None = None) -> list[LogEntry]:
@@ -41,31 +41,31 @@ async def log_entries(ledger: AsyncLedger, numbers: Mapping[str, int]) -> dict[s
     }
 
 
-async def tenant_stream(ledger: AsyncLedger, tenant: str, *, after: str, limit: int) -> list[NewsEntry]:
+async def tenant_stream(ledger: AsyncLedger, tenant: str, *, after: str, limit: int) -> list[StreamEntry]:
     """The events of the tenant's jobs after the position `after`, in order, without progress.
 
     The data of a terminal event comes from the job's record.
     """
     raw = await ledger.ask("XRANGE", ledger.keys.tenant_stream(tenant), f"({after}", "+", "COUNT", limit)
-    found = [(position.decode(), decode_news(fields)) for position, fields in raw]
+    found = [(position.decode(), decode_stream_entry(fields)) for position, fields in raw]
     finished = dict.fromkeys(entry.job_id for _, entry in found if entry.state.is_terminal)
     records = dict(zip(finished, await ledger.jobs(list(finished), tenant=tenant), strict=True))
-    events: list[NewsEntry] = []
+    events: list[StreamEntry] = []
     for position, entry in found:
         if not entry.state.is_terminal:
-            events.append(NewsEntry(position, entry, is_whole=True))
+            events.append(StreamEntry(position, entry, is_whole=True))
             continue
         record = records[entry.job_id]
         end = None if record is None else record.end
         whole = entry if end is None else replace(entry, data=end.data)
-        events.append(NewsEntry(position, whole, is_whole=end is not None))
+        events.append(StreamEntry(position, whole, is_whole=end is not None))
     return events
 
 
 async def stream_head(ledger: AsyncLedger, tenant: str) -> str:
-    """The position of the newest event in the tenant's stream; NEWS_START where there is none."""
+    """The position of the newest event in the tenant's stream; STREAM_START_ID where there is none."""
     newest = await ledger.ask("XREVRANGE", ledger.keys.tenant_stream(tenant), "+", "-", "COUNT", 1)
-    return newest[0][0].decode() if newest else NEWS_START
+    return newest[0][0].decode() if newest else STREAM_START_ID
 
 
 async def has_stream_entry(ledger: AsyncLedger, tenant: str, position: str) -> bool:

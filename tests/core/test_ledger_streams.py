@@ -1,11 +1,11 @@
-"""A tenant's news: what every job log says but for progress, in one order, for as long as it is kept."""
+"""A tenant's stream: the entries of all job logs except progress, in one order, as long as it is stored."""
 
 from __future__ import annotations
 
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger import calls, reads
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.records import NEWS_START
+from darkroom.ledger.records import STREAM_START_ID
 
 from tests.core.timed_jobs import TENANT, TimedJobs
 
@@ -18,8 +18,8 @@ async def test_the_tenant_stream_has_the_logs_without_progress(jobs: TimedJobs, 
     jobs.cancel(other)
     jobs.claim(one, token="second")
     jobs.finish(one, token="second")
-    news = await reads.tenant_stream(ledger, TENANT, after=NEWS_START, limit=100)
-    assert [(item.entry.job_id, item.entry.event) for item in news] == [
+    events = await reads.tenant_stream(ledger, TENANT, after=STREAM_START_ID, limit=100)
+    assert [(item.entry.job_id, item.entry.event) for item in events] == [
         (one, JobEvent.ACCEPTED),
         (one, JobEvent.STARTED),
         (other, JobEvent.ACCEPTED),
@@ -29,7 +29,7 @@ async def test_the_tenant_stream_has_the_logs_without_progress(jobs: TimedJobs, 
         (one, JobEvent.COMPLETED),
     ]
     logs = {job_id: await reads.log(ledger, job_id) for job_id in (one, other)}
-    for item in news:
+    for item in events:
         (logged,) = [entry for entry in logs[item.entry.job_id] if entry.seq == item.entry.seq]
         assert (item.entry.event_id, item.entry.state, item.entry.at) == (logged.event_id, logged.state, logged.at)
         assert item.is_whole
@@ -38,21 +38,21 @@ async def test_the_tenant_stream_has_the_logs_without_progress(jobs: TimedJobs, 
 
 
 async def test_the_tenant_stream_is_read_on_from_a_position(jobs: TimedJobs, ledger: AsyncLedger) -> None:
-    assert await reads.stream_head(ledger, TENANT) == NEWS_START
+    assert await reads.stream_head(ledger, TENANT) == STREAM_START_ID
     job_ids = [jobs.submit() for _ in range(5)]
-    first = await reads.tenant_stream(ledger, TENANT, after=NEWS_START, limit=2)
-    rest = await reads.tenant_stream(ledger, TENANT, after=first[-1].place, limit=10)
+    first = await reads.tenant_stream(ledger, TENANT, after=STREAM_START_ID, limit=2)
+    rest = await reads.tenant_stream(ledger, TENANT, after=first[-1].position, limit=10)
     assert [item.entry.job_id for item in [*first, *rest]] == job_ids
-    assert await reads.stream_head(ledger, TENANT) == rest[-1].place
-    assert await reads.has_stream_entry(ledger, TENANT, first[0].place)
+    assert await reads.stream_head(ledger, TENANT) == rest[-1].position
+    assert await reads.has_stream_entry(ledger, TENANT, first[0].position)
     assert not await reads.has_stream_entry(ledger, TENANT, "1-0")
-    assert await reads.tenant_stream(ledger, TENANT, after=rest[-1].place, limit=10) == []
+    assert await reads.tenant_stream(ledger, TENANT, after=rest[-1].position, limit=10) == []
 
 
 async def test_each_tenant_has_a_stream_of_its_own(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     own, anothers = jobs.submit(), jobs.submit(tenant="stranger")
     for tenant, job_id in ((TENANT, own), ("stranger", anothers)):
-        events = await reads.tenant_stream(ledger, tenant, after=NEWS_START, limit=10)
+        events = await reads.tenant_stream(ledger, tenant, after=STREAM_START_ID, limit=10)
         assert [item.entry.job_id for item in events] == [job_id]
 
 
@@ -69,7 +69,7 @@ async def test_the_stream_has_no_data_of_a_deleted_job(jobs: TimedJobs, ledger: 
     job_id = jobs.running()
     jobs.finish(job_id)
     jobs.run(calls.delete_job(job_id, tenant=TENANT))
-    *_, end = await reads.tenant_stream(ledger, TENANT, after=NEWS_START, limit=10)
+    *_, end = await reads.tenant_stream(ledger, TENANT, after=STREAM_START_ID, limit=10)
     assert (end.entry.job_id, end.entry.state, end.entry.data, end.is_whole) == (job_id, State.COMPLETED, {}, False)
 
 
