@@ -25,9 +25,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-OLDEST, NEWEST = (3, 11, 2), (3, 12)
-"""The versions of Python that the lock is made for, and that the embedded Redis is a wheel for: from Debian 12's own,
-on which the gate runs all tests, to the newest minor version."""
+OLDEST = (3, 11, 2)
+"""The oldest Python that the lock is made for: Debian 12's own, on which the gate runs all tests."""
+
+NEWEST_WITH_REDIS = (3, 12)
+"""The newest Python that the wheel of the embedded Redis exists for (the extra `local`)."""
 
 OLDEST_REDIS = (6, 2)
 """The ledger keeps to the commands of this version."""
@@ -89,11 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def refuse_python(version: tuple[int, ...], implementation: str) -> None:
     """Raises SetupError, in one sentence, for a Python that the locked versions are not for."""
-    if version >= OLDEST and version[:2] <= NEWEST and implementation == "CPython":
+    if version >= OLDEST and implementation == "CPython":
         return
     raise SetupError(
-        f"this is {implementation} {_dotted(version)}, and darkroom needs CPython {_dotted(OLDEST)} to "
-        f"{_dotted(NEWEST)}: `make up PYTHON=python{_dotted(NEWEST)}` takes another one"
+        f"this is {implementation} {_dotted(version)}, and darkroom needs CPython {_dotted(OLDEST)} or newer: "
+        f"`make up PYTHON=python{_dotted(OLDEST[:2])}` selects another one"
     )
 
 
@@ -103,7 +105,8 @@ def refuse_without_redis() -> None:
         return
     oldest = _dotted(OLDEST_REDIS)
     needed = f"a redis-server of version {oldest} or newer on the PATH, or DARKROOM_REDIS_URL, is needed here"
-    why = "darkroom brings its own Redis for CPython on Linux x86_64 only"
+    newest = _dotted(NEWEST_WITH_REDIS)
+    why = f"darkroom brings its own Redis for CPython up to {newest} on Linux x86_64 only"
     found = shutil.which("redis-server")
     if found is None:
         raise SetupError(f"{needed}: {why}")
@@ -118,6 +121,7 @@ def has_embedded_redis() -> bool:
         sys.platform == "linux"
         and platform.machine() == "x86_64"
         and platform.python_implementation() == "CPython"
+        and sys.version_info[:2] <= NEWEST_WITH_REDIS
         and platform.libc_ver()[0] == "glibc"
     )
 

