@@ -1,4 +1,4 @@
-"""What time does to an ended job, done by hand: the courier archives it, and later Redis forgets it."""
+"""What happens to a finished job over time, done at once: it is archived, and later expires in Redis."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.driven_jobs import DrivenJobs
 
 
 def archive(jobs: DrivenJobs, redis_url: str, database_url: str, job_ids: Sequence[str]) -> None:
-    """Into the history with them."""
+    """Write the jobs to the history and mark them as archived."""
 
     async def write() -> None:
         client = connect_async(redis_url)
@@ -33,7 +33,7 @@ def archive(jobs: DrivenJobs, redis_url: str, database_url: str, job_ids: Sequen
 
 
 def forget(jobs: DrivenJobs, job_ids: Sequence[str]) -> None:
-    """Their time in Redis is over. The tenant's index names them for a while longer."""
+    """Delete the records and logs, as their time to live does. The tenant's index still names the jobs for a while."""
     for job_id in job_ids:
         jobs.redis.delete(f"{jobs.namespace}:job:{job_id}", f"{jobs.namespace}:log:{job_id}")
         jobs.redis.zrem(f"{jobs.namespace}:outbox", job_id)

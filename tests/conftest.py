@@ -1,4 +1,4 @@
-"""What every test may ask for: a real Redis of either kind, a key prefix of its own, a real database of either kind."""
+"""Fixtures for all tests: real Redis servers, a key prefix for each test, real databases."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from tests.redis_server import RedisKind, RedisServer, needed_binary
 
 
 def pytest_configure() -> None:
-    """What a run in the background ignores (a shell's `&`, nohup), all that the tests start would ignore as well."""
+    """Restore signals that a background run ignores (a shell's `&`, nohup): child processes would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 
 RedisServers = Callable[[RedisKind], RedisServer]
-"""Gives the session's server of a kind, started at the first call."""
+"""Returns the session's server of a kind, started at the first call."""
 
 Databases = Callable[[DatabaseKind], Database]
-"""Gives an empty database of a kind."""
+"""Returns an empty database of a kind."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def leaks_fail_their_own_module() -> Iterator[None]:
-    """A socket that was never closed is reported when it is collected: here, and not in a module that runs later."""
+    """Collect garbage after each module: an unclosed socket is then reported in the module that opened it."""
     yield
     gc.collect()
 
 
 @pytest.fixture(scope="session")
 def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServers]:
-    """The session's servers. A test that stops or fills a server starts one of its own (`RedisServer`)."""
+    """The session's servers. A test that stops or fills a server starts its own (`RedisServer`)."""
     running: dict[RedisKind, RedisServer] = {}
 
     def server_of(kind: RedisKind) -> RedisServer:
@@ -56,21 +56,21 @@ def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSer
 
 @pytest.fixture
 def redis_url(redis_servers: RedisServers) -> str:
-    """Address of the embedded server, which is what most tests need."""
+    """URL of the embedded server, for most tests."""
     return redis_servers(RedisKind.EMBEDDED).url
 
 
 @pytest.fixture(params=list(RedisKind))
 def any_redis_url(request: pytest.FixtureRequest, redis_servers: RedisServers) -> str:
-    """Address of each kind in turn. A machine may lack a current server, but the gate (`.ci/run`) may not."""
+    """URL of each kind of server. Without a current server the test is skipped, but fails in the gate (`.ci/run`)."""
     return redis_servers(request.param).url
 
 
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    """Empty databases. PostgreSQL's are of one server for the session; a test that stops it starts it again.
+    """Empty databases. One PostgreSQL server serves the session; a test that stops it starts it again.
 
-    A machine may lack PostgreSQL, but the gate (`.ci/run`) may not.
+    Without PostgreSQL the test is skipped, but fails in the gate (`.ci/run`).
     """
     servers: list[PostgresServer] = []
 
@@ -92,13 +92,13 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
 
 @pytest.fixture(params=list(DatabaseKind))
 def database(request: pytest.FixtureRequest, databases: Databases) -> Database:
-    """An empty database of each kind in turn."""
+    """An empty database of each kind."""
     return databases(request.param)
 
 
 @pytest.fixture
 def namespace() -> str:
-    """A key prefix that no other test has, so that tests share a server without seeing each other."""
+    """A unique key prefix, so that tests can share a server."""
     return f"t-{secrets.token_hex(8)}"
 
 

@@ -1,4 +1,4 @@
-"""The command `darkroom` as tests call it: a process of its own, with an environment of its own."""
+"""The command `darkroom` as a process with its own environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.parts import ROOTS
 ROOT = Path(__file__).resolve().parent.parent
 
 PATIENCE_S = 60
-"""Far longer than anything here takes on a busy machine; a test that waits so long has failed."""
+"""A timeout far above what a command takes on a busy machine."""
 
 
 def command(*arguments: str) -> list[str]:
@@ -22,13 +22,13 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(**own: str) -> dict[str, str]:
-    """What a shell would hand over: nothing of darkroom's but what a test asks for."""
+    """The environment of a shell: none of darkroom's variables except those of the test."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
     return kept | {"PYTHONPATH": os.pathsep.join(str(ROOT / root) for root in ROOTS)} | own
 
 
 def darkroom(arguments: Sequence[str], *, folder: Path, **own: str) -> subprocess.CompletedProcess[str]:
-    """Run `darkroom ARGUMENTS` in `folder` to its end; `own` are variables of its environment."""
+    """Run `darkroom ARGUMENTS` in `folder` to its end; `own` adds variables to its environment."""
     return subprocess.run(
         command(*arguments),
         cwd=folder,

@@ -1,4 +1,4 @@
-"""The history's database as tests have it: SQLite and PostgreSQL, empty at first, and away when a test says so."""
+"""The history's database in tests: SQLite and PostgreSQL, empty at first, and unavailable on request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DatabaseKind(StrEnum):
 
 
 class Database(Protocol):
-    """`away` is a block in which nothing can be written; in `absent`, nobody who was not there before gets in."""
+    """In an `away` block nothing can be written; in an `absent` block no new connection can be opened."""
 
     url: str
 
@@ -33,7 +33,7 @@ class Database(Protocol):
 
 
 class SqliteDatabase:
-    """A file in a folder of its own. Away means that another program does not let go of it."""
+    """A file in a separate folder. For `away`, another connection holds its lock."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -61,7 +61,7 @@ class SqliteDatabase:
 
 
 class PostgresDatabase:
-    """A database of a real server, which is stopped."""
+    """A database of a real server. For `away`, the server is stopped."""
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
@@ -80,7 +80,7 @@ class PostgresDatabase:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[History]:
-    """The history in a database that has its table."""
+    """The history in a migrated database."""
     history = History(SecretStr(url))
     try:
         await migrate(history)
@@ -90,7 +90,7 @@ async def opened(url: str) -> AsyncIterator[History]:
 
 
 def migrated(url: str) -> None:
-    """Give a database its table, from outside of any event loop."""
+    """Migrate a database, from outside of any event loop."""
 
     async def migrate_it() -> None:
         async with opened(url):

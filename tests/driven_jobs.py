@@ -1,4 +1,4 @@
-"""Jobs that a test drives by hand through the real ledger, in place of submit and of a worker."""
+"""Jobs that a test drives through the real ledger, instead of submit and a worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORKER = "worker-1"
 
 
 class DrivenJobs:
-    """One pool with one worker that is the test."""
+    """One pool with one worker, which is the test."""
 
     def __init__(self, redis_url: str, namespace: str) -> None:
         self.redis: Any = connect(redis_url)
@@ -36,7 +36,7 @@ class DrivenJobs:
         return self._ledger.run(call)
 
     def submit(self, *, tenant: str = TENANT, **more: Any) -> str:
-        """A job that waits. `more` are fields of its Submission."""
+        """Submit a job that waits, and return its id. `more` are fields of its Submission."""
         job_id = new_job_id(int(time.time() * 1000))
         job = {
             "job_id": job_id,
@@ -52,7 +52,7 @@ class DrivenJobs:
         return accepted.job_id
 
     def start(self, job_id: str, *, token: str = "token", lease_ms: int = calls.LEASE_MS) -> str:
-        """A worker claims it. Answers the token."""
+        """Claim the job as a worker. Returns the token."""
         claim = self.run(calls.claim(job_id, token=token, worker=WORKER, lease_ms=lease_ms))
         assert claim.attempt is not None, claim
         return token
@@ -61,7 +61,7 @@ class DrivenJobs:
         self.run(calls.progress(job_id, token=token, op=step, step=step, steps=steps, publish=True))
 
     def complete(self, job_id: str, *, token: str = "token", pictures: int = 1) -> list[Artifact]:
-        """The attempt ends well, with made-up pictures. Answers them."""
+        """Complete the attempt with made-up pictures. Returns their artifacts."""
         artifacts = [_artifact(job_id, index) for index in range(pictures)]
         data = {
             "artifacts": [artifact.encode() for artifact in artifacts],
@@ -78,29 +78,29 @@ class DrivenJobs:
         self._end(job_id, State.FAILED, {"error": {"kind": "transient", "message": message}}, token)
 
     def cancel(self, job_id: str) -> None:
-        """Before it was started."""
+        """Cancel a job that has not started."""
         assert self.run(calls.cancel(job_id, tenant=TENANT)).state is State.CANCELLED
 
     def expire(self, job_id: str) -> None:
-        """Needs a start deadline in the past."""
+        """Expire a job whose start deadline is in the past."""
         assert job_id in self.run(calls.expire())
 
     def completed(self, **more: Any) -> str:
-        """A job that was submitted, started and completed."""
+        """Submit, start and complete a job, and return its id."""
         job_id = self.submit(**more)
         self.start(job_id)
         self.complete(job_id)
         return job_id
 
     def announce_worker(self) -> None:
-        """The worker is ready, so that the pool has a slot and messages go into its Celery list."""
+        """Register a ready worker, so that the pool has a slot and its Celery list receives messages."""
         self.run(calls.register_worker(WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
 
     def state(self, job_id: str) -> State:
         return State(self.redis.hget(f"{self.namespace}:job:{job_id}", "state").decode())
 
     def end_seq(self, job_id: str) -> int:
-        """The number of its terminal log entry."""
+        """The `seq` of the terminal log entry."""
         return int(self.redis.hget(f"{self.namespace}:job:{job_id}", "end_seq"))
 
     def outbox(self) -> list[str]:

@@ -30,7 +30,7 @@ MODES = ("binary", "structured", "batch")
 
 @dataclass(frozen=True)
 class Vector:
-    """One request, and what is to become of it; the module's docstring says what the fields mean."""
+    """One request with its expected result; the module's docstring describes the fields."""
 
     id: str
     mode: str

@@ -1,4 +1,4 @@
-"""A way to Redis on which messages of channels get lost: commands and their replies pass whole, in order.
+"""A proxy to Redis that loses messages of channels: it forwards commands and replies completely and in order.
 
 Redis promises no more of pub/sub: a message is lost where a connection broke in between, or a buffer ran over.
 """
@@ -18,7 +18,7 @@ AGGREGATES = frozenset(b"*>~%")
 
 @dataclass
 class LossyRedis:
-    """`url` leads to Redis, and `lost` of the messages published there do not come through."""
+    """The proxy at `url`; it drops `lost` of the published messages."""
 
     redis_port: int
     lost: float

@@ -29,7 +29,7 @@ PUBLIC_URL = "http://darkroom.test"
 
 
 def environment(redis_url: str, namespace: str, **more: str) -> dict[str, str]:
-    """What every part needs to be told, and `more`; nothing of this process' own settings."""
+    """The settings that every part needs, and `more`; none of this process' own settings."""
     root = Path(__file__).resolve().parent.parent
     return {
         "PATH": os.environ["PATH"],
@@ -65,14 +65,14 @@ def ahead(folder: Path, *, seconds: int) -> str:
 
 @cache
 def scratch() -> Path:
-    """Where parts keep what a test names no place for; it goes when the tests have ended."""
+    """A folder for files without a folder of their own; it is deleted after the tests."""
     folder = Path(tempfile.mkdtemp(prefix="darkroom-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 class Part:
-    """`python -m <module> <arguments>` with this environment; what it says is in `log`."""
+    """`python -m <module> <arguments>` with this environment; `log` receives its output."""
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str], log: Path) -> None:
         self._command = [sys.executable, "-m", module, *arguments]
@@ -99,11 +99,11 @@ class Part:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """The exit status, once it has ended."""
+        """The exit status, once it has exited."""
         return self.process.wait(STOP_DEADLINE_S)
 
     def stop(self) -> int | None:
-        """SIGTERM, then the exit status; None when it had never been started."""
+        """SIGTERM, then the exit status; None if it was never started."""
         if self._process is None:
             return None
         if self.is_running:
@@ -116,7 +116,7 @@ class Part:
             raise
 
     def said(self, event: str) -> list[dict[str, Any]]:
-        """Its log lines of this event so far; not one that is being written."""
+        """Its complete log lines of this event so far."""
         whole, _, _ = self.log.read_text().rpartition("\n")
         lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("event") == event]

@@ -7,8 +7,8 @@ import random
 import socket
 
 PORTS = range(10_000, 20_000)
-"""Below those that Linux and macOS give to connections of their own accord: nobody takes one by chance before the
-server that it is for has started, or while it is away. Those that `darkroom up` picks are above these."""
+"""Below the ephemeral ports of Linux and macOS, so that no connection occupies one before its server has started or
+while it is stopped. The ports that `darkroom up` picks are above these."""
 
 LANES = 4
 """Processes of one run of the tests that pick ports at once, each from its own lane (gw0, gw1, … of pytest-xdist)."""
@@ -17,7 +17,7 @@ _given: set[int] = set()
 
 
 def free_port(*, beside: int = 0) -> int:
-    """A port that nobody has now, and that this process has not given to anybody before.
+    """A free port that this process has not returned before.
 
     Where a server takes a second one, `beside` says how far above.
     """

@@ -26,7 +26,7 @@ USER = "darkroom"
 
 
 def programs() -> Path | None:
-    """The folder of the newest PostgreSQL's programs; Debian keeps them off the PATH. None where there is none."""
+    """The folder of the newest PostgreSQL's programs, which Debian keeps off the PATH; None without PostgreSQL."""
     on_path = shutil.which("initdb")
     if on_path is not None:
         return Path(on_path).resolve().parent
@@ -35,10 +35,10 @@ def programs() -> Path | None:
 
 
 class PostgresServer:
-    """One server. After `stop`, `start` brings it back on the same port with the same data; `remove` ends all of it."""
+    """One server. After `stop`, `start` restarts it on the same port with the same data; `remove` deletes it."""
 
     def __init__(self, folder_of_programs: Path | None) -> None:
-        """Raises RuntimeError where there is none on this machine."""
+        """Raises RuntimeError if this machine has no PostgreSQL."""
         if folder_of_programs is None:
             raise RuntimeError("there is no PostgreSQL on this machine")
         self._programs = folder_of_programs
@@ -51,7 +51,7 @@ class PostgresServer:
         self._run("initdb", "--username", USER, "--auth", "trust", "--encoding", "UTF8", "--no-sync", str(self._data))
 
     def start(self) -> None:
-        """Start, and return once it takes connections; raises RuntimeError with its log when it does not."""
+        """Start, and return once it accepts connections; raises RuntimeError with its log if it does not."""
         options = {
             "port": self.port,
             "listen_addresses": "127.0.0.1",
@@ -75,7 +75,7 @@ class PostgresServer:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """End it without waiting for its clients; does nothing when it is not running."""
+        """Stop it without waiting for its clients; does nothing if it is not running."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGINT)
@@ -129,7 +129,7 @@ class PostgresServer:
 
 
 def _owner() -> dict[str, Any]:
-    """User and group that the server runs as, where it is not those of this process."""
+    """User and group of the server, if they are not those of this process."""
     if os.getuid() != 0:
         return {}
     known = {entry.pw_name: entry for entry in pwd.getpwall()}

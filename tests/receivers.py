@@ -1,4 +1,4 @@
-"""Receivers as they may be: real servers on loopback addresses of their own, plain or with TLS, well-behaved or not."""
+"""Webhook receivers: real servers on separate loopback addresses, plain or with TLS, well-behaved or not."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import trustme
 from darkroom.webhooks.guard import Allow, IpAddress
 
 PORT = 8443
-"""One that strangers' receivers may have: receivers differ by address."""
+"""An allowed port of public receivers: the receivers differ by address."""
 
 NAME = "hooks.example.com"
 DEADLINE_S = 60
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
-"""What a receiver writes after it has read a request; then the connection ends, unless it is to be kept."""
+"""What a receiver writes after it has read a request; then it closes the connection, unless it keeps it alive."""
 
 
 def answering(raw: bytes) -> Answer:
@@ -62,7 +62,7 @@ def own_address() -> str:
 
 @asynccontextmanager
 async def receiving(answer: Answer = NO_CONTENT, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
-    """A receiver that reads requests and answers so, at `PORT` of an address of its own."""
+    """A receiver that sends this response to each request, at `PORT` of its own address."""
     receiver = Receiver(own_address(), PORT)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,7 +75,7 @@ async def receiving(answer: Answer = NO_CONTENT, *, tls: ssl.SSLContext | None =
 
 @asynccontextmanager
 async def silent() -> AsyncIterator[Receiver]:
-    """A receiver that takes connections and never says a word, not even of TLS."""
+    """A receiver that accepts connections and never sends a byte, not even of TLS."""
     receiver = Receiver(own_address(), PORT)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -129,7 +129,7 @@ async def _request(reader: asyncio.StreamReader) -> bytes:
 
 @dataclass
 class Names:
-    """A resolver that answers from a list, and from the next one each time: the last stays. `asked` counts."""
+    """A resolver that returns the next list at each call; the last one stays. `asked` counts the calls."""
 
     answers: Sequence[Sequence[IpAddress]]
     asked: int = 0
@@ -149,13 +149,13 @@ class Trust:
         self._authority = trustme.CA()
 
     def server(self, *names: str) -> ssl.SSLContext:
-        """What a server with a certificate for these names has."""
+        """The TLS context of a server with a certificate for these names."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._authority.issue_cert(*names).configure_cert(context)
         return context
 
     def server_that_asks(self, *names: str) -> ssl.SSLContext:
-        """As `server`, for one that asks its clients for certificates."""
+        """As `server`, for a server that requests certificates of its clients."""
         context = self.server(*names)
         context.verify_mode = ssl.CERT_REQUIRED
         self._authority.configure_trust(context)
@@ -163,7 +163,7 @@ class Trust:
 
     @property
     def client(self) -> ssl.SSLContext:
-        """What a client has that trusts this authority and no other."""
+        """The TLS context of a client that trusts only this authority."""
         context = ssl.create_default_context()
         self._authority.configure_trust(context)
         return context

@@ -24,7 +24,7 @@ from redis.retry import Retry
 from tests.ports import free_port
 
 START_DEADLINE_S = 30
-"""A server is there in 0.12 s; a busy machine may need much longer."""
+"""A server starts in 0.12 s; a busy machine may need much longer."""
 STOP_DEADLINE_S = 30
 POLL_S = 0.02
 
@@ -35,7 +35,7 @@ class RedisKind(StrEnum):
 
 
 def binary_of(kind: RedisKind) -> Path | None:
-    """The server's executable, or None where this machine has none."""
+    """The server's executable, or None if this machine has none."""
     if kind is RedisKind.CURRENT:
         found = shutil.which("redis-server")
         return Path(found) if found else None
@@ -46,7 +46,7 @@ def binary_of(kind: RedisKind) -> Path | None:
 
 
 class Build(StrEnum):
-    """Every server that can be had: those above, and what .ci/run gets besides (tests/redis-servers.txt)."""
+    """Every available server: those above, and those that .ci/run installs (tests/redis-servers.txt)."""
 
     REDIS_6 = "redis-6"
     REDIS_7 = "redis-7"
@@ -62,7 +62,7 @@ IN_WHEELS = {
 
 
 def binary_of_build(build: Build) -> Path:
-    """The server's executable. A machine may lack it: the test is skipped then, but not in the gate."""
+    """The server's executable. Without it the test is skipped, but fails in the gate."""
     if build not in IN_WHEELS:
         return needed_binary(RedisKind.EMBEDDED if build is Build.REDIS_6 else RedisKind.CURRENT)
     folder = os.environ.get("DARKROOM_REDIS_SERVERS")
@@ -75,7 +75,7 @@ def binary_of_build(build: Build) -> Path:
 
 
 def needed_binary(kind: RedisKind) -> Path:
-    """The server's executable. A machine may lack a current one: the test is skipped then, but not in the gate."""
+    """The server's executable. Without a current one the test is skipped, but fails in the gate."""
     binary = binary_of(kind)
     if binary is not None:
         return binary
@@ -104,20 +104,20 @@ class RedisServer:
 
     @property
     def pid(self) -> int:
-        """The process id, for signals; raises RuntimeError when the server is not running."""
+        """The process id, for signals; raises RuntimeError if the server is not running."""
         if self._process is None:
             raise RuntimeError("the server is not running")
         return self._process.pid
 
     def start(self) -> None:
-        """Start, and return once it answers; raises RuntimeError with its log when it does not."""
+        """Start, and return once it responds; raises RuntimeError with its log if it does not."""
         options = {
             "bind": "127.0.0.1",
             "port": str(self.port),
             "dir": str(self.folder),
             "save": "",
             "appendonly": "yes",
-            "appendfsync": "no",  # a killed process loses nothing by it, and a slow disk holds nobody up
+            "appendfsync": "no",  # a killed process loses nothing, and a slow disk delays no test
             "maxmemory-policy": "noeviction",
             **self.options,
         }
@@ -135,7 +135,7 @@ class RedisServer:
                 time.sleep(POLL_S)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the process; does nothing when it is not running."""
+        """Stop the process; does nothing if it is not running."""
         if self._process is None:
             return
         self._process.send_signal(number)

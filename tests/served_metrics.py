@@ -1,4 +1,4 @@
-"""What a process tells Prometheus, read as Prometheus reads it."""
+"""The metrics of a process, read as Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 @dataclass(frozen=True)
 class Served:
-    """One answer of `/metrics`: kinds and labels by the name of the metric, values by that of the series."""
+    """One response of `/metrics`: kinds and labels by the name of the metric, values by that of the series."""
 
     kinds: Mapping[str, str]
     labels: Mapping[str, frozenset[str]]
     values: Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
     def value(self, series: str, **labels: str) -> float:
-        """The sum of the series of this name that have these labels; 0 where there is none."""
+        """The sum of the series of this name that have these labels; 0 without one."""
         wanted = set(labels.items())
         return sum(value for (name, has), value in self.values.items() if name == series and wanted <= has)
 
 
 def read(text: str) -> Served:
-    """Counters are named as they are written, with `_total`."""
+    """Counters have their full names, with `_total`."""
     kinds: dict[str, str] = {}
     labels: dict[str, frozenset[str]] = {}
     values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}

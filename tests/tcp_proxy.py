@@ -35,7 +35,7 @@ class Pair:
 
 
 class TcpProxy:
-    """Passes bytes on in both directions, until a subclass or a test interferes with the open connections."""
+    """Forwards bytes in both directions, until a subclass or a test interferes with the open connections."""
 
     def __init__(self, port: int) -> None:
         self._to = ("127.0.0.1", port)

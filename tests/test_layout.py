@@ -1,4 +1,4 @@
-"""The shape of the repository: what design and CONTRIBUTING promise about roots, targets and imports."""
+"""The layout of the repository: roots, packages, targets and imports, as CONTRIBUTING.md describes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = tuple(map(Path, PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]))
 
 HEAVY = ("celery", "diffusers", "functions_framework", "kopf", "starlette", "torch", "transformers", "uvicorn")
-"""What importing a package must not bring along; its modules do, where they need it."""
+"""Libraries that importing a package must not import; its modules import them where they need them."""
 
 TREES = "|".join(("work", "farm", "root", "opt/wheels", "opt/pypi", "tmp/try"))
 REGISTRIES = "|".join(("pypi" + ".org", "python" + "hosted", "registry." + "npmjs", "download." + "pytorch"))
@@ -30,7 +30,7 @@ PLACES = re.compile(rf"(?<![\w.~-])/(?:{TREES})[/-]|{REGISTRIES}")
 
 
 def run(*command: str, **environment: str) -> str:
-    """The output of a command in the repository root; a failing one fails the test with what it said."""
+    """The output of a command in the repository root; a failing one fails the test with its output."""
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
     )

@@ -1,4 +1,4 @@
-"""A Redis that speaks TLS alone, and a recorder of what its clients send to it."""
+"""A Redis with TLS only, and a recorder of its clients' traffic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PASSWORD = "a;word/with?all#of@it:"
 
 
 class TlsRedis(RedisServer):
-    """Redis of this machine without a plain port. It asks for PASSWORD; a private authority signed its certificate."""
+    """Redis of this machine without a plain port. It requires PASSWORD; a private authority signed its certificate."""
 
     def __init__(self, folder: Path) -> None:
         authority, certificate = trustme.CA(), folder / "server.pem"
@@ -43,12 +43,12 @@ class TlsRedis(RedisServer):
 
     @staticmethod
     def at(port: int) -> str:
-        """The address of a port that leads to it, without a database and without options."""
+        """The URL of a port that forwards to it, without a database and without options."""
         return f"rediss://:{quote(PASSWORD, safe='')}@127.0.0.1:{port}"
 
 
 class Recorder:
-    """Passes connections on to a port, and keeps what each client sent."""
+    """Forwards connections to a port, and records what each client sent."""
 
     def __init__(self, to_port: int) -> None:
         self.sent: list[bytearray] = []
@@ -58,7 +58,7 @@ class Recorder:
 
     @contextmanager
     def running(self) -> Iterator[int]:
-        """Answers the port that it listens on."""
+        """Yields the port that it listens on."""
         listener = socket.create_server(("127.0.0.1", 0))
         self._sockets.append(listener)
         self._start(self._accept, listener)

@@ -9,13 +9,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 DEADLINE_S = 60.0
-"""Generous: what takes milliseconds may take many seconds on a machine that does much else."""
+"""Generous: what takes milliseconds may take many seconds on a busy machine."""
 
 POLL_S = 0.02
 
 
 def eventually(condition: Callable[[], T], *, what: str, deadline_s: float = DEADLINE_S) -> T:
-    """What `condition` answers, once that is true. Fails, saying `what` was waited for, after `deadline_s`."""
+    """The result of `condition`, once it is true. Fails after `deadline_s`, naming `what` was waited for."""
     deadline = time.monotonic() + deadline_s
     while not (answer := condition()):
         if time.monotonic() > deadline:

@@ -1,11 +1,11 @@
--- The synchronous facade: a submission is forwarded, and answered when its job has ended.
+-- The synchronous facade: it forwards a submission and responds when the job has finished.
 --
--- `POST /sync/{model}`, and `Prefer: wait=N` where jobs are submitted over REST, come here. The job is read by the
--- functions' own long-poll, again and again until the time is over: nothing behind the gateway knows of it. The answers
--- are those that submit gives to `Prefer: wait` itself (wait.py, submit.py), or the picture for who accepts image/png.
+-- It serves `POST /sync/{model}`, and `Prefer: wait=N` of submissions over REST. It repeats the functions' long-poll until
+-- the wait is over; the functions do not know of the gateway. The responses are those of submit to `Prefer: wait`
+-- (streams/wait.py, submit.py), or the image for a client that accepts image/png.
 --
--- Functions are asked over sockets of our own and not by ngx.location.capture, which holds a request until its answer is
--- there: nobody would notice that the client has left.
+-- Requests to functions use sockets and not ngx.location.capture, which blocks until the response is complete: a closed
+-- client connection would go unnoticed.
 
 local cjson = require "cjson.safe"
 
@@ -14,28 +14,28 @@ local PROBLEMS = "https://darkroom.dev/problems/"
 local TERMINAL = { completed = true, failed = true, cancelled = true, expired = true }
 
 local CONNECT_S = 5
-local PATIENCE_S = 20 -- beyond a wait: the functions give Redis 10 s before it and 10 s after it
-local PAUSE_S = 1 -- between two looks at a job, where a function does not wait: it is about to end, or away
+local TIMEOUT_S = 20 -- in addition to a wait: the functions allow Redis 10 s before and 10 s after it
+local PAUSE_S = 1 -- between two polls of a job, if a function does not wait because it shuts down or is unavailable
 local CLIENT_CLOSED = 499
-local PART_BYTES = 65536 -- of a body that lies in a file: it is sent in parts, and never in memory whole
+local PART_BYTES = 65536 -- of a body that is in a file: it is sent in parts, and is never completely in memory
 local PAUSES_S = { 0.25, 0.5, 1, 2, 2 } -- before each repetition of a request whose function failed; nginx follows 10 redirects
-local LONGEST_PAUSE_S = 2 -- a function that asks for a longer one (Retry-After) has its refusal handed back
+local LONGEST_PAUSE_S = 2 -- with a longer Retry-After the function's refusal is returned
 local FAILED = { [502] = true, [503] = true, [504] = true }
 
--- What is said of one connection, of a body that is not this one, or of an answer that is not the one we ask for.
-local NOT_HANDED_ON = {
+-- Headers of one connection, of the body, or of a conditional or partial response.
+local NOT_FORWARDED = {
     host = true, connection = true, ["keep-alive"] = true, ["proxy-connection"] = true, te = true, trailer = true,
     upgrade = true, expect = true, ["content-length"] = true, ["transfer-encoding"] = true,
     prefer = true, accept = true, ["accept-encoding"] = true, range = true, ["if-range"] = true,
     ["if-match"] = true, ["if-none-match"] = true, ["if-modified-since"] = true, ["if-unmodified-since"] = true,
     ["x-request-id"] = true, ["x-forwarded-for"] = true, ["x-forwarded-host"] = true,
 }
-local NOT_HANDED_BACK = {
+local NOT_RETURNED = {
     connection = true, ["keep-alive"] = true, ["transfer-encoding"] = true, ["content-length"] = true,
     server = true, date = true,
 }
 
--- What a picture's request is told of a job that ended otherwise: status, name and title of the problem.
+-- The problem for a request for an image whose job finished otherwise: status, slug and title.
 local NO_PICTURE = {
     failed = { 500, "job-failed", "The job has failed" },
     expired = { 504, "job-expired", "The job was not started in time" },
@@ -43,8 +43,8 @@ local NO_PICTURE = {
     completed = { 500, "no-picture", "The job has no such picture" },
 }
 
--- Headers that the answer with the picture has itself.
-local OF_ANSWER = { vary = true, ["cache-control"] = true, ["x-content-type-options"] = true }
+-- Headers that the response with the image sets itself.
+local OF_IMAGE = { vary = true, ["cache-control"] = true, ["x-content-type-options"] = true }
 
 local facade = {}
 local settings
@@ -53,7 +53,7 @@ function facade.configure(given)
     settings = given
 end
 
-local function answer(status, headers, body)
+local function respond(status, headers, body)
     ngx.status = status
     for name, value in pairs(headers) do
         ngx.header[name] = value
@@ -67,14 +67,14 @@ local function problem(status, slug, title, detail, members, headers)
     members.type, members.title, members.status, members.detail = PROBLEMS .. slug, title, status, detail
     headers = headers or {}
     headers["content-type"] = "application/problem+json"
-    answer(status, headers, cjson.encode(members))
+    respond(status, headers, cjson.encode(members))
 end
 
 -- The client's headers as lines of a request to a function.
-local function handed_on()
+local function forwarded_headers()
     local lines = {}
     for name, values in pairs(ngx.req.get_headers(0, true)) do
-        if not NOT_HANDED_ON[name:lower()] then
+        if not NOT_FORWARDED[name:lower()] then
             for _, value in ipairs(type(values) == "table" and values or { values }) do
                 lines[#lines + 1] = name .. ": " .. (value == true and "" or value) .. "\r\n"
             end
@@ -96,7 +96,7 @@ local function read_chunks(socket)
             return nil, fault or "no chunk"
         end
         if size == 0 then
-            return table.concat(chunks) -- trailers go with the connection
+            return table.concat(chunks) -- trailers are ignored, since the connection is closed
         end
         chunks[#chunks + 1], fault = socket:receive(size)
         if fault or not socket:receive() then
@@ -125,12 +125,12 @@ local function send_body(socket, body)
     return done, fault
 end
 
--- The answer of a function to one request: its status, headers (with small letters) and body; or nil, why, and whether
--- the request was sent. `body`, if any, is one of body_of_request.
-local function ask(name, method, target, headers, body, patience_s)
+-- The response of a function to one request: its status, headers (with lower-case names) and body; or nil, the fault, and
+-- whether the request was sent. `body`, if any, is a result of body_of_request.
+local function send_request(name, method, target, headers, body, timeout_s)
     local to = settings.functions[name]
     local socket = ngx.socket.tcp()
-    socket:settimeouts(CONNECT_S * 1000, PATIENCE_S * 1000, patience_s * 1000)
+    socket:settimeouts(CONNECT_S * 1000, TIMEOUT_S * 1000, timeout_s * 1000)
     local done, fault = socket:connect(to.address, to.port)
     if not done then
         return nil, fault
@@ -172,13 +172,13 @@ local function ask(name, method, target, headers, body, patience_s)
     return got.body and got, fault, true
 end
 
-local function away(fault)
-    ngx.log(ngx.ERR, "submit does not answer: ", fault)
+local function unavailable(fault)
+    ngx.log(ngx.ERR, "submit does not respond: ", fault)
     local is_late = fault == "timeout"
     ngx.exit(is_late and 504 or 502)
 end
 
--- The body of the request: its size, and its text, or the file that nginx has put it into.
+-- The body of the request: its size, and its text or the file that nginx has written it to.
 local function body_of_request()
     ngx.req.read_body()
     local text = ngx.req.get_body_data()
@@ -192,7 +192,7 @@ local function body_of_request()
     return { path = path, size = size }
 end
 
--- A request may be held for minutes: its body is needed no more once it has been submitted.
+-- A request can be held for minutes: its body is not needed after the submission.
 local function drop_body(body)
     if body.path then
         ngx.req.set_body_data("") -- closes the file
@@ -200,17 +200,17 @@ local function drop_body(body)
     end
 end
 
--- How long to wait before a request that failed so is repeated; nil where it is not. `repeats` were made already.
+-- The pause before a failed request is repeated; nil if it is not repeated. `repeats`: the repetitions so far.
 local function pause_before_repeat(repeats, retry_after)
-    local asked_s = tonumber(retry_after) or 0
-    local pause_s = math.max(PAUSES_S[repeats + 1] or math.huge, asked_s)
+    local requested_s = tonumber(retry_after) or 0
+    local pause_s = math.max(PAUSES_S[repeats + 1] or math.huge, requested_s)
     local spent_s = ngx.now() - ngx.req.start_time()
-    if asked_s <= LONGEST_PAUSE_S and spent_s + pause_s <= settings.retry_s and not ngx.worker.exiting() then
+    if requested_s <= LONGEST_PAUSE_S and spent_s + pause_s <= settings.retry_s and not ngx.worker.exiting() then
         return pause_s
     end
 end
 
--- The elements of header values that are lists, without spaces around them; a comma in quotes does not part them.
+-- The elements of header values that are lists, without surrounding spaces; a comma in quotes is no separator.
 local function elements(values)
     local found, current, in_quotes, is_escaped = {}, {}, false, false
     for letter in (table.concat(values, ",") .. ","):gmatch(".") do
@@ -236,7 +236,7 @@ local function header_values(name)
     return type(values) == "table" and values or { values }
 end
 
--- The seconds that `Prefer` asks for, or nil: the first `wait` counts, and one that cannot be read is none (RFC 7240).
+-- The seconds of `Prefer`, or nil: the first `wait` counts, and an invalid one is ignored (RFC 7240).
 local function preferred_s()
     for _, element in ipairs(elements(header_values("prefer"))) do
         local name, rest = element:match("^%s*([^=;]-)%s*=[ \t]*(.*)$")
@@ -251,7 +251,7 @@ local function preferred_s()
     end
 end
 
--- Whether the client would rather have the picture than JSON: `Accept` names it, and JSON not with a higher weight.
+-- Whether the client prefers the image to JSON: `Accept` names it, and JSON without a higher weight.
 local function wants_picture()
     local weights = { picture = 0, json = 0 }
     for _, element in ipairs(elements(header_values("accept"))) do
@@ -266,16 +266,16 @@ local function wants_picture()
     return weights.picture > 0 and weights.picture >= weights.json
 end
 
--- The job's view, decoded and as it came, once it has ended; nil when the time is over, or nothing is gained by waiting.
+-- The finished job's view, decoded and as received; nil when the wait is over, or when waiting is pointless.
 local function wait_for_end(job, wait_s, headers)
     local deadline = ngx.now() + wait_s
     while true do
         local began = ngx.now()
-        local asked_s = math.max(0, math.min(settings.poll_s, math.ceil(deadline - began)))
-        local target = JOBS .. job .. "?wait=" .. asked_s
-        local got, fault = ask("jobs", "GET", target, headers, nil, asked_s + PATIENCE_S)
+        local requested_s = math.max(0, math.min(settings.poll_s, math.ceil(deadline - began)))
+        local target = JOBS .. job .. "?wait=" .. requested_s
+        local got, fault = send_request("jobs", "GET", target, headers, nil, requested_s + TIMEOUT_S)
         if not got then
-            ngx.log(ngx.ERR, "jobs does not answer: ", fault)
+            ngx.log(ngx.ERR, "jobs does not respond: ", fault)
         elseif got.status == 200 then
             local view = cjson.decode(got.body)
             if view and TERMINAL[view.state] then
@@ -295,17 +295,17 @@ local function wait_for_end(job, wait_s, headers)
     end
 end
 
-local function answer_with_picture(view, headers)
+local function respond_with_picture(view, headers)
     local artifact = view.artifacts[1]
     local picture = artifact and artifact.media_type == "image/png" and artifact.url:match("^%a+://[^/]+.-(/artifacts/.*)$")
     headers["content-type"] = nil
     if view.state == "completed" and picture then
         for name, value in pairs(headers) do
-            if not OF_ANSWER[name] and not name:match("^access%-control%-") then -- the picture's answer has its own
+            if not OF_IMAGE[name] and not name:match("^access%-control%-") then -- the image's response has its own
                 ngx.header[name] = value
             end
         end
-        -- The link is its own permission. Only its path is followed, and to jobs.
+        -- The signed link is the authorization. Only its path is used, and only with the function jobs.
         ngx.var.picture = picture
         return ngx.exec("@picture")
     end
@@ -315,14 +315,14 @@ local function answer_with_picture(view, headers)
     problem(status, slug, title, why or title, members, headers)
 end
 
--- The answer of submit, which is asked again where it fails and a repetition makes no second job: nothing was sent, or
--- the client has named the submission.
-local function submit(target, headers, body, has_left)
+-- The response of submit. A failed request is repeated if that creates no second job: nothing was sent, or the submission
+-- has an idempotency key.
+local function submit(target, headers, body, is_closed)
     local repeats = 0
     while true do
-        local got, fault, was_sent = ask("submit", "POST", target, headers, body, PATIENCE_S)
+        local got, fault, was_sent = send_request("submit", "POST", target, headers, body, TIMEOUT_S)
         local may_repeat = not was_sent or ngx.var.http_idempotency_key
-        if has_left() or not may_repeat or (got and not FAILED[got.status]) then
+        if is_closed() or not may_repeat or (got and not FAILED[got.status]) then
             return got, fault
         end
         local pause_s = pause_before_repeat(repeats, got and got.headers["retry-after"])
@@ -334,61 +334,61 @@ local function submit(target, headers, body, has_left)
     end
 end
 
--- Forward the request to submit as one for `target`, and answer it when the job has ended.
+-- Forward the request to submit as one for `target`, and respond when the job has finished.
 local function hold(target, preference_s)
     local wait_s = math.min(preference_s or settings.wait_s, settings.wait_s)
     local body = body_of_request()
-    local headers = handed_on()
-    local job, has_left
+    local headers = forwarded_headers()
+    local job, is_closed
 
-    local function leave()
+    local function abandon()
         if job and settings.cancel then
-            ask("jobs", "POST", JOBS .. job .. "/cancel", headers, nil, PATIENCE_S)
+            send_request("jobs", "POST", JOBS .. job .. "/cancel", headers, nil, TIMEOUT_S)
         end
         ngx.exit(CLIENT_CLOSED)
     end
     ngx.on_abort(function()
-        has_left = true
-        if job then -- before that, submit decides first whether there is one
-            leave()
+        is_closed = true
+        if job then -- before that, submit decides whether there is a job
+            abandon()
         end
     end)
 
-    local taken, fault = submit(target, headers, body, function() return has_left end)
+    local response, fault = submit(target, headers, body, function() return is_closed end)
     drop_body(body)
     body = nil
-    if not taken then
-        return away(fault)
+    if not response then
+        return unavailable(fault)
     end
-    local slip = taken.status < 300 and cjson.decode(taken.body)
-    local told = {}
-    for name, value in pairs(taken.headers) do
-        if not NOT_HANDED_BACK[name] then
-            told[name] = value
+    local accepted = response.status < 300 and cjson.decode(response.body)
+    local returned = {}
+    for name, value in pairs(response.headers) do
+        if not NOT_RETURNED[name] then
+            returned[name] = value
         end
     end
-    if not slip then
-        return answer(taken.status, told, taken.body)
+    if not accepted then
+        return respond(response.status, returned, response.body)
     end
-    job = slip.id
+    job = accepted.id
     ngx.var.job = job
-    if has_left then
-        return leave()
+    if is_closed then
+        return abandon()
     end
     if preference_s then
-        told["preference-applied"] = string.format("wait=%d", wait_s)
+        returned["preference-applied"] = string.format("wait=%d", wait_s)
     end
     local view, text = wait_for_end(job, wait_s, headers)
     if not view then
-        answer(202, told, taken.body)
+        respond(202, returned, response.body)
     elseif wants_picture() then
-        answer_with_picture(view, told)
+        respond_with_picture(view, returned)
     else
-        answer(200, told, text)
+        respond(200, returned, text)
     end
 end
 
--- Whether a repetition of the request changes nothing: a reading, an event (its id is its key), a named submission.
+-- Whether the request is idempotent: a read, an event (by its id), a submission with an idempotency key.
 local function is_repeatable(is_submission)
     local method = ngx.req.get_method()
     if method == "GET" or method == "HEAD" then
@@ -397,7 +397,7 @@ local function is_repeatable(is_submission)
     return is_submission and (ngx.var.uri == "/" or (ngx.var.http_idempotency_key or "") ~= "")
 end
 
--- In front of every request: one that prefers to wait for the job that it submits is held here.
+-- Runs before every request: a submission that prefers to wait is held here.
 function facade.divert()
     local is_submission = ngx.var["function"] == "submit"
     if is_submission and ngx.var.uri ~= "/" and ngx.var.http_prefer and preferred_s() then
@@ -407,10 +407,10 @@ function facade.divert()
     end
 end
 
--- A repeatable request whose function has failed: it is repeated after a pause, or for the last time.
+-- A repeatable request whose function failed: it is repeated after a pause, or for the last time.
 function facade.again()
     local statuses = ngx.var.upstream_status
-    if not statuses then -- no function was asked
+    if not statuses then -- no request was sent to a function
         return ngx.exec("@too_many")
     end
     local repeats = tonumber(ngx.var.repeats)

@@ -1,4 +1,4 @@
-"""What the tests of the whole system share: one `darkroom up` for all that do not end it."""
+"""Fixtures of the system tests: one `darkroom up` for all tests that do not stop it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.system.running import System
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A running system. Whoever ends something in it starts one of their own."""
+    """A running system. A test that stops a part of it uses `own_system`."""
     running = System(tmp_path_factory.mktemp("system"))
     try:
         running.start()
@@ -24,7 +24,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture
 def own_system(tmp_path: Path, system: System) -> Iterator[System]:
-    """A system of the test's own, not started yet. Its stand-ins are there already."""
+    """A separate system, not started yet. It has the stand-in models."""
     shutil.copytree(system.folder / ".darkroom" / "stand-ins", tmp_path / ".darkroom" / "stand-ins")
     own = System(tmp_path)
     yield own

@@ -1,4 +1,4 @@
-"""The real thing for tests: `darkroom up` in a folder of its own, with real stand-in models, on a free port."""
+"""A complete system for tests: `darkroom up` in a separate folder, with stand-in models, on a free port."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.darkroom_command import command, darkroom, environment
 from tests.waiting import eventually
 
 START_LIMIT_S = 300
-"""Making the stand-ins and importing torch twice takes 15 s on two free cores, and others run here too."""
+"""Making the stand-ins and importing torch twice takes 15 s on two idle cores; the machine may be busy."""
 
 END_LIMIT_S = 60
-"""It promises about 15 s."""
+"""`darkroom up` stops within about 15 s."""
 
 
 class System:
-    """One `darkroom up`. `ready` is what it said when it was ready (`darkroom up --json`)."""
+    """One `darkroom up`. `ready` is its first line of output (`darkroom up --json`)."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
         self.folder = folder
@@ -39,21 +39,21 @@ class System:
         return str(self.ready["url"])
 
     def start(self, *arguments: str) -> None:
-        """Returns when it is ready; fails with all that it said when it ends before."""
+        """Start it, and return when it is ready; fails with its output if it exits before."""
         process = self.launch(*arguments)
-        said = self.folder / "up.out"
+        output = self.folder / "up.out"
         eventually(
-            lambda: "\n" in said.read_text() or process.poll() is not None,
+            lambda: "\n" in output.read_text() or process.poll() is not None,
             what="`darkroom up` to be ready",
             deadline_s=START_LIMIT_S,
         )
-        first = said.read_text().partition("\n")[0]
+        first = output.read_text().partition("\n")[0]
         assert first, self.words
         self.ready = json.loads(first)
         assert self.ready["event"] == "ready", self.words
 
     def launch(self, *arguments: str, as_json: bool = True) -> subprocess.Popen[bytes]:
-        """Returns at once. It has a session of its own, as in a terminal."""
+        """Start it in a new session, as in a terminal, and return at once."""
         with (self.folder / "up.out").open("wb") as out, (self.folder / "up.err").open("wb") as err:
             self._process = subprocess.Popen(
                 command("up", "--port", "0", *(["--json"] if as_json else []), *arguments),
@@ -68,36 +68,36 @@ class System:
 
     @property
     def words(self) -> str:
-        """What it wrote to stderr: with --json what went wrong alone."""
+        """Its stderr: with --json errors only."""
         return (self.folder / "up.err").read_text()
 
     @property
     def processes(self) -> dict[str, Recorded]:
-        """Who runs now, by name."""
+        """The running processes, by name."""
         record = RunRecord.read(self.folder / ".darkroom" / "run.json")
         return {process.name: process for process in record.processes} if record else {}
 
     def is_back(self, dead: Recorded) -> bool:
-        """Whether another process runs in the place of this one."""
+        """Whether another process has replaced this one."""
         return self.processes.get(dead.name, dead) != dead
 
     def signal(self, number: signal.Signals) -> int:
-        """Send it to the process group of `up`, as a terminal does, and answer the exit status that follows."""
+        """Send it to the process group of `up`, as a terminal does, and return the exit status."""
         assert self._process is not None
         os.killpg(self._process.pid, number)
         return self._process.wait(END_LIMIT_S)
 
     def end(self) -> None:
-        """End it in whatever state it is."""
+        """Stop it in any state."""
         if self._process is not None and self._process.poll() is None:
             self.signal(signal.SIGTERM)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`darkroom ARGUMENTS` in its folder, against it."""
+        """Run `darkroom ARGUMENTS` in its folder, with its URL."""
         return darkroom(arguments, folder=self.folder, DARKROOM_URL=self.url)
 
     def shell(self, line: str) -> subprocess.CompletedProcess[str]:
-        """A line as somebody would type it in its folder."""
+        """Run a shell command in its folder."""
         return subprocess.run(
             ["/bin/sh", "-c", line],
             cwd=self.folder,
@@ -109,31 +109,31 @@ class System:
         )
 
     def submit(self, **parameters: Any) -> str:
-        """Submit a job and answer its id at once."""
+        """Submit a job and return its id at once."""
         response = httpx.post(f"{self.url}/api/v1/generation-jobs/", json=parameters, trust_env=False)
         assert response.status_code == 202, response.text
         return str(response.json()["id"])
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """The job as it is now."""
+        """The current view of the job."""
         response = httpx.get(f"{self.url}/api/v1/generation-jobs/{job_id}", trust_env=False)
         assert response.status_code == 200, response.text
         view: dict[str, Any] = response.json()
         return view
 
     def wait_for(self, job_id: str, *states: str) -> dict[str, Any]:
-        """The job once it is in one of the states."""
+        """Wait until the job is in one of the states, and return its view."""
         eventually(lambda: self.job(job_id)["state"] in states, what=f"the job {job_id} to be {' or '.join(states)}")
         return self.job(job_id)
 
 
 def nothing_is_left_of(processes: Sequence[Recorded]) -> None:
-    """Neither the processes nor anything that they started; the system takes a moment to forget the killed ones."""
-    eventually(lambda: not left_of(processes), what="the end of all that was started")
+    """Wait until the processes and their children are gone; the kernel takes a moment to remove killed ones."""
+    eventually(lambda: not left_of(processes), what="all started processes are gone")
 
 
 def left_of(processes: Sequence[Recorded]) -> list[str]:
-    """The names of those that still run, or whose process group still has members."""
+    """The names of processes that still run, or whose process group still has members."""
     left = []
     for process in processes:
         with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What the two documents show a user typing, against the running system: only the address and the id are changed."""
+"""The commands of the two seed documents and of the README, run against a system: only address and id change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = {"model": "sd", "width": 64, "height": 64}
 
 
 def typed(system: System, line: str, job_id: str = "") -> dict[str, Any]:
-    """Type a line of a document at the running system; answers what it printed."""
+    """Run a command of a document against the running system; returns its JSON output."""
     line = line.replace("http://localhost:8000", system.url).replace("http://localhost:8001", system.url)
     line = line.replace("task-uuid", job_id).replace("{job_id}", job_id)
     done = system.shell(line)
@@ -75,16 +75,16 @@ def test_the_second_documents_client_follows_a_real_job_to_its_end(system: Syste
     assert f"ontent ID: {content_id}" in ran.output
 
 
-def test_a_path_that_was_told_can_be_fetched_by_whoever_was_told(system: System) -> None:
+def test_an_output_path_can_be_fetched_by_its_link_alone(system: System) -> None:
     job_id = system.submit(**SMALL)
     job = system.wait_for(job_id, "completed")
-    done = system.shell(f"curl --fail --silent --show-error -o told.png '{job['output_paths'][0]}'")
+    done = system.shell(f"curl --fail --silent --show-error -o fetched.png '{job['output_paths'][0]}'")
     assert done.returncode == 0, done.stderr
-    assert (system.folder / "told.png").stat().st_size == job["artifacts"][0]["size"]
+    assert (system.folder / "fetched.png").stat().st_size == job["artifacts"][0]["size"]
 
 
 def readme_blocks(repository: Path) -> list[str]:
-    """The shell lines that the README has a newcomer type, block by block."""
+    """The shell commands of the README, block by block."""
     return re.findall(r"```sh\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
 
 

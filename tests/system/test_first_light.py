@@ -1,4 +1,4 @@
-"""First light: what `darkroom up` prints makes a picture, a job can be followed and cancelled, and all of it ends."""
+"""`darkroom up`: the printed commands work, a job can be followed and cancelled, and all processes stop."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.waiting import eventually
 PARTS = {"functions", "courier", "worker", "redis"} | (set() if gateway_fault() else {"gateway"})
 
 SMALL = {"model": "sd", "width": 64, "height": 64, "steps": 1}
-"""A job that is done at once."""
+"""Parameters of a job that completes at once."""
 
 LONG = {"model": "sd", "width": 832, "height": 1216, "steps": 50, "images": 4}
-"""A job that is not done before the test has done something to it."""
+"""Parameters of a job that runs until the test has acted on it."""
 
 
 def picture_of(done: subprocess.CompletedProcess[str], folder: Path) -> Image.Image:
@@ -40,14 +40,14 @@ def picture_of(done: subprocess.CompletedProcess[str], folder: Path) -> Image.Im
 def test_the_printed_curl_line_gives_a_picture(system: System) -> None:
     answer = system.shell(system.ready["curl"])
     assert answer.returncode == 0, answer.stderr
-    slip = json.loads(answer.stdout)
-    assert slip["status"] == "pending"
-    picture = picture_of(system.run("watch", slip["id"], "--output", "."), system.folder)
+    receipt = json.loads(answer.stdout)
+    assert receipt["status"] == "pending"
+    picture = picture_of(system.run("watch", receipt["id"], "--output", "."), system.folder)
     assert picture.size == (1024, 1024)
     assert picture.format == "PNG"
 
 
-def test_the_printed_submit_line_gives_a_picture_that_says_what_made_it(system: System) -> None:
+def test_the_printed_submit_line_gives_a_picture_with_its_parameters(system: System) -> None:
     done = system.shell(system.ready["submit"])
     picture = picture_of(done, system.folder)
     assert "untrained" in done.stdout
@@ -55,7 +55,7 @@ def test_the_printed_submit_line_gives_a_picture_that_says_what_made_it(system: 
     assert "untrained" in json.dumps(picture.info)
 
 
-def test_up_prints_for_people_what_to_type_next(own_system: System) -> None:
+def test_up_prints_the_next_commands(own_system: System) -> None:
     own_system.launch(as_json=False)
     printed = own_system.folder / "up.out"
     eventually(lambda: "Logs: " in printed.read_text(), what="`darkroom up` to be ready", deadline_s=START_LIMIT_S)
@@ -65,7 +65,7 @@ def test_up_prints_for_people_what_to_type_next(own_system: System) -> None:
     assert any(line.startswith("curl ") for line in lines)
 
 
-def test_with_json_all_is_well_without_a_word_on_stderr(system: System) -> None:
+def test_with_json_stderr_is_empty_without_errors(system: System) -> None:
     assert system.words == ""
 
 
@@ -87,8 +87,8 @@ def test_each_picture_of_a_job_is_saved(system: System) -> None:
 def test_with_json_a_program_can_follow_a_job(system: System) -> None:
     done = system.run("submit", "x", "--model", "sd", "--width", "64", "--height", "64", "--json")
     assert done.returncode == 0, done.stderr
-    slip, *messages, job = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {message["job_id"] for message in messages} == {slip["id"]}
+    receipt, *messages, job = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {message["job_id"] for message in messages} == {receipt["id"]}
     assert messages[-1]["status"] == "completed"
     assert (job["state"], job["model_served"]) == ("completed", "sd stand-in, untrained weights")
     assert (system.folder / job["files"][0]).exists()
@@ -108,7 +108,7 @@ def test_a_running_and_a_waiting_job_can_be_cancelled(system: System) -> None:
     assert system.run("cancel", running).returncode == 0
 
 
-def test_an_ended_job_cannot_be_cancelled(system: System) -> None:
+def test_a_finished_job_cannot_be_cancelled(system: System) -> None:
     job_id = system.submit(**SMALL)
     system.wait_for(job_id, "completed")
     done = system.run("cancel", job_id, "--json")
@@ -116,7 +116,7 @@ def test_an_ended_job_cannot_be_cancelled(system: System) -> None:
     assert json.loads(done.stdout)["receipt"] == "too_late"
 
 
-def test_the_models_say_that_they_are_untrained(system: System) -> None:
+def test_the_models_are_marked_as_untrained(system: System) -> None:
     done = system.run("models", "--json")
     models = {model["name"]: model for model in map(json.loads, done.stdout.splitlines())}
     assert models["flux"]["served"] == "flux stand-in, untrained weights"
@@ -136,7 +136,7 @@ def test_the_models_say_that_they_are_untrained(system: System) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_taken_is_named_and_status_2(system: System, arguments: list[str], word: str) -> None:
+def test_an_invalid_argument_is_named_and_exits_with_2(system: System, arguments: list[str], word: str) -> None:
     done = system.run(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert word in done.stderr
@@ -170,7 +170,7 @@ def test_no_secret_is_in_a_log_or_on_a_command_line(system: System) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_ends_every_process_as_a_ctrl_c_does(own_system: System, number: signal.Signals) -> None:
+def test_a_signal_stops_every_process_as_ctrl_c_does(own_system: System, number: signal.Signals) -> None:
     own_system.start()
     processes = own_system.processes
     assert processes.keys() == PARTS
@@ -180,7 +180,7 @@ def test_a_signal_ends_every_process_as_a_ctrl_c_does(own_system: System, number
 
 
 def test_jobs_and_pictures_survive_a_ctrl_c_in_the_middle_of_the_work(own_system: System) -> None:
-    """One finished, one running, one waiting: none is lost, and none has failed."""
+    """A finished, a running and a waiting job: none is lost, and none has failed."""
     own_system.start()
     finished = own_system.submit(**SMALL)
     own_system.wait_for(finished, "completed")
@@ -212,7 +212,7 @@ def test_a_process_that_dies_is_started_again_and_no_job_is_lost(own_system: Sys
     assert own_system.run("watch", job_id).returncode == 0
 
 
-def test_a_ctrl_c_while_it_starts_ends_what_runs_by_then(own_system: System) -> None:
+def test_ctrl_c_during_the_start_stops_the_started_processes(own_system: System) -> None:
     process = own_system.launch()
     eventually(lambda: "worker" in own_system.processes or process.poll() is not None, what="the worker to be started")
     processes = own_system.processes
@@ -220,7 +220,7 @@ def test_a_ctrl_c_while_it_starts_ends_what_runs_by_then(own_system: System) -> 
     nothing_is_left_of(list(processes.values()))
 
 
-def test_a_model_that_cannot_be_loaded_ends_it_and_is_named(own_system: System) -> None:
+def test_a_model_that_cannot_be_loaded_is_named_and_stops_up(own_system: System) -> None:
     (own_system.folder / "empty").mkdir()
     process = own_system.launch("--model", "sd=empty")
     assert process.wait(START_LIMIT_S) == 1
@@ -228,8 +228,8 @@ def test_a_model_that_cannot_be_loaded_ends_it_and_is_named(own_system: System) 
     assert own_system.processes == {}
 
 
-def test_weights_of_ones_own_take_the_place_of_a_stand_in(own_system: System) -> None:
-    """Here they are a copy of the stand-in's: what counts is that nothing calls them untrained any more."""
+def test_local_weights_replace_a_stand_in(own_system: System) -> None:
+    """The weights are a copy of the stand-in's; they are not marked as untrained any more."""
     weights = own_system.folder / "weights"
     shutil.copytree(own_system.folder / ".darkroom" / "stand-ins" / "sd-standin", weights)
     own_system.start("--model", "sd=weights")
@@ -237,9 +237,7 @@ def test_weights_of_ones_own_take_the_place_of_a_stand_in(own_system: System) ->
     assert job["model_served"] == "sd"
 
 
-def test_a_redis_that_is_there_already_is_used_and_left_alone(
-    own_system: System, redis_url: str, namespace: str
-) -> None:
+def test_an_existing_redis_is_used_and_not_stopped(own_system: System, redis_url: str, namespace: str) -> None:
     own_system.variables |= {"DARKROOM_REDIS_URL": redis_url, "DARKROOM_NAMESPACE": namespace}
     own_system.start()
     assert own_system.processes.keys() == PARTS - {"redis"}
@@ -249,7 +247,7 @@ def test_a_redis_that_is_there_already_is_used_and_left_alone(
         assert client.ping()
 
 
-def test_what_a_killed_up_left_is_ended_by_the_next(own_system: System) -> None:
+def test_processes_of_a_killed_up_are_stopped_by_the_next(own_system: System) -> None:
     own_system.start()
     job_id = own_system.submit(**SMALL)
     own_system.wait_for(job_id, "completed")

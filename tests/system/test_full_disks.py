@@ -1,4 +1,4 @@
-"""Logs on a full disk change nothing about a job; and a process whose inner task or thread ends does not live on."""
+"""A full disk for logs does not affect jobs; a process exits when one of its background tasks or threads ends."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def full(folder: Path, name: str) -> Path:
     return log
 
 
-async def test_jobs_go_their_way_while_no_part_can_write_its_log(
-    redis_url: str, namespace: str, tmp_path: Path
-) -> None:
+async def test_jobs_complete_while_no_part_can_write_its_log(redis_url: str, namespace: str, tmp_path: Path) -> None:
     client = connect_async(redis_url)
     house = House(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
     variables, disk = house.environment(), tmp_path / "disk"
@@ -102,7 +100,7 @@ Watch._wait = wait
         pytest.param("darkroom_worker", [], WATCH_ENDS, "watch", id="worker"),
     ],
 )
-def test_a_process_ends_and_reports_it_where_what_it_cannot_do_without_has_ended(
+def test_a_process_exits_with_a_log_line_when_a_background_task_ends(
     module: str, arguments: list[str], hook: str, ended: str, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     variables = environment(

@@ -1,4 +1,4 @@
-"""`darkroom up` with its gateway: the documents' synchronous mode, with a real worker and a real picture."""
+"""`darkroom up` with its gateway: synchronous requests with a real worker and a real picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def gateway() -> None:
     start_program()
 
 
-def test_a_picture_is_the_answer_to_the_request_for_it(system: System) -> None:
+def test_a_synchronous_request_returns_the_picture(system: System) -> None:
     answer = system.shell(
         f"curl -sS -f -X POST {system.url}/sync/sd -H 'Accept: image/png' -H 'Content-Type: application/json'"
         """ -d '{"prompt": "a lighthouse at dusk", "width": 64, "height": 64, "steps": 1}' -o picture.png"""
@@ -30,7 +30,7 @@ def test_a_picture_is_the_answer_to_the_request_for_it(system: System) -> None:
         assert (picture.format, picture.size) == ("PNG", (64, 64))
 
 
-def test_the_job_is_the_answer_and_its_links_lead_through_the_gateway(system: System) -> None:
+def test_a_synchronous_request_returns_the_job_with_links_to_the_gateway(system: System) -> None:
     with httpx.Client(base_url=system.url, timeout=120, trust_env=False) as client:
         answer = client.post("/sync/sd", json=SMALL)
         assert answer.status_code == 200, answer.text
@@ -47,6 +47,6 @@ def test_the_job_is_the_answer_and_its_links_lead_through_the_gateway(system: Sy
         assert (waited.status_code, waited.headers["preference-applied"]) == (200, "wait=60")
 
 
-def test_only_the_gateway_listens_where_callers_ask(system: System) -> None:
+def test_only_the_gateway_listens_on_the_public_port(system: System) -> None:
     assert system.processes.keys() >= {"gateway", "functions"}
     assert httpx.get(f"{system.url}/metrics", trust_env=False).status_code == 404

@@ -1,4 +1,4 @@
-"""What `darkroom up` keeps of jobs that have ended, in its data folder."""
+"""Finished jobs of `darkroom up`, in its data folder."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ SMALL = {"model": "flux", "prompt": "a lighthouse at dusk", "width": 64, "height
 
 
 def redis_of(system: System) -> redis.Redis:
-    """A client of the Redis that `up` has started."""
+    """A client of the Redis that `up` started."""
     lines = (system.folder / ".darkroom" / "redis" / "redis.conf").read_text().splitlines()
-    told = dict(line.split(" ", 1) for line in lines if " " in line and not line.startswith("#"))
-    return redis.Redis(port=int(told["port"]), password=told["requirepass"])
+    settings = dict(line.split(" ", 1) for line in lines if " " in line and not line.startswith("#"))
+    return redis.Redis(port=int(settings["port"]), password=settings["requirepass"])
 
 
-def test_a_job_that_redis_has_forgotten_is_still_shown_and_can_be_fetched(system: System) -> None:
+def test_a_job_that_expired_in_redis_is_still_shown_and_its_picture_served(system: System) -> None:
     job_id = system.submit(**SMALL)
     before = system.wait_for(job_id, "completed")
     with redis_of(system) as client:
         eventually(lambda: client.pttl(f"darkroom:job:{job_id}") > 0, what="its time to live")
         client.delete(f"darkroom:job:{job_id}", f"darkroom:log:{job_id}")
     after = system.job(job_id)
-    links = {"output_paths", "artifacts"}  # they bear the time when they were made
+    links = {"output_paths", "artifacts"}  # they depend on the time
     assert {**after, **dict.fromkeys(links)} == {**before, **dict.fromkeys(links)}
     assert after["artifacts"][0]["sha256"] == before["content_id"]
     assert (system.folder / ".darkroom" / "history" / "jobs.sqlite").exists()

@@ -1,4 +1,4 @@
-"""A Redis that speaks only TLS, at an address without options of TLS: all parts work and send nothing in the clear."""
+"""A Redis with TLS only, at an address without TLS options: all parts work and send nothing in plain text."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ from tests.worker.running_worker import POOL, House, WorkerProcess
 
 NAMESPACE = "darkroom-test"
 DATABASE = 3
-"""Those of the environment `test`, which `darkroom env` looks at."""
+"""Database and prefix of the environment `test`, which `darkroom env` reads."""
 
 TLS_HANDSHAKE = b"\x16\x03"
 """The first bytes of a TLS connection: a record that holds a handshake, of version 3.x (RFC 8446, section 5.1)."""
 
 
-async def test_every_part_does_its_work_over_tls_and_nothing_is_sent_in_the_clear(
-    repository: Path, tmp_path: Path
-) -> None:
+async def test_every_part_works_over_tls_and_nothing_is_sent_in_plain_text(repository: Path, tmp_path: Path) -> None:
     server = TlsRedis(tmp_path)
     recorder = Recorder(server.port)
     with ExitStack() as stack:

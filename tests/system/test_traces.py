@@ -1,4 +1,4 @@
-"""One trace from the submission to the webhook: who looks for it finds the way of a job in the logs of all parts."""
+"""One trace id from the submission to the webhook, in the logs of all parts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
 
 
 def lines_about(part: Part, job_id: str) -> list[dict[str, Any]]:
-    """What it has logged of the job so far; not a line that is being written."""
+    """Its complete log lines about the job so far."""
     whole, _, _ = part.log.read_text().rpartition("\n")
     return [json.loads(line) for line in whole.splitlines() if job_id in line]
 
 
 def test_each_line_about_a_job_names_its_trace(redis_url: str, namespace: str, tmp_path: Path) -> None:
     """A worker's lines have tests of their own (tests/worker): here the test is the worker."""
-    told = environment(redis_url, namespace, DARKROOM_WEBHOOK_ALLOW="127.0.0.1")
-    functions = Functions("all", environment=told, log=tmp_path / "functions.log")
+    settings = environment(redis_url, namespace, DARKROOM_WEBHOOK_ALLOW="127.0.0.1")
+    functions = Functions("all", environment=settings, log=tmp_path / "functions.log")
     functions.start()
     courier = Part(
-        "darkroom_courier", environment={**told, "K_SINK": f"{functions.url}/events"}, log=tmp_path / "courier.log"
+        "darkroom_courier", environment={**settings, "K_SINK": f"{functions.url}/events"}, log=tmp_path / "courier.log"
     )
     courier.start()
     jobs = DrivenJobs(redis_url, namespace)
@@ -50,7 +50,7 @@ def test_each_line_about_a_job_names_its_trace(redis_url: str, namespace: str, t
             job_id = answer.json()["id"]
             jobs.start(job_id)
             jobs.complete(job_id)
-            (post,) = eventually(lambda: receiver.posts, what="the webhook is told")
+            (post,) = eventually(lambda: receiver.posts, what="the webhook receives the event")
             assert post.headers["traceparent"] == TRACEPARENT
             assert json.loads(post.body)["traceparent"] == TRACEPARENT
             eventually(

@@ -1,4 +1,4 @@
-"""Webhooks as docs/webhooks.md has them: its lines are typed, its receivers run, and `darkroom up` posts to them."""
+"""The commands and receivers of docs/webhooks.md, against `darkroom up`."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Receiver:
         return True
 
     def of(self, job_id: str) -> list[str]:
-        """What it did about a job: a line for each event that it acted on."""
+        """Its output about a job: a line for each event that it accepted."""
         return [line for line in self._log.read_text().splitlines() if job_id in line]
 
     def await_events(self, job_id: str, *events: str) -> None:
-        """Wait until it has acted on these, in this order, and on nothing else."""
+        """Wait until it has accepted exactly these events, in this order."""
         lines = [f"dev.darkroom.job.{event} {job_id} {event}" for event in events]
         eventually(lambda: len(self.of(job_id)) >= len(lines), what=f"{events} of {job_id} to be received")
         assert self.of(job_id) == lines
@@ -86,14 +86,14 @@ def start(system: System, repository: Path) -> Iterator[StartReceiver]:
 
 
 def call(system: System, method: str, path: str, **more: Any) -> Any:
-    """What the API answers, which is a success."""
+    """The JSON of a successful response."""
     response = httpx.request(method, system.url + path, trust_env=False, **more)
     assert response.is_success, response.text
     return response.json() if response.content else None
 
 
 def typed(system: System, line: str, receiver: Receiver) -> Any:
-    """Type a line of the document at the running system; answers what it printed."""
+    """Run a command of the document against the running system; returns its JSON output."""
     line = line.replace("http://localhost:8000", system.url).replace("http://localhost:9000/", receiver.url)
     done = system.shell(line.replace("curl ", "curl --silent --show-error --fail ", 1))
     assert done.returncode == 0, done.stderr
@@ -102,13 +102,13 @@ def typed(system: System, line: str, receiver: Receiver) -> Any:
 
 @pytest.fixture
 def lines(repository: Path) -> list[str]:
-    """The two that docs/webhooks.md has typed: for one job, and for all."""
+    """The two requests of docs/webhooks.md: for one job, and for all."""
     text = (repository / "docs" / "webhooks.md").read_text()
     return [block.strip() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
 
 @pytest.mark.parametrize("kind", ["py", "mjs"])
-def test_the_webhook_of_a_job_is_told_once_and_a_repeat_is_recognised(
+def test_the_webhook_of_a_job_receives_each_event_once_and_recognises_a_repeat(
     system: System, start: StartReceiver, lines: list[str], kind: str
 ) -> None:
     receiver = start(kind, secret=call(system, "GET", "/api/v1/webhook-secret")["secret"])
@@ -127,7 +127,7 @@ def test_the_webhook_of_a_job_is_told_once_and_a_repeat_is_recognised(
 
 
 @pytest.mark.parametrize("kind", ["py", "mjs"])
-def test_a_subscription_is_told_of_all_jobs_of_its_models_also_after_its_secret_was_rotated(
+def test_a_subscription_receives_all_jobs_of_its_models_also_after_a_rotation(
     system: System, start: StartReceiver, lines: list[str], kind: str
 ) -> None:
     unknown = start(kind, secret=call(system, "GET", "/api/v1/webhook-secret")["secret"])
@@ -144,8 +144,8 @@ def test_a_subscription_is_told_of_all_jobs_of_its_models_also_after_its_secret_
 
 @pytest.mark.parametrize("kind", ["py", "mjs"])
 def test_a_receiver_refuses_what_is_not_for_it(system: System, start: StartReceiver, kind: str) -> None:
-    """That of another tenant here; its refusal is in the list, and when it is tried again."""
-    receiver = start(kind, secret="whsec_" + "A" * 43 + "=", tenant="somebody-else")
+    """The event is another tenant's; the list of deliveries has the refusal and the time of the next attempt."""
+    receiver = start(kind, secret="whsec_" + "A" * 43 + "=", tenant="another-tenant")
     job_id = system.submit(**SMALL, webhook=receiver.url)
     path = f"{JOBS}{job_id}/deliveries"
     eventually(lambda: any(each["tries"] for each in call(system, "GET", path)["deliveries"]), what="a try")
@@ -156,14 +156,14 @@ def test_a_receiver_refuses_what_is_not_for_it(system: System, start: StartRecei
 
 
 @pytest.mark.parametrize("kind", ["py", "mjs"])
-def test_a_receiver_refuses_what_nobody_signed(system: System, start: StartReceiver, kind: str) -> None:
+def test_a_receiver_refuses_unsigned_posts(system: System, start: StartReceiver, kind: str) -> None:
     receiver = start(kind, secret=call(system, "GET", "/api/v1/webhook-secret")["secret"])
     headers = {"webhook-id": "1", "webhook-timestamp": f"{time.time():.0f}", "webhook-signature": "v1,eA== v1a,eA=="}
     for sent in (headers, headers | {"webhook-timestamp": "now"}, {}):
         assert httpx.post(receiver.url, content=b"{}", headers=sent, trust_env=False).status_code == 401
 
 
-def test_receivers_inside_are_those_on_this_machine_and_those_that_a_setting_names(own_system: System) -> None:
+def test_internal_receivers_are_this_machine_and_those_of_the_setting(own_system: System) -> None:
     own_system.variables |= {"DARKROOM_WEBHOOK_ALLOW": "receiver.internal"}
     own_system.start()
     for url, status in (
@@ -177,7 +177,7 @@ def test_receivers_inside_are_those_on_this_machine_and_those_that_a_setting_nam
         assert answer.status_code == status, url
 
 
-def test_with_an_address_for_callers_from_elsewhere_none_may_name_this_machine(own_system: System) -> None:
+def test_with_a_public_url_this_machine_is_no_allowed_receiver(own_system: System) -> None:
     own_system.variables |= {"DARKROOM_PUBLIC_URL": "https://darkroom.example"}
     own_system.start()
     for url in ("http://127.0.0.1:1/", "http://localhost:1/", "http://[::1]:1/"):

@@ -1,4 +1,4 @@
-"""A stage for upgrades: every part as a process that can be replaced as Kubernetes replaces pods.
+"""Parts for the upgrade tests: processes that can be replaced as Kubernetes replaces pods.
 
 The new one is started and ready before the old one gets its SIGTERM. Services are addresses that stay: what opens a
 connection is led to the newest part, and connections that are open stay where they are.
@@ -21,7 +21,7 @@ from tests.waiting import eventually
 
 
 class Service:
-    """An address on loopback before one port after another."""
+    """A loopback address that forwards to one port after another."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -67,7 +67,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def _first(*work: object) -> None:
-    """All of it, until the first is done: an HTTP connection that one side has ended is over."""
+    """Run all until the first is done: an HTTP connection is over when one side closes it."""
     tasks = [asyncio.ensure_future(each) for each in work]  # type: ignore[call-overload]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -82,8 +82,8 @@ class Courier(Part):
 
     def __init__(self, *, environment: Mapping[str, str], log: Path) -> None:
         self.port = free_port()
-        told = {**environment, "DARKROOM_PROBE_PORT": str(self.port)}
-        super().__init__("darkroom_courier", environment=told, log=log)
+        settings = {**environment, "DARKROOM_PROBE_PORT": str(self.port)}
+        super().__init__("darkroom_courier", environment=settings, log=log)
 
     def start(self) -> None:
         super().start()

@@ -26,13 +26,13 @@ from tests.worker.running_worker import MODEL_FILE, House
 FIXTURE = Path(__file__).parent / "fixtures" / f"version-{RECORD_VERSION - 1}.json"
 
 ENDS = {
-    "completed and not told": State.COMPLETED,
+    "completed and not published": State.COMPLETED,
     "dead letter": State.FAILED,
-    "cancelled and not told": State.CANCELLED,
+    "cancelled and not published": State.CANCELLED,
     "failed once, due again": State.COMPLETED,
     "running, and its worker is gone": State.COMPLETED,
     "running, and to be cancelled": State.CANCELLED,
-    "taken and never claimed": State.COMPLETED,
+    "popped and never claimed": State.COMPLETED,
     "in the queue": State.COMPLETED,
     "waiting": State.COMPLETED,
     "too late": State.EXPIRED,
@@ -55,7 +55,7 @@ def write_again(redis_url: str, namespace: str, commands: list[list[str]]) -> No
             client.execute_command(command, f"{namespace}:{key}", *rest)
 
 
-async def test_jobs_of_the_previous_version_end_and_are_told_of(
+async def test_jobs_of_the_previous_version_finish_and_are_published(
     house: House, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     fixture = json.loads(FIXTURE.read_text())
@@ -63,10 +63,10 @@ async def test_jobs_of_the_previous_version_end_and_are_told_of(
     assert ids.keys() == ENDS.keys()
     write_again(redis_url, namespace, fixture["commands"])
 
-    told = house.environment()
-    functions = Functions("all", environment=told, log=tmp_path / "functions.log")
+    settings = house.environment()
+    functions = Functions("all", environment=settings, log=tmp_path / "functions.log")
     soon = {"DARKROOM_ATTEMPT_LEASE_S": "1", "DARKROOM_SWEEP_AGE_S": "3", "K_SINK": f"{functions.url}/events"}
-    courier = Part("darkroom_courier", environment=told | soon, log=tmp_path / "courier.log")
+    courier = Part("darkroom_courier", environment=settings | soon, log=tmp_path / "courier.log")
     try:
         await asyncio.to_thread(functions.start)
         courier.start()
@@ -78,7 +78,7 @@ async def test_jobs_of_the_previous_version_end_and_are_told_of(
         assert records["failed once, due again"].counted == 1
 
         async def nothing_is_left() -> bool | None:
-            done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **told)
+            done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **settings)
             counts = json.loads(done.stdout.splitlines()[-1])
             return (counts["findings"], counts["untold"], counts["history"]) == ({}, 0, len(ids)) or None
 
@@ -94,10 +94,10 @@ async def test_jobs_of_the_previous_version_end_and_are_told_of(
         functions.stop()
 
 
-async def test_a_job_of_a_later_version_is_left_to_parts_that_know_it(
+async def test_a_job_of_a_later_version_is_left_to_newer_parts(
     house: House, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
-    """A worker puts it back, uncounted, and the end of one is not applied."""
+    """A worker requeues it without counting an attempt, and its terminal event is not applied."""
     job_id = await house.submit()
     result = Functions("result", environment=house.environment(), log=tmp_path / "result.log")
     try:
@@ -132,7 +132,7 @@ async def test_a_job_of_a_later_version_is_left_to_parts_that_know_it(
 
 
 async def test_a_job_whose_model_a_worker_does_not_know_is_run_by_one_that_does(house: House, tmp_path: Path) -> None:
-    """As where a model is new: the first worker has not been replaced yet."""
+    """The model is new, and the first worker has not been replaced yet."""
     newer, held = tmp_path / "newer", tmp_path / "held"
     newer.mkdir()
     (newer / "another.toml").write_text(MODEL_FILE.replace('name = "quick"', 'name = "another"'))

@@ -1,4 +1,4 @@
-"""Redis restored from a backup, as docs/operations.md has it: each job that was accepted before comes to its end."""
+"""Redis restored from a backup, as in docs/operations.md: each job accepted before it finishes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.worker.running_worker import House
 
 BEFORE, AFTER = 20, 3
 SLOW = 10
-"""It runs while the backup is made, and the ones behind it wait."""
+"""Steps of the job that runs during the backup, while the others wait."""
 
 
 def typed(repository: Path, start: str, server: RedisServer) -> str:
-    """The line of the document that begins so, as it is typed in a pod; the data of this Redis are elsewhere."""
+    """The command of the document that begins with `start`, with the data folder of this Redis."""
     text = (repository / "docs" / "operations.md").read_text()
     (line,) = re.findall(rf"exec (?:-i )?[a-z0-9-]+ -- sh -c '({start}.*)'", text)
     return str(line).replace("/data", str(server.folder))
@@ -41,28 +41,28 @@ async def shell(line: str, *, given: bytes = b"") -> bytes:
     return done.stdout
 
 
-async def test_after_a_restore_and_a_repair_all_jobs_of_the_backup_end(
+async def test_after_a_restore_and_a_repair_all_jobs_of_the_backup_finish(
     repository: Path, namespace: str, tmp_path: Path
 ) -> None:
-    """The backup is made while jobs run. Those that were accepted later have ended by then, and are in the history."""
+    """The backup is made while jobs run. Later jobs finish before the restore, and are in the history."""
     binary = binary_of(RedisKind.CURRENT) or binary_of(RedisKind.EMBEDDED)
     assert binary is not None
-    (tmp_path / "redis").mkdir()  # its path has no blanks, or the lines would need quotes
+    (tmp_path / "redis").mkdir()  # its path has no spaces, or the commands would need quotes
     server = RedisServer(binary, tmp_path / "redis")
     server.start()
     client = connect_async(server.url)
     house = House(AsyncLedger(client, namespace), redis_url=server.url, namespace=namespace, folder=tmp_path)
-    told = house.environment()
-    functions = Functions("all", environment=told, log=tmp_path / "functions.log")
+    settings = house.environment()
+    functions = Functions("all", environment=settings, log=tmp_path / "functions.log")
     soon = {"DARKROOM_ATTEMPT_LEASE_S": "1", "K_SINK": f"{functions.url}/events"}
-    courier = Part("darkroom_courier", environment=told | soon, log=tmp_path / "courier.log")
+    courier = Part("darkroom_courier", environment=settings | soon, log=tmp_path / "courier.log")
 
     async def is_settled(but: Collection[Kind] = ()) -> bool | None:
-        """Whether all ends are applied and archived, and the audit finds nothing, `but` what it may find."""
-        done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **told)
+        """Whether all terminal events are applied and archived, and the audit finds nothing except `but`."""
+        done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **settings)
         counts = json.loads(done.stdout.splitlines()[-1])
-        is_told = (counts["untold"], counts["history"]) == (0, counts["jobs"])
-        return (is_told and counts["findings"].keys() <= {*but}) or None
+        is_published = (counts["untold"], counts["history"]) == (0, counts["jobs"])
+        return (is_published and counts["findings"].keys() <= {*but}) or None
 
     try:
         await asyncio.to_thread(functions.start)
@@ -82,11 +82,11 @@ async def test_after_a_restore_and_a_repair_all_jobs_of_the_backup_end(
         records = await house.ledger.jobs([*jobs, *later], tenant=None)
         assert [record is not None for record in records] == [True] * BEFORE + [False] * AFTER
 
-        repaired = await asyncio.to_thread(darkroom, ["audit", "--repair"], folder=tmp_path, **told)
+        repaired = await asyncio.to_thread(darkroom, ["audit", "--repair"], folder=tmp_path, **settings)
         assert repaired.returncode == 0, repaired.stdout + repaired.stderr
         for job_id in jobs:
             assert (await house.ended(job_id)).state is State.COMPLETED
-        # The history keeps the end that it had: what ran again ended at another time.
+        # The history keeps the first result: a job that ran again finished at another time.
         await house.until(partial(is_settled, {Kind.HISTORY_DIFFERS}), "all are archived again")
         async with httpx.AsyncClient(base_url=functions.url, trust_env=False, timeout=60) as caller:
             for job_id in (*jobs, *later):

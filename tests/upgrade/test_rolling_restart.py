@@ -1,7 +1,7 @@
 """A rolling restart of every part under load, by the signals that Kubernetes sends: no job and no event is lost.
 
 Jobs come in all the while, through the gateway. A client follows all of them on a socket and comes again with its
-cursor when it is cut off, and a receiver of webhooks is told of each. The operator has no part in it: tests/operator
+cursor when it is cut off, and a receiver of webhooks receives each. The operator has no part in it: tests/operator
 replaces that one, under bursts of jobs.
 """
 
@@ -51,14 +51,14 @@ SOON = {
     "DARKROOM_DELIVERY_LEASE_S": "20",
     "DARKROOM_DELIVERY_SCHEDULE_S": ",".join(["0", *["1"] * 20]),
 }
-"""What a courier had to leave half done is done again within the test's patience."""
+"""What a courier had to leave half done is done again within the test's deadline."""
 
 SERVICE_RESTART = 1012
 
 
 @dataclass
 class Load:
-    """A client that submits jobs one after another, and asks for each. It repeats what got no answer."""
+    """A client that submits jobs one after another and reads each. It repeats requests without a response."""
 
     url: str
     ids: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Load:
 
 @dataclass
 class Follower:
-    """A client that follows all jobs on a socket, and comes again with its cursor after each end of it."""
+    """A client that follows all jobs on a socket, and reconnects with its cursor."""
 
     url: str
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -126,7 +126,7 @@ class Follower:
             await asyncio.sleep(AGAIN_S)
 
     def told_of(self, job_id: str) -> list[str]:
-        """The ids of the job's events that it was told, in that order."""
+        """The ids of the job's events that it received, in that order."""
         return [message["event_id"] for message in self.messages if message["job_id"] == job_id]
 
 
@@ -138,7 +138,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @asynccontextmanager
 async def background(work: Awaitable[None]) -> AsyncIterator[asyncio.Future[None]]:
-    """It runs beside; what it fails with, the test fails with."""
+    """Run it in the background; its failure fails the test."""
     task = asyncio.ensure_future(work)
     try:
         yield task
@@ -152,8 +152,8 @@ async def background(work: Awaitable[None]) -> AsyncIterator[asyncio.Future[None
 class Deployment:
     """Everything that runs. A part is replaced by one that is ready before the old one gets its SIGTERM."""
 
-    def __init__(self, house: House, services: dict[str, Service], told: dict[str, str], folder: Path) -> None:
-        self._house, self._services, self._told, self._folder = house, services, told, folder
+    def __init__(self, house: House, services: dict[str, Service], settings: dict[str, str], folder: Path) -> None:
+        self._house, self._services, self._settings, self._folder = house, services, settings, folder
         self._running: dict[str, Replaceable] = {}
         self._workers: list[WorkerProcess] = []
         self._started = 0
@@ -167,9 +167,9 @@ class Deployment:
             new: Replaceable = Gateway(folder, self._places())
         elif name == "courier":
             sink = f"http://{self._services['result'].address}/"
-            new = Courier(environment={**self._told, "K_SINK": sink}, log=log)
+            new = Courier(environment={**self._settings, "K_SINK": sink}, log=log)
         else:
-            new = Functions(name, environment=self._told, log=log)
+            new = Functions(name, environment=self._settings, log=log)
         await asyncio.to_thread(new.start)
         old, self._running[name] = self._running.get(name), new
         if name in self._services:
@@ -178,7 +178,7 @@ class Deployment:
             assert await asyncio.to_thread(old.stop) == 0, old.log.read_text()
 
     def _places(self) -> dict[str, str]:
-        """Where the gateway finds the functions. Its longest wait bounds how long it keeps a socket as it ends."""
+        """The gateway's settings. Its longest wait bounds for how long it keeps a socket during shutdown."""
         places = {f"DARKROOM_GATEWAY_{name.upper()}": self._services[name].address for name in FUNCTIONS}
         return {**places, "DARKROOM_MAX_WAIT_S": "2"}
 
@@ -206,8 +206,8 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
         stack.push_async_callback(client.aclose)
         house = House(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
         services = {name: await stack.enter_async_context(Service()) for name in (*FUNCTIONS, "gateway")}
-        told = house.environment() | SOON | {"DARKROOM_WEBHOOK_ALLOW": receiver.address}
-        running = Deployment(house, services, told, tmp_path)
+        settings = house.environment() | SOON | {"DARKROOM_WEBHOOK_ALLOW": receiver.address}
+        running = Deployment(house, services, settings, tmp_path)
         stack.push_async_callback(running.stop)
         await house.ledger.run(calls.announce_pool(POOL, models=[MODEL]))
         parts = (*FUNCTIONS, "undelivered", "courier", "gateway")
@@ -235,7 +235,7 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
             news = {job_id: ids_of(log, without={JobEvent.PROGRESSED}) for job_id, log in logs.items()}
             asked_for = [ids_of(log, of={JobEvent.STARTED, JobEvent.COMPLETED}) for log in logs.values()]
 
-            async def everything_is_told() -> bool | None:
+            async def everything_is_received() -> bool | None:
                 if following.done():
                     await following
                 followed = sum(len(follower.told_of(job_id)) for job_id in load.ids)
@@ -244,7 +244,7 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
                 )
                 return is_told or None
 
-            await house.until(everything_is_told, "the follower and the receiver are told of everything")
+            await house.until(everything_is_received, "the follower and the receiver have received every event")
 
         assert len(set(load.ids)) == len(load.ids)
         assert {job_id: follower.told_of(job_id) for job_id in load.ids} == news
@@ -252,11 +252,11 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
         assert follower.codes[SERVICE_RESTART] >= 1, follower.codes
 
         async def nothing_is_left() -> bool | None:
-            done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **told)
+            done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **settings)
             counts = json.loads(done.stdout.splitlines()[-1])
             return (counts["findings"], counts["untold"]) == ({}, 0) or None
 
-        await house.until(nothing_is_left, "nothing is left to be told, and the audit finds nothing")
+        await house.until(nothing_is_left, "no event is pending, and the audit finds nothing")
 
 
 def ids_of(
