@@ -1,4 +1,4 @@
-"""Dead letters: which failures become one, how long they are kept, and how they leave."""
+"""Dead letters: which failures become one, how long they are stored, and how they leave."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_a_redriven_job_can_become_one_again(jobs: TimedJobs) -> None:
 
 
 def dead_letters(ledger: AsyncLedger) -> DeadLetters:
-    """As they are read where no input has left Redis, so that the history is never asked."""
+    """Reads without a history: no input has left Redis."""
     return DeadLetters(ledger, Lookup(ledger, History(SecretStr("sqlite+aiosqlite:////nowhere/history"))))
 
 

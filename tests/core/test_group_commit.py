@@ -24,7 +24,7 @@ PATIENCE_S = 60.0
 
 
 class ListeningLedger(AsyncLedger):
-    """Notes how many calls went into each round trip, and holds one up when asked to."""
+    """Records the number of calls in each round trip, and delays one on request."""
 
     def __init__(self, client: Any, namespace: str) -> None:
         super().__init__(client, namespace)
@@ -194,7 +194,7 @@ async def test_a_redis_that_hangs_is_unavailable_after_the_timeout(own_redis: Re
 
 
 async def until_asked(ledger: ListeningLedger, groups: int) -> None:
-    """The ledger has been asked for as many round trips."""
+    """The ledger has begun that many round trips."""
     async with asyncio.timeout(PATIENCE_S):
         while len(ledger.groups) < groups:
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""The ledger's client: reads, paging, and what it makes of a Redis that loses replies, forgets scripts or is away."""
+"""The ledger's client: reads, paging, and a Redis that loses replies or scripts or is unavailable."""
 
 from __future__ import annotations
 
@@ -401,7 +401,7 @@ async def test_a_redis_that_cuts_every_connection_is_unavailable(jobs: TimedJobs
         await client.aclose()
 
 
-# -- scripts that Redis has forgotten ----------------------------------------------------------------------------------
+# -- scripts that Redis does not have ----------------------------------------------------------------------------------
 
 
 def test_a_script_that_redis_does_not_have_is_loaded_again(own_redis: RedisServer, namespace: str) -> None:

@@ -1,4 +1,4 @@
-"""What `accept` takes, what it refuses and in which order, and that a refusal leaves nothing behind."""
+"""What `accept` accepts, what it refuses and in which order, and that a refusal stores nothing."""
 
 from __future__ import annotations
 
@@ -190,14 +190,14 @@ def test_retry_after_is_a_minute_before_a_job_has_finished(jobs: TimedJobs) -> N
 
 
 def test_retry_after_follows_from_how_fast_jobs_finish(jobs: TimedJobs) -> None:
-    for _ in range(3):  # one end every 2 s
+    for _ in range(3):  # one finishes every 2 s
         jobs.finish(jobs.running())
         jobs.now += 2_000
     for _ in range(7):
         jobs.submit()
     error = refused(offer(jobs, jobs.submission(), backlog_limit=3))
     assert isinstance(error, BacklogFull)
-    assert error.retry_after == 10  # five must end before this one has a place
+    assert error.retry_after == 10  # five must finish before this one has room
 
 
 def test_retry_after_is_at_most_ten_minutes(jobs: TimedJobs) -> None:

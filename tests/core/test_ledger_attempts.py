@@ -1,4 +1,4 @@
-"""An attempt from its claim to its end, and what becomes of a job whose attempt did not end it."""
+"""An attempt from its claim to its end, and the job of an attempt that did not finish it."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _calls = itertools.count()
 
 
 def subscribe(jobs: TimedJobs, url: str = URL, **more: Any) -> str:
-    """A subscription, at once asked for its consent, so that nothing waits for that."""
+    """A subscription that has given its consent, so that nothing waits for that."""
     subscription_id = new_subscription_id(jobs.now)
     said: dict[str, Any] = {"tenant": TENANT, "url": url, "events": DEFAULT_EVENTS, "create": True, **more}
     assert jobs.run(calls.subscribe(subscription_id, **said, now=jobs.now)) is Subscribed.CREATED
@@ -50,7 +50,7 @@ def permit(jobs: TimedJobs, url: str = URL, *, rate: int | None = None, tenant: 
 
 
 def ended(jobs: TimedJobs, **more: Any) -> str:
-    """A completed job whose end is applied."""
+    """A completed job whose terminal event is applied."""
     job_id = jobs.running(**more)
     jobs.finish(job_id)
     return apply(jobs, job_id)
@@ -329,7 +329,7 @@ class TestStarts:
         assert jobs.outbox() == {job_id}
 
     async def test_an_end_applied_before_its_start_waits_for_it(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
-        """As it comes from a Broker that keeps no order."""
+        """As from a Broker, which guarantees no order."""
         job_id = jobs.running(webhook=Webhook(URL, ALL))
         (start,) = (await reads.pending_starts(ledger, [job_id]))[0]
         jobs.finish(job_id)
@@ -730,7 +730,7 @@ class TestTries:
 
 
 class TestRedelivery:
-    """A delivery is asked for anew."""
+    """A client requests a delivery again."""
 
     async def test_it_is_due_at_once_with_a_new_schedule(self, jobs: TimedJobs, ledger: AsyncLedger) -> None:
         permit(jobs)
@@ -784,7 +784,7 @@ class TestRedelivery:
 
 
 class TestForgotten:
-    """A deleted job takes its deliveries with it."""
+    """Deleting a job deletes its deliveries."""
 
     @pytest.mark.parametrize("has_record", [True, False], ids=["in Redis", "in the history only"])
     async def test_a_deleted_job_has_no_deliveries(

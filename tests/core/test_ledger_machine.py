@@ -1,9 +1,9 @@
 """The ledger under everything that may happen to it, in any order, against a real Redis.
 
 Hypothesis interleaves submitters, two workers, the courier, cancels, lapsed leases, lost and repeated messages,
-subscriptions that come and go, and receivers that take, refuse or end what is delivered. The clock is the test's own.
-After each move the invariants hold; every call is made twice; and in the end everything that was accepted reaches its
-one terminal state, and every subscriber gets its event.
+subscriptions that are created and deleted, and receivers that accept, refuse or end deliveries. The clock is the test's
+own. After each move the invariants hold; every call is made twice; and in the end everything that was accepted reaches
+its one terminal state, and every subscriber gets its event.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ ANSWER_LIMIT_S = 60
 """Of Redis: a machine that stands still for some seconds is no fault of the ledger's."""
 
 EXPIRING = (b":worker:", b":taken:")
-"""Keys that Redis forgets by its own clock, and not by the test's, while they are still looked at."""
+"""Keys that expire by Redis' own clock, and not by the test's, while the test still reads them."""
 
 ALL = frozenset(WebhookEvent)
 URLS = ("https://one.test/hook", "https://two.test/hook")
@@ -76,7 +76,7 @@ SUBSCRIPTIONS = tuple(new_subscription_id(number) for number in (1, 2))
 DELIVERY_LEASE_MS = 20_000
 
 LAST_STEPS = 400
-"""Moves of a willing courier and worker after which everything must have ended; a few dozen do."""
+"""Steps of a courier and a worker without failures after which every job must have finished; a few dozen suffice."""
 
 READERS: dict[str, Callable[[bytes], tuple[Any, ...]]] = {
     "hash": lambda key: ("HGETALL", key),
@@ -387,7 +387,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def an_event_arrives_out_of_turn(self, job_id: str) -> None:
-        """A Broker keeps no order, and forgets what it has delivered."""
+        """A Broker guarantees no order, and may deliver again."""
         if self.state(job_id).is_terminal:
             self._apply(job_id)
 
@@ -441,7 +441,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def courier_delivers(
         self, limit: int, per_target: int, outcomes: list[DeliveryOutcome | None], again: int | None
     ) -> None:
-        """None: it was killed before it could say what came of it."""
+        """None: it was killed before it could record the attempt."""
         for delivery, outcome in zip(self._take_deliveries(limit, per_target), outcomes, strict=False):
             if outcome is not None:
                 self._record_attempt(delivery, outcome, again)
@@ -487,7 +487,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(commit=st.booleans())
     def courier_archives(self, commit: bool) -> None:
-        """As often as not the history takes nothing."""
+        """The history is unavailable as often as not."""
         call = calls.lease_history(owner="courier", call=secrets.token_hex(4), limit=2, now=self.now)
         for job_id in self.run(call):
             assert self.state(job_id).is_terminal
@@ -498,7 +498,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def a_late_courier_archives(self, job_id: str) -> None:
-        """Its lease was over long ago; a job that has not ended yet is none that it can have written."""
+        """Its lease lapsed long ago; it cannot have archived a job that has not finished yet."""
         if self.state(job_id).is_terminal:
             self._archive(job_id)
         else:
@@ -689,7 +689,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.redis.close()
 
     def _deliver_all(self) -> None:
-        """With receivers that take everything."""
+        """With receivers that accept everything."""
         for _ in range(LAST_STEPS):
             if not self.redis.exists(f"{self.namespace}:targets"):
                 break

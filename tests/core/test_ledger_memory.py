@@ -1,4 +1,4 @@
-"""Redis at the limit of its memory: nothing more is accepted, and what was accepted runs, ends and makes room.
+"""Redis at the limit of its memory: nothing more is accepted, and accepted jobs run, finish and make room.
 
 Each server here is a test's own, of either kind.
 """
@@ -212,7 +212,7 @@ def test_the_list_of_the_pool_is_filled_with_a_full_redis(jobs: TimedJobs) -> No
     assert jobs.members("waiting") == set(submitted[2:])
 
 
-# -- what a job takes --------------------------------------------------------------------------------------------------
+# -- the memory of a job -----------------------------------------------------------------------------------------------
 
 EMOJI = "".join(chr(0x1F600 + number % 80) for number in range(4_000))
 """16,000 bytes of UTF-8; 48,000 as JSON's escapes would have it."""
@@ -221,7 +221,7 @@ MANY = 300
 
 
 def submit_emoji(jobs: TimedJobs) -> str:
-    """A job with the longest prompt that a model takes, as submit hands it in."""
+    """A job with the longest prompt that a model accepts, as submit creates it."""
     job_id = new_job_id(jobs.now)
     event = {"id": job_id, "source": "http://localhost:8000", "time": iso(jobs.now)}
     return jobs.submit(
@@ -284,7 +284,7 @@ def test_a_claim_has_the_records_input_and_no_message_a_copy_of_it(jobs: TimedJo
 # -- the limit of bytes ------------------------------------------------------------------------------------------------
 
 EMOJI_BYTES = 21_000
-"""At most so much an emoji job counts for: its input, its fields, and what else a job takes."""
+"""The bytes that such a job counts for at most: its input, its fields, and the rest."""
 
 
 def offer_within(jobs: TimedJobs, backlog_bytes: int, **more: object) -> object:

@@ -1,4 +1,4 @@
-"""The order of a pool's jobs: who is next, how few messages the Celery list holds, and each job's place."""
+"""The order of a pool's jobs: the next job, the bound of the Celery queue, and queue positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.core.timed_jobs import POOL, START_MS, TimedJobs
 
 
 def run_all(jobs: TimedJobs) -> list[str]:
-    """One worker takes and completes what there is; the jobs in the order in which they ran."""
+    """One worker completes all jobs; returns them in the order in which they ran."""
     ran = []
     while (job_id := jobs.receive_message()) is not None:
         assert jobs.claim(job_id, token=f"of-{job_id}").attempt is not None
@@ -251,7 +251,7 @@ def test_a_mark_to_drain_outlives_heartbeats(jobs: TimedJobs) -> None:
     assert jobs.claim(job_id).dropped == "draining"
 
 
-# -- the place in the queue --------------------------------------------------------------------------------------------
+# -- the queue position ------------------------------------------------------------------------------------------------
 
 
 def places(jobs: TimedJobs, submitted: list[str]) -> list[int | None]:

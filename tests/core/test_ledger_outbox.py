@@ -147,7 +147,7 @@ def test_the_courier_is_woken_by_a_finished_job(jobs: TimedJobs) -> None:
         assert heard.get_message(timeout=60)["data"] == b"outbox"
 
 
-# -- applied, and forgotten --------------------------------------------------------------------------------------------
+# -- applied, and expired ----------------------------------------------------------------------------------------------
 
 
 def test_an_applied_event_leaves_the_outbox(jobs: TimedJobs) -> None:

@@ -38,7 +38,7 @@ def body_of(message: Mapping[str, Any]) -> Any:
 
 
 def flat(message: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    """Each field by its path; a body as what it says, since JSON may be spaced."""
+    """Each field by its path; a body decoded, since the spacing of JSON may differ."""
     fields: dict[str, Any] = {}
     for name, value in message.items():
         if isinstance(value, dict):

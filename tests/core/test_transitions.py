@@ -1,4 +1,4 @@
-"""Every script in every situation of a job: what it does to it, and that a repeated call does no more."""
+"""Every script in every situation of a job: its effect, and that a repeated call changes nothing."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ ENDED = ("completed", "failed", "cancelled", "expired")
 
 
 def _held_delivery(job_id: str) -> LeasedDelivery:
-    """The end of a job on its way to the job's own webhook."""
+    """A terminal event in delivery to the job's own webhook."""
     return LeasedDelivery(
         id=f"{job_id}.3.job",
         job_id=job_id,

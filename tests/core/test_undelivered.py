@@ -29,7 +29,7 @@ def keep(jobs: TimedJobs, sent: Event, *, failure: Failure = FAILURE, tenant: st
 
 
 def keep_small(jobs: TimedJobs, number: int, *, most: int, most_bytes: int = 1_000_000) -> int:
-    """As `keep`, at a later time each; answers how many had to go."""
+    """As `keep`, at a later time each. Returns how many were removed."""
     jobs.now += 1
     return jobs.run(
         calls.store_undelivered(

@@ -201,7 +201,7 @@ class TimedJobs:
         return int(self.redis.hget(self.key("counters"), name) or 0)
 
     def everything(self) -> dict[str, Any]:
-        """All that is kept, and which of it has a time to live; but not how often calls were refused."""
+        """All stored values, and which of them have a time to live, without the counters of refused calls."""
         keys = [key for key in self.redis.scan_iter(self.key("*"), 1000) if not key.endswith(b":counters")]
         pipeline = self.redis.pipeline(transaction=False)
         for key in keys:

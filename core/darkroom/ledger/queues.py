@@ -144,7 +144,7 @@ def foreign_message(message: object) -> Foreign | None:
 def foreign_command(message: object) -> Foreign | None:
     """Why what came over the workers' control channel is not a command, or None if it is one.
 
-    Read as JSON, as kombu's `Mailbox` publishes it. Whether the command exists is Celery's to say.
+    Read as JSON, as kombu's `Mailbox` publishes it. Celery decides whether the command exists.
     """
     match message:
         case {

@@ -16,8 +16,8 @@ SLICE = 100
 
 @dataclass(frozen=True)
 class OutboxLeases:
-    """How a finished job stands in a queue of the outbox: when it finished (ms), how often it was leased, and how often
-    the other side refused it.
+    """The leases of a finished job in a queue of the outbox: when it finished (ms), how often it was leased, and how
+    often the other side refused it.
     """
 
     finished: int | None
