@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,9 @@ ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 ARCHITECTURE_LINES = 150
 """A page that is read as a whole; details belong in `docs/`."""
 
+FOLDER_MODULES = 14
+"""A folder with more has more than one subject."""
+
 
 def tables(text: str) -> list[list[str]]:
     """The cells of every table row."""
@@ -33,6 +37,12 @@ def tables(text: str) -> list[list[str]]:
 
 def in_code(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
+
+
+def product_modules() -> set[str]:
+    """The paths of all modules of the product, but for `__init__.py` and `__main__.py`."""
+    names = {path.relative_to(ROOT) for path in committed_files() if path.suffix == ".py"}
+    return {name.as_posix() for name in names if name.parts[0] in PRODUCT and not name.name.startswith("__")}
 
 
 def indexed_modules() -> list[str]:
@@ -77,12 +87,7 @@ def test_the_architecture_is_a_page_that_is_read_as_a_whole() -> None:
 
 
 def test_every_module_of_the_product_is_in_the_module_index() -> None:
-    modules = {
-        path.relative_to(ROOT).as_posix()
-        for path in committed_files()
-        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in PRODUCT and not path.name.startswith("__")
-    }
-    indexed = indexed_modules()
+    modules, indexed = product_modules(), indexed_modules()
     assert sorted(indexed) == sorted(set(indexed))
     assert {"missing": modules - set(indexed), "gone": set(indexed) - modules} == {"missing": set(), "gone": set()}
 
@@ -103,9 +108,8 @@ def test_every_page_is_found_from_the_readme_or_the_architecture() -> None:
 
 
 def test_no_folder_of_the_product_has_more_than_fourteen_modules() -> None:
-    folders = [path.parent for path in committed_files() if path.suffix == ".py"]
-    product = [folder.relative_to(ROOT) for folder in folders if folder.relative_to(ROOT).parts[:1][0] in PRODUCT]
-    assert {str(folder): product.count(folder) for folder in product if product.count(folder) > 15} == {}
+    folders = Counter(Path(name).parent.as_posix() for name in product_modules())
+    assert {folder: count for folder, count in folders.items() if count > FOLDER_MODULES} == {}
 
 
 def test_the_model_that_the_architecture_shows_can_be_loaded(tmp_path: Path) -> None:
