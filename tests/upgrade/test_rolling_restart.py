@@ -125,7 +125,7 @@ class Follower:
                 self.codes[socket.close_code] += 1
             await asyncio.sleep(AGAIN_S)
 
-    def told_of(self, job_id: str) -> list[str]:
+    def events_of(self, job_id: str) -> list[str]:
         """The ids of the job's events that it received, in that order."""
         return [message["event_id"] for message in self.messages if message["job_id"] == job_id]
 
@@ -238,16 +238,16 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
             async def everything_is_received() -> bool | None:
                 if following.done():
                     await following
-                followed = sum(len(follower.told_of(job_id)) for job_id in load.ids)
-                is_told = followed >= sum(map(len, news.values())) and len(delivered(receiver)) >= sum(
+                followed = sum(len(follower.events_of(job_id)) for job_id in load.ids)
+                is_received = followed >= sum(map(len, news.values())) and len(delivered(receiver)) >= sum(
                     map(len, asked_for)
                 )
-                return is_told or None
+                return is_received or None
 
             await house.until(everything_is_received, "the follower and the receiver have received every event")
 
         assert len(set(load.ids)) == len(load.ids)
-        assert {job_id: follower.told_of(job_id) for job_id in load.ids} == news
+        assert {job_id: follower.events_of(job_id) for job_id in load.ids} == news
         assert delivered(receiver) == {event_id for ids in asked_for for event_id in ids}
         assert follower.codes[SERVICE_RESTART] >= 1, follower.codes
 
