@@ -23,7 +23,7 @@ from darkroom.history.store import History, PastJob
 from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Archived
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.epochs import NEVER, Loss
+from darkroom.ledger.epochs import NEVER, DataLoss
 from darkroom.ledger.records import JobRecord
 from darkroom.logs import logger
 
@@ -65,7 +65,7 @@ class Archive:
         self._is_migrated = False
         self._is_in_doubt = False
         self._beat_due = 0.0
-        self._loss: Loss | None = None
+        self._loss: DataLoss | None = None
 
     async def step(self) -> bool:
         """Write one batch. True: there may be more. Raises LedgerUnavailable and HistoryUnavailable.

@@ -11,11 +11,11 @@ from darkroom.cloudevents.event import Event
 from darkroom.ledger import calls, undelivered
 from darkroom.ledger.calls import Replayed
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.undelivered import Failure, UndeliveredEvents, split_failure
+from darkroom.ledger.undelivered import DeliveryFailure, UndeliveredEvents, split_failure
 
 from tests.core.timed_jobs import TENANT, TimedJobs
 
-FAILURE = Failure("http://subscriber.test/", 500, "no")
+FAILURE = DeliveryFailure("http://subscriber.test/", 500, "no")
 
 
 def event(number: int = 1, **more: Any) -> Event:
@@ -23,7 +23,7 @@ def event(number: int = 1, **more: Any) -> Event:
     return Event(**members)
 
 
-def keep(jobs: TimedJobs, sent: Event, *, failure: Failure = FAILURE, tenant: str = TENANT) -> str:
+def keep(jobs: TimedJobs, sent: Event, *, failure: DeliveryFailure = FAILURE, tenant: str = TENANT) -> str:
     jobs.run(undelivered.store(sent, failure, tenant=tenant, now=jobs.now))
     return undelivered.id_of(sent, tenant=tenant)
 
@@ -72,7 +72,7 @@ async def test_the_same_event_is_stored_once_with_its_last_failure(jobs: TimedJo
     jobs.now += 1
     other = keep(jobs, event(2))
     began, jobs.now = jobs.now - 1, jobs.now + 1
-    assert keep(jobs, event(1, data=None), failure=Failure(None, 404, None)) == first
+    assert keep(jobs, event(1, data=None), failure=DeliveryFailure(None, 404, None)) == first
     assert await listed(ledger) == [first, other]
     found = await UndeliveredEvents(ledger).find(first, tenant=TENANT)
     assert found is not None
@@ -239,23 +239,23 @@ def test_an_invalid_cursor_of_undelivered_events_is_refused(cursor: str) -> None
 @pytest.mark.parametrize(
     ("marks", "failure"),
     [
-        pytest.param({}, Failure(None, None, None), id="none"),
+        pytest.param({}, DeliveryFailure(None, None, None), id="none"),
         pytest.param(
             {"knativeerrordest": "http://a/", "knativeerrorcode": "503", "knativeerrordata": "Unauthorized"},
-            Failure("http://a/", 503, "Unauthorized"),
+            DeliveryFailure("http://a/", 503, "Unauthorized"),
             id="as older versions write",
         ),
         pytest.param(
             {"knativeerrorcode": 500, "knativeerrordata": base64.b64encode(b"it broke\n").decode()},
-            Failure(None, 500, "it broke\n"),
+            DeliveryFailure(None, 500, "it broke\n"),
             id="as newer versions write",
         ),
-        pytest.param({"knativeerrorcode": "soon"}, Failure(None, None, None), id="a code that is none"),
-        pytest.param({"knativeerrordata": "é" * 2000}, Failure(None, None, "é" * 1024), id="long"),
-        pytest.param({"knativeerrordata": "AAAA"}, Failure(None, None, "AAAA"), id="no text in Base64"),
-        pytest.param({"knativebrokerttl": 255}, Failure(None, None, None), id="other marks"),
+        pytest.param({"knativeerrorcode": "soon"}, DeliveryFailure(None, None, None), id="a code that is none"),
+        pytest.param({"knativeerrordata": "é" * 2000}, DeliveryFailure(None, None, "é" * 1024), id="long"),
+        pytest.param({"knativeerrordata": "AAAA"}, DeliveryFailure(None, None, "AAAA"), id="no text in Base64"),
+        pytest.param({"knativebrokerttl": 255}, DeliveryFailure(None, None, None), id="other marks"),
     ],
 )
-def test_knatives_extensions_are_removed_from_the_event(marks: Mapping[str, Any], failure: Failure) -> None:
+def test_knatives_extensions_are_removed_from_the_event(marks: Mapping[str, Any], failure: DeliveryFailure) -> None:
     extensions = {"tenant": "t", **marks}
     assert split_failure(event(extensions=extensions)) == (event(extensions={"tenant": "t"}), failure)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from darkroom.ledger.calls import BACKLOG_BYTES, BACKLOG_LIMIT
-from darkroom.ledger.epochs import Loss
+from darkroom.ledger.epochs import DataLoss
 
 OLDEST_REDIS = (6, 2)
 """The ledger keeps to the commands of this version."""
@@ -213,7 +213,7 @@ class House:
     workers: Sequence[Worker]
     untold: Sequence[Overdue]
     unarchived: Sequence[Overdue]
-    loss: Loss | None
+    loss: DataLoss | None
     unfinished_bytes: int = 0
     clocks: Sequence[Clock] = ()
     set_back: Clock | None = None

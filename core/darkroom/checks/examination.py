@@ -39,7 +39,7 @@ from darkroom.ledger import calls, queues, reads
 from darkroom.ledger.calls import WORKER_TTL_MS, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import translated
-from darkroom.ledger.epochs import Loss, lost
+from darkroom.ledger.epochs import DataLoss, lost
 from darkroom.ledger.keys import Keys
 from darkroom.ledger.queues import CANARY
 from darkroom.ledger.records import WorkerRecord
@@ -167,7 +167,7 @@ class Examination:
             set_back=set_back,
         )
 
-    async def _loss(self) -> Loss | None:
+    async def _loss(self) -> DataLoss | None:
         """What Redis lost: without SQL, what the ledger notes. SQL is read first, since couriers write it last."""
         outside = None
         if self._history is not None:

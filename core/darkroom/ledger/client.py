@@ -26,7 +26,7 @@ from darkroom.ledger.calls import Call
 from darkroom.ledger.connection import translated
 from darkroom.ledger.keys import Keys
 from darkroom.ledger.records import JobRecord, decode_view
-from darkroom.ledger.wire import Command, Line, ask_each
+from darkroom.ledger.wire import Command, SerialConnection, ask_each
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Ledger:
     """The ledger for a worker's process: one call at a time, over one connection that it holds."""
 
     def __init__(self, client: redis.Redis, namespace: str) -> None:
-        self._line = Line(client)
+        self._connection = SerialConnection(client)
         self.namespace = namespace
 
     def run(self, call: Call[T]) -> T:
@@ -43,10 +43,10 @@ class Ledger:
         command = _command(self.namespace, call)
         with translated():
             try:
-                reply = self._line.ask(command)
+                reply = self._connection.ask(command)
             except NoScriptError:
-                self._line.ask(("SCRIPT", "LOAD", scripts.texts()[call.script]))
-                reply = self._line.ask(command)
+                self._connection.ask(("SCRIPT", "LOAD", scripts.texts()[call.script]))
+                reply = self._connection.ask(command)
         return call.decode(reply)
 
     def job(self, job_id: str) -> JobRecord | None:

@@ -28,7 +28,7 @@ NEVER = Epoch(0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Loss:
+class DataLoss:
     """Redis lost what it wrote between these two times, in ms since 1970; `since` 0: everything."""
 
     since: int
@@ -46,18 +46,18 @@ class LedgerEpoch:
     """The epoch of the ledger, and a loss that is not acknowledged yet."""
 
     epoch: Epoch
-    loss: Loss | None
+    loss: DataLoss | None
 
     @classmethod
     def decode(cls, reply: Sequence[bytes | None]) -> LedgerEpoch:
         """From the five fields of its record, in the order of `lua/checks/advance_epoch.lua`."""
         number, beats, at, since, until = (int(value or 0) for value in reply)
-        return cls(Epoch(number, beats, at), None if reply[4] is None else Loss(since, until))
+        return cls(Epoch(number, beats, at), None if reply[4] is None else DataLoss(since, until))
 
 
-def lost(ledger: LedgerEpoch, outside: Epoch | None) -> Loss | None:
+def lost(ledger: LedgerEpoch, outside: Epoch | None) -> DataLoss | None:
     """What Redis lost: as recorded, or as `outside`, the epoch in SQL, shows before a courier recorded it."""
     if outside is not None and ledger.epoch.beats < outside.beats:
         since = ledger.epoch.at if ledger.loss is None else min(ledger.epoch.at, ledger.loss.since)
-        return Loss(since, outside.at)
+        return DataLoss(since, outside.at)
     return ledger.loss

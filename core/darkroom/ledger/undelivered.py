@@ -42,7 +42,7 @@ _HEAD = ("tenant", "attributes", "failure", "bytes", "first", "last", "replayed"
 
 
 @dataclass(frozen=True)
-class Failure:
+class DeliveryFailure:
     """Why Knative gave up, as far as it reports: the last destination, and the status and text of its response."""
 
     destination: str | None
@@ -61,7 +61,7 @@ class Undelivered:
     id: str
     tenant: str
     event: Event
-    failure: Failure
+    failure: DeliveryFailure
     size: int
     first: int
     last: int
@@ -118,7 +118,7 @@ def id_of(event: Event, *, tenant: str) -> str:
     return f"und_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
-def split_failure(event: Event) -> tuple[Event, Failure]:
+def split_failure(event: Event) -> tuple[Event, DeliveryFailure]:
     """The event as its source sent it, and why Knative gave up on it."""
     added = {name: value for name, value in event.extensions.items() if name.startswith(KNATIVE)}
     sent = replace(event, extensions={name: value for name, value in event.extensions.items() if name not in added})
@@ -127,10 +127,10 @@ def split_failure(event: Event) -> tuple[Event, Failure]:
         for name in ("knativeerrordest", "knativeerrorcode", "knativeerrordata")
     )
     number = int(code) if code and code.isascii() and code.isdecimal() and len(code) <= 3 else None  # noqa: PLR2004
-    return sent, Failure(destination or None, number, None if answer is None else _text_of(answer))
+    return sent, DeliveryFailure(destination or None, number, None if answer is None else _text_of(answer))
 
 
-def store(event: Event, failure: Failure, *, tenant: str, now: int | None = None) -> Call[int]:
+def store(event: Event, failure: DeliveryFailure, *, tenant: str, now: int | None = None) -> Call[int]:
     """Store it. The call returns how many others were removed to make room."""
     attributes = event.encode_structured()
     data = attributes.pop("data", None)
@@ -168,7 +168,7 @@ def _decode(event_id: str, head: Sequence[str | None], *, data: str | None) -> U
         id=event_id,
         tenant=tenant,
         event=Event.decode_structured(members),
-        failure=Failure(**json.loads(failure)),
+        failure=DeliveryFailure(**json.loads(failure)),
         size=int(size),
         first=int(first),
         last=int(last),

@@ -31,7 +31,7 @@ def pack(command: Command) -> bytes:
     return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]))
 
 
-class Line:
+class SerialConnection:
     """One connection that is held for many calls, one at a time: threads wait for each other.
 
     It returns to the client's pool when the line is garbage-collected.
