@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from darkroom.jobs import State
-from darkroom.ledger import calls, reads
-from darkroom.ledger.calls import Reading, ReleaseReason, WorkerState
-from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger import calls
+from darkroom.ledger.calls import ReleaseReason, WorkerState
 
 from tests.core.timed_jobs import POOL, START_MS, TimedJobs
 
@@ -313,11 +312,10 @@ def test_a_job_that_does_not_wait_has_no_queue_position(jobs: TimedJobs) -> None
 # -- demand ------------------------------------------------------------------------------------------------------------
 
 
-async def test_demand_is_what_waits_runs_and_is_due(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+def test_demand_is_what_waits_runs_and_is_due(jobs: TimedJobs) -> None:
     jobs.finish(jobs.running())
     jobs.retry(jobs.running())
     jobs.running()
     submit_many(jobs, 4)
-    found = (await reads.observe(ledger, [POOL]))[POOL]
-    assert isinstance(found, Reading)
+    found = jobs.run(calls.observe(POOL, now=jobs.now))
     assert (found.waiting, found.dispatched, found.running, found.due_soon, found.jobs) == (3, 1, 1, 1, 6)
