@@ -94,8 +94,8 @@ Watch._wait = wait
 @pytest.mark.parametrize(
     ("module", "arguments", "hook", "ended"),
     [
-        pytest.param("darkroom_functions.serve", ["result"], CHANNELS_END, "live", id="functions"),
-        pytest.param("darkroom_functions.serve", ["submit"], CHANNELS_CANCELLED, "channels", id="cancelled"),
+        pytest.param("darkroom_functions.serve", ["result"], CHANNELS_END, "follow jobs", id="functions"),
+        pytest.param("darkroom_functions.serve", ["submit"], CHANNELS_CANCELLED, "job channels", id="cancelled"),
         pytest.param("darkroom_courier", [], CHANNELS_END, "listen", id="courier"),
         pytest.param("darkroom_worker", [], WATCH_ENDS, "watch", id="worker"),
     ],
