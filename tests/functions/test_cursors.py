@@ -55,7 +55,7 @@ Own = Callable[..., tuple[Functions, DrivenJobs]]
 def shared(
     redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Functions, DrivenJobs]]:
-    """One process of result for all tests of this file that do it no harm, and its jobs."""
+    """One process of result for all tests of this file that leave it intact, and its jobs."""
     url, namespace = redis_servers(RedisKind.EMBEDDED).url, f"t-{secrets.token_hex(8)}"
     settings = environment(url, namespace, DARKROOM_SOCKET_GRACE_S=str(GRACE_S), DARKROOM_SOCKET_IDLE_S=str(IDLE_S))
     migrated(settings["DARKROOM_DATABASE_URL"])

@@ -56,7 +56,7 @@ def api(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory, h
 
 
 @contextmanager
-def meanwhile(ask: Callable[[], httpx.Response]) -> Iterator[Future[httpx.Response]]:
+def concurrently(ask: Callable[[], httpx.Response]) -> Iterator[Future[httpx.Response]]:
     """The answer to a request that is made while the block runs."""
     with ThreadPoolExecutor(1) as executor:
         yield executor.submit(ask)
@@ -146,7 +146,7 @@ class TestReads:
     @pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
     def test_a_read_is_answered_as_soon_as_the_job_is_terminal(self, api: Api, asked: Any, end: str) -> None:
         job_id = api.jobs.submit()
-        with meanwhile(lambda: api.get(JOBS + job_id, **asked)) as answer:
+        with concurrently(lambda: api.get(JOBS + job_id, **asked)) as answer:
             is_waited_for(api.functions, job_id)
             assert not answer.done()
             if end == "cancelled":
@@ -195,7 +195,7 @@ class TestReads:
 
     def test_a_head_waits_as_well(self, api: Api) -> None:
         job_id = api.jobs.submit()
-        with meanwhile(lambda: api.request("HEAD", JOBS + job_id, params={"wait": LONG})) as answer:
+        with concurrently(lambda: api.request("HEAD", JOBS + job_id, params={"wait": LONG})) as answer:
             is_waited_for(api.functions, job_id)
             api.jobs.cancel(job_id)
             assert answer.result(TIMEOUT_S).status_code == 200
@@ -234,7 +234,7 @@ class TestSubmissions:
     @pytest.mark.parametrize("end", ["completed", "failed"])
     def test_a_submission_is_answered_with_the_job_when_that_is_terminal(self, api: Api, path: str, end: str) -> None:
         known = waited_for(api.functions)
-        with meanwhile(lambda: api.post(path, json={"prompt": "a lighthouse"}, headers=PREFER_LONG)) as answer:
+        with concurrently(lambda: api.post(path, json={"prompt": "a lighthouse"}, headers=PREFER_LONG)) as answer:
             job_id = one_more(api.functions, known)
             api.jobs.start(job_id)
             if end == "completed":
@@ -323,7 +323,7 @@ class TestEndOfWaits:
     ) -> None:
         with serving(redis_url, namespace, tmp_path, DARKROOM_MAX_WAIT_S=str(LONG)) as api:
             job_id = api.jobs.submit()
-            with meanwhile(lambda: api.get(JOBS + job_id, params={"wait": LONG})) as answer:
+            with concurrently(lambda: api.get(JOBS + job_id, params={"wait": LONG})) as answer:
                 is_waited_for(api.functions, job_id)
                 assert api.functions.stop() == 0
                 assert answer.result(TIMEOUT_S).json()["state"] == "pending"
@@ -340,7 +340,7 @@ class TestOutages:
 
     def test_a_wait_survives_an_outage(self, own: Api, own_redis: RedisServer) -> None:
         job_id = own.jobs.submit()
-        with meanwhile(lambda: own.get(JOBS + job_id, params={"wait": LONG})) as answer:
+        with concurrently(lambda: own.get(JOBS + job_id, params={"wait": LONG})) as answer:
             is_waited_for(own.functions, job_id)
             own_redis.stop()
             eventually(lambda: own.functions.said("channels_lost"), what="the outage to be noticed")
@@ -354,7 +354,7 @@ class TestOutages:
         self, own: Api, own_redis: RedisServer
     ) -> None:
         job_id = own.jobs.submit()
-        with meanwhile(lambda: own.get(JOBS + job_id, params={"wait": 5})) as answer:
+        with concurrently(lambda: own.get(JOBS + job_id, params={"wait": 5})) as answer:
             is_waited_for(own.functions, job_id)
             own_redis.stop()
             response = answer.result(TIMEOUT_S)
@@ -373,7 +373,7 @@ class TestOutages:
     ) -> None:
         """Else its client would submit it again."""
         known = waited_for(own.functions)
-        with meanwhile(lambda: own.post("/sd", headers={"Prefer": "wait=5"})) as answer:
+        with concurrently(lambda: own.post("/sd", headers={"Prefer": "wait=5"})) as answer:
             job_id = one_more(own.functions, known)
             own_redis.stop()
             response = answer.result(TIMEOUT_S)

@@ -1,6 +1,6 @@
 """Cursors: the last entry that a client has, as the client states it when it connects again.
 
-The cursor of a job is the part of an `event_id` behind the colon: the number of the last entry that the client has, or
+The cursor of a job is the part of an `event_id` after the colon: the number of the last entry that the client has, or
 `end`. So `since=7`, `since=end` and the whole event id `since=<job>:7` are cursors of one job, and event ids separated
 by commas those of several; the `Last-Event-ID` of an event stream is one too. A number never stands for the end of a
 job: after a Redis that lost its last second, the end may bear a number that the client has from another entry.

@@ -43,7 +43,7 @@ class Start:
 class Feed:
     """The messages of one client, from one or more logs of a tenant. At most `limit` published messages wait in it.
 
-    `read_page` returns the next messages of a log behind a position; `left` is called when a log is followed no longer.
+    `read_page` returns the next messages of a log after a position; `left` is called when a log is followed no longer.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ from darkroom_functions.streams.messages import ControlMessage, StreamMessage, U
 
 CHECK_INTERVAL_S = 10.0
 """How often all followed logs are compared with Redis: the longest delay of a message that was lost and has no later
-one behind it."""
+one after it."""
 
 RETRY_S = 1.0
 """When a comparison that failed is repeated."""
@@ -69,7 +69,7 @@ class Source(Protocol):
         """How to begin with each log: at its cursor, or at present where it has none."""
 
     async def read(self, name: str, after: Position) -> Sequence[Update]:
-        """At most PAGE entries behind a position. Raises NotFound where the log no longer exists."""
+        """At most PAGE entries after a position. Raises NotFound where the log no longer exists."""
 
     async def read_page(self, name: str, after: Position) -> Sequence[StreamMessage]:
         """As `read`, for a single client that is behind; a gap comes first where entries in between are not kept."""

@@ -64,7 +64,7 @@ class JobLogs:
     async def starts(
         self, names: Collection[str], *, ends: Mapping[str, Update], since: Mapping[str, Cursor]
     ) -> Mapping[str, Start]:
-        """The snapshot of each job without a cursor, or the place of its cursor in the log."""
+        """The snapshot of each job without a cursor, or the position of its cursor in the log."""
         heads = await self.newest([name for name in names if name not in ends])
         positions = {name: since[name].position for name in names if name in since}
         numbers = {name: max(1, position[1]) for name, position in positions.items() if position is not None}
@@ -108,7 +108,7 @@ def _snapshot(newest: Update, *before: ControlMessage) -> Start:
 
 
 def _resumed(newest: Update, cursor: Cursor, known: LogEntry | None) -> Start:
-    """How a job continues behind a cursor. `known` is the log's entry of that number, of number 1 for 0."""
+    """How a job continues after a cursor. `known` is the log's entry of that number, of number 1 for 0."""
     head = newest.position
     if cursor.position is None:
         if newest.is_end:

@@ -15,7 +15,7 @@ MESSAGE = "message"
 
 
 class StreamMessage(Protocol):
-    """A message. `kind` is its type; `cursor` resumes behind it, None where the message does not move the cursor."""
+    """A message. `kind` is its type; `cursor` resumes after it, None where the message does not move the cursor."""
 
     @property
     def text(self) -> str: ...
@@ -52,7 +52,7 @@ class ControlMessage:
 
 
 class GapReason(StrEnum):
-    """Why the entries behind a client's cursor cannot all be sent."""
+    """Why the entries after a client's cursor cannot all be sent."""
 
     LOG_GONE = "log-gone"  # a job log is kept for an hour after the job's end, a tenant's stream has a maximum length
     CURSOR_UNKNOWN = "cursor-unknown"  # there is no such entry: Redis lost it, or it never existed

@@ -1,7 +1,7 @@
 """Server-sent events: the messages of sockets, for clients of plain HTTP and the browsers' EventSource.
 
 `GET …/generation-jobs/{id}/events` follows one job to its end, `GET /api/v1/events` all jobs of the tenant. `data` is
-the message of a socket (`sockets.py`), `event` its type where it has one, and `id` the cursor behind it, with which a
+the message of a socket (`sockets.py`), `event` its type where it has one, and `id` its cursor, with which a
 client connects again by itself (`Last-Event-ID`, which takes precedence over `?since=`). A client that has the end of
 its job is answered with 204, after which EventSource does not connect again.
 

@@ -2,10 +2,10 @@
 
 The ledger writes them beside the job logs (`append_tenant_stream` in `lua/prelude.lua`), keeps the last 10,000 or so,
 and publishes a wake on a channel: the entries are then read once for all clients. A client begins now, with a `begin`
-that has the present cursor, or behind the cursor of the last message that it has. Where that entry is no longer kept, a
+that has the present cursor, or after the cursor of the last message that it has. Where that entry is no longer kept, a
 gap and then all entries that are.
 
-A client behind a cursor reads up to 10,000 earlier entries: a replay, which costs 0.15 s of processor time or more.
+A client with a cursor reads up to 10,000 earlier entries: a replay, which costs 0.15 s of processor time or more.
 Replays of one tenant therefore alternate page by page, so that other requests are served in between, and a new one is
 refused while too many wait. The first page needs no turn: a client that reconnects and missed little is never refused.
 """
@@ -63,7 +63,7 @@ class TenantStreams:
     async def starts(
         self, names: Collection[str], *, ends: Mapping[str, Update], since: Mapping[str, Cursor]
     ) -> Mapping[str, Start]:
-        """The place of each cursor, with the first page behind it. Raises TooManyReplays where no more may begin."""
+        """The position of each cursor, with the first page after it. Raises TooManyReplays where no more may begin."""
         return {name: await self._start(name, since.get(name)) for name in names}
 
     async def read(self, name: str, after: Position) -> Sequence[Update]:
@@ -97,7 +97,7 @@ class TenantStreams:
         return Start([*before, *page], position=position, head=head)
 
     async def _is_kept(self, tenant: str, position: Position) -> bool:
-        """Whether no entry behind this position was dropped."""
+        """Whether no entry after this position was dropped."""
         return position == STREAM_START or await reads.has_stream_entry(self._ledger, tenant, entry_id(position))
 
     def _replays_of(self, tenant: str) -> _Replays:
