@@ -1,6 +1,6 @@
 """The streams of tenants as a source: all entries of a tenant's job logs, without progress, in one order.
 
-The ledger writes them beside the job logs (`append_tenant_stream` in `lua/prelude.lua`), keeps the last 10,000 or so,
+The ledger writes them beside the job logs (`append_to_tenant_stream` in `lua/prelude.lua`), keeps the last 10,000 or so,
 and publishes a wake on a channel: the entries are then read once for all clients. A client begins now, with a `begin`
 that has the present cursor, or after the cursor of the last message that it has. Where that entry is no longer kept, a
 gap and then all entries that are.
