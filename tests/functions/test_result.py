@@ -520,7 +520,7 @@ class TestFailures:
         jobs.start(job_id)
         async with following(result, job_id) as ws:
             await next_message(ws)
-            silent = texts()["finish"].replace(b"redis.call('PUBLISH', P .. ':live:'", b"tostring(P .. ':live:'")
+            silent = texts()["finish"].replace(b"redis.call('PUBLISH', live_channel", b"tostring(live_channel")
             assert silent != texts()["finish"]
             finish = {"job": job_id, "token": "token", "outcome": "completed", "data": "{}"}
             jobs.redis.eval(silent, 1, jobs.namespace, *(text for pair in finish.items() for text in pair))
@@ -532,8 +532,9 @@ class TestFailures:
         jobs.start(job_id)
         async with following(result, job_id) as ws:
             await next_message(ws)
-            silent = texts()["progress"].replace(b"redis.call('PUBLISH', P .. ':live:'", b"tostring(P .. ':live:'")
-            step = {"job": job_id, "token": "token", "op": 1, "step": 1, "steps": 2, "tell": 1}
+            silent = texts()["progress"].replace(b"redis.call('PUBLISH', live_channel", b"tostring(live_channel")
+            assert silent != texts()["progress"]
+            step = {"job": job_id, "token": "token", "op": 1, "step": 1, "steps": 2, "publish": 1}
             jobs.redis.eval(silent, 1, jobs.namespace, *(text for pair in step.items() for text in pair))
             jobs.complete(job_id)
             messages, _ = await all_messages(ws)
