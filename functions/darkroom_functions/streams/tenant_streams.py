@@ -1,9 +1,9 @@
 """The streams of tenants as a source: all entries of a tenant's job logs, without progress, in one order.
 
-The ledger writes them beside the job logs (`append_to_tenant_stream` in `lua/prelude.lua`), keeps the last 10,000 or so,
-and publishes a wake on a channel: the entries are then read once for all clients. A client begins now, with a `begin`
-that has the present cursor, or after the cursor of the last message that it has. Where that entry is no longer kept, a
-gap and then all entries that are.
+The ledger writes them beside the job logs (`append_to_tenant_stream` in `lua/prelude.lua`), keeps the last 10,000 or
+so, and publishes a wake on a channel: the entries are then read once for all clients. A client begins now, with a
+`begin` that has the present cursor, or after the cursor of the last message that it has. Where that entry is no longer
+kept, it receives a gap and then all entries that are.
 
 A client with a cursor reads up to 10,000 earlier entries: a replay, which costs 0.15 s of processor time or more.
 Replays of one tenant therefore alternate page by page, so that other requests are served in between, and a new one is
