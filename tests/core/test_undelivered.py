@@ -233,7 +233,7 @@ async def test_every_event_is_on_one_page(jobs: TimedJobs, ledger: AsyncLedger) 
 @pytest.mark.parametrize("cursor", ["", "1", "x-und_0", f"1-und_{'g' * 32}", f"1-und_{1:033x}"])
 def test_an_invalid_cursor_of_undelivered_events_is_refused(cursor: str) -> None:
     with pytest.raises(ValueError, match="next"):
-        undelivered.place_of(cursor)
+        undelivered.parse_cursor(cursor)
 
 
 @pytest.mark.parametrize(

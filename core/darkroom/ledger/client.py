@@ -32,11 +32,12 @@ T = TypeVar("T")
 
 
 class Ledger:
-    """The ledger for a worker's process: one call at a time, over one connection that it holds."""
+    """The ledger for a worker: one call at a time, over one connection that it holds. `keys` names its keys."""
 
     def __init__(self, client: redis.Redis, namespace: str) -> None:
         self._connection = SerialConnection(client)
         self.namespace = namespace
+        self.keys = Keys(namespace)
 
     def run(self, call: Call[T]) -> T:
         """Run the call. Raises LedgerUnavailable while Redis is away; every call may be repeated unchanged."""

@@ -8,7 +8,6 @@ them here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +17,14 @@ from darkroom.history.lookup import Lookup
 from darkroom.jobs import JOB_ID_PATTERN, is_job_id
 from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.records import JobRecord, LetterPlace, LogEntry
+from darkroom.ledger.reads import ListPosition
+from darkroom.ledger.records import JobRecord, LogEntry
 
 REDRIVE_OF = "redrive_of"
 """The field of a job that redrives a dead letter; its value is the id of the dead letter."""
 
-_CURSOR = re.compile(r"([0-9]{1,15})-(.+)")
-
 CURSOR_PATTERN = f"[0-9]{{1,15}}-{JOB_ID_PATTERN}"
-"""The cursors that `place_of` accepts, for the OpenAPI document."""
+"""The cursors that `parse_cursor` accepts, for the OpenAPI document."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,11 @@ class DeadLetters:
         """Up to `limit` of them, behind the cursor `after` of the page before. Raises ValueError for an
         invalid cursor.
         """
-        behind = None if after is None else place_of(after)
-        places = await reads.dead_letters(self._ledger, tenant, limit=limit + 1, after=behind)
-        shown = places[:limit]
-        letters = await self._read([place.id for place in shown], tenant=tenant)
-        return LetterPage(tuple(letters), f"{shown[-1].ended}-{shown[-1].id}" if len(places) > limit else None)
+        behind = None if after is None else parse_cursor(after)
+        positions = await reads.dead_letters(self._ledger, tenant, limit=limit + 1, after=behind)
+        shown = positions[:limit]
+        letters = await self._read([position.id for position in shown], tenant=tenant)
+        return LetterPage(tuple(letters), shown[-1].cursor if len(positions) > limit else None)
 
     async def _read(self, job_ids: Sequence[str], *, tenant: str) -> list[DeadLetter]:
         """Those that exist: one that was deleted meanwhile has no record."""
@@ -93,9 +91,6 @@ class DeadLetters:
         return [DeadLetter(record, log) for record, log in zip(records, logs, strict=True)]
 
 
-def place_of(cursor: str) -> LetterPlace:
-    """The place that a page's `after` encodes. Raises ValueError."""
-    match = _CURSOR.fullmatch(cursor)
-    if match is None or not is_job_id(match[2]):
-        raise ValueError("must be the `next` of an earlier page")
-    return LetterPlace(int(match[1]), match[2])
+def parse_cursor(cursor: str) -> ListPosition:
+    """The position that a page's `after` encodes. Raises ValueError."""
+    return ListPosition.parse(cursor, is_id=is_job_id)

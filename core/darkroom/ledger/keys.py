@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+QUEUE_PREFIX = "pool."
+"""Prefix of the names of Celery queues of pools."""
+
 PENDING_STARTS = "untold"
 """The field of a job record that lists its `started` events which are still to be published, as log numbers with blanks
 between. Records of version 3 have it under this name.
@@ -66,7 +69,7 @@ class Keys:
 
     def queue(self, pool: str) -> str:
         """List: the Celery queue of a pool."""
-        return f"{self.celery_prefix}pool.{pool}"
+        return f"{self.celery_prefix}{QUEUE_PREFIX}{pool}"
 
     def unacked(self, pool: str) -> str:
         """Hash: the messages of a pool that Celery's transport has handed out and that were not acknowledged."""

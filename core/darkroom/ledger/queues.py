@@ -22,7 +22,7 @@ from kombu.serialization import dumps
 from kombu.transport.virtual import Channel
 
 from darkroom.cloudevents.event import REQUESTED
-from darkroom.ledger.keys import Keys
+from darkroom.ledger.keys import QUEUE_PREFIX, Keys
 
 TASK_NAME = "darkroom.run"
 """The one task of a worker. It has no arguments: the task's id is the job's, and the job's record has its input. The
@@ -67,12 +67,12 @@ class MessageTemplate:
 
 def queue_name(pool: str) -> str:
     """The Celery queue of a pool."""
-    return f"pool.{pool}"
+    return f"{QUEUE_PREFIX}{pool}"
 
 
 def is_queue(name: str) -> bool:
     """Whether that is the queue of a pool, and not one of Celery's own."""
-    return name.startswith("pool.")
+    return name.startswith(QUEUE_PREFIX)
 
 
 def transport_options(namespace: str, pool: str) -> dict[str, Any]:
@@ -81,10 +81,11 @@ def transport_options(namespace: str, pool: str) -> dict[str, Any]:
     The prefix covers lists and channels; `unacked` is each pool's own, so that the cleanup of one pool never touches
     another.
     """
+    keys = Keys(namespace)
     return {
-        "global_keyprefix": Keys(namespace).celery_prefix,
+        "global_keyprefix": keys.celery_prefix,
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
-        "unacked_key": f"unacked.{pool}",
+        "unacked_key": keys.unacked(pool).removeprefix(keys.celery_prefix),
         "unacked_index_key": f"unacked_index.{pool}",
         "unacked_mutex_key": f"unacked_mutex.{pool}",
         "queue_order_strategy": "priority",

@@ -134,14 +134,6 @@ class Page:
     after: str | None
 
 
-@dataclass(frozen=True, order=True)
-class LetterPlace:
-    """Where a dead letter or undelivered event is in its tenant's list: when it ended or failed (ms), then its id."""
-
-    ended: int
-    id: str
-
-
 @dataclass(frozen=True)
 class Memory:
     """Redis' memory in bytes; `limit` is 0 where none is set."""

@@ -23,7 +23,7 @@ from darkroom.cloudevents.event import Event
 from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Call
 from darkroom.ledger.client import AsyncLedger
-from darkroom.ledger.records import LetterPlace
+from darkroom.ledger.reads import ListPosition
 
 KNATIVE = "knative"
 """Prefix of all extensions that Knative adds to an event in transit: the failure, its arrival, and how many more
@@ -33,11 +33,10 @@ MAX_ANSWER_CHARS = 1024
 """Knative truncates a subscriber's response to this length, before it encodes it."""
 
 _ID = re.compile("und_[0-9a-f]{32}")
-_CURSOR = re.compile("([0-9]{1,15})-(.+)")
 
 ID_PATTERN = _ID.pattern
 CURSOR_PATTERN = f"[0-9]{{1,15}}-{ID_PATTERN}"
-"""The cursors that `place_of` accepts, for the OpenAPI document."""
+"""The cursors that `parse_cursor` accepts, for the OpenAPI document."""
 _HEAD = ("tenant", "attributes", "failure", "bytes", "first", "last", "replayed")
 
 
@@ -91,12 +90,12 @@ class UndeliveredEvents:
         """Up to `limit` of them, without their data, behind the cursor `after` of the page before. Raises ValueError
         for an invalid cursor.
         """
-        behind = None if after is None else place_of(after)
-        places = await reads.undelivered_places(self._ledger, tenant, limit=limit + 1, after=behind)
-        shown = places[:limit]
-        heads = await reads.undelivered(self._ledger, [place.id for place in shown], fields=_HEAD)
-        found = [_decode(place.id, head, data=None) for place, head in zip(shown, heads, strict=True)]
-        cursor = f"{shown[-1].ended}-{shown[-1].id}" if len(places) > limit else None
+        behind = None if after is None else parse_cursor(after)
+        positions = await reads.undelivered_positions(self._ledger, tenant, limit=limit + 1, after=behind)
+        shown = positions[:limit]
+        heads = await reads.undelivered(self._ledger, [position.id for position in shown], fields=_HEAD)
+        found = [_decode(position.id, head, data=None) for position, head in zip(shown, heads, strict=True)]
+        cursor = shown[-1].cursor if len(positions) > limit else None
         return UndeliveredPage(tuple(each for each in found if each is not None), cursor)
 
 
@@ -104,12 +103,9 @@ def is_undelivered_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def place_of(cursor: str) -> LetterPlace:
-    """The place that a page's `after` encodes. Raises ValueError."""
-    match = _CURSOR.fullmatch(cursor)
-    if match is None or not is_undelivered_id(match[2]):
-        raise ValueError("must be the `next` of an earlier page")
-    return LetterPlace(int(match[1]), match[2])
+def parse_cursor(cursor: str) -> ListPosition:
+    """The position that a page's `after` encodes. Raises ValueError."""
+    return ListPosition.parse(cursor, is_id=is_undelivered_id)
 
 
 def id_of(event: Event, *, tenant: str) -> str:

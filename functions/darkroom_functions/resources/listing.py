@@ -115,12 +115,12 @@ def _after(text: str) -> str:
 
 
 def _after_letter(text: str) -> str:
-    dead_letters.place_of(text)
+    dead_letters.parse_cursor(text)
     return text
 
 
 def _after_undelivered(text: str) -> str:
-    undelivered.place_of(text)
+    undelivered.parse_cursor(text)
     return text
 
 

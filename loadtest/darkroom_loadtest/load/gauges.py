@@ -14,7 +14,6 @@ from typing import Any, Self
 from darkroom.errors import DarkroomError
 from darkroom.ledger import calls
 from darkroom.ledger.client import Ledger
-from darkroom.ledger.keys import Keys
 from darkroom.logs import logger
 from redis.exceptions import RedisError
 
@@ -67,7 +66,7 @@ class Gauges:
 
     def _look(self) -> Gauge | None:
         try:
-            names = [name.decode() for name in self._client.smembers(Keys(self._ledger.namespace).pools)]
+            names = [name.decode() for name in self._client.smembers(self._ledger.keys.pools)]
             readings = [self._ledger.run(calls.observe(name)) for name in names]
         except (DarkroomError, RedisError):
             return None

@@ -31,13 +31,14 @@ from darkroom.ledger.reads.job_logs import (
     tenant_stream,
 )
 from darkroom.ledger.reads.jobs import marks, outbox, page, pending_starts
-from darkroom.ledger.reads.letters import dead_letters, is_dead_letter, undelivered, undelivered_places
+from darkroom.ledger.reads.letters import ListPosition, dead_letters, is_dead_letter, undelivered, undelivered_positions
 from darkroom.ledger.reads.scaling import decisions, foreign_messages, observe, pools, pools_of, workers
 from darkroom.ledger.reads.server import epoch, memory, now, unfinished_bytes
 from darkroom.ledger.reads.webhooks import deliveries, delivery, subscription, subscriptions
 
 __all__ = [
     "SLICE",
+    "ListPosition",
     "OutboxLeases",
     "busy_jobs",
     "dead_letters",
@@ -73,7 +74,7 @@ __all__ = [
     "subscriptions",
     "tenant_stream",
     "undelivered",
-    "undelivered_places",
+    "undelivered_positions",
     "unfinished_bytes",
     "vanished_jobs",
     "workers",
