@@ -1,7 +1,7 @@
-"""The object store: where workers put pictures and the jobs function reads them.
+"""The object store: workers store artifacts in it, and the jobs function reads them.
 
-A key is written once and never again, and holds the attempt that wrote it, so a worker whose lease was lost cannot
-change what another one published. Redis never holds a byte of a picture.
+A key is written only once, and contains the attempt that wrote it, so that a worker whose lease was lost cannot change
+artifacts that another one published. Redis stores no artifacts.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
     from obstore import GetOptions
 
 CHUNK_BYTES = 256 * 1024
-"""What is read from the store at a time while it is sent on."""
+"""The size of the chunks in which an artifact is read and sent."""
 
-READ_PATIENCE = timedelta(seconds=10)
-"""How long obstore repeats a request to a bucket that does not answer. Its own three minutes are too long for a caller
-and for a process that drains; a worker that holds finished pictures repeats the whole call (`storing.py`)."""
+RETRY_TIMEOUT = timedelta(seconds=10)
+"""How long obstore repeats a request to a bucket that does not respond. Its default of three minutes is too long for
+callers and for a process that drains; a worker with finished artifacts repeats the whole call (`storing.py`)."""
 
 PROBE_KEY = ".probe/{worker}"
-"""Where a worker writes to find out whether the store accepts anything. No tenant's name begins with a dot."""
+"""The key that a worker writes to test whether the store accepts objects. No tenant's name begins with a dot."""
 
 REFUSED_KEYS = re.compile(r"File name too long|KeyTooLong|XMinioInvalidObjectName|InvalidObjectName|EntityTooLarge")
-"""How file systems and S3 servers word that they will never accept an object of this name or size."""
+"""The errors of file systems and S3 servers that never accept an object of this name or size."""
 
 PAGE = 1000
-"""Objects in one page of a list: as many as an S3 server gives at once."""
+"""Objects in one page of a list: the limit of S3 servers."""
 
 AT_ONCE = 16
-"""Threads of a store, and so the requests that a process has under way at it."""
+"""Threads of a store, and so the limit of a process's concurrent requests to it."""
 
 T = TypeVar("T")
 
@@ -54,24 +54,24 @@ _log = logger(__name__)
 
 
 class StoreUnavailable(TemporaryError):
-    slug, title = "store-unavailable", "The object store does not answer"
+    slug, title = "store-unavailable", "The object store is unavailable"
 
 
 class StoreRefused(PermanentError):
-    """The store will never accept this object: its key or its size is at fault, and not the store."""
+    """The store will never accept this object: its key or its size is invalid."""
 
     slug, title = "store-refused", "The object store refuses the object"
 
 
 def artifact_key(*, tenant: str, job_id: str, attempt: int, index: int, sha256: str, extension: str) -> str:
-    """`<tenant>/<job>/<attempt>/<n>-<sha256>.<ext>`. Raises StoreRefused for a name that is no tenant's."""
+    """The key `<tenant>/<job>/<attempt>/<n>-<sha256>.<ext>`. Raises StoreRefused for an invalid name of a tenant."""
     if not is_tenant(tenant):
         raise StoreRefused(f"the tenant's name {tenant!r} cannot begin a key of the object store")
     return f"{tenant}/{job_id}/{attempt}/{index}-{sha256}.{extension}"
 
 
 def artifact_folder(*, tenant: str, job_id: str) -> str:
-    """What the keys of all artifacts of a job begin with."""
+    """The common prefix of the keys of a job's artifacts."""
     return f"{tenant}/{job_id}/"
 
 
@@ -91,9 +91,9 @@ class Stored:
 class ArtifactStore:
     """A store by its address: `file:///folder` (made if absent) or `s3://bucket/prefix`.
 
-    What is awaited runs in threads of this process. obstore's own coroutines are finished by threads of Rust's, and one
-    that still is in Python while the interpreter ends takes the process down with SIGABRT, its work done
-    (https://github.com/PyO3/pyo3-async-runtimes/issues/40): one in ten short commands ended so.
+    Asynchronous methods run in threads of this process. obstore's own coroutines are finished by threads of Rust, and
+    one that is in Python while the interpreter exits aborts the process with SIGABRT after its work is done
+    (https://github.com/PyO3/pyo3-async-runtimes/issues/40): one in ten short commands did.
     """
 
     def __init__(self, url: str) -> None:
@@ -102,13 +102,13 @@ class ArtifactStore:
         self._opened: Any = None
         if self._folder is None:
             prefix = parts.path.strip("/") or None
-            self._opened = S3Store(parts.netloc, prefix=prefix, retry_config={"retry_timeout": READ_PATIENCE})
+            self._opened = S3Store(parts.netloc, prefix=prefix, retry_config={"retry_timeout": RETRY_TIMEOUT})
         with suppress(StoreUnavailable):  # the first call raises it again
             self._opened = self._store
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="darkroom-store")
 
     def put(self, key: str, content: bytes) -> None:
-        """Create an object. One that is there stays as it is: its key holds its hash, so it is the same bytes.
+        """Create an object. An existing one stays unchanged: its key contains its hash, so the bytes are the same.
 
         Raises StoreUnavailable, and StoreRefused for an object that the store will never accept.
         """
@@ -122,7 +122,7 @@ class ArtifactStore:
             raise _unavailable("the object store accepted no artifact", error) from error
 
     def probe(self, worker: str, content: bytes) -> None:
-        """Write `content` where no job's pictures are, and remove it. Raises StoreUnavailable."""
+        """Write `content` under a key of no job, and remove it. Raises StoreUnavailable."""
         key = PROBE_KEY.format(worker=worker)
         try:
             obstore.put(self._store, key, content)
@@ -137,7 +137,7 @@ class ArtifactStore:
         return Stored(key, found["last_modified"], found["size"])
 
     async def open(self, key: str, *, part: tuple[int, int] | None = None) -> tuple[Stored, AsyncIterator[bytes]]:
-        """An object and its content in chunks, or that of `part`: the first byte, and the first byte after it.
+        """An object and its content in chunks, or the range `part` of it: the first byte, and the first byte behind it.
 
         Raises NotFound, StoreUnavailable. The chunks may raise StoreUnavailable, too.
         """
@@ -147,7 +147,7 @@ class ArtifactStore:
         return stored, self._chunks(iter(found.stream(min_chunk_size=CHUNK_BYTES)))
 
     async def remove(self, folder: str) -> None:
-        """Remove everything below a folder; there may be nothing, and others may be removing it. StoreUnavailable."""
+        """Remove all objects below a folder, which may be empty or removed concurrently. Raises StoreUnavailable."""
         try:
             await self._in_a_thread(lambda: self._remove(folder))
         except Exception as error:
@@ -157,14 +157,14 @@ class ArtifactStore:
             raise StoreUnavailable("the object store did not remove the artifacts", retry_after=5) from error
 
     async def discard(self, keys: Sequence[str]) -> None:
-        """Remove these objects, some of which may be gone already. Raises StoreUnavailable."""
+        """Remove these objects; those that do not exist are ignored. Raises StoreUnavailable."""
         try:
             await self._in_a_thread(lambda: self._delete(keys))
         except Exception as error:
             raise _unavailable("the object store did not remove the artifacts", error) from error
 
     async def pages(self) -> AsyncIterator[list[Stored]]:
-        """Everything that is in the store, page by page. Raises StoreUnavailable."""
+        """All objects of the store, page by page. Raises StoreUnavailable."""
         try:
             listing = iter(await self._in_a_thread(lambda: obstore.list(self._store, chunk_size=PAGE)))
             while (page := await self._in_a_thread(lambda: next(listing, None))) is not None:
@@ -180,12 +180,12 @@ class ArtifactStore:
 
     @property
     def _store(self) -> Any:
-        """obstore's store. A folder that cannot be made, as on a disk that is read-only, may be made later."""
+        """obstore's store. A folder that cannot be created, as on a read-only disk, is created by a later call."""
         if self._opened is None:
             try:
                 self._opened = LocalStore(self._folder, mkdir=True, automatic_cleanup=True)
             except OSError as error:
-                raise StoreUnavailable(f"the folder of the object store cannot be made: {error.strerror}") from error
+                raise StoreUnavailable(f"the folder of the object store cannot be created: {error.strerror}") from error
         return self._opened
 
     async def _read(self, call: Callable[[], T]) -> T:
@@ -196,7 +196,7 @@ class ArtifactStore:
         except Exception as error:
             if _is_of_the_key(error):
                 raise NotFound("there is no such artifact") from None
-            raise _unavailable("the object store gave no artifact", error) from error
+            raise _unavailable("the object store returned no artifact", error) from error
 
     def _remove(self, folder: str) -> None:
         while keys := self._keys(folder):
@@ -214,18 +214,18 @@ class ArtifactStore:
             while (chunk := await self._in_a_thread(lambda: next(stream, None))) is not None:
                 yield bytes(chunk)
         except Exception as error:
-            raise _unavailable("the object store broke off in an artifact", error) from error
+            raise _unavailable("the object store interrupted an artifact", error) from error
 
     async def _in_a_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
 def _unavailable(detail: str, error: Exception) -> StoreUnavailable:
-    """The store's own words may name folders and hosts: they are for the log, not for callers."""
+    """Log the store's own error, which may name folders and hosts, and hide it from callers."""
     _log.warning("store_failed", detail=detail, error=str(error))
     return StoreUnavailable(detail)
 
 
 def _is_of_the_key(error: Exception) -> bool:
-    """Whether the store will never accept this key. obstore raises ValueError for what is no path (`..`, `a//b`)."""
+    """Whether the store will never accept this key. obstore raises ValueError for an invalid path (`..`, `a//b`)."""
     return isinstance(error, InvalidPathError | ValueError) or REFUSED_KEYS.search(str(error)) is not None

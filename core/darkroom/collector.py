@@ -1,7 +1,7 @@
-"""Python's garbage collector, in a process that has loaded all that it needs: entry modules tell it so.
+"""The garbage collector's settings for a process that has loaded its modules; entry modules apply them.
 
-What is loaded stays until the process ends; without a word the collector looks at it again and again, in the middle of
-requests and of runs. That took a tenth of submit's time.
+Loaded objects live until the process exits. By default the collector scans them again and again during requests and
+runs, which took a tenth of submit's time.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import gc
 
 
 def spare_what_is_loaded(*, look_every: int | None = None) -> None:
-    """From now on it looks only at what is made later, each time that so many more objects live than at its last look.
+    """Exclude all present objects from collections, and collect after so many new objects.
 
-    Python's own number is 700, which two requests make. A process whose garbage may hold much memory keeps to it.
+    Python's default is 700, which two requests create. A process whose garbage may hold much memory keeps the default.
     """
     gc.collect()
     gc.freeze()

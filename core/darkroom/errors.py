@@ -1,8 +1,8 @@
-"""What can go wrong, in two kinds: what a repeat cannot cure, and what it may.
+"""The errors of darkroom, in two kinds: permanent ones, and temporary ones that a retry may resolve.
 
-Everything that darkroom refuses or fails at is one of these. Each edge translates them in its own way: the functions to
-problem details (RFC 9457) with a status and perhaps `Retry-After`, a worker to `failed` or a retry, the command line to
-a sentence and an exit status. Nothing else of ours reaches a caller.
+Every refusal and failure is one of these. Each edge translates them: the functions to problem details (RFC 9457) with
+a status and perhaps `Retry-After`, a worker to `failed` or a retry, the command line to a message and an exit status.
+No other exception reaches a caller.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 PROBLEM_BASE = "https://darkroom.dev/problems/"
-"""`type` of every problem detail begins so; the page of that name lists them (RFC 9457, section 3.1.1)."""
+"""The prefix of the `type` of every problem detail; the page of that name lists them (RFC 9457, section 3.1.1)."""
 
 
 @dataclass(frozen=True)
 class FieldError:
-    """One field of a request that cannot be taken: its name as the caller wrote it (dotted), and why."""
+    """An invalid field of a request: its name as the caller wrote it (dotted), and the reason."""
 
     field: str
     detail: str
@@ -26,12 +26,12 @@ class FieldError:
 class DarkroomError(Exception):
     """Base of the two kinds.
 
-    `slug` names the problem for programs, `title` for people (the same for every occurrence), `status` is the HTTP
-    status of it, `detail` says what happened this time, `fields` which parts of the request were at fault.
+    `slug` identifies the problem for programs, `title` describes it (the same for every occurrence), `status` is its
+    HTTP status, `detail` describes this occurrence, and `fields` are the invalid parts of the request.
     """
 
     slug: ClassVar[str] = "internal"
-    title: ClassVar[str] = "Something went wrong"
+    title: ClassVar[str] = "Internal error"
     status: ClassVar[int] = 500
 
     def __init__(self, detail: str, *, fields: Sequence[FieldError] = ()) -> None:
@@ -40,7 +40,7 @@ class DarkroomError(Exception):
         self.fields = tuple(fields)
 
     def problem(self) -> dict[str, object]:
-        """The members of an `application/problem+json` document (RFC 9457, section 3.1); `errors` is ours."""
+        """The members of an `application/problem+json` document (RFC 9457, section 3.1); `errors` is an extension."""
         members: dict[str, object] = {
             "type": PROBLEM_BASE + self.slug,
             "title": self.title,
@@ -78,7 +78,7 @@ class MalformedRequest(PermanentError):
 
 
 class UnsupportedMediaType(PermanentError):
-    slug, title, status = "unsupported-media-type", "The content type is not one that is read here", 415
+    slug, title, status = "unsupported-media-type", "The content type is not supported", 415
 
 
 class BodyTooLarge(PermanentError):
@@ -92,9 +92,9 @@ class InvalidEvent(PermanentError):
 
 
 class InvalidInput(PermanentError):
-    """Well-formed, but not something that the model takes; `fields` name the parameters."""
+    """A well-formed request that the model does not accept; `fields` name the parameters."""
 
-    slug, title = "invalid-input", "The request cannot be taken as it is"
+    slug, title = "invalid-input", "The request is not valid"
 
 
 class UnknownModel(PermanentError):
@@ -102,11 +102,11 @@ class UnknownModel(PermanentError):
 
 
 class NotFound(PermanentError):
-    slug, title, status = "not-found", "There is nothing here under that name", 404
+    slug, title, status = "not-found", "There is no such resource", 404
 
 
 class Gone(PermanentError):
-    """A job that was deleted, by its owner or when its time was over: `state` was its last one; times are text."""
+    """A job that was deleted, by its owner or by retention: `state` was its last one; times are text."""
 
     slug, title, status = "gone", "The job has been deleted", 410
 
@@ -117,20 +117,20 @@ class Gone(PermanentError):
         self.tombstone = {"state": state, "ended_at": ended_at, "deleted_at": deleted_at}
 
     def problem(self) -> dict[str, object]:
-        """As of every problem, and what the tombstone says."""
+        """The members of every problem, and those of the tombstone."""
         return super().problem() | self.tombstone
 
 
 class NotEnded(PermanentError):
-    """A job that waits or runs cannot be deleted."""
+    """A pending or running job cannot be deleted."""
 
-    slug, title, status = "not-ended", "The job has not ended", 409
+    slug, title, status = "not-ended", "The job has not finished", 409
 
 
 class MethodNotAllowed(PermanentError):
-    """`allow` are the methods that the resource takes, for the header of that name (RFC 9110, section 15.5.6)."""
+    """`allow` are the methods of the resource, for the header of that name (RFC 9110, section 15.5.6)."""
 
-    slug, title, status = "method-not-allowed", "The resource does not take this method", 405
+    slug, title, status = "method-not-allowed", "The resource does not support this method", 405
 
     def __init__(self, detail: str, *, allow: Sequence[str] = ()) -> None:
         super().__init__(detail)
@@ -140,17 +140,17 @@ class MethodNotAllowed(PermanentError):
 class MisdirectedRequest(PermanentError):
     """A request for a host that this process does not serve (RFC 9110, section 15.5.20)."""
 
-    slug, title, status = "misdirected-request", "No such host is served here", 421
+    slug, title, status = "misdirected-request", "This host is not served here", 421
 
 
 class ForeignOrigin(PermanentError):
-    """A request by a web page whose origin is not allowed."""
+    """A request of a web page whose origin is not allowed."""
 
     slug, title, status = "foreign-origin", "Pages of this origin are not allowed", 403
 
 
 class RequestTimeout(PermanentError):
-    """A request whose bytes came too slowly."""
+    """A request that arrived too slowly."""
 
     slug, title, status = "request-timeout", "The request did not arrive in time", 408
 
@@ -170,7 +170,7 @@ class PreconditionFailed(PermanentError):
 
 
 class RangeNotSatisfiable(PermanentError):
-    """The range begins behind the end; `size` is how many bytes there are (RFC 9110, section 15.5.17)."""
+    """The range begins behind the end; `size` is the number of bytes of the resource (RFC 9110, section 15.5.17)."""
 
     slug, title, status = "range-not-satisfiable", "The range begins behind the end", 416
 
@@ -180,25 +180,25 @@ class RangeNotSatisfiable(PermanentError):
 
 
 class LinkRefused(PermanentError):
-    """A signed link whose signature is wrong or whose time is over."""
+    """A signed link whose signature is wrong or that has expired."""
 
-    slug, title, status = "link-refused", "The link is not valid, or no longer", 403
+    slug, title, status = "link-refused", "The link is not valid or has expired", 403
 
 
 class KeyReused(PermanentError):
-    """An idempotency key that came before with another body."""
+    """An idempotency key that was used with another body."""
 
     slug, title = "idempotency-key-reused", "The idempotency key was used with another request"
 
 
 class EventReused(PermanentError):
-    """A CloudEvent whose `source` and `id` came before with other data."""
+    """A CloudEvent whose `source` and `id` were used with other data."""
 
     slug, title = "event-id-reused", "The source and id of the event were used with other data"
 
 
 class IdConflict(PermanentError):
-    """A job id, chosen by the caller's retry, that names a job of somebody else."""
+    """A job id, chosen by the caller's retry, that belongs to a job of another tenant."""
 
     slug, title, status = "id-conflict", "The job id is taken", 409
 
@@ -210,19 +210,19 @@ class NotEnabled(PermanentError):
 
 
 class TooManySubscriptions(PermanentError):
-    """A tenant has as many subscriptions as there may be."""
+    """A tenant has reached the limit of its subscriptions."""
 
-    slug, title, status = "too-many-subscriptions", "There are as many subscriptions as there may be", 409
+    slug, title, status = "too-many-subscriptions", "The limit of subscriptions is reached", 409
 
 
 class SettingError(PermanentError):
-    """A setting that cannot be used: the message names the variable and the value."""
+    """An invalid setting: the message names the variable and the value."""
 
-    slug, title, status = "bad-setting", "A setting cannot be used", 500
+    slug, title, status = "bad-setting", "A setting is not valid", 500
 
 
 class NoPool(TemporaryError):
-    """The operator or `darkroom up` never announced the model's pool, or it was deleted: nobody would take the job."""
+    """The model's pool was not announced by the operator or `darkroom up`, or was deleted: no worker would run it."""
 
     slug, title = "no-pool", "No worker pool serves this model"
 
@@ -232,38 +232,38 @@ class BacklogFull(TemporaryError):
 
 
 class MemoryHigh(TemporaryError):
-    slug, title = "memory-high", "The queue broker's memory is nearly used up"
+    slug, title = "memory-high", "The memory of Redis is nearly used up"
 
 
 class TooManyConnections(TemporaryError):
-    """A process has as many connections as it may have, and all of them are in use."""
+    """A process has reached its limit of connections, and all of them are in use."""
 
     slug, title = "too-many-connections", "Too many connections are open"
 
 
 class TooManyReplays(TemporaryError):
-    """As many clients of a tenant as may wait are waiting for pages of earlier events."""
+    """The limit of a tenant's clients that wait for pages of earlier events is reached."""
 
     slug, title, status = "too-many-replays", "Too many replays of earlier events are running", 429
 
 
 class LedgerUnavailable(TemporaryError):
-    slug, title = "ledger-unavailable", "The queue broker does not answer"
+    slug, title = "ledger-unavailable", "Redis is unavailable"
 
 
 class NewerRecord(TemporaryError):
-    """A later version of darkroom wrote the job's record, as in an upgrade: a process of that version must answer."""
+    """A later version of darkroom wrote the job's record, as in an upgrade: a process of that version must respond."""
 
-    slug, title = "newer-record", "The job is of a later version of darkroom"
+    slug, title = "newer-record", "The job belongs to a later version of darkroom"
 
 
 class HistoryUnavailable(TemporaryError):
-    """The database of ended jobs is away: whether there was such a job is not known."""
+    """The database of finished jobs is unavailable: it is unknown whether there was such a job."""
 
-    slug, title = "history-unavailable", "The database of ended jobs does not answer"
+    slug, title = "history-unavailable", "The database of finished jobs is unavailable"
 
 
 class SinkUnavailable(TemporaryError):
-    """An event could not be posted again: nobody answers at the sink, or none is set."""
+    """An event could not be posted again: the sink does not respond, or none is set."""
 
-    slug, title = "sink-unavailable", "The sink does not answer"
+    slug, title = "sink-unavailable", "The sink is unavailable"

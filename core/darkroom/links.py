@@ -1,7 +1,7 @@
-"""Links to artifacts: absolute, signed, and for a while only.
+"""Links to artifacts: absolute, signed and temporary.
 
-Whoever tells a caller of a result (jobs, result, courier) writes them; the jobs function checks them before it opens
-the object store. A link is its own permission, as S3's presigned URLs are: it needs no key of the caller.
+The parts that send results to callers (jobs, result, courier) write them; the jobs function checks them before it reads
+the object store. A link grants access by itself, like a presigned URL of S3: the caller needs no other credentials.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PATH = "/artifacts/"
 
 @dataclass(frozen=True)
 class Links:
-    """Writes and checks links. `ttl_s` is how long one lasts at most, in seconds.
+    """Writes and checks links. `ttl_s` is the longest lifetime of a link, in seconds.
 
-    Links that are written within a tenth of that time are the same: a view of a job is then the same as well, and
-    clients that have it need not read it again (`ETag`).
+    Links that are written within a tenth of that time are equal, so that the view of a job does not change and clients
+    can cache it (`ETag`).
     """
 
     public_url: str
@@ -38,19 +38,19 @@ class Links:
         return cls(settings.public_url, settings.link_key, settings.link_ttl_s)
 
     def to(self, artifact_key: str, *, now_s: float) -> str:
-        """The address of an artifact, good for nine tenths of `ttl_s` at least from `now_s` (seconds since 1970)."""
+        """The address of an artifact, valid for at least nine tenths of `ttl_s` from `now_s` (seconds since 1970)."""
         step = max(1, self.ttl_s // 10)
         expires = int(now_s) // step * step + self.ttl_s
         query = urlencode({"expires": expires, "signature": self._signature(artifact_key, str(expires))})
         return f"{self.public_url}{PATH}{quote(artifact_key)}?{query}"
 
     def check(self, artifact_key: str, query: Mapping[str, str], *, now_s: float) -> None:
-        """Raises LinkRefused unless `query` carries a signature for this key whose time is not over."""
+        """Raises LinkRefused unless `query` has a signature for this key that has not expired."""
         expires, signature = query.get("expires", ""), query.get("signature", "")
         if not hmac.compare_digest(self._signature(artifact_key, expires).encode(), signature.encode()):
-            raise LinkRefused("the signature does not fit this link")
+            raise LinkRefused("the signature does not match this link")
         if now_s > int(expires):
-            raise LinkRefused("the link is no longer good; ask for the job again to get a new one")
+            raise LinkRefused("the link has expired; read the job again to get a new one")
 
     def _signature(self, artifact_key: str, expires: str) -> str:
         text = f"{artifact_key}\n{expires}".encode()

@@ -1,7 +1,7 @@
 """Logs: one JSON object a line on stderr, an event's name and its fields, such as `{"event": "claimed", "job": …}`.
 
-Each entry module calls `configure` once. What libraries log (uvicorn, Celery, kopf) comes out in the same form. To log
-never raises into its caller: a line that cannot be written, as on a full disk, is dropped and counted.
+Each entry module calls `configure` once. Libraries (uvicorn, Celery, kopf) log in the same format. Logging never raises
+an exception: a line that cannot be written, as on a full disk, is dropped and counted.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import structlog
 
 
 class Lines:
-    """Standard error, a line at a time and without a buffer. `write` drops what it cannot write, and never raises.
+    """Standard error, line by line and unbuffered. `write` drops lines that it cannot write, and never raises.
 
-    A full disk, a closed descriptor and a reader that is gone are alike. The first line that can be written again
-    follows one with the number of those that were dropped.
+    A full disk, a closed descriptor and a closed pipe are handled alike. The first line that can be written again is
+    preceded by one with the number of dropped lines.
     """
 
     def __init__(self, descriptor: int | None, *, part: str) -> None:
@@ -42,7 +42,7 @@ class Lines:
                 self._dropped += 1
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: there is no buffer."""
 
     def _write(self, data: bytes) -> None:
         if self._descriptor is None:
@@ -58,7 +58,7 @@ class Lines:
 
 
 def _rendered(logger: Any, method: str, event: structlog.typing.EventDict) -> str:
-    """The line of an event. A field that cannot be shown costs the fields, and not the line."""
+    """The line of an event. If a field cannot be rendered, the line has the standard fields only."""
     try:
         return str(_json(logger, method, event))
     except Exception as error:
@@ -71,7 +71,7 @@ _json = structlog.processors.JSONRenderer()
 
 
 def configure(part: str, *, level: int = logging.INFO, pool: str | None = None) -> None:
-    """All logs of this process, ours and the libraries', as JSON lines that name the part and a worker's pool."""
+    """Write all logs of this process, including those of libraries, as JSON lines with the part and a worker's pool."""
     whose = {"part": part} if pool is None else {"part": part, "pool": pool}
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -98,10 +98,10 @@ def configure(part: str, *, level: int = logging.INFO, pool: str | None = None) 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Our own lines do not pass through `logging`: that takes five times as long, and submit writes one for every job.
+    # darkroom's own lines bypass `logging`, which takes five times as long: submit writes one for every job.
     structlog.configure(
         processors=[*shared, name_part, _rendered],
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", lines)),  # it needs no more than to write and flush
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", lines)),  # it uses `write` and `flush` only
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )

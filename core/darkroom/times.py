@@ -1,6 +1,6 @@
-"""Times as darkroom writes and reads them: RFC 3339 text outside, whole milliseconds since 1970 inside.
+"""Times: RFC 3339 text in events, responses and logs, whole milliseconds since 1970 in the ledger.
 
-Redis' clock is milliseconds (`lua/prelude.lua`); events, answers and logs carry text. This is the one place between.
+The ledger uses Redis' clock in milliseconds (`ledger/lua/prelude.lua`). This module has all conversions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SECOND = timedelta(seconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
 _MICROSECOND_DIGITS = 6
 
-# RFC 3339, section 5.6: `date-time`. T and Z may be lower case; the space that some write for T is no part of it.
+# RFC 3339, section 5.6: `date-time`. T and Z may be lower case; a space in place of T is not allowed.
 _DATE_TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])([01]\d|2[0-3]):([0-5]\d))",
     re.ASCII,
@@ -29,10 +29,11 @@ def iso(ms: int) -> str:
 
 
 def parse(text: str) -> datetime:
-    """The time that `text` names, with its zone; raises ValueError where it is not an RFC 3339 `date-time`.
+    """The time of `text`, with its zone; raises ValueError unless it is an RFC 3339 `date-time`.
 
-    Digits below the microsecond are dropped. A leap second, which `datetime` cannot hold, is read as the instant after
-    it; only the last second of a UTC month can be one (RFC 3339, section 5.7). The year 0 is refused for the same want.
+    Digits below the microsecond are dropped. A leap second, which `datetime` cannot represent, is read as the instant
+    after it; only the last second of a UTC month can be one (RFC 3339, section 5.7). The year 0, which it cannot
+    represent either, is refused.
     """
     match = _DATE_TIME.fullmatch(text)
     if match is None:
@@ -54,7 +55,7 @@ def parse(text: str) -> datetime:
 
 
 def to_ms(text: str) -> int:
-    """The counterpart of `iso`, for any RFC 3339 text: milliseconds since 1970, rounded down. Raises ValueError."""
+    """The inverse of `iso`, for any RFC 3339 text: milliseconds since 1970, rounded down. Raises ValueError."""
     return (parse(text) - _EPOCH) // _MILLISECOND
 
 

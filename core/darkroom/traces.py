@@ -1,6 +1,6 @@
-"""The trace context: one id that goes with a job from its submission through the queue to what is told of it.
+"""The trace context: one id that accompanies a job from its submission through the queue to its events.
 
-It travels as `traceparent`, in HTTP headers, in CloudEvents and in the queue's messages, as W3C Trace Context has it
+It is carried as `traceparent` in HTTP headers, CloudEvents and the queue's messages, as W3C Trace Context defines it
 (https://www.w3.org/TR/trace-context/, section 3.2).
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 
 RANDOM_BYTES = 24
-"""What a new trace id and a new parent id take together."""
+"""The bytes of a new trace id and a new parent id together."""
 
 MAX_CHARS = 256
-"""Versions to come may be longer than today's 55; what is longer than this is not kept with every job."""
+"""The longest value that is stored with a job. Today's version has 55 characters, later ones may have more."""
 
 _TRACE_ID = slice(3, 35)  # after version, before parent id and flags
 
@@ -29,11 +29,11 @@ def traceparent_of(value: object) -> str | None:
 
 
 def in_logs(traceparent: str | None) -> dict[str, str]:
-    """What a log line says of the trace: the id that all its parts share, where there is one."""
+    """The field of a log line with the id of the trace, if there is one."""
     return {"trace_id": traceparent[_TRACE_ID]} if traceparent else {}
 
 
-def new_traceparent(fresh: bytes) -> str:
-    """A trace that begins here, of RANDOM_BYTES fresh bytes. Not sampled: nothing has been recorded of it yet."""
-    digits = fresh.hex()
+def new_traceparent(random_bytes: bytes) -> str:
+    """A new trace, of RANDOM_BYTES random bytes. It is not sampled: nothing has been recorded of it yet."""
+    digits = random_bytes.hex()
     return f"00-{digits[:32]}-{digits[32:]}-00"

@@ -435,7 +435,7 @@ function facade.sync()
     end
     if ngx.req.get_method() ~= "POST" then
         local detail = ngx.var.uri .. " does not take " .. ngx.req.get_method()
-        local title = "The resource does not take this method"
+        local title = "The resource does not support this method"
         return problem(405, "method-not-allowed", title, detail, nil, { allow = "POST" })
     end
     if not ngx.var.uri:match("^/sync/[^/]+/?$") then

@@ -73,7 +73,7 @@ class Stage:
     async def _read(self, _request: Request) -> Response:
         """The views in turn, the last one for ever."""
         if not self.views:
-            detail = {"title": "There is nothing here under that name", "detail": "there is no such job", "status": 404}
+            detail = {"title": "There is no such resource", "detail": "there is no such job", "status": 404}
             return JSONResponse(detail, 404, media_type="application/problem+json")
         return JSONResponse(self.views.pop(0) if len(self.views) > 1 else self.views[0])
 

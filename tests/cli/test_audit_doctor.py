@@ -71,7 +71,7 @@ def test_an_audit_that_finds_something_names_the_job_and_is_status_1(
     job_id = lose(jobs)
     done = darkroom(["audit"], folder=tmp_path, **settings)
     assert done.returncode == 1
-    assert f"nowhere: job {job_id}: it is pending, and in no set of pool {POOL}" in done.stdout
+    assert f"nowhere: job {job_id}: its state is pending, and it is in no set of pool {POOL}" in done.stdout
     assert done.stdout.splitlines()[-1] == "findings: 1, repaired: 0"
     assert jobs.state(job_id) is State.PENDING
 
@@ -149,7 +149,7 @@ def test_messages_that_are_no_jobs_are_listed_and_doctor_finds_them(
     jobs.redis.lpush(f"{jobs.namespace}:celery:{queue_name(POOL)}", b"\xff")
     done = darkroom(["audit"], folder=tmp_path, **settings)
     assert done.returncode == 0, done.stderr
-    assert f"stale message without a tag of pool {POOL} (list): it is no job's message" in done.stdout.splitlines()
+    assert f"stale message without a tag of pool {POOL} (list): it belongs to no job" in done.stdout.splitlines()
     done = darkroom(["doctor", "--json"], folder=tmp_path, **settings)
     assert "foreign-messages" in {line.get("check") for line in lines_of(done)}, done.stdout
 

@@ -372,12 +372,12 @@ def test_a_refusal_names_each_field_as_it_was_typed(stage: Stage, tmp_path: Path
         {"field": "data.model", "detail": "is not the name of a model"},
     ]
     detail = "data.input.width must be at most 2048; data.model is not the name of a model"
-    problem = {"title": "The request cannot be taken as it is", "status": 422, "detail": detail, "errors": faults}
+    problem = {"title": "The request is not valid", "status": 422, "detail": detail, "errors": faults}
     stage.submission = JSONResponse(problem, 422, media_type=PROBLEM)
     done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "darkroom: The request cannot be taken as it is",
+        "darkroom: The request is not valid",
         "  width must be at most 2048",
         "  model is not the name of a model",
     ]

@@ -270,7 +270,7 @@ async def test_a_bucket_needs_no_prefix(bucket: dict[str, bytes]) -> None:
 async def test_an_object_that_breaks_off_is_unavailable(
     bucket: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom.artifacts.READ_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr("darkroom.artifacts.RETRY_TIMEOUT", timedelta(seconds=1))
     bucket[f"/pictures/{KEY}"] = BROKEN
     stored, chunks = await ArtifactStore("s3://pictures").open(KEY)
     assert stored.size == 2 * len(BROKEN)
@@ -281,7 +281,7 @@ async def test_an_object_that_breaks_off_is_unavailable(
 async def test_a_bucket_that_is_away_is_unavailable_soon(
     bucket: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darkroom.artifacts.READ_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr("darkroom.artifacts.RETRY_TIMEOUT", timedelta(seconds=1))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     store = ArtifactStore("s3://pictures")
     with pytest.raises(StoreUnavailable):

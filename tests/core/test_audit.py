@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from darkroom.artifacts import ArtifactStore, artifact_key
 from darkroom.checks import audit, auditor
-from darkroom.checks.audit import REPAIRABLE, Kind
-from darkroom.checks.auditor import Auditor, Report
+from darkroom.checks.audit import REPAIRABLE, FaultKind
+from darkroom.checks.auditor import Auditor, AuditReport
 from darkroom.history.store import History, PastJob
 from darkroom.jobs import Artifact, State
 from darkroom.ledger import calls, queues, reads
@@ -59,10 +59,10 @@ class Audit:
         repair: bool = False,
         store: ArtifactStore | None = None,
         history: History | None = None,
-        second_look_s: float = 0,
-    ) -> Report:
+        second_pass_s: float = 0,
+    ) -> AuditReport:
         async with connect_async(self.redis_url) as client:
-            one = Auditor(client, self.namespace, store=store, history=history, second_look_s=second_look_s)
+            one = Auditor(client, self.namespace, store=store, history=history, second_pass_s=second_pass_s)
             return await one.audit(repair=repair)
 
 
@@ -71,7 +71,7 @@ def look(jobs: TimedJobs, any_redis_url: str) -> Audit:
     return Audit(any_redis_url, jobs.namespace)
 
 
-def kinds(report: Report) -> set[Kind]:
+def kinds(report: AuditReport) -> set[FaultKind]:
     return {fault.kind for fault in report.findings}
 
 
@@ -102,7 +102,7 @@ async def test_every_place_is_counted_and_nothing_is_found(jobs: TimedJobs, look
     there = everything(jobs)
     report = await look()
     assert dict(report.places) == dict.fromkeys(there, 1)
-    assert (report.jobs, report.untold, report.findings, report.stale) == (8, 4, (), ())
+    assert (report.jobs, report.unapplied, report.findings, report.stale) == (8, 4, (), ())
 
 
 async def test_an_end_that_was_told_and_archived_is_right_too(jobs: TimedJobs, look: Audit) -> None:
@@ -115,7 +115,7 @@ async def test_an_end_that_was_told_and_archived_is_right_too(jobs: TimedJobs, l
     jobs.run(calls.mark_archived(job_id, seq=seq, now=jobs.now))
     jobs.redis.delete(jobs.key("log", job_id))  # it goes before the record does
     report = await look()
-    assert (report.places["completed"], report.untold, report.findings) == (1, 0, ())
+    assert (report.places["completed"], report.unapplied, report.findings) == (1, 0, ())
 
 
 async def test_what_is_still_to_be_told_and_delivered_is_right(jobs: TimedJobs, look: Audit) -> None:
@@ -170,7 +170,7 @@ async def test_jobs_that_move_while_they_are_looked_at_are_no_finding(
     thread = Thread(target=traffic)
     thread.start()
     try:
-        reports = [await look(second_look_s=0.2) for _ in range(5)]
+        reports = [await look(second_pass_s=0.2) for _ in range(5)]
     finally:
         stop.set()
         thread.join()
@@ -271,124 +271,133 @@ class Damage:
 
     situation: Callable[[TimedJobs], str]
     harm: Callable[[TimedJobs, str], Any]
-    kind: Kind
+    kind: FaultKind
     place: str | None = None
 
 
 DAMAGES = {
-    "a waiting job in no set": Damage(_waiting, out_of("waiting"), Kind.NOWHERE, "waiting"),
-    "a dispatched job in no set": Damage(TimedJobs.submit, out_of("dispatched"), Kind.NOWHERE, "waiting"),
-    "a due job in no set": Damage(_due, out_of("due"), Kind.NOWHERE, "due"),
-    "a running job in no set, its lease live": Damage(TimedJobs.running, out_of("running"), Kind.NOWHERE, "running"),
-    "a running job in no set, its lease lapsed": Damage(_lapsed, out_of("running"), Kind.NOWHERE, "dispatched"),
+    "a waiting job in no set": Damage(_waiting, out_of("waiting"), FaultKind.NOWHERE, "waiting"),
+    "a dispatched job in no set": Damage(TimedJobs.submit, out_of("dispatched"), FaultKind.NOWHERE, "waiting"),
+    "a due job in no set": Damage(_due, out_of("due"), FaultKind.NOWHERE, "due"),
+    "a running job in no set, its lease live": Damage(
+        TimedJobs.running, out_of("running"), FaultKind.NOWHERE, "running"
+    ),
+    "a running job in no set, its lease lapsed": Damage(_lapsed, out_of("running"), FaultKind.NOWHERE, "dispatched"),
     "a pending job in the running set": Damage(
         _waiting,
         lambda jobs, job_id: (out_of("waiting")(jobs, job_id), into("running")(jobs, job_id)),
-        Kind.NOWHERE,
+        FaultKind.NOWHERE,
         "waiting",
     ),
-    "a waiting job that is also due": Damage(_waiting, into("due"), Kind.IN_TWO_PLACES, "due"),
-    "a dispatched job that also waits": Damage(TimedJobs.submit, into("waiting"), Kind.IN_TWO_PLACES, "dispatched"),
-    "a running job that also waits": Damage(TimedJobs.running, into("waiting"), Kind.IN_TWO_PLACES, "running"),
-    "a completed job that also waits": Damage(_completed, into("waiting"), Kind.IN_TWO_PLACES, "completed"),
+    "a waiting job that is also due": Damage(_waiting, into("due"), FaultKind.IN_TWO_PLACES, "due"),
+    "a dispatched job that also waits": Damage(
+        TimedJobs.submit, into("waiting"), FaultKind.IN_TWO_PLACES, "dispatched"
+    ),
+    "a running job that also waits": Damage(TimedJobs.running, into("waiting"), FaultKind.IN_TWO_PLACES, "running"),
+    "a completed job that also waits": Damage(_completed, into("waiting"), FaultKind.IN_TWO_PLACES, "completed"),
     "a completed job with a start deadline": Damage(
-        _completed, into("deadlines", None), Kind.IN_TWO_PLACES, "completed"
+        _completed, into("deadlines", None), FaultKind.IN_TWO_PLACES, "completed"
     ),
     "an end that nobody will tell": Damage(
-        _completed, lambda jobs, job_id: jobs.redis.zrem(jobs.key("outbox"), job_id), Kind.NOT_IN_OUTBOX, "completed"
+        _completed,
+        lambda jobs, job_id: jobs.redis.zrem(jobs.key("outbox"), job_id),
+        FaultKind.NOT_IN_OUTBOX,
+        "completed",
     ),
-    "an end that was told, to be told again": Damage(_settled, into("outbox", None), Kind.IN_OUTBOX, "completed"),
-    "a running job in the outbox": Damage(TimedJobs.running, into("outbox", None), Kind.IN_OUTBOX, "running"),
+    "an end that was told, to be told again": Damage(_settled, into("outbox", None), FaultKind.IN_OUTBOX, "completed"),
+    "a running job in the outbox": Damage(TimedJobs.running, into("outbox", None), FaultKind.IN_OUTBOX, "running"),
     "an end that nobody will archive": Damage(
         _completed,
         lambda jobs, job_id: jobs.redis.zrem(jobs.key("history"), job_id),
-        Kind.NOT_TO_BE_ARCHIVED,
+        FaultKind.NOT_TO_BE_ARCHIVED,
         "completed",
     ),
     "an end that is archived, to be archived again": Damage(
-        _settled, into("history", None), Kind.TO_BE_ARCHIVED, "completed"
+        _settled, into("history", None), FaultKind.TO_BE_ARCHIVED, "completed"
     ),
     "a job that its tenant's index has not": Damage(
         TimedJobs.submit,
         lambda jobs, job_id: jobs.redis.zrem(jobs.key("tenant", TENANT), job_id),
-        Kind.NOT_IN_INDEX,
+        FaultKind.NOT_IN_INDEX,
         "dispatched",
     ),
-    "a job in the set of another pool": Damage(_waiting, into("waiting", "other"), Kind.OTHER_POOL, "waiting"),
+    "a job in the set of another pool": Damage(_waiting, into("waiting", "other"), FaultKind.OTHER_POOL, "waiting"),
     "a living job whose record will expire": Damage(
         TimedJobs.running,
         lambda jobs, job_id: jobs.redis.pexpire(jobs.key("job", job_id), 3_600_000),
-        Kind.EXPIRES,
+        FaultKind.EXPIRES,
         "running",
     ),
     "a running job that its worker's entry has not": Damage(
         TimedJobs.running,
         lambda jobs, job_id: jobs.redis.hdel(jobs.key("busy"), WORKER),
-        Kind.BUSY_DIFFERS,
+        FaultKind.BUSY_DIFFERS,
         "running",
     ),
     "a worker's entry for a job that has ended": Damage(
         _completed,
         lambda jobs, job_id: jobs.redis.hset(jobs.key("busy"), "worker-9", job_id),
-        Kind.BUSY_DIFFERS,
+        FaultKind.BUSY_DIFFERS,
         "completed",
     ),
     "a start that nobody will tell": Damage(
         lambda jobs: jobs.running(webhook=WEBHOOK),
         lambda jobs, job_id: jobs.redis.zrem(jobs.key("outbox"), job_id),
-        Kind.NOT_IN_OUTBOX,
+        FaultKind.NOT_IN_OUTBOX,
         "running",
     ),
-    "a dead letter of a job that completed": Damage(_completed, into("dead", TENANT), Kind.NO_DEAD_LETTER, "completed"),
-    "a dead letter of another tenant's": Damage(_dead, into("dead", "stranger"), Kind.NO_DEAD_LETTER, "failed"),
+    "a dead letter of a job that completed": Damage(
+        _completed, into("dead", TENANT), FaultKind.NO_DEAD_LETTER, "completed"
+    ),
+    "a dead letter of another tenant's": Damage(_dead, into("dead", "stranger"), FaultKind.NO_DEAD_LETTER, "failed"),
     "a dead letter whose record will expire": Damage(
         _dead,
         lambda jobs, job_id: jobs.redis.pexpire(jobs.key("job", job_id), 3_600_000),
-        Kind.EXPIRES,
+        FaultKind.EXPIRES,
         "failed",
     ),
     "an open delivery that is never due": Damage(
         _told,
         lambda jobs, job_id: jobs.redis.zrem(jobs.key("deliveries", TARGET), delivery_of(job_id)),
-        Kind.DELIVERY_MISPLACED,
+        FaultKind.DELIVERY_MISPLACED,
         "completed",
     ),
     "an open delivery that its job counts as ended": Damage(
         _told,
         lambda jobs, job_id: jobs.redis.zadd(jobs.key("deliveries-of", job_id), {delivery_of(job_id): 0}),
-        Kind.DELIVERY_MISPLACED,
+        FaultKind.DELIVERY_MISPLACED,
         "completed",
     ),
     "an open delivery whose record will expire": Damage(
         _told,
         lambda jobs, job_id: jobs.redis.pexpire(jobs.key("delivery", delivery_of(job_id)), 3_600_000),
-        Kind.DELIVERY_MISPLACED,
+        FaultKind.DELIVERY_MISPLACED,
         "completed",
     ),
     "a delivery that ended and is due": Damage(
         _delivered,
         lambda jobs, job_id: jobs.redis.zadd(jobs.key("deliveries", TARGET), {delivery_of(job_id): jobs.now}),
-        Kind.DELIVERY_MISPLACED,
+        FaultKind.DELIVERY_MISPLACED,
         "completed",
     ),
     "a delivery without a record": Damage(
         _told,
         lambda jobs, job_id: jobs.redis.delete(jobs.key("delivery", delivery_of(job_id))),
-        Kind.DELIVERY_NO_RECORD,
+        FaultKind.DELIVERY_NO_RECORD,
         "completed",
     ),
-    "a message that was taken and never claimed": Damage(_lost, nothing, Kind.MESSAGE_LOST, "dispatched"),
-    "a lease that lapsed and was not reaped": Damage(_lapsed, nothing, Kind.LEASE_LAPSED),
+    "a message that was taken and never claimed": Damage(_lost, nothing, FaultKind.MESSAGE_LOST, "dispatched"),
+    "a lease that lapsed and was not reaped": Damage(_lapsed, nothing, FaultKind.LEASE_LAPSED),
     "a lease that the set has otherwise": Damage(
         TimedJobs.running,
         lambda jobs, job_id: jobs.redis.zincrby(jobs.key("running", POOL), 1000, job_id),
-        Kind.LEASE_DIFFERS,
+        FaultKind.LEASE_DIFFERS,
     ),
     "a log with a gap": Damage(
-        TimedJobs.running, lambda jobs, job_id: jobs.redis.xdel(jobs.key("log", job_id), "1-0"), Kind.LOG_GAP
+        TimedJobs.running, lambda jobs, job_id: jobs.redis.xdel(jobs.key("log", job_id), "1-0"), FaultKind.LOG_GAP
     ),
     "a log that is shorter than its record says": Damage(
-        TimedJobs.running, lambda jobs, job_id: jobs.redis.hincrby(jobs.key("job", job_id), "seq", 1), Kind.LOG_GAP
+        TimedJobs.running, lambda jobs, job_id: jobs.redis.hincrby(jobs.key("job", job_id), "seq", 1), FaultKind.LOG_GAP
     ),
 }
 
@@ -421,7 +430,7 @@ async def test_what_can_be_put_right_is_put_right_once(jobs: TimedJobs, look: Au
 
 def test_all_that_is_said_to_be_repairable_is_tested() -> None:
     repaired = {damage.kind for damage in DAMAGES.values() if damage.place is not None}
-    assert repaired | {Kind.NO_RECORD} >= REPAIRABLE
+    assert repaired | {FaultKind.NO_RECORD} >= REPAIRABLE
 
 
 async def test_a_waiting_job_is_put_back_at_its_order(jobs: TimedJobs, look: Audit) -> None:
@@ -452,7 +461,7 @@ async def test_a_member_without_a_record_is_found_and_removed(jobs: TimedJobs, l
     pool = POOL if name in audit.POOL_SETS else None
     into(name, pool)(jobs, GHOST)
     report = await look()
-    assert [(fault.kind, fault.job) for fault in report.findings] == [(Kind.NO_RECORD, GHOST)]
+    assert [(fault.kind, fault.job) for fault in report.findings] == [(FaultKind.NO_RECORD, GHOST)]
     assert (await look(repair=True)).unrepaired == []
     assert (await look()).findings == ()
 
@@ -460,16 +469,16 @@ async def test_a_member_without_a_record_is_found_and_removed(jobs: TimedJobs, l
 async def test_a_pool_that_was_never_announced_is_looked_at_too(jobs: TimedJobs, look: Audit) -> None:
     into("waiting", "unheard-of")(jobs, GHOST)
     report = await look()
-    assert [(fault.kind, fault.pool) for fault in report.findings] == [(Kind.NO_RECORD, "unheard-of")]
+    assert [(fault.kind, fault.pool) for fault in report.findings] == [(FaultKind.NO_RECORD, "unheard-of")]
 
 
 async def test_a_record_that_vanished_is_a_loss_that_no_repair_hides(jobs: TimedJobs, look: Audit) -> None:
     job_id = jobs.submit()
     jobs.redis.delete(jobs.key("job", job_id))
-    assert kinds(await look()) == {Kind.VANISHED, Kind.NO_RECORD}
+    assert kinds(await look()) == {FaultKind.VANISHED, FaultKind.NO_RECORD}
     after = await look(repair=True)
-    assert [fault.kind for fault in after.unrepaired] == [Kind.VANISHED]
-    assert kinds(await look()) == {Kind.VANISHED}
+    assert [fault.kind for fault in after.unrepaired] == [FaultKind.VANISHED]
+    assert kinds(await look()) == {FaultKind.VANISHED}
 
 
 async def test_a_record_that_was_kept_for_its_time_may_go(jobs: TimedJobs, look: Audit) -> None:
@@ -496,7 +505,7 @@ async def test_what_is_put_right_between_the_looks_is_no_finding(
         jobs.renew(job_id)
 
     monkeypatch.setattr(asyncio, "sleep", heal)
-    report = await look(second_look_s=auditor.SECOND_LOOK_S)
+    report = await look(second_pass_s=auditor.SECOND_PASS_S)
     assert slept == [2.0]
     assert report.findings == ()
 
@@ -546,7 +555,7 @@ async def test_messages_that_are_no_jobs_are_named_whatever_they_hold(jobs: Time
     ]
     jobs.redis.lpush(jobs.list_key, *foreign)
     report = await look()
-    assert [stale.reason for stale in report.stale] == ["it is no job's message"] * len(foreign)
+    assert [stale.reason for stale in report.stale] == ["it belongs to no job"] * len(foreign)
     assert {stale.message.tag for stale in report.stale} == {""}
     assert report.findings == ()
 
@@ -608,8 +617,8 @@ async def test_an_artifact_that_is_missing_or_has_changed_is_found(
     store.put(artifacts[1].key, b"another")
     report = await look(store=store, repair=True)
     assert {(fault.kind, fault.job, fault.artifact) for fault in report.unrepaired} == {
-        (Kind.ARTIFACT_DIFFERS, job_id, artifacts[1].key),
-        (Kind.ARTIFACT_MISSING, job_id, artifacts[2].key),
+        (FaultKind.ARTIFACT_DIFFERS, job_id, artifacts[1].key),
+        (FaultKind.ARTIFACT_MISSING, job_id, artifacts[2].key),
     }
 
 
@@ -672,8 +681,8 @@ async def test_an_archived_job_that_the_history_has_not_or_has_otherwise_is_foun
     await history.write([PastJob.of(replace(record, worker="worker-9"), jobs.log(other))])
     report = await look(history=history, repair=True)
     assert {(fault.kind, fault.job) for fault in report.unrepaired} == {
-        (Kind.HISTORY_MISSING, missing),
-        (Kind.HISTORY_DIFFERS, other),
+        (FaultKind.HISTORY_MISSING, missing),
+        (FaultKind.HISTORY_DIFFERS, other),
     }
     assert "worker" in next(fault.seen for fault in report.findings if fault.job == other)
 

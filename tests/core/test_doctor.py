@@ -13,7 +13,7 @@ import pytest
 import redis
 from celery import Celery
 from darkroom.checks import doctor
-from darkroom.checks.doctor import Diagnosis, Limits, Server, Severity, diagnose
+from darkroom.checks.doctor import Diagnosis, Limits, RedisInfo, Severity, diagnose
 from darkroom.checks.examination import examine
 from darkroom.jobs import State
 from darkroom.ledger import calls, queues
@@ -126,7 +126,7 @@ async def test_cluster_mode_is_found_and_what_cannot_be_looked_at_is_said(
     with own_server(kind, tmp_path, cluster_enabled="yes") as (server, _):
         diagnosis = await diagnosed(server.url, namespace)
     assert set(found(diagnosis)) == {"cluster-mode"}
-    assert set(diagnosis.not_made) == set(doctor.HOUSE_CHECKS)
+    assert set(diagnosis.not_made) == set(doctor.LEDGER_CHECKS)
 
 
 @pytest.mark.parametrize("kind", RedisKind)
@@ -166,16 +166,16 @@ async def test_a_user_who_may_not_ask_for_info_is_told_so(namespace: str, tmp_pa
         diagnosis = await diagnosed(server.url.replace("redis://", "redis://part:word@"), namespace)
     assert set(found(diagnosis)) == {"redis-reachable", "pools"}
     assert "info" in found(diagnosis)["redis-reachable"]
-    assert set(diagnosis.not_made) == set(doctor.SERVER_CHECKS)
+    assert set(diagnosis.not_made) == set(doctor.REDIS_CHECKS)
 
 
 def test_an_older_redis_is_found() -> None:
-    server = Server((6, 0, 16), False, True, None, "noeviction", False, 1, 100, "its maxmemory", ())
+    server = RedisInfo((6, 0, 16), False, True, None, "noeviction", False, 1, 100, "its maxmemory", ())
     assert [symptom.severity for symptom in doctor.redis_version(server)] == [Severity.PROBLEM]
 
 
 def test_an_append_only_file_that_cannot_be_written_is_found() -> None:
-    server = Server((7, 2, 0), False, True, "err", "noeviction", False, 1, 100, "its maxmemory", ())
+    server = RedisInfo((7, 2, 0), False, True, "err", "noeviction", False, 1, 100, "its maxmemory", ())
     assert [symptom.severity for symptom in doctor.append_only_file(server)] == [Severity.PROBLEM]
 
 
@@ -230,7 +230,7 @@ async def test_jobs_that_wait_for_a_first_worker_are_found_after_its_time_to_sta
     jobs.submit()
     assert await ask() == {}
     long_ago(jobs, jobs.submit)
-    assert "no worker at work (there is none)" in (await ask(Limits(scaling_s=0)))["workers"]
+    assert "no ready worker (none registered)" in (await ask(Limits(scaling_s=0)))["workers"]
 
 
 async def test_a_worker_that_is_out_as_faulty_is_found(jobs: TimedJobs, ask: Ask) -> None:
@@ -293,7 +293,7 @@ async def test_messages_in_a_list_that_are_no_jobs_are_found(jobs: TimedJobs, as
     jobs.worker(WORKER, WorkerState.BUSY)
     jobs.submit()
     jobs.redis.lpush(jobs.list_key, b"\xff", b'"x"')
-    assert (await ask())["foreign-messages"].startswith(f"2 messages in the list of pool {POOL} are no job's")
+    assert (await ask())["foreign-messages"].startswith(f"2 messages in the list of pool {POOL} belong to no job")
 
 
 async def test_dropped_messages_are_found_for_a_day_and_a_repeated_report_of_them_counts_once(
@@ -308,7 +308,8 @@ async def test_dropped_messages_are_found_for_a_day_and_a_repeated_report_of_the
 
     for op, count in ((1, 2), (1, 2), (2, 1)):
         report(op, count)
-    assert (await ask())["foreign-messages"].startswith(f"workers of pool {POOL} dropped 3 messages that are no job's")
+    seen = (await ask())["foreign-messages"]
+    assert seen.startswith(f"workers of pool {POOL} dropped 3 messages that belong to no job")
     jobs.now -= 25 * 3_600_000
     report(3, 1)
     jobs.now += 25 * 3_600_000
@@ -370,7 +371,7 @@ def ended_long_ago(jobs: TimedJobs) -> str:
 
 async def test_an_end_that_nobody_takes_to_post_it_is_found(jobs: TimedJobs, ask: Ask) -> None:
     job_id = ended_long_ago(jobs)
-    assert f"nobody posts: the end of one job is not applied, that of {job_id}" in (await ask())["sink"]
+    assert f"no courier posts: the end of one job is not applied, that of {job_id}" in (await ask())["sink"]
 
 
 async def test_a_sink_that_forgets_is_told_from_one_that_refuses(jobs: TimedJobs, ask: Ask) -> None:
@@ -421,7 +422,7 @@ def courier(redis_url: str, namespace: str, sink: Sink, tmp_path: Path) -> Itera
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(202, "accepts and forgets"), (503, "refuses")], ids=["forgets", "refuses"]
+    ("status", "words"), [(202, "accepts events and drops them"), (503, "refuses")], ids=["forgets", "refuses"]
 )
 async def test_what_a_real_courier_meets_is_told(
     redis_url: str, namespace: str, sink: Sink, courier: Part, status: int, words: str
@@ -432,7 +433,7 @@ async def test_what_a_real_courier_meets_is_told(
     jobs.finish(job_id := jobs.running())
     courier.start()
     await asyncio.to_thread(eventually, lambda: len(sink.of(job_id)) >= 2, what="two posts")
-    seen = found(await diagnosed(redis_url, namespace, Limits(untold_s=0.5)))
+    seen = found(await diagnosed(redis_url, namespace, Limits(unapplied_s=0.5)))
     jobs.close()
     assert words in seen["sink"]
     assert "courier" not in seen

@@ -57,7 +57,7 @@ def test_what_may_succeed_later_has_the_status_of_that(kind: type[DarkroomError]
 def test_a_problem_says_what_happened() -> None:
     assert InvalidInput("width must be a multiple of 8").problem() == {
         "type": f"{PROBLEM_BASE}invalid-input",
-        "title": "The request cannot be taken as it is",
+        "title": "The request is not valid",
         "status": 422,
         "detail": "width must be a multiple of 8",
     }

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from darkroom.checks.audit import Kind
+from darkroom.checks.audit import FaultKind
 from darkroom.checks.auditor import Auditor
 from darkroom.checks.doctor import Limits, Severity, diagnose
 from darkroom.checks.examination import examine
@@ -175,8 +175,8 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
                 found = diagnose(await examine(client, PREFIX, Limits(canary_s=0), history=history), Limits()).findings
                 return {each.check for each in found if each.symptom.severity is Severity.PROBLEM}
 
-            async def findings(*, repair: bool = False) -> list[Kind]:
-                auditor = Auditor(client, PREFIX, store=None, history=history, second_look_s=0)
+            async def findings(*, repair: bool = False) -> list[FaultKind]:
+                auditor = Auditor(client, PREFIX, store=None, history=history, second_pass_s=0)
                 return [fault.kind for fault in (await auditor.audit(repair=repair)).unrepaired]
 
             await ledger.run(calls.announce_pool("local", models=["sd"]))
@@ -187,7 +187,7 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
 
             await asyncio.to_thread(killed, server)
             assert "lost-data" in await problems()
-            assert await findings() == [Kind.WENT_BACK]
+            assert await findings() == [FaultKind.WENT_BACK]
             await beat()  # now the ledger notes it, and a reader without a database sees it too
             assert (await reads.epoch(ledger)).epoch.number > 1
             found = diagnose(await examine(client, PREFIX, Limits(canary_s=0)), Limits()).findings

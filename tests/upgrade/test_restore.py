@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
-from darkroom.checks.audit import Kind
+from darkroom.checks.audit import FaultKind
 from darkroom.jobs import State
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
@@ -57,7 +57,7 @@ async def test_after_a_restore_and_a_repair_all_jobs_of_the_backup_finish(
     soon = {"DARKROOM_ATTEMPT_LEASE_S": "1", "K_SINK": f"{functions.url}/events"}
     courier = Part("darkroom_courier", environment=settings | soon, log=tmp_path / "courier.log")
 
-    async def is_settled(but: Collection[Kind] = ()) -> bool | None:
+    async def is_settled(but: Collection[FaultKind] = ()) -> bool | None:
         """Whether all terminal events are applied and archived, and the audit finds nothing except `but`."""
         done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **settings)
         counts = json.loads(done.stdout.splitlines()[-1])
@@ -87,7 +87,7 @@ async def test_after_a_restore_and_a_repair_all_jobs_of_the_backup_finish(
         for job_id in jobs:
             assert (await house.ended(job_id)).state is State.COMPLETED
         # The history keeps the first result: a job that ran again finished at another time.
-        await house.until(partial(is_settled, {Kind.HISTORY_DIFFERS}), "all are archived again")
+        await house.until(partial(is_settled, {FaultKind.HISTORY_DIFFERS}), "all are archived again")
         async with httpx.AsyncClient(base_url=functions.url, trust_env=False, timeout=60) as caller:
             for job_id in (*jobs, *later):
                 view = (await caller.get(f"/api/v1/generation-jobs/{job_id}")).json()

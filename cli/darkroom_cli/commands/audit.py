@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.artifacts import ArtifactStore
-from darkroom.checks.audit import Fault, Stale
-from darkroom.checks.auditor import Auditor, Report
+from darkroom.checks.audit import Fault, StaleMessage
+from darkroom.checks.auditor import Auditor, AuditReport
 from darkroom.history.store import History
 from darkroom.ledger.connection import connect_async
 
@@ -38,7 +38,7 @@ def audit(options: Options, output: Output) -> int:
     return FAILED if report.unrepaired else DONE
 
 
-async def _audit(where: Installation, options: Options) -> Report:
+async def _audit(where: Installation, options: Options) -> AuditReport:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(connect_async(where.redis_url))
         history = History(where.history) if where.history else None
@@ -48,7 +48,7 @@ async def _audit(where: Installation, options: Options) -> Report:
         return await Auditor(client, where.namespace, store=store, history=history).audit(repair=options.repair)
 
 
-def _tell(report: Report, output: Output) -> None:
+def _tell(report: AuditReport, output: Output) -> None:
     for fault in report.findings:
         output.record(_fault(fault))
         output.result(f"{fault.kind}: {f'job {fault.job}: ' if fault.job else ''}{fault.seen}")
@@ -78,7 +78,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
     }
 
 
-def _stale(stale: Stale) -> dict[str, Any]:
+def _stale(stale: StaleMessage) -> dict[str, Any]:
     message = stale.message
     return {
         "stale": message.tag,
@@ -89,11 +89,11 @@ def _stale(stale: Stale) -> dict[str, Any]:
     }
 
 
-def _summary(report: Report) -> dict[str, Any]:
+def _summary(report: AuditReport) -> dict[str, Any]:
     return {
         "jobs": report.jobs,
         "places": dict(report.places),
-        "untold": report.untold,
+        "untold": report.unapplied,
         "artifacts": report.artifacts,
         "history": report.past,
         "findings": dict(Counter(fault.kind.value for fault in report.findings)),
@@ -103,11 +103,11 @@ def _summary(report: Report) -> dict[str, Any]:
     }
 
 
-def _in_words(report: Report) -> str:
+def _in_words(report: AuditReport) -> str:
     places = ", ".join(f"{count} {place}" for place, count in report.places.items() if count)
     lines = [f"jobs: {report.jobs}" + (f" ({places})" if places else "")]
-    if report.untold:
-        lines.append(f"ends that are not applied yet: {report.untold}")
+    if report.unapplied:
+        lines.append(f"ends that are not applied yet: {report.unapplied}")
     if report.artifacts is None:
         lines.append("the object store was not looked at")
     else:

@@ -1,8 +1,8 @@
-"""What the audit holds to be right: pure functions from a look at a job, a set's member or a message to its faults.
+"""The rules of the audit: pure functions from a snapshot of a job, a set's member or a message to its faults.
 
-Every accepted job is in exactly one place: waiting, dispatched, due, running under a live lease, or terminal. One of
-which something is to be told is in the outbox until that is applied. An open delivery is due to its target, and no
-other. `auditor.py` reads Redis and asks here what is wrong with it.
+Every accepted job is in exactly one set or state: waiting, dispatched, due, running under a valid lease, or terminal. A
+job with a pending event is in the outbox until the event is applied. An open delivery is due to its own target only.
+`auditor.py` reads Redis and applies these rules.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from darkroom.jobs import State
+from darkroom.jobs import State, UnknownValue, read_value
 from darkroom.ledger import queues
 from darkroom.ledger.calls import SWEEP_AGE_MS, Call
 from darkroom.ledger.records import JobRecord
 from darkroom.webhooks.subscriptions import DeliveryState
 
 POOL_SETS = ("waiting", "dispatched", "due", "running")
-"""The sets of each pool, and the places of a job that has not ended."""
+"""The sets of each pool: an unfinished job is in one of them."""
 
 OTHER_SETS = ("outbox", "history", "deadlines")
-"""The sets of all pools: ends that are to be told, ends that are to be archived, start deadlines."""
+"""The sets of all pools: jobs with pending events, jobs to be archived, start deadlines."""
 
 PLACES = (*POOL_SETS, *(state.value for state in State if state.is_terminal))
-"""Where a job can be. A terminal job's place is its state."""
+"""The locations of a job: a set of its pool, or its terminal state."""
 
 LOST_AFTER_MS = 2 * SWEEP_AGE_MS
-"""A message that was taken and never claimed is pushed again before this, or nobody sweeps."""
+"""The courier's sweep pushes an unclaimed message again before this age."""
 
 
 _DELIVERY_TAG = re.compile(rb'"delivery_tag": ?"([\w-]+:\d+)"')
 
 
-class Kind(StrEnum):
-    """What can be wrong with a job, or (`WENT_BACK`) with Redis as a whole."""
+class FaultKind(StrEnum):
+    """The kind of a fault of a job, or (`WENT_BACK`) of Redis as a whole."""
 
     NOWHERE = "nowhere"
     IN_TWO_PLACES = "in_two_places"
@@ -69,37 +69,37 @@ class Kind(StrEnum):
 
 REPAIRABLE = frozenset(
     {
-        Kind.NOWHERE,
-        Kind.IN_TWO_PLACES,
-        Kind.NOT_IN_OUTBOX,
-        Kind.IN_OUTBOX,
-        Kind.NOT_TO_BE_ARCHIVED,
-        Kind.TO_BE_ARCHIVED,
-        Kind.NO_RECORD,
-        Kind.NOT_IN_INDEX,
-        Kind.OTHER_POOL,
-        Kind.EXPIRES,
-        Kind.BUSY_DIFFERS,
-        Kind.NO_DEAD_LETTER,
-        Kind.DELIVERY_MISPLACED,
-        Kind.DELIVERY_NO_RECORD,
+        FaultKind.NOWHERE,
+        FaultKind.IN_TWO_PLACES,
+        FaultKind.NOT_IN_OUTBOX,
+        FaultKind.IN_OUTBOX,
+        FaultKind.NOT_TO_BE_ARCHIVED,
+        FaultKind.TO_BE_ARCHIVED,
+        FaultKind.NO_RECORD,
+        FaultKind.NOT_IN_INDEX,
+        FaultKind.OTHER_POOL,
+        FaultKind.EXPIRES,
+        FaultKind.BUSY_DIFFERS,
+        FaultKind.NO_DEAD_LETTER,
+        FaultKind.DELIVERY_MISPLACED,
+        FaultKind.DELIVERY_NO_RECORD,
     }
 )
-"""What `repair.lua` repairs. A lost message and a lapsed lease are the courier's; the rest is for people."""
+"""The kinds that `repair.lua` repairs. The courier repairs lost messages and lapsed leases, an operator the rest."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """One job at one moment, as `lua/checks/inspect_job.lua` read it. Times are milliseconds since the epoch.
+class JobSnapshot:
+    """One job at one moment, as `lua/checks/inspect_job.lua` reads it. Times are milliseconds since the epoch.
 
-    `scores` are of the sets that it is in: of all pools (`OTHER_SETS`) and of the one that was looked in (`POOL_SETS`).
-    `indexed`: its tenant's index has it. `untold`: starts of it are still to be told. `dead`: its attempts were used
-    up; `is_letter`: it is among the dead letters of its tenant, or of the one that was looked at. `state` is None where
-    there is no record. `expires` is the record's time to live.
+    `scores` has the sets that contain the job: of all pools (`OTHER_SETS`) and of the inspected pool (`POOL_SETS`).
+    `indexed`: the tenant's index contains it. `has_pending_start`: an event of a start is not yet applied. `dead`: its
+    attempts are used up; `is_letter`: it is among the dead letters of its tenant, or of the inspected tenant. `state`
+    is None where there is no record. `expires` is the record's time to live.
     """
 
     id: str
-    state: State | None
+    state: State | UnknownValue | None
     pool: str
     tenant: str
     seq: int
@@ -112,7 +112,7 @@ class Look:
     end_data: str | None
     scores: Mapping[str, int]
     indexed: bool
-    untold: bool
+    has_pending_start: bool
     dead: bool
     is_letter: bool
     busy: str | None
@@ -124,30 +124,33 @@ class Look:
 
     @property
     def settled(self) -> bool:
-        """Everybody was told all, and the history has it: Redis may forget it, unless it is a dead letter."""
-        return self.is_told and self.archived and not self.is_letter
+        """Whether Redis may expire it: all events are applied, the history has it, and it is no dead letter."""
+        return self.is_published and self.archived and not self.is_letter
 
     @property
-    def is_told(self) -> bool:
-        return self.applied and not self.untold
+    def is_published(self) -> bool:
+        """Whether all of its events are applied."""
+        return self.applied and not self.has_pending_start
 
     @property
     def place(self) -> str | None:
-        """Where it is, by its record and the sets; None for a job without a record or nowhere."""
+        """Its location by its record and the sets; None for a job without a record, and for an orphaned one."""
         if self.state is None or self.state.is_terminal:
             return self.state
-        return next((name for name in POOL_SETS if name in self.scores), None)
+        found = next((name for name in POOL_SETS if name in self.scores), None)
+        return self.state if found is None and isinstance(self.state, UnknownValue) else found
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, with which job (or none, of Redis as a whole), and what was seen.
+    """A fault of a job (or, without one, of Redis as a whole), and the observation that shows it.
 
-    `pool`, `worker`, `letter_of` (a tenant) and `target`: whose set or entry names the job or delivery wrongly.
-    `artifact`: the key of the one at fault, `delivery`: its id. `repaired`: what was done about it.
+    `pool`, `worker`, `letter_of` (a tenant) and `target`: the owner of the set or entry that names the job or delivery
+    wrongly. `artifact` is the key of the faulty artifact, `delivery` the id of the delivery. `repaired` describes the
+    repair.
     """
 
-    kind: Kind
+    kind: FaultKind
     job: str
     seen: str
     pool: str | None = None
@@ -160,7 +163,7 @@ class Fault:
 
     @property
     def key(self) -> tuple[str | None, ...]:
-        """The same in both looks, where numbers in `seen` may have moved on."""
+        """Identifies the fault in both passes; numbers in `seen` may differ between them."""
         return (
             *(self.kind, self.job, self.pool, self.worker, self.artifact),
             *(self.letter_of, self.delivery, self.target),
@@ -171,12 +174,12 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class DeliveryLook:
-    """One delivery at one moment, as `lua/checks/inspect_delivery.lua` read it. `state` is None where there is no
+class DeliverySnapshot:
+    """One delivery at one moment, as `lua/checks/inspect_delivery.lua` reads it. `state` is None where there is no
     record.
 
-    `is_due`: the target that was looked in has it among what is due to it; `is_known`: that target is among those that
-    are looked at. `is_open_of_job`: its job counts it as open. `expires`: its record has a time to live.
+    `is_due`: the deliveries that are due to the inspected target include it; `is_known`: that target is in the set of
+    targets. `is_open_of_job`: its job counts it as open. `expires`: its record has a time to live.
     """
 
     id: str
@@ -193,8 +196,8 @@ class DeliveryLook:
 
 
 @dataclass(frozen=True)
-class Message:
-    """A message in a pool's Celery list (`list`), or taken and not acknowledged (`unacked`). `tag`: `<job>:<push>`."""
+class QueuedMessage:
+    """A message in a pool's Celery list (`list`), or received and unacknowledged (`unacked`). `tag`: `<job>:<push>`."""
 
     pool: str
     where: str
@@ -211,33 +214,33 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Stale:
-    """A message that nobody needs: `claim` drops it, so it harms nobody."""
+class StaleMessage:
+    """A message that no job needs: it is harmless, because `claim` drops it."""
 
-    message: Message
+    message: QueuedMessage
     reason: str
 
 
 def inspect(
     job_id: str, *, pool: str | None = None, letter_of: str | None = None, now: int | None = None
-) -> Call[Look]:
-    """A look at the job, at the sets of `pool` and the dead letters of `letter_of` (None: of the pool and the tenant
-    that its record names).
+) -> Call[JobSnapshot]:
+    """Inspect the job, the sets of `pool` and the dead letters of `letter_of` (None: of the pool and the tenant in its
+    record).
     """
     named = {"job": job_id, "pool": pool, "letter_of": letter_of, "now": None if now is None else str(now)}
     args = [text for name, value in named.items() if value is not None for text in (name, value)]
     return Call("inspect_job", tuple(args), partial(_decode, job_id))
 
 
-def inspect_delivery(delivery_id: str, *, target: str | None = None) -> Call[DeliveryLook]:
-    """A look at the delivery, and at what is due to `target` (None: to its own)."""
+def inspect_delivery(delivery_id: str, *, target: str | None = None) -> Call[DeliverySnapshot]:
+    """Inspect the delivery, and the deliveries that are due to `target` (None: to its own)."""
     of_target = () if target is None else ("target", target)
     return Call("inspect_delivery", ("delivery", delivery_id, *of_target), partial(_decode_delivery, delivery_id))
 
 
-def _decode_delivery(delivery_id: str, reply: list[Any]) -> DeliveryLook:
+def _decode_delivery(delivery_id: str, reply: list[Any]) -> DeliverySnapshot:
     (state, _, target), due, known, open_of_job, ttl = reply
-    return DeliveryLook(
+    return DeliverySnapshot(
         id=delivery_id,
         state=None if state is None else state.decode(),
         target="" if target is None else target.decode(),
@@ -248,16 +251,16 @@ def _decode_delivery(delivery_id: str, reply: list[Any]) -> DeliveryLook:
     )
 
 
-def _decode(job_id: str, reply: list[Any]) -> Look:
-    """The order of the reply is that of `lua/checks/inspect_job.lua`."""
+def _decode(job_id: str, reply: list[Any]) -> JobSnapshot:
+    """Decode the reply of `lua/checks/inspect_job.lua`, in its order."""
     record, *in_sets, indexed, letter, busy, length, last, ttl, quiet, now = reply
-    state, pool, tenant, seq, end_seq, applied, archived, worker, lease, pushed, end_data, untold, dead = (
+    state, pool, tenant, seq, end_seq, applied, archived, worker, lease, pushed, end_data, starts, dead = (
         None if value is None else value.decode() for value in record
     )
     scores = dict(zip((*POOL_SETS, *OTHER_SETS), in_sets, strict=True))
-    return Look(
+    return JobSnapshot(
         id=job_id,
-        state=None if state is None else State(state),
+        state=None if state is None else read_value(State, state),
         pool=pool or "",
         tenant=tenant or "",
         seq=int(seq or 0),
@@ -270,7 +273,7 @@ def _decode(job_id: str, reply: list[Any]) -> Look:
         end_data=end_data,
         scores={name: int(float(score)) for name, score in scores.items() if score is not None},
         indexed=indexed is not None,
-        untold=untold is not None,
+        has_pending_start=starts is not None,
         dead=dead is not None,
         is_letter=letter is not None,
         busy=None if busy is None else busy.decode(),
@@ -282,210 +285,236 @@ def _decode(job_id: str, reply: list[Any]) -> Look:
     )
 
 
-def faults(look: Look) -> Iterator[Fault]:
-    """What is wrong with a job that has a record."""
-    if look.state is None:
+def faults(job: JobSnapshot) -> Iterator[Fault]:
+    """The faults of a job that has a record."""
+    if job.state is None:
         return
-    if look.state.is_terminal:
-        yield from _terminal(look)
+    if isinstance(job.state, UnknownValue):
+        pass  # which sets have it is defined by the version that wrote it
+    elif job.state.is_terminal:
+        yield from _terminal(job)
     else:
-        yield from _living(look, look.state)
-    if not look.indexed:
-        yield Fault(Kind.NOT_IN_INDEX, look.id, f"the index of tenant {look.tenant} has it not")
-    if look.expires is not None and not look.settled:
-        before = "though it is a dead letter" if look.is_letter else "before its end is applied and archived"
-        seen = f"its record goes in {look.expires / 1000:.0f} s, {before}"
-        yield Fault(Kind.EXPIRES, look.id, seen)
-    # The log goes before the record does.
-    if (look.log_length, look.log_last) != (look.seq, look.seq) and not (look.settled and look.log_length == 0):
-        seen = f"the record counts {look.seq} entries, its log has {look.log_length} and ends with {look.log_last}"
-        yield Fault(Kind.LOG_GAP, look.id, seen)
+        yield from _unfinished(job, job.state)
+    if not job.indexed:
+        yield Fault(FaultKind.NOT_IN_INDEX, job.id, f"the index of tenant {job.tenant} lacks it")
+    if job.expires is not None and not job.settled:
+        before = "although it is a dead letter" if job.is_letter else "before its end is applied and archived"
+        seen = f"its record expires in {job.expires / 1000:.0f} s, {before}"
+        yield Fault(FaultKind.EXPIRES, job.id, seen)
+    # The log expires before the record.
+    if (job.log_length, job.log_last) != (job.seq, job.seq) and not (job.settled and job.log_length == 0):
+        seen = f"the record counts {job.seq} entries, its log has {job.log_length} and ends with {job.log_last}"
+        yield Fault(FaultKind.LOG_GAP, job.id, seen)
 
 
-def _terminal(look: Look) -> Iterator[Fault]:
-    if also := [name for name in (*POOL_SETS, "deadlines") if name in look.scores]:
-        yield Fault(Kind.IN_TWO_PLACES, look.id, f"it is {look.state}, and also in {', '.join(also)}")
-    if not look.is_told and "outbox" not in look.scores:
-        what = "its start" if look.applied else "its end"
-        yield Fault(Kind.NOT_IN_OUTBOX, look.id, f"it is {look.state}, {what} not applied, and not in the outbox")
-    if look.is_told and "outbox" in look.scores:
-        yield Fault(Kind.IN_OUTBOX, look.id, "its end is applied, and still in the outbox")
-    if not look.archived and "history" not in look.scores:
-        seen = f"it is {look.state}, not archived, and not among those to be archived"
-        yield Fault(Kind.NOT_TO_BE_ARCHIVED, look.id, seen)
-    if look.archived and "history" in look.scores:
-        yield Fault(Kind.TO_BE_ARCHIVED, look.id, "it is archived, and still among those to be archived")
-    if look.end_seq != look.seq:
-        yield Fault(Kind.LOG_GAP, look.id, f"its end is entry {look.end_seq}, and its last {look.seq}")
+def _terminal(job: JobSnapshot) -> Iterator[Fault]:
+    if also := [name for name in (*POOL_SETS, "deadlines") if name in job.scores]:
+        yield Fault(FaultKind.IN_TWO_PLACES, job.id, f"its state is {job.state}, and it is also in {', '.join(also)}")
+    if not job.is_published and "outbox" not in job.scores:
+        what = "its start" if job.applied else "its end"
+        yield Fault(
+            FaultKind.NOT_IN_OUTBOX,
+            job.id,
+            f"its state is {job.state}, {what} is not applied, and it is not in the outbox",
+        )
+    if job.is_published and "outbox" in job.scores:
+        yield Fault(FaultKind.IN_OUTBOX, job.id, "its end is applied, and it is still in the outbox")
+    if not job.archived and "history" not in job.scores:
+        seen = f"its state is {job.state}, and it is neither archived nor among the jobs to be archived"
+        yield Fault(FaultKind.NOT_TO_BE_ARCHIVED, job.id, seen)
+    if job.archived and "history" in job.scores:
+        yield Fault(FaultKind.TO_BE_ARCHIVED, job.id, "it is archived, and still among the jobs to be archived")
+    if job.end_seq != job.seq:
+        yield Fault(FaultKind.LOG_GAP, job.id, f"its terminal entry is {job.end_seq}, and its last entry is {job.seq}")
 
 
-def _living(look: Look, state: State) -> Iterator[Fault]:
-    """Pending or running: in the one set that its state allows."""
+def _unfinished(job: JobSnapshot, state: State) -> Iterator[Fault]:
+    """The faults of a pending or running job, which is in exactly one set that its state allows."""
     allowed = {"running"} if state is State.RUNNING else {"waiting", "dispatched", "due"}
-    found = [name for name in POOL_SETS if name in look.scores]
+    found = [name for name in POOL_SETS if name in job.scores]
     if not allowed & set(found):
-        also = f", but in {', '.join(found)}" if found else ""
-        yield Fault(Kind.NOWHERE, look.id, f"it is {state}, and in no set of pool {look.pool} for that{also}")
+        also = f", but {', '.join(found)}" if found else ""
+        yield Fault(
+            FaultKind.NOWHERE,
+            job.id,
+            f"its state is {state}, and it is in no set of pool {job.pool} for that state{also}",
+        )
     elif len(found) > 1:
-        yield Fault(Kind.IN_TWO_PLACES, look.id, f"it is {state}, and in {' and '.join(found)}")
-    if "outbox" in look.scores and not look.untold:
-        yield Fault(Kind.IN_OUTBOX, look.id, f"it is {state}, and already in the outbox")
-    if look.untold and "outbox" not in look.scores:
-        yield Fault(Kind.NOT_IN_OUTBOX, look.id, f"it is {state}, its start not applied, and not in the outbox")
-    if "history" in look.scores:
-        yield Fault(Kind.TO_BE_ARCHIVED, look.id, f"it is {state}, and already among those to be archived")
+        yield Fault(FaultKind.IN_TWO_PLACES, job.id, f"its state is {state}, and it is in {' and '.join(found)}")
+    if "outbox" in job.scores and not job.has_pending_start:
+        yield Fault(FaultKind.IN_OUTBOX, job.id, f"its state is {state}, and it is already in the outbox")
+    if job.has_pending_start and "outbox" not in job.scores:
+        yield Fault(
+            FaultKind.NOT_IN_OUTBOX,
+            job.id,
+            f"its state is {state}, its start is not applied, and it is not in the outbox",
+        )
+    if "history" in job.scores:
+        yield Fault(
+            FaultKind.TO_BE_ARCHIVED, job.id, f"its state is {state}, and it is already among the jobs to be archived"
+        )
     if state is State.RUNNING and "running" in found:
-        yield from _running(look)
+        yield from _running(job)
 
 
-def _running(look: Look) -> Iterator[Fault]:
-    until = look.scores["running"]
-    if until < look.now and look.quiet_until <= look.now:
-        age_s = (look.now - until) / 1000
-        yield Fault(Kind.LEASE_LAPSED, look.id, f"its lease lapsed {age_s:.1f} s ago, and nobody has reaped it")
-    if until != look.lease:
-        yield Fault(Kind.LEASE_DIFFERS, look.id, f"leased until {look.lease} by its record, until {until} by the set")
-    if look.busy != look.id:
-        seen = f"it runs at worker {look.worker}, whose entry says {look.busy or 'nothing'}"
-        yield Fault(Kind.BUSY_DIFFERS, look.id, seen)
+def _running(job: JobSnapshot) -> Iterator[Fault]:
+    until = job.scores["running"]
+    if until < job.now and job.quiet_until <= job.now:
+        age_s = (job.now - until) / 1000
+        yield Fault(FaultKind.LEASE_LAPSED, job.id, f"its lease lapsed {age_s:.1f} s ago, and it was not reaped")
+    if until != job.lease:
+        yield Fault(
+            FaultKind.LEASE_DIFFERS,
+            job.id,
+            f"it is leased until {job.lease} by its record, and until {until} by the set",
+        )
+    if job.busy != job.id:
+        seen = f"it runs on worker {job.worker}, whose entry is {job.busy or 'empty'}"
+        yield Fault(FaultKind.BUSY_DIFFERS, job.id, seen)
 
 
-def strange_member(name: str, pool: str | None, look: Look) -> Fault | None:
-    """What is wrong with a set that names the job: it has no record, or its record names another pool."""
-    if name not in look.scores:
-        return None  # it has left since
-    if look.state is None:
-        return Fault(Kind.NO_RECORD, look.id, f"{_set(name, pool)} names it, and it has no record", pool=pool)
-    if pool is not None and look.pool != pool:
-        return Fault(Kind.OTHER_POOL, look.id, f"{_set(name, pool)} names it, and its pool is {look.pool}", pool=pool)
+def member_fault(name: str, pool: str | None, job: JobSnapshot) -> Fault | None:
+    """The fault of a set that names the job: it has no record, or its record names another pool."""
+    if name not in job.scores:
+        return None  # it was removed meanwhile
+    if job.state is None:
+        return Fault(FaultKind.NO_RECORD, job.id, f"{_set(name, pool)} names it, and it has no record", pool=pool)
+    if pool is not None and job.pool != pool:
+        return Fault(
+            FaultKind.OTHER_POOL, job.id, f"{_set(name, pool)} names it, and its pool is {job.pool}", pool=pool
+        )
     return None
 
 
-def strange_letter(tenant: str, look: Look) -> Fault | None:
-    """What is wrong with a tenant's dead letters that name the job."""
-    if not look.is_letter or (look.state is State.FAILED and look.dead and look.tenant == tenant):
+def dead_letter_fault(tenant: str, job: JobSnapshot) -> Fault | None:
+    """The fault of a tenant's dead letters that name the job."""
+    if not job.is_letter or (job.state is State.FAILED and job.dead and job.tenant == tenant):
         return None
-    said = "has no record" if look.state is None else f"is {look.state}, of tenant {look.tenant}, and none of these"
-    seen = f"the dead letters of tenant {tenant} name it, and it {said}"
-    return Fault(Kind.NO_DEAD_LETTER, look.id, seen, letter_of=tenant)
+    actual = "has no record" if job.state is None else f"is {job.state}, of tenant {job.tenant}, and no dead letter"
+    seen = f"the dead letters of tenant {tenant} name it, and it {actual}"
+    return Fault(FaultKind.NO_DEAD_LETTER, job.id, seen, letter_of=tenant)
 
 
-def delivery_fault(look: DeliveryLook) -> Fault | None:
-    """What is wrong with a delivery that has a record."""
-    if look.state is None:
+def delivery_fault(delivery: DeliverySnapshot) -> Fault | None:
+    """The fault of a delivery that has a record."""
+    if delivery.state is None:
         return None
     wrong = [
         words
         for is_wrong, words in (
-            (not look.is_due, "is not among what is due to its target"),
-            (not look.is_known, "has a target that nobody looks at"),
-            (not look.is_open_of_job, "is not among the open ones of its job"),
-            (look.expires, "has a record that goes"),
+            (not delivery.is_due, "is not among those that are due to its target"),
+            (not delivery.is_known, "has a target that is not in the set of targets"),
+            (not delivery.is_open_of_job, "is not among the open deliveries of its job"),
+            (delivery.expires, "has a record that expires"),
         )
         if is_wrong
     ]
-    if look.state != DeliveryState.OPEN:
-        wrong = ["is still due"] if look.is_due else []
+    if delivery.state != DeliveryState.OPEN:
+        wrong = ["is still due"] if delivery.is_due else []
     if not wrong:
         return None
-    seen = f"delivery {look.id} is {look.state}, and {' and '.join(wrong)}"
-    return Fault(Kind.DELIVERY_MISPLACED, look.job, seen, delivery=look.id)
+    seen = f"delivery {delivery.id} is {delivery.state}, and {' and '.join(wrong)}"
+    return Fault(FaultKind.DELIVERY_MISPLACED, delivery.job, seen, delivery=delivery.id)
 
 
-def strange_delivery(target: str, look: DeliveryLook) -> Fault | None:
-    """What is wrong with what is due to a target, where that names the delivery."""
-    if not look.is_due:
-        return None  # it has left since
-    if look.state is None:
-        seen = f"delivery {look.id} is due to {target}, and has no record"
-        return Fault(Kind.DELIVERY_NO_RECORD, look.job, seen, delivery=look.id, target=target)
-    if look.target != target:
-        seen = f"delivery {look.id} is due to {target}, and its target is {look.target}"
-        return Fault(Kind.DELIVERY_MISPLACED, look.job, seen, delivery=look.id, target=target)
+def due_delivery_fault(target: str, delivery: DeliverySnapshot) -> Fault | None:
+    """The fault of the deliveries that are due to a target, where they name the delivery."""
+    if not delivery.is_due:
+        return None  # it was removed meanwhile
+    if delivery.state is None:
+        seen = f"delivery {delivery.id} is due to {target}, and has no record"
+        return Fault(FaultKind.DELIVERY_NO_RECORD, delivery.job, seen, delivery=delivery.id, target=target)
+    if delivery.target != target:
+        seen = f"delivery {delivery.id} is due to {target}, and its target is {delivery.target}"
+        return Fault(FaultKind.DELIVERY_MISPLACED, delivery.job, seen, delivery=delivery.id, target=target)
     return None
 
 
 def vanished(job_id: str, tenant: str) -> Fault:
-    """A job that was accepted, was never told its end, and whose record is gone."""
-    return Fault(Kind.VANISHED, job_id, f"the index of tenant {tenant} names it, and its record is gone")
+    """The fault of an accepted job whose record is gone before its end was applied."""
+    return Fault(FaultKind.VANISHED, job_id, f"the index of tenant {tenant} names it, and its record is gone")
 
 
-def strange_entry(worker: str, look: Look) -> Fault | None:
-    """What is wrong with a worker's entry that names the job."""
-    if look.state is State.RUNNING and look.worker == worker:
+def worker_entry_fault(worker: str, job: JobSnapshot) -> Fault | None:
+    """The fault of a worker's entry that names the job."""
+    if job.state is State.RUNNING and job.worker == worker:
         return None
-    said = "has no record" if look.state is None else f"is {look.state}, at worker {look.worker or 'none'}"
-    return Fault(Kind.BUSY_DIFFERS, look.id, f"worker {worker} is said to run it, and it {said}", worker=worker)
+    actual = "has no record" if job.state is None else f"is {job.state}, on worker {job.worker or 'none'}"
+    return Fault(
+        FaultKind.BUSY_DIFFERS, job.id, f"the entry of worker {worker} names it, and it {actual}", worker=worker
+    )
 
 
-def lost_message(look: Look, listed: Iterable[str]) -> Fault | None:
-    """What is wrong with a dispatched job: its message is not in the list, and nobody pushes it again."""
-    age_ms = look.now - (look.pushed or 0)
-    if look.place != "dispatched" or look.id in listed or age_ms < LOST_AFTER_MS:
+def lost_message(job: JobSnapshot, listed: Iterable[str]) -> Fault | None:
+    """The fault of a dispatched job: its message is not in the list, and was not pushed again."""
+    age_ms = job.now - (job.pushed or 0)
+    if job.place != "dispatched" or job.id in listed or age_ms < LOST_AFTER_MS:
         return None
-    return Fault(Kind.MESSAGE_LOST, look.id, f"its message was pushed {age_ms / 1000:.0f} s ago and is not in the list")
+    return Fault(
+        FaultKind.MESSAGE_LOST, job.id, f"its message was pushed {age_ms / 1000:.0f} s ago and is not in the list"
+    )
 
 
-def stale(messages: Iterable[Message], looks: Mapping[str, Look]) -> list[Stale]:
-    """Messages that agree with no job, of one pool. A canary stands for none, and is none of these."""
-    found: list[Stale] = []
-    by_job: dict[str, list[Message]] = defaultdict(list)
+def stale_messages(messages: Iterable[QueuedMessage], jobs: Mapping[str, JobSnapshot]) -> list[StaleMessage]:
+    """The messages of one pool that no job needs. Canaries belong to no job and are not among them."""
+    found: list[StaleMessage] = []
+    by_job: dict[str, list[QueuedMessage]] = defaultdict(list)
     for message in messages:
         by_job[message.job].append(message)
     for job_id, of_job in by_job.items():
         if job_id.startswith(queues.CANARY):
             continue
-        look = looks.get(job_id)
-        needed = None if look is None else _needed(of_job, look)
-        found += [Stale(message, _reason(message, look)) for message in of_job if message is not needed]
+        job = jobs.get(job_id)
+        needed = None if job is None else _needed(of_job, job)
+        found += [StaleMessage(message, _reason(message, job)) for message in of_job if message is not needed]
     return found
 
 
-def _needed(messages: Iterable[Message], look: Look) -> Message | None:
-    """The one message of a job that may be of use: the last push, in the list or on its way to be claimed."""
+def _needed(messages: Iterable[QueuedMessage], job: JobSnapshot) -> QueuedMessage | None:
+    """The one message of a job that may be claimed: the last push, in the list or already received."""
     last_first = sorted(messages, key=lambda message: message.push, reverse=True)
-    if look.state is State.RUNNING:
+    if job.state is State.RUNNING:
         return next((message for message in last_first if message.where == "unacked"), None)
-    if look.place == "dispatched":
+    if job.place == "dispatched":
         return min(last_first, key=lambda message: message.where, default=None)  # the list before unacked
     return None
 
 
-def _reason(message: Message, look: Look | None) -> str:
+def _reason(message: QueuedMessage, job: JobSnapshot | None) -> str:
     if not message.job:
-        return "it is no job's message"
-    if look is None or look.state is None:
+        return "it belongs to no job"
+    if job is None or job.state is None:
         return "there is no such job"
-    if look.state.is_terminal:
-        return f"its job is {look.state}"
-    if look.state is State.RUNNING:
-        return f"its job runs, at worker {look.worker}, by another message"
-    return "its job has another message" if look.place == "dispatched" else "its job waits elsewhere"
+    if job.state.is_terminal:
+        return f"its job is {job.state}"
+    if job.state is State.RUNNING:
+        return f"its job runs on worker {job.worker} by another message"
+    return "its job has another message" if job.place == "dispatched" else "its job is in no list"
 
 
 def tag_of(message: bytes) -> str:
-    """The delivery tag of a message as it stands in the list; nothing for one that is not ours."""
+    """The delivery tag of a message in the list; empty for a foreign message."""
     found = _DELIVERY_TAG.search(message)
     return found[1].decode() if found else ""
 
 
 def history_fault(record: JobRecord, past: JobRecord | None) -> Fault | None:
-    """What is wrong with the history of an archived job: `past` is what it has."""
+    """The fault of an archived job in the history, whose record is `past`."""
     if past is None:
-        return Fault(Kind.HISTORY_MISSING, record.id, "it is archived, and the history has it not")
+        return Fault(FaultKind.HISTORY_MISSING, record.id, "it is archived, and the history lacks it")
     only_past = set() if record.is_whole else {"is_whole", "input"}
     compared = {each.name for each in fields(record)} - only_past
     differ = sorted(name for name in compared if getattr(record, name) != getattr(past, name))
     if not differ:
         return None
-    return Fault(Kind.HISTORY_DIFFERS, record.id, f"the history has it with another {', '.join(differ)}")
+    return Fault(FaultKind.HISTORY_DIFFERS, record.id, f"the history differs in {', '.join(differ)}")
 
 
-def published(look: Look) -> list[Mapping[str, Any]]:
-    """The artifacts that a completed job's end names, as they were encoded."""
-    if look.state is not State.COMPLETED or look.end_data is None:
+def published(job: JobSnapshot) -> list[Mapping[str, Any]]:
+    """The artifacts in a completed job's terminal entry, as they were encoded."""
+    if job.state is not State.COMPLETED or job.end_data is None:
         return []
-    found: list[Mapping[str, Any]] = json.loads(look.end_data).get("artifacts", [])
+    found: list[Mapping[str, Any]] = json.loads(job.end_data).get("artifacts", [])
     return found
 
 

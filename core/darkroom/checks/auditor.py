@@ -1,9 +1,9 @@
-"""The auditor: reads all that the ledger holds, a slice at a time, and tells what is wrong with it (`darkroom audit`).
+"""The auditor: reads the whole ledger in slices and reports its faults (`darkroom audit`).
 
-It looks twice. Reading takes a while, and jobs move meanwhile: what seems wrong is a suspicion, and counts when it is
-still so two seconds later. Each look at a job is one short script (`lua/checks/inspect_job.lua`), so it is of one
-moment; no reading holds Redis up. What is right and wrong is written in `audit.py`. With `repair` each finding goes to
-`lua/checks/repair.lua`, one job at a time, where the record decides once more.
+It makes two passes. Jobs change while it reads, so a fault of the first pass is a suspect, and is reported if the
+second pass, two seconds later, finds it again. Each job is read by one short script (`lua/checks/inspect_job.lua`), at
+one moment and without blocking Redis. `audit.py` has the rules. With `repair`, each finding is passed to
+`lua/checks/repair.lua`, one job at a time, which decides by the record again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ import redis.asyncio
 
 from darkroom.artifacts import ArtifactStore
 from darkroom.checks import audit
-from darkroom.checks.audit import OTHER_SETS, PLACES, POOL_SETS, REPAIRABLE, Fault, Kind, Look, Message, Stale
+from darkroom.checks.audit import (
+    OTHER_SETS,
+    PLACES,
+    POOL_SETS,
+    REPAIRABLE,
+    Fault,
+    FaultKind,
+    JobSnapshot,
+    QueuedMessage,
+    StaleMessage,
+)
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import Artifact
 from darkroom.ledger import calls, epochs, reads
@@ -35,18 +45,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SECOND_LOOK_S = 2.0
-"""What is wrong for longer than this is no move that was seen half done. A healthy courier needs one second."""
+SECOND_PASS_S = 2.0
+"""Pause between the passes: longer than any change of a job that the first pass may have seen half done."""
 
 READS_AT_ONCE = 8
-"""Artifacts that are read from the store at one time."""
+"""Artifacts that are read from the store concurrently."""
 
-Question = Callable[[Sequence[str]], Awaitable[list[Fault]]]
-"""What is wrong with these (jobs, or workers): asked of everything first, and of the suspects again."""
+Check = Callable[[Sequence[str]], Awaitable[list[Fault]]]
+"""A check of jobs or workers, by id: made of all in the first pass, and of the suspects in the second."""
 
 
 @dataclass(frozen=True)
-class Report:
+class AuditReport:
     """What an audit saw: how many jobs in each place, what is wrong, and the messages that nobody needs.
 
     `orphans` are artifacts that no job publishes: no fault, since retention removes them.
@@ -56,11 +66,11 @@ class Report:
     """
 
     places: Mapping[str, int]
-    untold: int
+    unapplied: int
     artifacts: int | None
     past: int | None
     findings: Sequence[Fault]
-    stale: Sequence[Stale]
+    stale: Sequence[StaleMessage]
     orphans: Sequence[Orphan] = ()
 
     @property
@@ -74,19 +84,19 @@ class Report:
 
 @dataclass
 class _Suspects:
-    """What seems wrong after the first look: by the question that found it, the subjects to ask about again."""
+    """The faults of the first pass: by their check, the subjects to check again."""
 
-    faults: dict[Question, dict[str, list[Fault]]] = field(default_factory=dict)
-    messages: dict[str, list[Stale]] = field(default_factory=dict)
+    faults: dict[Check, dict[str, list[Fault]]] = field(default_factory=dict)
+    messages: dict[str, list[StaleMessage]] = field(default_factory=dict)
 
-    def add(self, question: Question, found: Sequence[Fault]) -> None:
+    def add(self, check: Check, found: Sequence[Fault]) -> None:
         for fault in found:
             subject = fault.worker or fault.delivery or fault.job
-            self.faults.setdefault(question, {}).setdefault(subject, []).append(fault)
+            self.faults.setdefault(check, {}).setdefault(subject, []).append(fault)
 
 
 class Auditor:
-    """One audit of one darkroom. Without a `store` no artifact is looked at, without a `history` no past job."""
+    """One audit of one ledger. Without a `store` no artifact is read, without a `history` no archived job."""
 
     def __init__(
         self,
@@ -95,61 +105,62 @@ class Auditor:
         *,
         store: ArtifactStore | None,
         history: History | None,
-        second_look_s: float = SECOND_LOOK_S,
+        second_pass_s: float = SECOND_PASS_S,
     ) -> None:
         self._ledger = AsyncLedger(client, namespace)
         self._keys = self._ledger.keys
         self._store = store
-        self._second_look_s = second_look_s
+        self._second_pass_s = second_pass_s
         self._history = history
         self._artifacts_read = self._past_read = 0
 
-    async def audit(self, *, repair: bool) -> Report:
-        """Look, look again, and put right what is asked for. Raises LedgerUnavailable, StoreUnavailable,
-        HistoryUnavailable.
+    async def audit(self, *, repair: bool) -> AuditReport:
+        """Make both passes, and repair the findings if requested.
+
+        Raises LedgerUnavailable, StoreUnavailable and HistoryUnavailable.
         """
         suspects = _Suspects()
-        places, untold = await self._look_at_jobs(suspects)
+        places, unapplied = await self._check_jobs(suspects)
         artifacts = self._artifacts_read if self._store else None
         past = self._past_read if self._history else None
-        await self._look_at_the_rest(suspects)
+        await self._check_sets(suspects)
         findings: list[Fault] = []
-        stale: list[Stale] = []
+        stale: list[StaleMessage] = []
         orphans = await self._orphans()
         if suspects.faults or suspects.messages or orphans:
-            await asyncio.sleep(self._second_look_s)
-            findings, stale = await self._look_again(suspects)
+            await asyncio.sleep(self._second_pass_s)
+            findings, stale = await self._check_again(suspects)
             orphans = await self._orphans_among([orphan.key for orphan in orphans])
         findings = [*await self._of_epoch(), *findings]
         if repair:
             findings = await self._repair(findings)
-        return Report(places, untold, artifacts, past, tuple(findings), tuple(stale), tuple(orphans))
+        return AuditReport(places, unapplied, artifacts, past, tuple(findings), tuple(stale), tuple(orphans))
 
-    # -- the two looks -------------------------------------------------------------------------------------------------
+    # -- the two passes -----------------------------------------------------------------------------------------------
 
-    async def _look_at_jobs(self, suspects: _Suspects) -> tuple[dict[str, int], int]:
-        """All records. Answers how many are in each place, and how many ends are not applied."""
+    async def _check_jobs(self, suspects: _Suspects) -> tuple[dict[str, int], int]:
+        """Check all records. Returns the number of jobs in each place, and of unapplied terminal events."""
         places: Counter[str] = Counter(dict.fromkeys(PLACES, 0))
-        untold = 0
+        unapplied = 0
         seen: set[str] = set()
         async for ids in reads.job_ids(self._ledger):
-            looks = await self._looks([job_id for job_id in ids if job_id not in seen])  # SCAN may say a key twice
+            looks = await self._looks([job_id for job_id in ids if job_id not in seen])  # SCAN may return a key twice
             seen.update(ids)
             for look in looks:
                 if look.state is not None:
                     places[look.place or "nowhere"] += 1
-                    untold += look.state.is_terminal and not look.applied
+                    unapplied += look.state.is_terminal and not look.applied
             suspects.add(self._of_jobs, [fault for look in looks for fault in audit.faults(look)])
             suspects.add(self._of_artifacts, await self._faults_of_artifacts(looks))
             suspects.add(self._of_history, await self._faults_of_history(looks))
-        return dict(places), untold
+        return dict(places), unapplied
 
-    async def _look_at_the_rest(self, suspects: _Suspects) -> None:
+    async def _check_sets(self, suspects: _Suspects) -> None:
         """All sets, indexes and messages."""
         pools = await self._pools()
         of_pools = [(name, pool, getattr(self._keys, name)(pool)) for pool in pools for name in POOL_SETS]
         for name, pool, key in [*of_pools, *((name, None, getattr(self._keys, name)) for name in OTHER_SETS)]:
-            await self._ask(partial(self._of_members, name, pool), reads.members(self._ledger, key), suspects)
+            await self._check(partial(self._of_members, name, pool), reads.members(self._ledger, key), suspects)
         of_each: list[tuple[Callable[[str], str], Callable[..., Awaitable[list[Fault]]]]] = [
             (self._keys.tenant, self._of_index),
             (self._keys.dead_letters, self._of_letters),
@@ -158,31 +169,33 @@ class Auditor:
         for key_of, question in of_each:
             async for owners in reads.names(self._ledger, key_of(""), kind="zset"):
                 for owner in owners:
-                    await self._ask(partial(question, owner), reads.members(self._ledger, key_of(owner)), suspects)
-        await self._ask(self._of_deliveries, reads.names(self._ledger, self._keys.delivery(""), kind="hash"), suspects)
-        await self._ask(self._of_workers, reads.fields(self._ledger, self._keys.busy), suspects)
+                    await self._check(partial(question, owner), reads.members(self._ledger, key_of(owner)), suspects)
+        await self._check(
+            self._of_deliveries, reads.names(self._ledger, self._keys.delivery(""), kind="hash"), suspects
+        )
+        await self._check(self._of_workers, reads.fields(self._ledger, self._keys.busy), suspects)
         for pool in pools:
-            await self._ask(
+            await self._check(
                 partial(self._of_lists, pool), reads.members(self._ledger, self._keys.dispatched(pool)), suspects
             )
             if found := await self._stale(pool):
                 suspects.messages[pool] = found
 
-    async def _ask(self, question: Question, slices: AsyncIterator[list[str]], suspects: _Suspects) -> None:
+    async def _check(self, check: Check, slices: AsyncIterator[list[str]], suspects: _Suspects) -> None:
         async for subjects in slices:
-            suspects.add(question, await question(subjects))
+            suspects.add(check, await check(subjects))
 
-    async def _look_again(self, suspects: _Suspects) -> tuple[list[Fault], list[Stale]]:
-        """What of it is still so."""
+    async def _check_again(self, suspects: _Suspects) -> tuple[list[Fault], list[StaleMessage]]:
+        """The suspects whose faults persist."""
         findings: dict[tuple[str | None, ...], Fault] = {}
-        for question, by_subject in suspects.faults.items():
+        for check, by_subject in suspects.faults.items():
             before = {fault.key for found in by_subject.values() for fault in found}
             subjects = list(by_subject)
             for start in range(0, len(subjects), SLICE):
-                for fault in await question(subjects[start : start + SLICE]):
+                for fault in await check(subjects[start : start + SLICE]):
                     if fault.key in before:
                         findings.setdefault(fault.key, fault)
-        stale: list[Stale] = []
+        stale: list[StaleMessage] = []
         for pool, found in suspects.messages.items():
             now = await self._stale(pool)
             stale += [each for each in found if each in now]
@@ -191,31 +204,31 @@ class Auditor:
     # -- Redis as a whole ----------------------------------------------------------------------------------------------
 
     async def _of_epoch(self) -> list[Fault]:
-        """That Redis came back with less than it had. SQL is read first: a courier adds to the ledger before it."""
+        """The fault of a Redis that restarted with less data. SQL is read first: a courier writes it last."""
         outside = await self._outside()
         loss = epochs.lost(await reads.epoch(self._ledger), outside)
-        return [] if loss is None else [Fault(Kind.WENT_BACK, "", f"Redis lost {loss.described}")]
+        return [] if loss is None else [Fault(FaultKind.WENT_BACK, "", f"Redis lost {loss.described}")]
 
     async def _outside(self) -> Epoch | None:
         return None if self._history is None else await self._history.epoch(self._ledger.namespace)
 
-    # -- the questions -------------------------------------------------------------------------------------------------
+    # -- the checks ---------------------------------------------------------------------------------------------------
 
     async def _of_jobs(self, ids: Sequence[str]) -> list[Fault]:
         return [fault for look in await self._looks(ids) for fault in audit.faults(look)]
 
     async def _of_members(self, name: str, pool: str | None, ids: Sequence[str]) -> list[Fault]:
-        """Of members of a set, those that should not be. One that has left it since is none."""
-        found = [audit.strange_member(name, pool, look) for look in await self._looks(ids, pool=pool)]
+        """Check members of a set. One that was removed meanwhile is no fault."""
+        found = [audit.member_fault(name, pool, look) for look in await self._looks(ids, pool=pool)]
         return [fault for fault in found if fault is not None]
 
     async def _of_index(self, tenant: str, ids: Sequence[str]) -> list[Fault]:
-        """Of a tenant's jobs, those that are gone without having been told."""
+        """The jobs in a tenant's index whose record vanished before their end was applied."""
         return [audit.vanished(each, tenant) for each in await reads.vanished_jobs(self._ledger, ids, tenant=tenant)]
 
     async def _of_letters(self, tenant: str, ids: Sequence[str]) -> list[Fault]:
-        """Of a tenant's dead letters, those that are none."""
-        found = [audit.strange_letter(tenant, look) for look in await self._looks(ids, letter_of=tenant)]
+        """Check the members of a tenant's dead letters."""
+        found = [audit.dead_letter_fault(tenant, look) for look in await self._looks(ids, letter_of=tenant)]
         return [fault for fault in found if fault is not None]
 
     async def _of_deliveries(self, ids: Sequence[str]) -> list[Fault]:
@@ -224,20 +237,20 @@ class Auditor:
         return [fault for fault in found if fault is not None]
 
     async def _of_targets(self, target: str, ids: Sequence[str]) -> list[Fault]:
-        """Of what is due to a target, what should not be."""
+        """Check the deliveries that are due to a target."""
         looks = await self._answers([audit.inspect_delivery(each, target=target) for each in ids])
-        found = [audit.strange_delivery(target, look) for look in looks]
+        found = [audit.due_delivery_fault(target, look) for look in looks]
         return [fault for fault in found if fault is not None]
 
     async def _of_workers(self, workers: Sequence[str]) -> list[Fault]:
-        """Of the workers' entries, those that name a job which does not run there."""
+        """The workers' entries that name a job which does not run there."""
         named = await reads.busy_jobs(self._ledger, workers)
         looks = await self._looks([job_id for _, job_id in named])
-        found = [audit.strange_entry(worker, look) for (worker, _), look in zip(named, looks, strict=True)]
+        found = [audit.worker_entry_fault(worker, look) for (worker, _), look in zip(named, looks, strict=True)]
         return [fault for fault in found if fault is not None]
 
     async def _of_lists(self, pool: str, ids: Sequence[str]) -> list[Fault]:
-        """Of a pool's dispatched jobs, those whose message is lost."""
+        """The dispatched jobs of a pool whose message is lost."""
         looks = await self._looks(ids)
         listed = {message.job for message in await self._list(pool)}
         found = [audit.lost_message(look, listed) for look in looks if look.pool == pool]
@@ -246,8 +259,8 @@ class Auditor:
     async def _of_artifacts(self, ids: Sequence[str]) -> list[Fault]:
         return await self._faults_of_artifacts(await self._looks(ids))
 
-    async def _faults_of_artifacts(self, looks: Sequence[Look]) -> list[Fault]:
-        """Every artifact that a completed job published is read, and hashed."""
+    async def _faults_of_artifacts(self, looks: Sequence[JobSnapshot]) -> list[Fault]:
+        """Read every artifact that a completed job published, and compare its hash."""
         if self._store is None:
             return []
         gate = asyncio.Semaphore(READS_AT_ONCE)
@@ -263,8 +276,8 @@ class Auditor:
     async def _of_history(self, ids: Sequence[str]) -> list[Fault]:
         return await self._faults_of_history(await self._looks(ids))
 
-    async def _faults_of_history(self, looks: Sequence[Look]) -> list[Fault]:
-        """Every archived job is read from the history, and compared. One that is being deleted is as good as gone."""
+    async def _faults_of_history(self, looks: Sequence[JobSnapshot]) -> list[Fault]:
+        """Read every archived job from the history, and compare it. A job whose deletion has begun is skipped."""
         if self._history is None:
             return []
         from darkroom.history.store import PastJob
@@ -295,32 +308,32 @@ class Auditor:
 
         return await orphans(keys, ledger=self._ledger, history=self._history)
 
-    async def _stale(self, pool: str) -> list[Stale]:
-        """The pool's messages that nobody needs."""
+    async def _stale(self, pool: str) -> list[StaleMessage]:
+        """The pool's messages that no job needs."""
         messages = await self._list(pool)
         async for tags in reads.fields(self._ledger, self._keys.unacked(pool)):
-            messages += [Message(pool, "unacked", tag) for tag in tags]
+            messages += [QueuedMessage(pool, "unacked", tag) for tag in tags]
         ids = list({message.job for message in messages})
-        looks: dict[str, Look] = {}
+        looks: dict[str, JobSnapshot] = {}
         for start in range(0, len(ids), SLICE):
             looks |= {look.id: look for look in await self._looks(ids[start : start + SLICE])}
-        return audit.stale(messages, looks)
+        return audit.stale_messages(messages, looks)
 
     # -- repair --------------------------------------------------------------------------------------------------------
 
     async def _repair(self, findings: Sequence[Fault]) -> list[Fault]:
-        """Each finding with what was done about it, where something can be done."""
+        """Repair each finding that can be repaired, and note the repair in it."""
         after: list[Fault] = []
         for fault in findings:
-            if fault.kind is Kind.MESSAGE_LOST:
+            if fault.kind is FaultKind.MESSAGE_LOST:
                 (look,) = await self._looks([fault.job])
                 await self._ledger.run(calls.sweep(look.pool))
                 still = await self._of_lists(look.pool, [fault.job])
                 after.append(fault if still else fault.after("the pool was swept"))
-            elif fault.kind is Kind.WENT_BACK:
+            elif fault.kind is FaultKind.WENT_BACK:
                 beat = calls.advance_epoch(await self._outside() or epochs.NEVER, acknowledge=True)
                 noted = await self._ledger.run(beat)
-                after.append(fault.after(f"acknowledged, in epoch {noted.epoch.number}; what is lost stays lost"))
+                after.append(fault.after(f"acknowledged, in epoch {noted.epoch.number}; lost jobs are not restored"))
             elif fault.kind in REPAIRABLE:
                 repair = calls.repair(
                     fault.job,
@@ -338,8 +351,10 @@ class Auditor:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    async def _looks(self, ids: Sequence[str], *, pool: str | None = None, letter_of: str | None = None) -> list[Look]:
-        """Each at a moment of its own."""
+    async def _looks(
+        self, ids: Sequence[str], *, pool: str | None = None, letter_of: str | None = None
+    ) -> list[JobSnapshot]:
+        """A snapshot of each job, at a moment of its own."""
         return await self._answers([audit.inspect(job_id, pool=pool, letter_of=letter_of) for job_id in ids])
 
     async def _answers(self, batch: Sequence[Call[T]]) -> list[T]:
@@ -351,17 +366,18 @@ class Auditor:
         return answers
 
     async def _pools(self) -> list[str]:
-        """Those that were announced, and those that have sets nevertheless."""
+        """The announced pools, and others that have sets."""
         pools = set(await reads.pools(self._ledger))
         for name in POOL_SETS:
             async for found in reads.names(self._ledger, getattr(self._keys, name)(""), kind="zset"):
                 pools.update(found)
         return sorted(pools)
 
-    async def _list(self, pool: str) -> list[Message]:
+    async def _list(self, pool: str) -> list[QueuedMessage]:
         """The messages in the pool's Celery queue."""
         return [
-            Message(pool, "list", audit.tag_of(message)) for message in await reads.queued_messages(self._ledger, pool)
+            QueuedMessage(pool, "list", audit.tag_of(message))
+            for message in await reads.queued_messages(self._ledger, pool)
         ]
 
 
@@ -372,8 +388,8 @@ async def _artifact_fault(store: ArtifactStore, job_id: str, artifact: Artifact)
         async for chunk in chunks:
             digest.update(chunk)
     except NotFound:
-        return Fault(Kind.ARTIFACT_MISSING, job_id, f"the store has no {artifact.key}", artifact=artifact.key)
+        return Fault(FaultKind.ARTIFACT_MISSING, job_id, f"the store has no {artifact.key}", artifact=artifact.key)
     if digest.hexdigest() == artifact.sha256:
         return None
-    seen = f"{artifact.key} is in the store with other bytes than were published"
-    return Fault(Kind.ARTIFACT_DIFFERS, job_id, seen, artifact=artifact.key)
+    seen = f"the bytes of {artifact.key} in the store differ from those that were published"
+    return Fault(FaultKind.ARTIFACT_DIFFERS, job_id, seen, artifact=artifact.key)

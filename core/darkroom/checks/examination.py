@@ -1,11 +1,11 @@
-"""What the doctor looks at: Redis' own word, the ledger's sets, the workers, and whether these take messages.
+"""The examination: reads what the doctor's checks need of Redis, the ledger, the workers and their queues.
 
-Everything is read, and nothing changed, but for canaries: messages that stand for no job and go through the queue of a
-pool with idle workers, as a job's would. A worker that takes one signs for it (`lua/attempts/claim.lua`) and drops it.
-As many are sent at once as workers are waited for, because Redis gives to whoever waits longest: each goes to another
-of those that consume. What is wrong with all this is for `doctor.py` to say.
+It changes nothing, except that it sends canaries: messages that belong to no job, through the queue of a pool with idle
+workers. The worker that claims one records its name (`lua/attempts/claim.lua`) and drops it. As many are sent at a time
+as workers are awaited, because Redis serves the client that has waited longest: each goes to another consumer.
+`doctor.py` has the checks.
 
-Redis' CONFIG is never asked: managed servers refuse it.
+Redis' CONFIG is not read: managed servers refuse it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from darkroom.backoff import Backoff
 from darkroom.checks.doctor import (
-    Clock,
-    Cost,
-    Dropped,
-    House,
+    ClockOffset,
+    ForeignDrops,
+    LedgerInfo,
     Limits,
-    Observation,
-    Overdue,
-    Pool,
-    Server,
-    Waiting,
-    Worker,
+    OldestJob,
+    OverdueJob,
+    PoolInfo,
+    RedisInfo,
+    ScriptCost,
+    SystemInfo,
+    WorkerInfo,
 )
 from darkroom.errors import DarkroomError, HistoryUnavailable
 from darkroom.ledger import calls, queues, reads
@@ -48,67 +48,68 @@ if TYPE_CHECKING:
     from darkroom.history.store import History
 
 SCRIPT_COMMANDS = ("evalsha", "eval", "fcall")
-"""Commands that run a script; ours are all `evalsha`."""
+"""Commands that run a script; darkroom uses `evalsha` only."""
 
-FLOCK_MAX = 100
-"""Canaries of one pool that are out at one time."""
+BATCH_MAX = 100
+"""Canaries that are in the queue of one pool at a time."""
 
-TURN_S = 1.0
-"""So long a flock may be out. One that a worker took just as it stopped to consume does not come back."""
+BATCH_S = 1.0
+"""The longest wait for one batch of canaries. One that a worker received just before it stopped is never claimed."""
 
 POLL_S = 0.02
 BACKOFF = Backoff(first_s=0.1, longest_s=1.0)
-"""Between two flocks, while some worker has not answered: others answer for it each time, so the pause doubles."""
+"""Pause between two batches, which doubles: other workers claim the canaries of the one that is awaited."""
 
 LISTED = 100
-"""Messages of a pool's list that are looked at, the next first; it is short by design."""
+"""Messages of a pool's list that are read, the next first; the list is short by design."""
 
 
 async def examine(
     client: redis.asyncio.Redis, namespace: str, limits: Limits, *, history: History | None = None
-) -> Observation:
-    """Look at everything once, and at the epoch that `history` has of the ledger. It takes `limits.canary_s` where a
-    worker is deaf. Failures are observed too.
+) -> SystemInfo:
+    """Read everything once, and the epoch of the ledger in `history`. Failures are part of the result.
+
+    It takes `limits.canary_s` where a worker does not consume.
     """
-    server: Server | None = None
-    house: House | None = None
-    trouble: str | None = None
+    server: RedisInfo | None = None
+    ledger: LedgerInfo | None = None
+    failure: str | None = None
     try:
         with translated():
             info = await client.info("all")
         server = read_server(info, default_user_is_limited=await _default_user_is_limited(client, namespace))
     except (DarkroomError, RedisError) as error:
-        trouble = _words(error)
-    # Scripts cannot run on a cluster: what follows would only repeat that.
+        failure = _reason(error)
+    # Scripts cannot run on a cluster: the ledger would only repeat that.
     if server is None or not server.clustered:
         try:
-            house = await Examination(client, namespace, limits, history).house()
+            ledger = await Examination(client, namespace, limits, history).ledger()
         except (DarkroomError, RedisError) as error:
-            trouble = trouble or _words(error)
-    return Observation(server, house, trouble)
+            failure = failure or _reason(error)
+    return SystemInfo(server, ledger, failure)
 
 
 async def _default_user_is_limited(client: redis.asyncio.Redis, namespace: str) -> bool:
-    """Whether a connection without a user is let in and then refused a harmless command."""
+    """Whether a connection without a user is accepted, and then refused a harmless command."""
     pool = client.connection_pool
     options = {
         name: value
         for name, value in pool.connection_kwargs.items()
         if name not in {"username", "password", "credential_provider"}
     }
-    stranger = redis.asyncio.ConnectionPool(connection_class=pool.connection_class, **options)
-    async with redis.asyncio.Redis.from_pool(stranger) as unnamed:
+    unnamed_pool = redis.asyncio.ConnectionPool(connection_class=pool.connection_class, **options)
+    async with redis.asyncio.Redis.from_pool(unnamed_pool) as unnamed:
         try:
             await unnamed.exists(Keys(namespace).epoch)
         except NoPermissionError:
             return True
         except RedisError:
-            return False  # no connection without a user, or none at all: `default` is off or asks for a password
+            return False  # refused, or no connection at all: `default` is off or needs a password
     return False
 
 
-def read_server(info: Mapping[str, Any], *, default_user_is_limited: bool) -> Server:
-    """What matters here of the answer to INFO, and of what the user `default` may do."""
+def read_server(info: Mapping[str, Any], *, default_user_is_limited: bool) -> RedisInfo:
+    """The relevant part of the reply to INFO, and of the rights of the user `default`."""
     limit, limited_by = info["maxmemory"], "its maxmemory"
     if not limit:
         limit, limited_by = info.get("total_system_memory", 0), "the machine's memory"
@@ -117,9 +118,9 @@ def read_server(info: Mapping[str, Any], *, default_user_is_limited: bool) -> Se
         if stats := info.get(f"cmdstat_{command}"):
             percentiles = info.get(f"latency_percentiles_usec_{command}")
             p99_ms = percentiles["p99"] / 1000 if percentiles else None
-            costs.append(Cost(command, stats["calls"], stats["usec_per_call"] / 1000, p99_ms))
+            costs.append(ScriptCost(command, stats["calls"], stats["usec_per_call"] / 1000, p99_ms))
     written = info.get("aof_last_write_status", "ok")
-    return Server(
+    return RedisInfo(
         version=tuple(int(part) for part in str(info["redis_version"]).split(".") if part.isdecimal()),
         clustered=bool(info.get("cluster_enabled", 0)),
         append_only=bool(info["aof_enabled"]),
@@ -134,7 +135,7 @@ def read_server(info: Mapping[str, Any], *, default_user_is_limited: bool) -> Se
 
 
 class Examination:
-    """One look at what the ledger holds."""
+    """One reading of the ledger."""
 
     def __init__(self, client: redis.asyncio.Redis, namespace: str, limits: Limits, history: History | None) -> None:
         self._redis: Any = client  # redis-py types every reply as a union of all replies
@@ -143,23 +144,23 @@ class Examination:
         self._limits = limits
         self._history = history
 
-    async def house(self) -> House:
+    async def ledger(self) -> LedgerInfo:
         """Raises LedgerUnavailable, and RedisError where a command is refused."""
         names = await reads.pools(self._ledger)
         idle = await self._idle()
-        flocks = await asyncio.gather(*(self._silent(pool, idle.get(pool, set())) for pool in names))
-        silent = {pool: flock for pool, flock in zip(names, flocks, strict=True) if flock[0]}
-        # The state of the pools comes last: what is still idle now was idle while its jobs waited.
+        batches = await asyncio.gather(*(self._silent(pool, idle.get(pool, set())) for pool in names))
+        silent = {pool: found for pool, found in zip(names, batches, strict=True) if found[0]}
+        # The pools are read last: a worker that is still idle now was idle while its jobs waited.
         workers = await self._workers(silent)
         pools = [await self._pool(pool) for pool in names]
-        untold = await self._overdue(self._keys.outbox, "relay")
+        unapplied = await self._overdue(self._keys.outbox, "relay")
         unarchived = await self._overdue(self._keys.history, "history")
         unfinished_bytes = await reads.unfinished_bytes(self._ledger)
         clocks, set_back = await self._clocks()
-        return House(
+        return LedgerInfo(
             pools=tuple(pools),
             workers=tuple(workers),
-            untold=tuple(untold),
+            unapplied=tuple(unapplied),
             unarchived=tuple(unarchived),
             loss=await self._loss(),
             unfinished_bytes=unfinished_bytes,
@@ -168,29 +169,29 @@ class Examination:
         )
 
     async def _loss(self) -> DataLoss | None:
-        """What Redis lost: without SQL, what the ledger notes. SQL is read first, since couriers write it last."""
+        """The data that Redis lost: without SQL, by the ledger alone. SQL is read first, as couriers write it last."""
         outside = None
         if self._history is not None:
             with suppress(HistoryUnavailable):
                 outside = await self._history.epoch(self._ledger.namespace)
         return lost(await reads.epoch(self._ledger), outside)
 
-    async def _clocks(self) -> tuple[tuple[Clock, ...], Clock | None]:
-        """This machine's clock, and what `accept` and `clock` recorded; beside them whether Redis' own was set back."""
+    async def _clocks(self) -> tuple[tuple[ClockOffset, ...], ClockOffset | None]:
+        """This machine's clock, those that `accept` and `adjust_clock` recorded, and the set-back of Redis' own."""
         asked_ms = time.time_ns() // 1_000_000
         now = await reads.now(self._ledger)
         answered_ms = time.time_ns() // 1_000_000
         with translated():
             recorded = await self._redis.hgetall(self._keys.clock)
 
-        def clock(field: bytes, part: str) -> list[Clock]:
+        def clock(field: bytes, part: str) -> list[ClockOffset]:
             if field not in recorded:
                 return []
             ahead, at = map(int, recorded[field].split())
-            return [Clock(part, ahead / 1000, max(0, now - at) / 1000)]
+            return [ClockOffset(part, ahead / 1000, max(0, now - at) / 1000)]
 
-        own = Clock("this machine", ((asked_ms + answered_ms) // 2 - now) / 1000, 0)
-        of_redis = [Clock("Redis", -each.ahead_s, each.age_s) for each in clock(b"set_back", "Redis")]
+        own = ClockOffset("this machine", ((asked_ms + answered_ms) // 2 - now) / 1000, 0)
+        of_redis = [ClockOffset("Redis", -each.ahead_s, each.age_s) for each in clock(b"set_back", "Redis")]
         parts = (own, *clock(b"courier", "a courier"), *clock(b"function", "a function that accepts jobs"))
         return parts, of_redis[0] if of_redis else None
 
@@ -205,14 +206,14 @@ class Examination:
                 found.setdefault(worker.pool, set()).add(worker.name)
         return found
 
-    async def _workers(self, silent: Mapping[str, tuple[set[str], int]]) -> list[Worker]:
+    async def _workers(self, silent: Mapping[str, tuple[set[str], int]]) -> list[WorkerInfo]:
         now = await reads.now(self._ledger)
         workers = []
         for record in await reads.workers(self._ledger):
             idle = _is_idle(record, now)
             names, canaries = silent.get(record.pool, (set(), 0))
             workers.append(
-                Worker(
+                WorkerInfo(
                     name=record.name,
                     pool=record.pool,
                     state=record.state,
@@ -225,12 +226,12 @@ class Examination:
         return workers
 
     async def _silent(self, pool: str, idle: set[str]) -> tuple[set[str], int]:
-        """Of the idle workers of a pool those that took no canary in time, and how many canaries there were."""
+        """The idle workers of a pool that claimed no canary in time, and the number of canaries."""
         silent, sent, pauses = set(idle), 0, BACKOFF.pauses()
         deadline = time.monotonic() + self._limits.canary_s
         while silent:
-            size = min(len(silent), FLOCK_MAX)
-            answered = await self._send(pool, size, until=min(deadline, time.monotonic() + TURN_S))
+            size = min(len(silent), BATCH_MAX)
+            answered = await self._send(pool, size, until=min(deadline, time.monotonic() + BATCH_S))
             silent -= answered
             sent += size
             if time.monotonic() > deadline:
@@ -240,7 +241,7 @@ class Examination:
         return silent, sent
 
     async def _send(self, pool: str, size: int, *, until: float) -> set[str]:
-        """Send so many canaries; answers who took one. None is left behind."""
+        """Send so many canaries, and return the workers that claimed one. None remains in the queue."""
         ids = [f"{CANARY}{uuid4().hex}" for _ in range(size)]
         try:
             while True:
@@ -263,7 +264,7 @@ class Examination:
 
     # -- pools ---------------------------------------------------------------------------------------------------------
 
-    async def _pool(self, pool: str) -> Pool:
+    async def _pool(self, pool: str) -> PoolInfo:
         """The pool at one moment."""
         keys = self._keys
         with translated():
@@ -282,7 +283,7 @@ class Examination:
         now = seconds * 1000 + micros // 1000
         announced, reaped, quiet_until, dropped, dropped_at = (int(value or 0) for value in about)
         waiting, dispatched, due, first, next_taken, overdue, leased = rest
-        return Pool(
+        return PoolInfo(
             name=pool,
             announced_s=(now - announced) / 1000,
             courier_seen_s=(now - reaped) / 1000 if reaped else None,
@@ -291,46 +292,46 @@ class Examination:
             waiting=await self._waiting(first, "created", now),
             overdue=_since(overdue, now),
             lapsed=_since(leased, now) if quiet_until <= now else None,
-            foreign=Dropped(dropped, (now - dropped_at) / 1000, (reason or b"").decode()),
+            foreign=ForeignDrops(dropped, (now - dropped_at) / 1000, (reason or b"").decode()),
             foreign_listed=sum(queues.foreign(message) is not None for message in listed),
         )
 
-    async def _waiting(self, first: Sequence[bytes], since: str, now: int) -> Waiting | None:
-        """The first of a set whose order tells no time: its record does."""
+    async def _waiting(self, first: Sequence[bytes], since: str, now: int) -> OldestJob | None:
+        """The first job of a set whose scores are no times: its record has the time."""
         if not first:
             return None
         job_id = first[0].decode()
         at = await reads.job_time(self._ledger, job_id, since)
-        return Waiting(job_id, (now - at) / 1000) if at else None
+        return OldestJob(job_id, (now - at) / 1000) if at else None
 
-    # -- what is to be told and archived -------------------------------------------------------------------------------
+    # -- pending events and archiving ----------------------------------------------------------------------------------
 
-    async def _overdue(self, queue: str, kind: str) -> list[Overdue]:
+    async def _overdue(self, queue: str, kind: str) -> list[OverdueJob]:
         """The finished jobs in a queue of the outbox that finished too long ago; `kind` is the queue's name in
         `lua/outbox/lease_outbox.lua`.
         """
         now = await reads.now(self._ledger)
-        found: list[Overdue] = []
+        found: list[OverdueJob] = []
         async for ids in reads.members(self._ledger, queue):
             leases = await reads.outbox_leases(self._ledger, ids, kind=kind)
             for job_id, lease in zip(ids, leases, strict=True):
                 age_s = 0.0 if lease.finished is None else (now - lease.finished) / 1000
-                if age_s > self._limits.untold_s:
-                    found.append(Overdue(job_id, age_s, lease.leases, lease.refusals))
+                if age_s > self._limits.unapplied_s:
+                    found.append(OverdueJob(job_id, age_s, lease.leases, lease.refusals))
         return found
 
 
 def _is_idle(worker: WorkerRecord, now: int) -> bool:
-    """It says that it is ready, said so lately, and runs nothing."""
+    """Whether it is ready, has a recent heartbeat, and runs no job."""
     return worker.state == WorkerState.READY and worker.job is None and now - worker.seen < WORKER_TTL_MS
 
 
-def _since(first: Sequence[tuple[bytes, float]], now: int) -> Waiting | None:
-    """The first of a set that is ordered by time, and how long ago that time was (it may be to come)."""
-    return Waiting(first[0][0].decode(), (now - int(first[0][1])) / 1000) if first else None
+def _since(first: Sequence[tuple[bytes, float]], now: int) -> OldestJob | None:
+    """The first job of a set that is ordered by time, and the seconds since then (negative: in the future)."""
+    return OldestJob(first[0][0].decode(), (now - int(first[0][1])) / 1000) if first else None
 
 
-def _words(error: Exception) -> str:
-    """What Redis said, where it said something; a password is in none of it."""
+def _reason(error: Exception) -> str:
+    """The error of Redis, where there is one; it never contains a password."""
     cause = error.__cause__
     return f"Redis: {cause or error}"

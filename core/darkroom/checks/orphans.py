@@ -1,11 +1,11 @@
 """Orphans: artifacts in the object store that no job publishes.
 
-A worker stores its pictures before the ledger knows how the attempt ends, so those of an attempt that was cancelled,
-lost or retried in that moment stay behind, and so do those that a lost worker writes after its job was deleted. They
-are never shown. `darkroom audit` lists them, and the courier's retention removes them.
+A worker stores its artifacts before the attempt finishes, so those of an attempt that is cancelled, lost or retried at
+that moment remain, and so do those that a lost worker writes after its job was deleted. They are never shown.
+`darkroom audit` lists them, and the courier's retention removes them.
 
-An artifact is an orphan only by what is known of its job: it ended and published others, or it was deleted. Of
-a job that nothing is known about nothing is removed: the history may be the wrong database.
+An artifact is an orphan if its job is known to be terminal and publishes others, or was deleted. Artifacts of an
+unknown job are not removed: the history may be the wrong database.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import JobRecord
 
 ATTEMPT_KEY = re.compile(r"[^/]+/([0-9a-f-]{36})/([0-9]+)/[0-9]+-[0-9a-f]{64}\.[a-z0-9]+")
-"""What `artifact_key` makes: the job and the attempt. What else is in the store is no attempt's."""
+"""The keys that `artifact_key` makes, with job and attempt. Other keys in the store belong to no attempt."""
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """An artifact that no job publishes, and why."""
+    """An artifact that no job publishes, and the reason."""
 
     key: str
     job: str
@@ -32,10 +32,10 @@ class Orphan:
 
 
 async def orphans(keys: Sequence[str], *, ledger: AsyncLedger, history: History | None) -> list[Orphan]:
-    """Those of the keys that no job publishes. Raises LedgerUnavailable and HistoryUnavailable.
+    """The keys that no job publishes. Raises LedgerUnavailable and HistoryUnavailable.
 
-    The keys must have been listed before: what is published since is then seen. Without a history, the jobs of which
-    Redis keeps a record are judged alone.
+    The keys have to be listed before the call, so that later publications are seen. Without a history only jobs whose
+    record is in Redis are considered.
     """
     named = {key: found for key in keys if (found := ATTEMPT_KEY.fullmatch(key)) is not None}
     ids = sorted({found[1] for found in named.values()})
@@ -49,7 +49,7 @@ async def orphans(keys: Sequence[str], *, ledger: AsyncLedger, history: History 
 
 
 def _reason(key: str, attempt: str, record: JobRecord | None, past: PastJob | Tombstone | None) -> str | None:
-    """Why the artifact is an orphan, None for one that is not. A deletion that has begun is as good as done."""
+    """The reason why the artifact is an orphan, None for one that is not. A deletion that has begun counts as done."""
     if isinstance(past, Tombstone):
         return "the job was deleted"
     known = [each for each in (record, None if past is None else past.record) if each is not None]

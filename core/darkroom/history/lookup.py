@@ -1,10 +1,9 @@
-"""Lookup: a tenant's jobs wherever they are now, in the ledger or, later, in the history.
+"""Lookup: a tenant's jobs in the ledger or, later, in the history.
 
 The functions read jobs through it. A job is always in one of the two: its time to live in Redis starts after the
-history has it. So the ledger is asked first, and what it says stands; the history is asked for what the ledger has not,
-which includes the large input of a finished job.
-While the history is away, what it would say is unknown, which is not the same as nothing: HistoryUnavailable, and never
-NotFound.
+history has it. The ledger is read first and takes precedence; the history is read for everything else, including large
+inputs of finished jobs. While the history is unavailable, it is unknown whether it has a job: the error is
+HistoryUnavailable, and never NotFound.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from darkroom.ledger.records import JobRecord, LogEntry, Page
 
 @dataclass(frozen=True)
 class Listed:
-    """A page of jobs. Unless `is_complete` the history was away, and only what is still in Redis is there."""
+    """A page of jobs. Unless `is_complete`, the history was unavailable, and the page has jobs in Redis only."""
 
     page: Page
     is_complete: bool
 
 
 class Lookup:
-    """Every question may raise LedgerUnavailable and HistoryUnavailable."""
+    """Reads jobs. Every method may raise LedgerUnavailable and HistoryUnavailable."""
 
     def __init__(self, ledger: AsyncLedger, history: History) -> None:
         self._ledger = ledger
         self._history = history
 
     async def find(self, job_id: str, *, tenant: str) -> JobRecord | Tombstone | None:
-        """The job, or what is left of it."""
+        """The job, or its tombstone."""
         record = await self._ledger.job(job_id, tenant=tenant)
         if record is not None and record.is_whole:
             return record
@@ -46,7 +45,7 @@ class Lookup:
         return past
 
     async def completed(self, records: Sequence[JobRecord]) -> list[JobRecord]:
-        """The records with their inputs. One that was deleted meanwhile is left out."""
+        """The records with their inputs. Jobs that were deleted meanwhile are left out."""
         wanted = [record.id for record in records if not record.is_whole]
         if not wanted:
             return list(records)
@@ -75,7 +74,7 @@ class Lookup:
         return None if found is None else found.record
 
     async def story(self, job_id: str, *, tenant: str) -> tuple[JobRecord, Sequence[LogEntry]]:
-        """The job, and its log as far as it is kept: in the history that is what tells of attempts.
+        """The job, and the stored part of its log: in the history, the entries of its attempts.
 
         Raises NotFound, and Gone for a job that was deleted.
         """
@@ -104,7 +103,7 @@ class Lookup:
     ) -> Listed:
         """A page of the tenant's jobs, newest first, below the job id `after` (keyset paging).
 
-        While the history is away, it is what Redis has; raises HistoryUnavailable where that is nothing.
+        While the history is unavailable, the page has the jobs in Redis; raises HistoryUnavailable if there are none.
         """
         recent = await reads.page(
             self._ledger, tenant, limit=limit, after=after, state=state, model=model, user_id=user_id
@@ -121,21 +120,21 @@ class Lookup:
         return Listed(merged(recent, past, limit=limit), is_complete=True)
 
     async def _kept_log(self, record: JobRecord) -> Sequence[LogEntry]:
-        """Of a job whose record Redis keeps for longer than its log."""
+        """The log of a job whose record outlives its log in Redis."""
         if not record.state.is_terminal:
             return ()
         try:
             past = await self._history.job(record.id, tenant=record.tenant)
         except HistoryUnavailable:
-            return ()  # the record is the answer; its attempts are not told
+            return ()  # the record is returned without its attempts
         return past.log if isinstance(past, PastJob) else ()
 
 
 def merged(recent: Page, past: Page, *, limit: int) -> Page:
-    """One page of two that were asked for alike; a job that is in both is as `recent` has it, but for an input that
-    `past` alone has. Where that lacks the job, it was deleted meanwhile.
+    """Merge two pages of the same query. A job in both is taken from `recent`, with its input from `past` where only
+    the history has it. If `past` lacks such a job, it was deleted meanwhile.
 
-    A page that goes on (`after`) says nothing of what is below that id: the merged one ends at the higher of the two.
+    A page with a cursor (`after`) has no jobs below that id: the merged page ends at the higher of the two cursors.
     """
     floor = max((page.after for page in (recent, past) if page.after is not None), default=None)
     records = {record.id: record for record in past.jobs}

@@ -1,9 +1,9 @@
-"""Migrations: the history database brought to the table of this version (`history_schema.py`), by alembic.
+"""Migrations: bring the history database to the schema of this version (`history/schema.py`), with alembic.
 
-The courier does it when it starts, and `python -m darkroom_courier.migrate` by hand. Any number may begin at once: one
-does the work, the others wait for it. Each file in `versions` is one step, written and read by people. It only adds
-what the version before can do without, so that both may run while one replaces the other; for the same reason a
-database that a newer version has changed already is left as it is.
+The courier migrates when it starts, and `python -m darkroom_courier.migrate` does so manually. Several processes may
+start at once: one migrates, the others wait. Each file in `versions` is one step. A step only adds what the version
+before can ignore, so that both versions may run during an upgrade; therefore a database that a newer version has
+already migrated is left unchanged.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from darkroom.history.store import History
 from darkroom.logs import logger
 
 FOLDER = "darkroom.history:migrations"
-"""Where alembic finds `env.py` and `versions`, as it writes folders of a package."""
+"""The folder of `env.py` and `versions`, in alembic's notation for a folder of a package."""
 
 _log = logger(__name__)
 
 
 async def migrate(history: History) -> str | None:
-    """Bring the database to the newest revision that is known here. Answers the one that it has then.
+    """Migrate the database to the newest known revision, without a time limit. Returns its revision afterwards.
 
-    Takes as long as it takes. Raises HistoryUnavailable.
+    Raises HistoryUnavailable.
     """
     async with history.alone() as connection:
         return await connection.run_sync(_migrate)

@@ -1,4 +1,4 @@
-"""What alembic runs to migrate: in the transaction, and under the lock, that `migrate` has."""
+"""The script that alembic runs to migrate, in the transaction and under the lock of `migrate`."""
 
 from __future__ import annotations
 

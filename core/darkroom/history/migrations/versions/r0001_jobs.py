@@ -1,4 +1,4 @@
-"""The table of jobs that have ended, and of what is left of those that were deleted."""
+"""The table of terminal jobs and of the tombstones of deleted ones."""
 
 from __future__ import annotations
 

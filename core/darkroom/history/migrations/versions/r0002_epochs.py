@@ -1,4 +1,4 @@
-"""The table of epochs: how far each ledger had come, kept outside of Redis."""
+"""The table of epochs: the progress of each ledger, stored outside of Redis."""
 
 from __future__ import annotations
 
