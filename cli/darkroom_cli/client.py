@@ -22,7 +22,7 @@ from cloudevents.conversion import to_structured
 from cloudevents.http import CloudEvent
 from darkroom.backoff import Backoff
 from darkroom.errors import FieldError, InvalidInput, PermanentError, TemporaryError
-from darkroom.jobs import State
+from darkroom.jobs import State, read_value
 from darkroom.settings import Settings, WebUrl, load
 from pydantic import TypeAdapter, ValidationError
 from websockets.exceptions import WebSocketException
@@ -294,7 +294,7 @@ class Client:
 
 def is_last(message: Message) -> bool:
     """Whether the job has ended with this message."""
-    return State(message["state"]).is_terminal
+    return read_value(State, message["state"]).is_terminal
 
 
 def _standing(message: Message) -> tuple[str, int]:

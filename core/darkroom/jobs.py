@@ -1,6 +1,6 @@
-"""The job: its states, its id, the kinds of failure, and the record as it is read.
+"""The states of a job, its transitions, its events, its id, and the kinds of failure.
 
-Everything else in darkroom speaks of these; who changes them is the ledger alone (`ledger.py`, `lua/`).
+All parts share these types. Only the ledger changes a job (`ledger/client.py`, `ledger/lua/`).
 """
 
 from __future__ import annotations
@@ -10,19 +10,48 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 RECORD_VERSION = 3
-"""`v` of the records written today, and of their messages, which are kept in them.
+"""`v` of the records written today, and of their messages, which are stored in them.
 
-Code finishes jobs of this version and of the one before. What is of a later one it leaves to code that knows it
-(`claim`, `applied`). It rises with each change that older code must not pass over: since 2 a job may name a webhook,
-since 3 its message has no input, which a worker of version 2 would look for there.
+Code finishes jobs of this version and of the one before. It leaves those of a later version to code that supports it
+(`claim`, `mark_applied`). The version rises with each change that older code must not ignore: since 2 a job may name a
+webhook, since 3 its message has no input, which a worker of version 2 would look for there.
 """
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class UnknownValue(str):
+    """A state, event or kind that a later version of darkroom wrote: equal to no member of the enum that it stands for.
+
+    Readers show it as it is. Its type differs from the enum's, so code that distinguishes members has to handle it.
+    """
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> str:
+        """The text itself, as of a member of an enum."""
+        return str(self)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it is known to be a terminal state, which no unknown value is."""
+        return False
+
+
+def read_value(kind: type[E], text: str) -> E | UnknownValue:
+    """Decode a stored value: the member of the enum, or an UnknownValue where a later version wrote it."""
+    try:
+        return kind(text)
+    except ValueError:
+        return UnknownValue(text)
 
 
 class State(StrEnum):
-    """Where a job is. The last four are terminal and never change again."""
+    """The state of a job. The last four are terminal and never change again."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -46,11 +75,11 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.CANCELLED: frozenset(),
     State.EXPIRED: frozenset(),
 }
-"""The one transition table. The scripts in `lua/` obey it; the tests hold them to it."""
+"""The one transition table. The tests hold the scripts in `ledger/lua/` to it."""
 
 
 class ErrorKind(StrEnum):
-    """Why an attempt, or a job, failed."""
+    """The reason why an attempt, or a job, failed."""
 
     INVALID_INPUT = "invalid_input"
     TRANSIENT = "transient"
@@ -63,7 +92,7 @@ class ErrorKind(StrEnum):
 
 
 class JobEvent(StrEnum):
-    """What an entry of the job log says happened; the CloudEvent type is `dev.darkroom.job.<this>`."""
+    """The event of an entry of the job log; the CloudEvent type is `dev.darkroom.job.<this>`."""
 
     ACCEPTED = "accepted"
     STARTED = "started"
@@ -84,12 +113,12 @@ _UUID7 = re.compile(JOB_ID_PATTERN + r"\Z")
 
 
 def new_job_id(now_ms: int, random_bytes: bytes | None = None) -> str:
-    """A UUID of version 7 (RFC 9562, section 5.7): 48 bits of `now_ms`, then 74 fresh random bits.
+    """A UUID of version 7 (RFC 9562, section 5.7): 48 bits of `now_ms`, then 74 random bits.
 
-    No counter is kept: ids made in one millisecond are in no order, and two processes never agree by accident.
+    There is no counter: ids made in one millisecond are in no order, and two processes do not make the same id.
     """
-    fresh = int.from_bytes(random_bytes or os.urandom(10), "big")
-    value = (now_ms & (2**48 - 1)) << 80 | fresh
+    random_part = int.from_bytes(random_bytes or os.urandom(10), "big")
+    value = (now_ms & (2**48 - 1)) << 80 | random_part
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     text = f"{value:032x}"
@@ -97,12 +126,12 @@ def new_job_id(now_ms: int, random_bytes: bytes | None = None) -> str:
 
 
 def is_job_id(text: str) -> bool:
-    """Whether `text` is written as job ids are: a UUIDv7 in lower case."""
+    """Whether `text` has the form of a job id: a UUIDv7 in lower case."""
     return _UUID7.match(text) is not None
 
 
 def is_tenant(text: str) -> bool:
-    """Whether `text` can name a tenant: one segment of a path in the object store, which no dot begins."""
+    """Whether `text` can name a tenant: one segment of a path in the object store that does not begin with a dot."""
     return _TENANT.fullmatch(text) is not None
 
 
@@ -113,7 +142,7 @@ def slot_of(job_id: str) -> int:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One published output file. `key` is its place in the object store, `sha256` that of its bytes."""
+    """One published output file. `key` is its key in the object store, `sha256` the digest of its bytes."""
 
     key: str
     sha256: str

@@ -1,7 +1,7 @@
-"""What people are told: one entry of a job's log as a message on a socket, and as the data of a CloudEvent.
+"""Updates: one entry of a job's log as a message on a socket, and as the data of a CloudEvent.
 
-The result function sends these messages, the courier the CloudEvents, the command line shows them. The message keeps
-the shape that clients of earlier systems know (`status` with its own words) and adds `seq`, `event_id` and `state`.
+The result function sends the messages, the courier the CloudEvents, and the command line shows them. The message has
+the members that clients of earlier systems know (`status` with values of its own), and `seq`, `event_id` and `state`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from darkroom.jobs import Artifact, JobEvent, State
+from darkroom.jobs import Artifact, JobEvent, State, UnknownValue
 from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.links import Links
 from darkroom.times import iso
@@ -26,7 +26,7 @@ STATUS: Mapping[JobEvent, str] = {
     JobEvent.CANCELLED: "cancelled",
     JobEvent.EXPIRED: "failed",
 }
-"""The word of a message for each entry of the log. Older clients know no `expired`: it is sent as `failed`."""
+"""The `status` of a message by event. Older clients do not know `expired`, which is sent as `failed`."""
 
 CELERY_STATUS: Mapping[State, str] = {
     State.PENDING: "PENDING",
@@ -36,19 +36,21 @@ CELERY_STATUS: Mapping[State, str] = {
     State.CANCELLED: "REVOKED",
     State.EXPIRED: "REVOKED",
 }
-"""Celery's words for `GET /tasks/{id}`; a job that waits for another attempt is RETRY (`celery_status`), whether or not
-the one before counted: Celery's events, which Flower shows, know no way back to PENDING."""
+"""Celery's states for `GET /tasks/{id}`. A job that waits for another attempt is RETRY (`celery_status`), even if the
+last attempt does not count: in Celery's events, which Flower shows, no task returns to PENDING."""
 
 
 def celery_status(record: JobRecord) -> str:
-    """The job's state in Celery's words."""
+    """The job's state in Celery's terms; an unknown state in capitals, as Celery's custom states are."""
+    if isinstance(record.state, UnknownValue):
+        return record.state.upper()
     waits_again = record.state is State.PENDING and record.attempt > 0
     return "RETRY" if waits_again else CELERY_STATUS[record.state]
 
 
 def message(entry: LogEntry, links: Links, *, now_s: float) -> dict[str, Any]:
-    """A socket's message for one log entry: what `bare` has, and as fits `progress` (percent), `output_paths` (links),
-    `content_id` (SHA-256 of the first picture), `error` (text).
+    """A socket's message for one log entry: the members of `bare`, and where they apply `progress` (percent),
+    `output_paths` (links), `content_id` (SHA-256 of the first artifact) and `error` (text).
     """
     update = bare(entry)
     if "progress" in entry.data:
@@ -58,10 +60,10 @@ def message(entry: LogEntry, links: Links, *, now_s: float) -> dict[str, Any]:
 
 
 def bare(entry: LogEntry) -> dict[str, Any]:
-    """What a message says without the entry's data: `job_id`, `status`, `timestamp`, `seq`, `event_id`, `state`."""
+    """The members of every message: `job_id`, `status`, `timestamp`, `seq`, `event_id`, `state`."""
     return {
         "job_id": entry.job_id,
-        "status": STATUS[entry.event],
+        "status": entry.event if isinstance(entry.event, UnknownValue) else STATUS[entry.event],
         "timestamp": iso(entry.at),
         "seq": entry.seq,
         "event_id": entry.event_id,
@@ -69,8 +71,10 @@ def bare(entry: LogEntry) -> dict[str, Any]:
     }
 
 
-def outcome(state: State, data: Mapping[str, Any] | None, links: Links, *, now_s: float) -> dict[str, Any]:
-    """What a terminal state adds for people: links and content id of a completed job, the error of another as text."""
+def outcome(
+    state: State | UnknownValue, data: Mapping[str, Any] | None, links: Links, *, now_s: float
+) -> dict[str, Any]:
+    """The members of a terminal state: links and content id of a completed job, the error of another one as text."""
     if data is None:
         return {}
     if state is State.COMPLETED:
@@ -87,5 +91,5 @@ def outcome(state: State, data: Mapping[str, Any] | None, links: Links, *, now_s
 
 
 def artifacts_of(data: Mapping[str, Any]) -> list[Artifact]:
-    """The published pictures in the data of a `completed` entry."""
+    """The published artifacts in the data of a `completed` entry."""
     return [Artifact.decode(raw) for raw in data.get("artifacts", [])]

@@ -136,7 +136,7 @@ async def test_a_job_is_read_back_as_the_ledger_had_it(history: History, timed_j
 @pytest.mark.parametrize("state", [State.PENDING, State.RUNNING])
 def test_a_job_that_lives_is_no_history(state: State) -> None:
     living = record(state=state, ended=None, end_seq=None, end_data=None)
-    with pytest.raises(ValueError, match="has not ended"):
+    with pytest.raises(ValueError, match="is not terminal"):
         PastJob.of(living, [])
 
 
@@ -324,7 +324,7 @@ async def test_a_database_that_is_away_is_said_to_be_and_is_found_when_it_is_bac
     with database.away():
         with pytest.raises(HistoryUnavailable) as caught:
             await history.write([job])
-        assert caught.value.detail == "the database of ended jobs does not answer"
+        assert caught.value.detail == "the database of finished jobs is unavailable"
     await history.ping()
     await history.write([job])
     assert await history.job(job.record.id, tenant=TENANT) == job

@@ -23,7 +23,7 @@ from darkroom.ledger.calls import (
     WorkerState,
 )
 from darkroom.ledger.epochs import NEVER, Epoch
-from darkroom.ledger.records import decode_view
+from darkroom.ledger.records import decode_job
 from darkroom.ledger.scripts import texts
 from darkroom.webhooks.subscriptions import PER_JOB, LeasedDelivery, WebhookEvent, new_subscription_id, target_of
 
@@ -222,7 +222,7 @@ CALLS: Mapping[str, Maker] = {
     "observe": lambda jobs, job_id: calls.observe(POOL, now=jobs.now),
     "drain": lambda jobs, job_id: calls.drain(POOL, count=1, now=jobs.now),
     "append a decision": lambda jobs, job_id: calls.append_decision(POOL, at=jobs.now, entry="{}"),
-    "read": lambda jobs, job_id: Call("read_job", ("job", job_id), decode_view),
+    "read": lambda jobs, job_id: Call("read_job", ("job", job_id), decode_job),
     "inspect": lambda jobs, job_id: audit.inspect(job_id, now=jobs.now),
     "repair": lambda jobs, job_id: calls.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
     "canary": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, now=jobs.now),

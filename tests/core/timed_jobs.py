@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from darkroom.jobs import State, new_job_id
+from darkroom.jobs import State, UnknownValue, new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.calls import (
     Accepted,
@@ -174,7 +174,7 @@ class TimedJobs:
         assert record is not None
         return record
 
-    def state(self, job_id: str) -> State:
+    def state(self, job_id: str) -> State | UnknownValue:
         return self.record(job_id).state
 
     def log(self, job_id: str) -> list[LogEntry]:

@@ -419,7 +419,7 @@ def test_the_database_can_be_migrated_manually_any_number_of_times(database: Dat
 def test_an_unavailable_database_is_not_migrated(database: Database, tmp_path: Path) -> None:
     with database.absent():
         status, said = migrate(database.url, tmp_path)
-    assert (status, said.splitlines()[-1]) == (1, "the database of ended jobs does not answer")
+    assert (status, said.splitlines()[-1]) == (1, "the database of finished jobs is unavailable")
 
 
 @contextmanager

@@ -497,7 +497,7 @@ def test_an_error_of_ours_is_a_plain_500_and_logged_with_its_trace(api: Api) -> 
     assert response.status_code == 500
     assert response.json() == {
         "type": "https://darkroom.dev/problems/internal",
-        "title": "Something went wrong",
+        "title": "Internal error",
         "status": 500,
         "detail": "The request met an error of ours. It has been logged.",
     }

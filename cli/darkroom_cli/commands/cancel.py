@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from darkroom.jobs import State
+from darkroom.jobs import State, read_value
 from darkroom.ledger.calls import Receipt
 
 from darkroom_cli.client import Client
@@ -14,7 +14,7 @@ def cancel(client: Client, job_id: str, output: Output) -> int:
     """Ask, and report what it did. Asked again, the server answers as the first time; the state is the current one."""
     answer = client.cancel(job_id)
     output.record(answer)
-    receipt, state = Receipt(answer["receipt"]), State(answer["status"])
+    receipt, state = Receipt(answer["receipt"]), read_value(State, answer["status"])
     if receipt is Receipt.INTERRUPTING and state is State.CANCELLED:
         output.result(f"The job {job_id} is cancelled.")
         return DONE

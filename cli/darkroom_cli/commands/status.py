@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from darkroom.jobs import State
+from darkroom.jobs import State, read_value
 
 from darkroom_cli.client import Client
 from darkroom_cli.commands.watch import ending, made_by
@@ -24,7 +24,7 @@ def status(client: Client, job_id: str, output: Output) -> int:
 
 
 def _sentence(job: Mapping[str, Any]) -> str:
-    match State(job["state"]):
+    match read_value(State, job["state"]):
         case State.PENDING:
             place = job["place"]
             return f"The job {job['id']} waits" + (f" at place {place} in the queue." if place else ".")

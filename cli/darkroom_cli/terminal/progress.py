@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Protocol, Self
 
-from darkroom.jobs import State
+from darkroom.jobs import State, read_value
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -79,7 +79,7 @@ def display(output: Output) -> Display:
 
 def words_for(message: Message, place: int | None) -> str:
     """What the job does, in words."""
-    state = State(message["state"])
+    state = read_value(State, message["state"])
     if state is State.PENDING:
         return "waiting" if place is None else f"waiting, place {place} in the queue"
     if state is State.RUNNING:

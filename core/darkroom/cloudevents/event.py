@@ -33,7 +33,7 @@ from darkroom.cloudevents.attributes import (
     uri_reference_fault,
 )
 from darkroom.errors import FieldError, InvalidEvent
-from darkroom.jobs import JobEvent, State
+from darkroom.jobs import JobEvent, State, UnknownValue
 
 SPEC_VERSION = "1.0"
 TYPE_PREFIX = "dev.darkroom.job."
@@ -184,7 +184,7 @@ def invalid(faults: Sequence[FieldError]) -> InvalidEvent:
     )
 
 
-def type_of(kind: JobEvent) -> str:
+def type_of(kind: JobEvent | UnknownValue) -> str:
     """The `type` of the event that tells of such an entry of a job's log."""
     return TYPE_PREFIX + kind.value
 
@@ -192,7 +192,7 @@ def type_of(kind: JobEvent) -> str:
 def job_event(
     *,
     job_id: str,
-    kind: JobEvent,
+    kind: JobEvent | UnknownValue,
     event_id: str,
     seq: int,
     time_ms: int,
@@ -200,17 +200,18 @@ def job_event(
     data: Any,
     traceparent: str | None = None,
     tenant: str | None = None,
+    extensions: Mapping[str, Attribute] | None = None,
 ) -> Event:
     """The event that tells of entry `seq` of a job's log; one entry is one event wherever it is told.
 
     `sequence` has leading zeros because the sequence extension has it ordered as text. Its `sequencetype` is left out:
     the one value that is defined, Integer, bounds it to 32 bits. `tenant` is an attribute, for a Trigger to filter on.
     """
-    extensions: dict[str, Attribute] = {"sequence": f"{seq:0{SEQUENCE_DIGITS}d}"}
+    attributes: dict[str, Attribute] = {"sequence": f"{seq:0{SEQUENCE_DIGITS}d}"}
     if traceparent is not None:
-        extensions["traceparent"] = traceparent
+        attributes["traceparent"] = traceparent
     if tenant is not None:
-        extensions["tenant"] = tenant
+        attributes["tenant"] = tenant
     return Event(
         id=event_id,
         source=source,
@@ -218,7 +219,7 @@ def job_event(
         subject=job_id,
         time=times.iso(time_ms),
         datacontenttype=JSON_TYPE,
-        extensions=extensions,
+        extensions={**attributes, **(extensions or {})},
         data=data,
     )
 
@@ -255,7 +256,7 @@ def requested_event(
     return {**event, "data": {"model": model, "input": job_input, "run_timeout": run_timeout, **about}}
 
 
-def accepted_answer(job_id: str, state: State | None) -> dict[str, str | None]:
+def accepted_answer(job_id: str, state: State | UnknownValue | None) -> dict[str, str | None]:
     """The body that reports an accepted job, over REST and in a CloudEvent: one id, under each name that clients know,
     and the job's state now; None where a repeated submission names a job that Redis no longer has.
     """
@@ -269,7 +270,7 @@ def accepted_event(
     event_id: str,
     time_ms: int,
     source: str,
-    state: State | None = State.PENDING,
+    state: State | UnknownValue | None = State.PENDING,
     seq: int = 1,
     traceparent: str | None = None,
 ) -> Event:

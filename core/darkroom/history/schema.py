@@ -1,14 +1,17 @@
-"""The history's tables: `jobs`, what SQL keeps of jobs that have ended, and `epochs` (`epochs.py`).
+"""The history's tables: `jobs`, the terminal jobs that SQL stores, and `epochs` (`ledger/epochs.py`).
 
-A row is a job's whole record as the ledger had it at its end; its input, fields, data and attempts are JSON. When the
-job is deleted the row stays as its tombstone: who it was, its last state, the times; everything else is NULL. One row
-for both, because then the key alone decides between a deletion and a courier that comes late with the job: nothing that
-was deleted comes back.
+A row is a job's whole record in its terminal state, with a column for each field of the record that the table of fields
+(`ledger/records.py`) assigns to the history. When the job is deleted, the row stays as its tombstone: its id, tenant,
+last state and times; everything else is NULL. Both are one row, so the primary key decides between a deletion and a
+courier that writes the job late: a deleted job never comes back.
 
-`history.py` reads and writes it. A change of it is a new file in `migrations/versions`; a test holds the two together.
+`store.py` reads and writes the tables. A change needs a new file in `migrations/versions`; a test compares the two.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -24,49 +27,53 @@ from sqlalchemy import (
     Text,
     Uuid,
 )
+from sqlalchemy.types import TypeEngine
+
+from darkroom.ledger.records import FIELDS, FieldType
 
 metadata = MetaData()
 
 _JSON = JSON(none_as_null=True)
-"""PostgreSQL's `json` and not `jsonb`: it gives back the text as it came, and takes U+0000, which a prompt may hold."""
+"""PostgreSQL's `json` and not `jsonb`: it returns the text as it was stored and accepts U+0000, as in a prompt."""
+
+_COLUMN_TYPES: Mapping[FieldType, TypeEngine[Any]] = {
+    FieldType.ID: Uuid(as_uuid=False),
+    FieldType.TEXT: Text(),
+    FieldType.STATE: Text(),
+    FieldType.JSON: _JSON,
+    FieldType.INTEGER: Integer(),
+    FieldType.SMALL: SmallInteger(),
+    FieldType.DECIMAL: Float(),
+    FieldType.TIME: BigInteger(),
+}
+
+OF_TOMBSTONE = ("id", "tenant", "state", "ended")
+"""The fields of the record that stay when a job is deleted."""
+
+RECORD_FIELDS = tuple(field for field in FIELDS if field.in_history)
+"""The fields of the record that have a column, which has their name."""
 
 jobs = Table(
     "jobs",
     metadata,
-    # Sorted by time, as UUIDv7 are; a list is a walk down this column.
-    Column("id", Uuid(as_uuid=False), primary_key=True),
-    Column("tenant", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    # All times are milliseconds since the epoch.
-    Column("ended", BigInteger, nullable=False),
-    # When it was deleted: from then on the row is a tombstone.
-    Column("deleted", BigInteger),
-    # When its artifacts, and what Redis had of it, were found to be gone.
-    Column("cleared", BigInteger),
-    Column("model", Text),
-    Column("pool", Text),
+    # The ids are UUIDv7, which sort by time: a list scans down the primary key.
+    *(
+        Column(
+            field.name,
+            _COLUMN_TYPES[field.type],
+            primary_key=field.type is FieldType.ID,
+            nullable=field.name not in OF_TOMBSTONE,
+        )
+        for field in RECORD_FIELDS
+    ),
+    # `user_id` of `fields`, by which lists are filtered.
     Column("user_id", Text),
-    Column("input", _JSON),
-    Column("fields", _JSON),
-    Column("created", BigInteger),
-    Column("started", BigInteger),
-    Column("attempt", Integer),
-    Column("counted", Integer),
-    Column("max_attempts", Integer),
-    Column("priority", SmallInteger),
-    Column("run_timeout", Float),
-    Column("start_deadline", BigInteger),
-    Column("worker", Text),
-    Column("progress", SmallInteger),
-    Column("step", Integer),
-    Column("steps", Integer),
-    Column("cancel_requested", BigInteger),
-    Column("seq", Integer),
-    Column("end_seq", Integer),
-    Column("end_data", _JSON),
-    Column("traceparent", Text),
-    # The entries of the job's log that tell of its attempts.
+    # The entries of the job's log that belong to its attempts.
     Column("attempts", _JSON),
+    # When the job was deleted: from then on the row is a tombstone.
+    Column("deleted", BigInteger),
+    # When its artifacts and its data in Redis were found to be gone.
+    Column("cleared", BigInteger),
     CheckConstraint("(deleted IS NULL) = (input IS NOT NULL)", name="job_or_tombstone"),
 )
 
@@ -81,12 +88,12 @@ epochs = Table(
 )
 
 CONTENT = tuple(column.name for column in jobs.columns if column.nullable and column.name not in {"deleted", "cleared"})
-"""What a tombstone has not."""
+"""The columns that are NULL in a tombstone."""
 
 _IS_JOB = jobs.c.deleted.is_(None)
 _IS_UNFINISHED = jobs.c.deleted.is_not(None) & jobs.c.cleared.is_(None)
 
-# Lists walk down one of the first three; retention and unfinished deletions look into the last two.
+# Lists scan one of the first three; retention and unfinished deletions use the last two.
 Index("jobs_by_tenant", jobs.c.tenant, jobs.c.id, postgresql_where=_IS_JOB, sqlite_where=_IS_JOB)
 Index("jobs_by_user", jobs.c.tenant, jobs.c.user_id, jobs.c.id, postgresql_where=_IS_JOB, sqlite_where=_IS_JOB)
 Index("jobs_by_state", jobs.c.tenant, jobs.c.state, jobs.c.id, postgresql_where=_IS_JOB, sqlite_where=_IS_JOB)

@@ -1,10 +1,10 @@
-"""The history: every job that has ended, in a SQL database, for longer than Redis keeps it.
+"""The history: all terminal jobs, in a SQL database, for longer than Redis stores them.
 
-The courier writes it (`write`), from the ledger's history entries; only then does the job's time to live in Redis
-start. Readers come here when the ledger has a job no longer (`lookup.py`). A deleted job leaves a tombstone
-(`deletion.py`). SQLite serves one machine, PostgreSQL a cluster; what they do differently is here alone.
+The courier writes it (`write`), from the ledger's history entries; the job's time to live in Redis starts only then.
+Readers use it for jobs that are no longer in the ledger (`lookup.py`). A deleted job leaves a tombstone
+(`deletion.py`). SQLite serves one machine, PostgreSQL a cluster; their differences are in this module alone.
 
-Terminal states never change, so a job is written once: whoever comes later changes nothing.
+Terminal states never change, so a job is written once: later writes of it have no effect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from pydantic import SecretStr
@@ -24,34 +24,37 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from darkroom.errors import Gone, HistoryUnavailable, SettingError
-from darkroom.history.schema import CONTENT, epochs, jobs
-from darkroom.jobs import JobEvent, State
+from darkroom.history.schema import CONTENT, RECORD_FIELDS, epochs, jobs
+from darkroom.jobs import JobEvent, State, UnknownValue, read_value
 from darkroom.ledger.epochs import Epoch
-from darkroom.ledger.records import JobRecord, LogEntry, Page
+from darkroom.ledger.records import FIELDS, JobRecord, LogEntry, Page
 from darkroom.logs import logger
 from darkroom.times import iso
 
 CONNECT_LIMIT_S = 3.0
 LOCK_LIMIT_S = 3.0
-"""How long SQLite waits for another writer; a batch takes it some ten milliseconds."""
+"""How long SQLite waits for another writer; a batch takes some ten milliseconds."""
 
 LOCK_PAUSE_S = 0.05
-"""Between two tries for the lock of a file that somebody else changes."""
+"""Pause between two attempts to lock a file that another process changes."""
 
 LIMIT_S = 6.0
-"""A transaction takes no longer, or the database is as good as away. More than the above, less than callers wait."""
+"""The longest transaction: beyond it the database is unavailable. More than the above, and less than callers wait."""
 
 LOCK = 0x6461726B726F6F6D
-"""Ours among PostgreSQL's advisory locks: "darkroom" as a number. Nobody else in the database should have it."""
+"""The key of darkroom's advisory lock in PostgreSQL: "darkroom" as a number. Other applications must not use it."""
 
 CONNECTIONS = 8
-"""Of one process at most. Reads of the history are rare beside those of the ledger."""
+"""The most connections of one process. Reads of the history are rare compared with those of the ledger."""
 
-KEPT_EVENTS = frozenset({JobEvent.STARTED, JobEvent.RELEASED, JobEvent.RETRIED, JobEvent.CANCELLING})
-"""The entries of a log that tell of attempts. The terminal one is in the record, and progress is of no use later."""
+DROPPED_EVENTS = frozenset({JobEvent.ACCEPTED, JobEvent.PROGRESSED})
+"""Entries of a log that are not stored: the record has the acceptance, and progress is of no use later.
+
+The terminal entry is in the record; those of attempts are stored, and those of a later version.
+"""
 
 DATA_FAULTS = ("21", "22", "23")
-"""Classes of SQLSTATE that say that what was sent is at fault.
+"""Classes of SQLSTATE for faults of the statement or its data.
 
 https://www.postgresql.org/docs/current/errcodes-appendix.html
 """
@@ -61,33 +64,33 @@ _log = logger(__name__)
 
 @dataclass(frozen=True)
 class PastJob:
-    """A job that has ended: its record, and of its log what tells of its attempts, the end included."""
+    """A terminal job: its record, and the entries of its log that belong to its attempts, the terminal one included."""
 
     record: JobRecord
     log: tuple[LogEntry, ...]
 
     @classmethod
     def of(cls, record: JobRecord, log: Sequence[LogEntry]) -> PastJob:
-        """From the ledger's record and whole log. Raises ValueError for a job that lives."""
+        """From the ledger's record and whole log. Raises ValueError for a job that is not terminal."""
         if record.end is None:
-            raise ValueError(f"job {record.id} has not ended")
-        kept = (entry for entry in log if entry.event in KEPT_EVENTS and entry.seq < record.end.seq)
+            raise ValueError(f"job {record.id} is not terminal")
+        kept = (entry for entry in log if entry.event not in DROPPED_EVENTS and entry.seq < record.end.seq)
         return cls(record, (*kept, record.end))
 
 
 @dataclass(frozen=True)
 class Tombstone:
-    """What is left of a deleted job. Times are milliseconds since the epoch."""
+    """The remainder of a deleted job. Times are milliseconds since the epoch."""
 
     job_id: str
     tenant: str
-    state: State
+    state: State | UnknownValue
     ended: int
     deleted: int
 
     @property
     def gone(self) -> Gone:
-        """What callers are told."""
+        """The error for callers."""
         return Gone(
             f"job {self.job_id} has been deleted",
             state=self.state.value,
@@ -97,7 +100,7 @@ class Tombstone:
 
 
 class History:
-    """The database. It connects when it is first asked for something; every question may raise HistoryUnavailable."""
+    """The database. It connects on first use; every method may raise HistoryUnavailable."""
 
     def __init__(self, url: SecretStr) -> None:
         """Raises SettingError where the driver is not installed."""
@@ -110,13 +113,13 @@ class History:
                 pool_size=CONNECTIONS,
                 max_overflow=0,
                 pool_timeout=CONNECT_LIMIT_S,
-                pool_pre_ping=True,  # a connection from before a restart of the database is replaced, unnoticed
-                hide_parameters=True,  # prompts are nobody's business in a log
+                pool_pre_ping=True,  # replaces connections from before a restart of the database
+                hide_parameters=True,  # prompts must not be logged
             )
         except ModuleNotFoundError as error:
             raise SettingError(f"DARKROOM_DATABASE_URL=(hidden): the package {error.name} is not installed") from error
-        except (ArgumentError, ValueError) as error:  # a port that is no number
-            raise SettingError("DARKROOM_DATABASE_URL=(hidden): is not an address that can be used") from error
+        except (ArgumentError, ValueError) as error:  # such as a port that is not a number
+            raise SettingError("DARKROOM_DATABASE_URL=(hidden): is not a valid address") from error
 
     async def aclose(self) -> None:
         await self.engine.dispose()
@@ -126,12 +129,12 @@ class History:
         async with self._transaction() as connection:
             await connection.execute(text("SELECT 1"))
 
-    # -- what the courier writes ---------------------------------------------------------------------------------------
+    # -- writes of the courier -----------------------------------------------------------------------------------------
 
     async def write(self, past: Sequence[PastJob]) -> None:
-        """All of them or none; those that are there already, or were deleted, stay as they are.
+        """Store all of them or none; those that exist already, or were deleted, stay unchanged.
 
-        Raises SQLAlchemyError where the database does not take one of them, whenever that is tried.
+        Raises SQLAlchemyError where the database permanently refuses one of them.
         """
         if not past:
             return
@@ -139,10 +142,10 @@ class History:
         async with self._transaction() as connection:
             await connection.execute(self._insert().on_conflict_do_nothing(), rows)
 
-    # -- what readers ask ----------------------------------------------------------------------------------------------
+    # -- reads ---------------------------------------------------------------------------------------------------------
 
     async def job(self, job_id: str, *, tenant: str) -> PastJob | Tombstone | None:
-        """The tenant's job, or what is left of it."""
+        """The tenant's job, or its tombstone."""
         async with self._transaction() as connection:
             rows = await connection.execute(select(jobs).where(jobs.c.id == job_id, jobs.c.tenant == tenant))
             row = rows.one_or_none()
@@ -151,13 +154,13 @@ class History:
         return _past_job(row) if row.deleted is None else _tombstone(row)
 
     async def inputs(self, job_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-        """The input of each of these jobs that is there and was not deleted, of whatever tenant."""
+        """The inputs of these jobs of any tenant; jobs that are unknown or deleted are left out."""
         async with self._transaction() as connection:
             rows = await connection.execute(select(jobs.c.id, jobs.c.input).where(jobs.c.id.in_(job_ids), _is_job()))
             return {row.id: row.input for row in rows}
 
     async def known(self, job_ids: Sequence[str]) -> dict[str, PastJob | Tombstone]:
-        """Of these jobs of any tenant, by their ids, those that are known here. For darkroom's own parts only."""
+        """These jobs of any tenant, by id, as far as they are known. For darkroom's own parts only."""
         if not job_ids:
             return {}
         async with self._transaction() as connection:
@@ -174,10 +177,10 @@ class History:
         model: str | None = None,
         user_id: str | None = None,
     ) -> Page:
-        """As `AsyncLedger.page`, of the jobs that have ended and were not deleted."""
+        """As `AsyncLedger.page`, of terminal jobs that were not deleted."""
         wanted = {"tenant": tenant, "state": state, "model": model, "user_id": user_id}
         if any("\0" in (value or "") for value in wanted.values()):
-            return Page((), None)  # no name holds it, and PostgreSQL does not take it in a question
+            return Page((), None)  # no name contains it, and PostgreSQL refuses it in a query
         conditions = [jobs.c[name] == str(value) for name, value in wanted.items() if value is not None]
         if after is not None:
             conditions.append(jobs.c.id < after)
@@ -190,27 +193,27 @@ class History:
     # -- deletion ------------------------------------------------------------------------------------------------------
 
     async def bury(self, record: JobRecord, *, now: int) -> Tombstone:
-        """Put a tombstone in the place of an ended job, whether or not it has been written yet. The first one stays."""
+        """Replace a terminal job by a tombstone, whether or not it has been written yet. An earlier tombstone stays."""
         if record.ended is None:
-            raise ValueError(f"job {record.id} has not ended")
-        fresh = self._insert().values(
+            raise ValueError(f"job {record.id} is not terminal")
+        insert = self._insert().values(
             id=record.id, tenant=record.tenant, state=record.state.value, ended=record.ended, deleted=now
         )
-        statement = fresh.on_conflict_do_update(index_elements=[jobs.c.id], set_=_burial(now)).returning(jobs)
+        statement = insert.on_conflict_do_update(index_elements=[jobs.c.id], set_=_burial(now)).returning(jobs)
         async with self._transaction() as connection:
             return _tombstone((await connection.execute(statement)).one())
 
     async def bury_older(self, before: int, *, limit: int, now: int) -> list[Tombstone]:
-        """Put tombstones in the place of up to `limit` jobs of any tenant that ended before then, the oldest first."""
+        """Replace up to `limit` jobs of any tenant that finished before then by tombstones, the oldest first."""
         oldest = select(jobs.c.id).where(_is_job(), jobs.c.ended < before).order_by(jobs.c.ended).limit(limit)
         async with self._transaction() as connection:
-            # Two statements: as a subquery that locks, PostgreSQL may take the limit more than once.
+            # Two statements: PostgreSQL may apply the limit of a locking subquery more than once.
             mine = (await connection.scalars(oldest.with_for_update(skip_locked=True))).all()
             statement = update(jobs).where(jobs.c.id.in_(mine), _is_job()).values(_burial(now)).returning(jobs)
             return [_tombstone(row) for row in await connection.execute(statement)]
 
     async def unfinished(self, *, limit: int) -> list[Tombstone]:
-        """Deleted jobs of which something may be left elsewhere."""
+        """Deleted jobs that may have data left in Redis or the object store."""
         question = (
             select(jobs)
             .where(jobs.c.deleted.is_not(None), jobs.c.cleared.is_(None))
@@ -221,7 +224,7 @@ class History:
             return [_tombstone(row) for row in await connection.execute(question)]
 
     async def cleared(self, job_ids: Sequence[str], *, now: int) -> None:
-        """Nothing is left of these deleted jobs but the tombstones."""
+        """Mark these deleted jobs as removed from Redis and the object store."""
         if not job_ids:
             return
         async with self._transaction() as connection:
@@ -232,7 +235,7 @@ class History:
     # -- epochs of the ledger ------------------------------------------------------------------------------------------
 
     async def epoch(self, namespace: str) -> Epoch | None:
-        """How far the ledger with this prefix had come; None where no courier has noted it."""
+        """The last epoch of the ledger with this prefix; None where no courier has stored it."""
         question = select(epochs.c.epoch, epochs.c.beats, epochs.c.at).where(epochs.c.namespace == namespace)
         async with self._transaction() as connection:
             if not await connection.run_sync(lambda sync: inspect(sync).has_table(epochs.name)):
@@ -241,11 +244,11 @@ class History:
         return None if row is None else Epoch(row.epoch, row.beats, row.at)
 
     async def note_epoch(self, namespace: str, epoch: Epoch) -> None:
-        """Note how far the ledger has come. Beats are only ever added: a courier that is late changes nothing."""
-        fresh = self._insert(epochs).values(namespace=namespace, epoch=epoch.number, beats=epoch.beats, at=epoch.at)
-        later = {name: fresh.excluded[name] for name in ("epoch", "beats", "at")}
-        statement = fresh.on_conflict_do_update(
-            index_elements=[epochs.c.namespace], set_=later, where=epochs.c.beats < fresh.excluded.beats
+        """Store the epoch of the ledger. Beats only increase: a courier that is late has no effect."""
+        insert = self._insert(epochs).values(namespace=namespace, epoch=epoch.number, beats=epoch.beats, at=epoch.at)
+        later = {name: insert.excluded[name] for name in ("epoch", "beats", "at")}
+        statement = insert.on_conflict_do_update(
+            index_elements=[epochs.c.namespace], set_=later, where=epochs.c.beats < insert.excluded.beats
         )
         async with self._transaction() as connection:
             await connection.execute(statement)
@@ -254,10 +257,10 @@ class History:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction for a change of the table: nobody else has one of these, and it takes as long as it takes.
+        """An exclusive transaction for a migration, without a time limit.
 
-        With SQLite nobody else writes at all; that readers go on meanwhile, and while jobs are written (WAL), is a
-        property of the file that is set here.
+        With SQLite it excludes all other writers; the file is set to WAL, so that readers continue during it and while
+        jobs are written.
         """
         async with self._transaction(limit_s=None) as connection:
             if self._is_file:
@@ -269,7 +272,7 @@ class History:
 
     @asynccontextmanager
     async def _transaction(self, *, limit_s: float | None = LIMIT_S) -> AsyncIterator[AsyncConnection]:
-        """Committed at the end of the block. Raises HistoryUnavailable; what was sent may be repeated then."""
+        """Commit at the end of the block. Raises HistoryUnavailable; the statements may be repeated then."""
         try:
             async with asyncio.timeout(limit_s):
                 connection = await self._connect()
@@ -288,21 +291,23 @@ class History:
     async def _connect(self) -> AsyncConnection:
         try:
             return await self.engine.connect()
-        except Exception as error:  # absent, refusing, starting up, out of places: each driver has its own words for it
+        except Exception as error:  # absent, refusing, starting, no free connection: each driver has its own errors
             raise _unavailable(error) from error
 
     def _insert(self, table: Table = jobs) -> Any:
-        """SQLAlchemy's two inserts that know of conflicts have no common type."""
+        """SQLAlchemy's two inserts with ON CONFLICT have no common type."""
         return sqlite.insert(table) if self._is_file else postgresql.insert(table)
 
 
 async def _when_free(connection: AsyncConnection, statement: str) -> None:
-    """SQLite's own patience ends after LOCK_LIMIT_S, and a change of the journal's mode has none at all."""
+    """Execute it once the file is unlocked: SQLite waits LOCK_LIMIT_S, and not at all to change the journal mode."""
     while True:
         try:
             await connection.exec_driver_sql(statement)
         except OperationalError as error:
-            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:  # the rest says why it is busy
+            if (
+                getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY
+            ):  # the higher bits have the reason
                 raise
             await asyncio.sleep(LOCK_PAUSE_S)
         else:
@@ -318,87 +323,43 @@ def _burial(now: int) -> dict[str, Any]:
 
 
 def _is_of_what_was_sent(error: DBAPIError) -> bool:
-    """Whether the same would be refused again; anything else is the database's own trouble, and passes."""
+    """Whether the same statement would fail again; any other error is a temporary one of the database itself."""
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
         return str(sqlstate).startswith(DATA_FAULTS)
     of_sqlite = isinstance(error.orig, sqlite3.Error) and not isinstance(error.orig, sqlite3.OperationalError)
-    return of_sqlite and type(error.orig) is not sqlite3.DatabaseError  # which says that the file is broken
+    return of_sqlite and type(error.orig) is not sqlite3.DatabaseError  # the file is damaged
 
 
 def _unavailable(error: BaseException) -> HistoryUnavailable:
-    """The reason is for our log: it may name hosts and users."""
+    """Log the reason, which may name hosts and users, and hide it from callers."""
     _log.warning("history_unavailable", error=f"{type(error).__name__}: {error}")
-    return HistoryUnavailable("the database of ended jobs does not answer", retry_after=5)
+    return HistoryUnavailable("the database of finished jobs is unavailable", retry_after=5)
 
 
 def _row(past: PastJob) -> dict[str, Any]:
     record = past.record
-    return {
-        "id": record.id,
-        "tenant": record.tenant,
-        "state": record.state.value,
-        "ended": record.ended,
-        "model": record.model,
-        "pool": record.pool,
-        "user_id": record.fields.get("user_id"),
-        "input": record.input,
-        "fields": record.fields,
-        "created": record.created,
-        "started": record.started,
-        "attempt": record.attempt,
-        "counted": record.counted,
-        "max_attempts": record.max_attempts,
-        "priority": record.priority,
-        "run_timeout": record.run_timeout,
-        "start_deadline": record.start_deadline,
-        "worker": record.worker,
-        "progress": record.progress,
-        "step": record.step,
-        "steps": record.steps,
-        "cancel_requested": record.cancel_requested,
-        "seq": record.seq,
-        "end_seq": record.end_seq,
-        "end_data": record.end_data,
-        "traceparent": record.traceparent,
-        "attempts": [
-            {"seq": entry.seq, "event": entry.event, "state": entry.state, "at": entry.at, "data": entry.data}
-            for entry in past.log
-            if not entry.state.is_terminal
-        ],
-    }
+    row = dict(zip(_NAMES, _values(record), strict=True))
+    row["state"] = record.state.value
+    row["user_id"] = record.fields.get("user_id")
+    row["attempts"] = [
+        {"seq": entry.seq, "event": entry.event, "state": entry.state, "at": entry.at, "data": entry.data}
+        for entry in past.log
+        if entry.seq != record.end_seq
+    ]
+    return row
 
 
 def _record(row: Row[Any]) -> JobRecord:
-    return JobRecord(
-        id=row.id,
-        tenant=row.tenant,
-        model=row.model,
-        pool=row.pool,
-        state=State(row.state),
-        input=row.input,
-        fields=row.fields,
-        created=row.created,
-        started=row.started,
-        ended=row.ended,
-        attempt=row.attempt,
-        counted=row.counted,
-        max_attempts=row.max_attempts,
-        priority=row.priority,
-        run_timeout=row.run_timeout,
-        start_deadline=row.start_deadline,
-        not_before=None,
-        worker=row.worker,
-        progress=row.progress,
-        step=row.step,
-        steps=row.steps,
-        cancel_requested=row.cancel_requested,
-        seq=row.seq,
-        end_seq=row.end_seq,
-        end_data=row.end_data,
-        traceparent=row.traceparent,
-        place=None,
-    )
+    values = dict(_NOT_STORED)
+    values.update(zip(_NAMES, row, strict=False))  # the record's fields are the first columns of the table
+    values["state"] = read_value(State, row.state)
+    return JobRecord(**values)
+
+
+_NAMES = tuple(field.name for field in RECORD_FIELDS)
+_values = attrgetter(*_NAMES)
+_NOT_STORED: Mapping[str, Any] = {field.name: field.absent for field in FIELDS if not field.in_history}
 
 
 def _past_job(row: Row[Any]) -> PastJob:
@@ -406,8 +367,10 @@ def _past_job(row: Row[Any]) -> PastJob:
 
 
 def _entry(job_id: str, raw: Mapping[str, Any]) -> LogEntry:
-    return LogEntry(job_id, raw["seq"], JobEvent(raw["event"]), State(raw["state"]), raw["at"], raw["data"])
+    return LogEntry(
+        job_id, raw["seq"], read_value(JobEvent, raw["event"]), read_value(State, raw["state"]), raw["at"], raw["data"]
+    )
 
 
 def _tombstone(row: Row[Any]) -> Tombstone:
-    return Tombstone(row.id, row.tenant, State(row.state), row.ended, row.deleted)
+    return Tombstone(row.id, row.tenant, read_value(State, row.state), row.ended, row.deleted)

@@ -25,7 +25,7 @@ from darkroom.ledger import scripts
 from darkroom.ledger.calls import Call
 from darkroom.ledger.connection import translated
 from darkroom.ledger.keys import Keys
-from darkroom.ledger.records import JobRecord, decode_view
+from darkroom.ledger.records import JobRecord, decode_job
 from darkroom.ledger.wire import Command, SerialConnection, ask_each
 
 T = TypeVar("T")
@@ -140,4 +140,4 @@ def _command(namespace: str, call: Call[Any]) -> Command:
 
 
 def _read_job(job_id: str) -> Call[JobRecord | None]:
-    return Call("read_job", ("job", job_id), decode_view)
+    return Call("read_job", ("job", job_id), decode_job)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from darkroom import traces
-from darkroom.jobs import JobEvent, State
+from darkroom.jobs import JobEvent, State, UnknownValue, read_value
 from darkroom.webhooks.subscriptions import (
     Delivery,
     DeliveryState,
@@ -17,68 +18,147 @@ from darkroom.webhooks.subscriptions import (
     Try,
     Webhook,
     WebhookEvent,
+    read_events,
 )
+
+
+class FieldType(StrEnum):
+    """The type of a field of the record: how Redis, SQL (`history/schema.py`) and views write its value."""
+
+    ID = "id"
+    TEXT = "text"
+    STATE = "state"
+    JSON = "json"
+    INTEGER = "integer"
+    SMALL = "small"
+    """An integer of at most 16 bits."""
+    DECIMAL = "decimal"
+    TIME = "time"
+    """Milliseconds since the epoch; RFC 3339 text in views."""
+
+
+@dataclass(frozen=True)
+class RecordField:
+    """A field of a job's record. `name` and `is_optional` are filled in from its declaration in `JobRecord`.
+
+    `meaning` is its description in the API. `redis` is its name in Redis' hash where it has another one there, and
+    `in_redis` is False where it has none. `in_history`: whether the history has a column of its name. `views` are the
+    members of the job's view that show it. `absent` is its value where the hash lacks it.
+    """
+
+    type: FieldType
+    meaning: str
+    redis: str = ""
+    in_redis: bool = True
+    in_history: bool = True
+    views: tuple[str, ...] = ()
+    absent: int | None = None
+    name: str = ""
+    is_optional: bool = False
+
+
+_ID, _TEXT, _STATE, _JSON, _INTEGER, _SMALL, _DECIMAL, _TIME = FieldType
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as the ledger has it. Times are milliseconds since the epoch; `run_timeout` is in seconds.
+    """A job as the ledger has it: the one table of its fields.
 
-    `place` is the place in the queue, 1 being next, or None when it does not wait. `end_data` is the data of the
-    terminal entry: the result of a completed job, the error of another. `is_whole` is False where the history alone
-    still has the input, and `input` is empty (`Lookup.completed`).
+    Redis' reply is decoded by it (`decode_job`), the history's columns and rows (`history/`) and the job's view
+    (`resources/views.py`) derive from it. A new field needs a line here, the script that sets it, and a migration where
+    the history stores it. Times are milliseconds since the epoch.
+
+    `is_whole` is False where only the history still has the input, and `input` is empty (`Lookup.completed`).
     """
 
-    id: str
-    tenant: str
-    model: str
-    pool: str
-    state: State
-    input: Mapping[str, Any]
-    fields: Mapping[str, Any]
-    created: int
-    started: int | None
-    ended: int | None
-    attempt: int
-    counted: int
-    max_attempts: int
-    priority: int
-    run_timeout: float
-    start_deadline: int | None
-    not_before: int | None
-    worker: str | None
-    progress: int
-    step: int | None
-    steps: int | None
-    cancel_requested: int | None
-    seq: int
-    end_seq: int | None
-    end_data: Mapping[str, Any] | None
-    traceparent: str | None
-    place: int | None
+    id: Annotated[str, RecordField(_ID, "The job's id.", views=("id", "job_id", "task_id", "celery_task_id"))]
+    tenant: Annotated[str, RecordField(_TEXT, "The tenant that the job belongs to.")]
+    model: Annotated[str, RecordField(_TEXT, "The name of the model.", views=("model",))]
+    pool: Annotated[str, RecordField(_TEXT, "The worker pool that runs the job.")]
+    state: Annotated[State | UnknownValue, RecordField(_STATE, "The job's state.", views=("state", "status"))]
+    input: Annotated[
+        Mapping[str, Any],
+        RecordField(_JSON, "The model's parameters, defaults and the drawn seed included.", views=("input",)),
+    ]
+    fields: Annotated[
+        Mapping[str, Any], RecordField(_JSON, "Fields of the submission that concern no engine: user, webhook, event.")
+    ]
+    created: Annotated[int, RecordField(_TIME, "When the job was accepted.", views=("created_at",))]
+    started: Annotated[int | None, RecordField(_TIME, "When its first attempt started.", views=("started_at",))]
+    ended: Annotated[int | None, RecordField(_TIME, "When it reached a terminal state.", views=("ended_at",))]
+    attempt: Annotated[int, RecordField(_INTEGER, "Number of attempts that were started.", views=("attempt",))]
+    counted: Annotated[
+        int, RecordField(_INTEGER, "Number of attempts that count against the limit.", views=("attempts_counted",))
+    ]
+    max_attempts: Annotated[
+        int, RecordField(_INTEGER, "Limit of the attempts that count, after which it fails.", views=("max_attempts",))
+    ]
+    priority: Annotated[int, RecordField(_SMALL, "Priority, from 0 (first) to 9 (last).", views=("priority",))]
+    run_timeout: Annotated[
+        float, RecordField(_DECIMAL, "Longest duration of an attempt in seconds.", views=("run_timeout",))
+    ]
+    start_deadline: Annotated[
+        int | None, RecordField(_TIME, "When it expires unless it was started.", views=("start_deadline",))
+    ]
+    not_before: Annotated[
+        int | None,
+        RecordField(_TIME, "Earliest time of the next attempt.", views=("not_before",), in_history=False),
+    ]
+    worker: Annotated[str | None, RecordField(_TEXT, "Name of the worker of the latest attempt.", views=("worker",))]
+    progress: Annotated[int, RecordField(_SMALL, "Progress in percent.", views=("progress",), absent=0)]
+    step: Annotated[int | None, RecordField(_INTEGER, "Number of the engine's steps done.", views=("step",))]
+    steps: Annotated[int | None, RecordField(_INTEGER, "Number of the engine's steps in all.", views=("steps",))]
+    cancel_requested: Annotated[
+        int | None,
+        RecordField(_TIME, "When its cancellation was requested.", redis="cancel", views=("cancel_requested_at",)),
+    ]
+    seq: Annotated[int, RecordField(_INTEGER, "Number of the newest entry of its log.")]
+    end_seq: Annotated[int | None, RecordField(_INTEGER, "Number of the terminal entry of its log.")]
+    end_data: Annotated[
+        Mapping[str, Any] | None, RecordField(_JSON, "Data of the terminal entry: the result, or the error.")
+    ]
+    traceparent: Annotated[str | None, RecordField(_TEXT, "W3C trace context of the job.", views=("traceparent",))]
+    place: Annotated[
+        int | None,
+        RecordField(
+            _INTEGER, "Position in the queue, 1 being next.", views=("place",), in_redis=False, in_history=False
+        ),
+    ]
     is_whole: bool = True
 
     @property
     def about(self) -> dict[str, str]:
-        """What a log line about the job says of it."""
+        """Fields of a log line about the job."""
         return {"job": self.id, "pool": self.pool, **traces.in_logs(self.traceparent)}
 
     @property
     def webhook(self) -> Webhook | None:
-        """The address that the job named to be told of it."""
+        """The webhook that the job named for its own events."""
         return Webhook.of(self.fields)
 
     @property
     def retrying(self) -> bool:
-        """Whether it waits for another attempt after one that counted."""
+        """Whether the job waits for another attempt after one that counted."""
         return self.state is State.PENDING and self.counted > 0
 
     @property
     def end(self) -> LogEntry | None:
-        """The terminal entry of its log, which the record outlives; None before the end."""
+        """The terminal entry of its log, which the record outlives; None before the terminal state."""
         if self.end_seq is None or self.ended is None:
             return None
-        return LogEntry(self.id, self.end_seq, JobEvent(self.state), self.state, self.ended, self.end_data or {})
+        event = read_value(JobEvent, self.state)
+        return LogEntry(self.id, self.end_seq, event, self.state, self.ended, self.end_data or {})
+
+
+def _declared() -> Iterator[RecordField]:
+    for name, hint in get_type_hints(JobRecord, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            kind, declared = get_args(hint)
+            yield replace(declared, name=name, is_optional=type(None) in get_args(kind))
+
+
+FIELDS = tuple(_declared())
+"""The fields of the record, in the order of their declaration."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +167,8 @@ class LogEntry:
 
     job_id: str
     seq: int
-    event: JobEvent
-    state: State
+    event: JobEvent | UnknownValue
+    state: State | UnknownValue
     at: int
     data: Mapping[str, Any]
 
@@ -175,18 +255,25 @@ class Marks:
 def decode_live(job_id: str, payload: bytes) -> LogEntry:
     """A log entry as it was published."""
     seq, event, state, at, data = payload.decode().split("\n", 4)
-    return LogEntry(job_id, int(seq), JobEvent(event), State(state), int(at), json.loads(data))
+    return LogEntry(job_id, int(seq), read_value(JobEvent, event), read_value(State, state), int(at), json.loads(data))
 
 
 def decode_entry(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogEntry:
     raw = pairs(fields)
     seq = int(entry_id.split(b"-")[0])
-    return LogEntry(job_id, seq, JobEvent(raw["event"]), State(raw["state"]), int(raw["at"]), json.loads(raw["data"]))
+    return LogEntry(
+        job_id,
+        seq,
+        read_value(JobEvent, raw["event"]),
+        read_value(State, raw["state"]),
+        int(raw["at"]),
+        json.loads(raw["data"]),
+    )
 
 
 def decode_stream_entry(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogEntry:
     job_id, seq, event, state, at = pairs(fields)["entry"].split(" ")
-    return LogEntry(job_id, int(seq), JobEvent(event), State(state), int(at), {})
+    return LogEntry(job_id, int(seq), read_value(JobEvent, event), read_value(State, state), int(at), {})
 
 
 def pairs(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, str]:
@@ -195,44 +282,39 @@ def pairs(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in pairs}
 
 
-def decode_view(reply: list[Any]) -> JobRecord | None:
+def decode_job(reply: list[Any]) -> JobRecord | None:
+    """The reply of `read_job`: the record's hash and the queue position (0: none); empty where there is no record.
+
+    Fields of the hash that are not in the table are ignored: a later version's, and those that are the scripts' own.
+    """
     if not reply:
         return None
-    raw = pairs(reply[0])
+    record, position = reply
+    values: dict[str, Any] = {**_ABSENT, "place": position or None, "is_whole": True}
+    for name, value in record.items() if isinstance(record, Mapping) else zip(record[::2], record[1::2], strict=True):
+        if decoder := _DECODERS.get(name):
+            field, decode = decoder
+            values[field] = decode(value)
+        elif name == b"input_archived":
+            values["is_whole"] = False
+    return JobRecord(**values)
 
-    def number(name: str) -> int | None:
-        return int(raw[name]) if name in raw else None
 
-    return JobRecord(
-        id=raw["id"],
-        tenant=raw["tenant"],
-        model=raw["model"],
-        pool=raw["pool"],
-        state=State(raw["state"]),
-        input=json.loads(raw["input"]),
-        fields=json.loads(raw["fields"]),
-        created=int(raw["created"]),
-        started=number("started"),
-        ended=number("ended"),
-        attempt=int(raw["attempt"]),
-        counted=int(raw["counted"]),
-        max_attempts=int(raw["max_attempts"]),
-        priority=int(raw["priority"]),
-        run_timeout=float(raw["run_timeout"]),
-        start_deadline=number("start_deadline"),
-        not_before=number("not_before"),
-        worker=raw.get("worker"),
-        progress=int(raw.get("progress", "0")),
-        step=number("step"),
-        steps=number("steps"),
-        cancel_requested=number("cancel"),
-        seq=int(raw["seq"]),
-        end_seq=number("end_seq"),
-        end_data=json.loads(raw["end_data"]) if "end_data" in raw else None,
-        traceparent=raw.get("traceparent"),
-        place=reply[1] or None,
-        is_whole="input_archived" not in raw,
-    )
+_DECODE_TYPE: Mapping[FieldType, Callable[[bytes], Any]] = {
+    FieldType.ID: bytes.decode,
+    FieldType.TEXT: bytes.decode,
+    FieldType.STATE: lambda value: read_value(State, value.decode()),
+    FieldType.JSON: lambda value: json.loads(value.decode()),
+    FieldType.INTEGER: int,
+    FieldType.SMALL: int,
+    FieldType.DECIMAL: float,
+    FieldType.TIME: int,
+}
+
+_DECODERS = {
+    (field.redis or field.name).encode(): (field.name, _DECODE_TYPE[field.type]) for field in FIELDS if field.in_redis
+}
+_ABSENT = {field.name: field.absent for field in FIELDS if field.is_optional or field.absent is not None}
 
 
 def decode_subscription(raw: Mapping[str, str], target: Mapping[str, str]) -> Subscription:
@@ -240,9 +322,9 @@ def decode_subscription(raw: Mapping[str, str], target: Mapping[str, str]) -> Su
         id=raw["id"],
         tenant=raw["tenant"],
         url=raw["url"],
-        events=frozenset(map(WebhookEvent, raw["events"].split())),
+        events=read_events(raw["events"].split()),
         models=tuple(raw["models"].split()),
-        state=SubscriptionState(raw["state"]),
+        state=read_value(SubscriptionState, raw["state"]),
         reason=raw.get("reason"),
         created=int(raw["created"]),
         changed=int(raw["changed"]),
@@ -260,11 +342,11 @@ def decode_delivery(delivery_id: str, raw: Mapping[str, str], due: int | None) -
         id=delivery_id,
         job_id=raw["job"],
         seq=int(raw["seq"]),
-        event=WebhookEvent(raw["event"]),
+        event=read_value(WebhookEvent, raw["event"]),
         recipient=raw["recipient"],
         tenant=raw["tenant"],
         url=raw["url"],
-        state=DeliveryState(raw["state"]),
+        state=read_value(DeliveryState, raw["state"]),
         reason=raw.get("reason"),
         created=int(raw["created"]),
         ended=int(raw["ended"]) if "ended" in raw else None,

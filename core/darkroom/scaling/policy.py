@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -35,6 +35,7 @@ from cronsim import CronSim, CronSimError
 
 from darkroom.backoff import Backoff
 from darkroom.errors import FieldError, InvalidInput
+from darkroom.jobs import UnknownValue, read_value
 from darkroom.ledger.calls import Reading
 
 PEAKS = 60
@@ -149,7 +150,7 @@ class ScalingPolicy:
     scale_down: ScaleDown = field(default_factory=ScaleDown)
     buffer: int = 0
     schedule: tuple[ScheduleWindow, ...] = ()
-    paused: Paused = Paused.NONE
+    paused: Paused | UnknownValue = Paused.NONE
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> ScalingPolicy:
@@ -210,7 +211,8 @@ class PoolObservation:
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> PoolObservation:
         reading = members["reading"]
-        return cls(**{**members, "reading": None if reading is None else Reading(**reading)})
+        known = None if reading is None else Reading(**_known(Reading, reading))
+        return cls(**{**_known(cls, members), "reading": known})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +239,7 @@ class ScalingHistory:
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> ScalingHistory:
-        return cls(**{**members, "peaks": tuple((at, wanted) for at, wanted in members["peaks"])})
+        return cls(**{**_known(cls, members), "peaks": tuple((at, wanted) for at, wanted in members["peaks"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,13 +252,13 @@ class Decision:
     """
 
     replicas: int
-    reason: Reason
+    reason: Reason | UnknownValue
     inputs: Mapping[str, int] = field(default_factory=dict)
     replace: int = 0
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> Decision:
-        return cls(**{**members, "reason": Reason(members["reason"])})
+        return cls(**{**_known(cls, members), "reason": read_value(Reason, members["reason"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,15 +286,27 @@ class DecisionEntry:
 
     @classmethod
     def decode(cls, text: str | bytes) -> DecisionEntry:
+        """The counterpart of `encode`. Members that this version does not know are ignored."""
         members = json.loads(text)
         return cls(
             at=members["at"],
-            policy=ScalingPolicy.from_spec(members["policy"]),
+            policy=_logged_policy(members["policy"]),
             observation=PoolObservation.from_json(members["observation"]),
             history=ScalingHistory.from_json(members["history"]),
             decision=Decision.from_json(members["decision"]),
             after=ScalingHistory.from_json(members["after"]),
         )
+
+
+def _known(kind: type, members: Mapping[str, Any]) -> dict[str, Any]:
+    """The members that are fields of the dataclass: a later version may have written others."""
+    return {each.name: members[each.name] for each in fields(kind) if each.name in members}
+
+
+def _logged_policy(spec: Mapping[str, Any]) -> ScalingPolicy:
+    """The policy of an entry; a later version may have paused it in a way that is unknown here."""
+    paused = read_value(Paused, spec["paused"])
+    return replace(ScalingPolicy.from_spec({**spec, "paused": Paused.NONE}), paused=paused)
 
 
 def is_recorded(entry: DecisionEntry, before: DecisionEntry | None) -> bool:

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from darkroom.jobs import JOB_ID_PATTERN, JobEvent, is_job_id, new_job_id
+from darkroom.jobs import JOB_ID_PATTERN, UnknownValue, is_job_id, new_job_id, read_value
 
 SUBSCRIPTION_PREFIX = "sub_"
 
@@ -50,13 +50,11 @@ class WebhookEvent(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
 
-    @property
-    def of_log(self) -> JobEvent:
-        return JobEvent(self.value)
 
+TERMINAL_EVENTS = frozenset(WebhookEvent) - {WebhookEvent.STARTED}
 
-DEFAULT_EVENTS = frozenset(WebhookEvent) - {WebhookEvent.STARTED}
-"""The terminal events of a job: what an address receives that names no events."""
+DEFAULT_EVENTS = TERMINAL_EVENTS
+"""The events that an address receives unless it names others."""
 
 
 class SubscriptionState(StrEnum):
@@ -80,7 +78,7 @@ class Webhook:
     """The address that a job names, and the events that it receives. The address was checked (`guard.py`)."""
 
     url: str
-    events: frozenset[WebhookEvent] = DEFAULT_EVENTS
+    events: frozenset[WebhookEvent | UnknownValue] = DEFAULT_EVENTS
 
     def encode(self) -> dict[str, Any]:
         """The fields of a job that stand for the webhook, named as in a submission."""
@@ -91,7 +89,7 @@ class Webhook:
         """The inverse of `encode`: the webhook in a job's fields, None if there is none."""
         if "webhook" not in fields:
             return None
-        return cls(fields["webhook"], frozenset(map(WebhookEvent, fields["webhook_events_filter"])))
+        return cls(fields["webhook"], read_events(fields["webhook_events_filter"]))
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,9 @@ class Subscription:
     id: str
     tenant: str
     url: str
-    events: frozenset[WebhookEvent]
+    events: frozenset[WebhookEvent | UnknownValue]
     models: tuple[str, ...]
-    state: SubscriptionState
+    state: SubscriptionState | UnknownValue
     reason: str | None
     created: int
     changed: int
@@ -149,11 +147,11 @@ class Delivery:
     id: str
     job_id: str
     seq: int
-    event: WebhookEvent
+    event: WebhookEvent | UnknownValue
     recipient: str
     tenant: str
     url: str
-    state: DeliveryState
+    state: DeliveryState | UnknownValue
     reason: str | None
     created: int
     ended: int | None
@@ -174,7 +172,7 @@ class LeasedDelivery:
     id: str
     job_id: str
     seq: int
-    event: WebhookEvent
+    event: WebhookEvent | UnknownValue
     recipient: str
     tenant: str
     url: str
@@ -212,7 +210,12 @@ def target_of(tenant: str, url: str) -> str:
     return f"{tenant}@{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def in_order(events: Iterable[WebhookEvent]) -> list[WebhookEvent]:
-    """The events in the order in which a job has them."""
-    wanted = set(events)
-    return [event for event in WebhookEvent if event in wanted]
+def read_events(words: Iterable[str]) -> frozenset[WebhookEvent | UnknownValue]:
+    """The stored events of a webhook."""
+    return frozenset(read_value(WebhookEvent, word) for word in words)
+
+
+def in_order(events: Iterable[WebhookEvent | UnknownValue]) -> list[WebhookEvent | UnknownValue]:
+    """The events in the order of a job's life; behind them those that are unknown here, by name."""
+    given = set(events)
+    return [*(event for event in WebhookEvent if event in given), *sorted(given.difference(WebhookEvent))]

@@ -5,6 +5,8 @@ Its data is the message that sockets receive (`darkroom/updates.py`), with furth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from darkroom import updates
 from darkroom.cloudevents import event
 from darkroom.cloudevents.event import Event
@@ -12,8 +14,19 @@ from darkroom.ledger.records import JobRecord, LogEntry
 from darkroom.links import Links
 
 
-def job_event(record: JobRecord, entry: LogEntry, links: Links, *, source: str, now_s: float) -> Event:
-    """The event for this entry. The lifetime of its links to artifacts begins at `now_s` (seconds since the epoch)."""
+def job_event(
+    record: JobRecord,
+    entry: LogEntry,
+    links: Links,
+    *,
+    source: str,
+    now_s: float,
+    extensions: Mapping[str, str] | None = None,
+) -> Event:
+    """The event for this entry, with these extensions added.
+
+    The lifetime of its links to artifacts begins at `now_s` (seconds since the epoch).
+    """
     data = updates.message(entry, links, now_s=now_s) | {"model": record.model}
     if "model_served" in entry.data:
         data["model_served"] = entry.data["model_served"]
@@ -33,4 +46,5 @@ def job_event(record: JobRecord, entry: LogEntry, links: Links, *, source: str, 
         data=data,
         traceparent=record.traceparent,
         tenant=record.tenant,
+        extensions=extensions,
     )

@@ -49,7 +49,7 @@ class Notices(PostingLoop[Subscription]):
         return Leased(changed, may_be_more=bool(leased))
 
     async def _post(self, item: Subscription) -> None:
-        refusal = await self._sink.post(notice_event(item, source=self._source))
+        refusal = await self._sink.post(notice_event(item, source=self._source, extensions=self._sink.extensions))
         if refusal is None:
             await self._ledger.run(calls.ack_notice(item.id, changed=item.changed))
             _log.info("noticed", subscription=item.id, state=item.state.value)
@@ -62,7 +62,7 @@ class Notices(PostingLoop[Subscription]):
         return {"subscription": item.id}
 
 
-def notice_event(subscription: Subscription, *, source: str) -> Event:
+def notice_event(subscription: Subscription, *, source: str, extensions: Mapping[str, str]) -> Event:
     """The CloudEvent of a subscription's new state. It leaves out the address, which may hold secrets of the owner."""
     return Event(
         id=f"{subscription.id}:{subscription.changed}",
@@ -71,7 +71,7 @@ def notice_event(subscription: Subscription, *, source: str) -> Event:
         subject=subscription.id,
         time=iso(subscription.changed),
         datacontenttype="application/json",
-        extensions={"tenant": subscription.tenant},
+        extensions={"tenant": subscription.tenant, **extensions},
         data={
             "subscription_id": subscription.id,
             "state": subscription.state.value,

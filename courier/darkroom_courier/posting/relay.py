@@ -63,7 +63,9 @@ class Relay(PostingLoop[PendingEvents]):
     async def _post(self, item: PendingEvents) -> None:
         record, entries = item
         for entry in entries:
-            event = job_event(record, entry, self._links, source=self._source, now_s=time.time())
+            event = job_event(
+                record, entry, self._links, source=self._source, now_s=time.time(), extensions=self._sink.extensions
+            )
             refusal = await self._sink.post(event)
             if refusal is not None:
                 age_ms = await reads.now(self._ledger) - entry.at

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -50,8 +50,13 @@ class Sink:
         self._settings = settings
         self._streaks = Streaks(failed="sink_refused", recovered="sink_recovered")
 
+    @property
+    def extensions(self) -> Mapping[str, str]:
+        """The extensions that every event to the sink carries (`K_CE_OVERRIDES`)."""
+        return self._settings.overrides
+
     async def post(self, event: Event) -> Refusal | None:
-        """Post the event; None when the sink accepted it (2xx)."""
+        """Post the event, which carries `extensions`; None when the sink accepted it (2xx)."""
         refusal = await self._attempt(event)
         if refusal is None:
             self._streaks.succeed(RECEIVER)
@@ -64,7 +69,6 @@ class Sink:
         return pause_s
 
     async def _attempt(self, event: Event) -> Refusal | None:
-        event = replace(event, extensions={**event.extensions, **self._settings.overrides})
         headers, body = event.encode_binary()
         try:
             async with (

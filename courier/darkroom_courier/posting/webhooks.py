@@ -33,7 +33,7 @@ from darkroom.links import Links
 from darkroom.logs import logger
 from darkroom.webhooks.client import GuardedClient, ReceiverResponse, Unanswered
 from darkroom.webhooks.signatures import Signer, subscription_recipients, tenant_recipient
-from darkroom.webhooks.subscriptions import PER_JOB, LeasedDelivery, WebhookEvent
+from darkroom.webhooks.subscriptions import PER_JOB, TERMINAL_EVENTS, LeasedDelivery
 
 from darkroom_courier.metrics import CourierMetrics
 from darkroom_courier.posting.events import job_event
@@ -226,12 +226,12 @@ class WebhookPosts(PostingLoop[DueDelivery]):
 
         Raises NotFound, Gone, HistoryUnavailable and LedgerUnavailable.
         """
-        if delivery.event is WebhookEvent.STARTED:
-            record, log = await self._lookup.story(delivery.job_id, tenant=delivery.tenant)
-            entry = next((each for each in log if each.seq == delivery.seq), None)
-        else:
+        if delivery.event in TERMINAL_EVENTS:
             record = record or await self._lookup.job(delivery.job_id, tenant=delivery.tenant)
             entry = record.end
+        else:
+            record, log = await self._lookup.story(delivery.job_id, tenant=delivery.tenant)
+            entry = next((each for each in log if each.seq == delivery.seq), None)
         if entry is None:
             raise NotFound(f"entry {delivery.seq} of the job's log has been deleted")
         return record, entry

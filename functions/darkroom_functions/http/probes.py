@@ -36,7 +36,7 @@ async def patience(seconds: float = LEDGER_PATIENCE_S) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise LedgerUnavailable("the queue broker does not answer in time", retry_after=2) from None
+        raise LedgerUnavailable("Redis did not respond in time", retry_after=2) from None
 
 
 async def make_sure_of_ledger(*apps: Starlette) -> None:

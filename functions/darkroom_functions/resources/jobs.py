@@ -13,7 +13,7 @@ from darkroom import logs
 from darkroom.artifacts import StoreUnavailable
 from darkroom.errors import Gone, HistoryUnavailable, InvalidInput, LedgerUnavailable, NotEnded, NotFound
 from darkroom.history.store import Tombstone
-from darkroom.jobs import JobEvent, State
+from darkroom.jobs import JobEvent, State, UnknownValue
 from darkroom.ledger import reads
 from darkroom.ledger.calls import Cancelled, Receipt, cancel
 from darkroom.ledger.records import LogEntry
@@ -116,7 +116,7 @@ async def list_models(request: Request) -> Response:
     return Response(request.app.state.services.models, media_type=JSON_TYPE)
 
 
-def _receipt(state: State, log: Sequence[LogEntry]) -> Receipt:
+def _receipt(state: State | UnknownValue, log: Sequence[LogEntry]) -> Receipt:
     """The effect of a cancel on a job that is terminal."""
     if state is not State.CANCELLED:
         return Receipt.TOO_LATE

@@ -7,17 +7,18 @@ parameters at the top: all of them are here, beside the names that darkroom uses
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from darkroom.catalogue.models import Catalogue
-from darkroom.jobs import Artifact, JobEvent
+from darkroom.jobs import JobEvent, UnknownValue
 from darkroom.ledger.dead_letters import REDRIVE_OF, DeadLetter
-from darkroom.ledger.records import JobRecord, LogEntry
+from darkroom.ledger.records import FIELDS, FieldType, JobRecord, LogEntry
 from darkroom.ledger.undelivered import Undelivered
 from darkroom.links import Links
 from darkroom.times import iso
 from darkroom.updates import artifacts_of
-from darkroom.webhooks.subscriptions import PER_JOB, Delivery, Subscription, WebhookEvent, in_order
+from darkroom.webhooks.subscriptions import PER_JOB, TERMINAL_EVENTS, Delivery, Subscription, in_order
 
 from darkroom_functions.resources.redaction import redacted
 
@@ -27,7 +28,7 @@ TOP_PARAMETERS = ("prompt", "width", "height", "seed")
 NO_WEBHOOK: Mapping[str, None] = {"webhook": None, "webhook_events_filter": None}
 """In the view of a job that named none, in place of `Webhook.encode`."""
 
-ENDS_OF_ATTEMPT: Mapping[JobEvent, str] = {
+ENDS_OF_ATTEMPT: Mapping[JobEvent | UnknownValue, str] = {
     JobEvent.RELEASED: "released",
     JobEvent.RETRIED: "retried",
     JobEvent.COMPLETED: "completed",
@@ -52,40 +53,29 @@ def job(
     served = model.served if model else record.model
     paths = [links.to(artifact.key, now_s=now_s) for artifact in artifacts]
     return {
-        **dict.fromkeys(("id", "job_id", "task_id", "celery_task_id"), record.id),
-        **dict.fromkeys(("state", "status"), record.state.value),
-        "model": record.model,
+        **_recorded(record),
         "model_served": end.get("model_served", served),
         "job_type": record.fields.get("job_type"),
         "user_id": record.fields.get("user_id"),
         **{name: record.input.get(name) for name in TOP_PARAMETERS},
-        "input": record.input,
-        "priority": record.priority,
-        "run_timeout": record.run_timeout,
-        "start_deadline": _time(record.start_deadline),
-        "place": record.place,
-        "progress": record.progress,
-        "step": record.step,
-        "steps": record.steps,
-        "worker": record.worker,
-        "attempt": record.attempt,
-        "attempts_counted": record.counted,
-        "max_attempts": record.max_attempts,
-        "not_before": _time(record.not_before),
-        "created_at": iso(record.created),
-        "started_at": _time(record.started),
-        "ended_at": _time(record.ended),
         "updated_at": _time(_updated(record, head)),
-        "cancel_requested_at": _time(record.cancel_requested),
         "output_paths": paths,
-        "artifacts": [_artifact(*pair) for pair in zip(artifacts, paths, strict=True)],
+        "artifacts": [_artifact(*pair) for pair in zip(end.get("artifacts", ()), paths, strict=True)],
         "content_id": artifacts[0].sha256 if artifacts else None,
         "error": end.get("error"),
         "record": end.get("record"),
-        "traceparent": record.traceparent,
         "redrive_of": record.fields.get(REDRIVE_OF),
         **(record.webhook.encode() if record.webhook else NO_WEBHOOK),
     }
+
+
+def _recorded(record: JobRecord) -> dict[str, Any]:
+    """The members that each show one field of the record (`RecordField.views`)."""
+    members = dict(zip(_MEMBER_NAMES, _member_values(record), strict=True))
+    for name in _TIMES:
+        if members[name] is not None:
+            members[name] = iso(members[name])
+    return members
 
 
 def story(
@@ -196,11 +186,11 @@ def attempts(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
                     "message": None,
                 }
             )
-        elif entry.event in ENDS_OF_ATTEMPT and found and found[-1]["ended_at"] is None:
+        elif (outcome := ENDS_OF_ATTEMPT.get(entry.event)) and found and found[-1]["ended_at"] is None:
             error = entry.data.get("error", {})
             found[-1] |= {
                 "ended_at": iso(entry.at),
-                "outcome": ENDS_OF_ATTEMPT[entry.event],
+                "outcome": outcome,
                 "reason": error.get("kind", entry.data.get("reason")),
                 "message": error.get("message"),
             }
@@ -227,8 +217,8 @@ def model_list(catalogue: Catalogue, schemas: Mapping[str, object]) -> dict[str,
 
 def _event_id(delivery: Delivery) -> str:
     """As `LogEntry.event_id`, and so the `webhook-id` of each post."""
-    is_start = delivery.event is WebhookEvent.STARTED
-    return f"{delivery.job_id}:{delivery.seq if is_start else 'end'}"
+    is_end = delivery.event in TERMINAL_EVENTS
+    return f"{delivery.job_id}:{'end' if is_end else delivery.seq}"
 
 
 def _updated(record: JobRecord, head: LogEntry | None) -> int:
@@ -236,16 +226,16 @@ def _updated(record: JobRecord, head: LogEntry | None) -> int:
     return head.at if head else record.ended or record.started or record.created
 
 
-def _artifact(artifact: Artifact, url: str) -> dict[str, Any]:
-    return {
-        "url": url,
-        "sha256": artifact.sha256,
-        "media_type": artifact.media_type,
-        "size": artifact.size,
-        "width": artifact.width,
-        "height": artifact.height,
-    }
+def _artifact(stored: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """An artifact as the log has it, with its link in place of its key."""
+    return {"url": url, **{name: value for name, value in stored.items() if name != "key"}}
 
 
 def _time(ms: int | None) -> str | None:
     return None if ms is None else iso(ms)
+
+
+_MEMBERS = [(field, member) for field in FIELDS for member in field.views]
+_MEMBER_NAMES = tuple(member for _, member in _MEMBERS)
+_member_values = attrgetter(*(field.name for field, _ in _MEMBERS))
+_TIMES = tuple(member for field, member in _MEMBERS if field.type is FieldType.TIME)

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from darkroom.errors import NoPool
-from darkroom.jobs import State, new_job_id
+from darkroom.jobs import State, UnknownValue, new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Accepted, Submission
 from darkroom.ledger.keys import Keys
@@ -278,7 +278,7 @@ def _recovery_p99_s(rig: Rig, plane: ControlPlane, pool: str, lost: int) -> floa
         kubelet.stop()
 
 
-def _state(rig: Rig, job_id: str) -> State | None:
+def _state(rig: Rig, job_id: str) -> State | UnknownValue | None:
     record = rig.ledger.job(job_id)
     return None if record is None else record.state
 

@@ -19,7 +19,7 @@ from darkroom.errors import (
     NotFound,
     TemporaryError,
 )
-from darkroom.jobs import RECORD_VERSION, State, is_tenant
+from darkroom.jobs import RECORD_VERSION, State, UnknownValue, is_tenant, read_value
 from darkroom.ledger import queues
 from darkroom.ledger.calls.call import Call, compact_json, ids, make_call, word
 from darkroom.webhooks.subscriptions import (
@@ -115,7 +115,7 @@ class Accepted:
     job_id: str
     created_ms: int
     repeated: bool
-    state: State | None = State.PENDING
+    state: State | UnknownValue | None = State.PENDING
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Cancelled:
     """The receipt of a cancellation and the job's state after it; both None for a job that the caller does not have."""
 
     receipt: Receipt | None
-    state: State | None
+    state: State | UnknownValue | None
 
 
 def accept(
@@ -151,7 +151,7 @@ def accept(
         if answer == "accepted":
             return Accepted(about[0], int(about[1]), repeated=False)
         if answer == "repeated":
-            state = State(about[2]) if about[2:] else None
+            state = read_value(State, about[2]) if about[2:] else None
             return Accepted(about[0], int(about[1]), repeated=True, state=state)
         return _refusal(answer, about, job)
 
@@ -229,7 +229,7 @@ def cancel(job_id: str, *, tenant: str | None, now: int | None = None) -> Call[C
     def decode(reply: list[bytes]) -> Cancelled:
         if reply[0] == b"unknown":
             return Cancelled(None, None)
-        return Cancelled(Receipt(reply[0].decode()), State(reply[1].decode()))
+        return Cancelled(Receipt(reply[0].decode()), read_value(State, reply[1].decode()))
 
     return make_call("cancel", decode, job=job_id, tenant=tenant, now=now)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 
+from darkroom.jobs import read_value
 from darkroom.ledger.calls.call import Call, ids, make_call, word
 from darkroom.webhooks.subscriptions import (
     FAILING_LIMIT_MS,
@@ -158,7 +159,7 @@ def _leased(row: list[bytes], token: str) -> LeasedDelivery:
         id=delivery,
         job_id=job,
         seq=int(seq),
-        event=WebhookEvent(event),
+        event=read_value(WebhookEvent, event),
         recipient=recipient,
         tenant=tenant,
         url=url,
