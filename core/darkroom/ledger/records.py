@@ -43,7 +43,8 @@ class RecordField:
 
     `meaning` is its description in the API. `redis` is its name in Redis' hash where it has another one there, and
     `in_redis` is False where it has none. `in_history`: whether the history has a column of its name. `views` are the
-    members of the job's view that show it. `absent` is its value where the hash lacks it.
+    members of the job's view that show it. `absent` is its value where the hash lacks it; `minimum` and `maximum` bound
+    an integer.
     """
 
     type: FieldType
@@ -53,6 +54,8 @@ class RecordField:
     in_history: bool = True
     views: tuple[str, ...] = ()
     absent: int | None = None
+    minimum: int = 0
+    maximum: int | None = None
     name: str = ""
     is_optional: bool = False
 
@@ -64,9 +67,9 @@ _ID, _TEXT, _STATE, _JSON, _INTEGER, _SMALL, _DECIMAL, _TIME = FieldType
 class JobRecord:
     """A job as the ledger has it: the one table of its fields.
 
-    Redis' reply is decoded by it (`decode_job`), the history's columns and rows (`history/`) and the job's view
-    (`resources/views.py`) derive from it. A new field needs a line here, the script that sets it, and a migration where
-    the history stores it. Times are milliseconds since the epoch.
+    The decoding of Redis' reply (`decode_job`), the history's columns and rows (`history/`), the job's view
+    (`resources/views.py`) and its schema (`resources/schemas.py`) derive from it. A new field needs a line here, the
+    script that sets it, and a migration where the history stores it. Times are milliseconds since the epoch.
 
     `is_whole` is False where only the history still has the input, and `input` is empty (`Lookup.completed`).
     """
@@ -83,34 +86,35 @@ class JobRecord:
     fields: Annotated[
         Mapping[str, Any], RecordField(_JSON, "Fields of the submission that concern no engine: user, webhook, event.")
     ]
-    created: Annotated[int, RecordField(_TIME, "When the job was accepted.", views=("created_at",))]
-    started: Annotated[int | None, RecordField(_TIME, "When its first attempt started.", views=("started_at",))]
-    ended: Annotated[int | None, RecordField(_TIME, "When it reached a terminal state.", views=("ended_at",))]
+    created: Annotated[int, RecordField(_TIME, "Time of the job's acceptance.", views=("created_at",))]
+    started: Annotated[int | None, RecordField(_TIME, "Start of the first attempt.", views=("started_at",))]
+    ended: Annotated[int | None, RecordField(_TIME, "Time of the terminal state.", views=("ended_at",))]
     attempt: Annotated[int, RecordField(_INTEGER, "Number of attempts that were started.", views=("attempt",))]
-    counted: Annotated[
-        int, RecordField(_INTEGER, "Number of attempts that count against the limit.", views=("attempts_counted",))
-    ]
+    counted: Annotated[int, RecordField(_INTEGER, "Number of attempts that count.", views=("attempts_counted",))]
     max_attempts: Annotated[
-        int, RecordField(_INTEGER, "Limit of the attempts that count, after which it fails.", views=("max_attempts",))
+        int,
+        RecordField(_INTEGER, "Limit of the attempts that count.", views=("max_attempts",), minimum=1),
     ]
-    priority: Annotated[int, RecordField(_SMALL, "Priority, from 0 (first) to 9 (last).", views=("priority",))]
+    priority: Annotated[
+        int, RecordField(_SMALL, "Priority, from 0 (first) to 9 (last).", views=("priority",), maximum=9)
+    ]
     run_timeout: Annotated[
         float, RecordField(_DECIMAL, "Longest duration of an attempt in seconds.", views=("run_timeout",))
     ]
     start_deadline: Annotated[
-        int | None, RecordField(_TIME, "When it expires unless it was started.", views=("start_deadline",))
+        int | None, RecordField(_TIME, "Time when the job expires unless it was started.", views=("start_deadline",))
     ]
     not_before: Annotated[
         int | None,
         RecordField(_TIME, "Earliest time of the next attempt.", views=("not_before",), in_history=False),
     ]
     worker: Annotated[str | None, RecordField(_TEXT, "Name of the worker of the latest attempt.", views=("worker",))]
-    progress: Annotated[int, RecordField(_SMALL, "Progress in percent.", views=("progress",), absent=0)]
+    progress: Annotated[int, RecordField(_SMALL, "Progress in percent.", views=("progress",), absent=0, maximum=100)]
     step: Annotated[int | None, RecordField(_INTEGER, "Number of the engine's steps done.", views=("step",))]
     steps: Annotated[int | None, RecordField(_INTEGER, "Number of the engine's steps in all.", views=("steps",))]
     cancel_requested: Annotated[
         int | None,
-        RecordField(_TIME, "When its cancellation was requested.", redis="cancel", views=("cancel_requested_at",)),
+        RecordField(_TIME, "Time when the cancellation was requested.", redis="cancel", views=("cancel_requested_at",)),
     ]
     seq: Annotated[int, RecordField(_INTEGER, "Number of the newest entry of its log.")]
     end_seq: Annotated[int | None, RecordField(_INTEGER, "Number of the terminal entry of its log.")]
@@ -121,7 +125,12 @@ class JobRecord:
     place: Annotated[
         int | None,
         RecordField(
-            _INTEGER, "Position in the queue, 1 being next.", views=("place",), in_redis=False, in_history=False
+            _INTEGER,
+            "Position in the queue, 1 being next.",
+            views=("place",),
+            in_redis=False,
+            in_history=False,
+            minimum=1,
         ),
     ]
     is_whole: bool = True

@@ -6,11 +6,13 @@ OpenAPI document of the types (`http/openapi.py`), and the tests validate every 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypeVar
 
 from darkroom.cloudevents.event import REQUESTED, SPEC_VERSION
 from darkroom.jobs import JOB_ID_PATTERN, State
 from darkroom.ledger.calls import Receipt
+from darkroom.ledger.records import FIELDS, FieldType, RecordField
 from darkroom.updates import CELERY_STATUS
 from darkroom.webhooks.signatures import SECRET_PREFIX
 from darkroom.webhooks.subscriptions import (
@@ -186,16 +188,37 @@ class JobErrorBody(TypedDict):
     message: str
 
 
-class JobBody(TypedDict):
+_MEMBER_TYPES: Mapping[FieldType, Any] = {
+    FieldType.ID: JobId,
+    FieldType.TEXT: str,
+    FieldType.STATE: StateName,
+    FieldType.JSON: dict[str, Any],
+    FieldType.INTEGER: int,
+    FieldType.SMALL: int,
+    FieldType.DECIMAL: float,
+    FieldType.TIME: Time,
+}
+
+
+def _member(field: RecordField) -> Any:
+    kind = _MEMBER_TYPES[field.type]
+    if kind is int:
+        kind = Annotated[int, Field(ge=field.minimum, le=field.maximum)]
+    return Annotated[kind | None if field.is_optional else kind, Field(description=field.meaning)]
+
+
+if TYPE_CHECKING:
+
+    class RecordMembers(TypedDict):
+        """The members of a job's view that each show one field of its record, by the table of fields."""
+
+else:
+    RecordMembers = TypedDict("RecordMembers", {member: _member(field) for field in FIELDS for member in field.views})
+
+
+class JobBody(RecordMembers):
     """A job."""
 
-    id: JobId
-    job_id: JobId
-    task_id: JobId
-    celery_task_id: JobId
-    state: StateName
-    status: StateName
-    model: str
     model_served: Annotated[str, Field(description="The model that runs, where an alias is requested.")]
     job_type: str | None
     user_id: str | None
@@ -203,24 +226,7 @@ class JobBody(TypedDict):
     width: int | None
     height: int | None
     seed: int | None
-    input: Annotated[dict[str, Any], Field(description="The model's parameters, with defaults and the drawn seed.")]
-    priority: int
-    run_timeout: float
-    start_deadline: Time | None
-    place: Annotated[int | None, Field(ge=1, description="The position in the queue; 1 is next.")]
-    progress: Annotated[int, Field(ge=0, le=100)]
-    step: int | None
-    steps: int | None
-    worker: str | None
-    attempt: Annotated[int, Field(ge=0, description="Number of attempts that were started.")]
-    attempts_counted: Annotated[int, Field(ge=0, description="Number of attempts that count against the maximum.")]
-    max_attempts: Number
-    not_before: Time | None
-    created_at: Time
-    started_at: Time | None
-    ended_at: Time | None
     updated_at: Time
-    cancel_requested_at: Time | None
     output_paths: list[Url]
     artifacts: list[ArtifactBody]
     content_id: Annotated[Sha256 | None, Field(description="SHA-256 of the first artifact.")]
@@ -228,7 +234,6 @@ class JobBody(TypedDict):
     record: Annotated[
         dict[str, Any] | None, Field(description="Everything that is needed to generate the same image again.")
     ]
-    traceparent: str | None
     redrive_of: Annotated[JobId | None, Field(description="The dead letter that this job was redriven from.")]
     webhook: Annotated[Url | None, Field(description="The address that the job's events are posted to.")]
     webhook_events_filter: EventNames | None
