@@ -215,7 +215,7 @@ def test_an_integer_may_be_written_with_a_fraction_of_zero_or_an_exponent() -> N
         pytest.param({"size": "832x1216", "width": 512}, "size", "says width 832, but", id="size against width"),
         pytest.param({"size": "2048x2048"}, "size", "4194304 pixels; at most 2097152", id="pixels by size"),
         pytest.param({"width": 2048, "height": 2048}, "width", "4194304 pixels; at most", id="pixels by sides"),
-        pytest.param({"height": 2048, "width": 1040}, "width", "at most 2097152 are taken", id="pixels, just above"),
+        pytest.param({"height": 2048, "width": 1040}, "width", "the limit is 2097152", id="pixels, just above"),
         pytest.param({"stepps": 4}, "stepps", 'did you mean "steps"?', id="unknown, near"),
         pytest.param({"num_inference_steps": 4}, "num_inference_steps", 'it is called "steps" here', id="its argument"),
         pytest.param({"strength": 0.5}, "strength", "is not a parameter of this model", id="unknown"),

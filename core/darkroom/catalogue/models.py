@@ -1,16 +1,16 @@
 """The models: one declarative file each, read into a catalogue when a part starts.
 
-Submit finds the model of a request here and validates against it, workers find the engine, pipeline and source to load,
-the docs and the form find the parameters. Adding a model is adding a file; ARCHITECTURE.md shows one. A file is TOML:
+Submit validates requests by the model's file, workers read the engine, pipeline and source to load from it, and the
+OpenAPI document its parameters. A model is added by adding a file (ARCHITECTURE.md). A file is TOML:
 
 - `name`, `title`, `description`, `engine`, `pipeline`, `source` (a hub id or a local folder), `dtype`, `pool`;
-- may state: `revision` of the source, `default`, `run_timeout_s`, `load_timeout_s`, `max_pixels` of one image, and
-  `served_as`: what really answers, where that is not what the name promises;
+- optional: `revision` of the source, `default`, `run_timeout_s`, `load_timeout_s`, `max_pixels` of one image, and
+  `served_as`: the model that runs, where it differs from the name;
 - `[parameters.NAME]`, one table each, with the fields of `Parameter`;
-- `extends = "NAME"` takes a model that was read before as the base. Values are overridden one by one. `revision` and
-  `served_as` belong to a `source` and go when another is named; `default` is not handed to another name.
-  A parameter's table that states its `type` replaces the base's, one that does not changes it, and
-  `parameters.NAME = false` takes it away: a parameter that a model would ignore must not be taken.
+- `extends = "NAME"` uses a model that was read before as the base. Values are overridden one by one. `revision` and
+  `served_as` belong to a `source` and are dropped when another one is named; `default` is not inherited by another
+  name. A parameter's table with a `type` replaces the base's, one without changes it, and `parameters.NAME = false`
+  removes it: a model must not accept a parameter that it would ignore.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = [
 ]
 
 DEFAULT_RUN_TIMEOUT_S = 600
-"""How long a job of a model may run when its file does not say: a guess, generous for one image on a slow GPU."""
+"""The run timeout of a model whose file has none: an estimate, generous for one image on a slow GPU."""
 
 DEFAULT_LOAD_TIMEOUT_S = 900
-"""How long loading may take when the file does not say: tens of gigabytes from a cold disk or the hub."""
+"""The load timeout of a model whose file has none: tens of gigabytes from a cold disk or the hub."""
 
 MAX_TIMEOUT_S = 43_200
-"""Half of the day after which Celery's janitor would hand a message out again (the visibility timeout)."""
+"""Half of the day after which Celery redelivers a message (the visibility timeout)."""
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -54,16 +54,16 @@ RESERVED_NAMES = frozenset(
     " openapi.json readyz redoc robots.txt static status subscriptions sync tasks tenants ui version webhooks"
     " ws".split()
 )
-"""First path segments that are routes, now or later: `POST /{model}` must never be one of them."""
+"""First path segments of present and future routes, which `POST /{model}` must not hide."""
 
 RESERVED_FIELDS = frozenset(
     "id idempotency_key input job_id job_type model priority run_timeout size start_deadline task_id tenant user_id"
     " webhook webhook_events_filter".split()
 )
-"""Fields of a request that mean the job, not the model (`size`: two parameters): parameters stand flat beside them."""
+"""Fields of a request that concern the job (`size`: two parameters), and so cannot be names of parameters."""
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
-"""Of a model, an engine, a pool."""
+"""The name of a model, an engine or a pool."""
 
 _PARAMETER_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -91,20 +91,20 @@ class Model:
 
     @property
     def served(self) -> str:
-        """What really answers: every result says it."""
+        """The model that runs, as every result states it."""
         return self.served_as or self.name
 
 
 def validate(model: Model, raw: Mapping[str, object]) -> dict[str, object]:
     """The complete input of a job, ready for JSON: see `parameters.read_input`. Raises InvalidInput with every fault.
 
-    `seed` is not in it unless it was given: the ledger draws one when it accepts the job.
+    It has no `seed` unless one was given: submit draws one.
     """
     return read_input(model.parameters, raw, max_pixels=model.max_pixels)
 
 
 def schema(model: Model) -> dict[str, object]:
-    """What `validate` takes, as JSON Schema (draft 2020-12): see `parameters.json_schema`."""
+    """The input that `validate` accepts, as JSON Schema (draft 2020-12): see `parameters.json_schema`."""
     return {"title": model.title, **json_schema(model.parameters, max_pixels=model.max_pixels)}
 
 
@@ -179,7 +179,7 @@ def _parsed(file: str, text: str) -> dict[str, object]:
 
 
 def _extended(file: str, own: dict[str, object], read: Mapping[str, dict[str, object]]) -> dict[str, object]:
-    """`own` on top of the table that it extends, if it does."""
+    """`own`, merged into the table that it extends, if any."""
     if "extends" not in own:
         return own
     table = Table(file, own)
@@ -236,7 +236,7 @@ def _model(table: Table) -> Model:
 
 
 def _check_together(table: Table, model: Model) -> None:
-    """What only shows when the parameters are seen together."""
+    """Check the rules that concern several parameters."""
     for name, parameter in model.parameters.items():
         for other in parameter.needs_above:
             level = model.parameters.get(other)
@@ -298,7 +298,7 @@ def _parameter(model: Table, name: str, raw: Mapping[str, object]) -> Parameter:
 
 
 def _value(table: Table, key: str, found: object, parameter: Parameter) -> Value:
-    """`found` as a value of `parameter`: it has to keep the limits, as what a request gives has to."""
+    """`found` as a value of `parameter`, within the limits that hold for requests."""
     try:
         return parameter.read(found)
     except ValueError as error:

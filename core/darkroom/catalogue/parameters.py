@@ -1,8 +1,7 @@
-"""What a model takes: the declaration of one parameter, the check of a request against it, and both as JSON Schema.
+"""The parameters of a model: their declaration, the validation of a request, and their JSON Schema.
 
-`models.py` reads the declarations from the model files; submit reaches `read_input` through it before anything is
-stored. Nothing here knows of files, routes or engines: a request and declarations come in, an input or all its faults
-go out.
+`models.py` reads the declarations from the model files, and submit calls `read_input` through it before it stores
+anything. This module depends on no files, routes or engines: it returns the input of a request, or all its faults.
 """
 
 from __future__ import annotations
@@ -17,31 +16,31 @@ from enum import StrEnum
 from darkroom.errors import FieldError, InvalidInput
 
 Value = str | int | float | bool
-"""What a parameter can hold once it has been read."""
+"""The value of a parameter after validation."""
 
 MAX_FAULTS = 50
-"""Faults named in one refusal. A guess at what a person reads; a body of junk must not make as large an answer."""
+"""The most faults in one response, whose size must not depend on the request. An estimate of what people read."""
 
 MAX_SHOWN_NAME = 64
-"""Characters of an unknown field's name that a refusal repeats. Longer names are compared with nothing either."""
+"""Characters of an unknown field's name that a response repeats. Longer names get no suggestion either."""
 
 SIZE = "size"
-"""A second way to write width and height: `"832x1216"`."""
+"""The field for width and height in one: `"832x1216"`."""
 
 SIDES = ("width", "height")
-"""The parameters that `size` and `max_pixels` are about, where a model has both."""
+"""The parameters of `size` and `max_pixels`, where a model has both."""
 
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
-# C0 and C1 controls and DEL, but not tab, line feed and carriage return: prompts of several lines are usual.
+# C0 and C1 controls and DEL, except tab, line feed and carriage return: prompts of several lines are usual.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# The same as `_CONTROL`, for the schema. Surrogates are left out: in UTF-8 they cannot stand, and some readers of
-# patterns see every character beyond U+FFFF as two of them.
+# The same as `_CONTROL`, for the schema. Surrogates are left out: UTF-8 cannot encode them, and some regular expression
+# engines treat every character beyond U+FFFF as two of them.
 _TEXT_PATTERN = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"
 
 
 class ParameterType(StrEnum):
-    """The words are JSON Schema's."""
+    """The type of a parameter, named as in JSON Schema."""
 
     STRING = "string"
     INTEGER = "integer"
@@ -53,9 +52,9 @@ class ParameterType(StrEnum):
 class Parameter:
     """One parameter of a model.
 
-    Without `default` and not `required` it may be left out, or be null: then the engine's own choice holds. `argument`
-    is what the engine calls it (for diffusers a keyword of the pipeline), where that is not `name`. `needs_above` maps
-    other parameters to values that they must exceed before this one has an effect: without an effect, it is refused.
+    Without `default` and not `required` it may be left out, or be null: then the engine's own default holds. `argument`
+    is its name in the engine (for diffusers a keyword of the pipeline), where that is not `name`. `needs_above` maps
+    other parameters to values that they must exceed for this one to have an effect: without an effect it is refused.
     """
 
     name: str
@@ -77,7 +76,7 @@ class Parameter:
         return self.default is None and not self.required
 
     def read(self, value: object) -> Value:
-        """`value`, as decoded from JSON, if this parameter takes it. Numbers come out as float, integers as int.
+        """`value`, as decoded from JSON, after validation. Numbers are returned as float, integers as int.
 
         Raises ValueError with the reason, worded to follow the parameter's name.
         """
@@ -108,10 +107,10 @@ class Parameter:
 def read_input(
     parameters: Mapping[str, Parameter], raw: Mapping[str, object], *, max_pixels: int | None = None
 ) -> dict[str, object]:
-    """The complete input of a job: what `raw` gives, the defaults for the rest, in the order of the declarations.
+    """The complete input of a job: the values of `raw`, and the defaults of the rest, in the order of declaration.
 
-    Parameters that were left out and have no default stay out. `size` is taken as width and height where a model has
-    both. All faults are found before any is raised, as one InvalidInput.
+    Parameters that are left out and have no default are not in it. `size` is read as width and height where a model has
+    both. All faults are raised together, as one InvalidInput.
     """
     faults = list(_unknown(parameters, raw))
     read: dict[str, Value] = {}
@@ -137,10 +136,10 @@ def read_input(
 
 
 def json_schema(parameters: Mapping[str, Parameter], *, max_pixels: int | None = None) -> dict[str, object]:
-    """JSON Schema (draft 2020-12) of what `read_input` takes.
+    """JSON Schema (draft 2020-12) of the input that `read_input` accepts.
 
-    It never refuses what `read_input` accepts. It cannot express three things that `read_input` also checks: the limits
-    within `size` and its agreement with width and height, the pixels of an image, and unpaired surrogates.
+    It never refuses an input that `read_input` accepts. It cannot express three checks of `read_input`: the limits of
+    `size` and its agreement with width and height, the pixels of an image, and unpaired surrogates.
     """
     properties = {name: _property(parameter) for name, parameter in parameters.items()}
     if _has_size(parameters):
@@ -173,7 +172,7 @@ def json_schema(parameters: Mapping[str, Parameter], *, max_pixels: int | None =
 
 
 def shown(name: str) -> str:
-    """`name`, which a stranger wrote, so that it can stand in an answer: cut, and without surrogates."""
+    """`name`, which a caller chose, in a form for responses: truncated, and without surrogates."""
     cut = name if len(name) <= MAX_SHOWN_NAME else name[:MAX_SHOWN_NAME] + "…"
     return cut.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -198,7 +197,7 @@ def _read_text(value: object) -> str:
 
 
 def read_integer(value: object) -> int:
-    """The integer that a number of JSON is: `42.0` and `1e3` are integers too (JSON Schema 2020-12, section 6.3 of the
+    """The integer value of a JSON number: `42.0` and `1e3` are integers too (JSON Schema 2020-12, section 6.3 of the
     core and 6.1.1 of the validation vocabulary). Raises ValueError.
     """
     if isinstance(value, float) and value.is_integer():
@@ -241,7 +240,7 @@ def _has_size(parameters: Mapping[str, Parameter]) -> bool:
 def _unknown(parameters: Mapping[str, Parameter], raw: Mapping[str, object]) -> Iterator[FieldError]:
     arguments = {parameter.argument: name for name, parameter in parameters.items()}
     unknown = [name for name in raw if name not in parameters and not (name == SIZE and _has_size(parameters))]
-    # One more than is named: the refusal then says that there are more.
+    # One more than is named, so that the response states that there are more.
     for name in unknown[: MAX_FAULTS + 1]:
         meant = f'; it is called "{arguments[name]}" here' if name in arguments else _suggestion(name, parameters)
         yield FieldError(shown(name), "is not a parameter of this model" + meant)
@@ -250,7 +249,7 @@ def _unknown(parameters: Mapping[str, Parameter], raw: Mapping[str, object]) -> 
 def _without_size(
     parameters: Mapping[str, Parameter], raw: Mapping[str, object], faults: list[FieldError]
 ) -> Mapping[str, object]:
-    """`raw` with `size` written out as width and height; what is wrong with `size` itself is added to `faults`."""
+    """`raw` with `size` replaced by width and height; faults of `size` itself are added to `faults`."""
     size = raw.get(SIZE)
     if SIZE not in raw or not _has_size(parameters):
         return raw
@@ -261,7 +260,7 @@ def _without_size(
     sides: dict[str, object] = dict(zip(SIDES, map(int, match.groups()), strict=True))
     for name, side in sides.items():
         if name in raw and raw[name] != side:
-            faults.append(FieldError(SIZE, f"says {name} {side}, but {name} is given as something else"))
+            faults.append(FieldError(SIZE, f"has {name} {side}, but {name} is given with another value"))
     return {**sides, **raw}
 
 
@@ -279,14 +278,14 @@ def _too_many_pixels(raw: Mapping[str, object], read: Mapping[str, Value], max_p
     width, height = read.get("width"), read.get("height")
     if isinstance(width, int) and isinstance(height, int) and width * height > max_pixels:
         written = next((name for name in (SIZE, *SIDES) if name in raw), SIZE)
-        yield FieldError(written, f"{width}x{height} are {width * height} pixels; at most {max_pixels} are taken")
+        yield FieldError(written, f"{width}x{height} are {width * height} pixels; the limit is {max_pixels}")
 
 
 def _refusal(faults: list[FieldError]) -> InvalidInput:
     named = faults[:MAX_FAULTS]
     more = " and more" if len(faults) > MAX_FAULTS else ""
     fields = ", ".join(dict.fromkeys(fault.field for fault in named))
-    return InvalidInput(f"The input cannot be taken: {fields}{more}.", fields=named)
+    return InvalidInput(f"The input is not valid: {fields}{more}.", fields=named)
 
 
 def _property(parameter: Parameter) -> dict[str, object]:
@@ -308,7 +307,7 @@ def _property(parameter: Parameter) -> dict[str, object]:
 
 
 def _condition(parameter: Parameter, other: Parameter, floor: float) -> dict[str, object]:
-    """`needs_above` in the schema's words: this parameter, given and not as its default, asks the other to be high."""
+    """`needs_above` as a schema: this parameter, unless it has its default, requires a high value of the other."""
     then: dict[str, object] = {"properties": {other.name: {"exclusiveMinimum": floor}}}
     if isinstance(other.default, int | float) and other.default <= floor:
         then["required"] = [other.name]

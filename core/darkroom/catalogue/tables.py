@@ -1,7 +1,7 @@
-"""One table of a TOML file, read key by key: what `models.py` reads the model files with.
+"""A table of a TOML file, read key by key; `models.py` reads the model files with it.
 
-Each key is taken out once, with its type; what is left at the end is unknown. Every fault is a SettingError that names
-the file and the key.
+Each key is read once, with its type; keys that are never read are unknown. Every fault is a SettingError that names the
+file and the key.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from darkroom.errors import SettingError
 
 MAX_EXACT_INTEGER = 2**53 - 1
-"""Integers up to here are the same in every JSON reader, also where numbers are doubles (RFC 8259, section 6)."""
+"""The greatest integer that every JSON reader represents exactly, also as a double (RFC 8259, section 6)."""
 
 
 class Table:
-    """`raw` as it stands in `file`; `prefix` is put before the keys in faults (`parameters.width.`)."""
+    """`raw` is a table of `file`; `prefix` precedes the keys in faults (`parameters.width.`)."""
 
     def __init__(self, file: str, raw: Mapping[str, object], *, prefix: str = "") -> None:
         self.file = file
@@ -56,7 +56,7 @@ class Table:
         return found is True
 
     def count(self, key: str, *, maximum: int = MAX_EXACT_INTEGER) -> int | None:
-        """An integer from 1."""
+        """A positive integer; None where the key is absent."""
         found = self.take(key)
         if found is None:
             return None
@@ -65,7 +65,7 @@ class Table:
         return found
 
     def number(self, key: str, *, whole: bool) -> float | None:
-        """A number of either sign; an integer stays one, and is asked for if `whole`."""
+        """A number of either sign; an integer stays one, and is required if `whole`."""
         found = self.take(key)
         return None if found is None else self._number(key, found, whole=whole)
 

@@ -1,7 +1,7 @@
-"""What the attributes of a CloudEvent may be: names and values as CloudEvents 1.0.2 defines them, one check per type.
+"""The attributes of a CloudEvent: the valid names and values by CloudEvents 1.0.2, one check per type.
 
-`events.py` holds every event to these. A check answers what is wrong, worded to follow the attribute's name ("must not
-be empty"), or None. The types: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md#type-system
+`event.py` validates every event by them. A check returns the fault, worded to follow the attribute's name ("must not be
+empty"), or None. The types: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md#type-system
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Attribute = str | int | bool
 
 REQUIRED = ("id", "source", "type")
 OPTIONAL = ("subject", "time", "datacontenttype", "dataschema")
-"""With `specversion` these are all that the specification defines; every other attribute is an extension."""
+"""With `specversion` these are the attributes that the specification defines; all others are extensions."""
 
 JSON_TYPE = "application/json"
 
@@ -27,7 +27,7 @@ _INT32 = range(-(2**31), 2**31)
 
 
 _UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
-"""Charsets whose bytes are UTF-8, in lower case, as senders name them."""
+"""Names of charsets whose bytes are UTF-8, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class MediaType:
 
     @property
     def is_json(self) -> bool:
-        """`*/json` or `*/*+json` (JSON format, section 3.1.1), in UTF-8: JSON has no other (RFC 8259, section 8.1).
+        """Whether it is `*/json` or `*/*+json` (JSON format, section 3.1.1) in UTF-8 (RFC 8259, section 8.1).
 
-        US-ASCII is a part of UTF-8.
+        US-ASCII is a subset of UTF-8.
         """
         return self.essence.endswith(("/json", "+json")) and (self.charset is None or self.charset in _UTF_8)
 
 
-# Runs of characters are atomic groups, here and below: there is one way to read each, so no text is slow to refuse
-# (`guard.py` has the reason for not writing them as possessive quantifiers).
+# Runs of characters are atomic groups, here and below: they match in one way only, so that no text is slow to refuse
+# (`webhooks/guard.py` has the reason against possessive quantifiers).
 _TOKEN = r"(?>[!#$%&'*+\-.^_`|~0-9A-Za-z]+)"
 _QUOTED = r'"(?>(?:[^"\\]|\\.)*)"'
 _SPACE = r"(?>[ \t]*)"
@@ -58,7 +58,7 @@ _PARAMETER = re.compile(rf";{_SPACE}({_TOKEN})=({_TOKEN}|{_QUOTED})")
 
 
 def media_type(text: str) -> MediaType | None:
-    """`text` as RFC 9110, section 8.3.1, has media types; None where it is none, or names two charsets."""
+    """`text` as a media type (RFC 9110, section 8.3.1); None if it is none, or names two charsets."""
     match = _MEDIA_TYPE.fullmatch(text)
     if match is None:
         return None
@@ -92,7 +92,7 @@ _FORBIDDEN = re.compile(
 
 
 def text_fault(value: object) -> str | None:
-    """For `id`, `type` and `subject`: a string with something in it."""
+    """For `id`, `type` and `subject`: a non-empty string."""
     if value is None:
         return "is required"
     return "must not be empty" if value == "" else _string_fault(value)
@@ -132,7 +132,7 @@ def json_type_fault(value: object) -> str | None:
 
 
 def extension_fault(name: str, value: object) -> str | None:
-    """For every other attribute, its name too. An extension may be an empty string."""
+    """For every other attribute and its name. An extension may be an empty string."""
     if not _NAME.fullmatch(name):
         return "must have a name of the lower-case letters a to z and digits"
     if name in _RESERVED:
@@ -145,7 +145,7 @@ def extension_fault(name: str, value: object) -> str | None:
 
 
 def canonical(value: Attribute) -> str:
-    """The string that stands for a value where there are only strings, as in headers."""
+    """The string form of a value, as in headers."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)

@@ -1,12 +1,11 @@
-"""The CloudEvent as darkroom uses it: what one is, what ours are called, and how one is written.
+"""The CloudEvent: its type, the types of darkroom's events, and their encoding.
 
-Events come in over HTTP (`event_http.py`) as requests for jobs, and go out as facts about jobs: a job log's entry is
-told to webhooks and to the Knative Broker in the shape that `job_event` makes. An `Event` that exists is valid: its
-constructor holds it to CloudEvents 1.0.2 (https://github.com/cloudevents/spec/tree/v1.0.2), and nothing later looks
-again.
+Events arrive over HTTP (`cloudevents/http.py`) as requests for jobs, and leave as facts about jobs: `job_event` makes
+the event that webhooks and the Knative Broker receive for an entry of a job's log. An `Event` is valid: its constructor
+validates it against CloudEvents 1.0.2 (https://github.com/cloudevents/spec/tree/v1.0.2), once.
 
-The CloudEvents SDK is not used. 1.12 puts integers and unencoded text into headers, checks next to nothing, and reads
-no batches; the tests hold our output against it as a foreign reader.
+The CloudEvents SDK is not used. Version 1.12 puts integers and unencoded text into headers, validates little, and reads
+no batches; the tests read darkroom's events with it.
 """
 
 from __future__ import annotations
@@ -37,26 +36,26 @@ from darkroom.jobs import JobEvent, State, UnknownValue
 
 SPEC_VERSION = "1.0"
 TYPE_PREFIX = "dev.darkroom.job."
-"""Reverse-DNS; after it stands the fact, in the past tense: `dev.darkroom.job.completed`."""
+"""Reverse-DNS, followed by the fact in the past tense: `dev.darkroom.job.completed`."""
 
 REQUESTED = TYPE_PREFIX + "requested"
-"""What a caller sends to have a job made. Every other type of ours is a `JobEvent`'s."""
+"""The type of an event that requests a job. The other types are those of `JobEvent`."""
 
-TOLD_FIELDS = ("job_type", "user_id")
-"""The fields of a job that the event which asks for it has beside model, input and run timeout."""
+REQUESTED_FIELDS = ("job_type", "user_id")
+"""The fields of a job that the event which requests it contains, beside model, input and run timeout."""
 
 NAMELESS_SOURCE = "/"
-"""The `source` of an event that asks for a job which did not come through submit, as in benchmarks."""
+"""The `source` of an event that requests a job without submit, as in benchmarks."""
 
 SEQUENCE_DIGITS = 20
-"""As many as the greatest number in the id of a Redis stream entry has (2^64 - 1): `sequence` is that number."""
+"""The digits of the greatest number in the id of a Redis stream entry (2^64 - 1): `sequence` is that number."""
 
 _MAX_FAULTS = 16
-"""So many faults of one event are named: an answer must not grow with what a caller makes up."""
+"""The most faults of one event that a response names: its size must not depend on the request."""
 _SHOWN_CHARS = 64
-"""And so much of a name that a caller chose."""
+"""The longest part of a caller's name for an attribute that a response repeats."""
 
-# HTTP binding, section 3.1.3.2: all printable ASCII but space, double quote and percent goes into a header as it is.
+# HTTP binding, section 3.1.3.2: printable ASCII except space, double quote and percent stands unencoded in a header.
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 
@@ -64,11 +63,11 @@ _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not 
 class Event:
     """One CloudEvent 1.0 with JSON data.
 
-    `id` and `source` identify it for ever, on every transport. `time` is the RFC 3339 text as it came, `instant` what
-    it says. Attributes that the specification does not define are `extensions`: `traceparent`, `sequence`, and others.
-    `data` is a JSON value; None is no data, and an explicit `null` is read as that.
+    `id` and `source` identify it permanently, on every transport. `time` is the RFC 3339 text as it was received.
+    Attributes that the specification does not define are `extensions`: `traceparent`, `sequence`, and others. `data` is
+    a JSON value; None is no data, and an explicit `null` is read as None.
 
-    Raises InvalidEvent, naming every attribute that is wrong.
+    Raises InvalidEvent, which names every invalid attribute.
     """
 
     id: str
@@ -103,14 +102,14 @@ class Event:
 
     @property
     def traceparent(self) -> str | None:
-        """The extension of that name where it is well-formed: W3C Trace Context has a malformed one ignored."""
+        """The extension of that name if it is well-formed: by W3C Trace Context a malformed one is ignored."""
         return traces.traceparent_of(self.extensions.get("traceparent"))
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], *, data: Any, faults: Sequence[FieldError] = ()) -> Event:
-        """An event of all its attributes by name, `specversion` among them, and its data.
+        """An event of its attributes by name, including `specversion`, and its data.
 
-        `faults` are those that the reader found; they are told with those found here. Raises InvalidEvent.
+        `faults` are those of the reader; they are reported with those of the attributes. Raises InvalidEvent.
         """
         found = list(faults)
         extensions = dict(attributes)
@@ -128,9 +127,9 @@ class Event:
 
     @classmethod
     def decode_structured(cls, members: Mapping[str, Any]) -> Event:
-        """An event from the JSON object that it is in structured mode and in a batch. Raises InvalidEvent.
+        """An event from its JSON object in structured mode or in a batch. Raises InvalidEvent.
 
-        An attribute that is `null` is as good as absent (JSON format, section 2.2). Binary data (`data_base64`, section
+        An attribute that is `null` counts as absent (JSON format, section 2.2). Binary data (`data_base64`, section
         3.1.2) is decoded, then read as the JSON that `datacontenttype` declares.
         """
         attributes = {
@@ -145,7 +144,7 @@ class Event:
         return cls.from_attributes(attributes, data=data, faults=faults)
 
     def encode_structured(self) -> dict[str, Any]:
-        """The JSON object that the event is in structured mode and in a batch (JSON format, section 3)."""
+        """The JSON object of the event in structured mode and in a batch (JSON format, section 3)."""
         members = {"specversion": SPEC_VERSION, **self._core(), **self.extensions}
         if self.data is not None:
             members["data"] = self.data
@@ -154,7 +153,7 @@ class Event:
     def encode_binary(self) -> tuple[dict[str, str], bytes]:
         """Headers, by lower-case name, and body of the event in binary mode (HTTP binding, section 3.1).
 
-        Data without a declared type goes as the `application/json` that it is (JSON format, section 3.1.2).
+        Data without a declared type is sent as `application/json` (JSON format, section 3.1.2).
         """
         core = self._core()
         media_type = core.pop("datacontenttype", None if self.data is None else JSON_TYPE)
@@ -174,7 +173,7 @@ class Event:
 
 
 def invalid(faults: Sequence[FieldError]) -> InvalidEvent:
-    """The error for an event with these faults, at least one; of two for one name the first is told."""
+    """The error for an event with these faults, at least one; of several for one name it reports the first."""
     by_name: dict[str, str] = {}
     for fault in faults[:_MAX_FAULTS]:
         by_name.setdefault(fault.field[:_SHOWN_CHARS].encode("ascii", "backslashreplace").decode(), fault.detail)
@@ -185,7 +184,7 @@ def invalid(faults: Sequence[FieldError]) -> InvalidEvent:
 
 
 def type_of(kind: JobEvent | UnknownValue) -> str:
-    """The `type` of the event that tells of such an entry of a job's log."""
+    """The `type` of the event for such an entry of a job's log."""
     return TYPE_PREFIX + kind.value
 
 
@@ -202,10 +201,11 @@ def job_event(
     tenant: str | None = None,
     extensions: Mapping[str, Attribute] | None = None,
 ) -> Event:
-    """The event that tells of entry `seq` of a job's log; one entry is one event wherever it is told.
+    """The event for entry `seq` of a job's log, the same for every receiver.
 
-    `sequence` has leading zeros because the sequence extension has it ordered as text. Its `sequencetype` is left out:
-    the one value that is defined, Integer, bounds it to 32 bits. `tenant` is an attribute, for a Trigger to filter on.
+    `sequence` has leading zeros because the sequence extension orders it as text. Its `sequencetype` is left out: the
+    only defined value, Integer, limits it to 32 bits. `tenant` is an attribute, so that a Trigger can filter by it.
+    `extensions` are added to these.
     """
     attributes: dict[str, Attribute] = {"sequence": f"{seq:0{SEQUENCE_DIGITS}d}"}
     if traceparent is not None:
@@ -235,9 +235,9 @@ def requested_event(
     time_ms: int,
     traceparent: str | None,
 ) -> dict[str, Any]:
-    """The structured CloudEvent that asked for a job, made from the job's record: a dead letter is shown with it.
+    """The structured CloudEvent that requested a job, made from the job's record, for the view of a dead letter.
 
-    `fields["event"]` has its `id`, `source` and `time`; where there is none, the job's id and `time_ms` stand for them.
+    `fields["event"]` has its `id`, `source` and `time`; without it, the job's id and `time_ms` are used.
     """
     named: Mapping[str, str] = fields.get("event", {})
     event: dict[str, Any] = {
@@ -252,13 +252,13 @@ def requested_event(
     }
     if traceparent is not None:
         event["traceparent"] = traceparent
-    about = {name: fields[name] for name in TOLD_FIELDS if name in fields}
+    about = {name: fields[name] for name in REQUESTED_FIELDS if name in fields}
     return {**event, "data": {"model": model, "input": job_input, "run_timeout": run_timeout, **about}}
 
 
 def accepted_answer(job_id: str, state: State | UnknownValue | None) -> dict[str, str | None]:
-    """The body that reports an accepted job, over REST and in a CloudEvent: one id, under each name that clients know,
-    and the job's state now; None where a repeated submission names a job that Redis no longer has.
+    """The body of the response for an accepted job, over REST and in a CloudEvent: its id, under each name that clients
+    use, and its current state; None where a repeated submission names a job that is no longer in Redis.
     """
     return {"id": job_id, "job_id": job_id, "task_id": job_id, "status": None if state is None else state.value}
 
@@ -274,9 +274,9 @@ def accepted_event(
     seq: int = 1,
     traceparent: str | None = None,
 ) -> Event:
-    """The answer to a CloudEvent that was accepted: one itself, for a Trigger's subscriber may answer nothing else.
+    """The response to an accepted CloudEvent: an event itself, as a Trigger's subscriber may return nothing else.
 
-    It tells of the first entry of the job's log.
+    It is the event for the first entry of the job's log.
     """
     return job_event(
         job_id=job_id,

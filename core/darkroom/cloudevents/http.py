@@ -1,8 +1,8 @@
-"""CloudEvents over HTTP: the three modes of the HTTP binding, read strictly; a batch and a structured event, written.
+"""CloudEvents over HTTP: strict parsing of the three modes of the HTTP binding, and encoding in structured mode.
 
-`submit` and `result` hand the headers and the body of a request to `parse_http` and get events, or the reason why not.
-The mode follows from the content type alone (HTTP Protocol Binding 1.0.2, section 3): `application/cloudevents+json` is
-one event, `application/cloudevents-batch+json` an array of them, anything else is binary mode, told by `ce-` headers.
+`submit` and `result` pass the headers and the body of a request to `parse_http`, which returns events or raises. The
+mode follows from the content type alone (HTTP Protocol Binding 1.0.2, section 3): `application/cloudevents+json` is one
+event, `application/cloudevents-batch+json` an array of events; any other type is binary mode, with `ce-` headers.
 
     https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
 """
@@ -24,7 +24,7 @@ from darkroom.errors import FieldError, InvalidEvent, MalformedRequest, Unsuppor
 STRUCTURED_TYPE = "application/cloudevents+json"
 BATCH_TYPE = "application/cloudevents-batch+json"
 MAX_BATCH_EVENTS = 100
-"""A batch with more is refused as a whole. A guess: with ordinary requests so many are 50 KB, and a few ms of work."""
+"""The limit of a batch; a larger one is refused. An estimate: so many requests are usually 50 KB, a few ms of work."""
 
 _FAMILY = "application/cloudevents"
 _ATTRIBUTE_PREFIX = "ce-"
@@ -34,7 +34,7 @@ _STRAY_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 class Mode(StrEnum):
-    """How events travel in one HTTP message."""
+    """The mode of an HTTP message with events."""
 
     BINARY = "binary"
     STRUCTURED = "structured"
@@ -43,7 +43,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Parsed:
-    """What one request brought: its events in their order. Only a batch can hold an InvalidEvent in place of one."""
+    """The events of one request, in order. Only a batch can have an InvalidEvent in place of an event."""
 
     mode: Mode
     events: tuple[Event | InvalidEvent, ...]
@@ -52,10 +52,10 @@ class Parsed:
 def parse_http(headers: Mapping[str, str], body: bytes) -> Parsed:
     """The events of a request.
 
-    `headers` have lower-case names; where `items()` gives a repeated header repeatedly, as starlette's does, it is
-    refused. Raises InvalidEvent for a single event that breaks the specification, naming each attribute at fault, and
-    for a batch of more than MAX_BATCH_EVENTS; MalformedRequest for a body that is not the JSON that it should be;
-    UnsupportedMediaType for an event format other than JSON. In a batch each event is judged by itself.
+    `headers` have lower-case names; a header that `items()` repeats, as Starlette's does, is refused. Raises
+    InvalidEvent for a single event that violates the specification, naming each invalid attribute, and for a batch of
+    more than MAX_BATCH_EVENTS; MalformedRequest for a body that is not the required JSON; UnsupportedMediaType for an
+    event format other than JSON. The events of a batch are validated one by one.
     """
     content_types: list[str] = []
     attributes: list[tuple[str, str]] = []
@@ -110,10 +110,10 @@ def _parse_batch(body: bytes) -> tuple[Event | InvalidEvent, ...]:
         raise _malformed("body", str(error)) from None
     if len(elements) > MAX_BATCH_EVENTS:
         raise invalid([FieldError("batch", f"must hold at most {MAX_BATCH_EVENTS} events, not {len(elements)}")])
-    return tuple(_judge(element) for element in elements)
+    return tuple(_batch_event(element) for element in elements)
 
 
-def _judge(element: Any) -> Event | InvalidEvent:
+def _batch_event(element: Any) -> Event | InvalidEvent:
     if isinstance(element, strict_json.JsonError):
         return invalid([FieldError("event", str(element))])
     if not isinstance(element, dict):
@@ -161,7 +161,7 @@ def _parse_binary(headers: list[tuple[str, str]], content_type: str | None, body
 
 
 def _attribute_value(header: str) -> str:
-    """The attribute that a header carries (section 3.1.3.2): unquoted, then percent-decoded once. Raises ValueError."""
+    """The attribute in a header (section 3.1.3.2): unquoted, then percent-decoded once. Raises ValueError."""
     if not (header.isascii() and header.replace("\t", " ").isprintable()):
         raise ValueError("must be of printable ASCII in a header, with all else percent-encoded")
     value = header.strip(" \t")

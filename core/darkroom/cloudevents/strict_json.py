@@ -1,12 +1,12 @@
-"""JSON text as darkroom takes it from outside, and as it writes it: RFC 8259, and nothing that readers differ about.
+"""Strict JSON: RFC 8259 without the constructs on which readers differ, parsed and encoded.
 
-The bodies of CloudEvents pass here (`event_http.py`), and the data within them. What Python's `json` lets through and
-this does not: NaN and the infinities (a number such as 1e999 too), bytes that are not UTF-8, a name given twice in one
-object (RFC 8259, section 4, leaves open which one counts, so a gateway may have checked another than we would use),
-unpaired surrogates (section 8.2: no UTF-8 can carry them on), and nesting without a bound.
+It parses the bodies of CloudEvents (`http.py`) and the data in them. Unlike Python's `json` it refuses NaN and the
+infinities (also numbers such as 1e999), bytes that are not UTF-8, a name that occurs twice in one object (RFC 8259,
+section 4, leaves open which one counts, so that a gateway may have checked the other), unpaired surrogates (section
+8.2: UTF-8 cannot encode them), and unbounded nesting.
 
-The standard library does the reading. orjson and msgspec keep silent about repeated names; with a second pass over the
-text for these they took longer.
+It uses the decoder of the standard library. orjson and msgspec do not report repeated names; with a second pass over
+the text for these they were slower.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from collections import Counter
 from typing import Any
 
 MAX_DEPTH = 64
-"""Objects and arrays within one another, the outermost counted. Ours nest four deep; a reader of it may recurse."""
+"""Nested objects and arrays, including the outermost. darkroom's own nest four deep; readers may recurse."""
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN_CHARS = 64
-"""So much of a name that a caller chose is repeated in a message."""
+"""The longest part of a caller's name that a message repeats."""
 
 _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 _TOO_LARGE = "holds a number beyond any that can be kept"
 
 
 class JsonError(ValueError):
-    """Why the text cannot be taken, worded to follow its name: "is not JSON: …"."""
+    """The fault of a text, worded to follow its name: "is not JSON: …"."""
 
 
 class _Unfit(JsonError):
-    """Valid JSON that is not taken: raised from within the decoder, and the one kind that concerns one element only."""
+    """Valid JSON that is refused: raised within the decoder, and the only error that concerns a single element."""
 
 
 class _Repeating(dict[str, Any]):
-    """In place of an object that gave a name twice, so that its neighbours in a batch can be read."""
+    """Stands for an object with a repeated name, so that the other elements of a batch can be read."""
 
     def __init__(self, flaw: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Repeating(dict[str, Any]):
 
 
 def parse(text: bytes) -> Any:
-    """The value that `text` is. Raises JsonError, and nothing else, whatever the bytes."""
+    """The value of `text`. Raises JsonError, and no other error, for any bytes."""
     value = _decode(_decoder, text)
     if _is_doubtful(text) and (flaw := _flaw(value)):
         raise JsonError(flaw)
@@ -54,10 +54,10 @@ def parse(text: bytes) -> Any:
 
 
 def parse_elements(text: bytes) -> list[Any]:
-    """The elements of the array that `text` is; in place of one that cannot be taken stands its JsonError.
+    """The elements of the array in `text`; an invalid element is replaced by its JsonError.
 
-    So one bad element leaves the others whole. Raises JsonError where the text is no JSON array, or one so deep (around
-    a thousand levels) that the decoder gives up.
+    The other elements are not affected. Raises JsonError where the text is no JSON array, or nested so deeply (around a
+    thousand levels) that the decoder fails.
     """
     doubtful = _is_doubtful(text)
     try:
@@ -88,19 +88,19 @@ def _decode(decoder: json.JSONDecoder, text: bytes) -> Any:
         raise JsonError(f"is not JSON: {error}") from None
     except RecursionError:
         raise JsonError(_TOO_DEEP) from None
-    except ValueError:  # the only one left: an integer longer than Python converts (`sys.get_int_max_str_digits`)
+    except ValueError:  # an integer with more digits than Python converts (`sys.get_int_max_str_digits`)
         raise _Unfit(_TOO_LARGE) from None
 
 
 def _is_doubtful(text: bytes) -> bool:
-    """Whether `_flaw` must look. Mostly two counts show that nothing is deep, and there is no escape of a surrogate."""
+    """Whether `_flaw` is needed. Usually two counts show that nothing is nested deeply, and no surrogate is escaped."""
     return text.count(b"{") + text.count(b"[") > MAX_DEPTH or (
         b"\\u" in text and _SURROGATE_ESCAPE.search(text) is not None
     )
 
 
 def _flaw(value: Any) -> str | None:
-    """The first thing in `value` that is not taken, found level by level, so that no depth can exhaust the stack."""
+    """The first fault in `value`, searched level by level, so that no nesting can exhaust the stack."""
     level, depth = [value], 0
     while level:
         depth += 1

@@ -247,7 +247,7 @@ class ForeignMessages:
 
 @dataclass(frozen=True)
 class Outbox:
-    """How many jobs something is still to be told of, and for how long (ms) the oldest of that has waited."""
+    """The number of jobs with pending events, and the age (ms) of the oldest of these events."""
 
     jobs: int
     age_ms: int

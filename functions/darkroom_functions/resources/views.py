@@ -1,7 +1,7 @@
-"""Views: a job, a dead letter or an undelivered event as it is shown. `openapi.py` describes them.
+"""Views: the bodies of jobs, dead letters, undelivered events, subscriptions and deliveries (`schemas.py`).
 
-Older clients know a job's id as `job_id`, `task_id` or `celery_task_id`, its state as `status`, and its main
-parameters at the top: all of them are here, beside the names that darkroom uses itself.
+Older clients read a job's id as `job_id`, `task_id` or `celery_task_id`, its state as `status`, and its main parameters
+at the top level: a view has these members beside darkroom's own.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from darkroom.webhooks.subscriptions import PER_JOB, TERMINAL_EVENTS, Delivery, 
 from darkroom_functions.resources.redaction import redacted
 
 TOP_PARAMETERS = ("prompt", "width", "height", "seed")
-"""Parameters that also stand at the top of a view, null where the model has none of that name."""
+"""Parameters that are also members of a view, null where the model has no parameter of that name."""
 
 NO_WEBHOOK: Mapping[str, None] = {"webhook": None, "webhook_events_filter": None}
-"""In the view of a job that named none, in place of `Webhook.encode`."""
+"""The members of the view of a job without a webhook, in place of `Webhook.encode`."""
 
 ENDS_OF_ATTEMPT: Mapping[JobEvent | UnknownValue, str] = {
     JobEvent.RELEASED: "released",
@@ -35,18 +35,18 @@ ENDS_OF_ATTEMPT: Mapping[JobEvent | UnknownValue, str] = {
     JobEvent.FAILED: "failed",
     JobEvent.CANCELLED: "cancelled",
 }
-"""The entries of a log that end the attempt before them, and its outcome in a view."""
+"""The entries of a log that finish the attempt before them, and its outcome in a view."""
 
 
 def task(job_id: str, status: str) -> dict[str, Any]:
-    """What `GET /tasks/{id}` says: the state in Celery's word, and never the result."""
+    """The body of `GET /tasks/{id}`: the state in Celery's terms, without the result."""
     return {"task_id": job_id, "status": status}
 
 
 def job(
     record: JobRecord, *, head: LogEntry | None, catalogue: Catalogue, links: Links, now_s: float
 ) -> dict[str, Any]:
-    """All that the record says; `head` is the newest entry of the log, None where the log is no longer kept."""
+    """A job without its attempts; `head` is the newest entry of the log, None where the log is no longer stored."""
     end = record.end_data or {}
     artifacts = artifacts_of(end)
     model = catalogue.models.get(record.model)
@@ -81,13 +81,13 @@ def _recorded(record: JobRecord) -> dict[str, Any]:
 def story(
     record: JobRecord, log: Sequence[LogEntry], *, catalogue: Catalogue, links: Links, now_s: float
 ) -> dict[str, Any]:
-    """A single job, with its attempts: `log` is as much of its log as is kept."""
+    """A single job, with its attempts: `log` is the stored part of its log."""
     view = job(record, head=log[-1] if log else None, catalogue=catalogue, links=links, now_s=now_s)
     return {**view, "attempts": attempts(log) if log else None}
 
 
 def dead_letter(letter: DeadLetter) -> dict[str, Any]:
-    """A job whose attempts are used up: why it failed, each attempt, and the event that asked for it."""
+    """A job whose attempts are used up: its error, each attempt, and the event that requested it."""
     record = letter.record
     return {
         "id": record.id,
@@ -102,7 +102,7 @@ def dead_letter(letter: DeadLetter) -> dict[str, Any]:
 
 
 def undelivered(kept: Undelivered) -> dict[str, Any]:
-    """An event that Knative gave up on, as it failed last. Its secrets are hidden; its data may be left out."""
+    """An event that Knative gave up on, with its last failure. Its secrets are hidden; its data may be left out."""
     failure = kept.failure
     return {
         "id": kept.id,
@@ -119,7 +119,7 @@ def undelivered(kept: Undelivered) -> dict[str, Any]:
 
 
 def subscription(subscription: Subscription) -> dict[str, Any]:
-    """What its owner said, and what became of it. Its secret is told by itself."""
+    """A subscription without its secret, which is a resource of its own."""
     return {
         "id": subscription.id,
         "url": subscription.url,
@@ -135,7 +135,7 @@ def subscription(subscription: Subscription) -> dict[str, Any]:
 
 
 def delivery(delivery: Delivery) -> dict[str, Any]:
-    """One event on its way to one address, and each try that is still known."""
+    """The delivery of one event to one address, and its latest attempts."""
     return {
         "id": delivery.id,
         "job_id": delivery.job_id,
@@ -166,12 +166,12 @@ def delivery(delivery: Delivery) -> dict[str, Any]:
 def secret(
     value: str, *, generation: int | None = None, previous: str | None = None, until: int | None = None
 ) -> dict[str, Any]:
-    """What signs. Of a subscription: which of its secrets it is, and what signs beside it until then (ms)."""
+    """A secret. Of a subscription: its generation, and the previous one, which also signs until then (ms)."""
     return {"secret": value, "generation": generation, "previous": previous, "previous_until": _time(until)}
 
 
 def attempts(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
-    """Each execution of the job, in order, as the log tells it."""
+    """Each execution of the job, in order, by the log."""
     found: list[dict[str, Any]] = []
     for entry in log:
         if entry.event is JobEvent.STARTED:
@@ -198,7 +198,7 @@ def attempts(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
 
 
 def model_list(catalogue: Catalogue, schemas: Mapping[str, object]) -> dict[str, Any]:
-    """What `GET /api/v1/models` says; `schemas` are those of the models' parameters, by model."""
+    """The body of `GET /api/v1/models`; `schemas` are those of the models' parameters, by model."""
     return {
         "models": [
             {
@@ -222,7 +222,7 @@ def _event_id(delivery: Delivery) -> str:
 
 
 def _updated(record: JobRecord, head: LogEntry | None) -> int:
-    """When the log was last written: without a log, when the job ended, for the log outlives everything else of it."""
+    """The time of the newest entry of the log, or without a log the last time in the record."""
     return head.at if head else record.ended or record.started or record.created
 
 
