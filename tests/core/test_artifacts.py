@@ -146,7 +146,7 @@ async def test_keys_are_listed_in_order_below_a_prefix(store: ArtifactStore) -> 
         store.put(key, b"picture")
     assert await store.keys("a/1/") == ["a/1/0.png", "a/1/1.png"]
     assert await store.keys("a") == ["a/1/0.png", "a/1/1.png", "a/10/0.png"]
-    assert await store.keys("nobody") == []
+    assert await store.keys("unknown") == []
 
 
 async def test_a_job_is_removed_whole_and_no_other(store: ArtifactStore) -> None:

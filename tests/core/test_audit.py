@@ -105,7 +105,7 @@ async def test_every_place_is_counted_and_nothing_is_found(jobs: TimedJobs, look
     assert (report.jobs, report.unapplied, report.findings, report.stale) == (8, 4, (), ())
 
 
-async def test_an_end_that_was_told_and_archived_is_right_too(jobs: TimedJobs, look: Audit) -> None:
+async def test_an_applied_and_archived_job_has_no_fault(jobs: TimedJobs, look: Audit) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
     seq = jobs.record(job_id).end_seq
@@ -118,8 +118,8 @@ async def test_an_end_that_was_told_and_archived_is_right_too(jobs: TimedJobs, l
     assert (report.places["completed"], report.unapplied, report.findings) == (1, 0, ())
 
 
-async def test_what_is_still_to_be_told_and_delivered_is_right(jobs: TimedJobs, look: Audit) -> None:
-    _told(jobs)
+async def test_pending_events_and_deliveries_are_no_faults(jobs: TimedJobs, look: Audit) -> None:
+    _applied(jobs)
     _delivered(jobs)
     _dead(jobs)
     jobs.running(webhook=WEBHOOK)
@@ -127,9 +127,9 @@ async def test_what_is_still_to_be_told_and_delivered_is_right(jobs: TimedJobs, 
     assert (report.jobs, report.findings) == (4, ())
 
 
-async def test_a_target_that_nobody_looks_at_is_found_and_put_right(jobs: TimedJobs, look: Audit) -> None:
-    """With every delivery to it: `_told` leaves two."""
-    job_id = _told(jobs)
+async def test_a_target_outside_of_the_set_of_targets_is_found_and_repaired(jobs: TimedJobs, look: Audit) -> None:
+    """With every delivery to it: `_applied` stores two."""
+    job_id = _applied(jobs)
     jobs.redis.zrem(jobs.key("targets"), TARGET)
     assert {fault.job for fault in (await look()).findings} == {job_id}
     await look(repair=True)
@@ -200,7 +200,7 @@ def _completed(jobs: TimedJobs) -> str:
 
 
 def _lapsed(jobs: TimedJobs) -> str:
-    """Its worker gave no sign of life for long, and nobody reaped it."""
+    """Its lease lapsed long ago, and it was not reaped."""
     jobs.now -= LONG_AGO_MS
     job_id = jobs.running()
     jobs.now += LONG_AGO_MS
@@ -208,7 +208,7 @@ def _lapsed(jobs: TimedJobs) -> str:
 
 
 def _lost(jobs: TimedJobs) -> str:
-    """Its message was taken long ago, and nobody swept."""
+    """Its message was received long ago, and no courier swept."""
     jobs.now -= LONG_AGO_MS
     job_id = jobs.submit()
     assert jobs.receive_message() == job_id
@@ -225,7 +225,7 @@ def _settled(jobs: TimedJobs) -> str:
     return job_id
 
 
-def _told(jobs: TimedJobs) -> str:
+def _applied(jobs: TimedJobs) -> str:
     """Its end is applied, and is to be delivered."""
     job_id = jobs.running(webhook=WEBHOOK)
     jobs.run(calls.mark_applied(job_id, seq=2, now=jobs.now))
@@ -235,7 +235,7 @@ def _told(jobs: TimedJobs) -> str:
 
 
 def _delivered(jobs: TimedJobs) -> str:
-    job_id = _told(jobs)
+    job_id = _applied(jobs)
     for number in range(2):
         call = calls.lease_deliveries(owner="c", call=str(number), limit=1, per_target=1, now=jobs.now)
         (delivery,) = jobs.run(call)
@@ -298,15 +298,15 @@ DAMAGES = {
     "a completed job with a start deadline": Damage(
         _completed, into("deadlines", None), FaultKind.IN_TWO_PLACES, "completed"
     ),
-    "an end that nobody will tell": Damage(
+    "a pending end outside of the outbox": Damage(
         _completed,
         lambda jobs, job_id: jobs.redis.zrem(jobs.key("outbox"), job_id),
         FaultKind.NOT_IN_OUTBOX,
         "completed",
     ),
-    "an end that was told, to be told again": Damage(_settled, into("outbox", None), FaultKind.IN_OUTBOX, "completed"),
+    "an applied end in the outbox": Damage(_settled, into("outbox", None), FaultKind.IN_OUTBOX, "completed"),
     "a running job in the outbox": Damage(TimedJobs.running, into("outbox", None), FaultKind.IN_OUTBOX, "running"),
-    "an end that nobody will archive": Damage(
+    "an end outside of the history's queue": Damage(
         _completed,
         lambda jobs, job_id: jobs.redis.zrem(jobs.key("history"), job_id),
         FaultKind.NOT_TO_BE_ARCHIVED,
@@ -340,7 +340,7 @@ DAMAGES = {
         FaultKind.BUSY_DIFFERS,
         "completed",
     ),
-    "a start that nobody will tell": Damage(
+    "a pending start outside of the outbox": Damage(
         lambda jobs: jobs.running(webhook=WEBHOOK),
         lambda jobs, job_id: jobs.redis.zrem(jobs.key("outbox"), job_id),
         FaultKind.NOT_IN_OUTBOX,
@@ -357,19 +357,19 @@ DAMAGES = {
         "failed",
     ),
     "an open delivery that is never due": Damage(
-        _told,
+        _applied,
         lambda jobs, job_id: jobs.redis.zrem(jobs.key("deliveries", TARGET), delivery_of(job_id)),
         FaultKind.DELIVERY_MISPLACED,
         "completed",
     ),
     "an open delivery that its job counts as ended": Damage(
-        _told,
+        _applied,
         lambda jobs, job_id: jobs.redis.zadd(jobs.key("deliveries-of", job_id), {delivery_of(job_id): 0}),
         FaultKind.DELIVERY_MISPLACED,
         "completed",
     ),
     "an open delivery whose record will expire": Damage(
-        _told,
+        _applied,
         lambda jobs, job_id: jobs.redis.pexpire(jobs.key("delivery", delivery_of(job_id)), 3_600_000),
         FaultKind.DELIVERY_MISPLACED,
         "completed",
@@ -381,7 +381,7 @@ DAMAGES = {
         "completed",
     ),
     "a delivery without a record": Damage(
-        _told,
+        _applied,
         lambda jobs, job_id: jobs.redis.delete(jobs.key("delivery", delivery_of(job_id))),
         FaultKind.DELIVERY_NO_RECORD,
         "completed",
@@ -487,7 +487,7 @@ async def test_a_record_that_was_kept_for_its_time_may_go(jobs: TimedJobs, look:
     assert (await look()).findings == ()
 
 
-async def test_nobody_is_blamed_for_a_lease_that_lapsed_while_nobody_could_renew(jobs: TimedJobs, look: Audit) -> None:
+async def test_a_lease_that_lapsed_while_redis_was_unavailable_is_no_fault(jobs: TimedJobs, look: Audit) -> None:
     _lapsed(jobs)
     jobs.reap()  # the first after an outage reaps nothing, for one lease
     assert (await look()).findings == ()
@@ -521,7 +521,7 @@ def push(jobs: TimedJobs, job_id: str, number: int) -> str:
 
 
 def take(any_redis_url: str, jobs: TimedJobs, count: int) -> None:
-    """Messages that kombu took and nobody acknowledged: their worker was killed."""
+    """Messages that kombu received and did not acknowledge: their worker was killed."""
     with Connection(any_redis_url, transport_options=queues.transport_options(jobs.namespace, POOL)) as connection:
         channel = connection.channel()
         for _ in range(count):

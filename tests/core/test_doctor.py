@@ -31,7 +31,7 @@ from tests.worker.running_worker import POOL as WORKER_POOL
 from tests.worker.running_worker import House
 
 QUICK = Limits(canary_s=0.2)
-"""For workers that are not there: nobody answers, however long the doctor waits."""
+"""For workers that do not exist, so that no canary is claimed, however long the doctor waits."""
 
 LONG_AGO_MS = 600_000
 
@@ -158,7 +158,7 @@ async def test_a_wrong_password_is_said_and_not_shown(namespace: str, tmp_path: 
     assert "wrong-word" not in str(diagnosis)
 
 
-async def test_a_user_who_may_not_ask_for_info_is_told_so(namespace: str, tmp_path: Path) -> None:
+async def test_a_user_who_may_not_run_info_is_reported(namespace: str, tmp_path: Path) -> None:
     with own_server(RedisKind.EMBEDDED, tmp_path) as (server, client):
         client.acl_setuser(
             "part", enabled=True, passwords=["+word"], keys=["*"], categories=["+@all"], commands=["-info"]
@@ -276,9 +276,9 @@ async def test_a_job_that_waits_beside_an_idle_worker_is_stuck(jobs: TimedJobs, 
     assert await ask() == {}
 
 
-async def test_a_running_job_without_a_sign_of_life_that_nobody_reaps_is_stuck(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_running_job_whose_lapsed_lease_is_not_reaped_is_stuck(jobs: TimedJobs, ask: Ask) -> None:
     job_id = long_ago(jobs, jobs.running)
-    assert await ask() == {}, "after an outage nobody is reaped for one lease"
+    assert await ask() == {}, "after an outage no job is reaped for one lease"
     jobs.redis.hdel(jobs.key("pool", POOL), "quiet_until")
     assert job_id in (await ask())["stuck-jobs"]
 
@@ -369,12 +369,12 @@ def ended_long_ago(jobs: TimedJobs) -> str:
     return job_id
 
 
-async def test_an_end_that_nobody_takes_to_post_it_is_found(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_terminal_event_that_no_courier_posts_is_found(jobs: TimedJobs, ask: Ask) -> None:
     job_id = ended_long_ago(jobs)
     assert f"no courier posts: the end of one job is not applied, that of {job_id}" in (await ask())["sink"]
 
 
-async def test_a_sink_that_forgets_is_told_from_one_that_refuses(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_sink_that_drops_events_is_distinguished_from_one_that_refuses(jobs: TimedJobs, ask: Ask) -> None:
     job_id = ended_long_ago(jobs)
     assert long_ago(jobs, lambda: jobs.lease(call="1")) == [job_id]
     assert "accepts and forgets" in (await ask())["sink"]
@@ -413,10 +413,10 @@ def sink() -> Iterator[Sink]:
 
 @pytest.fixture
 def courier(redis_url: str, namespace: str, sink: Sink, tmp_path: Path) -> Iterator[Part]:
-    told = environment(
+    settings = environment(
         redis_url, namespace, K_SINK=sink.url, DARKROOM_RELAY_LEASE_S="0.5", DARKROOM_POLL_INTERVAL_S="0.1"
     )
-    part = Part("darkroom_courier", environment=told, log=tmp_path / "courier.log")
+    part = Part("darkroom_courier", environment=settings, log=tmp_path / "courier.log")
     yield part
     part.stop()
 
@@ -424,7 +424,7 @@ def courier(redis_url: str, namespace: str, sink: Sink, tmp_path: Path) -> Itera
 @pytest.mark.parametrize(
     ("status", "words"), [(202, "accepts events and drops them"), (503, "refuses")], ids=["forgets", "refuses"]
 )
-async def test_what_a_real_courier_meets_is_told(
+async def test_refusals_of_the_sink_are_found_with_a_real_courier(
     redis_url: str, namespace: str, sink: Sink, courier: Part, status: int, words: str
 ) -> None:
     sink.behave = lambda _event: Answer(status)

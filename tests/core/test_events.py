@@ -182,7 +182,7 @@ def test_the_body_counts_in_structured_mode_and_not_the_headers() -> None:
     assert vector_event("structured-headers-too").id == "structured-headers-too"
 
 
-def test_every_fault_of_an_event_is_told_at_once() -> None:
+def test_all_faults_of_an_event_are_reported_together() -> None:
     headers = {
         **BINARY,
         "ce-id": "",
@@ -205,7 +205,7 @@ def test_a_refusal_does_not_grow_with_what_was_sent() -> None:
     assert len(json.dumps(caught.value.problem())) < 5_000
 
 
-def test_what_is_no_event_is_told_what_to_send() -> None:
+def test_a_request_without_an_event_is_refused_with_what_to_send() -> None:
     with pytest.raises(InvalidEvent) as caught:
         parse_http({"content-type": "application/json"}, b'{"prompt":"a lighthouse"}')
     assert fields(caught.value) == ["content-type", "ce-specversion"]
@@ -450,7 +450,7 @@ def an_event(**changes: Any) -> Event:
     )
 
 
-def test_a_log_entry_is_told_as_an_event_about_its_job() -> None:
+def test_a_log_entry_is_published_as_an_event_about_its_job() -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     event = an_event(traceparent=trace, tenant="default")
     assert event.encode_structured() == {

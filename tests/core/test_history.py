@@ -52,7 +52,7 @@ def timed_jobs(redis_url: str, namespace: str) -> Any:
 def record(**more: Any) -> JobRecord:
     """A job that has ended; `more` are fields of its record."""
     job_id = more.pop("id", None) or new_job_id(ENDED + random.randrange(DAY_MS))
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "id": job_id,
         "tenant": TENANT,
         "model": "sd",
@@ -81,7 +81,7 @@ def record(**more: Any) -> JobRecord:
         "traceparent": None,
         "place": None,
     }
-    return JobRecord(**{**told, **more})
+    return JobRecord(**{**fields, **more})
 
 
 def past(**more: Any) -> PastJob:
@@ -193,7 +193,7 @@ async def test_pages_have_every_job_once_newest_first_with_every_filter(history:
     newest_first = sorted((job.record for job in jobs), key=lambda of: of.id, reverse=True)
     for state in (None, State.FAILED, State.EXPIRED):
         for model in (None, "flux"):
-            for user_id in (None, "anna", "nobody", "\0"):
+            for user_id in (None, "anna", "unknown", "\0"):
                 found: list[JobRecord] = []
                 after: str | None = None
                 while True:
@@ -388,7 +388,7 @@ def lives_on(jobs: TimedJobs, job_id: str) -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize("order", [("applied", "archived"), ("archived", "applied")], ids=" then ".join)
-def test_a_time_to_live_starts_when_the_end_is_both_told_and_written(jobs: TimedJobs, order: tuple[str, str]) -> None:
+def test_a_time_to_live_starts_when_a_job_is_applied_and_archived(jobs: TimedJobs, order: tuple[str, str]) -> None:
     job_id = jobs.running()
     jobs.finish(job_id)
     seq = jobs.record(job_id).seq
@@ -428,7 +428,7 @@ def test_the_index_loses_a_job_with_its_record(jobs: TimedJobs) -> None:
     assert old != young
 
 
-def test_what_is_taken_for_the_history_is_nobody_elses_and_no_relay(jobs: TimedJobs) -> None:
+def test_a_lease_of_the_history_is_exclusive_and_independent_of_the_relay(jobs: TimedJobs) -> None:
     ended = {jobs.finish(job_id) and job_id for job_id in [jobs.running(), jobs.running(), jobs.running()]}
 
     def lease(owner: str, call: str) -> list[str]:

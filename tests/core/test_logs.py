@@ -1,4 +1,4 @@
-"""Logs: each line of a process is one JSON object, whoever wrote it."""
+"""Logs: each line of a process is one JSON object, also those of libraries."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_brackets_in_strings_are_no_nesting() -> None:
     assert parse(encode("[{" * 100)) == "[{" * 100
 
 
-def test_a_repeated_name_is_told_in_ascii_and_cut() -> None:
+def test_a_repeated_name_is_reported_in_ascii_and_truncated() -> None:
     with pytest.raises(JsonError, match=r"^gives the name '\\xe9{1}' twice in one object$"):
         parse('{"é":1,"é":2}'.encode())
     with pytest.raises(JsonError) as caught:

@@ -1,4 +1,4 @@
-"""What people are told of each thing that happens to a job, in the words that clients know."""
+"""The message of each entry of a job's log, in the terms that clients use."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ COMPLETED: Mapping[str, Any] = {"artifacts": [picture.encode() for picture in PI
 ERROR: Mapping[str, Any] = {"error": {"kind": "deadline", "message": "not started before its start deadline"}}
 
 
-def told(event: JobEvent, state: State, data: Mapping[str, Any], *, seq: int = 7) -> dict[str, Any]:
+def update(event: JobEvent, state: State, data: Mapping[str, Any], *, seq: int = 7) -> dict[str, Any]:
     return message(LogEntry(JOB_ID, seq, event, state, AT_MS, data), LINKS, now_s=NOW_S)
 
 
 def shape(event: JobEvent, state: State, data: Mapping[str, Any]) -> dict[str, Any]:
     """A message without what every message has, but for its status."""
-    whole = told(event, state, data)
+    whole = update(event, state, data)
     return {name: whole[name] for name in whole if name not in {"job_id", "timestamp", "seq", "event_id", "state"}}
 
 
 def test_every_message_says_of_which_job_when_and_where_it_is_in_the_log() -> None:
-    assert told(JobEvent.STARTED, State.RUNNING, {"attempt": 1, "worker": "one"}) == {
+    assert update(JobEvent.STARTED, State.RUNNING, {"attempt": 1, "worker": "one"}) == {
         "job_id": JOB_ID,
         "status": "started",
         "timestamp": "2026-11-20T15:00:00.123Z",
@@ -49,7 +49,7 @@ def test_every_message_says_of_which_job_when_and_where_it_is_in_the_log() -> No
 
 
 def test_the_event_of_an_end_has_the_same_id_wherever_it_is_in_the_log() -> None:
-    ids = {told(JobEvent.COMPLETED, State.COMPLETED, COMPLETED, seq=seq)["event_id"] for seq in (3, 9)}
+    ids = {update(JobEvent.COMPLETED, State.COMPLETED, COMPLETED, seq=seq)["event_id"] for seq in (3, 9)}
     assert ids == {f"{JOB_ID}:end"}
 
 

@@ -57,12 +57,11 @@ Check = Callable[[Sequence[str]], Awaitable[list[Fault]]]
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit saw: how many jobs in each place, what is wrong, and the messages that nobody needs.
+    """The result of an audit: the number of jobs in each place, the faults, and the messages that no job needs.
 
-    `orphans` are artifacts that no job publishes: no fault, since retention removes them.
-
-    `untold` are terminal jobs whose end is not applied yet. `artifacts` are those that were read and hashed, `past` the
-    archived jobs that were read in the history; None where that was not asked for.
+    `unapplied` is the number of terminal jobs whose end is not applied. `artifacts` were read and hashed, and `past`
+    is the number of archived jobs that were compared with the history; None where that was not requested. `orphans` are
+    artifacts that no job publishes; they are no faults, as retention removes them.
     """
 
     places: Mapping[str, int]

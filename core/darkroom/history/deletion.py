@@ -1,11 +1,11 @@
-"""Deletion: an ended job goes, from everywhere, and leaves a tombstone.
+"""Deletion: removes a terminal job from Redis, the history and the object store, and leaves a tombstone.
 
-The jobs function deletes for an owner, the courier when a job's time is over. First the tombstone takes the place of
-the record in the history, then what Redis has of it goes, so that nobody is shown what is about to vanish, then its
-artifacts. Every step may be repeated: a deletion that stopped half-way is finished by another, or by the courier, which
-looks for tombstones whose job was not found to be gone everywhere (`History.unfinished`).
+The jobs function deletes on request, the courier after retention. First the tombstone replaces the record in the
+history, then the job is deleted from Redis, so that no reader sees it while it vanishes, then its artifacts are
+removed. Every step may be repeated: an interrupted deletion is completed by a repeat, or by the courier, which reads
+the tombstones of incomplete deletions (`History.unfinished`).
 
-An end that nobody has been told of yet is told no more: there is nothing left to tell of.
+A pending event of a deleted job is not published.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import JobRecord
 
 AT_ONCE = 8
-"""Jobs whose artifacts are removed at one time. Removing is a list and a request: the store's latency, not its load."""
+"""Jobs whose artifacts are removed concurrently. A removal is a list and a request, whose latency counts, not load."""
 
 
 @dataclass(frozen=True)
 class Deletion:
-    """Where a job can be."""
+    """Deletes jobs from the ledger, the history and the object store."""
 
     ledger: AsyncLedger
     history: History
     store: ArtifactStore
 
     async def delete(self, record: JobRecord, *, now: int) -> None:
-        """Delete an ended job. Raises NotEnded, and what is away: then it may be half done, and is to be repeated."""
+        """Delete a terminal job. Raises NotEnded.
+
+        Raises LedgerUnavailable, HistoryUnavailable and StoreUnavailable; the deletion may be incomplete then, and has
+        to be repeated.
+        """
         if not record.state.is_terminal:
-            raise NotEnded(f"job {record.id} is {record.state}: cancel it first, and wait for its end")
+            raise NotEnded(f"job {record.id} is {record.state}: cancel it first, and wait until it is terminal")
         await self.finish([await self.history.bury(record, now=now)], now=now)
 
     async def finish(self, tombstones: Sequence[Tombstone], *, now: int) -> None:
-        """Remove what is left of these jobs beside their tombstones. Raises as `delete` does."""
+        """Remove the remaining data of these jobs beside their tombstones. Raises as `delete`."""
         answers = await self.ledger.run_each(
             [delete_job(tombstone.job_id, tenant=tombstone.tenant) for tombstone in tombstones]
         )
@@ -48,13 +52,13 @@ class Deletion:
         for tombstone, answer in zip(tombstones, answers, strict=True):
             if isinstance(answer, DarkroomError):
                 raise answer
-            # Alive again: Redis lost its last second, in which the job had ended. It is finished when it has once more.
+            # Not terminal: Redis lost its last second, in which the job finished. It is removed when it finishes again.
             if answer is Deleted.GONE:
                 gone.append(tombstone)
-        places = asyncio.Semaphore(AT_ONCE)
-        await asyncio.gather(*(self._remove_artifacts(tombstone, places) for tombstone in gone))
+        limit = asyncio.Semaphore(AT_ONCE)
+        await asyncio.gather(*(self._remove_artifacts(tombstone, limit) for tombstone in gone))
         await self.history.cleared([tombstone.job_id for tombstone in gone], now=now)
 
-    async def _remove_artifacts(self, tombstone: Tombstone, places: asyncio.Semaphore) -> None:
-        async with places:
+    async def _remove_artifacts(self, tombstone: Tombstone, limit: asyncio.Semaphore) -> None:
+        async with limit:
             await self.store.remove(artifact_folder(tenant=tombstone.tenant, job_id=tombstone.job_id))
