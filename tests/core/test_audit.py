@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from darkroom.artifacts import ArtifactStore, artifact_key
-from darkroom.checks import audit, auditor
+from darkroom.checks import auditor, snapshots
 from darkroom.checks.audit import REPAIRABLE, FaultKind
 from darkroom.checks.auditor import Auditor, AuditReport
 from darkroom.history.store import History, PastJob
@@ -424,7 +424,7 @@ async def test_what_can_be_put_right_is_put_right_once(jobs: TimedJobs, look: Au
     assert after.findings == ()
     assert damage.place is not None
     assert after.places[damage.place] >= 1
-    assert jobs.ledger.run(audit.inspect(job_id)).place == damage.place
+    assert jobs.ledger.run(snapshots.inspect(job_id)).place == damage.place
     assert jobs.run(calls.repair(job_id)) == []
 
 
@@ -458,7 +458,7 @@ async def test_a_running_job_that_is_given_back_counts_the_attempt_and_refuses_i
 
 @pytest.mark.parametrize("name", ["waiting", "dispatched", "due", "running", "outbox", "history", "deadlines"])
 async def test_a_member_without_a_record_is_found_and_removed(jobs: TimedJobs, look: Audit, name: str) -> None:
-    pool = POOL if name in audit.POOL_SETS else None
+    pool = POOL if name in snapshots.POOL_SETS else None
     into(name, pool)(jobs, GHOST)
     report = await look()
     assert [(fault.kind, fault.job) for fault in report.findings] == [(FaultKind.NO_RECORD, GHOST)]

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
-from darkroom.checks import doctor
-from darkroom.checks.doctor import Diagnosis, Limits, RedisInfo, Severity, diagnose
+from darkroom.checks import redis_checks
+from darkroom.checks.doctor import Diagnosis, diagnose
 from darkroom.checks.examination import examine
+from darkroom.checks.ledger_checks import LEDGER_CHECKS, Limits
+from darkroom.checks.symptoms import Severity
+from darkroom.checks.system import RedisInfo
 from darkroom.jobs import State
 from darkroom.ledger import calls, queues
 from darkroom.ledger.calls import AttemptEnd, DroppedMessages, WorkerState
@@ -85,9 +88,9 @@ def slow(client: Any) -> None:
     """Scripts that take well over the limit, as often as it takes to be sure."""
     sha = client.script_load("local n = 0 for i = 1, tonumber(ARGV[1]) do n = n + i end return n")
     turns = 100_000
-    while min(timed(client, sha, turns) for _ in range(3)) < 2 * doctor.SLOW_SCRIPT_MS / 1000:
+    while min(timed(client, sha, turns) for _ in range(3)) < 2 * redis_checks.SLOW_SCRIPT_MS / 1000:
         turns *= 2
-    for _ in range(doctor.SLOW_MIN_CALLS):
+    for _ in range(redis_checks.SLOW_MIN_CALLS):
         client.evalsha(sha, 0, turns)
 
 
@@ -126,7 +129,7 @@ async def test_cluster_mode_is_found_and_what_cannot_be_looked_at_is_said(
     with own_server(kind, tmp_path, cluster_enabled="yes") as (server, _):
         diagnosis = await diagnosed(server.url, namespace)
     assert set(found(diagnosis)) == {"cluster-mode"}
-    assert set(diagnosis.not_made) == set(doctor.LEDGER_CHECKS)
+    assert set(diagnosis.not_made) == set(LEDGER_CHECKS)
 
 
 @pytest.mark.parametrize("kind", RedisKind)
@@ -166,17 +169,17 @@ async def test_a_user_who_may_not_run_info_is_reported(namespace: str, tmp_path:
         diagnosis = await diagnosed(server.url.replace("redis://", "redis://part:word@"), namespace)
     assert set(found(diagnosis)) == {"redis-reachable", "pools"}
     assert "info" in found(diagnosis)["redis-reachable"]
-    assert set(diagnosis.not_made) == set(doctor.REDIS_CHECKS)
+    assert set(diagnosis.not_made) == set(redis_checks.REDIS_CHECKS)
 
 
 def test_an_older_redis_is_found() -> None:
     server = RedisInfo((6, 0, 16), False, True, None, "noeviction", False, 1, 100, "its maxmemory", ())
-    assert [symptom.severity for symptom in doctor.redis_version(server)] == [Severity.PROBLEM]
+    assert [symptom.severity for symptom in redis_checks.redis_version(server)] == [Severity.PROBLEM]
 
 
 def test_an_append_only_file_that_cannot_be_written_is_found() -> None:
     server = RedisInfo((7, 2, 0), False, True, "err", "noeviction", False, 1, 100, "its maxmemory", ())
-    assert [symptom.severity for symptom in doctor.append_only_file(server)] == [Severity.PROBLEM]
+    assert [symptom.severity for symptom in redis_checks.append_only_file(server)] == [Severity.PROBLEM]
 
 
 # -- the ledger --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Archived, Call, Deleted, ReleaseReason
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
-from darkroom.ledger.records import JobRecord, LogEntry
+from darkroom.ledger.records import FIELDS, JobRecord, LogEntry
 from darkroom.settings import HistorySettings, load
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
@@ -52,7 +52,8 @@ def timed_jobs(redis_url: str, namespace: str) -> Any:
 def record(**more: Any) -> JobRecord:
     """A job that has ended; `more` are fields of its record."""
     job_id = more.pop("id", None) or new_job_id(ENDED + random.randrange(DAY_MS))
-    fields: dict[str, Any] = {
+    fields: dict[str, Any] = {field.name: field.absent for field in FIELDS}
+    fields |= {
         "id": job_id,
         "tenant": TENANT,
         "model": "sd",
@@ -68,18 +69,13 @@ def record(**more: Any) -> JobRecord:
         "max_attempts": 3,
         "priority": 5,
         "run_timeout": 600.0,
-        "start_deadline": None,
-        "not_before": None,
         "worker": "one",
         "progress": 100,
         "step": 4,
         "steps": 4,
-        "cancel_requested": None,
         "seq": 3,
         "end_seq": 3,
         "end_data": {"artifacts": []},
-        "traceparent": None,
-        "place": None,
     }
     return JobRecord(**{**fields, **more})
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from darkroom.checks import audit
+from darkroom.checks import snapshots
 from darkroom.jobs import TERMINAL, TRANSITIONS, State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import (
@@ -209,7 +209,7 @@ CALLS: Mapping[str, Maker] = {
         owner="courier", call=CALL, limit=10, now=jobs.now
     ),
     "acknowledge a notice": lambda jobs, job_id: calls.ack_notice(SUBSCRIPTION, changed=START_MS, now=jobs.now),
-    "inspect a delivery": lambda jobs, job_id: audit.inspect_delivery(f"{job_id}.3.job"),
+    "inspect a delivery": lambda jobs, job_id: snapshots.inspect_delivery(f"{job_id}.3.job"),
     "epoch": lambda jobs, job_id: calls.advance_epoch(Epoch(1, 7, jobs.now - 5000), now=jobs.now),
     "epoch acknowledged": lambda jobs, job_id: calls.advance_epoch(NEVER, acknowledge=True, now=jobs.now),
     "announce": lambda jobs, job_id: calls.announce_pool(POOL, models=["sd"], now=jobs.now),
@@ -223,7 +223,7 @@ CALLS: Mapping[str, Maker] = {
     "drain": lambda jobs, job_id: calls.drain(POOL, count=1, now=jobs.now),
     "append a decision": lambda jobs, job_id: calls.append_decision(POOL, at=jobs.now, entry="{}"),
     "read": lambda jobs, job_id: Call("read_job", ("job", job_id), decode_job),
-    "inspect": lambda jobs, job_id: audit.inspect(job_id, now=jobs.now),
+    "inspect": lambda jobs, job_id: snapshots.inspect(job_id, now=jobs.now),
     "repair": lambda jobs, job_id: calls.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
     "canary": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, now=jobs.now),
     "canary withdrawn": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, withdraw=True, now=jobs.now),

@@ -15,7 +15,7 @@ from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.queues import Foreign
 from darkroom.ledger.reads.jobs import OUTBOX_SAMPLE
-from darkroom.ledger.records import JobRecord, LogEntry, Outbox
+from darkroom.ledger.records import FIELDS, JobRecord, LogEntry, Outbox
 from darkroom.webhooks.subscriptions import Webhook, WebhookEvent
 from darkroom_courier.metrics import MAX_TENANTS, OTHER, CourierMetrics, attempts
 
@@ -152,8 +152,7 @@ def past(*entries: tuple[int, JobEvent, dict[str, Any]], state: State = State.CO
     log = [LogEntry("j", seq, event, _state(event), AT + ms, data) for seq, (ms, event, data) in enumerate(entries, 2)]
     end = log[-1]
     starts = [entry.at for entry in log if entry.event is JobEvent.STARTED]
-    nothing = ("not_before", "start_deadline", "cancel_requested", "step", "steps", "place", "traceparent")
-    fields: dict[str, Any] = dict.fromkeys(nothing)
+    fields: dict[str, Any] = dict.fromkeys(field.name for field in FIELDS)
     fields |= {"id": "j", "tenant": "default", "model": "sd", "pool": POOL, "state": state, "input": {}, "fields": {}}
     fields |= {"created": AT, "started": starts[0] if starts else None, "ended": end.at, "attempt": len(starts)}
     fields |= {"counted": 0, "max_attempts": 3, "priority": 5, "run_timeout": 60.0, "worker": "w", "progress": 0}

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from darkroom.checks.audit import FaultKind
 from darkroom.checks.auditor import Auditor
-from darkroom.checks.doctor import Limits, Severity, diagnose
+from darkroom.checks.doctor import diagnose
 from darkroom.checks.examination import examine
+from darkroom.checks.ledger_checks import Limits
+from darkroom.checks.symptoms import Severity
 from darkroom.errors import LedgerUnavailable
 from darkroom.jobs import State
 from darkroom.ledger import calls, reads

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from darkroom.checks.doctor import Limits, diagnose
+from darkroom.checks.doctor import diagnose
 from darkroom.checks.examination import examine
+from darkroom.checks.ledger_checks import Limits
 from darkroom.jobs import ErrorKind, State
 from darkroom.ledger import calls, queues, reads
 from darkroom.ledger.client import AsyncLedger

@@ -6,8 +6,9 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from darkroom.checks.doctor import Diagnosis, Limits, diagnose
+from darkroom.checks.doctor import Diagnosis, diagnose
 from darkroom.checks.examination import examine
+from darkroom.checks.ledger_checks import Limits
 from darkroom.history.store import History
 from darkroom.ledger.connection import connect_async
 

@@ -1,1 +1,1 @@
-"""The models that jobs can name: one TOML file each, its parameters, and their validation."""
+"""The models that jobs can name: one TOML file each, its parameters, and their validation. The door is `models.py`."""

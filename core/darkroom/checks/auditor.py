@@ -19,18 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 import redis.asyncio
 
 from darkroom.artifacts import ArtifactStore
-from darkroom.checks import audit
-from darkroom.checks.audit import (
-    OTHER_SETS,
-    PLACES,
-    POOL_SETS,
-    REPAIRABLE,
-    Fault,
-    FaultKind,
-    JobSnapshot,
-    QueuedMessage,
-    StaleMessage,
-)
+from darkroom.checks import audit, snapshots
+from darkroom.checks.audit import REPAIRABLE, Fault, FaultKind, StaleMessage
+from darkroom.checks.snapshots import OTHER_SETS, PLACES, POOL_SETS, JobSnapshot, QueuedMessage
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import Artifact
 from darkroom.ledger import calls, epochs, reads
@@ -231,13 +222,13 @@ class Auditor:
         return [fault for fault in found if fault is not None]
 
     async def _of_deliveries(self, ids: Sequence[str]) -> list[Fault]:
-        looks = await self._answers([audit.inspect_delivery(each) for each in ids])
+        looks = await self._answers([snapshots.inspect_delivery(each) for each in ids])
         found = [audit.delivery_fault(look) for look in looks]
         return [fault for fault in found if fault is not None]
 
     async def _of_targets(self, target: str, ids: Sequence[str]) -> list[Fault]:
         """Check the deliveries that are due to a target."""
-        looks = await self._answers([audit.inspect_delivery(each, target=target) for each in ids])
+        looks = await self._answers([snapshots.inspect_delivery(each, target=target) for each in ids])
         found = [audit.due_delivery_fault(target, look) for look in looks]
         return [fault for fault in found if fault is not None]
 
@@ -354,7 +345,7 @@ class Auditor:
         self, ids: Sequence[str], *, pool: str | None = None, letter_of: str | None = None
     ) -> list[JobSnapshot]:
         """A snapshot of each job, at a moment of its own."""
-        return await self._answers([audit.inspect(job_id, pool=pool, letter_of=letter_of) for job_id in ids])
+        return await self._answers([snapshots.inspect(job_id, pool=pool, letter_of=letter_of) for job_id in ids])
 
     async def _answers(self, batch: Sequence[Call[T]]) -> list[T]:
         answers: list[T] = []
@@ -375,7 +366,7 @@ class Auditor:
     async def _list(self, pool: str) -> list[QueuedMessage]:
         """The messages in the pool's Celery queue."""
         return [
-            QueuedMessage(pool, "list", audit.tag_of(message))
+            QueuedMessage(pool, "list", snapshots.tag_of(message))
             for message in await reads.queued_messages(self._ledger, pool)
         ]
 

@@ -21,11 +21,11 @@ import redis.asyncio
 from redis.exceptions import NoPermissionError, RedisError
 
 from darkroom.backoff import Backoff
-from darkroom.checks.doctor import (
+from darkroom.checks.ledger_checks import Limits
+from darkroom.checks.system import (
     ClockOffset,
     ForeignDrops,
     LedgerInfo,
-    Limits,
     OldestJob,
     OverdueJob,
     PoolInfo,
