@@ -118,7 +118,7 @@ def fill_tenant_stream(jobs: DrivenJobs) -> None:
 @asynccontextmanager
 async def replaying(function: Functions) -> AsyncIterator[None]:
     """While the block runs, REPLAYS clients read the whole stream of the tenant repeatedly (`fill_tenant_stream`)."""
-    request = f"GET {routes.NEWS}?since=0 HTTP/1.1\r\nHost: 127.0.0.1:{function.port}\r\n\r\n".encode()
+    request = f"GET {routes.TENANT_EVENTS}?since=0 HTTP/1.1\r\nHost: 127.0.0.1:{function.port}\r\n\r\n".encode()
 
     async def replay() -> None:
         while True:

@@ -72,7 +72,7 @@ def test_each_answer_says_whether_it_may_be_kept_and_is_not_sniffed(api: Api) ->
         ("DELETE", JOBS + job["id"], {}, not_kept),
         ("GET", "/healthz", {}, not_kept),
         ("GET", "/nothing/here", {}, not_kept),
-        ("HEAD", routes.NEWS, {}, "no-store, no-transform"),
+        ("HEAD", routes.TENANT_EVENTS, {}, "no-store, no-transform"),
     ):
         answer = api.client.request(method, path, **more)
         assert answer.headers.get_list("cache-control") == [rule], (method, path, answer.status_code)
@@ -278,7 +278,7 @@ def test_a_slash_at_the_end_of_a_path_changes_nothing(api: Api) -> None:
     requests += [("POST", routes.SINK), ("POST", routes.UNDELIVERED_SINK), ("GET", "/healthz"), ("GET", "/readyz")]
     requests += [("PUT", JOBS), ("GET", f"{routes.UNDELIVERED}{UNKNOWN}"), ("GET", "/nothing/here")]
     for method, path in requests:
-        asked = "HEAD" if path == routes.NEWS else method  # a GET is answered for as long as it stays
+        asked = "HEAD" if path == routes.TENANT_EVENTS else method  # a GET is answered for as long as it stays
         form = path.rstrip("/")
         one, other = (api.client.request(asked, each) for each in (form, form + "/"))
         assert one.status_code == other.status_code, (method, path)

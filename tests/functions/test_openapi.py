@@ -103,7 +103,7 @@ ONE_EVENT_ID = f"{UNKNOWN_JOB}:12"
         (JOBS, "limit", ["1", "100"], ["0", "101", "x", "1.5"]),
         (f"{JOBS}{{id}}/events", "since", ["7", "end", ONE_EVENT_ID], ["", "-1", "end7", "9" * 16]),
         (f"{JOBS}{{id}}/events", "Last-Event-ID", ["7", "end", ONE_EVENT_ID, ""], ["-1", "7,8", "9" * 16]),
-        (routes.NEWS, "since", ["0", "1-0"], ["1", "end", "1-", "9" * 16 + "-0"]),
+        (routes.TENANT_EVENTS, "since", ["0", "1-0"], ["1", "end", "1-", "9" * 16 + "-0"]),
         (LETTERS, "after", [f"1-{UNKNOWN_JOB}"], ["", UNKNOWN_JOB, "1-1"]),
         (routes.UNDELIVERED, "after", [f"1-{UNKNOWN[1:]}"], ["", UNKNOWN[1:]]),
     ],
@@ -262,8 +262,8 @@ def provoke_streams(api: Api) -> None:
     api.request("DELETE", stream.removesuffix("/events"))
     api.get(stream)
     api.get(f"{JOBS}123/events")
-    api.request("HEAD", routes.NEWS)
-    api.get(routes.NEWS, params={"since": "soon"})
+    api.request("HEAD", routes.TENANT_EVENTS)
+    api.get(routes.TENANT_EVENTS, params={"since": "soon"})
     fill_tenant_stream(api.jobs)
     asyncio.run(provoke_refused_replay(api))
 
@@ -272,7 +272,7 @@ async def provoke_refused_replay(api: Api) -> None:
     """Ask for a replay, as many others do, until it is refused."""
 
     def ask() -> bool:
-        with api.client.stream("GET", routes.NEWS, params={"since": "0"}) as response:
+        with api.client.stream("GET", routes.TENANT_EVENTS, params={"since": "0"}) as response:
             if response.status_code == 200:
                 return False
             response.read()
@@ -380,7 +380,7 @@ def provoke_outage(api: Api) -> str:
     api.post("/flux")
     api.post("/", headers=binary("five"), json={})
     job_id = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
-    for path in (f"/tasks/{job_id}", JOBS + job_id, JOBS, f"{JOBS}{job_id}/events", routes.NEWS):
+    for path in (f"/tasks/{job_id}", JOBS + job_id, JOBS, f"{JOBS}{job_id}/events", routes.TENANT_EVENTS):
         api.get(path)
     api.post(f"{JOBS}{job_id}/cancel")
     api.request("DELETE", JOBS + job_id)

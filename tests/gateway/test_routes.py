@@ -223,7 +223,11 @@ def are_headers_of_own(response: httpx.Response) -> None:
 
 def test_the_caching_that_a_function_allows_stands(front: Front) -> None:
     job = front.client.post("/flux", json={}).headers["location"]
-    for path, rule in ((job, "private, no-cache"), (f"{job}x", "no-store"), (routes.NEWS, "no-store, no-transform")):
+    for path, rule in (
+        (job, "private, no-cache"),
+        (f"{job}x", "no-store"),
+        (routes.TENANT_EVENTS, "no-store, no-transform"),
+    ):
         response = front.client.head(path)
         assert response.headers.get_list("cache-control") == [rule]
         assert response.headers.get_list("x-content-type-options") == ["nosniff"]

@@ -113,7 +113,7 @@ ROUTES = [
     ),
     ApiRoute(
         "GET",
-        routes.NEWS,
+        routes.TENANT_EVENTS,
         follow_tenant,
         operation="followTenant",
         summary="Follow all jobs, without their progress, as server-sent events",
