@@ -1,7 +1,8 @@
-"""The HTTP server of a process that serves nothing else: a cluster's probes and Prometheus ask it by GET.
+"""The HTTP server for probes and metrics of a process that serves nothing else over HTTP.
 
-Courier and worker serve it, each with its own answers (`darkroom_courier/health.py`, `darkroom_worker/probes.py`). It
-costs no process, unlike a probe that runs a command. Each connection gets one answer.
+Courier, operator and worker run it, each with its own responses. It has threads of its own, so it also responds while
+the process is busy; and it starts no process, unlike a probe that runs a command. It answers GET, one request for each
+connection.
 """
 
 from __future__ import annotations
@@ -9,68 +10,95 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from darkroom.errors import SettingError
 
 REQUEST_TIMEOUT_S = 5.0
-REQUEST_MAX_BYTES = 8 * 1024
+"""The longest silence of a client, and the longest time that a response may take: kubelet waits for less."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The answer to a request."""
-
+class ProbeResponse:
     status: int
     content: bytes
     media_type: str = "application/json"
 
     @classmethod
-    def of(cls, status: int, body: object) -> Answer:
-        """An answer whose body is JSON."""
+    def of_json(cls, status: int, body: object) -> ProbeResponse:
         return cls(status, json.dumps(body).encode())
 
 
-Answering = Callable[[str], Awaitable[Answer]]
-"""Returns the answer for a path."""
+class ProbeServer(ThreadingHTTPServer):
+    """Serves `respond`, which returns the response for a path and is called in a thread of each request.
 
+    It listens as soon as it is made. Raises SettingError, in the name of `variable`, where it cannot.
+    """
 
-def listener(*, host: str, port: int, variable: str) -> socket.socket:
-    """A socket that listens there. Raises SettingError, in the name of the variable that has the port."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise SettingError(f"{variable}='{port}': cannot listen on {host}:{port}: {error.strerror or error}") from error
+    daemon_threads = True
+
+    def __init__(self, respond: Callable[[str], ProbeResponse], *, host: str, port: int, variable: str) -> None:
+        self.respond = respond
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            reason = error.strerror or error
+            raise SettingError(f"{variable}='{port}': cannot listen on {host}:{port}: {reason}") from error
+
+    def server_bind(self) -> None:
+        """Without a look-up of the host's name, which http.server does for CGI scripts."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+
+    def start(self) -> None:
+        """Serve in a thread until the process ends or `close` is called."""
+        threading.Thread(target=self.serve_forever, name="probes", daemon=True).start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
 
 
 @asynccontextmanager
-async def served(answering: Answering, *, listening: socket.socket) -> AsyncIterator[None]:
-    """Answer requests while the block runs."""
+async def served(
+    respond: Callable[[str], Awaitable[ProbeResponse]], *, host: str, port: int, variable: str
+) -> AsyncIterator[None]:
+    """Serve `respond` in the event loop while the block runs. A loop that hangs leaves requests without a response."""
+    loop = asyncio.get_running_loop()
 
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                head = await reader.readuntil(b"\r\n\r\n")
-                words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
-                path = words[1].partition("?")[0] if len(words) > 1 else ""
-                writer.write(_response(await answering(path)))
-                await writer.drain()
-        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # a prober that went away, or speaks no HTTP
-        finally:
-            writer.close()
+    async def responded(path: str) -> ProbeResponse:
+        return await respond(path)
 
-    server = await asyncio.start_server(converse, sock=listening, limit=REQUEST_MAX_BYTES)
-    async with server:
+    def in_loop(path: str) -> ProbeResponse:
+        return asyncio.run_coroutine_threadsafe(responded(path), loop).result(REQUEST_TIMEOUT_S)
+
+    server = ProbeServer(in_loop, host=host, port=port, variable=variable)
+    server.start()
+    try:
         yield
+    finally:
+        await asyncio.to_thread(server.close)
 
 
-def _response(answer: Answer) -> bytes:
-    head = (
-        f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nContent-Type: {answer.media_type}\r\n"
-        f"Content-Length: {len(answer.content)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + answer.content
+class _Handler(BaseHTTPRequestHandler):
+    server: ProbeServer
+    timeout = REQUEST_TIMEOUT_S
+
+    def do_GET(self) -> None:
+        try:
+            response = self.server.respond(self.path.partition("?")[0])
+        except TimeoutError:
+            response = ProbeResponse.of_json(503, {"status": "busy"})
+        self.send_response(response.status)
+        self.send_header("Content-Type", response.media_type)
+        self.send_header("Content-Length", str(len(response.content)))
+        self.end_headers()
+        self.wfile.write(response.content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: probes come every few seconds."""

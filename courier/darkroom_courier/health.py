@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from darkroom import probes
-from darkroom.probes import Answer
+from darkroom.probes import ProbeResponse
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from darkroom_courier.metrics import CourierMetrics
@@ -51,11 +51,10 @@ async def served(health: Health, metrics: CourierMetrics, *, host: str, port: in
         yield
         return
 
-    async def answering(path: str) -> Answer:
+    async def respond(path: str) -> ProbeResponse:
         if path == METRICS:
-            return Answer(200, await metrics.page(), media_type=CONTENT_TYPE_LATEST)
-        return Answer.of(*health.answer(path))
+            return ProbeResponse(200, await metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        return ProbeResponse.of_json(*health.answer(path))
 
-    listening = probes.listener(host=host, port=port, variable="DARKROOM_PROBE_PORT")
-    async with probes.served(answering, listening=listening):
+    async with probes.served(respond, host=host, port=port, variable="DARKROOM_PROBE_PORT"):
         yield

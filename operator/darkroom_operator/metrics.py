@@ -1,6 +1,7 @@
-"""What Prometheus and the probes are told: `/metrics`, `/healthz`, `/readyz`.
+"""Probes and metrics of the operator: `/healthz`, `/readyz`, `/metrics`.
 
-The figures are made from the world when somebody asks, so that a tick over a thousand pools costs nothing for them.
+The metrics are computed from the cluster's state at each request, so a tick over a thousand pools costs nothing for
+them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from darkroom import probes
+from darkroom.probes import ProbeResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -25,8 +27,8 @@ DEMAND = ("waiting", "dispatched", "running", "due_soon")
 
 REPLICA_STATES = ("starting", "idle", "busy", "draining", "faulty")
 
-ProbeResponse = Callable[[], tuple[int, dict[str, object]]]
-"""Status and body for a probe."""
+Probe = Callable[[], tuple[int, dict[str, object]]]
+"""Returns the status and body of the response to a probe."""
 
 
 class PoolMetrics(Collector):
@@ -72,33 +74,22 @@ class PoolMetrics(Collector):
 
 @asynccontextmanager
 async def served(
-    world: ClusterState, *, healthy: ProbeResponse, ready: ProbeResponse, host: str, port: int | None
+    world: ClusterState, *, healthy: Probe, ready: Probe, host: str, port: int | None
 ) -> AsyncIterator[None]:
-    """Answers on `port` while the block runs; without one it answers nobody."""
+    """Serve probes and metrics on `port` while the block runs; without a port, do nothing. Raises SettingError."""
     if port is None:
         yield
         return
     registry = CollectorRegistry()
     registry.register(PoolMetrics(world))
+    by_path = {"/healthz": healthy, "/readyz": ready}
 
-    async def figures(_request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def respond(path: str) -> ProbeResponse:
+        if path == "/metrics":
+            return ProbeResponse(200, generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        if path in by_path:
+            return ProbeResponse.of_json(*by_path[path]())
+        return ProbeResponse.of_json(404, {"status": "not found"})
 
-    def probe(answer: ProbeResponse) -> Callable[[web.Request], object]:
-        async def handle(_request: web.Request) -> web.Response:
-            status, body = answer()
-            return web.json_response(body, status=status)
-
-        return handle
-
-    app = web.Application()
-    app.router.add_get("/metrics", figures)
-    app.router.add_get("/healthz", probe(healthy))  # type: ignore[arg-type]
-    app.router.add_get("/readyz", probe(ready))  # type: ignore[arg-type]
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
+    async with probes.served(respond, host=host, port=port, variable="DARKROOM_PROBE_PORT"):
         yield
-    finally:
-        await runner.cleanup()

@@ -23,7 +23,7 @@ from darkroom_worker.child.run import ClaimedJob, ProgressReporter, Runner, retr
 from darkroom_worker.engines.instant import InstantEngine
 from darkroom_worker.engines.registry import EngineResult, Interrupted, OnStep, OutOfMemory, WorkerFault
 from darkroom_worker.parent.pool import EXIT_FAULT, PROBE_BACKOFF, QueueGate
-from darkroom_worker.parent.probes import answer
+from darkroom_worker.parent.probes import respond
 
 from tests.driven_jobs import DrivenJobs
 
@@ -215,7 +215,7 @@ class Round:
     ],
 )
 def test_a_probe_is_answered_by_what_the_watch_does(path: str, watch: Round, status: int) -> None:
-    assert answer(path, watch, clock=lambda: 100).status == status
+    assert respond(path, watch, clock=lambda: 100).status == status
 
 
 # Memory that does not suffice

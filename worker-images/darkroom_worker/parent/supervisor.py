@@ -16,13 +16,13 @@ import signal
 from celery.apps.worker import Worker, install_cry_handler
 from darkroom.catalogue.models import Model
 from darkroom.ledger import queues
-from darkroom.probes import listener
+from darkroom.probes import ProbeServer
 from darkroom.supervision import FAILED
 
 from darkroom_worker.celery_app import WorkerApp, make_app
 from darkroom_worker.child.memory import ChildMemory
 from darkroom_worker.parent.pool import QueueGate
-from darkroom_worker.parent.probes import ProbeServer
+from darkroom_worker.parent.probes import respond
 from darkroom_worker.parent.registration import SUPERVISOR_TIMEOUTS, Supervisor, WorkerIdentity
 from darkroom_worker.parent.remote_control import replace_commands
 from darkroom_worker.parent.transport import message_dropped
@@ -84,8 +84,13 @@ def run_worker(settings: WorkerSettings, models: tuple[Model, ...]) -> int:
     app.gate.bind(program.consumer)
     app.watch.bind(program)
     if settings.probe_port is not None:
-        listening = listener(host=settings.host, port=settings.probe_port, variable="DARKROOM_PROBE_PORT")
-        ProbeServer(app.watch, listening).start()
+        probes = ProbeServer(
+            lambda path: respond(path, app.watch),
+            host=settings.host,
+            port=settings.probe_port,
+            variable="DARKROOM_PROBE_PORT",
+        )
+        probes.start()
     app.watch.start()
     try:
         program.start()
