@@ -17,7 +17,7 @@ from darkroom.ledger import calls
 from darkroom.links import Links
 from darkroom_functions import api as api_routes
 from darkroom_functions.http import routes
-from darkroom_functions.resources import listing
+from darkroom_functions.resources import listing, schemas
 from darkroom_functions.submission import reading
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -33,6 +33,12 @@ from tests.redis_server import RedisServer
 LETTERS = routes.DEAD_LETTERS
 SUBSCRIPTIONS = routes.SUBSCRIPTIONS
 RECEIVER = "https://client.example/"
+
+BODIES = frozenset(
+    name.removesuffix("Body")
+    for name, each in vars(schemas).items()
+    if name.endswith("Body") and isinstance(each, type)
+)
 
 UNKNOWN_JOB = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
 UNKNOWN = f"/und_{0:032x}"
@@ -69,6 +75,38 @@ def test_every_field_and_every_query_parameter_is_described(api: Api) -> None:
     assert (of_job, described) == ("id", list(listing.DELIVERY_PARAMETERS))
     described = [parameter["name"] for parameter in document["paths"][routes.UNDELIVERED]["get"]["parameters"]]
     assert described == list(listing.UNDELIVERED_PARAMETERS)
+
+
+PRONOUNS = ("it", "its", "they", "their", "this", "that", "these", "those", "what", "who", "whom", "whose", "he", "she")
+SHORTEST_DESCRIPTION = 12
+
+
+def test_every_description_names_its_subject() -> None:
+    """It has at least 12 characters, and does not begin with a pronoun."""
+    document = api_routes.document(Catalogue.load(), public_url=PUBLIC_URL)
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    parameters = [parameter for operation in operations for parameter in operation["parameters"]]
+    responses = [response for operation in operations for response in operation["responses"].values()]
+    headers = [header for response in responses for header in response.get("headers", {}).values()]
+    assert all(operation["summary"] for operation in operations)
+    assert all(item["description"] for item in (*parameters, *responses, *headers))
+    assert all(
+        schema.get("description") for name, schema in document["components"]["schemas"].items() if name in BODIES
+    )
+    poor = [
+        text
+        for text in texts(document)
+        if len(text) < SHORTEST_DESCRIPTION or text.split()[0].strip(".,:;'").lower() in PRONOUNS
+    ]
+    assert poor == []
+
+
+def texts(value: object) -> list[str]:
+    """Every description and summary within `value`."""
+    if isinstance(value, Mapping):
+        own = [value[key] for key in ("description", "summary") if isinstance(value.get(key), str)]
+        return own + [found for item in value.values() for found in texts(item)]
+    return [found for item in value for found in texts(item)] if isinstance(value, list) else []
 
 
 def test_every_schema_is_one_and_every_reference_leads_somewhere(api: Api) -> None:

@@ -454,7 +454,7 @@ class DeliveriesBody(TypedDict):
 
 
 class ModelBody(TypedDict):
-    """A model."""
+    """A model and its parameters."""
 
     name: str
     title: str
