@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -30,19 +29,15 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from darkroom_functions import api
 from darkroom_functions.http import probes, responses
-from darkroom_functions.http.metrics import FunctionMetrics, Metrics
-from darkroom_functions.http.routes import route_of
-from darkroom_functions.http.semantics import Validators
+from darkroom_functions.http.metrics import CLIENT_CLOSED, FunctionMetrics, Metrics, MetricsMiddleware
+from darkroom_functions.http.routes import ApiRoute
 
 FUNCTIONS = ("submit", "jobs", "result", "undelivered")
 """The functions there are; each is the file of its name in this folder."""
-
-CLIENT_CLOSED = 499
-"""nginx' status for a client that disconnected; only logs and metrics show it."""
 
 _log = logs.logger(__name__)
 
@@ -64,7 +59,7 @@ def build(name: str, figures: Metrics | None = None) -> Starlette:
     app.state.closing = asyncio.Event()
     app.exception_handlers.update(_translations())
     # In place of the framework's own: a catch-all that answers plain text, and ids for the logs of Google's cloud.
-    app.user_middleware = [Middleware(MetricsMiddleware, figures.of(name)), Middleware(Validators)]
+    app.user_middleware = [Middleware(MetricsMiddleware, figures.of(name))]
     return app
 
 
@@ -108,54 +103,13 @@ class Together:
             yield
 
 
-class MetricsMiddleware:
-    """Counts and times the responses of a function, probes aside. An unexpected error is logged, and answered with a
-    problem without details.
-    """
-
-    def __init__(self, app: ASGIApp, figures: FunctionMetrics) -> None:
-        self._app = app
-        self._figures = figures
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            self._figures.sockets += 1
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                self._figures.sockets -= 1
-            return
-        status = 0
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        began = time.perf_counter()
-        self._figures.requests += 1
-        try:
-            await self._app(scope, receive, noting)
-        except Exception:
-            _log.exception("unexpected", method=scope["method"], path=scope["path"])
-            if status:
-                raise  # the server closes the connection, so that the client does not take a part for the whole
-            await responses.unexpected()(scope, receive, noting)
-        finally:
-            self._figures.requests -= 1
-            if scope["path"] not in probes.PATHS:
-                seconds = time.perf_counter() - began
-                self._figures.answered(route_of(scope), status or CLIENT_CLOSED, seconds=seconds)
-
-
 def _translations() -> dict[Any, Any]:
     return {DarkroomError: _darkroom_error, HTTPException: _http_exception, ClientDisconnect: _client_disconnect}
 
 
 async def _darkroom_error(request: Request, error: DarkroomError) -> Response:
-    route = route_of(request.scope)
-    return responses.problem(error, of_event=route is not None and route.takes_events)
+    route = request.scope.get("route")
+    return responses.problem(error, of_event=isinstance(route, ApiRoute) and route.takes_events)
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:

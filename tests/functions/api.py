@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from darkroom.catalogue.models import Catalogue
 from darkroom.ledger import calls
-from darkroom_functions.http import routes
+from darkroom_functions.http.semantics import canonical
 from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
@@ -110,7 +110,7 @@ class Contract:
 
     def _template_of(self, path: str) -> str | None:
         """The template of a path, with a slash at its end or without one."""
-        path = routes.canonical(path)
+        path = canonical(path)
         path = JOBS if path == JOBS.rstrip("/") else path
         for template in self._templates:
             pattern = re.sub(r"\\\{(\w+)\\\}", lambda name: ".+" if name[1] == "key" else "[^/]+", re.escape(template))

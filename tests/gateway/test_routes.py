@@ -19,7 +19,7 @@ import httpx
 import pytest
 from darkroom.jobs import new_job_id
 from darkroom_functions import api
-from darkroom_functions.http import bodies, responses, routes
+from darkroom_functions.http import bodies, responses, routes, semantics
 from darkroom_functions.http.routes import ApiRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -99,7 +99,7 @@ def test_what_is_no_operation_is_refused_by_the_function_that_one_port_would_ask
 ) -> None:
     said = client.request(method, path).json()
     decoded = httpx.URL(f"http://x{path}").path
-    assert said["function"] == api.function_of({"type": "http", "method": method, "path": routes.canonical(decoded)})
+    assert said["function"] == api.function_of({"type": "http", "method": method, "path": semantics.canonical(decoded)})
     assert said["path"] == path
 
 

@@ -21,6 +21,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from darkroom.catalogue.parameters import SIDES, Parameter, ParameterType, Value, json_schema, read_input, shown
@@ -137,7 +138,7 @@ class Catalogue:
             raise SettingError(f"default: one model file has to say true; {' and '.join(defaults) or 'none'} does")
         return cls({name: models[name] for name in sorted(models)})
 
-    @property
+    @cached_property
     def default(self) -> Model:
         return next(model for model in self if model.default)
 

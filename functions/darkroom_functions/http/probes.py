@@ -20,17 +20,17 @@ from darkroom_functions.http import metrics
 from darkroom_functions.http.metrics import Metrics
 from darkroom_functions.http.responses import answer
 
-LEDGER_PATIENCE_S = 10.0
+LEDGER_TIMEOUT_S = 10.0
 """A handler answers 503 when the ledger has said nothing for this long: a Redis that hangs is as good as away."""
 
-PROBE_PATIENCE_S = 2.0
+PROBE_TIMEOUT_S = 2.0
 """A probe asks again soon, so it waits for less."""
 
-PATHS = ("/healthz", "/readyz", metrics.PATH)
+PATHS = metrics.PROBE_PATHS
 
 
 @asynccontextmanager
-async def patience(seconds: float = LEDGER_PATIENCE_S) -> AsyncIterator[None]:
+async def ledger_timeout(seconds: float = LEDGER_TIMEOUT_S) -> AsyncIterator[None]:
     """Raises LedgerUnavailable where what is within takes longer."""
     try:
         async with asyncio.timeout(seconds):
@@ -46,7 +46,7 @@ async def make_sure_of_ledger(*apps: Starlette) -> None:
     """
     for app in apps:
         if not getattr(app.state, "ledger_reached", False):
-            async with patience(PROBE_PATIENCE_S):
+            async with ledger_timeout(PROBE_TIMEOUT_S):
                 await app.state.ledger.ping()
             app.state.ledger_reached = True
 

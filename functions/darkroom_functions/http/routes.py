@@ -15,10 +15,13 @@ from darkroom.catalogue.parameters import shown
 from darkroom.errors import DarkroomError, MethodNotAllowed, NotFound
 from darkroom.jobs import is_job_id
 from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import Match, Route
 from starlette.types import Scope
+
+from darkroom_functions.http.semantics import Validators, canonical
 
 JOBS = "/api/v1/generation-jobs/"
 DEAD_LETTERS = "/api/v1/dead-letters"
@@ -66,8 +69,8 @@ class ApiRoute(Route):
 
     `path` is the documented one, and may have a slash at its end. `operation` is the OpenAPI operation id; without one
     the route is internal and not described. `scope` is the permission that a caller needs. `refusals` are the errors
-    that the handler raises. `takes_events` marks a route for CloudEvents, whose senders retry some permanent refusals
-    (`responses.EVENT_REFUSED`).
+    that the handler raises. `label` is the same for every request to the route. `takes_events` marks a route for
+    CloudEvents, whose senders retry some permanent refusals (`responses.EVENT_REFUSED`).
     """
 
     def __init__(
@@ -85,10 +88,12 @@ class ApiRoute(Route):
         scope: str | None = None,
         takes_events: bool = False,
     ) -> None:
-        super().__init__(canonical(path), handler, methods=[method])
+        middleware = [Middleware(Validators)] if method == "GET" else []
+        super().__init__(canonical(path), handler, methods=[method], middleware=middleware)
         # Starlette's `$` also matches before a line feed at the end.
         self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
         self.template = re.sub(r":\w+}", "}", path)
+        self.label = f"{method} {self.template}"
         self.method = method
         self.operation = operation
         self.summary = summary
@@ -100,19 +105,9 @@ class ApiRoute(Route):
         self.takes_events = takes_events
 
     @property
-    def label(self) -> str:
-        """Method and path, the same for every request to the route."""
-        return f"{self.method} {self.template}"
-
-    @property
     def allowed(self) -> tuple[str, ...]:
         """The methods that reach the handler: Starlette answers HEAD where there is GET."""
         return ("GET", "HEAD") if self.method == "GET" else (self.method,)
-
-
-def canonical(path: str) -> str:
-    """The form of a path without a slash at its end: both forms are one path."""
-    return path[:-1] if path.endswith("/") and path != "/" and not path.endswith("//") else path
 
 
 def by_precedence(routes: Iterable[ApiRoute]) -> list[ApiRoute]:
@@ -142,9 +137,3 @@ def checked_id(job_id: str) -> str:
     if not is_job_id(job_id):
         raise NotFound(f'"{shown(job_id)}" is not the id of a job: these are UUIDs as a submission answers them')
     return job_id
-
-
-def route_of(scope: Scope) -> ApiRoute | None:
-    """The route that took a request; None for one that none took."""
-    route: BaseRoute | None = scope.get("route")
-    return route if isinstance(route, ApiRoute) else None

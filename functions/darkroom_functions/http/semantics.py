@@ -1,6 +1,6 @@
 """HTTP semantics (RFC 9110): what holds for every request and every answer, whichever function handles it.
 
-`Edge` is the outermost application of a process (`serve.py`), `Validators` stands around each function (`assembly.py`).
+`Edge` is the outermost application of a process (`serve.py`), `Validators` wraps each route of GET (`routes.py`).
 
 - A request of HTTP/1.1 without exactly one valid `Host` is refused (RFC 9112, section 3.2).
 - A path may end in a slash: both forms are one path.
@@ -28,7 +28,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header, parse_date, parse_etags
 
-from darkroom_functions.http import probes, routes
 from darkroom_functions.http.responses import DEFAULT_HEADERS, JSON_TYPE, problem
 
 REVALIDATED = "private, no-cache"
@@ -136,7 +135,12 @@ class Edge:
             await problem(refusal)(scope, receive, completing)
             return
         app = self._compressing if _accepts_gzip(headers) else self._plain
-        await app({**scope, "path": routes.canonical(scope["path"])}, receive, completing)
+        await app({**scope, "path": canonical(scope["path"])}, receive, completing)
+
+
+def canonical(path: str) -> str:
+    """The form of a path without a slash at its end: both forms are one path."""
+    return path[:-1] if path.endswith("/") and path != "/" and not path.endswith("//") else path
 
 
 def host_fault(hosts: Sequence[str], *, http_version: str) -> str | None:
@@ -156,15 +160,12 @@ def _accepts_gzip(headers: Headers) -> bool:
 
 
 class Validators:
-    """Gives the JSON that a GET reads an `ETag`, and answers 304 to a client that has it."""
+    """Adds an `ETag` to a JSON document, and responds 304 to a client that has it. Wraps each route of GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or scope["path"] in probes.PATHS:
-            await self._app(scope, receive, send)
-            return
         if_none_match = _joined(Headers(scope=scope), "if-none-match")
         start: Message | None = None
 

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from darkroom_functions.http.openapi import header, in_path, in_query
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema, checked_id
 from darkroom_functions.http.semantics import REVALIDATED, Selected, select
 from darkroom_functions.resources.schemas import SHA256_PATTERN
@@ -48,7 +48,7 @@ async def read_artifact(request: Request) -> Response:
     try:
         return await _stored(request, services, key, tag=match["sha256"], media_type=MEDIA_TYPES[match["extension"]])
     except NotFound:
-        async with patience():
+        async with ledger_timeout():
             await services.lookup.job(checked_id(match["job"]), tenant=match["tenant"])  # raises Gone if deleted
         raise
 

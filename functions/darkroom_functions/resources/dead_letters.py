@@ -18,7 +18,7 @@ from starlette.responses import Response
 from darkroom_functions.http import routes
 from darkroom_functions.http.bodies import json_object, read_body
 from darkroom_functions.http.openapi import json_body, json_response
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, checked_id
 from darkroom_functions.http.tenants import tenant_of
@@ -26,9 +26,8 @@ from darkroom_functions.resources import listing, views
 from darkroom_functions.resources.jobs import BY_ID
 from darkroom_functions.resources.schemas import DeadLetterBody, DeadLettersBody, PurgedBody, RedriveRequestBody
 from darkroom_functions.resources.services import JobsServices
-from darkroom_functions.resources.submissions import ACCEPTED, REFUSED_JOB, TRACEPARENT
+from darkroom_functions.resources.submissions import ACCEPTED, REFUSED_JOB, TRACEPARENT, new_context, receipt_of
 from darkroom_functions.submission import reading
-from darkroom_functions.submission.intake import fresh, receipt_headers, receipt_status
 
 PURGED_AT_ONCE = 100
 """Dead letters that one round trip purges: a few ms of Redis' time."""
@@ -40,7 +39,7 @@ async def list_dead_letters(request: Request) -> Response:
     """`GET /api/v1/dead-letters`."""
     services: JobsServices = request.app.state.services
     query = listing.read_letters(request.query_params.multi_items())
-    async with patience():
+    async with ledger_timeout():
         page = await services.dead_letters.page(tenant_of(request), limit=query.limit, after=query.after)
     return answer({"dead_letters": [views.dead_letter(letter) for letter in page.letters], "next": page.after})
 
@@ -49,7 +48,7 @@ async def read_dead_letter(request: Request) -> Response:
     """`GET /api/v1/dead-letters/{id}`."""
     services: JobsServices = request.app.state.services
     job_id = checked_id(request.path_params["id"])
-    async with patience():
+    async with ledger_timeout():
         letter = await services.dead_letters.find(job_id, tenant=tenant_of(request))
     if letter is None:
         raise _not_found(job_id)
@@ -63,7 +62,7 @@ async def redrive_dead_letter(request: Request) -> Response:
     body = await read_body(request, limit=services.settings.max_body_bytes)
     edits = reading.read_edits(json_object(request, body, may_be_empty=True))
     job_id = checked_id(request.path_params["id"])
-    async with patience():
+    async with ledger_timeout():
         record = await services.ledger.job(job_id, tenant=tenant)
         found = [] if record is None else await services.lookup.completed([record])
     if not found or found[0].state is not State.FAILED:
@@ -72,20 +71,20 @@ async def redrive_dead_letter(request: Request) -> Response:
         found[0],
         edits,
         catalogue=services.catalogue,
-        fresh=fresh(),
+        context=new_context(),
         source=services.settings.public_url,
         traceparent=traces.traceparent_of(request.headers.get("traceparent")),
     )
     accepted = await services.intake.take(job, memory_high=await services.intake.is_memory_high())
-    content = event.accepted_answer(accepted.job_id, accepted.state)
-    return answer(content, status=receipt_status(accepted), headers=receipt_headers(accepted))
+    status, headers = receipt_of(accepted)
+    return answer(event.accepted_answer(accepted.job_id, accepted.state), status=status, headers=headers)
 
 
 async def purge_dead_letter_of(request: Request) -> Response:
     """`DELETE /api/v1/dead-letters/{id}`. A repeat succeeds, also for a dead letter that was redriven."""
     services: JobsServices = request.app.state.services
     tenant, job_id = tenant_of(request), checked_id(request.path_params["id"])
-    async with patience():
+    async with ledger_timeout():
         done = await services.ledger.run(purge_dead_letter(job_id, tenant=tenant))
     if done is Purged.UNKNOWN:
         raise _not_found(job_id)
@@ -99,7 +98,7 @@ async def purge_dead_letters(request: Request) -> Response:
     tenant = tenant_of(request)
     count, after = 0, None
     while True:
-        async with patience():
+        async with ledger_timeout():
             places = await reads.dead_letters(services.ledger, tenant, limit=PURGED_AT_ONCE, after=after)
             done = await services.ledger.run_each([purge_dead_letter(place.id, tenant=tenant) for place in places])
         for each in done:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from darkroom_functions.http import routes
 from darkroom_functions.http.openapi import in_path, json_response
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import answer
 from darkroom_functions.http.routes import ApiRoute, checked_id
 from darkroom_functions.http.tenants import tenant_of
@@ -36,7 +36,7 @@ async def list_deliveries(request: Request) -> Response:
     services: JobsServices = request.app.state.services
     job_id = await _job_of(request, services)
     query = listing.read_deliveries(request.query_params.multi_items())
-    async with patience():
+    async with ledger_timeout():
         found = await reads.deliveries(services.ledger, job_id, tenant=tenant_of(request))
     keys = [(each.seq, each.recipient) for each in found]
     begin = 0 if query.after is None else bisect_right(keys, _key_of(query.after))
@@ -49,7 +49,7 @@ async def read_delivery(request: Request) -> Response:
     """`GET …/{id}/deliveries/{delivery}`."""
     services: JobsServices = request.app.state.services
     job_id = await _job_of(request, services)
-    async with patience():
+    async with ledger_timeout():
         delivery = await _find(request.path_params["delivery"], job_id, tenant_of(request), services)
     return answer(views.delivery(delivery))
 
@@ -59,7 +59,7 @@ async def redeliver(request: Request) -> Response:
     services: JobsServices = request.app.state.services
     job_id, tenant = await _job_of(request, services), tenant_of(request)
     delivery_id = request.path_params["delivery"]
-    async with patience():
+    async with ledger_timeout():
         delivery = await _find(delivery_id, job_id, tenant, services)
         done = await services.ledger.run(calls.redeliver(delivery.id, job_id=job_id, tenant=tenant))
         if done is Redelivered.NOT_ENABLED:
@@ -72,7 +72,7 @@ async def redeliver(request: Request) -> Response:
 async def _job_of(request: Request, services: JobsServices) -> str:
     """The id of the job in the path. Raises NotFound and Gone."""
     job_id = checked_id(request.path_params["id"])
-    async with patience():
+    async with ledger_timeout():
         await services.lookup.job(job_id, tenant=tenant_of(request))
     return job_id
 

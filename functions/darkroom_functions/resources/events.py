@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from darkroom_functions.http import routes
 from darkroom_functions.http.bodies import read_event
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import ApiRoute
 
 APPLIED_TYPES = frozenset({type_of(JobEvent.STARTED), *(type_of(JobEvent(state)) for state in TERMINAL)})
@@ -48,7 +48,7 @@ async def _apply(event: Event, ledger: AsyncLedger) -> None:
         _log.info("event_ignored", event_id=event.id, type=event.type, job=event.subject)
         return
     job_id, seq = _entry_of(event)
-    async with patience():
+    async with ledger_timeout():
         applied = await ledger.run(calls.mark_applied(job_id, seq=seq))
     if applied is calls.Applied.NEWER:
         raise NewerRecord(f"the record of job {job_id} is of a later version than this function knows", retry_after=5)

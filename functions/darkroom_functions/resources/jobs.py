@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from darkroom_functions.http import routes
 from darkroom_functions.http.openapi import in_path, in_query, json_response
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import JSON_TYPE, answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, checked_id
 from darkroom_functions.http.tenants import tenant_of
@@ -40,7 +40,7 @@ async def read_task(request: Request) -> Response:
     """`GET /tasks/{id}`."""
     services: JobsServices = request.app.state.services
     job_id = checked_id(request.path_params["id"])
-    async with patience():
+    async with ledger_timeout():
         record = await services.lookup.job(job_id, tenant=tenant_of(request))
     return answer(views.task(record.id, celery_status(record)))
 
@@ -51,7 +51,7 @@ async def read_job(request: Request) -> Response:
     tenant, asked = tenant_of(request), services.waiting.asked(request)
     job_id = checked_id(request.path_params["id"])
     await services.waiting.for_end(job_id, tenant=tenant, wait=asked, request=request)
-    async with patience():
+    async with ledger_timeout():
         record, log = await services.lookup.story(job_id, tenant=tenant)
     view = views.story(record, log, catalogue=services.catalogue, links=services.links, now_s=time.time())
     return answer(view, headers=asked.headers)
@@ -61,7 +61,7 @@ async def list_jobs(request: Request) -> Response:
     """`GET /api/v1/generation-jobs/`."""
     services: JobsServices = request.app.state.services
     query = listing.read(request.query_params.multi_items())
-    async with patience():
+    async with ledger_timeout():
         listed = await services.lookup.page(
             tenant_of(request),
             limit=query.limit,
@@ -84,7 +84,7 @@ async def cancel_job(request: Request) -> Response:
     """`POST …/{id}/cancel`. A repeat returns the receipt of the first, also when only the history has the job."""
     services: JobsServices = request.app.state.services
     tenant, job_id = tenant_of(request), checked_id(request.path_params["id"])
-    async with patience():
+    async with ledger_timeout():
         done = await services.ledger.run(cancel(job_id, tenant=tenant))
         if done.receipt is None or done.state is None:
             record, log = await services.lookup.story(job_id, tenant=tenant)
@@ -98,7 +98,7 @@ async def delete_job(request: Request) -> Response:
     services: JobsServices = request.app.state.services
     tenant, now = tenant_of(request), time.time_ns() // 1_000_000
     job_id = checked_id(request.path_params["id"])
-    async with patience():
+    async with ledger_timeout():
         found = await services.lookup.find(job_id, tenant=tenant)
     if found is None:
         raise NotFound(f"there is no job {job_id}")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,8 +43,9 @@ from darkroom.errors import (
     UnknownModel,
     UnsupportedMediaType,
 )
+from darkroom.jobs import new_job_id
 from darkroom.ledger import reads
-from darkroom.ledger.calls import Accepted, Submission
+from darkroom.ledger.calls import Accepted
 from darkroom.ledger.records import JobRecord
 from starlette.requests import Request
 from starlette.responses import Response
@@ -51,7 +53,7 @@ from starlette.responses import Response
 from darkroom_functions.http import routes
 from darkroom_functions.http.bodies import json_object, read_body
 from darkroom_functions.http.openapi import header, in_header, in_path, json_body, json_response, ref
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import JSON_TYPE, answer, problem_members, problem_of
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
 from darkroom_functions.http.tenants import tenant_of
@@ -60,8 +62,7 @@ from darkroom_functions.resources.schemas import AcceptedBody, JobBody, Verdicts
 from darkroom_functions.resources.services import SubmitServices
 from darkroom_functions.streams.wait import APPLIED, Wait
 from darkroom_functions.submission import reading, schemas
-from darkroom_functions.submission.intake import fresh, receipt_headers, receipt_status
-from darkroom_functions.submission.reading import RestRequest
+from darkroom_functions.submission.reading import REPEATED, SEED_BITS, RestRequest, SubmissionContext
 
 _IDEMPOTENCY_KEY = re.compile(reading.IDEMPOTENCY_KEY_PATTERN)
 
@@ -76,7 +77,15 @@ async def submit_events(request: Request) -> Response:
     if parsed.mode is Mode.BATCH:
         return await _submit_batch(parsed.events, tenant, services)
     (event,) = parsed.events
-    job = _job_of(event, tenant, services)
+    if isinstance(event, InvalidEvent):
+        raise event
+    job = reading.of_event(
+        event,
+        catalogue=services.catalogue,
+        allow=services.settings.webhook_allow,
+        tenant=tenant,
+        context=new_context(),
+    )
     accepted = await services.intake.take(job, memory_high=await services.intake.is_memory_high())
     reply = events.accepted_event(
         job_id=accepted.job_id,
@@ -88,7 +97,8 @@ async def submit_events(request: Request) -> Response:
         traceparent=job.traceparent,
     )
     headers, content = reply.encode_binary()
-    return Response(content, status_code=receipt_status(accepted), headers=headers | receipt_headers(accepted))
+    status, receipt = receipt_of(accepted)
+    return Response(content, status_code=status, headers=headers | receipt)
 
 
 async def submit_job(request: Request) -> Response:
@@ -107,15 +117,15 @@ async def submit_job(request: Request) -> Response:
         catalogue=services.catalogue,
         allow=services.settings.webhook_allow,
         tenant=tenant_of(request),
-        fresh=fresh(),
+        context=new_context(),
         source=services.settings.public_url,
     )
     accepted = await services.intake.take(job, memory_high=await services.intake.is_memory_high())
     wait = services.waiting.preferred(request)
-    headers = receipt_headers(accepted) | wait.headers
+    status, headers = receipt_of(accepted)
     if not wait.is_preferred:
-        content = events.accepted_answer(accepted.job_id, accepted.state)
-        return answer(content, status=receipt_status(accepted), headers=headers)
+        return answer(events.accepted_answer(accepted.job_id, accepted.state), status=status, headers=headers)
+    headers |= wait.headers
     record = await _job_after(accepted.job_id, request, wait, services)
     if record is not None and not record.is_whole and not accepted.repeated:
         # The input has left Redis, and this function reads no history.
@@ -150,30 +160,42 @@ async def _accepted(
 ) -> Accepted | DarkroomError:
     """The outcome of one event of a batch. The ledger is the first thing awaited, so events keep their order."""
     try:
-        return await services.intake.take(_job_of(event, tenant, services), memory_high=memory_high)
+        if isinstance(event, InvalidEvent):
+            raise event
+        job = reading.of_event(
+            event,
+            catalogue=services.catalogue,
+            allow=services.settings.webhook_allow,
+            tenant=tenant,
+            context=new_context(),
+        )
+        return await services.intake.take(job, memory_high=memory_high)
     except DarkroomError as error:
         return error
 
 
-def _job_of(event: Event | InvalidEvent, tenant: str, services: SubmitServices) -> Submission:
-    if isinstance(event, InvalidEvent):
-        raise event
-    return reading.of_event(
-        event, catalogue=services.catalogue, allow=services.settings.webhook_allow, tenant=tenant, fresh=fresh()
+def new_context() -> SubmissionContext:
+    """What is drawn for each request."""
+    return SubmissionContext(
+        job_id=new_job_id(time.time_ns() // 1_000_000),
+        seed=secrets.randbits(SEED_BITS),
+        traceparent=traces.new_traceparent(secrets.token_bytes(traces.RANDOM_BYTES)),
     )
+
+
+def receipt_of(accepted: Accepted) -> tuple[int, dict[str, str]]:
+    """The status and the headers of the response to an accepted job."""
+    location = {"Location": routes.JOBS + accepted.job_id}
+    return (200, location | {REPEATED: "true"}) if accepted.repeated else (202, location)
 
 
 def _verdict(outcome: Accepted | DarkroomError) -> dict[str, object]:
     if isinstance(outcome, DarkroomError):
         members = problem_members(outcome, of_event=True)
         return {"status": members["status"], "problem": members}
-    receipt = events.accepted_answer(outcome.job_id, outcome.state)
-    return {
-        **receipt,
-        "state": receipt["status"],
-        "status": receipt_status(outcome),
-        "location": receipt_headers(outcome)["Location"],
-    }
+    content = events.accepted_answer(outcome.job_id, outcome.state)
+    status, headers = receipt_of(outcome)
+    return {**content, "state": content["status"], "status": status, "location": headers["Location"]}
 
 
 async def _job_after(job_id: str, request: Request, wait: Wait, services: SubmitServices) -> JobRecord | None:
@@ -184,7 +206,7 @@ async def _job_after(job_id: str, request: Request, wait: Wait, services: Submit
     tenant = tenant_of(request)
     try:
         await services.waiting.for_end(job_id, tenant=tenant, wait=wait, request=request)
-        async with patience():
+        async with ledger_timeout():
             return await services.ledger.job(job_id, tenant=tenant)
     except LedgerUnavailable as error:
         _log.warning("not_waited", job=job_id, error=error.detail)
@@ -198,7 +220,7 @@ async def _terminal_view(record: JobRecord | None, services: SubmitServices) -> 
     if record is None or not record.state.is_terminal or not record.is_whole:
         return None
     try:
-        async with patience():
+        async with ledger_timeout():
             log = await reads.log(services.ledger, record.id)
     except LedgerUnavailable as error:
         _log.warning("not_viewed", job=record.id, error=error.detail)
@@ -232,7 +254,7 @@ REFUSED_JOB = (
 
 RECEIPT_HEADERS: dict[str, Schema] = {
     "Location": header({"type": "string"}, "The path of the job. Absent for a batch."),
-    reading.REPEATED: header({"const": "true"}, "With 200: the job was accepted by an earlier request."),
+    REPEATED: header({"const": "true"}, "With 200: the job was accepted by an earlier request."),
 }
 ACCEPTED = {
     "202": json_response(AcceptedBody, "The job is recorded and queued.", RECEIPT_HEADERS),

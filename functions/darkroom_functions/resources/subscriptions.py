@@ -47,7 +47,7 @@ from starlette.responses import Response
 from darkroom_functions.http import routes
 from darkroom_functions.http.bodies import json_object, read_body
 from darkroom_functions.http.openapi import header, in_header, in_path, json_body, json_response
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import NOT_STORED, answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
 from darkroom_functions.http.tenants import tenant_of
@@ -79,7 +79,7 @@ _log = logs.logger(__name__)
 async def list_subscriptions(request: Request) -> Response:
     """`GET /api/v1/subscriptions`."""
     services: JobsServices = request.app.state.services
-    async with patience():
+    async with ledger_timeout():
         subscriptions = await reads.subscriptions(services.ledger, tenant_of(request))
     return answer({"subscriptions": [views.subscription(each) for each in subscriptions]})
 
@@ -89,7 +89,7 @@ async def create_subscription(request: Request) -> Response:
     services: JobsServices = request.app.state.services
     tenant, fields = tenant_of(request), await _read(request, CREATION, required=["url"])
     subscription_id = new_subscription_id(time.time_ns() // 1_000_000)
-    async with patience():
+    async with ledger_timeout():
         done = await services.ledger.run(
             calls.subscribe(
                 subscription_id,
@@ -123,7 +123,7 @@ async def change_subscription(request: Request) -> Response:
     subscription_id, tenant = checked_id(request.path_params["id"]), tenant_of(request)
     fields = await _read(request, CHANGE)
     state = fields.get("state")
-    async with patience():
+    async with ledger_timeout():
         done = await services.ledger.run(
             calls.subscribe(
                 subscription_id,
@@ -147,7 +147,7 @@ async def delete_subscription(request: Request) -> Response:
     """`DELETE /api/v1/subscriptions/{id}`."""
     services: JobsServices = request.app.state.services
     tenant, subscription_id = tenant_of(request), checked_id(request.path_params["id"])
-    async with patience():
+    async with ledger_timeout():
         if not await services.ledger.run(calls.unsubscribe(subscription_id, tenant=tenant)):
             raise _no_subscription(subscription_id)
     _log.info("unsubscribed", subscription=subscription_id, tenant=tenant)
@@ -168,7 +168,7 @@ async def rotate_subscription_secret(request: Request) -> Response:
     if generation > before.generation:
         fault = FieldError("generation", NOT_A_GENERATION)
         raise InvalidInput(f"{fault.field} {fault.detail}", fields=[fault])
-    async with patience():
+    async with ledger_timeout():
         await services.ledger.run(calls.rotate_secret(before.id, tenant=tenant, generation=generation))
         after = await _known(before.id, tenant, services)
     _log.info("secret_rotated", subscription=before.id, tenant=tenant, generation=after.generation)
@@ -235,7 +235,7 @@ async def _read(
 async def _find(request: Request) -> Subscription:
     """The subscription in the path. Raises NotFound."""
     subscription_id = checked_id(request.path_params["id"])
-    async with patience():
+    async with ledger_timeout():
         return await _known(subscription_id, tenant_of(request), request.app.state.services)
 
 

@@ -27,7 +27,7 @@ from starlette.responses import Response
 from darkroom_functions.http import routes, tenants
 from darkroom_functions.http.bodies import read_event
 from darkroom_functions.http.openapi import in_path, json_response
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute
 from darkroom_functions.http.tenants import tenant_of
@@ -51,7 +51,7 @@ async def store_undelivered(request: Request) -> Response:
     event = await read_event(request, limit=services.settings.max_body_bytes)
     sent, failure = split_failure(event)
     tenant = _tenant_of_event(sent)
-    async with patience():
+    async with ledger_timeout():
         displaced = await services.ledger.run(store(sent, failure, tenant=tenant))
     _log.warning(
         "undelivered",
@@ -72,7 +72,7 @@ async def list_undelivered(request: Request) -> Response:
     """`GET /api/v1/undelivered-events`."""
     services: UndeliveredServices = request.app.state.services
     query = listing.read_undelivered(request.query_params.multi_items())
-    async with patience():
+    async with ledger_timeout():
         page = await services.events.page(tenant_of(request), limit=query.limit, after=query.after)
     return answer({"undelivered_events": [views.undelivered(each) for each in page.events], "next": page.after})
 
@@ -92,7 +92,7 @@ async def replay_undelivered(request: Request) -> Response:
     status, text = await _post(stored.event, services)
     delivered = 200 <= status < 300  # noqa: PLR2004 - as HTTP has it
     if delivered:
-        async with patience():
+        async with ledger_timeout():
             done = await services.ledger.run(calls.mark_replayed(stored.id, last=stored.last))
         delivered = done is Replayed.REPLAYED
     trace = traces.in_logs(stored.event.traceparent)
@@ -104,7 +104,7 @@ async def discard_undelivered(request: Request) -> Response:
     """`DELETE /api/v1/undelivered-events/{id}`; may be repeated."""
     services: UndeliveredServices = request.app.state.services
     event_id, tenant = _checked(request.path_params["id"]), tenant_of(request)
-    async with patience():
+    async with ledger_timeout():
         await services.ledger.run(calls.delete_undelivered(event_id, tenant=tenant))
     _log.info("discarded", id=event_id, tenant=tenant)
     return Response(status_code=204)
@@ -113,7 +113,7 @@ async def discard_undelivered(request: Request) -> Response:
 async def _find(request: Request) -> Undelivered:
     services: UndeliveredServices = request.app.state.services
     event_id = request.path_params["id"]
-    async with patience():
+    async with ledger_timeout():
         found = await services.events.find(_checked(event_id), tenant=tenant_of(request))
     if found is None:
         raise NotFound(f"there is no undelivered event {event_id}")

@@ -26,7 +26,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.streams import cursors
 from darkroom_functions.streams.feed import Feed, TooSlow
@@ -156,7 +156,7 @@ async def _serve(websocket: WebSocket, opening: Opening, *, can_subscribe: bool 
     await websocket.accept()
     try:
         async with AsyncExitStack() as stack:
-            async with patience():
+            async with ledger_timeout():
                 feed = await stack.enter_async_context(opening(sockets))
             await _Conversation(websocket, sockets, feed, can_subscribe=can_subscribe).run()
     except WebSocketDisconnect:
@@ -275,7 +275,7 @@ class _Conversation:
         if len({*job_ids, *self._feed.sources}) > MAX_JOBS:
             _refuse_ids(f"must not exceed {MAX_JOBS} jobs, together with those that the socket follows")
         greeting = control("subscribed", job_ids=job_ids)
-        async with patience():
+        async with ledger_timeout():
             await self._sockets.jobs.subscribe(self._feed, job_ids, since=since, greeting=greeting)
         self._subscribes = True
 

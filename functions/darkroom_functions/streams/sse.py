@@ -30,7 +30,7 @@ from starlette.types import Receive, Scope, Send
 
 from darkroom_functions.http import routes
 from darkroom_functions.http.openapi import in_header, in_path, in_query
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
 from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.streams import cursors
@@ -132,7 +132,7 @@ def _cursor_of(request: Request) -> str | None:
 async def _opened(request: Request, opening: AbstractAsyncContextManager[Feed]) -> Response:
     """The answer that sends a feed. Raises the errors of `Follower.follow` before the answer begins."""
     async with AsyncExitStack() as stack:
-        async with patience():
+        async with ledger_timeout():
             feed = await stack.enter_async_context(opening)
         if feed.ended:
             return Response(status_code=204)

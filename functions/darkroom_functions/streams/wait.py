@@ -26,7 +26,7 @@ from darkroom.supervision import vital
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from darkroom_functions.http.probes import patience
+from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.streams.feed import Feed
 from darkroom_functions.streams.follower import Follower
 from darkroom_functions.streams.job_logs import JobLogs
@@ -145,7 +145,7 @@ class JobWaits:
         deadline = asyncio.get_running_loop().time() + wait.seconds
         async with AsyncExitStack() as stack:
             try:
-                async with patience():
+                async with ledger_timeout():
                     feed = await stack.enter_async_context(self._follower.follow([job_id], tenant=tenant))
             except NotFound:
                 return WaitResult.UNKNOWN

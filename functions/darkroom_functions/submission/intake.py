@@ -6,21 +6,17 @@ share a round trip.
 
 from __future__ import annotations
 
-import secrets
 import time
 
 from darkroom import logs, traces
 from darkroom.errors import DarkroomError
-from darkroom.jobs import new_job_id
 from darkroom.ledger import reads
 from darkroom.ledger.batching import GroupCommit
 from darkroom.ledger.calls import Accepted, Submission, accept
 from darkroom.ledger.client import AsyncLedger
 
-from darkroom_functions.http import routes
-from darkroom_functions.http.probes import LEDGER_PATIENCE_S, patience
+from darkroom_functions.http.probes import LEDGER_TIMEOUT_S, ledger_timeout
 from darkroom_functions.settings import IntakeSettings
-from darkroom_functions.submission.reading import REPEATED, SEED_BITS, Fresh
 
 MEMORY_READING_S = 1.0
 """How old a reading of Redis' memory may be: it grows by megabytes a second at most, and 20 % are kept free."""
@@ -34,7 +30,7 @@ class Intake:
     def __init__(self, ledger: AsyncLedger, settings: IntakeSettings) -> None:
         self._ledger = ledger
         self._settings = settings
-        self._commits: GroupCommit[Accepted | DarkroomError] = GroupCommit(ledger, timeout_s=LEDGER_PATIENCE_S)
+        self._commits: GroupCommit[Accepted | DarkroomError] = GroupCommit(ledger, timeout_s=LEDGER_TIMEOUT_S)
         self._memory_high = False
         self._memory_due = 0.0
 
@@ -67,27 +63,9 @@ class Intake:
         if now >= self._memory_due:
             self._memory_due = now + MEMORY_READING_S
             try:
-                async with patience():
+                async with ledger_timeout():
                     self._memory_high = (await reads.memory(self._ledger)).high
             except BaseException:
                 self._memory_due = 0.0  # without a reading the next request must take one
                 raise
         return self._memory_high
-
-
-def fresh() -> Fresh:
-    """What is new with this request."""
-    return Fresh(
-        job_id=new_job_id(time.time_ns() // 1_000_000),
-        seed=secrets.randbits(SEED_BITS),
-        traceparent=traces.new_traceparent(secrets.token_bytes(traces.RANDOM_BYTES)),
-    )
-
-
-def receipt_status(accepted: Accepted) -> int:
-    return 200 if accepted.repeated else 202
-
-
-def receipt_headers(accepted: Accepted) -> dict[str, str]:
-    headers = {"Location": routes.JOBS + accepted.job_id}
-    return headers | {REPEATED: "true"} if accepted.repeated else headers

@@ -1,7 +1,7 @@
 """A submission: what a caller asks for, read from a CloudEvent or a REST body, checked, and complete for the ledger.
 
 `submit.py` hands in what came over HTTP and gets a `darkroom.ledger.calls.Submission`, or one refusal with every field
-at fault. Nothing here reads a clock or draws a number: `Fresh` brings what is drawn, and times are Redis'.
+at fault. Nothing here reads a clock or draws a number: `SubmissionContext` brings what is drawn, and times are Redis'.
 
 The fields of a request are those of `FIELDS`, and the model's parameters: flat beside them, or under `input`. A field
 that is null is as good as absent.
@@ -49,7 +49,7 @@ MAX_EVENT_NAME = 2048
 MIN_RUN_TIMEOUT_S = 1
 
 MAX_START_DELAY_S = 365 * 24 * 3600
-"""The longest `start_deadline` in seconds: a year. Beyond, a mistake in the unit is likelier than the wish."""
+"""The longest `start_deadline` in seconds: a year. Beyond, a mistake in the unit is likelier than such a request."""
 
 LEAST_PRIORITY, MOST_PRIORITY = 0, 9
 """0 is first, 9 last."""
@@ -81,7 +81,7 @@ _USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 @dataclass(frozen=True)
-class Fresh:
+class SubmissionContext:
     """What is new with every request: an id for the job, and drawn numbers."""
 
     job_id: str
@@ -118,7 +118,7 @@ class StartDeadline:
 
 
 @dataclass(frozen=True)
-class Wish:
+class CheckedRequest:
     """What a caller asks for, checked. `run_timeout` is in seconds."""
 
     model: Model
@@ -130,7 +130,9 @@ class Wish:
     webhook: Webhook | None
 
 
-def of_event(event: Event, *, catalogue: Catalogue, allow: Allow, tenant: str, fresh: Fresh) -> Submission:
+def of_event(
+    event: Event, *, catalogue: Catalogue, allow: Allow, tenant: str, context: SubmissionContext
+) -> Submission:
     """The job that a CloudEvent asks for; its `source` and `id` make repeats of it one job.
 
     Raises InvalidEvent for its attributes, InvalidInput and UnknownModel for its data.
@@ -139,43 +141,45 @@ def of_event(event: Event, *, catalogue: Catalogue, allow: Allow, tenant: str, f
     data = {} if event.data is None else event.data
     if not isinstance(data, dict):
         raise _refusal([FieldError("data", "must be a JSON object")])
-    wish = read(data, catalogue=catalogue, allow=allow, where="data.")
-    deadlines = [deadline for deadline in (wish.start_deadline.at, expiry) if deadline is not None]
+    checked = read(data, catalogue=catalogue, allow=allow, where="data.")
+    deadline = checked.start_deadline.at
+    if deadline is None or (expiry is not None and expiry < deadline):
+        deadline = expiry
     return _submission(
-        wish,
+        checked,
         tenant=tenant,
-        fresh=fresh,
-        start_deadline=replace(wish.start_deadline, at=min(deadlines, default=None)),
+        context=context,
+        start_deadline=replace(checked.start_deadline, at=deadline),
         event_id=event.id,
         event_source=event.source,
         event_time=event.time,
         idempotency_key=_hash(f"ce\n{event.source}\n{event.id}"),
         fingerprint=_fingerprint(data),
-        traceparent=event.traceparent or fresh.traceparent,
+        traceparent=event.traceparent or context.traceparent,
         is_event=True,
     )
 
 
 def of_rest(
-    request: RestRequest, *, catalogue: Catalogue, allow: Allow, tenant: str, fresh: Fresh, source: str
+    request: RestRequest, *, catalogue: Catalogue, allow: Allow, tenant: str, context: SubmissionContext, source: str
 ) -> Submission:
     """The job that a REST request asks for, with a CloudEvent made for it whose `source` is ours.
 
     Raises InvalidInput and UnknownModel.
     """
-    wish = read(request.data, catalogue=catalogue, allow=allow, model_of_path=request.model)
+    checked = read(request.data, catalogue=catalogue, allow=allow, model_of_path=request.model)
     key = request.idempotency_key
     return _submission(
-        wish,
+        checked,
         tenant=tenant,
-        fresh=fresh,
-        start_deadline=wish.start_deadline,
-        event_id=fresh.job_id,
+        context=context,
+        start_deadline=checked.start_deadline,
+        event_id=context.job_id,
         event_source=source,
         event_time=None,
         idempotency_key=None if key is None else _hash(f"rest\n{key}"),
         fingerprint=None if key is None else _fingerprint([request.model, request.data]),
-        traceparent=request.traceparent or fresh.traceparent,
+        traceparent=request.traceparent or context.traceparent,
     )
 
 
@@ -195,7 +199,7 @@ def of_redrive(
     edits: Mapping[str, object],
     *,
     catalogue: Catalogue,
-    fresh: Fresh,
+    context: SubmissionContext,
     source: str,
     traceparent: str | None,
 ) -> Submission:
@@ -215,18 +219,18 @@ def of_redrive(
         "run_timeout": min(letter.run_timeout, model.run_timeout_s),
         "user_id": letter.fields.get("user_id"),
     }
-    wish = read(data, catalogue=catalogue, allow=NOTHING)
+    checked = read(data, catalogue=catalogue, allow=NOTHING)
     return _submission(
-        replace(wish, webhook=letter.webhook),
+        replace(checked, webhook=letter.webhook),
         tenant=letter.tenant,
-        fresh=fresh,
+        context=context,
         start_deadline=StartDeadline(),
-        event_id=fresh.job_id,
+        event_id=context.job_id,
         event_source=source,
         event_time=None,
         idempotency_key=None,
         fingerprint=None,
-        traceparent=traceparent or fresh.traceparent,
+        traceparent=traceparent or context.traceparent,
         max_attempts=letter.max_attempts,
         redrive_of=letter.id,
     )
@@ -239,7 +243,7 @@ def read(
     allow: Allow,
     model_of_path: str | None = None,
     where: str = "",
-) -> Wish:
+) -> CheckedRequest:
     """What `data` asks for. `where` stands before the names of fields in faults.
 
     All faults are found before any is raised, as one InvalidInput; only a model that is not there leaves nothing to
@@ -266,7 +270,7 @@ def read(
         faults += [FieldError(prefix + fault.field, fault.detail) for fault in error.fields]
     if faults:
         raise _refusal(faults)
-    return Wish(
+    return CheckedRequest(
         model=model,
         input=checked,
         priority=values.get("priority", DEFAULT_PRIORITY),
@@ -278,10 +282,10 @@ def read(
 
 
 def _submission(
-    wish: Wish,
+    checked: CheckedRequest,
     *,
     tenant: str,
-    fresh: Fresh,
+    context: SubmissionContext,
     start_deadline: StartDeadline,
     event_id: str,
     event_source: str,
@@ -293,24 +297,24 @@ def _submission(
     redrive_of: str | None = None,
     is_event: bool = False,
 ) -> Submission:
-    model, job_input = wish.model, _with_seed(wish, fresh.seed)
+    model, job_input = checked.model, _with_seed(checked, context.seed)
     event = {"id": event_id, "source": event_source}
     if event_time is not None:  # else it is when the ledger accepted the job
         event["time"] = event_time
     fields: dict[str, object] = {"job_type": JOB_TYPE, "event": event}
-    if wish.user_id is not None:
-        fields["user_id"] = wish.user_id
+    if checked.user_id is not None:
+        fields["user_id"] = checked.user_id
     if redrive_of is not None:
         fields[REDRIVE_OF] = redrive_of
     return Submission(
-        job_id=fresh.job_id,
+        job_id=context.job_id,
         tenant=tenant,
         model=model.name,
         pool=model.pool,
         input=job_input,
         fields=fields,
-        run_timeout=wish.run_timeout,
-        priority=wish.priority,
+        run_timeout=checked.run_timeout,
+        priority=checked.priority,
         start_deadline=start_deadline.at,
         start_within=start_deadline.within,
         max_attempts=max_attempts,
@@ -319,18 +323,18 @@ def _submission(
         traceparent=traceparent,
         accepted={"model": model.name},
         redrive_of=redrive_of,
-        webhook=wish.webhook,
+        webhook=checked.webhook,
         is_event=is_event,
     )
 
 
-def _with_seed(wish: Wish, drawn: int) -> Mapping[str, object]:
+def _with_seed(checked: CheckedRequest, drawn: int) -> Mapping[str, object]:
     """The input with a seed, where the model has one: the record must say which, also when nobody asked for one."""
-    seed = wish.model.parameters.get("seed")
-    if seed is None or "seed" in wish.input:
-        return wish.input
+    seed = checked.model.parameters.get("seed")
+    if seed is None or "seed" in checked.input:
+        return checked.input
     least, most = int(seed.minimum or 0), int(seed.maximum or 0)
-    return {**wish.input, "seed": least + drawn % (most - least + 1)}
+    return {**checked.input, "seed": least + drawn % (most - least + 1)}
 
 
 def _checked(event: Event) -> int | None:
@@ -393,7 +397,8 @@ def _refusal(faults: list[FieldError]) -> InvalidInput:
 
 def _fingerprint(sent: object) -> str:
     """The same for the same data, however it was spaced, ordered or wrapped: a Broker may change an event's mode."""
-    return _hash(json.dumps(sent, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    text = json.dumps(sent, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _hash(text: str) -> str:
