@@ -42,9 +42,9 @@ FUNCTIONS = ("submit", "jobs", "result", "undelivered")
 _log = logs.logger(__name__)
 
 
-def build(name: str, figures: Metrics | None = None) -> Starlette:
-    """The application of one function; `figures` are the metrics of the process, where it serves others too."""
-    figures = figures or Metrics()
+def build(name: str, metrics: Metrics | None = None) -> Starlette:
+    """The application of one function; `metrics` are those of the process, where it serves others too."""
+    metrics = metrics or Metrics()
     source = Path(__file__).with_name(f"{name}.py")
     app: Starlette = functions_framework.aio.create_asgi_app(target=name, source=str(source))
     module = sys.modules[name]
@@ -52,21 +52,21 @@ def build(name: str, figures: Metrics | None = None) -> Starlette:
         if isinstance(route, Route):
             route.methods = None  # the framework's list lacks TRACE and unknown methods
     catch_all = app.router.routes[-1]  # the framework's routes before it hand some paths to the same function
-    app.router.routes[:] = [*probes.routes_for(app, figures=figures), *api.ROUTES[name], catch_all]
+    app.router.routes[:] = [*probes.routes_for(app, metrics=metrics), *api.ROUTES[name], catch_all]
     app.router.redirect_slashes = False  # the catch-all takes all paths but those with a line feed
     app.router.default = _not_found
     app.router.lifespan_context = module.lifespan
     app.state.closing = asyncio.Event()
     app.exception_handlers.update(_translations())
     # In place of the framework's own: a catch-all that answers plain text, and ids for the logs of Google's cloud.
-    app.user_middleware = [Middleware(MetricsMiddleware, figures.of(name))]
+    app.user_middleware = [Middleware(MetricsMiddleware, metrics.of(name))]
     return app
 
 
 def together() -> Together:
     """All functions behind one port, as on one machine."""
-    figures = Metrics()
-    return Together({name: build(name, figures) for name in FUNCTIONS}, figures)
+    metrics = Metrics()
+    return Together({name: build(name, metrics) for name in FUNCTIONS}, metrics)
 
 
 def begin_to_close(app: Together | Starlette) -> None:
@@ -78,11 +78,11 @@ def begin_to_close(app: Together | Starlette) -> None:
 class Together:
     """Hands each request to the function that serves it (`api.function_of`)."""
 
-    def __init__(self, functions: Mapping[str, Starlette], figures: Metrics) -> None:
+    def __init__(self, functions: Mapping[str, Starlette], metrics: Metrics) -> None:
         self.functions = functions
         self._health = Starlette(
-            routes=probes.routes_for(*functions.values(), figures=figures),
-            middleware=[Middleware(MetricsMiddleware, FunctionMetrics("health", figures))],
+            routes=probes.routes_for(*functions.values(), metrics=metrics),
+            middleware=[Middleware(MetricsMiddleware, FunctionMetrics("health", metrics))],
             exception_handlers=_translations(),
             lifespan=self.lifespan,
         )

@@ -1,8 +1,8 @@
 """The process of a function: `python -m darkroom_functions.serve submit|jobs|result|undelivered|all`.
 
-In a cluster each function is a Knative Service of its own; on one machine `darkroom up` starts `all`, behind one
-port. SIGTERM and SIGINT end it after the requests that are under way, with status 0; a setting that cannot be used
-ends it with one line and status 2.
+In a cluster each function is a Knative Service of its own; on one machine `darkroom up` starts `all`, behind one port.
+SIGTERM and SIGINT stop it after the requests in progress, with status 0; an invalid setting stops it with one line and
+status 2.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from darkroom_functions.settings import ServeSettings
 ALL = "all"
 
 KEEP_ALIVE_S = 75
-"""How long an idle connection stays: longer than nginx' 60 s for its upstreams, so that the proxy closes first and
-never sends into a connection that we are closing."""
+"""How long an idle connection stays open: longer than nginx' 60 s for its upstreams, so that the proxy closes first and
+never sends into a connection that is being closed."""
 
 GRACE_S = 20
-"""How long requests under way may still take after SIGTERM; Kubernetes kills after 30 s."""
+"""How long requests in progress may take after SIGTERM; Kubernetes kills after 30 s."""
 
 COLLECT_EVERY = 10_000
-"""Objects that are made before garbage is looked for among them: a few megabytes at most."""
+"""Allocations between two garbage collections: a few megabytes at most."""
 
 REFUSED_EVERY_S = 10
-"""How often refused connections are logged, if there were any: in one line, counted by the reason."""
+"""How often refused connections are logged, if there are any: in one line, counted by the reason."""
 
 SOCKET_MESSAGE_BYTES = 16 * 1024
 """The longest WebSocket message that is read. Clients send pings of a few bytes."""
@@ -47,7 +47,7 @@ _log = logs.logger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until a signal comes; answers the exit status."""
+    """Serve until a signal arrives. Returns the exit status."""
     names = (*assembly.FUNCTIONS, ALL)
     if len(arguments) != 1 or arguments[0] not in names:
         sys.stderr.write(f"usage: python -m darkroom_functions.serve {'|'.join(names)}\n")
@@ -66,17 +66,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvicorn.Config:
-    """How uvicorn runs the functions, in production and in the tests."""
+    """The configuration of uvicorn, in production and in the tests."""
     connections.take_long_requests()
     return uvicorn.Config(
         semantics.Edge(origins.Front(app, origins.Policy.of(settings))),
         host=settings.host,
         port=settings.port,
-        lifespan="off",  # `_serve` does it: a setting at fault is one line there, and a stack trace here
+        lifespan="off",  # `_serve` runs it: an invalid setting is one line there, and a stack trace here
         http=connections.Http,
         ws=connections.Socket,
         ws_max_size=SOCKET_MESSAGE_BYTES,
-        ws_per_message_deflate=False,  # messages are short, and a compressor for each of a thousand sockets is not
+        ws_per_message_deflate=False,  # messages are short, and a compressor for each socket takes memory
         log_config=None,
         access_log=False,
         server_header=False,
@@ -86,12 +86,12 @@ def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvico
 
 
 def settle() -> None:
-    """Everything is loaded, and requests may come."""
+    """Everything is loaded, and requests may arrive."""
     collector.spare_what_is_loaded(look_every=COLLECT_EVERY)
 
 
 async def _serve(app: assembly.Together | Starlette, settings: ServeSettings) -> None:
-    # uvicorn raises the signal that ended it again, for whoever was there before it: that is us, and we are done then.
+    # uvicorn raises the signal that stopped it again, for the handler before its own: there is nothing left to do then.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     async with app.router.lifespan_context(app):
@@ -100,9 +100,9 @@ async def _serve(app: assembly.Together | Starlette, settings: ServeSettings) ->
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, whose end is told to those who hold their requests open: they would hold it up.
+    """uvicorn's server, which notifies handlers that hold their requests open of the shutdown: they would delay it.
 
-    Who does not take the rest of what it was told is cut off.
+    It cuts off clients that do not read the rest of a response.
     """
 
     def __init__(self, app: assembly.Together | Starlette, settings: ServeSettings) -> None:
@@ -119,7 +119,7 @@ class Server(uvicorn.Server):
             self.server_state.refused.clear()
         if counter % (10 * connections.LOOK_EVERY_S) == 0:
             self._waiting = connections.cut_off(self.server_state.connections, self._waiting)
-        # A task may end before uvicorn takes signals.
+        # A task may fail before uvicorn handles signals.
         return await super().on_tick(counter) or supervision.exit_status() != 0
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

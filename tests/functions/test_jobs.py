@@ -499,7 +499,7 @@ def test_an_error_of_ours_is_a_plain_500_and_logged_with_its_trace(api: Api) -> 
         "type": "https://darkroom.dev/problems/internal",
         "title": "Internal error",
         "status": 500,
-        "detail": "The request met an error of ours. It has been logged.",
+        "detail": "The request failed with an internal error. It has been logged.",
     }
     logged = api.functions.said("unexpected")
     assert [line["path"] for line in logged if job_id in line["path"]] == [JOBS + job_id]

@@ -71,7 +71,7 @@ SPARE_FILES = 256
 """Files that a process opens beside its clients' connections: Redis, the database, artifacts."""
 
 MOST_UNTAKEN_BYTES = 1024 * 1024
-"""Answers to protocol pings that a client has not taken; what it is told otherwise waits when there are 64 KiB."""
+"""Pongs that a client has not read, in bytes; other messages wait when there are 64 KiB."""
 
 MOST_FRAGMENTS = 1_000
 """Fragments of one message: of 16 KiB at most, so that these are of 16 bytes each."""

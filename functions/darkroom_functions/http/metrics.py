@@ -1,8 +1,8 @@
-"""What Prometheus is told of the functions: `/metrics`, for those who ask the process itself.
+"""Metrics of the functions for Prometheus: `/metrics`, on the process' own port only.
 
-Who comes through a proxy is told that there is nothing: figures of all tenants are for whoever runs the system. Each
-proxy on the way says that it was one: Knative's queue-proxy, the ingress before it and our gateway all add
-`X-Forwarded-For`, and nobody who is behind them can take it out. Prometheus asks the pod's own port, past all three.
+A request through a proxy gets 404, since metrics of all tenants are for operators. Every proxy on the way adds a
+header: Knative's queue-proxy, the ingress before it and the gateway all add `X-Forwarded-For`, and a client behind them
+cannot remove it. Prometheus scrapes the pod's own port and passes none of the three.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ CLIENT_CLOSED = 499
 """nginx' status for a client that disconnected; only logs and metrics show it."""
 
 FORWARDED = ("x-forwarded-for", "forwarded", "k-proxy-request")
-"""What says that a proxy was in between. The last is Knative's own, of what came by its activator."""
+"""The headers that proxies add. The last one is added by Knative's activator."""
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600)
-"""From a submission to the longest that a stream may live."""
+"""Buckets from the time of a submission to the longest lifetime of a stream."""
 
 NO_ROUTE = "none"
 
@@ -44,14 +44,14 @@ _log = logs.logger(__name__)
 
 
 class Metrics:
-    """The figures of one process."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each: when it began
+        disable_created_metrics()  # a second series for each, with the time of its creation
         self._registry = CollectorRegistry()
         self._seconds = Histogram(
             "darkroom_http_request_seconds",
-            "Requests, from their first to their last byte of ours, by function, route and status.",
+            "Seconds from a request to the last byte of its response, by function, route and status.",
             ["function", "route", "status"],
             buckets=SECONDS,
             registry=self._registry,
@@ -60,10 +60,10 @@ class Metrics:
         self._registry.register(self._open)
 
     def of(self, function: str) -> FunctionMetrics:
-        """The figures of one function."""
-        its = FunctionMetrics(function, self)
-        self._open.functions[function] = its
-        return its
+        """The metrics of one function."""
+        metrics = FunctionMetrics(function, self)
+        self._open.functions[function] = metrics
+        return metrics
 
     def series(self, function: str, route: str, status: int) -> Histogram:
         """The histogram of these labels."""
@@ -100,17 +100,17 @@ class MetricsMiddleware:
     problem without details.
     """
 
-    def __init__(self, app: ASGIApp, figures: FunctionMetrics) -> None:
+    def __init__(self, app: ASGIApp, function: FunctionMetrics) -> None:
         self._app = app
-        self._figures = figures
+        self._function = function
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            self._figures.sockets += 1
+            self._function.sockets += 1
             try:
                 await self._app(scope, receive, send)
             finally:
-                self._figures.sockets -= 1
+                self._function.sockets -= 1
             return
         status = 0
 
@@ -121,7 +121,7 @@ class MetricsMiddleware:
             await send(message)
 
         began = time.perf_counter()
-        self._figures.requests += 1
+        self._function.requests += 1
         try:
             await self._app(scope, receive, noting)
         except Exception:
@@ -130,14 +130,14 @@ class MetricsMiddleware:
                 raise  # the server closes the connection, so that the client does not take a part for the whole
             await responses.unexpected()(scope, receive, noting)
         finally:
-            self._figures.requests -= 1
+            self._function.requests -= 1
             if scope["path"] not in PROBE_PATHS:
                 seconds = time.perf_counter() - began
-                self._figures.observe(scope.get("route"), status or CLIENT_CLOSED, seconds=seconds)
+                self._function.observe(scope.get("route"), status or CLIENT_CLOSED, seconds=seconds)
 
 
 class _Open(Collector):
-    """What is open at the moment when somebody asks."""
+    """The requests and sockets that are open when the metrics are scraped."""
 
     def __init__(self) -> None:
         self.functions: dict[str, FunctionMetrics] = {}
@@ -145,11 +145,11 @@ class _Open(Collector):
     def collect(self) -> Iterator[Metric]:
         yield _gauge(
             "darkroom_http_requests_open",
-            "Requests that are being answered, those that wait and event streams among them.",
-            {name: its.requests for name, its in self.functions.items()},
+            "Requests in progress, including those that wait and event streams.",
+            {name: each.requests for name, each in self.functions.items()},
         )
         yield _gauge(
-            "darkroom_sockets_open", "WebSockets.", {name: its.sockets for name, its in self.functions.items()}
+            "darkroom_sockets_open", "Open WebSockets.", {name: each.sockets for name, each in self.functions.items()}
         )
 
 

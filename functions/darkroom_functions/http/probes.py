@@ -1,7 +1,7 @@
-"""Health of a function: `/healthz`, `/readyz`, `/metrics`, and how long it waits for the ledger.
+"""Probes of a function: `/healthz`, `/readyz`, `/metrics`, and the timeout of the ledger.
 
-Readiness is a latch at the first contact with Redis: while Redis is away later on, a function stays in service and
-says so itself (503 with `Retry-After`), which tells callers more than a connection that is refused.
+A function becomes ready at the first contact with Redis and stays ready. While Redis is unavailable later on, it stays
+in service and responds with 503 and `Retry-After`, which informs clients better than a refused connection.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from darkroom_functions.http.metrics import Metrics
 from darkroom_functions.http.responses import answer
 
 LEDGER_TIMEOUT_S = 10.0
-"""A handler answers 503 when the ledger has said nothing for this long: a Redis that hangs is as good as away."""
+"""A handler responds with 503 when the ledger has not replied for this long: a Redis that hangs is unavailable."""
 
 PROBE_TIMEOUT_S = 2.0
-"""A probe asks again soon, so it waits for less."""
+"""A probe is repeated soon, so its timeout is shorter."""
 
 PATHS = metrics.PROBE_PATHS
 
 
 @asynccontextmanager
 async def ledger_timeout(seconds: float = LEDGER_TIMEOUT_S) -> AsyncIterator[None]:
-    """Raises LedgerUnavailable where what is within takes longer."""
+    """Raises LedgerUnavailable when the block takes longer."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -40,9 +40,9 @@ async def ledger_timeout(seconds: float = LEDGER_TIMEOUT_S) -> AsyncIterator[Non
 
 
 async def make_sure_of_ledger(*apps: Starlette) -> None:
-    """Raises LedgerUnavailable unless each function has reached its ledger, now or before.
+    """Raises LedgerUnavailable unless each function has reached its ledger, now or earlier.
 
-    A function's `lifespan` has put its `AsyncLedger` at `app.state.ledger`.
+    A function's `lifespan` sets `app.state.ledger`, an AsyncLedger.
     """
     for app in apps:
         if not getattr(app.state, "ledger_reached", False):
@@ -51,8 +51,8 @@ async def make_sure_of_ledger(*apps: Starlette) -> None:
             app.state.ledger_reached = True
 
 
-def routes_for(*apps: Starlette, figures: Metrics) -> list[BaseRoute]:
-    """What a process that runs these functions tells of itself."""
+def routes_for(*apps: Starlette, metrics: Metrics) -> list[BaseRoute]:
+    """The routes of the probes and metrics of a process that runs these functions."""
 
     async def healthz(_request: Request) -> Response:
         return answer({"status": "ok"})
@@ -62,4 +62,4 @@ def routes_for(*apps: Starlette, figures: Metrics) -> list[BaseRoute]:
         return answer({"status": "ready"})
 
     healthz_path, readyz_path, metrics_path = PATHS
-    return [Route(healthz_path, healthz), Route(readyz_path, readyz), Route(metrics_path, figures.page)]
+    return [Route(healthz_path, healthz), Route(readyz_path, readyz), Route(metrics_path, metrics.page)]

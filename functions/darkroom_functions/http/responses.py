@@ -1,7 +1,7 @@
-"""Answers of the functions: JSON, and every refusal as problem details (RFC 9457).
+"""Responses of the functions: JSON, and problem details (RFC 9457) for every refusal.
 
-A handler returns `answer(…)` or raises; what it raises becomes `problem(…)` here, also for what nobody expected
-(`assembly.py` calls it). Nothing of a program's inside leaves it.
+A handler returns `answer(…)` or raises an error, which `assembly.py` turns into `problem(…)`. An unexpected error
+becomes `unexpected()`, without internal details.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ JSON_TYPE = "application/json"
 PROBLEM_TYPE = "application/problem+json"
 
 NOT_STORED = "no-store"
-"""The `Cache-Control` of an answer, unless `http_semantics.py` has another for its kind."""
+"""The `Cache-Control` of a response, unless `semantics.py` sets another."""
 
 DEFAULT_HEADERS: Mapping[str, str] = {"Cache-Control": NOT_STORED, "X-Content-Type-Options": "nosniff"}
-"""Of every answer that has no others of these names."""
+"""The default headers of every response."""
 
 EVENT_REFUSED = 422
-"""The status of a permanent refusal of a CloudEvent: Knative would deliver it again for 404, 408, 409 and 429."""
+"""The status of a permanent refusal of a CloudEvent: Knative delivers an event again after 404, 408, 409 and 429."""
 
 
 def answer(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`content` as JSON."""
+    """A response with `content` as JSON."""
     return Response(orjson.dumps(content), status_code=status, headers=headers, media_type=JSON_TYPE)
 
 
 def problem(error: DarkroomError, *, of_event: bool = False) -> Response:
-    """The refusal that `error` is, with `Retry-After` where it may be cured, `Allow` where the method was wrong and
-    `Content-Range` where the range was.
+    """The response for an error, with `Retry-After` if it is temporary, `Allow` if the method was wrong and
+    `Content-Range` if the range was.
 
-    `of_event` is for a door that CloudEvents come through: see `EVENT_REFUSED`.
+    `of_event` is for a route that takes CloudEvents: see `EVENT_REFUSED`.
     """
     members = problem_members(error, of_event=of_event)
     headers: dict[str, str] = {}
@@ -49,7 +49,7 @@ def problem(error: DarkroomError, *, of_event: bool = False) -> Response:
 
 
 def problem_members(error: DarkroomError, *, of_event: bool = False) -> dict[str, Any]:
-    """The members of the problem document, `status` as it is answered."""
+    """The members of the problem document, with the status of the response."""
     members: dict[str, Any] = error.problem()
     if of_event and not isinstance(error, TemporaryError | BodyTooLarge):
         members["status"] = EVENT_REFUSED
@@ -57,11 +57,11 @@ def problem_members(error: DarkroomError, *, of_event: bool = False) -> dict[str
 
 
 def problem_of(members: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> Response:
-    """A problem document of these members, `status` among them."""
+    """The response with a problem document of these members."""
     headers = {**DEFAULT_HEADERS, **(headers or {})}
     return Response(orjson.dumps(members), status_code=members["status"], headers=headers, media_type=PROBLEM_TYPE)
 
 
 def unexpected() -> Response:
-    """What a caller learns of an error that nobody foresaw; the log has the rest."""
-    return problem(DarkroomError("The request met an error of ours. It has been logged."))
+    """The response for an unexpected error; the log has the details."""
+    return problem(DarkroomError("The request failed with an internal error. It has been logged."))

@@ -1,15 +1,15 @@
-"""HTTP semantics (RFC 9110): what holds for every request and every answer, whichever function handles it.
+"""HTTP semantics (RFC 9110) of every request and every response, whichever function handles it.
 
 `Edge` is the outermost application of a process (`serve.py`), `Validators` wraps each route of GET (`routes.py`).
 
 - A request of HTTP/1.1 without exactly one valid `Host` is refused (RFC 9112, section 3.2).
 - A path may end in a slash: both forms are one path.
-- JSON is compressed for clients that accept gzip. Event streams and pictures never are.
-- **Caching**, decided here alone. An answer is `no-store`, with three exceptions. A JSON document that a GET reads has
-  a weak `ETag` and is `private, no-cache`: a cache of one user may keep it, and must ask again each time (304); secrets
-  are not kept. A picture is the same with its SHA-256 as a strong `ETag`, and 304 only while it is there (`select`), so
+- JSON is compressed for clients that accept gzip. Event streams and artifacts never are.
+- **Caching** is decided here alone. A response is `no-store`, with three exceptions. A JSON document that a GET reads
+  has a weak `ETag` and is `private, no-cache`: a private cache may store it and revalidates each use (304); secrets are
+  not stored. An artifact is the same with its SHA-256 as a strong `ETag`, and 304 only while it exists (`select`), so
   that a deletion takes effect at once. An event stream is `no-store, no-transform` (`sse.py`).
-- No answer is sniffed for another type than it names.
+- Browsers must not sniff another media type than the declared one.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from werkzeug.http import parse_accept_header, parse_date, parse_etags
 from darkroom_functions.http.responses import DEFAULT_HEADERS, JSON_TYPE, problem
 
 REVALIDATED = "private, no-cache"
-"""What readers may keep, and must ask for again before each use."""
+"""The `Cache-Control` of what a private cache may store and must revalidate before each use."""
 
 COMPRESSION_LEVEL = 6
 """zlib's own default. A list of 100 jobs (158 kB) becomes 23 kB in 1.8 ms; level 9 takes 2.3 ms for as much."""
 
 COMPRESSED_BYTES = 1024
-"""The least that is worth compressing: what is shorter travels in one packet anyway."""
+"""The smallest body that is compressed: a shorter one fits into one packet anyway."""
 
 TAG_BYTES = 16
 
 _HOST = re.compile(r"(\[[0-9A-Za-z:.%]+\]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)  # RFC 3986, section 3.2.2
 
 _RANGE = re.compile(r"bytes=[ \t]*(?P<first>[0-9]*)-(?P<last>[0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
-"""One range of bytes. More than one may be answered with the whole (RFC 9110, section 14.2), and is."""
+"""One range of bytes. A request for several gets the whole, as RFC 9110, section 14.2 allows."""
 
 
 @dataclass(frozen=True)
 class Selected:
-    """How a request for stored bytes is answered: its status, and the bytes from `start` to before `end`."""
+    """The response to a request for stored bytes: its status, and the bytes from `start` to before `end`."""
 
     status: HTTPStatus
     start: int
@@ -59,7 +59,7 @@ class Selected:
 def select(headers: Headers, *, tag: str, modified: datetime, size: int) -> Selected:
     """What a GET's conditions and range select, in the order of RFC 9110, section 13.2.2.
 
-    `tag` is the opaque part of a strong ETag. 412 and 416 are to be refused, 206 and 200 to be sent.
+    `tag` is the opaque part of a strong ETag. 412 and 416 are refusals; 206 and 200 have a body.
     """
     modified = modified.replace(microsecond=0)  # dates in headers have seconds
     if_match, if_none_match = _joined(headers, "if-match"), _joined(headers, "if-none-match")
@@ -86,14 +86,14 @@ def select(headers: Headers, *, tag: str, modified: datetime, size: int) -> Sele
     else:
         start, end = int(match["first"]), min(int(match["last"] or size) + 1, size)
         if match["last"] and int(match["last"]) < start:
-            return whole  # no valid range, which counts as none
+            return whole  # an invalid range counts as none
     if start >= size:
         return Selected(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, 0, 0)
     return Selected(HTTPStatus.PARTIAL_CONTENT, start, end)
 
 
 def _is_current(headers: Headers, tag: str, modified: datetime) -> bool:
-    """`If-Range`: whether the client's part is of these bytes. A weak tag never says so."""
+    """`If-Range`: whether the client has a part of these bytes. A weak tag never matches."""
     if_range = headers.get("if-range")
     if if_range is None:
         return True
@@ -102,13 +102,15 @@ def _is_current(headers: Headers, tag: str, modified: datetime) -> bool:
 
 
 def _joined(headers: Headers, name: str) -> str | None:
-    """The value of a header that is a list, and may come several times."""
+    """The value of a list header, which may be sent several times."""
     values = headers.getlist(name)
     return ", ".join(values) if values else None
 
 
 class Edge:
-    """The outermost application of a process: refuses, normalises, compresses, and completes the headers."""
+    """The outermost application of a process: refuses invalid hosts, normalises paths, compresses, and completes
+    headers.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._plain = app
@@ -144,7 +146,7 @@ def canonical(path: str) -> str:
 
 
 def host_fault(hosts: Sequence[str], *, http_version: str) -> str | None:
-    """What is wrong with the `Host` headers of a request."""
+    """The fault of the `Host` headers of a request, worded to follow the name; None for valid ones."""
     if not hosts and http_version == "1.1":
         return "must be sent with a request of HTTP/1.1"
     if len(hosts) > 1:
@@ -172,7 +174,7 @@ class Validators:
         async def validating(message: Message) -> None:
             nonlocal start
             if message["type"] == "http.response.start" and _is_document(message):
-                start = message  # until its body is there
+                start = message  # held back until the body is complete
                 return
             if start is not None:
                 body: bytes = message.get("body", b"")
@@ -193,10 +195,10 @@ def _is_document(start: Message) -> bool:
 
 
 def _validate(start: Message, body: bytes, if_none_match: str | None) -> bool:
-    """Complete the headers of a document; whether the client has it, and is to be answered so."""
+    """Complete the headers of a document. Returns whether the client has it, and the response is 304."""
     tag = hashlib.blake2b(body, digest_size=TAG_BYTES).hexdigest()
     headers = MutableHeaders(scope=start)
-    headers["ETag"] = f'W/"{tag}"'  # weak: it is the same for each encoding
+    headers["ETag"] = f'W/"{tag}"'  # weak: the same for each content encoding
     headers["Cache-Control"] = REVALIDATED
     if if_none_match is None or not parse_etags(if_none_match).contains_weak(tag):
         return False

@@ -1,8 +1,8 @@
-"""Redaction: what an answer shows of somebody's event, so that nobody learns a secret from it.
+"""Redaction of secrets in the events that a response shows.
 
-The dead-letter function shows events of any source to whoever looks for what went wrong. What is hidden is known by its
-name (`password`, `apikey`), by its form (a signing secret, a bearer token), or by its place: what gives access in an
-address is its user part, its query (our links to artifacts are signed there), and of a webhook its path as well.
+`undelivered` shows events of any source for debugging. A secret is recognised by its name (`password`, `apikey`), by
+its form (a signing secret, a bearer token), or by its position in a URL: the user part, the query (which signs links to
+artifacts), and in the URL of a webhook also the path.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>\\]+", re.IGNORECASE)
 
 
 def redacted(value: Any, *, name: str = "") -> Any:
-    """`value`, a JSON value, with its secrets hidden; `name` is that of the member that it stands under."""
+    """The JSON value with its secrets hidden; `name` is the name of its member."""
     if value is not None and _SECRET_NAME.search(name):
         return HIDDEN
     if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def redacted(value: Any, *, name: str = "") -> Any:
 
 
 def _address(text: str, *, is_hook: bool) -> str:
-    """Scheme, host, port and, but for a hook, the path."""
+    """Scheme, host, port and, except for a webhook, the path."""
     try:
         parts = urlsplit(text)
     except ValueError:

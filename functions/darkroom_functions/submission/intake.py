@@ -1,7 +1,7 @@
-"""The intake: where checked submissions go into the ledger, and what a caller is told of one that was taken.
+"""Acceptance of checked submissions by the ledger.
 
-`submit` hands in what callers ask for, `jobs` the dead letters that are redriven. Submissions that arrive together
-share a round trip.
+`submit` passes the jobs that clients request, `jobs` the dead letters that are redriven. Submissions that arrive
+together share a round trip.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logs.logger(__name__)
 
 
 class Intake:
-    """The way into one ledger, within the limits of the settings."""
+    """Accepts jobs into one ledger, within the limits of the settings."""
 
     def __init__(self, ledger: AsyncLedger, settings: IntakeSettings) -> None:
         self._ledger = ledger
@@ -35,7 +35,7 @@ class Intake:
         self._memory_due = 0.0
 
     async def take(self, job: Submission, *, memory_high: bool) -> Accepted:
-        """Accept one job, after all that were handed in before. Raises what the ledger refuses it for."""
+        """Accept one job, after those of earlier calls. Raises the ledger's refusal."""
         call = accept(
             job,
             backlog_limit=self._settings.backlog_limit,
@@ -58,7 +58,9 @@ class Intake:
         return accepted
 
     async def is_memory_high(self) -> bool:
-        """The last reading; the first request after MEMORY_READING_S takes a new one, and no other waits for it."""
+        """The last reading; the first request after MEMORY_READING_S takes a new one, and other requests do not wait
+        for it.
+        """
         now = time.monotonic()
         if now >= self._memory_due:
             self._memory_due = now + MEMORY_READING_S
@@ -66,6 +68,6 @@ class Intake:
                 async with ledger_timeout():
                     self._memory_high = (await reads.memory(self._ledger)).high
             except BaseException:
-                self._memory_due = 0.0  # without a reading the next request must take one
+                self._memory_due = 0.0  # the next request takes a reading
                 raise
         return self._memory_high

@@ -1,10 +1,10 @@
-"""A submission: what a caller asks for, read from a CloudEvent or a REST body, checked, and complete for the ledger.
+"""Reading of job requests: a CloudEvent or a REST body becomes a `darkroom.ledger.calls.Submission`.
 
-`submit.py` hands in what came over HTTP and gets a `darkroom.ledger.calls.Submission`, or one refusal with every field
-at fault. Nothing here reads a clock or draws a number: `SubmissionContext` brings what is drawn, and times are Redis'.
+`resources/submissions.py` passes the request, and gets the submission or one refusal with every invalid field. Nothing
+here reads a clock or draws a number: `SubmissionContext` has what is drawn, and times are those of Redis.
 
-The fields of a request are those of `FIELDS`, and the model's parameters: flat beside them, or under `input`. A field
-that is null is as good as absent.
+The fields of a request are those of `FIELDS`, and the model's parameters: at the top level, or under `input`. A null
+field counts as absent.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, Webhook, WebhookEven
 from darkroom_functions.submission import webhooks
 
 JOB_TYPE = "image"
-"""The one kind of job there is."""
+"""The only type of job."""
 
 MAX_USER_ID = 200
-"""Characters of a user id. A guess: UUIDs, mail addresses and numbers are much shorter."""
+"""The longest user id, in characters. A guess: UUIDs, mail addresses and numbers are much shorter."""
 
 MAX_IDEMPOTENCY_KEY = 255
-"""Characters of the header `Idempotency-Key`."""
+"""The longest `Idempotency-Key`, in characters."""
 
 IDEMPOTENCY_KEY_PATTERN = r"^[!-~]([ -~]*[!-~])?$"
-"""Of that header: printable ASCII. HTTP drops spaces around a header's value."""
+"""Printable ASCII. HTTP drops spaces around a header's value."""
 
 MAX_EVENT_NAME = 2048
-"""Characters of a CloudEvent's `id` and of its `source`: both are kept with the job."""
+"""The longest `id` and the longest `source` of a CloudEvent, in characters: both are stored with the job."""
 
 MIN_RUN_TIMEOUT_S = 1
 
@@ -55,25 +55,25 @@ LEAST_PRIORITY, MOST_PRIORITY = 0, 9
 """0 is first, 9 last."""
 
 SEED_BITS = 32
-"""A drawn seed has as many: enough that no two jobs meet, and few enough digits to be typed."""
+"""Bits of a drawn seed: enough to avoid collisions, and few enough digits to type."""
 
 EXPIRY = "expirytime"
-"""The CloudEvents extension of that name; here the time until which a job may start, as `start_deadline` is.
+"""The CloudEvents extension of that name; here the start deadline of a job.
 
 https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/expirytime.md
 """
 
 WEBHOOK, WEBHOOK_EVENTS = "webhook", "webhook_events_filter"
-"""The fields of a request, and of its job, that say who is told of it, and of what."""
+"""The fields of a request, and of its job, that name the receiver of its events, and which events."""
 
 REPEATED = "Darkroom-Repeated"
-"""The header that says: this had been accepted before, and nothing was done now."""
+"""The header of a response to a repeat: the job was accepted by an earlier request."""
 
 _SHOWN_FAULTS = 3
-"""So many faults are told in the sentence; all are in the list."""
+"""Faults that the detail of a refusal names; the list of errors has all."""
 
 USER_ID_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]+$"
-"""Of a user id, for the description; surrogates are left out, as in a parameter's pattern
+"""The pattern of a user id in the OpenAPI document. It leaves out surrogates, as a parameter's pattern does
 (`darkroom.catalogue.parameters`).
 """
 
@@ -82,7 +82,7 @@ _USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 @dataclass(frozen=True)
 class SubmissionContext:
-    """What is new with every request: an id for the job, and drawn numbers."""
+    """What is drawn for each request: the id of the job, a seed and a trace."""
 
     job_id: str
     seed: int
@@ -91,7 +91,7 @@ class SubmissionContext:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the fields of a request are held against: its model, and exceptions for addresses of webhooks."""
+    """What the fields of a request are validated against: its model, and the allowed addresses of webhooks."""
 
     model: Model
     allow: Allow
@@ -99,7 +99,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class RestRequest:
-    """A REST body and what came with it: the model that the path names, the key that makes repeats one request."""
+    """A REST body with the model in the path, and the key that makes repeats one request."""
 
     data: Mapping[str, object]
     model: str | None
@@ -119,7 +119,7 @@ class StartDeadline:
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """What a caller asks for, checked. `run_timeout` is in seconds."""
+    """A valid request. `run_timeout` is in seconds."""
 
     model: Model
     input: Mapping[str, object]
@@ -133,7 +133,7 @@ class CheckedRequest:
 def of_event(
     event: Event, *, catalogue: Catalogue, allow: Allow, tenant: str, context: SubmissionContext
 ) -> Submission:
-    """The job that a CloudEvent asks for; its `source` and `id` make repeats of it one job.
+    """The job that a CloudEvent requests; its `source` and `id` make repeats of it one job.
 
     Raises InvalidEvent for its attributes, InvalidInput and UnknownModel for its data.
     """
@@ -163,7 +163,7 @@ def of_event(
 def of_rest(
     request: RestRequest, *, catalogue: Catalogue, allow: Allow, tenant: str, context: SubmissionContext, source: str
 ) -> Submission:
-    """The job that a REST request asks for, with a CloudEvent made for it whose `source` is ours.
+    """The job that a REST request requests, with a CloudEvent made for it whose `source` is the public URL.
 
     Raises InvalidInput and UnknownModel.
     """
@@ -184,8 +184,8 @@ def of_rest(
 
 
 def read_edits(body: Mapping[str, object]) -> Mapping[str, object]:
-    """What the body of a redrive changes: `input`, its one field. Raises InvalidInput."""
-    faults = [FieldError(shown(name), "is no field of a redrive; there is input") for name in body if name != "input"]
+    """The changes in the body of a redrive: `input`, its only field. Raises InvalidInput."""
+    faults = [FieldError(shown(name), "is not a field of a redrive: use input") for name in body if name != "input"]
     edits = body.get("input")
     if edits is not None and not isinstance(edits, dict):
         faults.append(FieldError("input", "must be a JSON object"))
@@ -203,14 +203,14 @@ def of_redrive(
     source: str,
     traceparent: str | None,
 ) -> Submission:
-    """The job that is made of a dead letter: as that was, its webhook included, with `edits` over its input. It has no
-    start deadline, since that of the letter bound its first attempt only.
+    """The job of a redrive: the dead letter with its webhook, and with `edits` over its input. It has no start
+    deadline, since that of the dead letter bound its first attempt only.
 
-    Raises InvalidInput and UnknownModel: the letter's input is held against its model as that is now.
+    Raises InvalidInput and UnknownModel: the input is validated against the model as that is now.
     """
     model = _model({"model": letter.model}, catalogue, None, "")
     kept: Mapping[str, object] = letter.input
-    if SIZE in edits:  # which says both, and would have to agree with what they were
+    if SIZE in edits:  # it sets both sides, and would have to agree with the old ones
         kept = {name: value for name, value in kept.items() if name not in SIDES}
     data = {
         "model": model.name,
@@ -244,10 +244,9 @@ def read(
     model_of_path: str | None = None,
     where: str = "",
 ) -> CheckedRequest:
-    """What `data` asks for. `where` stands before the names of fields in faults.
+    """The valid request in `data`. `where` precedes the names of fields in faults.
 
-    All faults are found before any is raised, as one InvalidInput; only a model that is not there leaves nothing to
-    check the rest against (UnknownModel).
+    Raises one InvalidInput with all faults; UnknownModel alone, since without a model the rest cannot be validated.
     """
     model = _model(data, catalogue, model_of_path, where)
     rules = Rules(model, allow)
@@ -261,7 +260,7 @@ def read(
             except ValueError as error:
                 faults.append(FieldError(where + name, str(error)))
     if WEBHOOK_EVENTS in values and data.get(WEBHOOK) is None:
-        faults.append(FieldError(where + WEBHOOK_EVENTS, f"says of what the {WEBHOOK} is told, and there is none"))
+        faults.append(FieldError(where + WEBHOOK_EVENTS, f"requires {WEBHOOK}"))
     parameters, prefix = _parameters(data, where, faults)
     checked: Mapping[str, object] = {}
     try:
@@ -299,7 +298,7 @@ def _submission(
 ) -> Submission:
     model, job_input = checked.model, _with_seed(checked, context.seed)
     event = {"id": event_id, "source": event_source}
-    if event_time is not None:  # else it is when the ledger accepted the job
+    if event_time is not None:  # otherwise the ledger sets the time of acceptance
         event["time"] = event_time
     fields: dict[str, object] = {"job_type": JOB_TYPE, "event": event}
     if checked.user_id is not None:
@@ -329,7 +328,7 @@ def _submission(
 
 
 def _with_seed(checked: CheckedRequest, drawn: int) -> Mapping[str, object]:
-    """The input with a seed, where the model has one: the record must say which, also when nobody asked for one."""
+    """The input with a seed, where the model has one: the record must have it, also when the request has none."""
     seed = checked.model.parameters.get("seed")
     if seed is None or "seed" in checked.input:
         return checked.input
@@ -338,7 +337,7 @@ def _with_seed(checked: CheckedRequest, drawn: int) -> Mapping[str, object]:
 
 
 def _checked(event: Event) -> int | None:
-    """The time, if any, until which the event is of use. Raises InvalidEvent for what only this door asks of events."""
+    """The start deadline of the event, if any. Raises InvalidEvent for an event that does not request a job."""
     faults = []
     if event.type != REQUESTED:
         faults.append(FieldError("type", f'must be "{REQUESTED}" here'))
@@ -365,7 +364,7 @@ def _model(data: Mapping[str, object], catalogue: Catalogue, model_of_path: str 
     if not isinstance(named, str):
         raise _refusal([FieldError(f"{where}model", "must be a string")])
     if model_of_path is not None and named != model_of_path:
-        raise _refusal([FieldError(f"{where}model", "is another model than the path names")])
+        raise _refusal([FieldError(f"{where}model", "differs from the model in the path")])
     try:
         return catalogue.get(named)
     except UnknownModel as error:
@@ -373,7 +372,7 @@ def _model(data: Mapping[str, object], catalogue: Catalogue, model_of_path: str 
 
 
 def _parameters(data: Mapping[str, object], where: str, faults: list[FieldError]) -> tuple[Mapping[str, object], str]:
-    """The model's parameters in `data`, and what stands before their names there."""
+    """The model's parameters in `data`, and the prefix of their names."""
     flat = {name: value for name, value in data.items() if name not in FIELDS and name not in ("model", "input")}
     nested = data.get("input")
     if nested is None:
@@ -382,7 +381,7 @@ def _parameters(data: Mapping[str, object], where: str, faults: list[FieldError]
         faults.append(FieldError(f"{where}input", "must be a JSON object"))
         return {}, where
     faults += [
-        FieldError(f"{where}{name}", "stands beside `input`: parameters go all under it, or all beside it")
+        FieldError(f"{where}{name}", "is beside `input`: put all parameters under `input`, or all at the top level")
         for name in list(flat)[:MAX_FAULTS]
     ]
     return nested, f"{where}input."
@@ -390,13 +389,13 @@ def _parameters(data: Mapping[str, object], where: str, faults: list[FieldError]
 
 def _refusal(faults: list[FieldError]) -> InvalidInput:
     named = faults[:MAX_FAULTS]
-    told = "; ".join(f"{fault.field} {fault.detail}" for fault in named[:_SHOWN_FAULTS])
+    detail = "; ".join(f"{fault.field} {fault.detail}" for fault in named[:_SHOWN_FAULTS])
     more = len(faults) - _SHOWN_FAULTS
-    return InvalidInput(f"{told}; and {more} more" if more > 0 else told, fields=named)
+    return InvalidInput(f"{detail}; and {more} more" if more > 0 else detail, fields=named)
 
 
 def _fingerprint(sent: object) -> str:
-    """The same for the same data, however it was spaced, ordered or wrapped: a Broker may change an event's mode."""
+    """A hash of the data, independent of spaces, order and mode: a Broker may change an event's mode."""
     text = json.dumps(sent, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -465,5 +464,5 @@ FIELDS: Mapping[str, Callable[[object, Rules], object]] = {
     WEBHOOK: _read_webhook,
     WEBHOOK_EVENTS: _read_webhook_events,
 }
-"""The fields that concern the job and not the model, beside `model` and `input`, each with what reads it. A reader
-raises ValueError with the reason, worded to follow the field's name."""
+"""The fields of the job, beside `model` and `input`, with their readers. A reader raises ValueError with the reason,
+worded to follow the field's name."""

@@ -1,7 +1,7 @@
-"""Receivers of webhooks, as callers name them: where events go, and which. A job's request and a subscription say both.
+"""Fields of a webhook in a request: the receiver's address and the events. Jobs and subscriptions both have them.
 
-A reader raises ValueError with the reason, worded to follow the field's name. What an address must be is the guard's to
-say (`darkroom/guard.py`); it looks at what the name stands for each time that something is posted.
+A reader raises ValueError with the reason, worded to follow the field's name. The guard decides which addresses are
+allowed (`darkroom/webhooks/guard.py`); it resolves the name again for each post.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _EVENTS = {event.value: event for event in WebhookEvent}
 
 
 def read_url(value: object, *, allow: Allow) -> str:
-    """An address to which events may be posted."""
+    """The address that events are posted to."""
     if not isinstance(value, str) or not value:
-        raise ValueError("must be a string with an address in it")
+        raise ValueError("must be a string with a URL")
     try:
         guard.check_url(value, allow)
     except InvalidInput as error:
@@ -26,7 +26,7 @@ def read_url(value: object, *, allow: Allow) -> str:
 
 
 def read_events(value: object) -> frozenset[WebhookEvent]:
-    """The events to be told of, at least one."""
+    """The events to deliver, at least one."""
     if not isinstance(value, list) or not value or not all(isinstance(name, str) and name in _EVENTS for name in value):
         raise ValueError(f"must be a list of at least one of {', '.join(_EVENTS)}")
     if len(set(value)) < len(value):
