@@ -171,13 +171,13 @@ def serving(
 ) -> Iterator[Api]:
     """A process of functions (`name` as in `darkroom_functions.serve`) with the environment's `more`, and its client.
 
-    The pools of the shipped models are announced and the history has its table, unless told otherwise.
+    The pools of the shipped models are announced, and the history has its table, unless an argument disables that.
     """
     store = folder / "store"
-    told = environment(redis_url, namespace, DARKROOM_STORE=f"file://{store}", **more)
-    functions = Functions(name, environment=told, log=folder / f"{name}.log")
+    variables = environment(redis_url, namespace, DARKROOM_STORE=f"file://{store}", **more)
+    functions = Functions(name, environment=variables, log=folder / f"{name}.log")
     if migrate_history:
-        migrated(told["DARKROOM_DATABASE_URL"])
+        migrated(variables["DARKROOM_DATABASE_URL"])
     functions.start()
     try:
         jobs = DrivenJobs(redis_url, namespace)

@@ -385,7 +385,7 @@ def test_idle_connections_beyond_the_files_of_a_process_reset_no_others_and_are_
 
 
 def _is_alive(port: int, client: socket.socket) -> bool:
-    """Whether the server has its end of the client's connection: the kernel tells."""
+    """Whether the server has its end of the client's connection: as the kernel reports."""
     ends = f"{_address(port)} {_address(client.getsockname()[1])} "
     return any(ends in line and line.split()[3] == "01" for line in Path("/proc/net/tcp").read_text().splitlines())
 

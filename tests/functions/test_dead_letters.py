@@ -58,8 +58,8 @@ def test_a_letter_shows_why_it_failed_and_each_attempt(api: Api) -> None:
     assert letter["error"] == {"kind": "transient", "message": "hiccup 2"}
     assert (letter["model"], letter["user_id"], letter["ended_at"]) == ("flux", "anna", job["ended_at"])
     assert letter["attempts"] == job["attempts"]
-    told = [(each["number"], each["worker"], each["outcome"], each["reason"]) for each in letter["attempts"]]
-    assert told == [
+    attempts = [(each["number"], each["worker"], each["outcome"], each["reason"]) for each in letter["attempts"]]
+    assert attempts == [
         (1, WORKER, "retried", "transient"),
         (2, WORKER, "retried", "transient"),
         (3, WORKER, "failed", "transient"),

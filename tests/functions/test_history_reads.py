@@ -152,7 +152,7 @@ def test_a_picture_of_an_old_job_can_still_be_fetched(aged: Aged) -> None:
     assert aged.api.get(link.removeprefix(PUBLIC_URL)).content == b"a picture"
 
 
-def test_attempts_are_told_when_redis_has_the_record_and_no_log(aged: Aged) -> None:
+def test_attempts_are_shown_when_redis_has_the_record_and_no_log(aged: Aged) -> None:
     job_id = ended(aged.api, State.FAILED)
     before = aged.api.job(job_id)
     aged.archive(job_id)
@@ -381,16 +381,16 @@ def test_what_was_written_under_a_key_stays_known_and_is_no_new_job(aged: Aged) 
 
 
 def test_a_job_goes_its_whole_way_and_is_still_there(aged: Aged, tmp_path: Path) -> None:
-    """Submitted, run, told, applied, archived, forgotten by Redis: as nobody else's hand has it."""
+    """A job that is submitted, run, published, applied, archived and expired in Redis by the parts themselves."""
     api, namespace = aged.api, aged.jobs.namespace
-    told = environment(
+    variables = environment(
         aged.redis_url,
         namespace,
         K_SINK=f"{api.functions.url}/events",
         DARKROOM_DATABASE_URL=aged.database_url,
         DARKROOM_POLL_INTERVAL_S="0.05",
     )
-    courier = Part("darkroom_courier", environment=told, log=tmp_path / "courier.log")
+    courier = Part("darkroom_courier", environment=variables, log=tmp_path / "courier.log")
     courier.start()
     try:
         job_id = ended(api, State.COMPLETED)

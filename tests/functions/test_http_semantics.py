@@ -23,7 +23,7 @@ from tests.functions.test_openapi import RECEIVER, SUBSCRIPTIONS, UNKNOWN, UNKNO
 from tests.parts import PUBLIC_URL
 
 BYTES = bytes(range(256)) * 64
-"""A picture whose bytes tell where they are."""
+"""An artifact whose bytes have their positions."""
 
 
 # Documents

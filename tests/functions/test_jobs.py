@@ -1,4 +1,4 @@
-"""jobs: what is told of a job in each of its states, the list, cancels and artifacts, through real HTTP."""
+"""jobs: the view of a job in each of its states, the list, cancels and artifacts, over HTTP."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_the_lines_of_000_42b2e379951954bf_work_as_typed(api: Api) -> None:
     submitted = typed(api, "curl -X POST http://localhost:8000/flux")
     assert submitted["status"] == "pending"
     line = "curl -X GET http://localhost:8000/tasks/task-uuid"
-    told = typed(api, line, **{"task-uuid": submitted["task_id"]})
-    assert told == {"task_id": submitted["task_id"], "status": "PENDING"}
+    printed = typed(api, line, **{"task-uuid": submitted["task_id"]})
+    assert printed == {"task_id": submitted["task_id"], "status": "PENDING"}
 
 
 def test_the_lines_of_004_6b4b53464eb8a0d4_work_as_typed(api: Api) -> None:
@@ -209,7 +209,7 @@ def test_a_job_whose_log_is_gone_does_not_pretend_that_it_was_never_tried(api: A
         ("expired", "REVOKED"),
     ],
 )
-def test_a_task_is_told_in_celerys_words_and_without_its_result(api: Api, state: str, word: str) -> None:
+def test_a_task_has_celerys_status_and_no_result(api: Api, state: str, word: str) -> None:
     job_id = in_state(api, State(state))
     assert api.job(job_id)["state"] == state
     assert api.get(f"/tasks/{job_id}").json() == {"task_id": job_id, "status": word}
@@ -274,7 +274,7 @@ def test_a_waiting_job_is_cancelled_at_once_with_no_worker_there(api: Api) -> No
     assert job["error"]["kind"] == "cancelled"
 
 
-def test_a_running_job_is_told_to_stop(api: Api) -> None:
+def test_a_running_job_is_interrupted(api: Api) -> None:
     job_id = api.submit()
     api.jobs.start(job_id)
     for _ in range(2):
@@ -487,7 +487,7 @@ def test_a_store_that_does_not_answer_is_503(redis_url: str, namespace: str, tmp
         assert slug(response) == "store-unavailable"
 
 
-# What nobody foresaw
+# Unexpected errors
 
 
 def test_an_error_of_ours_is_a_plain_500_and_logged_with_its_trace(api: Api) -> None:

@@ -1,4 +1,4 @@
-"""What the functions tell Prometheus, and whom they tell nothing."""
+"""Metrics of the functions, and the requests that do not get them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.served_metrics import ask
 from tests.waiting import eventually
 
 COUNT = "darkroom_http_request_seconds_count"
-NOBODY = "0198f000-0000-7000-8000-000000000000"
+UNKNOWN_JOB = "0198f000-0000-7000-8000-000000000000"
 
 
 def test_requests_are_counted_by_function_route_and_status(api: Api) -> None:
@@ -21,7 +21,7 @@ def test_requests_are_counted_by_function_route_and_status(api: Api) -> None:
     job_id = api.post("/flux", json={"prompt": "a lighthouse"}).json()["id"]
     api.job(job_id)
     api.client.head(JOBS + job_id)
-    assert api.get(JOBS + NOBODY).status_code == 404
+    assert api.get(JOBS + UNKNOWN_JOB).status_code == 404
     after = ask(api.functions.port)
 
     def more(function: str, route: str, status: str) -> float:
@@ -72,14 +72,14 @@ def test_a_request_that_is_held_is_open(api: Api) -> None:
 
 
 @pytest.mark.parametrize("header", FORWARDED)
-def test_who_comes_through_a_proxy_is_told_that_there_is_nothing(api: Api, header: str) -> None:
+def test_a_request_through_a_proxy_gets_404(api: Api, header: str) -> None:
     """What Knative's queue-proxy, its ingress and our gateway add to each request; a caller cannot take it out."""
     answer = api.client.get("/metrics", headers={header: "192.0.2.7"})
     assert answer.status_code == 404
     assert slug(answer) == "not-found"
 
 
-def test_a_function_alone_tells_of_itself(redis_url: str, namespace: str, tmp_path: Path) -> None:
+def test_a_single_function_serves_its_own_metrics(redis_url: str, namespace: str, tmp_path: Path) -> None:
     with serving(redis_url, namespace, tmp_path, name="jobs") as jobs:
         jobs.get("/api/v1/models")
         said = ask(jobs.functions.port)

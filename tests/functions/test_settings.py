@@ -22,7 +22,7 @@ from tests.waiting import eventually
 NOWHERE = "redis://127.0.0.1:1/0"
 
 
-def told(folder: Path, **more: str) -> dict[str, str]:
+def variables(folder: Path, **more: str) -> dict[str, str]:
     """What a process needs; its Redis is not there."""
     return environment(NOWHERE, "darkroom", DARKROOM_STORE=f"file://{folder}", **more)
 
@@ -108,7 +108,7 @@ def test_a_bad_setting_ends_the_process_with_one_line_that_names_it(
     tmp_path: Path, name: str, variable: str, value: str
 ) -> None:
     """Of a secret the value is not shown."""
-    ended = serve(name, environment=told(tmp_path) | {variable: value})
+    ended = serve(name, environment=variables(tmp_path) | {variable: value})
     (line,) = ended.stderr.splitlines()
     assert ended.returncode == 2
     assert ended.stdout == ""
@@ -118,7 +118,7 @@ def test_a_bad_setting_ends_the_process_with_one_line_that_names_it(
 
 
 def test_every_missing_setting_is_named(tmp_path: Path) -> None:
-    given = told(tmp_path)
+    given = variables(tmp_path)
     ended = serve("all", environment={name: given[name] for name in ("PATH", "PYTHONPATH")})
     (line,) = ended.stderr.splitlines()
     assert ended.returncode == 2
@@ -128,7 +128,7 @@ def test_every_missing_setting_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("nope",), ("submit", "jobs")])
 def test_the_process_says_what_it_can_be_asked_to_serve(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    ended = serve(*arguments, environment=told(tmp_path))
+    ended = serve(*arguments, environment=variables(tmp_path))
     assert ended.returncode == 2
     assert "submit|jobs|result|undelivered|all" in ended.stderr
 

@@ -34,7 +34,7 @@ BATCH = "application/cloudevents-batch+json"
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 MEGABYTE = 1024 * 1024
 LIMIT = 2 * MEGABYTE
-"""What `DARKROOM_MAX_BODY_BYTES` is when nobody says otherwise."""
+"""The default of `DARKROOM_MAX_BODY_BYTES`."""
 
 
 def post_event(api: Api, event: object, **more: Any) -> httpx.Response:
@@ -49,7 +49,7 @@ def post_batch(api: Api, events: list[object]) -> httpx.Response:
 # CloudEvents, in three modes
 
 
-def test_an_event_is_answered_with_a_slip_that_is_an_event_itself(api: Api) -> None:
+def test_the_response_to_an_event_is_a_receipt_as_an_event(api: Api) -> None:
     response = api.post("/", headers=binary("answer", traceparent=TRACEPARENT), json={"prompt": "a lighthouse"})
     job_id = response.json()["id"]
     assert response.status_code == 202
@@ -335,7 +335,7 @@ def test_the_job_keeps_what_was_asked_for(api: Api) -> None:
     assert api.job(api.submit())["run_timeout"] == 600
 
 
-def test_the_job_keeps_whom_to_tell_and_of_what(api: Api) -> None:
+def test_the_job_stores_its_webhook_and_the_events(api: Api) -> None:
     for sent, kept in (
         ({}, (None, None)),
         ({"webhook": HOOK}, (HOOK, ["completed", "failed", "cancelled", "expired"])),
@@ -349,14 +349,14 @@ def test_the_job_keeps_whom_to_tell_and_of_what(api: Api) -> None:
 
 
 def test_another_webhook_is_another_request(api: Api) -> None:
-    key = {"Idempotency-Key": "whom to tell"}
+    key = {"Idempotency-Key": "with a webhook"}
     assert api.post(JOBS, json={"webhook": HOOK}, headers=key).status_code == 202
     assert api.post(JOBS, json={"webhook": HOOK}, headers=key).status_code == 200
     other = api.post(JOBS, json={"webhook": HOOK + "/other"}, headers=key)
     assert (other.status_code, slug(other)) == (422, "idempotency-key-reused")
 
 
-def test_a_seed_that_nobody_gave_is_drawn_and_reported(api: Api) -> None:
+def test_a_missing_seed_is_drawn_and_reported(api: Api) -> None:
     drawn = {api.job(api.submit())["seed"] for _ in range(5)}
     assert len(drawn) == 5
     assert all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in drawn)
@@ -608,7 +608,7 @@ def test_a_model_field_must_not_contradict_the_path(api: Api) -> None:
 
 
 def in_chunks(size: int) -> Iterator[bytes]:
-    """A body whose length nobody declares."""
+    """A body without a declared length."""
     yield b'{"prompt": "'
     for _ in range(size // 65_536):
         yield b"x" * 65_536
@@ -746,7 +746,7 @@ def test_a_redis_that_hangs_is_as_good_as_away(own_redis: RedisServer, namespace
         ("TRACE", "/", "POST"),
     ],
 )
-def test_a_wrong_method_is_told_the_right_ones(api: Api, method: str, path: str, allow: str) -> None:
+def test_a_refused_method_gets_the_allowed_ones(api: Api, method: str, path: str, allow: str) -> None:
     response = api.request(method, path)
     assert response.status_code == 405
     assert response.headers["allow"] == allow

@@ -266,11 +266,11 @@ def test_a_replay_posts_the_event_as_its_source_sent_it(api: Api, sink: Sink) ->
 
 
 @pytest.mark.parametrize("status", [302, 400, 429, 500])
-def test_what_the_sink_answers_is_told_and_the_event_stays(api: Api, sink: Sink, status: int) -> None:
+def test_the_sinks_response_is_returned_and_the_event_stays_stored(api: Api, sink: Sink, status: int) -> None:
     event_id = kept(api, event())
     sink.behave = lambda _event: Answer(status, body=b"no: Bearer abcdefghijkl", headers={"location": "/elsewhere"})
-    told = api.post(f"{UNDELIVERED}/{event_id}/replay").json()
-    assert told == {"id": event_id, "status": status, "delivered": False, "answer": "no: (hidden)"}
+    replayed = api.post(f"{UNDELIVERED}/{event_id}/replay").json()
+    assert replayed == {"id": event_id, "status": status, "delivered": False, "answer": "no: (hidden)"}
     assert shown(api, event_id)["state"] == "undelivered"
     assert len(sink.events) == 1, "no redirect is followed"
 
@@ -278,8 +278,8 @@ def test_what_the_sink_answers_is_told_and_the_event_stays(api: Api, sink: Sink,
 def test_an_answer_that_does_not_end_is_cut_off(api: Api, sink: Sink) -> None:
     event_id = kept(api, event())
     sink.behave = lambda _event: Answer(body=b"x" * 1_000_000)
-    told = api.post(f"{UNDELIVERED}/{event_id}/replay").json()
-    assert (told["delivered"], told["answer"]) == (True, "x" * 1024)
+    replayed = api.post(f"{UNDELIVERED}/{event_id}/replay").json()
+    assert (replayed["delivered"], replayed["answer"]) == (True, "x" * 1024)
 
 
 def test_an_event_that_fails_again_is_undelivered_again(api: Api) -> None:
@@ -306,11 +306,11 @@ def test_an_event_that_fails_again_while_it_is_replayed_is_not_taken_for_deliver
 def test_a_sink_that_gives_no_answer_is_503_and_nothing_is_lost(
     redis_url: str, namespace: str, tmp_path: Path, sink: Sink, trouble: str
 ) -> None:
-    told: dict[str, Any] = {"DARKROOM_REPLAY_TIMEOUT_S": "0.5"}
+    variables: dict[str, Any] = {"DARKROOM_REPLAY_TIMEOUT_S": "0.5"}
     if trouble != "not set":
-        told["K_SINK"] = sink.url if trouble == "silent" else "http://127.0.0.1:1/"
+        variables["K_SINK"] = sink.url if trouble == "silent" else "http://127.0.0.1:1/"
     sink.behave = lambda _event: HANG
-    with serving(redis_url, namespace, tmp_path, **told) as api:
+    with serving(redis_url, namespace, tmp_path, **variables) as api:
         event_id = kept(api, event())
         response = api.post(f"{UNDELIVERED}/{event_id}/replay")
         assert (response.status_code, slug(response)) == (503, "sink-unavailable")

@@ -100,7 +100,7 @@ def stranger_subscription(api: Api) -> str:
 # -- subscriptions -----------------------------------------------------------------------------------------------------
 
 
-def test_a_subscription_is_told_of_every_end_unless_it_says_of_what(api: Api) -> None:
+def test_a_subscription_receives_every_terminal_event_by_default(api: Api) -> None:
     view = subscribe(api)
     assert view == {
         "id": view["id"],
@@ -398,7 +398,7 @@ def taken(api: Api, delivery_id: str, *, tenant: str = "default") -> LeasedDeliv
     return seen[delivery_id]
 
 
-def test_a_job_that_told_nobody_has_no_deliveries(api: Api) -> None:
+def test_a_job_without_receivers_has_no_deliveries(api: Api) -> None:
     for job_id in (api.submit(), ended(api), api.submit({"webhook": URL})):
         assert api.get(f"{JOBS}{job_id}/deliveries").json() == {"deliveries": [], "next": None}
 
@@ -435,8 +435,8 @@ def test_a_delivery_is_shown_with_each_try(api: Api) -> None:
     assert deliveries(api, job_id) == [after]
     assert (after["state"], after["tried"], after["due_at"]) == ("delivered", 2, None)
     assert after["ended_at"] >= view["created_at"]
-    told = [(each["number"], each["status"], each["error"], each["took_ms"]) for each in after["tries"]]
-    assert told == [(1, 500, "status 500", 12), (2, 204, None, 34)]
+    tries = [(each["number"], each["status"], each["error"], each["took_ms"]) for each in after["tries"]]
+    assert tries == [(1, 500, "status 500", 12), (2, 204, None, 34)]
 
 
 def test_each_recipient_and_each_event_is_a_delivery_of_its_own(api: Api) -> None:

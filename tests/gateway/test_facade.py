@@ -58,7 +58,7 @@ class Desk:
         self._pool = pool
 
     def post(self, path: str, **more: Any) -> tuple[Future[httpx.Response], str]:
-        """A submission that is under way, and its job, once somebody waits for that."""
+        """A submission in progress, and its job, once a request waits for it."""
         known = self.waited_for()
         answer = self._pool.submit(self.client.post, path, **more)
         (job_id,) = eventually(lambda: self.waited_for() - known, what="a submission to wait for its job")
@@ -77,7 +77,7 @@ class Desk:
         return artifacts[0]
 
     def completed(self, key: str) -> None:
-        """A job with this idempotency key, which has ended: whoever asks for it again is answered at once."""
+        """A terminal job with this idempotency key: a repeat gets its response at once."""
         job_id = self.client.post("/flux", headers={"Idempotency-Key": key}).json()["id"]
         self.complete(job_id)
 
@@ -151,7 +151,7 @@ def is_expired(desk: Desk, job_id: str) -> bool:
 
 
 @pytest.mark.parametrize(("end", "status"), [("failed", 500), ("cancelled", 409), ("expired", 504)])
-def test_a_job_that_ended_otherwise_is_told_with_its_reason(end: str, status: int, desk: Desk) -> None:
+def test_a_job_that_is_not_completed_is_refused_with_its_reason(end: str, status: int, desk: Desk) -> None:
     held = [desk.post("/sync/flux", json=ENDS[end], headers={"Accept": accept}) for accept in ACCEPTS]
     for _, job_id in held:
         if end == "failed":
@@ -173,7 +173,7 @@ def test_a_job_that_ended_otherwise_is_told_with_its_reason(end: str, status: in
 
 
 @pytest.mark.parametrize("path", SUBMISSIONS)
-def test_when_the_time_is_over_the_answer_is_the_slip(path: str, desk: Desk) -> None:
+def test_when_the_time_is_over_the_response_is_the_receipt(path: str, desk: Desk) -> None:
     response = desk.client.post(path, json={"prompt": "x"}, headers={"Prefer": "wait=1", "Accept": "image/png"})
     assert response.status_code == 202
     assert response.headers[APPLIED] == "wait=1"
@@ -250,7 +250,7 @@ def ended(front: Front, pool: ThreadPoolExecutor) -> str:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/nobody", {}),
+        ("/unknown", {}),
         ("/flux", {"width": 7, "nonsense": 1}),
         ("/flux", {"prompt": "x" * 100_000}),
         ("/flux", {"prompt": 7}),
@@ -281,7 +281,7 @@ def test_the_path_is_one_model_and_the_method_post(desk: Desk) -> None:
         assert desk.client.post(path).status_code == 404, path
 
 
-def test_nobody_waits_with_an_event(desk: Desk) -> None:
+def test_an_event_does_not_wait(desk: Desk) -> None:
     headers = {**binary("sync-1"), "Prefer": f"wait={LONG_S}"}
     response = desk.client.post("/", headers=headers, json={"model": "flux"})
     assert response.status_code == 202
@@ -297,7 +297,7 @@ def test_a_wait_outlives_the_function_that_it_waits_at(desk: Desk) -> None:
 
 
 def leave(desk: Desk, gateway: Gateway) -> str:
-    """A client that submits to /sync/flux and hangs up when somebody waits. Answers its job."""
+    """A client that submits to /sync/flux and disconnects when its request waits. Returns its job."""
     known = desk.waited_for()
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as client:
         client.sendall(b"POST /sync/flux HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
@@ -330,7 +330,7 @@ def test_a_client_that_leaves_has_its_job_cancelled_where_that_is_set(desk: Desk
 def test_requests_that_are_held_end_in_order_with_the_gateway(
     desk: Desk, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    """One whose job ends in time has its result, another the slip when its long-poll ends."""
+    """A request whose job completes in time gets the result; another gets the receipt when its long-poll ends."""
     with in_front_of(desk.front.api, tmp_path / "gateway", DARKROOM_MAX_WAIT_S="5") as gateway:
 
         def ask() -> tuple[Future[httpx.Response], str]:
@@ -404,7 +404,7 @@ def resident_bytes(process: Path) -> int:
 
 
 def waits(front: Front) -> int:
-    """How often somebody began to wait."""
+    """The number of waits that began."""
     return front.api.functions.log.read_text().count('"event": "waits"')
 
 

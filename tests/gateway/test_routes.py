@@ -35,7 +35,7 @@ PARTS = {"id": "019aa000-0000-7000-8000-000000000000", "model": "flux", "deliver
 
 ODD = [
     ("GET", "/flux"),
-    ("POST", "/nobody"),
+    ("POST", "/unknown"),
     ("PUT", "/flux"),
     ("POST", "/a/b"),
     ("GET", "/"),
@@ -94,7 +94,7 @@ def test_each_operation_reaches_its_function(function: str, route: ApiRoute, cli
 
 
 @pytest.mark.parametrize(("method", "path"), ODD)
-def test_what_is_no_operation_is_refused_by_the_function_that_one_port_would_ask(
+def test_a_request_of_no_route_reaches_the_function_that_serves_it_on_one_port(
     method: str, path: str, client: httpx.Client
 ) -> None:
     said = client.request(method, path).json()
@@ -109,8 +109,8 @@ def test_a_head_is_asked_as_one(client: httpx.Client) -> None:
     assert int(response.headers["content-length"]) > 0
 
 
-def test_a_function_is_asked_by_its_own_name_and_told_who_asks(staged: Staged, client: httpx.Client) -> None:
-    """Knative tells its services apart by it."""
+def test_a_function_gets_its_own_host_name_and_the_address_of_the_client(staged: Staged, client: httpx.Client) -> None:
+    """Knative distinguishes its services by the host name."""
     for path, name in (("/flux", "SUBMIT"), ("/", "SUBMIT"), ("/x/y", "JOBS")):
         sent = {"X-Forwarded-For": "192.0.2.1", "X-Tenant": "anna", "traceparent": "00-x", "Idempotency-Key": "k"}
         said = client.post(path, headers=sent, content=b'{"prompt": "x"}').json()
@@ -131,7 +131,7 @@ def test_a_refusal_that_comes_in_chunks_is_handed_back_whole(client: httpx.Clien
     assert "prefer" not in headers
 
 
-def test_an_id_is_made_or_kept_told_and_logged(staged: Staged, client: httpx.Client) -> None:
+def test_a_request_id_is_made_or_kept_returned_and_logged(staged: Staged, client: httpx.Client) -> None:
     kept = client.get("/api/v1/models", headers={"X-Request-Id": "mine-1"})
     assert kept.json()["headers"]["x-request-id"] == kept.headers["x-request-id"] == "mine-1"
     made = client.get("/api/v1/models?signature=hidden")
@@ -151,7 +151,7 @@ def test_a_door_for_the_inside_is_not_there(path: str, client: httpx.Client) -> 
         assert problem(client.request(method, path))["type"].endswith("/not-found")
 
 
-def test_without_an_address_of_dead_letter_nothing_shows_undelivered_events(staged: Staged, tmp_path: Path) -> None:
+def test_without_an_address_of_undelivered_its_paths_are_not_found(staged: Staged, tmp_path: Path) -> None:
     places = {name: each.place for name, each in staged.functions.items() if name != "UNDELIVERED"}
     with running(tmp_path / "gateway", places) as gateway:
         for path in (routes.UNDELIVERED, f"{routes.UNDELIVERED}/1/replay"):
@@ -238,7 +238,7 @@ def test_a_function_that_is_away_or_silent_is_a_problem_with_a_time_to_come_agai
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         silent = full.getsockname()
-        queued.connect(silent)  # nobody accepts: the next connection is answered by nothing
+        queued.connect(silent)  # no process accepts: the next connection gets no response
         away = f"127.0.0.1:{free_port()}"
         places = {"SUBMIT": f"127.0.0.1:{silent[1]}", "JOBS": away, "RESULT": away}
         with running(tmp_path / "gateway", places) as gateway, httpx.Client(trust_env=False, timeout=60) as client:
@@ -498,7 +498,7 @@ def test_a_port_that_is_taken_is_said_and_ends_it(staged: Staged, tmp_path: Path
     assert any("Address already in use" in line["message"] for line in gateway.lines("nginx"))
 
 
-def test_a_socket_and_an_event_stream_tell_as_it_happens(front: Front) -> None:
+def test_a_socket_and_an_event_stream_send_each_update_at_once(front: Front) -> None:
     from websockets.sync.client import connect
 
     job_id = front.api.jobs.submit()

@@ -1,12 +1,12 @@
-"""Connections: bounds to what one client can make the server keep, and for how long.
+"""Limits of connections: the memory and the time that one client can use.
 
-uvicorn bounds neither the headers of a request nor the time in which a request arrives, and has as many connections as
-come. It closes a connection by waiting until all that was written has been taken, however long that is; and a client
-that sends without reading makes it keep answers, or fragments, without a bound. `serve.py` puts this in between: `Http`
-and `Socket` are uvicorn's protocols with bounds, `ConnectionLimits` is what the connections of a process share.
+uvicorn limits neither the headers of a request, nor the time in which it arrives, nor the number of connections. It
+closes a connection only when everything was sent, however long that takes; and for a client that sends without reading
+it buffers responses and fragments without a limit. `serve.py` configures the classes here instead: `Http` and `Socket`
+are uvicorn's protocols with limits, `ConnectionLimits` is the state that the connections of a process share.
 
-No bound concerns a request that has arrived: long-polls, event streams and sockets have their own (`wait.py`,
-`sockets.py`).
+None of the limits concerns a request that has arrived: long-polls, event streams and sockets have limits of their own
+(`wait.py`, `sockets.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from websockets.frames import Frame
 from darkroom_functions.http.responses import problem
 
 HEADERS_BYTES = 64 * 1024
-"""The headers of a request, its first line included: twice what the gateway takes in one line."""
+"""The largest headers of a request, with its first line: twice the longest line at the gateway."""
 
 TARGET_BYTES = 32 * 1024
 """The longest path with its query, as at the gateway."""
@@ -46,29 +46,29 @@ ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 """A target with a host, which replaces that of `Host` (RFC 9112, section 3.2.2)."""
 
 HEADERS_S = 20.0
-"""How long the headers of a request may take, from its first byte, or from the connection for its first request."""
+"""The time for the headers of a request, from its first byte; for the first request from the connection."""
 
 BODY_S = 20.0
-"""How long a body may take beside the time that its bytes have at `BODY_BYTES_PER_S`."""
+"""The time for a body, in addition to the time of its bytes at `BODY_BYTES_PER_S`."""
 
 BODY_BYTES_PER_S = 4 * 1024
-"""The slowest line that counts as one: a body of the largest size has 8 minutes."""
+"""The slowest rate: a body of the largest size has 8 minutes."""
 
 FRAMING_PER_BYTE = 8
 """Bytes of chunk sizes for each byte of a body, at most: a chunk of one byte has five. Chunk extensions and trailers,
-which mean nothing here, may have as many as headers."""
+which are ignored, may have as many as headers."""
 
 LINGER_S = 5.0
-"""How long what a refused client still sends is read and dropped, so that it finds the refusal. A guess."""
+"""How long the input of a refused client is read and dropped, so that the client receives the refusal. A guess."""
 
 ANSWERED_S = 30.0
-"""How long the rest of a body may take whose request has been answered."""
+"""The time for the rest of a body after the response to its request."""
 
 UNTAKEN_S = 60.0
-"""How long a client may take for some ten kilobytes of an answer before it is cut off."""
+"""The time for a client to read some ten kilobytes of a response before its connection is aborted."""
 
 SPARE_FILES = 256
-"""Files that a process opens beside its clients' connections: Redis, the database, artifacts."""
+"""File descriptors that are not connections of clients: Redis, the database, artifacts."""
 
 MOST_UNTAKEN_BYTES = 1024 * 1024
 """Pongs that a client has not read, in bytes; other messages wait when there are 64 KiB."""
@@ -81,12 +81,12 @@ REQUEST_LINE_BYTES = 16 * 1024
 10 KiB. The library's own limit is 8 KiB."""
 
 LOOK_EVERY_S = 30
-"""A connection that is closing, and of which nothing was taken between two looks, is cut. A client with a slow line has
-taken a third of what the kernel keeps for it by then, some hundreds of kilobytes, and more is written."""
+"""The interval of checks of closing connections. One that sent nothing between two checks is aborted. A slow client has
+read a third of the kernel's buffer by then, some hundreds of kilobytes, and more was sent."""
 
 
 class ConnectionLimits(ServerState):
-    """What the connections of a process share: how many there may be, and how many were refused, by the reason."""
+    """The maximum of connections of a process, and the number of refused ones by reason."""
 
     def __init__(self, *, most: int) -> None:
         super().__init__()
@@ -95,32 +95,32 @@ class ConnectionLimits(ServerState):
 
 
 class Http(HttpToolsProtocol):
-    """uvicorn's HTTP, with bounds to the size and the time of a request, and to the connections of the process."""
+    """uvicorn's HTTP protocol with limits of a request's size and time, and of the connections of the process."""
 
     server_state: ConnectionLimits
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._arrived = 0  # requests that are here whole
+        self._arrived = 0  # requests that arrived completely
         self._in_headers = True
         self._since: float | None = None  # when the headers, or the body, began to arrive
         self._idle_since = 0.0
         self._header_bytes = 0
         self._body_bytes = 0
         self._framing_bytes = 0
-        self._answered_at: float | None = None  # when the answer to a request was complete whose body was not
-        self._is_over = False  # refused, or a socket by now
+        self._answered_at: float | None = None  # when a response was complete before the body of its request
+        self._is_over = False  # refused, or upgraded to a WebSocket
         self._timer: asyncio.TimerHandle | None = None
         self._untaken: asyncio.TimerHandle | None = None
 
     @property
     def is_awaiting_request(self) -> bool:
-        """Whether no request is under way: none has arrived, and none is being answered."""
+        """Whether no request is in progress."""
         return self._in_headers and not self._is_answering and not self.transport.is_closing()
 
     @property
     def idle_since(self) -> float:
-        """When the last request was answered, or the connection was made."""
+        """When the last response was complete, or the connection was made."""
         return self._idle_since
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -136,7 +136,7 @@ class Http(HttpToolsProtocol):
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Part of a request. What comes too large, or is no HTTP, is refused as soon as that is known."""
+        """Part of a request. One that is too large, or not HTTP, is refused as soon as that is known."""
         if self._is_over:
             return
         arrived, was_in_headers, body_before = self._arrived, self._in_headers, self._body_bytes
@@ -146,7 +146,7 @@ class Http(HttpToolsProtocol):
         if self._has_ended():
             return
         if self._arrived > arrived:
-            pass  # the end of one request, and the beginning of the next: one read, which counts for neither
+            pass  # the end of one request and the beginning of the next in one read, which counts for neither
         elif was_in_headers and self._in_headers:
             self._header_bytes += len(data)
             if self._header_bytes > HEADERS_BYTES:
@@ -160,10 +160,10 @@ class Http(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if self._since is None:
-            self._since = self.loop.time()  # it came together with the request before it
+            self._since = self.loop.time()  # it arrived together with the request before it
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_headers:  # trailers are of no use here
+        if self._in_headers:  # trailers are ignored
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -174,7 +174,7 @@ class Http(HttpToolsProtocol):
             return
         if target := ABSOLUTE_TARGET.match(self.url):
             self.headers[:] = [(name, target[1] if name == b"host" else value) for name, value in self.headers]
-        super().on_headers_complete()  # raises where the target is no path, which is refused
+        super().on_headers_complete()  # raises where the target is not a path, which is refused
         self._in_headers = False
         self._since = self.loop.time()
         self._body_bytes = self._framing_bytes = 0
@@ -206,7 +206,7 @@ class Http(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(MalformedRequest("it is no HTTP request, or its parts contradict each other"))
+        self._refuse(MalformedRequest("this is not an HTTP request, or its parts contradict each other"))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -227,7 +227,7 @@ class Http(HttpToolsProtocol):
         return cycle is not None and not cycle.response_complete
 
     def _deadline(self) -> float | None:
-        """When what is arriving must have arrived."""
+        """The time by which the headers or the body must have arrived."""
         if self._since is None:
             return None
         if self._in_headers:
@@ -236,7 +236,7 @@ class Http(HttpToolsProtocol):
         return deadline if self._answered_at is None else min(deadline, self._answered_at + ANSWERED_S)
 
     def _watch(self) -> None:
-        """Have a timer while something is arriving. It looks for itself whether the deadline has moved."""
+        """Run a timer while a request is arriving. The timer checks whether the deadline has moved."""
         deadline = None if self._is_over else self._deadline()
         if deadline is None:
             if not self._is_over:
@@ -255,17 +255,17 @@ class Http(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.flow.read_paused or (self._in_headers and self._is_answering):
-            self._since = self.loop.time()  # it is us who do not read
+            self._since = self.loop.time()  # the server has paused reading
         deadline = self._deadline()
         if deadline is None or deadline > self.loop.time():
             self._watch()
         elif self._in_headers and not self._header_bytes:
             self.transport.close()  # a connection without a request
         else:
-            self._refuse(RequestTimeout("the request took longer to arrive than the slowest line would"))
+            self._refuse(RequestTimeout("the request did not arrive in time"))
 
     def _make_room(self) -> None:
-        """Close the connection that has awaited a request for the longest; where there is none, this one."""
+        """Close the connection that has been idle the longest; refuse this one where none is idle."""
         awaiting = [each for each in self.connections if isinstance(each, Http) and each.is_awaiting_request]
         oldest = min(awaiting, key=lambda each: each.idle_since, default=self)
         fault = TooManyConnections(f"{self.server_state.most} connections are open")
@@ -276,7 +276,9 @@ class Http(HttpToolsProtocol):
             oldest.transport.close()
 
     def _refuse(self, fault: DarkroomError) -> None:
-        """Answer with the problem, unless an answer is on its way, and close when the client has had time to read."""
+        """Respond with the problem, unless a response is in progress, and close when the client has had time to read
+        it.
+        """
         self.server_state.refused[fault.slug] += 1
         self._is_over = True
         self._stop_watching()
@@ -284,7 +286,7 @@ class Http(HttpToolsProtocol):
         if self._in_headers:
             was_answered = self._is_answering
         else:
-            was_answered = self.cycle.response_started or bool(self.pipeline)  # an answer before it is not complete
+            was_answered = self.cycle.response_started or bool(self.pipeline)  # an earlier response is not complete
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if was_answered or self.transport.is_closing():
@@ -298,30 +300,30 @@ class Http(HttpToolsProtocol):
 
 
 class Socket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, with bounds to what a client can make it keep."""
+    """uvicorn's WebSocket protocol with limits of what is buffered for a client."""
 
     def data_received(self, data: bytes) -> None:
-        """A request that is too long is refused by the library; uvicorn would leave its client without that answer."""
+        """The library refuses a request that is too long; uvicorn would not send that response."""
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
 
     def handle_ping(self) -> None:
-        """Answered, as long as the answers are taken."""
+        """Reply with a pong, as long as the client reads them."""
         super().handle_ping()
         if self.transport.get_write_buffer_size() > MOST_UNTAKEN_BYTES:
             self.transport.abort()
 
     def handle_cont(self, event: Frame) -> None:
-        """One more fragment of a message. Empty ones count for nothing in its size."""
+        """One more fragment of a message. Empty ones do not count in its size."""
         super().handle_cont(event)
         if len(self.frames) > MOST_FRAGMENTS:
             self.transport.abort()
 
 
 def most_connections(wanted: int) -> int:
-    """As many of `wanted` as the process may have files for, after asking for as many."""
+    """As many of `wanted` as the limit of file descriptors allows, after raising it where possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -337,7 +339,7 @@ def _too_large(target_bytes: int) -> DarkroomError:
 
 
 def _encoded(fault: DarkroomError) -> bytes:
-    """The whole answer of a connection that closes with it."""
+    """The response with which a connection is closed."""
     response = problem(fault)
     lines = [f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}\r\n".encode()]
     lines += [b"%b: %b\r\n" % header for header in (*response.raw_headers, (b"connection", b"close"))]
@@ -345,14 +347,14 @@ def _encoded(fault: DarkroomError) -> bytes:
 
 
 def take_long_requests() -> None:
-    """Let requests for sockets be as long as `REQUEST_LINE_BYTES`: for the library that is a constant."""
+    """Allow requests for sockets of `REQUEST_LINE_BYTES`; the library has a constant for it."""
     http11.MAX_LINE_LENGTH = REQUEST_LINE_BYTES
 
 
 def cut_off(connections: Iterable[Any], waiting: Mapping[Any, int]) -> dict[Any, int]:
-    """Cut those that are closing, and of which nothing was taken since the last look, which answered `waiting`.
+    """Abort closing connections that sent nothing since the last check, which returned `waiting`.
 
-    Answers how many bytes each connection that is closing still has to write. `connections` are uvicorn's.
+    Returns the number of bytes that each closing connection still has to send. `connections` are uvicorn's.
     """
     now = {
         each: each.transport.get_write_buffer_size()

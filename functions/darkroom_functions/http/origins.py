@@ -1,16 +1,16 @@
-"""Origins: which host names a process answers to, and which web pages may drive it.
+"""Allowed hosts and origins: the host names that a process serves, and the web pages that may use it.
 
-Every connection passes here before a function gets it (`serve.py`). A browser sends requests to any address that a page
-names, loopback included, so a page of any site could otherwise submit jobs and read them:
+Every connection is checked here before it reaches a function (`serve.py`). A browser sends requests to any address that
+a page names, loopback included, so a page of any site could otherwise submit and read jobs:
 
-- `Host` names another host: 421. A page whose own name is made to resolve to this address (DNS rebinding) sends its own
+- `Host` names another host: 421. A page whose name is made to resolve to this address (DNS rebinding) sends that
   name. Where the process listens on loopback, only loopback names, the host of `DARKROOM_PUBLIC_URL` and
   `DARKROOM_ALLOWED_HOSTS` are served. Elsewhere hosts are checked only if `DARKROOM_ALLOWED_HOSTS` is set, since a
   Knative Service has several names; an IP address always passes there, since kubelet and Prometheus use it and a
   rebound page never does.
-- `Origin` is foreign, and the request is a socket, a CORS preflight or changes something: 403. Clients that are no
-  browsers send no `Origin`. Where a browser sends none, `Sec-Fetch-Site` decides.
-- Reading from a foreign origin is answered, but without the CORS headers that let the page see the answer.
+- `Origin` is foreign, and the request is a socket, a CORS preflight or is not safe: 403. Clients other than browsers
+  send no `Origin`. Where a browser sends none, `Sec-Fetch-Site` decides.
+- A safe request of a foreign origin gets its response, without the CORS headers that let the page read it. Those of
   `DARKROOM_ALLOWED_ORIGINS` get them.
 
 A reverse proxy that replaces `Host`, as the gateway does, passes the original on in `X-Forwarded-Host`: both count.
@@ -34,23 +34,23 @@ from darkroom_functions.http.responses import problem
 from darkroom_functions.settings import DEFAULT_PORTS, ServeSettings, origin_of
 
 LOOPBACK_NAME = "localhost"
-"""With all names below it (RFC 6761, section 6.3): resolvers and browsers never ask the network for them."""
+"""It and all names below it are resolved without the network (RFC 6761, section 6.3)."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-"""They change nothing (RFC 9110, section 9.2.1)."""
+"""Safe methods (RFC 9110, section 9.2.1)."""
 
 OWN_SITES = frozenset({"same-origin", "none"})
-"""`Sec-Fetch-Site` of a request by a page of our own, or by the browser's user."""
+"""`Sec-Fetch-Site` of a request by a page of the same origin, or by the browser's user."""
 
 _log = logger(__name__)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which hosts and origins are served.
+    """The hosts and origins that are served.
 
     `hosts` are names in lower case, and with a leading dot all names below one; they are checked if `checks_hosts`.
-    `origins` are those of other sites that may drive this process, `own_origins` those that it is known by.
+    `origins` are those of other sites whose pages may use this process, `own_origins` its public ones.
     """
 
     hosts: frozenset[str]
@@ -73,7 +73,7 @@ class Policy:
         )
 
     def serves(self, authority: str) -> bool:
-        """Whether a request for this `Host` is for us."""
+        """Whether this `Host` is served."""
         host = _host_of(authority)
         return not self.checks_hosts or (
             _is_loopback(host)
@@ -83,7 +83,7 @@ class Policy:
         )
 
     def trusts(self, origin: str, authorities: Collection[str]) -> bool:
-        """Whether a page of `origin` may drive us, who were asked by these `authorities` (`Host`)."""
+        """Whether a page of `origin` may use this process, which was addressed by these `authorities` (`Host`)."""
         scheme, _, authority = origin.lower().partition("://")
         if f"{scheme}://{authority}" in self.origins | self.own_origins:
             return True
@@ -91,7 +91,7 @@ class Policy:
 
 
 class Front:
-    """The application behind the checks of a policy."""
+    """Applies the checks of a policy before the application."""
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self._app = app
