@@ -1,1 +1,1 @@
-"""HTTP around the functions: routes, bodies, responses, conditional requests, OpenAPI, probes, metrics."""
+"""HTTP for all functions: routes (`routes.py` is the door), bodies, responses, semantics, OpenAPI, probes, metrics."""

@@ -1,1 +1,1 @@
-"""The resources of the API: how each is read, changed and shown."""
+"""Resources of the API, a module each with handlers and routes. `darkroom_functions.api` lists the routes of all."""

@@ -1,1 +1,1 @@
-"""From a request to an accepted job: parsing, validation, webhooks, and batched accepts."""
+"""From a job request to an accepted job: `reading.py` validates it, `intake.py` has the ledger accept it."""
