@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from darkroom.ledger import calls
 from darkroom.links import Links
 from darkroom_functions import api as api_routes
 from darkroom_functions.http import routes
+from darkroom_functions.http.routes import ApiRoute
 from darkroom_functions.resources import listing, schemas
 from darkroom_functions.submission import reading
 from hypothesis import HealthCheck, example, given, settings
@@ -75,6 +77,13 @@ def test_every_field_and_every_query_parameter_is_described(api: Api) -> None:
     assert (of_job, described) == ("id", list(listing.DELIVERY_PARAMETERS))
     described = [parameter["name"] for parameter in document["paths"][routes.UNDELIVERED]["get"]["parameters"]]
     assert described == list(listing.UNDELIVERED_PARAMETERS)
+
+
+@pytest.mark.parametrize("route", [route for route in api_routes.ALL if route.operation], ids=lambda route: route.label)
+def test_a_route_describes_the_parameters_of_its_path(route: ApiRoute) -> None:
+    described = [parameter["name"] for parameter in route.parameters if parameter["in"] == "path"]
+    assert described == re.findall(r"{(\w+)}", route.template)
+    assert route.responses
 
 
 PRONOUNS = ("it", "its", "they", "their", "this", "that", "these", "those", "what", "who", "whom", "whose", "he", "she")

@@ -41,7 +41,7 @@ async def list_dead_letters(request: Request) -> Response:
     query = listing.read_letters(request.query_params.multi_items())
     async with ledger_timeout():
         page = await services.dead_letters.page(tenant_of(request), limit=query.limit, after=query.after)
-    return answer({"dead_letters": [views.dead_letter(letter) for letter in page.letters], "next": page.after})
+    return answer(DeadLettersBody(dead_letters=list(map(views.dead_letter, page.letters)), next=page.after))
 
 
 async def read_dead_letter(request: Request) -> Response:
@@ -109,7 +109,7 @@ async def purge_dead_letters(request: Request) -> Response:
             break
         after = places[-1]
     _log.info("purged_all", tenant=tenant, letters=count)
-    return answer({"purged": count})
+    return answer(PurgedBody(purged=count))
 
 
 def _not_found(job_id: str) -> NotFound:

@@ -42,7 +42,7 @@ async def list_deliveries(request: Request) -> Response:
     begin = 0 if query.after is None else bisect_right(keys, _key_of(query.after))
     page = found[begin : begin + query.limit]
     more = begin + query.limit < len(found)
-    return answer({"deliveries": [views.delivery(each) for each in page], "next": page[-1].id if more else None})
+    return answer(DeliveriesBody(deliveries=list(map(views.delivery, page)), next=page[-1].id if more else None))
 
 
 async def read_delivery(request: Request) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from darkroom import logs
 from darkroom.artifacts import StoreUnavailable
@@ -15,7 +16,7 @@ from darkroom.errors import Gone, HistoryUnavailable, InvalidInput, LedgerUnavai
 from darkroom.history.store import Tombstone
 from darkroom.jobs import JobEvent, State, UnknownValue
 from darkroom.ledger import reads
-from darkroom.ledger.calls import Cancelled, Receipt, cancel
+from darkroom.ledger.calls import Receipt, cancel
 from darkroom.ledger.records import LogEntry
 from darkroom.updates import celery_status
 from starlette.requests import Request
@@ -73,11 +74,11 @@ async def list_jobs(request: Request) -> Response:
         records = listed.page.jobs
         heads = await reads.log_heads(services.ledger, [record.id for record in records])
     now_s = time.time()
-    found = [
+    found: list[Any] = [
         views.job(record, head=head, catalogue=services.catalogue, links=services.links, now_s=now_s)
         for record, head in zip(records, heads, strict=True)
     ]
-    return answer({"jobs": found, "next": listed.page.after, "complete": listed.is_complete})
+    return answer(JobsBody(jobs=found, next=listed.page.after, complete=listed.is_complete))
 
 
 async def cancel_job(request: Request) -> Response:
@@ -86,11 +87,12 @@ async def cancel_job(request: Request) -> Response:
     tenant, job_id = tenant_of(request), checked_id(request.path_params["id"])
     async with ledger_timeout():
         done = await services.ledger.run(cancel(job_id, tenant=tenant))
-        if done.receipt is None or done.state is None:
+        receipt, state = done.receipt, done.state
+        if receipt is None or state is None:
             record, log = await services.lookup.story(job_id, tenant=tenant)
-            done = Cancelled(_receipt(record.state, log), record.state)
-    _log.info("cancel", job=job_id, tenant=tenant, receipt=done.receipt, state=done.state)
-    return answer({"job_id": job_id, "receipt": done.receipt, "status": done.state})
+            receipt, state = _receipt(record.state, log), record.state
+    _log.info("cancel", job=job_id, tenant=tenant, receipt=receipt, state=state)
+    return answer(CancelledBody(job_id=job_id, receipt=receipt, status=state))
 
 
 async def delete_job(request: Request) -> Response:

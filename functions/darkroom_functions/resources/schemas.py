@@ -1,7 +1,8 @@
 """Bodies of the API: the type of each, and what its fields mean.
 
-A body is a plain dict, which orjson encodes fastest. mypy checks it against its type, pydantic makes the schemas of the
-OpenAPI document of the types (`http/openapi.py`), and the tests validate every response against them.
+A body is a plain dict, which orjson encodes fastest. mypy checks those of `views.py` against their types, a job's
+aside; pydantic makes the schemas of the OpenAPI document of the types (`http/openapi.py`), and the tests validate every
+response against them.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ SubscriptionStateName = Annotated[str, WithJsonSchema({"enum": [state.value for 
 DeliveryStateName = Annotated[str, WithJsonSchema({"enum": [state.value for state in DeliveryState]})]
 EventName = Annotated[str, WithJsonSchema({"enum": [event.value for event in WebhookEvent]})]
 EventNames = Annotated[list[str], WithJsonSchema(EVENT_NAMES)]
+OutcomeName = Annotated[
+    str, WithJsonSchema({"enum": ["running", "released", "retried", "completed", "failed", "cancelled"]})
+]
 ReceiptName = Annotated[str, WithJsonSchema({"enum": [receipt.value for receipt in Receipt]})]
 ModelNames = Annotated[
     list[str],
@@ -165,7 +169,7 @@ class AttemptBody(TypedDict):
     worker: str
     started_at: Time
     ended_at: Time | None
-    outcome: Literal["running", "released", "retried", "completed", "failed", "cancelled"]
+    outcome: OutcomeName
     reason: str | None
     message: str | None
 

@@ -81,7 +81,7 @@ async def list_subscriptions(request: Request) -> Response:
     services: JobsServices = request.app.state.services
     async with ledger_timeout():
         subscriptions = await reads.subscriptions(services.ledger, tenant_of(request))
-    return answer({"subscriptions": [views.subscription(each) for each in subscriptions]})
+    return answer(SubscriptionsBody(subscriptions=list(map(views.subscription, subscriptions))))
 
 
 async def create_subscription(request: Request) -> Response:

@@ -74,7 +74,7 @@ async def list_undelivered(request: Request) -> Response:
     query = listing.read_undelivered(request.query_params.multi_items())
     async with ledger_timeout():
         page = await services.events.page(tenant_of(request), limit=query.limit, after=query.after)
-    return answer({"undelivered_events": [views.undelivered(each) for each in page.events], "next": page.after})
+    return answer(UndeliveredEventsBody(undelivered_events=list(map(views.undelivered, page.events)), next=page.after))
 
 
 async def read_undelivered(request: Request) -> Response:
@@ -97,7 +97,7 @@ async def replay_undelivered(request: Request) -> Response:
         delivered = done is Replayed.REPLAYED
     trace = traces.in_logs(stored.event.traceparent)
     _log.info("replayed", id=stored.id, event_id=stored.event.id, status=status, delivered=delivered, **trace)
-    return answer({"id": stored.id, "status": status, "delivered": delivered, "answer": redacted(text)})
+    return answer(ReplayedBody(id=stored.id, status=status, delivered=delivered, answer=redacted(text)))
 
 
 async def discard_undelivered(request: Request) -> Response:

@@ -21,6 +21,17 @@ from darkroom.updates import artifacts_of
 from darkroom.webhooks.subscriptions import PER_JOB, TERMINAL_EVENTS, Delivery, Subscription, in_order
 
 from darkroom_functions.resources.redaction import redacted
+from darkroom_functions.resources.schemas import (
+    ArtifactBody,
+    AttemptBody,
+    DeadLetterBody,
+    DeliveryBody,
+    ModelsBody,
+    SecretBody,
+    SubscriptionBody,
+    TaskBody,
+    UndeliveredEventBody,
+)
 
 TOP_PARAMETERS = ("prompt", "width", "height", "seed")
 """Parameters that are also members of a view, null where the model has no parameter of that name."""
@@ -38,7 +49,7 @@ ENDS_OF_ATTEMPT: Mapping[JobEvent | UnknownValue, str] = {
 """The entries of a log that finish the attempt before them, and its outcome in a view."""
 
 
-def task(job_id: str, status: str) -> dict[str, Any]:
+def task(job_id: str, status: str) -> TaskBody:
     """The body of `GET /tasks/{id}`: the state in Celery's terms, without the result."""
     return {"task_id": job_id, "status": status}
 
@@ -89,13 +100,14 @@ def story(
 def dead_letter(letter: DeadLetter) -> dict[str, Any]:
     """A job whose attempts are used up: its error, each attempt, and the event that requested it."""
     record = letter.record
+    error: Any = (record.end_data or {}).get("error")
     return {
         "id": record.id,
         "model": record.model,
         "user_id": record.fields.get("user_id"),
         "created_at": iso(record.created),
         "ended_at": _time(record.ended),
-        "error": (record.end_data or {}).get("error"),
+        "error": error,
         "attempts": attempts(letter.log),
         "event": letter.event,
     }
@@ -197,7 +209,7 @@ def attempts(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
     return found
 
 
-def model_list(catalogue: Catalogue, schemas: Mapping[str, object]) -> dict[str, Any]:
+def model_list(catalogue: Catalogue, schemas: Mapping[str, dict[str, Any]]) -> ModelsBody:
     """The body of `GET /api/v1/models`; `schemas` are those of the models' parameters, by model."""
     return {
         "models": [
