@@ -7,7 +7,7 @@ response against them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypeVar
 
 from darkroom.cloudevents.event import REQUESTED, SPEC_VERSION
@@ -52,6 +52,15 @@ _UNDELIVERED_EVENT = {
     "description": "The CloudEvent, with secrets hidden. A list leaves out its data.",
 }
 
+
+def _known(values: Iterable[str]) -> WithJsonSchema:
+    """A string of known values. A later version may write others, which are shown as they are."""
+    known = sorted(str(value) for value in values)
+    return WithJsonSchema(
+        {"anyOf": [{"enum": known}, {"type": "string", "description": "A value of a later version."}]}
+    )
+
+
 JobId = Annotated[str, Field(json_schema_extra={"pattern": f"^{JOB_ID_PATTERN}$"})]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time", "pattern": _INSTANT})]
 Url = Annotated[str, Field(json_schema_extra={"format": "uri"})]
@@ -60,16 +69,14 @@ Secret = Annotated[str, Field(json_schema_extra={"pattern": _SECRET})]
 SubscriptionId = Annotated[str, Field(json_schema_extra={"pattern": SUBSCRIPTION_ID_PATTERN})]
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[int, Field(ge=1)]
-StateName = Annotated[str, WithJsonSchema({"enum": [state.value for state in State]})]
-CeleryStatus = Annotated[str, WithJsonSchema({"enum": sorted({*CELERY_STATUS.values(), "RETRY"})})]
-SubscriptionStateName = Annotated[str, WithJsonSchema({"enum": [state.value for state in SubscriptionState]})]
-DeliveryStateName = Annotated[str, WithJsonSchema({"enum": [state.value for state in DeliveryState]})]
-EventName = Annotated[str, WithJsonSchema({"enum": [event.value for event in WebhookEvent]})]
-EventNames = Annotated[list[str], WithJsonSchema(EVENT_NAMES)]
-OutcomeName = Annotated[
-    str, WithJsonSchema({"enum": ["running", "released", "retried", "completed", "failed", "cancelled"]})
-]
+StateName = Annotated[str, _known(State)]
+CeleryStatus = Annotated[str, _known({*CELERY_STATUS.values(), "RETRY"})]
+SubscriptionStateName = Annotated[str, _known(SubscriptionState)]
+DeliveryStateName = Annotated[str, _known(DeliveryState)]
+EventName = Annotated[str, _known(WebhookEvent)]
+OutcomeName = Annotated[str, _known(("running", "released", "retried", "completed", "failed", "cancelled"))]
 ReceiptName = Annotated[str, WithJsonSchema({"enum": [receipt.value for receipt in Receipt]})]
+EventNames = Annotated[list[str], WithJsonSchema(EVENT_NAMES)]
 ModelNames = Annotated[
     list[str],
     WithJsonSchema(
@@ -240,7 +247,7 @@ class JobBody(RecordMembers):
     ]
     redrive_of: Annotated[JobId | None, Field(description="The dead letter that this job was redriven from.")]
     webhook: Annotated[Url | None, Field(description="The address that the job's events are posted to.")]
-    webhook_events_filter: EventNames | None
+    webhook_events_filter: list[EventName] | None
     attempts: NotRequired[
         Annotated[
             list[AttemptBody] | None,
@@ -364,7 +371,7 @@ class SubscriptionBody(TypedDict):
 
     id: SubscriptionId
     url: Url
-    events: EventNames
+    events: list[EventName]
     models: ModelNames
     state: Annotated[SubscriptionStateName, Field(description="Events are delivered only while it is enabled.")]
     reason: Annotated[str | None, Field(description="The reason why it is not enabled, unless its owner disabled it.")]

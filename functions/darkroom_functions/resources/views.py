@@ -22,7 +22,6 @@ from darkroom.webhooks.subscriptions import PER_JOB, TERMINAL_EVENTS, Delivery, 
 
 from darkroom_functions.resources.redaction import redacted
 from darkroom_functions.resources.schemas import (
-    ArtifactBody,
     AttemptBody,
     DeadLetterBody,
     DeliveryBody,
@@ -97,7 +96,7 @@ def story(
     return {**view, "attempts": attempts(log) if log else None}
 
 
-def dead_letter(letter: DeadLetter) -> dict[str, Any]:
+def dead_letter(letter: DeadLetter) -> DeadLetterBody:
     """A job whose attempts are used up: its error, each attempt, and the event that requested it."""
     record = letter.record
     error: Any = (record.end_data or {}).get("error")
@@ -113,7 +112,7 @@ def dead_letter(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def undelivered(kept: Undelivered) -> dict[str, Any]:
+def undelivered(kept: Undelivered) -> UndeliveredEventBody:
     """An event that Knative gave up on, with its last failure. Its secrets are hidden; its data may be left out."""
     failure = kept.failure
     return {
@@ -130,7 +129,7 @@ def undelivered(kept: Undelivered) -> dict[str, Any]:
     }
 
 
-def subscription(subscription: Subscription) -> dict[str, Any]:
+def subscription(subscription: Subscription) -> SubscriptionBody:
     """A subscription without its secret, which is a resource of its own."""
     return {
         "id": subscription.id,
@@ -146,7 +145,7 @@ def subscription(subscription: Subscription) -> dict[str, Any]:
     }
 
 
-def delivery(delivery: Delivery) -> dict[str, Any]:
+def delivery(delivery: Delivery) -> DeliveryBody:
     """The delivery of one event to one address, and its latest attempts."""
     return {
         "id": delivery.id,
@@ -177,14 +176,14 @@ def delivery(delivery: Delivery) -> dict[str, Any]:
 
 def secret(
     value: str, *, generation: int | None = None, previous: str | None = None, until: int | None = None
-) -> dict[str, Any]:
+) -> SecretBody:
     """A secret. Of a subscription: its generation, and the previous one, which also signs until then (ms)."""
     return {"secret": value, "generation": generation, "previous": previous, "previous_until": _time(until)}
 
 
-def attempts(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
+def attempts(log: Sequence[LogEntry]) -> list[AttemptBody]:
     """Each execution of the job, in order, by the log."""
-    found: list[dict[str, Any]] = []
+    found: list[AttemptBody] = []
     for entry in log:
         if entry.event is JobEvent.STARTED:
             found.append(
