@@ -228,7 +228,7 @@ else:
 
 
 class JobBody(RecordMembers):
-    """A job."""
+    """A job in its present state."""
 
     model_served: Annotated[str, Field(description="The model that runs, where an alias is requested.")]
     job_type: str | None
