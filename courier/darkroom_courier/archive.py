@@ -53,14 +53,14 @@ class Archive:
     """`step` is called over and over; the first one migrates the database to the schema of this version."""
 
     def __init__(
-        self, ledger: AsyncLedger, history: History, metrics: CourierMetrics, settings: CourierSettings, *, taker: str
+        self, ledger: AsyncLedger, history: History, metrics: CourierMetrics, settings: CourierSettings, *, owner: str
     ) -> None:
         self._ledger = ledger
         self._history = history
         self._metrics = metrics
         self._unapplied: dict[str, JobRecord] = {}
         self._lease_ms = round(settings.history_lease_s * 1000)
-        self._taker = taker
+        self._owner = owner
         self._call = uuid4().hex
         self._is_migrated = False
         self._is_in_doubt = False
@@ -80,7 +80,7 @@ class Archive:
             self._is_in_doubt = False
         await self._beat()
         leased = await self._ledger.run(
-            calls.lease_history(owner=self._taker, call=self._call, limit=BATCH, lease_ms=self._lease_ms)
+            calls.lease_history(owner=self._owner, call=self._call, limit=BATCH, lease_ms=self._lease_ms)
         )
         try:
             await self._write(leased)

@@ -76,7 +76,7 @@ class Courier:
         redis = connect_async(settings.redis_url.get_secret_value())
         ledger = AsyncLedger(redis, settings.namespace)
         metrics = CourierMetrics(ledger)
-        taker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        owner = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         limits = httpx.Limits(
             max_connections=settings.sink_concurrency, max_keepalive_connections=settings.sink_concurrency
         )
@@ -93,11 +93,11 @@ class Courier:
                 GuardedClient(settings.webhook_allow, timeout_s=settings.delivery_timeout_s) as guarded,
             ):
                 sink = Sink(client, settings)
-                relay = Relay(ledger, sink, settings, taker=taker)
-                webhooks = WebhookPosts(ledger, Lookup(ledger, history), guarded, metrics, settings, taker=taker)
-                notices = Notices(ledger, sink, settings, taker=taker)
+                relay = Relay(ledger, sink, settings, owner=owner)
+                webhooks = WebhookPosts(ledger, Lookup(ledger, history), guarded, metrics, settings, owner=owner)
+                notices = Notices(ledger, sink, settings, owner=owner)
                 upkeep = Upkeep(ledger, settings)
-                archive = Archive(ledger, history, metrics, settings, taker=taker)
+                archive = Archive(ledger, history, metrics, settings, owner=owner)
                 retention = Retention(Deletion(ledger, history, ArtifactStore(settings.store)), settings)
                 wakes = {b"outbox": relay.wake, b"deliveries": webhooks.wake}
 
@@ -119,7 +119,7 @@ class Courier:
                     self._vital(self._loop("retention", retention.step, needs_redis=False), name="retention"),
                 ]
                 listening = self._vital(_listen(channels, ledger.keys.wake_channel), name="listen")
-                _log.info("started", taker=taker, sink=settings.sink, namespace=settings.namespace)
+                _log.info("started", owner=owner, sink=settings.sink, namespace=settings.namespace)
                 await self._stopping.wait()
                 wake_all()
                 await asyncio.wait(loops, timeout=ROUND_TIMEOUT_S)
@@ -130,7 +130,7 @@ class Courier:
         finally:
             await history.aclose()
             await redis.aclose()
-        _log.info("stopped", taker=taker)
+        _log.info("stopped", owner=owner)
 
     def _vital(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         return vital(work, name=name, may_end=self._stopping.is_set)

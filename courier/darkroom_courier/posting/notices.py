@@ -31,15 +31,15 @@ class Notices(PostingLoop[Subscription]):
 
     failure_event = "notice_failed"
 
-    def __init__(self, ledger: AsyncLedger, sink: Sink, settings: CourierSettings, *, taker: str) -> None:
+    def __init__(self, ledger: AsyncLedger, sink: Sink, settings: CourierSettings, *, owner: str) -> None:
         super().__init__(concurrency=1, idle_s=settings.poll_interval_s)
         self._ledger = ledger
         self._sink = sink
         self._source = settings.public_url
-        self._taker = taker
+        self._owner = owner
 
     async def _lease(self, *, call: str, limit: int) -> Leased[Subscription]:
-        leased = await self._ledger.run(calls.lease_notices(owner=self._taker, call=call, limit=limit))
+        leased = await self._ledger.run(calls.lease_notices(owner=self._owner, call=call, limit=limit))
         subscriptions = [await reads.subscription(self._ledger, each, tenant=None) for each in leased]
         changed = {
             subscription.id: subscription

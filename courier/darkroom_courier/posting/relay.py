@@ -38,18 +38,18 @@ class Relay(PostingLoop[PendingEvents]):
     failure_event = "relay_failed"
     repeats_in_flight = True  # a job whose start is being posted may have finished
 
-    def __init__(self, ledger: AsyncLedger, sink: Sink, settings: CourierSettings, *, taker: str) -> None:
+    def __init__(self, ledger: AsyncLedger, sink: Sink, settings: CourierSettings, *, owner: str) -> None:
         super().__init__(concurrency=settings.sink_concurrency, idle_s=settings.poll_interval_s)
         self._ledger = ledger
         self._sink = sink
         self._links = Links.of(settings)
         self._source = settings.public_url
         self._lease_ms = round(settings.relay_lease_s * 1000)
-        self._taker = taker
+        self._owner = owner
 
     async def _lease(self, *, call: str, limit: int) -> Leased[PendingEvents]:
         leased = await self._ledger.run(
-            calls.lease_relays(owner=self._taker, call=call, limit=limit, lease_ms=self._lease_ms)
+            calls.lease_relays(owner=self._owner, call=call, limit=limit, lease_ms=self._lease_ms)
         )
         starts = await reads.pending_starts(self._ledger, leased)
         records = await self._ledger.jobs(leased, tenant=None)  # read last, so that a job finished by now is posted

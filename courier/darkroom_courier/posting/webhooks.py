@@ -104,7 +104,7 @@ class WebhookPosts(PostingLoop[DueDelivery]):
         metrics: CourierMetrics,
         settings: CourierSettings,
         *,
-        taker: str,
+        owner: str,
     ) -> None:
         super().__init__(concurrency=settings.delivery_concurrency, idle_s=settings.poll_interval_s)
         self._ledger = ledger
@@ -115,7 +115,7 @@ class WebhookPosts(PostingLoop[DueDelivery]):
         self._signer = Signer.of(settings)
         self._links = Links.of(settings)
         self._origin = urlsplit(settings.public_url).hostname or ""
-        self._taker = taker
+        self._owner = owner
         self._streaks = Streaks(failed="post_failed", recovered="receiver_recovered")
         self._reports: GroupCommit[AttemptResult] = GroupCommit(ledger, timeout_s=LEDGER_TIMEOUT_S)
 
@@ -123,7 +123,7 @@ class WebhookPosts(PostingLoop[DueDelivery]):
         lapses = time.monotonic() + self._settings.delivery_lease_s
         leased = await self._ledger.run(
             calls.lease_deliveries(
-                owner=self._taker,
+                owner=self._owner,
                 call=call,
                 limit=limit,
                 per_target=self._settings.delivery_concurrency_per_target,
