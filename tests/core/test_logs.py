@@ -22,7 +22,7 @@ def said(repository: Path) -> Any:
                 "import logging, structlog",
                 "from darkroom import logs",
                 f"logs.configure('worker', level={level})",
-                "log = logs.logger('darkroom_worker.child.run')",
+                "log = logs.logger('darkroom_worker.child.runner')",
                 *lines,
             )
         )
@@ -112,7 +112,7 @@ import logging, os, resource
 from darkroom import logs
 
 logs.configure("worker")
-log = logs.logger("darkroom_worker.child.run")
+log = logs.logger("darkroom_worker.child.runner")
 {breaking[stderr]}
 log.info("one")
 logging.getLogger("theirs").warning("two")
@@ -145,7 +145,7 @@ from darkroom import logs
 
 logs.configure("worker")
 with open("data", "w") as data:
-    logs.logger("darkroom_worker.child.run").error("one")
+    logs.logger("darkroom_worker.child.runner").error("one")
     logging.getLogger("theirs").error("two")
     data.write("whole")
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from darkroom_loadtest.profiling import capacity
 from darkroom_loadtest.profiling.capacity import Costs, Load, most_of_one_redis, needs
-from darkroom_worker.child import run
+from darkroom_worker.child import progress
 
 EASY = Costs(
     submit_functions_us=300,
@@ -80,7 +80,7 @@ def test_the_model_reckons_with_the_times_of_the_ledger_and_the_worker(repositor
     for name, hours in (("RECORD_TTL_MS", capacity.RECORD_KEPT_H), ("LOG_TTL_MS", capacity.LOG_KEPT_H)):
         (factors,) = re.findall(rf"^local {name} = ([\d *]+)$", prelude, re.MULTILINE)
         assert math.prod(int(factor) for factor in factors.split("*")) == 1000 * capacity.HOUR_S * hours
-    assert run.LOG_PROGRESS_EVERY_S == 1 / capacity.TOLD_PER_S
+    assert progress.LOG_PROGRESS_EVERY_S == 1 / capacity.TOLD_PER_S
 
 
 def test_the_tables_of_the_document_are_those_of_the_model(

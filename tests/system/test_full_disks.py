@@ -81,13 +81,13 @@ async def run(self):
 
 Channels.run = run
 """
-WATCH_ENDS = """
-from darkroom_worker.parent.registration import Watch
+SUPERVISOR_ENDS = """
+from darkroom_worker.parent.supervisor import Supervisor
 
 def wait(self, timeout_s):
     raise SystemExit
 
-Watch._wait = wait
+Supervisor._wait = wait
 """
 
 
@@ -97,7 +97,7 @@ Watch._wait = wait
         pytest.param("darkroom_functions.serve", ["result"], CHANNELS_END, "follow jobs", id="functions"),
         pytest.param("darkroom_functions.serve", ["submit"], CHANNELS_CANCELLED, "job channels", id="cancelled"),
         pytest.param("darkroom_courier", [], CHANNELS_END, "listen", id="courier"),
-        pytest.param("darkroom_worker", [], WATCH_ENDS, "watch", id="worker"),
+        pytest.param("darkroom_worker", [], SUPERVISOR_ENDS, "supervisor", id="worker"),
     ],
 )
 def test_a_process_exits_with_a_log_line_when_a_background_task_ends(

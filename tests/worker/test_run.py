@@ -18,11 +18,13 @@ from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
 from darkroom.ledger.records import JobRecord
 from darkroom_worker.child.memory import ChildMemory
-from darkroom_worker.child.proof import FailedJobs, passes_self_test, self_test_input
-from darkroom_worker.child.run import ClaimedJob, ProgressReporter, Runner, retry_delay_ms
+from darkroom_worker.child.progress import ProgressReporter
+from darkroom_worker.child.results import ClaimedJob, retry_delay_ms
+from darkroom_worker.child.runner import Runner
+from darkroom_worker.child.self_test import FailedJobs, passes_self_test, self_test_input
 from darkroom_worker.engines.instant import InstantEngine
 from darkroom_worker.engines.registry import EngineResult, Interrupted, OnStep, OutOfMemory, WorkerFault
-from darkroom_worker.parent.pool import EXIT_FAULT, PROBE_BACKOFF, QueueGate
+from darkroom_worker.parent.pool import EXIT_FAULT, SELF_TEST_BACKOFF, QueueGate
 from darkroom_worker.parent.probes import respond
 
 from tests.driven_jobs import DrivenJobs
@@ -199,8 +201,8 @@ def test_the_last_step_is_told_though_redis_was_away_just_before(stage: Stage) -
 class Round:
     """A watch as its probes see it."""
 
-    went_round_at: float
-    takes_jobs: bool = True
+    last_round_at: float
+    accepts_jobs: bool = True
 
 
 @pytest.mark.parametrize(
@@ -208,9 +210,9 @@ class Round:
     [
         pytest.param("/healthz", Round(70), 200, id="it goes round"),
         pytest.param("/healthz", Round(69), 503, id="it hangs"),
-        pytest.param("/healthz", Round(99, takes_jobs=False), 200, id="it goes round and takes no jobs"),
+        pytest.param("/healthz", Round(99, accepts_jobs=False), 200, id="it goes round and takes no jobs"),
         pytest.param("/readyz", Round(99), 200, id="it takes jobs"),
-        pytest.param("/readyz", Round(99, takes_jobs=False), 503, id="it takes none"),
+        pytest.param("/readyz", Round(99, accepts_jobs=False), 503, id="it takes none"),
         pytest.param("/elsewhere", Round(99), 404, id="no probe"),
     ],
 )
@@ -246,7 +248,7 @@ class Narrow:
         ledger = Ledger(connect(redis_url), namespace)
         engines = {"sd": (model, self.engine)}
         runner = Runner(
-            engines, ledger, ArtifactStore(store.as_uri()), "narrow", of_steps=ledger, memory=ChildMemory(["sd"])
+            engines, ledger, ArtifactStore(store.as_uri()), "narrow", progress_ledger=ledger, memory=ChildMemory(["sd"])
         )
         job_id = jobs.submit(input={"prompt": "x", "seed": 7})
         self.answer = runner.run_job(job_id, token="token", traceparent=None)
@@ -298,7 +300,7 @@ def gate(memory: ChildMemory) -> QueueGate:
 
 def test_what_jobs_do_to_an_attempt_takes_no_worker_out(gate: QueueGate) -> None:
     for kind in (*[ErrorKind.TRANSIENT] * 5, *[ErrorKind.OUT_OF_MEMORY] * 5):
-        gate.on_answer(f"pending: {kind}")
+        gate.on_attempt_finished(f"pending: {kind}")
     assert not is_out(gate)
     assert gate.suspects is None
 
@@ -313,7 +315,7 @@ def test_a_child_that_replaces_another_proves_itself_with_other_models_first(
     assert gate.suspects == frozenset({"quick", "slow"})
     assert not is_out(gate)
 
-    gate.on_answer("completed")
+    gate.on_attempt_finished("completed")
     assert gate.suspects == frozenset()
     gate.on_child_end(-9)  # between two jobs
     assert gate.suspects == frozenset()
@@ -327,7 +329,7 @@ def test_two_faults_in_a_row_take_a_worker_out_until_a_child_has_proven_itself(
     for _ in range(2):
         gate.on_child_end(EXIT_FAULT)
         seen.append((gate.state, gate.starts_children))
-    clock.now += PROBE_BACKOFF.first_s
+    clock.now += SELF_TEST_BACKOFF.first_s
     seen.append((gate.state, gate.starts_children))
     gate.on_child_up()
     seen.append((gate.state, gate.starts_children))
@@ -359,7 +361,7 @@ def test_a_completed_job_clears_faults(gate: QueueGate) -> None:
     for _ in range(3):
         gate.on_child_end(EXIT_FAULT)
         gate.on_child_up()
-        gate.on_answer("completed")
+        gate.on_attempt_finished("completed")
     assert not is_out(gate)
 
 
@@ -419,7 +421,7 @@ def test_a_proof_fails_when_every_run_of_it_does(
 ) -> None:
     model = Catalogue.load().get("sd")
     engine = CountingEngine(model, failures=failures, error=error)
-    assert passes_self_test({"sd": (model, engine)}, give_up=unexpected) is is_proven
+    assert passes_self_test({"sd": (model, engine)}, on_timeout=unexpected) is is_proven
     assert engine.runs == runs
 
 
@@ -428,7 +430,7 @@ def test_a_model_that_works_proves_the_device_though_another_does_not() -> None:
     broken = CountingEngine(catalogue.get("flux"), failures=99)
     works = CountingEngine(catalogue.get("sd"), failures=0)
     engines = {"flux": (catalogue.get("flux"), broken), "sd": (catalogue.get("sd"), works)}
-    assert passes_self_test(engines, suspects={"flux"}, give_up=unexpected)
+    assert passes_self_test(engines, suspects={"flux"}, on_timeout=unexpected)
     assert (broken.runs, works.runs) == (0, 1)
 
 

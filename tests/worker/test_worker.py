@@ -323,7 +323,7 @@ async def test_jobs_that_fail_or_kill_their_process_take_no_worker_out(house: Ho
         *[ErrorKind.WORKER_LOST] * 2,
     ]
     # After three failures the process at work proves itself, and each of the two that replace a killed one.
-    assert len(worker.said("proof_succeeded")) == 3
+    assert len(worker.said("self_test_passed")) == 3
     assert worker.said("fault") == worker.said("faulty") == []
 
 
@@ -816,7 +816,7 @@ async def test_a_stock_celery_worker_takes_the_message_of_a_job(house: House, tm
 
 async def test_the_parent_imports_no_model_library() -> None:
     heavy = "torch", "diffusers", "transformers", "PIL"
-    code = f"import sys, darkroom_worker.parent.supervisor; print(*[name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, darkroom_worker.parent.process; print(*[name for name in {heavy!r} if name in sys.modules])"
     variables = environment("redis://nobody", "t-nobody")
 
     answer = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""`python -m darkroom_worker`: one worker, which takes the jobs of the pool DARKROOM_POOL."""
+"""`python -m darkroom_worker`: one worker, which runs the jobs of the pool DARKROOM_POOL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from darkroom_worker.settings import BAD_SETTING, WorkerSettings, served_models
 
 
 def main() -> int:
-    """Read the settings and run. Answers the exit status: 2, after one line on stderr, for a setting of no use."""
+    """Read the settings and run. Returns the exit status: 2, after one line on stderr, for an invalid setting."""
     try:
         settings = load(WorkerSettings)
         models = served_models(settings)
@@ -23,12 +23,12 @@ def main() -> int:
         return BAD_SETTING
     logs.configure("worker")
     logging.captureWarnings(capture=True)
-    # billiard reads this one when it is imported: children ignore SIGTERM, and are ended by SIGQUIT where Celery ends
-    # them. The others would lead Celery to a broker that is not the ledger's.
+    # billiard reads this one when it is imported: children ignore SIGTERM, and Celery ends them by SIGQUIT. The others
+    # would connect Celery to a broker that is not the ledger's.
     os.environ["REMAP_SIGTERM"] = "SIGQUIT"
     for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         os.environ.pop(name, None)
-    from darkroom_worker.parent.supervisor import run_worker
+    from darkroom_worker.parent.process import run_worker
 
     try:
         return run_worker(settings, models)

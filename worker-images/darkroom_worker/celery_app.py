@@ -1,8 +1,8 @@
-"""The Celery app of a worker: its one task, and every setting that the way of a job relies on.
+"""The Celery app of a worker: its one task, and the settings that the processing of a job relies on.
 
-Two processes have it. The parent (`program.py`) takes messages from the pool's queue and watches over the child; the
-child (`run.py`) has the engines and runs the task. The child is started afresh (`spawn`, since CUDA does not survive a
-fork), so the app travels as what it was made of (`WorkerApp.__reduce__`) and is made again there.
+Two processes have it. The parent (`parent/process.py`) consumes the pool's queue and supervises the child; the child
+(`child/runner.py`) has the engines and runs the task. The child is spawned, since CUDA does not survive a fork, so the
+app is pickled as the arguments that it was made from (`WorkerApp.__reduce__`) and made again in the child.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from darkroom_worker.child.memory import ChildMemory
 from darkroom_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from darkroom_worker.child.run import Runner
+    from darkroom_worker.child.runner import Runner
     from darkroom_worker.parent.pool import QueueGate
-    from darkroom_worker.parent.registration import Supervisor
+    from darkroom_worker.parent.supervisor import Supervisor
 
 CONNECTION_OPTIONS: dict[str, Any] = {
-    # redis-py's own default of 5 s is near the second that kombu's BRPOP blocks; without any, a frozen Redis would hold
-    # the event loop for ever.
+    # redis-py's default of 5 s is near the second that kombu's BRPOP blocks; without a timeout, a frozen Redis would
+    # block the event loop for ever.
     "socket_timeout": 30.0,
     "socket_connect_timeout": 3.0,
     "socket_keepalive": True,
-    # A BRPOP on a connection that died silently is given up after a second more than this, looked for as often.
+    # A BRPOP on a connection that died silently ends a second after this interval.
     "health_check_interval": 10,
 }
 
@@ -43,14 +43,14 @@ START_ALLOWANCE_S = 60
 """For the child's interpreter and the libraries of its engines, before the models load."""
 
 COLLECT_EVERY = 10_000
-"""Objects that the parent makes before garbage is looked for among them: a few megabytes at most."""
+"""Objects that the parent allocates between two garbage collections: a few megabytes at most."""
 
 QUIET_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
-"""Two lines a job, of which ours (`run.py`) say more."""
+"""They log two lines for each job; `child/runner.py` logs more about it."""
 
 
 class RunJob(Task):  # type: ignore[misc]  # Celery has no types
-    """The one task: run the job that a message names. Its return value, a word or two, is for Flower to show."""
+    """The one task: run the job that a message names. Flower shows its return value, one or two words."""
 
     name = queues.TASK_NAME
     Request = "darkroom_worker.parent.attempt:Attempt"
@@ -63,9 +63,9 @@ class RunJob(Task):  # type: ignore[misc]  # Celery has no types
 
 
 class WorkerApp(Celery):  # type: ignore[misc]  # as above
-    """Celery's app with what its parts need to find: `gate` and `watch` in the parent, `runner` in the child.
+    """Celery's app with the objects of its process: `gate` and `supervisor` in the parent, `runner` in the child.
 
-    `suspects` are the models whose jobs ended an earlier child: this one is to prove that it works. None for the first.
+    `suspects` are the models whose jobs ended an earlier child: this one tests itself first. None for the first child.
     """
 
     settings: WorkerSettings
@@ -74,7 +74,7 @@ class WorkerApp(Celery):  # type: ignore[misc]  # as above
     memory: ChildMemory
     suspects: Collection[str] | None
     gate: QueueGate
-    watch: Supervisor
+    supervisor: Supervisor
     runner: Runner
 
     def ledger(self, options: ConnectionOptions = ConnectionOptions()) -> Ledger:  # noqa: B008 - frozen
@@ -92,30 +92,30 @@ def make_app(
     memory: ChildMemory,
     suspects: Collection[str] | None = None,
 ) -> WorkerApp:
-    """The app of the worker that is registered as `worker_name`, in its parent and in its child."""
+    """Make the app of the worker that is registered as `worker_name`, in its parent or in its child."""
     app = WorkerApp("darkroom.worker", set_as_current=False)
     app.settings, app.models, app.worker_name = settings, models, worker_name
     app.memory, app.suspects = memory, suspects
     app.conf.update(configuration(settings, models))
     app.register_task(RunJob())
     signals.setup_logging.connect(lambda **_: _configure_logs(settings.pool), weak=False, dispatch_uid="darkroom-logs")
-    signals.worker_ready.connect(_settle, weak=False, dispatch_uid="darkroom-ready")
+    signals.worker_ready.connect(_tune_collector, weak=False, dispatch_uid="darkroom-ready")
     signals.worker_process_init.connect(lambda **_: _open(app), weak=False, dispatch_uid="darkroom-open")
     signals.worker_process_shutdown.connect(lambda **_: app.runner.close(), weak=False, dispatch_uid="darkroom-close")
     return app
 
 
 def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[str, Any]:
-    """Celery's configuration. ARCHITECTURE.md tells what was seen without each of these."""
+    """Celery's configuration. docs/decisions.md describes what was observed without these settings."""
     queue = queues.queue_name(settings.pool)
     return {
         **RedisAddress.parse(settings.redis_url.get_secret_value()).broker_settings,
         "broker_transport_options": {
             **queues.transport_options(settings.namespace, settings.pool),
             **CONNECTION_OPTIONS,
-            # What was taken is remembered in this process alone. kombu would also write it into `unacked`, and out of
-            # it: two more round trips a job, for a visibility timeout that recovers nothing here (`sweep.lua` and
-            # `reap.lua` do). And of a message that a full Redis refused to take in there, nothing would be left.
+            # Unacknowledged messages are kept in this process alone. kombu would also write them to `unacked` and
+            # delete them from it: two more round trips for each job, for a visibility timeout that recovers nothing
+            # here (`sweep.lua` and `reap.lua` do). A message that a full Redis refuses there would be lost.
             "ack_emulation": False,
         },
         "broker_transport": "darkroom_worker.parent.transport:Transport",
@@ -128,7 +128,7 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
         "accept_content": ["json"],
         "task_serializer": "json",
         "event_serializer": "json",
-        # The ledger says what becomes of a job whose worker was lost; a message that came back would only be dropped.
+        # The ledger decides about a job whose worker was lost; a redelivered message would only be dropped.
         "task_acks_late": True,
         "task_reject_on_worker_lost": False,
         "task_ignore_result": True,
@@ -138,16 +138,16 @@ def configuration(settings: WorkerSettings, models: tuple[Model, ...]) -> dict[s
         "worker_concurrency": 1,
         "worker_pool": "darkroom_worker.parent.pool:ChildPool",
         "worker_pool_start_method": "spawn",
-        "worker_consumer": "darkroom_worker.parent.transport:GatheringConsumer",
-        # With the default of 4 s a replaced child that loads longer is killed again and again. The models of a pool
-        # load one after another.
+        "worker_consumer": "darkroom_worker.parent.transport:BatchingConsumer",
+        # With the default of 4 s a replaced child that loads longer is killed repeatedly. The models of a pool load one
+        # after another.
         "worker_proc_alive_timeout": START_ALLOWANCE_S + sum(model.load_timeout_s for model in models),
-        # Flower switches them on while it runs (its option `enable_events`); before, nobody would read them, and
-        # telling three of every job took the parent as long as all else.
+        # Flower enables them while it runs (its option `enable_events`). Three events for each job take the parent as
+        # long as all its other work.
         "worker_send_task_events": False,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
-        # Never reached by SIGTERM: `program.py` says why.
+        # SIGTERM never reaches it: see `parent/process.py`.
         "worker_soft_shutdown_timeout": settings.drain_grace_s,
     }
 
@@ -170,14 +170,16 @@ def _handled(record: logging.LogRecord) -> bool:
     return True
 
 
-def _settle(**_: object) -> None:
-    """The parent has loaded everything. Its garbage is small and may wait; that of a child may hold a GPU's memory."""
+def _tune_collector(**_: object) -> None:
+    """The parent has loaded everything. It collects garbage rarely; a child does not, since its garbage may hold GPU
+    memory.
+    """
     collector.spare_what_is_loaded(look_every=COLLECT_EVERY)
 
 
 def _open(app: WorkerApp) -> None:
-    """The child loads its models, before it tells the parent that it is up."""
-    from darkroom_worker.child.run import open_runner
+    """Load the models, before the child reports to the parent that it is up."""
+    from darkroom_worker.child.runner import open_runner
 
     app.runner = open_runner(app)
     collector.spare_what_is_loaded()

@@ -2,9 +2,9 @@
 
 The worker answers probes over HTTP (`probes.py`), which costs no process.
 
-It asks the ledger whether a worker of this host and pool gave a sign of life lately. Exit status 0 is yes, 1 is no. A
-worker that is out as faulty is alive, so that it is not restarted before anybody has looked. A ledger that does not
-answer says nothing about the worker: then it counts as alive, and not as ready.
+It reads from the ledger whether a worker of this host and pool renewed its registration lately. Exit status 0 is yes, 1
+is no. A faulty worker is alive, so that Kubernetes does not restart it before an operator has looked. While the ledger
+is unavailable the worker counts as alive and as not ready.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from darkroom.settings import load
 
 from darkroom_worker.settings import BAD_SETTING, WorkerSettings
 
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 
-TAKING = frozenset({WorkerState.READY, WorkerState.BUSY})
+ACCEPTING = frozenset({WorkerState.READY, WorkerState.BUSY})
 
 
 def main() -> int:
-    """Answers the exit status."""
+    """Run the probe and return the exit status."""
     try:
         settings = load(WorkerSettings)
     except SettingError as error:
         sys.stderr.write(f"darkroom_worker: {error}\n")
         return BAD_SETTING
-    asks_ready = "--ready" in sys.argv[1:]
+    ready_only = "--ready" in sys.argv[1:]
     try:
-        fresh = asyncio.run(_fresh(settings))
+        live = asyncio.run(_live_workers(settings))
     except (LedgerUnavailable, TimeoutError):
-        sys.stderr.write("the ledger does not answer\n")
-        return 1 if asks_ready else 0
-    if asks_ready:
-        fresh = [worker for worker in fresh if worker.state in TAKING]
-    return 0 if fresh else 1
+        sys.stderr.write("the ledger is unavailable\n")
+        return 1 if ready_only else 0
+    if ready_only:
+        live = [worker for worker in live if worker.state in ACCEPTING]
+    return 0 if live else 1
 
 
-async def _fresh(settings: WorkerSettings) -> list[WorkerRecord]:
-    """The workers of this host and pool that gave a sign of life lately, by Redis' clock."""
+async def _live_workers(settings: WorkerSettings) -> list[WorkerRecord]:
+    """The workers of this host and pool whose registration is current, by Redis' clock."""
     client = connect_async(settings.redis_url.get_secret_value())
-    async with client, asyncio.timeout(PATIENCE_S):
+    async with client, asyncio.timeout(TIMEOUT_S):
         workers = await reads.workers(AsyncLedger(client, settings.namespace))
         seconds, _ = await client.time()
     return [

@@ -91,8 +91,8 @@ def faulty_workers(ledger: LedgerInfo, _limits: Limits) -> Iterator[Symptom]:
         if worker.state == "faulty":
             yield problem(
                 f"worker {worker.name} of pool {worker.pool} is faulty: its device or a model failed repeatedly",
-                "read its log (`fault`, `proof_failed`), check the machine's GPU and the model's files; the worker is "
-                "probed after a pause, and is ready again once its proof run succeeds",
+                "read its log (`fault`, `self_test_failed`), check the machine's GPU and the model's files; the worker "
+                "tests itself after a pause, and is ready again once its self-test passes",
             )
 
 

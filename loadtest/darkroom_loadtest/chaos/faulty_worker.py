@@ -36,12 +36,12 @@ def install(variables: Mapping[str, str]) -> None:
 
 def _shorten_lease(lease_ms: int) -> None:
     from darkroom.ledger import calls
-    from darkroom_worker.parent import registration
+    from darkroom_worker.parent import supervisor
 
     calls.claim = functools.partial(calls.claim, lease_ms=lease_ms)
     calls.renew = functools.partial(calls.renew, lease_ms=lease_ms)
-    registration.RENEW_EVERY_S = lease_ms / 3000
-    registration.CHECK_EVERY_S = min(registration.CHECK_EVERY_S, lease_ms / 6000)
+    supervisor.RENEW_EVERY_S = lease_ms / 3000
+    supervisor.CHECK_EVERY_S = min(supervisor.CHECK_EVERY_S, lease_ms / 6000)
 
 
 def _mark_parent() -> None:
@@ -68,7 +68,7 @@ def _mark_parent() -> None:
 def _mark_child() -> None:
     from darkroom.artifacts import ArtifactStore
     from darkroom.ledger.client import Ledger
-    from darkroom_worker.child.run import Runner
+    from darkroom_worker.child.runner import Runner
     from darkroom_worker.engines.instant import InstantEngine
     from darkroom_worker.engines.registry import EngineResult, Picture
 

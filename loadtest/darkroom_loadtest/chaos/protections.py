@@ -72,7 +72,7 @@ def _remove_attempt_keys() -> None:
     """One key for a picture of a job, whoever made it, and the last one stays."""
     import obstore
     from darkroom.artifacts import ArtifactStore
-    from darkroom_worker.child import run
+    from darkroom_worker.child import runner
 
     def key(*, tenant: str, job_id: str, index: int, extension: str, **_more: object) -> str:
         return f"{tenant}/{job_id}/{index}.{extension}"
@@ -80,7 +80,7 @@ def _remove_attempt_keys() -> None:
     def put(self: Any, key: str, content: bytes) -> None:
         obstore.put(self._store, key, content, mode="overwrite")
 
-    run.artifact_key = key  # type: ignore[attr-defined]  # imported there from darkroom.artifacts
+    runner.artifact_key = key  # type: ignore[attr-defined]  # imported there from darkroom.artifacts
     ArtifactStore.put = put  # type: ignore[method-assign]
 
 

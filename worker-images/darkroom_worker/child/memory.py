@@ -1,9 +1,9 @@
-"""What the child reports in the middle of its task, in memory that it shares with the parent.
+"""Memory that the child shares with the parent, for what it reports in the middle of its task.
 
-A message could not do: the child's pipe is for the ends of tasks. The child writes which model it runs, and the time
-of the attempt that is no run time: while it holds finished pictures because the object store is away, or makes a proof
-run, the run timeout of the job stands still. The parent reads the model when the child has died (`readiness.py`), and
-the time before it ends a child whose job is overdue (`registration.py`).
+The child's pipe carries only the results of tasks. The child writes here which model it runs, and how long the run
+timeout of the job is paused: while it holds finished pictures because the object store is unavailable, or runs a
+self-test. The parent reads the model when the child has died (`parent/pool.py`), and the pause before it kills a child
+whose job is overdue (`parent/supervisor.py`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from billiard.sharedctypes import RawArray
 
 SINCE, BEFORE, MODEL = range(3)
-"""Since when the clock stands still, the length of earlier pauses, and the number of the model that runs, from 1."""
+"""The start of the current pause, the length of earlier pauses, and the number of the running model, from 1."""
 
 
 class ChildMemory:
-    """Made by the parent, given to each child. Times are in seconds of the monotonic clock, which processes share."""
+    """Created by the parent and passed to each child. Times are in seconds of the monotonic clock, which is shared."""
 
     def __init__(self, models: Sequence[str], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._models = tuple(models)
@@ -33,12 +33,12 @@ class ChildMemory:
         self._shared[MODEL] = self._models.index(model) + 1 if model in self._models else 0
 
     def end_attempt(self) -> None:
-        """Called by the child when its attempt is over, and by the parent when the child is."""
+        """Called by the child when its attempt is over, and by the parent when the child has exited."""
         self._shared[MODEL] = 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Called by the child around what is no run time."""
+        """Pause the run timeout. Called by the child."""
         self._shared[SINCE] = self._clock()
         try:
             yield
@@ -48,13 +48,13 @@ class ChildMemory:
 
     @property
     def model(self) -> str | None:
-        """The model that runs, or ran when the child died."""
+        """The running model, or the one that ran when the child died."""
         number = int(self._shared[MODEL])
         return self._models[number - 1] if number else None
 
     @property
     def paused_s(self) -> float:
-        """The length of all pauses of the attempt, one that still lasts included."""
+        """The length of all pauses of the attempt, including the current one."""
         since = self._shared[SINCE]
         total: float = self._shared[BEFORE] + (self._clock() - since if since else 0.0)
         return total

@@ -1,9 +1,8 @@
-"""An attempt as the worker's parent sees it: Celery's request for one message, with the attempt's token.
+"""An attempt in the worker's parent: Celery's request for one message, with the attempt's token.
 
-The token is made here and travels to the child with the message's headers; the child claims the job under it
-(`run.py`). From the moment the child has the message until it is done with it, the watch (`registration.py`) keeps the
-lease. When the child dies instead, the parent ends the attempt in its place, at once, where Celery would let a timeout
-pass.
+The token is created here and sent to the child in the message's headers; the child claims the job with it
+(`child/runner.py`). While the child has the message, the supervisor (`supervisor.py`) renews the lease. If the child
+dies, the parent finishes the attempt at once, where Celery would wait for a timeout.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ TOKEN_BYTES = 16
 
 
 class KillReason(StrEnum):
-    """Why the watch ends a child that runs a job."""
+    """Why the supervisor kills a child that runs a job."""
 
     OVERDUE = "overdue"
     INTERRUPTED = "interrupted"
@@ -36,7 +35,7 @@ class KillReason(StrEnum):
 
 
 class Attempt(Request):  # type: ignore[misc]  # Celery has no types
-    """One delivery of a job's message to this worker. Its `sentence` is passed before the child is ended."""
+    """One delivery of a job's message to this worker. `kill_reason` is set before the child is killed."""
 
     on_success: Callable[..., None]
 
@@ -44,66 +43,66 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
         super().__init__(*args, **kwargs)
         self.token = secrets.token_hex(TOKEN_BYTES)
         self.request_dict["token"] = self.token
-        self.sentence: KillReason | None = None
-        # Celery makes a class of its own for each task, with an `on_success` that no method of ours would come before.
-        self._celerys_on_success = self.on_success
+        self.kill_reason: KillReason | None = None
+        # Celery creates a class for each task, whose `on_success` would take precedence over a method of this class.
+        self._celery_on_success = self.on_success
         self.on_success = self._on_success
 
     @property
     def about(self) -> dict[str, str]:
-        """What a log line about the attempt says of it."""
+        """The fields of each log entry about the attempt."""
         return {"job": self.id, **traces.in_logs(self.request_dict.get("traceparent"))}
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The child has the message."""
         super().on_accepted(pid, time_accepted)
-        self.app.watch.attempt_began(self)
+        self.app.supervisor.attempt_started(self)
 
     def acknowledge(self) -> None:
-        """The attempt is over: every way to its end comes past here, since messages are acknowledged late."""
+        """The attempt is over: every outcome passes here, since messages are acknowledged late."""
         super().acknowledge()
-        self.app.watch.attempt_ended(self)
+        self.app.supervisor.attempt_finished(self)
 
     def _on_success(self, outcome: tuple[bool, Any, float], **kwargs: Any) -> None:
-        """The child is done with the message, unless it let an exception through; it answers in quotes (`repr`).
+        """The child has processed the message, or its task raised. `outcome` has the return value as its `repr`.
 
-        Celery takes whatever a task returns for a success, so that it is called for a completed job alone.
+        Celery treats every return value as a success, so its own handler is called for a completed job only.
         """
-        has_raised, answer, _ = outcome
-        if has_raised or answer.strip("'") == AttemptEnd.COMPLETED:
-            self._celerys_on_success(outcome, **kwargs)
+        has_raised, returned, _ = outcome
+        if has_raised or returned.strip("'") == AttemptEnd.COMPLETED:
+            self._celery_on_success(outcome, **kwargs)
         else:
             celery_state.task_ready(self)
             self.acknowledge()
-            self.app.watch.book(self, None)
+            self.app.supervisor.report(self, None)
         if not has_raised:
             with bound_contextvars(**self.about):
-                self.app.gate.on_answer(answer.strip("'"))
+                self.app.gate.on_attempt_finished(returned.strip("'"))
 
-    # The signature is Celery's, whose pool calls it.
+    # The signature is Celery's.
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002
-        """The child died, or let an exception through: either way it no longer ends the attempt itself.
+        """The child died, or its task raised: it does not finish the attempt itself.
 
-        Where it had done so before, the ledger knows the token and changes nothing.
+        If it had finished the attempt before, the ledger recognises the token and changes nothing.
         """
-        # What was raised in this process comes wrapped, what is told of the child does not.
+        # An exception of this process is wrapped, one of the child is not.
         error = getattr(exc_info.exception, "exc", exc_info.exception)
-        ending = self._ending(error)
+        transition = self._transition(error)
         try:
-            # Celery would log an error with a stack trace of this process, for what is handled here and logged once.
+            # Celery would log an error with a stack trace of this process; the supervisor logs it once.
             super().on_failure(exc_info, send_failed_event=False, return_ok=True)
         finally:
-            self.app.watch.book(self, ending)
+            self.app.supervisor.report(self, transition)
 
     @property
     def is_watched(self) -> bool:
-        """Whether Flower or the like asked for events."""
+        """Whether Flower or another consumer of events enabled them."""
         return bool(self._eventer and self._eventer.enabled)
 
-    def report(self, record: JobRecord | None) -> None:
-        """Emit Celery's event for what became of the job, so that Flower shows the word of `GET /tasks/{id}`.
+    def send_final_event(self, record: JobRecord | None) -> None:
+        """Send Celery's event for the job's state, so that Flower shows the status of `GET /tasks/{id}`.
 
-        For the event loop's thread. A job that runs again is left to the worker that runs it.
+        To be called in the event loop's thread. For a job that runs again, its next worker sends the event.
         """
         match "REVOKED" if record is None else celery_status(record):
             case "SUCCESS":
@@ -120,14 +119,17 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
             case status:
                 raise ValueError(f"no event for the status {status!r}")
 
-    def _ending(self, error: BaseException) -> Call[AttemptEnd]:
-        if self.sentence is KillReason.OVERDUE or isinstance(error, TimeLimitExceeded):
+    def _transition(self, error: BaseException) -> Call[AttemptEnd]:
+        if self.kill_reason is KillReason.OVERDUE or isinstance(error, TimeLimitExceeded):
             data = {"error": {"kind": ErrorKind.DEADLINE, "message": "it ran longer than it may"}}
             return calls.finish(self.id, token=self.token, outcome=State.FAILED, data=data)
-        if self.sentence is KillReason.DRAINED:
+        if self.kill_reason is KillReason.DRAINED:
             return calls.release(self.id, reason=ReleaseReason.DRAIN, detail="the worker was stopped", token=self.token)
         return calls.release(
-            self.id, reason=ReleaseReason.WORKER_LOST, detail="the worker's process ended in mid-run", token=self.token
+            self.id,
+            reason=ReleaseReason.WORKER_LOST,
+            detail="the worker's process died while the job ran",
+            token=self.token,
         )
 
 

@@ -1,12 +1,12 @@
-"""When a worker takes messages: only while its child has the engines loaded.
+"""When a worker consumes its queue: only while its child has the engines loaded.
 
-Celery's parent says "ready" and pops a message while its child still loads; a death in between leaves the job waiting
-though others could have run it. So the worker starts without its queue. The pool of children (`ChildPool`) tells the
-`QueueGate` when a child is up, which is after its models are loaded, and when one ended; the gate adds the queue and
-cancels it. A message that Redis popped while the queue was being cancelled is put back by kombu, and one that was lost
-on the way is pushed again by the ledger's sweep.
+Celery's parent reports "ready" and pops a message while its child still loads; if the child dies before it is up, the
+job waits although other workers could run it. So the worker starts without its queue. The pool of children
+(`ChildPool`) reports to the `QueueGate` when a child is up, which is after its models are loaded, and when one exits;
+the gate adds the queue to the consumer and cancels it. kombu puts a message back that Redis popped while the queue was
+being cancelled; the ledger's sweep pushes a lost one again.
 
-All of this happens in the thread of the parent's event loop, but `Gate.draining`, which the watch sets.
+All of this happens in the thread of the parent's event loop, except `QueueGate.draining`, which the supervisor sets.
 """
 
 from __future__ import annotations
@@ -31,25 +31,28 @@ if TYPE_CHECKING:
     from kombu.asynchronous import Hub
 
 EXIT_FAULT = 77
-"""How a child ends itself when a model does not load, or its device is at fault. No other end of it has this status."""
+"""The exit status of a child whose model does not load or whose device is faulty. It exits with it for no other reason.
+"""
 
 MAX_FAULTS = 2
-"""Faults in a row that take the worker out: the first may be chance, and one broken GPU must not eat the backlog."""
+"""Consecutive faults that make the worker faulty: the first may be chance, and one broken GPU must not fail the
+backlog.
+"""
 
-PROBE_BACKOFF = Backoff(first_s=5.0, longest_s=300.0)
-"""How long a worker that is out waits until it starts a child to prove itself; each that fails is one more failure."""
+SELF_TEST_BACKOFF = Backoff(first_s=5.0, longest_s=300.0)
+"""The pause before a faulty worker starts a child that tests itself."""
 
 EXIT_POLL_S = 0.02
-"""How often a child is looked for that has closed its pipe and is not ended yet: it takes milliseconds."""
+"""How often the pool checks for the exit of a child that has closed its pipe: it takes milliseconds."""
 
 
 class QueueGate:
-    """Whether the queue is consumed, and why not.
+    """The state of the worker, and whether it consumes the queue.
 
-    Only evidence about the worker itself takes it out as `faulty`: a child that cannot be started, a model that does
-    not load, a device that reports a fault, a proof run that fails (`proof.py`). It takes no message then, but it is
-    not out for good: after a pause it starts a child, and is back when that one has proven itself. What a job does to
-    its child is charged to the job; the next child proves itself before it takes another.
+    Only evidence about the worker itself makes it `faulty`: a child that cannot be started, a model that does not load,
+    a device that reports a fault, a self-test that fails (`child/self_test.py`). A faulty worker consumes no message;
+    after a pause it starts a child, and recovers when that child passes its self-test. What a job does to its child
+    counts as a failed attempt of the job; the next child tests itself before it runs another job.
     """
 
     def __init__(self, queue: str, memory: ChildMemory, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,13 +64,13 @@ class QueueGate:
         self._child_up = False
         self._faults = 0
         self._probe_at: float | None = None
-        self._probes = PROBE_BACKOFF.pauses()
+        self._probes = SELF_TEST_BACKOFF.pauses()
         self._suspects: set[str] | None = None
         self.draining = False
 
     @property
     def state(self) -> WorkerState:
-        """What the worker is, whether or not it runs a job just now."""
+        """The state of the worker, whether or not it runs a job."""
         if self.draining:
             return WorkerState.DRAINING
         if self.is_faulty:
@@ -80,7 +83,9 @@ class QueueGate:
 
     @property
     def suspects(self) -> frozenset[str] | None:
-        """The models whose jobs ended a child, for the next child, which is to prove itself. None for the first."""
+        """The models whose jobs ended a child. The next child tests itself, these models last. None for the first
+        child.
+        """
         return None if self._suspects is None else frozenset(self._suspects)
 
     @property
@@ -89,28 +94,28 @@ class QueueGate:
 
     @property
     def is_shut(self) -> bool:
-        """Whether no message can come in any more: the queue is not consumed, or there is no connection."""
+        """Whether no further message can arrive: the queue is not consumed, or there is no connection."""
         return not self._consuming or self._consumer is None or self._consumer.connection is None
 
     @property
     def starts_children(self) -> bool:
-        """A probe begins when the pool next looks for missing children, which it does every five seconds."""
+        """Whether the pool may start a child. It checks for missing children every five seconds."""
         return not self.draining and (self._probe_at is None or self._clock() >= self._probe_at)
 
     def bind(self, consumer: Consumer) -> None:
-        """The consumer whose queue this is. It consumes nothing yet."""
+        """Set the consumer of the queue. It consumes nothing yet."""
         self._consumer = consumer
 
     def on_child_up(self) -> None:
-        """The models are loaded and, if the child replaced another one, it has proven itself."""
+        """The models are loaded and, if the child replaced another one, it has passed its self-test."""
         if self.is_faulty:
             self._log.info("recovered")
             self._faults = 0
-        self._child_up, self._probe_at, self._probes = True, None, PROBE_BACKOFF.pauses()
+        self._child_up, self._probe_at, self._probes = True, None, SELF_TEST_BACKOFF.pauses()
         self.update()
 
     def on_child_end(self, exit_status: int) -> None:
-        """A child that ends before it was up could not load its models, whatever the reason: a fault as well."""
+        """A child exited. One that exits before it was up could not load its models, which is a fault too."""
         was_up, self._child_up = self._child_up, False
         self._suspects = (self._suspects or set()) | ({self._memory.model} if self._memory.model else set())
         self._memory.end_attempt()
@@ -119,7 +124,7 @@ class QueueGate:
         self.update()
 
     def on_child_not_started(self, error: OSError) -> None:
-        """The system refused another child, as where the disk is full or no process id is left."""
+        """The operating system refused to start a child, such as because the disk is full or no process id is left."""
         self._log.error("child_not_started", error=str(error))
         self._count_fault()
         self.update()
@@ -133,20 +138,20 @@ class QueueGate:
         else:
             self._log.error("fault", in_a_row=self._faults)
 
-    def on_answer(self, answer: str) -> None:
-        """The child ended an attempt, and says how: the end and, behind a colon, why the attempt failed."""
-        if answer == AttemptEnd.COMPLETED:
+    def on_attempt_finished(self, returned: str) -> None:
+        """The child finished an attempt. `returned` is how, and after a colon why the attempt failed."""
+        if returned == AttemptEnd.COMPLETED:
             self._faults = 0
             self._suspects = None if self._suspects is None else set()
 
     def update(self) -> None:
-        """Add or cancel the queue, as the state asks."""
+        """Add the queue to the consumer or cancel it, as the state requires."""
         wanted = self.state is WorkerState.READY
         if wanted == self._consuming or self._consumer is None:
             return
         self._consuming = wanted
         if self._consumer.connection is None:
-            # Between two connections. The next one consumes what is selected.
+            # Between two connections. The next one consumes the selected queues.
             queues = self._consumer.app.amqp.queues
             queues.select_add(queues[self._queue]) if wanted else queues.deselect(self._queue)
         elif wanted:
@@ -156,30 +161,30 @@ class QueueGate:
 
 
 class WatchedPool(AsynPool):  # type: ignore[misc]  # Celery has no types
-    """The pool of one child, which tells the gate what becomes of it."""
+    """The pool of one child, which reports the start and the exit of the child to the gate."""
 
     gate: QueueGate
 
     def register_with_event_loop(self, hub: Hub) -> None:
-        """Celery limits the time to load of every child but the first, which starts before the event loop."""
+        """Limit the time to load of the first child too, which starts before the event loop."""
         super().register_with_event_loop(hub)
-        hub.call_later(self._proc_alive_timeout, self._end_what_loads, list(self._pool))
+        hub.call_later(self._proc_alive_timeout, self._kill_loading, list(self._pool))
 
-    def _end_what_loads(self, processes: list[Any]) -> None:
+    def _kill_loading(self, processes: list[Any]) -> None:
         for process in processes:
             if process in self._pool and process.inqW_fd not in self._all_inqueues:
                 kill_child(process.pid)
 
     def on_process_alive(self, pid: int) -> None:
-        """A child said that it is up: its initialiser, which loads the models, has returned."""
+        """A child reported that it is up: its initialiser, which loads the models, has returned."""
         super().on_process_alive(pid)
         if any(process.pid == pid for process in self._pool):
             self.gate.on_child_up()
 
     def _event_process_exit(self, hub: Hub, process: Any) -> None:
-        """A child closed its end of a pipe, as processes do shortly before the kernel has them as ended.
+        """A child closed its end of a pipe, as processes do shortly before the kernel reports their exit.
 
-        Celery looks once, and then not for five seconds.
+        Celery checks once, and then not for five seconds.
         """
         super()._event_process_exit(hub, process)
         if process in self._pool:
@@ -192,7 +197,7 @@ class WatchedPool(AsynPool):  # type: ignore[misc]  # Celery has no types
         return exit_statuses
 
     def _repopulate_pool(self, exit_statuses: list[int]) -> None:
-        """Start the child that is missing. Celery's worker would end with an error where the system refuses one."""
+        """Start the missing child. Celery's worker would exit with an error if the operating system refuses it."""
         if not self.gate.starts_children:
             return
         try:
@@ -210,21 +215,21 @@ class ChildPool(TaskPool):  # type: ignore[misc]  # as above
     Pool = WatchedPool
 
     def on_start(self) -> None:
-        """Start the child. Whatever it says is read by the event loop, later."""
+        """Start the child. The event loop reads what it reports later."""
         super().on_start()
         self._pool.gate = self.app.gate
 
     def did_start_ok(self) -> bool:
-        """Always: a child that ended at once is a fault like any other, and replaced."""
+        """Return True: a child that exited at once is a fault like any other, and is replaced."""
         return True
 
     def kill(self) -> None:
-        """End the child, which may be loading and would not listen to anything softer. For any thread."""
+        """Kill the child, which may be loading and would ignore other signals. For any thread."""
         for process in list(self._pool._pool):
             kill_child(process.pid)
 
 
 def kill_child(pid: int) -> None:
-    """End a child of this process. Until the pool has taken note of its end the id is nobody else's."""
+    """Kill a child of this process. Its id is not reused until the pool has collected its exit status."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

@@ -1,10 +1,10 @@
-"""What Flower and `celery control` may ask of a worker, where Celery's own answer would not do.
+"""Remote control commands (Flower, `celery control`) that replace Celery's own.
 
-A revoke is a cancel: it goes to the ledger. Celery's is kept in the memory of the workers that happen to listen, leaves
-a running task alone unless it is told to kill its process, and has the message discarded before any code of ours runs.
-Every worker that hears one cancels the job, which is the same as one worker doing it.
+`revoke` cancels the job in the ledger. Celery's own is kept in the memory of the workers that receive it, does not
+affect a running task unless it kills its process, and drops the message before any code of ours runs. Every worker that
+receives the command cancels the job; repeated cancels are idempotent.
 
-A shutdown is a drain. Celery's waits for the running task without a limit.
+`shutdown` starts a drain. Celery's own waits for the running task without a limit.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from darkroom.ledger.client import Ledger
 
 
 def replace_commands(ledger: Ledger, drain: Callable[[], None]) -> None:
-    """From now on this process answers `revoke` and `terminate` with cancels in the ledger, `shutdown` with `drain`."""
+    """Replace `revoke` and `terminate` by cancels in the ledger, and `shutdown` by `drain`, in this process."""
     log = logs.logger(__name__)
 
     def cancel(job_ids: Iterable[str]) -> dict[str, Any]:
-        said: list[str] = []
+        answers: list[str] = []
         try:
             for job_id in job_ids:
                 receipt = ledger.run(calls.cancel(job_id, tenant=None)).receipt if is_job_id(job_id) else None
-                said.append(f"{job_id}: {receipt or 'unknown'}")
+                answers.append(f"{job_id}: {receipt or 'unknown'}")
         except TemporaryError as error:
             return {"error": error.detail}
-        log.info("revoked", answers=said)
-        return {"ok": ", ".join(said)}
+        log.info("revoked", answers=answers)
+        return {"ok": ", ".join(answers)}
 
     def revoke(_state: object, task_id: str | list[str], **_options: object) -> dict[str, Any]:
         """Cancel jobs by their ids. Whether to terminate makes no difference: a running job stops at its next step."""
@@ -45,12 +45,12 @@ def replace_commands(ledger: Ledger, drain: Callable[[], None]) -> None:
         return cancel([task_id] if isinstance(task_id, str) else task_id)
 
     def shutdown(_state: object, **_options: object) -> dict[str, Any]:
-        """Take no more jobs, let the running one end within the grace, and stop."""
+        """Accept no more jobs, let the running one finish within the grace, and stop."""
         drain()
         return {"ok": "draining"}
 
     def on_task_revoked(request: Any, **_fields: object) -> None:
-        """Celery revoked a task by itself (by a stamped header, say): its job must not be left behind."""
+        """Celery revoked a task by itself, such as by a stamped header: cancel its job too."""
         cancel([request.id])
 
     ids = "[id1 [id2 [... [idN]]]]"

@@ -1,16 +1,16 @@
-"""The parent's side of the queue broker, as Celery and kombu have it, with four of their habits changed.
+"""The parent's side of the queue broker (Redis): Celery's consumer and kombu's transport, with four changes.
 
-Between two short jobs the parent's own work is what counts. What is consumed, acknowledged and emitted stays the same;
-only `celery_app.py` names these classes, to Celery.
+Between two short jobs the work of the parent itself limits the throughput. What is consumed, acknowledged and sent
+stays the same; only `celery_app.py` names these classes, to Celery.
 
-- Celery emits what happens to a task, for Flower, in one message for each turn of its loop: three for every job. Here
-  they are gathered.
-- kombu makes a Redis client for each command, which takes longer than the command. Here one is kept.
-- A message that cannot be read ends Celery's event loop, and with it the worker. Here it is dropped, and the signal
-  `message_dropped` is sent. Its content is neither logged nor kept: it may hold a prompt.
-- When a connection is lost, kombu tries to put the messages that were not acknowledged back over that connection, and
-  writes those that it cannot put back into a file in the temporary folder. Here neither is done: the ledger pushes a
-  message again whose job was not claimed (`lua/attempts/sweep.lua`), and a running job does not need its message.
+- Celery sends the events of a task, for Flower, in one message for each turn of its loop: three for every job. Here
+  they are batched.
+- kombu makes a Redis client for each command, which takes longer than the command. Here one client is kept.
+- A message that cannot be decoded ends Celery's event loop, and with it the worker. Here it is dropped, and the signal
+  `message_dropped` is sent. Its content is neither logged nor stored: it may contain a prompt.
+- When a connection is lost, kombu tries to restore the unacknowledged messages over that connection, and writes those
+  that it cannot restore to a file in the temporary folder. Here neither is done: the ledger pushes a message again
+  whose job was not claimed (`lua/attempts/sweep.lua`), and a running job does not need its message.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 SEND_EVENTS_EVERY_S = 0.25
-"""How long what happens to tasks may wait to be emitted; as often as progress is. 24 together are emitted at once."""
+"""How long events of tasks are batched: the interval of progress entries. 24 events are sent at once."""
 
 message_dropped = Signal(name="message_dropped", providing_args={"reason"})
-"""Sent in the event loop's thread after a message was dropped; `reason` is a `Foreign`."""
+"""Sent in the event loop's thread after a message was dropped. `reason` is a `Foreign`."""
 
 
 CONNECTION_LOST = tuple(
@@ -43,29 +43,31 @@ CONNECTION_LOST = tuple(
     for kind in (*kombu_redis.Transport.connection_errors, *kombu_redis.Transport.channel_errors)
     if kind is not KeyError
 )
-"""The errors after which kombu connects again. It counts KeyError among them, which many a message provokes."""
+"""The errors after which kombu reconnects. kombu includes KeyError, which an invalid message may raise."""
 
 
-class GatheringConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
-    """Celery's consumer. It emits events at most every TELL_EVENTS_EVERY_S, and survives any message."""
+class BatchingConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
+    """Celery's consumer. It sends events at most every SEND_EVENTS_EVERY_S, and drops messages that raise."""
 
-    _tell_at = 0.0
+    _send_at = 0.0
 
     def on_send_event_buffered(self) -> None:
-        """An event waits to be emitted: that is put into the loop's calendar, unless it is in there."""
+        """Schedule the sending of buffered events, unless it is scheduled."""
         now = time.monotonic()
-        if self.hub is not None and now >= self._tell_at:
-            # By the clock and not by a flag: a lost connection clears the calendar.
-            self._tell_at = now + SEND_EVENTS_EVERY_S
+        if self.hub is not None and now >= self._send_at:
+            # By the clock and not by a flag: a lost connection clears the loop's timers.
+            self._send_at = now + SEND_EVENTS_EVERY_S
             self.hub.call_later(SEND_EVENTS_EVERY_S, self._flush_events)
 
     def stop(self) -> None:
-        """What is still to be emitted is emitted, before the connection goes."""
+        """Send the buffered events before the connection is closed."""
         self._flush_events()
         super().stop()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Celery's handler of messages. Its exceptions end no worker: `foreign_message` checks few of the headers."""
+        """Celery's handler of messages. Its exceptions do not end the worker: `foreign_message` checks few of the
+        headers.
+        """
         receive = super().create_task_handler(*args, **kwargs)
 
         def receive_or_drop(message: Any) -> None:
@@ -88,32 +90,32 @@ class GatheringConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         self._drop(message)
 
     def on_decode_error(self, message: Any, _error: BaseException) -> None:
-        """Also for messages of the control channel."""
+        """A message could not be decoded. Also called for messages of the control channel."""
         self._drop(message)
 
     def _drop(self, message: Any) -> None:
         if not message.acknowledged:
             message.reject_log_error(get_logger(__name__), self.connection_errors)
         for request in [each for each in celery_state.reserved_requests if each._message is message]:
-            celery_state.task_ready(request)  # else it counts as one that runs, and keeps its place in the pool
+            celery_state.task_ready(request)  # otherwise it counts as running and occupies the pool
             self.controller._quick_release()
         message_dropped.send(sender=self, reason=Foreign.REFUSED)
 
 
 class Channel(kombu_redis.Channel):
-    """kombu's channel, which keeps one client for its commands. A client may be used by several at once."""
+    """kombu's channel, which keeps one client for its commands. Concurrent use of a client is safe."""
 
     do_restore = False
 
-    _kept: Any = None
+    _own_client: Any = None
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """The client that is given, or the one that is kept; a lost connection takes the pool that it was made for."""
+        """The given client, or the channel's own, which is replaced together with the connection pool."""
         if client is None:
-            if self._kept is None or self._kept.connection_pool is not self.pool:
-                self._kept = self._create_client()  # type: ignore[no-untyped-call]
-            client = self._kept
+            if self._own_client is None or self._own_client.connection_pool is not self.pool:
+                self._own_client = self._create_client()  # type: ignore[no-untyped-call]
+            client = self._own_client
         yield client
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -125,7 +127,7 @@ class Channel(kombu_redis.Channel):
         return self._read(super()._receive)
 
     def _handle_message(self, client: Any, reply: Any) -> dict[str, Any]:
-        """Empty what kombu could not read: it would log its content, and a stack trace."""
+        """Empty a message that kombu cannot decode: it would log the content and a stack trace."""
         payload: dict[str, Any] = super()._handle_message(client, reply)  # type: ignore[no-untyped-call]
         if bytes_to_str(payload["type"]).endswith("message"):
             try:
@@ -136,7 +138,7 @@ class Channel(kombu_redis.Channel):
         return payload
 
     def _read(self, read: Callable[[], Any]) -> Any:
-        """What cannot be read as JSON raises here, also from the hooks by which kombu reads dates and the like."""
+        """Drop a message that is not JSON, or that kombu's hooks for dates and other types cannot decode."""
         try:
             return read()
         except (Empty, *CONNECTION_LOST):
@@ -147,13 +149,13 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """kombu's Redis transport, with that channel. It delivers what can be read."""
+    """kombu's Redis transport with that channel. It delivers valid messages only."""
 
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
-        judge = queues.foreign_message if queues.is_queue(queue) else queues.foreign_command
-        reason = judge(message)
+        reason_of = queues.foreign_message if queues.is_queue(queue) else queues.foreign_command
+        reason = reason_of(message)
         if reason is not None:
             message_dropped.send(sender=self, reason=reason)
             return

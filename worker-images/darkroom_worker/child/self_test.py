@@ -1,11 +1,11 @@
-"""Proof runs: whether this worker's device can still run a model, asked with jobs of the worker's own.
+"""Self-tests: jobs of the worker's own that show whether its device can still run a model.
 
-What a job provokes is charged to the job. Failures of several different jobs in a row may have a cause in the device
-too, so the child runs the smallest job that a loaded model accepts: if that succeeds, the device is not at fault. A
-child that replaces another one proves itself before it reports that it is up (`run.py`, `readiness.py`).
+What a job causes counts as a failed attempt of the job. Failures of several different jobs in a row may also be caused
+by the device, so the child runs the smallest job that a loaded model accepts: if that succeeds, the device works. A
+child that replaces another one tests itself before it reports that it is up (`child/runner.py`, `parent/pool.py`).
 
-One model that works is enough: a model that fails while another one runs on the same device is at fault itself, and its
-jobs are charged for it.
+One model that works is enough: if another model fails on the same device, the fault is that model's, and it counts
+against its jobs.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from darkroom.errors import InvalidInput
 from darkroom_worker.engines.registry import Engine, WorkerFault
 
 MAX_FAILED_JOBS = 3
-"""Jobs in a row whose attempts here failed, none completed between them, that cause a proof run. Different ones: a job
-that fails at every attempt says more about itself. Three is a guess: two may be chance, and each costs an attempt."""
+"""Consecutive failed attempts of different jobs that cause a self-test. A job that fails at every attempt is no
+evidence
+about the device. Three is a guess: two may be chance, and each costs an attempt."""
 
 TRIES = 4
-"""Runs of one model, of which one must succeed: an engine that fails now and then does not show a broken device."""
+"""Runs of one model, of which one must succeed: an engine that fails sometimes is no evidence of a broken device."""
 
-LIMIT_S = 120.0
-"""How long a proof may take before the device counts as hung. The smallest job takes seconds."""
+TIMEOUT_S = 120.0
+"""How long a self-test may take before the device counts as hung. The smallest job takes seconds."""
 
 STEPS = "num_inference_steps"
-"""What diffusers calls the steps of a run."""
+"""The name of the steps of a run in diffusers."""
 
 _log = logs.logger(__name__)
 
 
 class FailedJobs:
-    """The jobs that failed here in a row."""
+    """The jobs that failed in this process since the last success."""
 
     def __init__(self) -> None:
         self._jobs: set[str] = set()
 
     def completed(self) -> None:
-        """A job was completed, or a proof succeeded: the device works."""
+        """A job completed, or a self-test passed: the device works."""
         self._jobs.clear()
 
     def failed(self, job_id: str) -> bool:
-        """Note the job whose attempt failed. Whether a proof run is due."""
+        """Record a failed attempt. Returns whether a self-test is due."""
         self._jobs.add(job_id)
         return len(self._jobs) >= MAX_FAILED_JOBS
 
@@ -56,22 +57,22 @@ class FailedJobs:
 def self_test_input(model: Model) -> dict[str, object]:
     """The input of the smallest job that the model accepts: one picture of the smallest size, in as few steps."""
     needed = {name: _any_value(each) for name, each in model.parameters.items() if each.required}
-    smallest = {name: each.minimum for name, each in model.parameters.items() if _counts_work(each)}
+    smallest = {name: each.minimum for name, each in model.parameters.items() if _scales_work(each)}
     whole: dict[str, Value] = {name: max(int(value), 1) for name, value in smallest.items() if value is not None}
     try:
         return models.validate(model, needed | whole)
-    except InvalidInput:  # these do not go together
+    except InvalidInput:  # the smallest values are not valid together
         return models.validate(model, needed)
 
 
 def passes_self_test(
-    engines: Mapping[str, tuple[Model, Engine]], *, suspects: Collection[str] = (), give_up: Callable[[], None]
+    engines: Mapping[str, tuple[Model, Engine]], *, suspects: Collection[str] = (), on_timeout: Callable[[], None]
 ) -> bool:
-    """Whether one of the models runs. Models that others say are at fault, `suspects`, are tried last.
+    """Whether one of the models runs. Models that ended an earlier child, `suspects`, are tried last.
 
-    `give_up` is called from another thread when the device hangs.
+    `on_timeout` is called from another thread if the device hangs.
     """
-    watchdog = threading.Timer(LIMIT_S, give_up)
+    watchdog = threading.Timer(TIMEOUT_S, on_timeout)
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -84,20 +85,20 @@ def passes_self_test(
 def _runs(model: Model, engine: Engine) -> bool:
     for number in range(1, TRIES + 1):
         try:
-            engine.run(self_test_input(model), job_id=f"proof-{number}", on_step=lambda _step, _steps: None)
-        except WorkerFault as error:  # the process can run nothing any more
-            _log.warning("proof_failed", model=model.name, kind=error.kind, detail=error.detail)
+            engine.run(self_test_input(model), job_id=f"self-test-{number}", on_step=lambda _step, _steps: None)
+        except WorkerFault as error:  # the process cannot run anything any more
+            _log.warning("self_test_failed", model=model.name, kind=error.kind, detail=error.detail)
             return False
         except Exception as error:
-            _log.warning("proof_failed", model=model.name, run=number, of=TRIES, detail=str(error))
+            _log.warning("self_test_failed", model=model.name, run=number, of=TRIES, detail=str(error))
         else:
-            _log.info("proof_succeeded", model=model.name, run=number)
+            _log.info("self_test_passed", model=model.name, run=number)
             return True
     return False
 
 
-def _counts_work(parameter: Parameter) -> bool:
-    """Whether more of it is more work for the device."""
+def _scales_work(parameter: Parameter) -> bool:
+    """Whether a larger value is more work for the device."""
     return parameter.type is ParameterType.INTEGER and (
         parameter.name in {*SIDES, "steps", "images"} or parameter.argument == STEPS
     )
