@@ -513,7 +513,7 @@ def test_a_pipeline_that_does_not_go_back_to_its_gpu_is_a_worker_fault(
 ) -> None:
     engine = studio.engine("sd")
     FakeGpu(engine, monkeypatch).is_full = True
-    with pytest.raises(WorkerFault, match="does not go back"):
+    with pytest.raises(WorkerFault, match="cannot be moved back"):
         engine.run(complete(studio.catalogue.get("sd")), job_id="a-job", on_step=ignore, lean=True)
 
 
@@ -650,7 +650,7 @@ def test_weights_that_are_pickled_are_not_loaded(catalogue: Catalogue, tmp_path:
 
 
 def test_an_engine_that_there_is_not_is_a_bad_setting(catalogue: Catalogue) -> None:
-    with pytest.raises(errors.SettingError, match="model sd: engine 'comfyui' is none of diffusers, instant"):
+    with pytest.raises(errors.SettingError, match=r"model sd: unknown engine 'comfyui' \(known: diffusers, instant\)"):
         make_engine(replace(catalogue.get("sd"), engine="comfyui"))
 
 

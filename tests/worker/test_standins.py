@@ -59,7 +59,7 @@ def test_every_shipped_model_has_a_stand_in() -> None:
 
 def test_making_again_leaves_what_is_there(stand_ins: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in stand_ins.rglob("*")}
-    assert [made.fresh for made in make_stand_ins(stand_ins)] == [False, False]
+    assert [made.is_new for made in make_stand_ins(stand_ins)] == [False, False]
     after = {path: path.stat().st_mtime_ns for path in stand_ins.rglob("*")}
     del before[stand_ins / ".lock"], after[stand_ins / ".lock"]
     assert after == before
@@ -74,7 +74,7 @@ def test_a_damaged_stand_in_is_made_anew_and_the_others_stay(tmp_path: Path) -> 
     flux, sd = make_stand_ins(tmp_path)
     whole = fingerprint(flux.folder)
     (flux.folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"not these")
-    assert [made.fresh for made in make_stand_ins(tmp_path)] == [True, False]
+    assert [made.is_new for made in make_stand_ins(tmp_path)] == [True, False]
     assert fingerprint(flux.folder) == whole
     assert sd.folder.is_dir()
 
@@ -83,7 +83,7 @@ def test_what_another_recipe_made_is_made_anew(tmp_path: Path) -> None:
     flux = make_stand_ins(tmp_path)[0].folder
     stamp = json.loads((flux / "standin.json").read_text())
     (flux / "standin.json").write_text(json.dumps(stamp | {"recipe": "an older one"}))
-    assert [made.fresh for made in make_stand_ins(tmp_path)] == [True, False]
+    assert [made.is_new for made in make_stand_ins(tmp_path)] == [True, False]
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
@@ -136,4 +136,4 @@ def _handles_sigterm(pid: int) -> bool:
 def test_two_makers_at_once_agree(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as both:
         made = [each for result in both.map(make_stand_ins, [tmp_path, tmp_path]) for each in result]
-    assert sorted(each.fresh for each in made) == [False, False, True, True], "one made both, the other found them"
+    assert sorted(each.is_new for each in made) == [False, False, True, True], "one made both, the other found them"

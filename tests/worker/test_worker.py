@@ -508,7 +508,7 @@ async def test_a_job_whose_time_is_up_fails_at_a_step(staffed: House, worker: Wo
     record = await staffed.ended(await staffed.submit(steps=600, seconds=60, run_timeout=0.3))
 
     assert record.end_data is not None
-    assert record.end_data["error"] == {"kind": ErrorKind.DEADLINE, "message": "it ran longer than 0.3 s"}
+    assert record.end_data["error"] == {"kind": ErrorKind.DEADLINE, "message": "the job ran longer than 0.3 s"}
     assert worker.children() == child
 
 

@@ -1,17 +1,17 @@
 """Stand-ins: small models of the architectures of `flux` and `sd`, with random weights, made here in seconds.
 
-They let everything but the pictures' content be true on a machine without a GPU and without a download: the pipelines,
-the parameters, the steps, the sizes, the time a step takes in proportion. What they show is coloured noise.
+Everything but the content of the pictures is real, on a machine without a GPU and without a download: the pipelines,
+the parameters, the steps, the sizes, and the relative time of a step. The pictures are coloured noise.
 
-`python -m darkroom_worker.standins FOLDER` makes, or finds made:
+`python -m darkroom_worker.standins FOLDER` makes, or verifies:
 
-| path below FOLDER | what |
+| path below FOLDER | content |
 |---|---|
 | `flux-standin/`, `sd-standin/` | the weights, as `from_pretrained` reads them; their README calls them untrained |
-| `models/flux.toml`, `models/sd.toml` | the model files that serve them in the place of the real ones |
+| `models/flux.toml`, `models/sd.toml` | the model files that serve them instead of the real ones |
 
-A folder is made beside its place and moved there whole, so a killed run leaves nothing half made. A stamp in it names
-this recipe and the content: what fits is left alone, anything else is made anew.
+A folder is made in a temporary folder and then renamed, so that a killed run leaves no partial folder. A stamp in it
+has the digests of this recipe and of the content: a folder that matches is kept, any other is made again.
 """
 
 from __future__ import annotations
@@ -39,29 +39,30 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 STAMP = "standin.json"
-"""The file in a stand-in's folder that says which recipe made it and what its content was then."""
+"""The file in a stand-in's folder with the digests of the recipe and of the content."""
 
 SCRATCH = ".making-"
-"""How the folders begin in which something is made before it is moved to its place."""
+"""The prefix of temporary folders."""
 
 WEIGHTS_SEED = 20261120
-"""Every machine draws the same weights. The number is a date and means nothing."""
+"""The same weights on every machine. The number, a date, has no meaning."""
 
 WIDTH = 32
-"""Features of a text token, and so of everything that looks at the prompt."""
+"""Features of a text token, and of every layer that reads the prompt."""
 
 PROMPT_TOKENS = 77
-"""Tokens of a prompt that a CLIP text encoder sees, as in the real models; here a token is one byte."""
+"""Tokens of a prompt that a CLIP text encoder reads, as in the real models; here a token is one byte."""
 
 VAE_CHANNELS = (8, 8, 16, 16)
-"""Channels of the picture decoder from the full size down to an eighth of it. An 832×1216 picture is a million pixels
-at full size: these few keep decoding it under a second."""
+"""Channels of the picture decoder, from the full size to an eighth of it. With so few, decoding the million pixels of
+an
+832×1216 picture takes less than a second."""
 
 SD_PROMPT_GAIN = 20.0
 SD_OUTPUT_GAIN = 3.0
 FLUX_PROMPT_GAIN = 4.0
-"""Weights as they are drawn hardly hear the prompt: two prompts differ by one level of 255. Multiplied by these (found
-by trying), the difference can be seen, and the pictures are neither black nor white."""
+"""With random weights the prompt has hardly any effect: two prompts differ by one level of 255. Multiplied by these
+factors (found by trial), the difference is visible, and the pictures are neither black nor white."""
 
 README = """\
 ---
@@ -72,9 +73,9 @@ tags: [untrained, random-weights, stand-in]
 
 **These weights are untrained.** They are random numbers from a fixed seed in a small model of the architecture of
 `{model}` ({pipeline}): its pictures are coloured noise, which depends on prompt, seed and parameters as a real model's
-do. They stand in where the real weights cannot be had, and every answer and every PNG says so (`model_served`).
+do. They replace real weights that are not available, and every result and every PNG names them (`model_served`).
 
-A token is one byte of the prompt. Made by `python -m darkroom_worker.standins`; nothing was downloaded or learnt from.
+A token is one byte of the prompt. Made by `python -m darkroom_worker.standins`; nothing was downloaded or trained.
 """
 
 MODEL_FILE = """\
@@ -100,44 +101,44 @@ class StandIn:
 
     @property
     def title(self) -> str:
-        """What `model_served` says of it."""
+        """Its name in `model_served`."""
         return f"{self.model} stand-in, untrained weights"
 
 
 @dataclass(frozen=True)
 class InstalledStandIn:
-    """A stand-in in its place. `fresh`: made by this call, not found there."""
+    """A stand-in in its folder. `is_new`: made by this call."""
 
     stand_in: StandIn
     folder: Path
     model_file: Path
-    fresh: bool
+    is_new: bool
 
 
 def make_stand_ins(folder: Path) -> tuple[InstalledStandIn, ...]:
-    """Make in `folder`, which may be new, every stand-in that is not there yet or not as it should be.
+    """Make in `folder`, which is created if needed, every stand-in that is missing or does not match its stamp.
 
-    Safe to repeat and to run twice at once. Raises `OSError` where nothing can be written.
+    Idempotent, and safe to run concurrently. Raises `OSError` if the folder is not writable.
     """
     models = folder.resolve() / "models"
     models.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
+    with _locked(folder):
         return tuple(_make_one(stand_in, folder.resolve(), models) for stand_in in STAND_INS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: says of each stand-in where it is."""
+    """Make the stand-ins and print the folder of each."""
     parser = argparse.ArgumentParser(prog="python -m darkroom_worker.standins", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="where the stand-ins and their model files go")
+    parser.add_argument("folder", type=Path, help="folder for the stand-ins and their model files")
     for made in make_stand_ins(parser.parse_args(arguments).folder):
-        verb = "made" if made.fresh else "there already"
+        verb = "made" if made.is_new else "already present"
         sys.stdout.write(f"{made.stand_in.title}: {verb}, {made.folder}\n")
     return 0
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other makers out of `folder`, and clear what a killed one left behind."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock `folder`, and delete the temporary folders of a killed run."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left_behind in folder.glob(SCRATCH + "*"):
@@ -153,10 +154,10 @@ def _make_one(stand_in: StandIn, folder: Path, models: Path) -> InstalledStandIn
         source_text=_toml(str(place)),
         title_text=_toml(stand_in.title),
     )
-    fresh = not _is_as_made(place)
+    is_new = not _matches_stamp(place)
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as name:
         scratch = Path(name)
-        if fresh:
+        if is_new:
             _write_weights(stand_in, scratch / "new")
             if place.exists():
                 place.rename(scratch / "old")
@@ -164,7 +165,7 @@ def _make_one(stand_in: StandIn, folder: Path, models: Path) -> InstalledStandIn
         if not model_file.exists() or model_file.read_bytes() != text.encode():
             (scratch / model_file.name).write_bytes(text.encode())
             (scratch / model_file.name).replace(model_file)
-    return InstalledStandIn(stand_in=stand_in, folder=place, model_file=model_file, fresh=fresh)
+    return InstalledStandIn(stand_in=stand_in, folder=place, model_file=model_file, is_new=is_new)
 
 
 def _toml(text: str) -> str:
@@ -186,7 +187,7 @@ def _write_weights(stand_in: StandIn, folder: Path) -> None:
     (folder / STAMP).write_text(json.dumps(_stamp(folder)))
 
 
-def _is_as_made(folder: Path) -> bool:
+def _matches_stamp(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / STAMP).read_text()) == _stamp(folder))
     except (OSError, ValueError):
@@ -200,8 +201,8 @@ def _stamp(folder: Path) -> dict[str, str]:
     }
 
 
-# The recipes. The sizes keep the shape of the real models' configurations, with the attention at full latent size left
-# out: 832×1216 has 15808 latent positions, and attention over them is what made the first stand-ins slow.
+# The recipes. The configurations have the shape of the real models' without the attention at full latent size, which
+# would be slow: 832×1216 has 15808 latent positions.
 
 
 def _stable_diffusion() -> DiffusionPipeline:
@@ -332,7 +333,7 @@ def _clip_encoder() -> CLIPTextModel:
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's own tokenizer without merges: a token is a byte, or a byte that ends a word."""
+    """CLIP's tokenizer without merges: a token is a byte, or a byte that ends a word."""
     from transformers import CLIPTokenizer
 
     letters = _byte_letters()
@@ -341,7 +342,7 @@ def _clip_tokenizer() -> CLIPTokenizer:
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """In T5's place, whose own needs a trained vocabulary: a token is a byte."""
+    """A replacement for T5's tokenizer, which needs a trained vocabulary: a token is a byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -355,9 +356,9 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in byte-level vocabularies, as GPT-2 first assigned them.
+    """The character of each byte in byte-level vocabularies, as assigned by GPT-2.
 
-    Bytes that can be seen stand for themselves, the others for the letters from U+0100 on.
+    Printable bytes are represented by themselves, the others by the characters from U+0100 on.
     """
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in visible]

@@ -1,12 +1,12 @@
-"""The engine for diffusers: real text-to-image pipelines on a GPU, or on the CPU where there is none.
+"""The engine for diffusers: text-to-image pipelines on a GPU, or on the CPU if there is none.
 
-`make_engine` imports this module, and with it torch, only for a model that asks for it. `load` builds the pipeline that
-the model file names, from a folder or from the hub; `run` develops a job's pictures one after another, because a batch
-is not byte for byte what its pictures are alone.
+`make_engine` imports this module, and with it torch, only for a model that names it. `load` builds the pipeline of the
+model file, from a folder or from the hub. `run` makes a job's pictures one after another: a picture of a batch is not
+byte for byte the picture that is made alone.
 
-A parameter reaches the pipeline as the keyword that the model file calls its `argument`. What is left has its meaning
-here: `seed` and `images`; `scheduler`, one of `SCHEDULERS`; `safety_checker`, false for a run without it;
-`cache_threshold`, above zero for the first-block cache. `enable_base64_output` is for others.
+A parameter is passed to the pipeline as the keyword that the model file names as its `argument`. The others are
+interpreted here: `seed` and `images`; `scheduler`, one of `SCHEDULERS`; `safety_checker`, false for a run without it;
+`cache_threshold`, above zero for the first-block cache. `enable_base64_output` concerns the delivery.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from darkroom_worker.engines.weights import fingerprint
 log = logger(__name__)
 
 OWN_PARAMETERS = frozenset({"seed", "images", "scheduler", "safety_checker", "cache_threshold", "enable_base64_output"})
-"""Parameters that never reach the pipeline, whatever the model file calls their argument."""
+"""Parameters that are never passed to the pipeline."""
 
 NEEDED_ARGUMENTS = frozenset({"prompt", "num_inference_steps", "generator", "output_type"})
-"""What the call of a pipeline takes if it makes pictures of words in steps."""
+"""The arguments that a text-to-image pipeline must have."""
 
 SCHEDULERS: Mapping[str, str] = {
     "ddim": "DDIMScheduler",
@@ -64,11 +64,12 @@ SCHEDULERS: Mapping[str, str] = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-"""Scheduler names of model files, and the classes of diffusers behind them."""
+"""Scheduler names of model files, and their classes in diffusers."""
 
 OTHER_STREAM = 0x9E3779B9
-"""Mixed into the seed of torch's own generator, from which some schedulers draw (FlowMatchLCM under Flux), so that they
-repeat themselves too, but not the picture's first noise. Any number does; this is the golden ratio's."""
+"""Mixed into the seed of torch's global generator, from which some schedulers draw (FlowMatchLCM under Flux): their
+noise
+is reproducible too, and differs from the picture's first noise. Any number would do; this one is the golden ratio's."""
 
 LIBRARY_FAILURES = (
     ArithmeticError,
@@ -82,14 +83,14 @@ LIBRARY_FAILURES = (
     TypeError,
     ValueError,
 )
-"""What torch and diffusers raise when a run fails. Not all of `Exception`: Celery raises its soft time limit in the
-middle of whatever runs, and that is no failure of the run."""
+"""The exceptions of torch and diffusers when a run fails. Not all of `Exception`: Celery raises its soft time limit
+during a run, and that is no failure of the run."""
 
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 DEVICE_FAULT = re.compile(
     r"CUDA (driver |unknown )?error|No CUDA GPUs|cuDNN|CUBLAS_STATUS|NVML|device-side assert", re.IGNORECASE
 )
-"""How torch words failures for which it has no exception class of its own."""
+"""The messages of torch for failures without an exception class of their own."""
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -102,7 +103,7 @@ class DiffusersEngine:
         self._pipeline: Any = None
         self._origin: dict[str, Any] = {}
         self._call: Mapping[str, inspect.Parameter] = {}
-        self._silent = False
+        self._has_warned = False
 
     def load(self) -> None:
         try:
@@ -122,12 +123,12 @@ class DiffusersEngine:
         except Exception as error:
             self.close()
             raise WorkerFault(f"model {self._model.name} does not load from {self._model.source}: {error}") from error
-        self._settle_device()
+        self._configure_device()
 
     def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> EngineResult:
         if not lean:
             return self._run(parameters, job_id=job_id, on_step=on_step)
-        with self._sparing():
+        with self._with_less_memory():
             run = self._run(parameters, job_id=job_id, on_step=on_step)
         return EngineResult(pictures=run.pictures, record={**run.record, "lean": True})
 
@@ -136,21 +137,21 @@ class DiffusersEngine:
         arguments = self._arguments(parameters)
         progress = _Progress(on_step, pictures=len(seeds), steps=self._steps(arguments))
         try:
-            with self._set_for(parameters):
-                developed = [self._develop(parameters, arguments, seed, progress) for seed in seeds]
+            with self._configured_for(parameters):
+                made = [self._make_picture(parameters, arguments, seed, progress) for seed in seeds]
                 scheduler = type(self._pipeline.scheduler).__name__
         except LIBRARY_FAILURES as error:
             if error is progress.raised:
                 raise
-            failure = _failure(error, begun=progress.begun)
+            failure = _failure(error, has_started=progress.has_started)
             log.warning("run_failed", job=job_id, kind=failure.kind, exc_info=True)
             traceback.clear_frames(error.__traceback__)
         else:
-            self._warn_if_silent(progress)
-            pictures = tuple(picture for picture, _ in developed)
-            flagged = [flag for _, flag in developed]
+            self._warn_without_steps(progress)
+            pictures = tuple(picture for picture, _ in made)
+            flagged = [flag for _, flag in made]
             return EngineResult(pictures=pictures, record=self._record(parameters, pictures, scheduler, flagged))
-        # Only here, with the exception and its frames gone, nothing holds the run's tensors any more.
+        # Only here, after the exception and its frames are gone, no reference to the run's tensors is left.
         self._free_memory()
         raise failure
 
@@ -164,17 +165,17 @@ class DiffusersEngine:
 
     @property
     def _dtype(self) -> torch.dtype:
-        """The model's, on a GPU. CPUs are slow at half precision, or cannot do it."""
+        """The model's dtype on a GPU. CPUs are slow at half precision, or do not support it."""
         if self._device == "cpu":
             return torch.float32
         dtype: torch.dtype = getattr(torch, self._model.dtype)
         return dtype
 
-    def _settle_device(self) -> None:
-        """The same seed gives the same bytes; and a stand-in's small tensors take one thread.
+    def _configure_device(self) -> None:
+        """Make the same seed give the same bytes, and use one thread for a stand-in's small tensors.
 
-        With two threads, waiting for each other costs more than it saves: several times the time was seen on a busy
-        machine. For real weights torch chooses, or `OMP_NUM_THREADS`.
+        Two threads took several times as long on a busy machine, waiting for each other. For real weights torch or
+        `OMP_NUM_THREADS` decides.
         """
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
@@ -182,10 +183,10 @@ class DiffusersEngine:
             torch.set_num_threads(1)
 
     def _check_parameters(self) -> None:
-        """Raises ValueError for a parameter that would reach nothing, or a scheduler that there is not."""
+        """Raise ValueError for a parameter without an argument of the pipeline, and for an unknown scheduler."""
         for parameter in self._model.parameters.values():
             if parameter.name not in OWN_PARAMETERS and _argument(parameter) not in self._call:
-                raise ValueError(f"{self._model.pipeline} knows no argument for the parameter {parameter.name}")
+                raise ValueError(f"{self._model.pipeline} has no argument for the parameter {parameter.name}")
             if parameter.name == "scheduler":
                 for name in parameter.choices:
                     _scheduler(str(name), like=self._pipeline.scheduler)
@@ -204,34 +205,34 @@ class DiffusersEngine:
         return steps
 
     @contextmanager
-    def _set_for(self, parameters: Mapping[str, Any]) -> Iterator[None]:
-        """Set the pipeline as one job wants it, and as it was afterwards.
+    def _configured_for(self, parameters: Mapping[str, Any]) -> Iterator[None]:
+        """Configure the pipeline for one job, and restore it afterwards.
 
-        Each job has a scheduler of its own: a scheduler keeps what it last did, and an interrupted run leaves it there.
+        Each job has its own scheduler: a scheduler is stateful, and an interrupted run leaves its state behind.
         """
         pipeline = self._pipeline
-        usual = {"scheduler": pipeline.scheduler}
+        original = {"scheduler": pipeline.scheduler}
         pipeline.scheduler = _scheduler(parameters.get("scheduler"), like=pipeline.scheduler)
         if parameters.get("safety_checker") is False and getattr(pipeline, "safety_checker", None) is not None:
-            usual["safety_checker"] = pipeline.safety_checker
+            original["safety_checker"] = pipeline.safety_checker
             pipeline.safety_checker = None
         try:
             yield
         finally:
-            for name, component in usual.items():
+            for name, component in original.items():
                 setattr(pipeline, name, component)
 
     @contextmanager
-    def _sparing(self) -> Iterator[None]:
-        """Take less of the device's memory, and as much as before afterwards.
+    def _with_less_memory(self) -> Iterator[None]:
+        """Use less of the device's memory inside the block.
 
-        The picture is decoded in tiles, which may show in large ones; and of the pipeline's parts only the one that
-        works is on the GPU. Pictures are made one by one anyway, and torch's attention needs no slices to be sparing.
-        Raises WorkerFault where the parts do not go back.
+        The picture is decoded in tiles, which may be visible in large ones, and only the active part of the pipeline is
+        on the GPU. Pictures are made one by one anyway, and torch's attention needs no slicing. Raises WorkerFault if
+        the parts cannot be moved back.
         """
         pipeline = self._pipeline
         vae: Any = getattr(pipeline, "vae", None)
-        tiled = getattr(vae, "use_tiling", None)  # None: it cannot
+        tiled = getattr(vae, "use_tiling", None)  # None: not supported
         offloaded = self._device == "cuda"
         if tiled is False:
             vae.enable_tiling()
@@ -240,34 +241,34 @@ class DiffusersEngine:
                 pipeline.enable_model_cpu_offload()
             yield
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # what they hold may leave no room for what goes back
+            traceback.clear_frames(error.__traceback__)  # their references may leave no memory for the parts
             raise
         finally:
             if tiled is False:
                 vae.disable_tiling()
             if offloaded:
-                self._put_back()
+                self._restore_to_device()
 
-    def _put_back(self) -> None:
-        """The whole pipeline on the GPU again."""
+    def _restore_to_device(self) -> None:
+        """Move the whole pipeline back to the GPU."""
         self._free_memory()
         try:
             self._pipeline.remove_all_hooks()
             self._pipeline.to(self._device)
         except LIBRARY_FAILURES as error:
-            raise WorkerFault(f"model {self._model.name} does not go back to its device: {error}") from error
+            raise WorkerFault(f"model {self._model.name} cannot be moved back to its device: {error}") from error
 
-    def _develop(
+    def _make_picture(
         self, parameters: Mapping[str, Any], arguments: Mapping[str, Any], seed: int, progress: _Progress
     ) -> tuple[Picture, bool]:
-        """One picture, and whether the safety checker took it away."""
-        # On the CPU also for a GPU, so that both begin with the same noise. It keeps 32 bits of a seed: seeds that are
+        """One picture, and whether the safety checker replaced it."""
+        # On the CPU for a GPU too, so that both start with the same noise. It uses 32 bits of a seed: seeds that are
         # 2^32 apart give the same picture.
         generator = torch.Generator("cpu").manual_seed(seed)
         torch.manual_seed(seed ^ OTHER_STREAM)
-        watched = {"callback_on_step_end": progress.step_ended} if "callback_on_step_end" in self._call else {}
+        callback = {"callback_on_step_end": progress.step_ended} if "callback_on_step_end" in self._call else {}
         with self._cached(parameters.get("cache_threshold")):
-            output = self._pipeline(**arguments, **watched, generator=generator, output_type="np")
+            output = self._pipeline(**arguments, **callback, generator=generator, output_type="np")
         progress.picture_ended()
         pixels = output.images[0]
         if not np.isfinite(pixels).all():
@@ -279,9 +280,9 @@ class DiffusersEngine:
 
     @contextmanager
     def _cached(self, threshold: float | None) -> Iterator[None]:
-        """Skip what changes less than `threshold` from step to step, where the model can.
+        """Skip blocks that change less than `threshold` between steps, if the model supports it.
 
-        Begun and ended for each picture: what is cached from one would show in the next.
+        The cache is enabled for each picture anew: otherwise one picture would affect the next.
         """
         denoiser: Any = getattr(self._pipeline, "transformer", None)
         if not threshold or not hasattr(denoiser, "enable_cache"):
@@ -293,9 +294,9 @@ class DiffusersEngine:
         finally:
             denoiser.disable_cache()
 
-    def _warn_if_silent(self, progress: _Progress) -> None:
-        if not progress.heard and not self._silent:
-            self._silent = True
+    def _warn_without_steps(self, progress: _Progress) -> None:
+        if not progress.reported and not self._has_warned:
+            self._has_warned = True
             log.warning(
                 "no_progress", model=self._model.name, pipeline=self._model.pipeline, reason="it reports no steps"
             )
@@ -331,36 +332,36 @@ class DiffusersEngine:
 
 
 class _Progress:
-    """From the callbacks of one pipeline call after another to the steps of a job, and to what stops it."""
+    """Maps the callbacks of successive pipeline calls to the steps of a job."""
 
     def __init__(self, on_step: OnStep, *, pictures: int, steps: int) -> None:
         self._on_step = on_step
         self._steps = steps
         self._total = pictures * steps
-        self._before = 0
-        self._told = 0
-        self.heard = False
+        self._done = 0
+        self._step = 0
+        self.reported = False
         self.raised: BaseException | None = None
 
     @property
-    def begun(self) -> bool:
-        """Whether the pipeline got past its checks of the input."""
-        return self.heard or self._before > 0
+    def has_started(self) -> bool:
+        """Whether the pipeline passed its checks of the input."""
+        return self.reported or self._done > 0
 
     def step_ended(self, pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """diffusers' `callback_on_step_end`. Schedulers that look twice a step are brought to the scale of steps."""
-        self.heard = True
-        looks = getattr(pipeline, "num_timesteps", self._steps)
-        self._tell(self._before + max(1, (index + 1) * self._steps // looks))
+        """diffusers' `callback_on_step_end`. Schedulers with several timesteps per step are scaled to steps."""
+        self.reported = True
+        timesteps = getattr(pipeline, "num_timesteps", self._steps)
+        self._report(self._done + max(1, (index + 1) * self._steps // timesteps))
         return tensors
 
     def picture_ended(self) -> None:
-        self._before += self._steps
-        if self._told < self._before:
-            self._tell(self._before)
+        self._done += self._steps
+        if self._step < self._done:
+            self._report(self._done)
 
-    def _tell(self, step: int) -> None:
-        self._told = step
+    def _report(self, step: int) -> None:
+        self._step = step
         try:
             self._on_step(step, self._total)
         except BaseException as error:
@@ -371,20 +372,20 @@ class _Progress:
 def _pipeline_class(name: str) -> type[diffusers.DiffusionPipeline]:
     found = getattr(diffusers, name, None)
     if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
-        raise ValueError(f"{name} is no pipeline of diffusers {diffusers.__version__}")
+        raise ValueError(f"{name} is not a pipeline of diffusers {diffusers.__version__}")
     return found
 
 
 def _fetched(pipeline_class: type[diffusers.DiffusionPipeline], model: Model) -> tuple[Path, dict[str, Any]]:
-    """The folder that holds the weights, downloaded if the hub has them, and what identifies them in the record.
+    """The folder of the weights, downloaded if they are on the hub, and their identity in the record.
 
-    Of a local folder the record keeps the last part of its name: the rest says more of the machine than of the weights.
+    The record has only the last part of a local folder's path: the rest describes the machine.
     """
     folder = Path(model.source)
     if folder.is_dir():
         return folder, {"source": folder.name, "fingerprint": fingerprint(folder)}
     if not HUB_ID.fullmatch(model.source):
-        raise ValueError("there is no such folder")
+        raise ValueError("the folder does not exist")
     snapshot = Path(pipeline_class.download(model.source, revision=model.revision, use_safetensors=True))
     # The hub's cache names a snapshot's folder by its commit.
     return snapshot, {"source": model.source, "revision": snapshot.name}
@@ -395,16 +396,16 @@ def _argument(parameter: Parameter) -> str:
 
 
 def _scheduler(name: str | None, *, like: Any) -> Any:
-    """A new scheduler by its name in model files, or of the same class, with the configuration of `like`."""
+    """A new scheduler by its name in model files, or of the class of `like`, with the configuration of `like`."""
     if name is None:
         return type(like).from_config(like.config)
     if name not in SCHEDULERS:
-        raise ValueError(f"scheduler {name!r} is none of {', '.join(SCHEDULERS)}")
+        raise ValueError(f"unknown scheduler {name!r} (known: {', '.join(SCHEDULERS)})")
     return getattr(diffusers, SCHEDULERS[name]).from_config(like.config)
 
 
-def _failure(error: Exception, *, begun: bool) -> EngineError:
-    """`error` by kind. Pipelines refuse their input with ValueError, and before the first step."""
+def _failure(error: Exception, *, has_started: bool) -> EngineError:
+    """`error` as an EngineError. Pipelines reject their input with ValueError, before the first step."""
     detail = f"{type(error).__name__}: {error}"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
@@ -414,6 +415,6 @@ def _failure(error: Exception, *, begun: bool) -> EngineError:
         isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error))
     ):
         return WorkerFault(detail)
-    if isinstance(error, ValueError) and not begun:
+    if isinstance(error, ValueError) and not has_started:
         return RejectedInput(str(error))
     return TransientFailure(detail)

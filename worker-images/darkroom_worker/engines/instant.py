@@ -1,8 +1,8 @@
-"""An engine without a model: tiny pictures of one colour, at once. Benchmarks and tests run it, users never do.
+"""An engine without a model: tiny pictures of one colour, at once. For benchmarks and tests.
 
-Its parameters are what a model file for it declares. `seconds` (default 0) is how long a run takes, spread over
-`steps` (default 1; with 0 it tells of none) for each of `images`. `failure`, the name of an error kind, makes the run
-fail after its first step.
+Its parameters are declared by a model file. `seconds` (default 0) is the duration of a run, spread over `steps`
+(default 1; 0 reports no step) for each of `images`. `failure`, the name of an error kind, makes the run fail after its
+first step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from darkroom_worker.engines.registry import (
 )
 
 SIDE = 8
-"""Pixels of a picture's side: small enough that making it takes no time beside the rest of a job."""
+"""Pixels of a picture's side: small enough that making it takes a negligible part of a job's time."""
 
 FAILURES: Mapping[str, type[EngineError]] = {
     ErrorKind.INVALID_INPUT: RejectedInput,
@@ -42,16 +42,16 @@ FAILURES: Mapping[str, type[EngineError]] = {
 
 
 class InstantEngine:
-    """An `Engine` that does what its parameters say, and nothing else."""
+    """An `Engine` whose duration and failures are parameters."""
 
     def __init__(self, model: Model, *, metadata: bool = True) -> None:
         self._model, self._metadata = model, metadata
 
     def load(self) -> None:
-        """Nothing to load."""
+        """Do nothing: there are no weights."""
 
     def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> EngineResult:
-        seeds = picture_seeds(parameters, job_id=job_id)  # which take no memory to speak of, lean or not
+        seeds = picture_seeds(parameters, job_id=job_id)  # lean or not, they need hardly any memory
         total = len(seeds) * parameters.get("steps", 1)
         pause = parameters.get("seconds", 0) / max(total, 1)
         failure = parameters.get("failure")
@@ -60,12 +60,12 @@ class InstantEngine:
                 time.sleep(pause)
             on_step(step, total)
             if failure:
-                raise FAILURES[failure](f"job {job_id} asked to fail so")
+                raise FAILURES[failure](f"job {job_id} requested this failure")
         pictures = tuple(self._picture(parameters, seed) for seed in seeds)
         return EngineResult(pictures=pictures, record=record_of(self._model, parameters, pictures))
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: no memory is held."""
 
     def _picture(self, parameters: Mapping[str, Any], seed: int) -> Picture:
         colour = sha256(str(seed).encode()).digest()

@@ -1,16 +1,16 @@
-"""From an image in memory to the PNG that is stored: the last thing an engine does for a picture.
+"""The encoding of a picture as the PNG file that is stored: an engine's last step for it.
 
-The file says how it was made, in text chunks that any reader of PNG metadata shows:
+The file records how it was made, in text chunks that any reader of PNG metadata shows:
 
-| chunk | what |
+| chunk | content |
 |---|---|
-| `parameters` | JSON: model and parameters of this one picture; submitted again as they stand, they give this file |
+| `parameters` | JSON: model and parameters of this one picture; submitted again unchanged, they produce this file |
 | `Software` | darkroom and its version |
-| `model_served` | what really served the model: an untrained stand-in is named here |
+| `model_served` | the weights that served the model: an untrained stand-in is named here |
 
-With DARKROOM_PICTURE_METADATA=none there is no `parameters`, and with it no prompt.
+With DARKROOM_PICTURE_METADATA=none there is no `parameters`, and so no prompt.
 
-Nothing of time or place goes in, so the same pixels and parameters give the same bytes.
+The file contains no time and no host, so the same pixels and parameters give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 DELIVERY_PARAMETERS = frozenset({"enable_base64_output"})
-"""Parameters that say how a result travels and nothing about its pixels: they are not in the file."""
+"""Parameters of the delivery of a result, which do not affect its pixels: they are not in the file."""
 
 COMPRESSION = 4
 """zlib's level: an 832×1216 image with a little grain takes 0.17 s; the usual 6 takes 0.64 s for a file as large."""
@@ -35,7 +35,7 @@ COMPRESSION = 4
 
 @cache
 def software() -> str:
-    """`darkroom <version>`; a checkout that was never installed has no version."""
+    """`darkroom <version>`. A checkout that was never installed has no version."""
     try:
         return f"darkroom {metadata.version('darkroom')}"
     except metadata.PackageNotFoundError:
@@ -45,9 +45,9 @@ def software() -> str:
 def encode_png(
     image: Image.Image, *, model: Model, seed: int, parameters: Mapping[str, Any], metadata: bool = True
 ) -> bytes:
-    """The PNG file of one picture of a job: `parameters` are the job's, `seed` is this picture's own.
+    """The PNG file of one picture of a job. `parameters` are the job's, `seed` is the picture's.
 
-    Without `metadata` the file does not name them.
+    Without `metadata` the file does not contain them.
     """
     chunks = PngInfo()
     if metadata:

@@ -1,8 +1,8 @@
-"""What the worker asks of an engine, and the choice of one: the worker knows this module and nothing behind it.
+"""The interface of an engine, and the choice of one: the worker imports this module and no engine directly.
 
-`make_engine` gives the engine that a model file names. The worker calls `load` once, `run` for each attempt, and
-`close` before its child ends. A run tells of every denoising step through `on_step`; what `on_step` raises ends the run
-there and reaches the worker as it is. Everything else that goes wrong is an `EngineError`, by kind (design, section 4).
+`make_engine` creates the engine that a model file names. The worker calls `load` once, `run` for each attempt, and
+`close` before its child exits. A run calls `on_step` after every denoising step; an exception of `on_step` ends the run
+and reaches the worker unchanged. Every other failure is an `EngineError` with its kind.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) after each denoising step of a run, all its pictures counted together."""
 
 DERIVED_SEED_BYTES = 4
-"""As many as submit draws for models that have the parameter."""
+"""The size of the seeds that submit draws for models that have the parameter."""
 
 SEEDS = 2**53
-"""Seeds are below this: every JSON reader keeps such integers exactly (RFC 8259, section 6)."""
+"""Seeds are below this: every JSON parser represents such integers exactly (RFC 8259, section 6)."""
 
 
 class Interrupted(Exception):
@@ -32,38 +32,38 @@ class Interrupted(Exception):
 
 
 class EngineError(errors.DarkroomError):
-    """A run, or a load, that failed; `kind` says what becomes of the job."""
+    """A run or a load failed. `kind` decides whether the job fails, is retried or is released."""
 
     kind: ClassVar[ErrorKind]
 
 
 class RejectedInput(EngineError, errors.InvalidInput):
-    """The pipeline refuses the parameters. The same job will fail again."""
+    """The pipeline rejects the parameters. The same job would fail again."""
 
     kind = ErrorKind.INVALID_INPUT
 
 
 class OutOfMemory(EngineError, errors.TemporaryError):
-    """The device has not enough memory for this run. What the run held has been given back."""
+    """The device does not have enough memory for this run. The memory of the run has been freed."""
 
     slug, title, kind = "out-of-memory", "The device ran out of memory", ErrorKind.OUT_OF_MEMORY
 
 
 class TransientFailure(EngineError, errors.TemporaryError):
-    """The run failed, and another attempt may not."""
+    """The run failed, and another attempt may succeed."""
 
     slug, title, kind = "transient", "The run failed", ErrorKind.TRANSIENT
 
 
 class WorkerFault(EngineError, errors.TemporaryError):
-    """The device is at fault, or the model does not load: no job can be run here."""
+    """The device is faulty, or the model does not load: no job can run here."""
 
     slug, title, kind = "worker-fault", "The worker cannot run the model", ErrorKind.WORKER_FAULT
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One finished picture: a PNG file, its size in pixels, and the seed that gives it again."""
+    """One finished picture: a PNG file, its size in pixels, and the seed that reproduces it."""
 
     png: bytes
     width: int
@@ -73,36 +73,36 @@ class Picture:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """What a run gives. `record` says how to get the same pictures again; JSON takes it as it is."""
+    """The result of a run. `record` is the reproducibility record, serialisable as JSON."""
 
     pictures: tuple[Picture, ...]
     record: dict[str, Any]
 
 
 class Engine(Protocol):
-    """The code that develops a model's jobs. One job at a time; an engine belongs to the thread that loaded it."""
+    """The code that runs a model's jobs, one at a time. An engine is used only in the thread that loaded it."""
 
     def load(self) -> None:
-        """Make ready: weights to the device. Raises `WorkerFault` when that cannot be done."""
+        """Load the weights to the device. Raises `WorkerFault` if that fails."""
 
     def run(self, parameters: Mapping[str, Any], *, job_id: str, on_step: OnStep, lean: bool = False) -> EngineResult:
-        """Develop one job.
+        """Run one job.
 
-        `parameters` are validated and complete (`seed` is always there). `job_id` is for the logs: it never changes the
-        pictures. `lean` is for a job that the device had not the memory for: a slower run that takes less of it, whose
-        record says so (`lean`) where its pictures may differ; the next run is as any other. Raises `EngineError`, and
-        whatever `on_step` raises; the engine is usable afterwards, except after a `WorkerFault`.
+        `parameters` are validated and complete. `job_id` is for the logs and for models without a `seed` parameter.
+        With `lean` the run is slower and needs less memory, after the device ran out of it; the record has `lean` if
+        the pictures may differ. Raises `EngineError`, and what `on_step` raises. The engine is usable afterwards,
+        except after a `WorkerFault`.
         """
 
     def close(self) -> None:
-        """Give the device's memory back. Closing twice is the same as once."""
+        """Free the memory of the device. Idempotent."""
 
 
 def make_engine(model: Model, *, metadata: bool = True) -> Engine:
-    """The engine that `model` names, not loaded yet. Imports that engine's libraries, which may take seconds.
+    """Create the engine that `model` names, not loaded yet. Imports that engine's libraries, which may take seconds.
 
-    Without `metadata` its pictures do not name the parameters that they were made with.
-    Raises `SettingError` for a name that is no engine.
+    Without `metadata` its pictures do not contain the parameters that they were made with. Raises `SettingError` for an
+    unknown engine.
     """
     if model.engine == "diffusers":
         quiet_libraries()
@@ -113,13 +113,13 @@ def make_engine(model: Model, *, metadata: bool = True) -> Engine:
         from darkroom_worker.engines.instant import InstantEngine
 
         return InstantEngine(model, metadata=metadata)
-    raise errors.SettingError(f"model {model.name}: engine {model.engine!r} is none of diffusers, instant")
+    raise errors.SettingError(f"model {model.name}: unknown engine {model.engine!r} (known: diffusers, instant)")
 
 
 def quiet_libraries() -> None:
-    """Tell the model libraries, which read it when they are first imported, to report to nobody and to chat less.
+    """Disable the telemetry of the model libraries and reduce their logs. To be called before they are imported.
 
-    Among what they chat are the ends of long prompts, which are nobody's but the user's.
+    Their logs contain the ends of long prompts, which are private to the user.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -127,17 +127,17 @@ def quiet_libraries() -> None:
 
 
 def picture_seeds(parameters: Mapping[str, Any], *, job_id: str) -> tuple[int, ...]:
-    """The seed of each picture of a job: the job's own, then the numbers after it.
+    """The seed of each picture of a job: the job's seed and the following numbers.
 
-    A model whose file has no parameter of that name gets one that follows from the job's id, so that each attempt at
-    the job makes the same picture.
+    For a model without the parameter `seed` it is derived from the job's id, so that each attempt at the job makes the
+    same picture.
     """
     first: int = parameters.get("seed", int.from_bytes(sha256(job_id.encode()).digest()[:DERIVED_SEED_BYTES]))
     return tuple((first + number) % SEEDS for number in range(parameters.get("images", 1)))
 
 
 def record_of(model: Model, parameters: Mapping[str, Any], pictures: tuple[Picture, ...]) -> dict[str, Any]:
-    """The part of the reproducibility record that every engine has: what was asked for, and what came of it."""
+    """The part of the reproducibility record that every engine writes: model, parameters, seeds and digests."""
     return {
         "model": model.name,
         "model_served": model.served,

@@ -1,6 +1,6 @@
-"""What identifies a folder of weights that no hub has given a revision.
+"""The fingerprint of a folder of weights that has no revision of a hub.
 
-The diffusers engine writes it into the reproducibility record, the stand-ins are checked by it.
+The diffusers engine writes it to the reproducibility record, and the stand-ins are verified by it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 SAMPLE = 1024 * 1024
-"""Bytes read at each end of a file. Weights are many gigabytes and reading all of them would hold up every start; a
-fine-tune changes the tensors at both ends, and a smaller file is read whole."""
+"""Bytes read at each end of a file. Reading many gigabytes of weights would delay every start; a fine-tune changes the
+tensors at both ends, and a smaller file is read whole."""
 
 
 def fingerprint(folder: Path, *, without: Collection[str] = ()) -> str:
     """SHA-256 (hex) over the names, the sizes and the first and last `SAMPLE` bytes of all files below `folder`.
 
-    Hidden files and folders are left out, and so are the relative paths in `without`. Raises `OSError` for what cannot
-    be read.
+    Hidden files and folders are excluded, and so are the relative paths in `without`. Raises `OSError` for a file that
+    cannot be read.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

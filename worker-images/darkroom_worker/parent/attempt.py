@@ -121,7 +121,7 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
 
     def _transition(self, error: BaseException) -> Call[AttemptEnd]:
         if self.kill_reason is KillReason.OVERDUE or isinstance(error, TimeLimitExceeded):
-            data = {"error": {"kind": ErrorKind.DEADLINE, "message": "it ran longer than it may"}}
+            data = {"error": {"kind": ErrorKind.DEADLINE, "message": "the job ran longer than its run timeout"}}
             return calls.finish(self.id, token=self.token, outcome=State.FAILED, data=data)
         if self.kill_reason is KillReason.DRAINED:
             return calls.release(self.id, reason=ReleaseReason.DRAIN, detail="the worker was stopped", token=self.token)
