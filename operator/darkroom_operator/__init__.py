@@ -1,1 +1,1 @@
-"""The kopf operator: scales worker pools on queue depth, without a replica fewer under a busy worker."""
+"""The kopf operator: scales worker pools by queue depth and never removes a busy worker. `process.py` is the door."""

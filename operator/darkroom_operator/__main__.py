@@ -1,6 +1,6 @@
 """`python -m darkroom_operator`: reads the settings and runs until SIGTERM or SIGINT.
 
-Exit status 0 then, 1 where another operator took the Lease, 2 where a setting cannot be used.
+The exit status is 0 after a signal, 1 if another operator acquired the Lease, and 2 for an invalid setting.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from darkroom import logs, settings, supervision
 from darkroom.errors import SettingError
 from lightkube import ConfigError
 
-from darkroom_operator.program import OperatorProcess
+from darkroom_operator.process import OperatorProcess
 from darkroom_operator.settings import OperatorSettings
 
 
 def main() -> int:
-    """Answers the exit status."""
+    """Run the operator and return the exit status."""
     try:
         logs.configure("operator")
         operator_settings = settings.load(OperatorSettings)
-        logging.getLogger("httpx2").setLevel(logging.WARNING)  # it says each request again
-        logging.getLogger("kopf").setLevel(logging.WARNING)  # it says each handler's success
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each request
+        logging.getLogger("kopf").setLevel(logging.WARNING)  # it logs each handler's success
         return asyncio.run(OperatorProcess(operator_settings).run()) or supervision.exit_status()
     except SettingError as error:
         sys.stderr.write(f"{error.detail}\n")

@@ -18,7 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from darkroom_operator.control import replicas_by_state
-from darkroom_operator.kubernetes.world import ClusterState
+from darkroom_operator.kubernetes.state import ClusterState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,56 +32,58 @@ Probe = Callable[[], tuple[int, dict[str, object]]]
 
 
 class PoolMetrics(Collector):
-    """All pools, as they stand."""
+    """The metrics of all pools."""
 
-    def __init__(self, world: ClusterState) -> None:
-        self._world = world
+    def __init__(self, state: ClusterState) -> None:
+        self._state = state
 
     def collect(self) -> Iterator[Metric]:
-        standings = list(self._world.standings.values())
-        demand = GaugeMetricFamily("darkroom_pool_demand", "Jobs of a pool.", labels=["pool", "state"])
+        pools = list(self._state.pools.values())
+        demand = GaugeMetricFamily("darkroom_pool_demand", "Jobs of the pool by state.", labels=["pool", "state"])
         known = GaugeMetricFamily(
-            "darkroom_pool_demand_known", "1 where the demand could be read at the last look.", labels=["pool"]
+            "darkroom_pool_demand_known", "1 if the demand is known, otherwise 0.", labels=["pool"]
         )
         desired = GaugeMetricFamily(
-            "darkroom_pool_replicas_desired", "Replicas that its Deployment asks for.", labels=["pool"]
+            "darkroom_pool_replicas_desired", "Desired replicas of the Deployment.", labels=["pool"]
         )
-        replicas = GaugeMetricFamily("darkroom_pool_replicas", "Replicas by what they do.", labels=["pool", "state"])
+        replicas = GaugeMetricFamily(
+            "darkroom_pool_replicas", "Replicas of the pool by state.", labels=["pool", "state"]
+        )
         seconds = CounterMetricFamily(
-            "darkroom_pool_replica_seconds", "Seconds of replicas by what they did.", labels=["pool", "state"]
+            "darkroom_pool_replica_seconds", "Seconds of replicas by state.", labels=["pool", "state"]
         )
         decisions = CounterMetricFamily(
             "darkroom_pool_decisions",
-            "Decisions that differ from the one before, by reason.",
+            "Decisions that differ from the previous one, by reason.",
             labels=["pool", "reason"],
         )
-        for standing in standings:
-            name, reading = standing.name, standing.reading
+        for pool in pools:
+            name, reading = pool.name, pool.reading
             known.add_metric([name], 0 if reading is None else 1)
             if reading is not None:
                 for state in DEMAND:
                     demand.add_metric([name, state], getattr(reading, state))
-            if standing.deployment is not None:
-                desired.add_metric([name], standing.deployment.replicas)
-            for state, number in replicas_by_state(standing).items():
+            if pool.deployment is not None:
+                desired.add_metric([name], pool.deployment.replicas)
+            for state, number in replicas_by_state(pool).items():
                 replicas.add_metric([name, state], number)
             for state in REPLICA_STATES:
-                seconds.add_metric([name, state], standing.replica_seconds.get(state, 0.0))
-            for reason, count in standing.decisions.items():
+                seconds.add_metric([name, state], pool.replica_seconds.get(state, 0.0))
+            for reason, count in pool.decisions.items():
                 decisions.add_metric([name, reason], count)
         yield from (demand, known, desired, replicas, seconds, decisions)
 
 
 @asynccontextmanager
-async def served(
-    world: ClusterState, *, healthy: Probe, ready: Probe, host: str, port: int | None
+async def serving(
+    state: ClusterState, *, healthy: Probe, ready: Probe, host: str, port: int | None
 ) -> AsyncIterator[None]:
     """Serve probes and metrics on `port` while the block runs; without a port, do nothing. Raises SettingError."""
     if port is None:
         yield
         return
     registry = CollectorRegistry()
-    registry.register(PoolMetrics(world))
+    registry.register(PoolMetrics(state))
     by_path = {"/healthz": healthy, "/readyz": ready}
 
     async def respond(path: str) -> ProbeResponse:

@@ -1,8 +1,8 @@
-"""A `WorkerPool` as the operator understands it, and the objects that are made of it.
+"""The specification of a `WorkerPool`, and the objects that are made from it.
 
-Nothing here speaks to anybody: an object comes in, a `PoolSpec` or an InvalidInput that names the fields comes out, and
-a `PoolSpec` says what its Deployment, ServiceAccount and PodDisruptionBudget are. The rules between fields are those of
-the schema (`knative/base/operator/workerpools.yaml`), for what came in while the schema was an older one.
+Pure functions: `read_spec` reads an object into a `PoolSpec` or raises InvalidInput, which names the fields; from a
+`PoolSpec` follow the Deployment, the ServiceAccount and the PodDisruptionBudget. The rules between fields are those of
+the schema (`knative/base/operator/workerpools.yaml`), for pools that were created under an older one.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ GROUP = "darkroom.dev"
 API_VERSION = f"{GROUP}/v1alpha1"
 
 POOL_LABEL = f"{GROUP}/pool"
-"""On everything that belongs to a pool."""
+"""The label of every object of a pool."""
 
 SERVING = f"{GROUP}/serving"
-"""The pods' readiness gate: the operator says True of every pod, and False of the drained ones that are to go."""
+"""The pods' readiness gate: the operator sets it to True, and to False for drained pods that are to be deleted."""
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
-"""Which of equally ready pods a ReplicaSet takes away first (Kubernetes 1.22 and newer)."""
+"""The order in which a ReplicaSet deletes pods of equal readiness (Kubernetes 1.22 and newer)."""
 
 DO_NOT_EVICT: Mapping[str, str] = {
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     "karpenter.sh/do-not-disrupt": "true",
 }
-"""Nobody who tidies up nodes is to move a pod that may run a job."""
+"""Annotations against the eviction of pods that may run a job by node autoscalers."""
 
 WORKER = "worker"
-"""The container that is the worker, where a template has several."""
+"""The name of the worker's container in a template with several."""
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 GRACE_MARGIN_S = 10
-"""What a worker has left after its drain time, to hand its job back."""
+"""The time that a worker has after its drain time to release its job."""
 
 PROBE_PORT = 8080
-"""Where a worker answers `/healthz` and `/readyz`: what the probes of a template ask."""
+"""The port of `/healthz` and `/readyz`, which the probes of a template use."""
 
 DEFAULT_DRAIN_S = 60
 DEFAULT_GRACE_S = 90
@@ -55,7 +55,7 @@ DEFAULT_GPU = "nvidia.com/gpu"
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """One pool, understood. `template` is the pod template as its owner wrote it."""
+    """A valid specification. `template` is the pod template as the owner of the pool wrote it."""
 
     name: str
     uid: str
@@ -72,7 +72,7 @@ class PoolSpec:
 
     @property
     def objects_name(self) -> str:
-        """What Deployment, ServiceAccount and PodDisruptionBudget of the pool are called."""
+        """The name of the pool's Deployment, ServiceAccount and PodDisruptionBudget."""
         return f"darkroom-{self.name}"
 
 
@@ -81,8 +81,8 @@ def objects_name(pool: str) -> str:
     return f"darkroom-{pool}"
 
 
-def read(resource: Object) -> PoolSpec:
-    """The pool of a `WorkerPool` object. Raises InvalidInput, whose `fields` name what is at fault."""
+def read_spec(resource: Object) -> PoolSpec:
+    """The specification of a `WorkerPool` object. Raises InvalidInput, whose `fields` name the invalid ones."""
     metadata, spec = resource["metadata"], resource.get("spec") or {}
     faults = fields.unknown(spec)
     try:
@@ -90,7 +90,7 @@ def read(resource: Object) -> PoolSpec:
     except InvalidInput as error:
         raise _invalid([*faults, *error.fields]) from error
     gpu, rollout = spec.get("gpu") or {}, spec.get("rollout") or {}
-    pool = PoolSpec(
+    result = PoolSpec(
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata.get("generation", 1),
@@ -104,10 +104,10 @@ def read(resource: Object) -> PoolSpec:
         drain_s=spec.get("drainSeconds", DEFAULT_DRAIN_S),
         grace_s=spec.get("graceSeconds", DEFAULT_GRACE_S),
     )
-    faults += _faults(pool)
+    faults += _faults(result)
     if faults:
         raise _invalid(faults)
-    return pool
+    return result
 
 
 def _invalid(faults: Sequence[FieldError]) -> InvalidInput:
@@ -130,7 +130,7 @@ def _faults(pool: PoolSpec) -> list[FieldError]:
 
 
 def owner_reference(pool: PoolSpec) -> Object:
-    """What belongs to the pool goes with it, and holds up nothing of its deletion: the finalizer drains first."""
+    """The owner reference of the pool's objects, by which Kubernetes deletes them with the pool."""
     return {
         "apiVersion": API_VERSION,
         "kind": "WorkerPool",
@@ -142,7 +142,7 @@ def owner_reference(pool: PoolSpec) -> Object:
 
 
 def service_account(pool: PoolSpec) -> Object:
-    """Workers speak to Redis and the object store alone: no token for the API server."""
+    """The ServiceAccount of the workers, without a token: they use only Redis and the object store."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -152,7 +152,7 @@ def service_account(pool: PoolSpec) -> Object:
 
 
 def disruption_budget(pool: PoolSpec) -> Object:
-    """Who empties nodes takes one worker of the pool at a time."""
+    """The PodDisruptionBudget: nodes are drained of one worker of the pool at a time."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -162,9 +162,9 @@ def disruption_budget(pool: PoolSpec) -> Object:
 
 
 def deployment(pool: PoolSpec, *, config_maps: Mapping[str, str]) -> dict[str, Any]:
-    """The pool's Deployment, as it is applied: without a number of replicas, which is never applied.
+    """The pool's Deployment as it is applied, without `replicas`, which is never applied.
 
-    `config_maps`: the current names of ConfigMaps by those that the template may use for them.
+    `config_maps`: the current names of ConfigMaps by the names that a template may use.
     """
     strategy = {"maxSurge": pool.max_surge, "maxUnavailable": pool.max_unavailable}
     return {
@@ -181,11 +181,12 @@ def deployment(pool: PoolSpec, *, config_maps: Mapping[str, str]) -> dict[str, A
 
 
 def selector(pool: str) -> dict[str, str]:
-    """Labels that the pool's pods have, and no others."""
+    """The labels that select the pool's pods."""
     return {POOL_LABEL: pool}
 
 
 def selector_text(pool: str) -> str:
+    """The selector as a string, as the scale subresource has it."""
     return f"{POOL_LABEL}={pool}"
 
 
@@ -203,7 +204,7 @@ def _metadata(pool: PoolSpec) -> dict[str, Any]:
 
 
 def _pod_template(pool: PoolSpec) -> dict[str, Any]:
-    """The owner's template with what every worker needs. The operator's own labels and annotations win."""
+    """The owner's template with what every worker needs. The operator's labels and annotations take precedence."""
     template = deepcopy(dict(pool.template))
     metadata, spec = dict(template.get("metadata") or {}), dict(template["spec"])
     labels = {**(metadata.get("labels") or {}), **_labels(pool.name)}
@@ -213,16 +214,16 @@ def _pod_template(pool: PoolSpec) -> dict[str, Any]:
     spec["terminationGracePeriodSeconds"] = pool.grace_s
     gates = [gate for gate in spec.get("readinessGates") or [] if gate.get("conditionType") != SERVING]
     spec["readinessGates"] = [*gates, {"conditionType": SERVING}]
-    _equip(_worker_of(spec["containers"]), pool)
+    _configure(_worker_of(spec["containers"]), pool)
     return {"metadata": {**metadata, "labels": labels, "annotations": annotations}, "spec": spec}
 
 
 CONFIG_MAP_REFERENCES = frozenset({"configMap", "configMapRef", "configMapKeyRef"})
-"""Fields of a pod that name a ConfigMap, as `name`: volumes (projected ones, too) and variables."""
+"""Fields of a pod whose `name` is that of a ConfigMap: volumes, projected volumes and variables."""
 
 
 def _with_current_names(value: Any, config_maps: Mapping[str, str]) -> Any:
-    """A copy of the template in which each ConfigMap has its current name."""
+    """A copy of the template with the current name of each ConfigMap."""
     if isinstance(value, list):
         return [_with_current_names(each, config_maps) for each in value]
     if not isinstance(value, dict):
@@ -239,15 +240,15 @@ def _worker_of(containers: list[dict[str, Any]]) -> dict[str, Any]:
     return next((container for container in containers if container.get("name") == WORKER), containers[0])
 
 
-def _equip(container: dict[str, Any], pool: PoolSpec) -> None:
-    told = {
+def _configure(container: dict[str, Any], pool: PoolSpec) -> None:
+    variables = {
         "DARKROOM_POOL": pool.name,
         "DARKROOM_DRAIN_GRACE_S": str(pool.drain_s),
         "DARKROOM_HOST": "0.0.0.0",  # noqa: S104 - in its pod
         "DARKROOM_PROBE_PORT": str(PROBE_PORT),
     }
-    env = [variable for variable in container.get("env") or [] if variable.get("name") not in told]
-    container["env"] = [*env, *({"name": name, "value": value} for name, value in told.items())]
+    env = [variable for variable in container.get("env") or [] if variable.get("name") not in variables]
+    container["env"] = [*env, *({"name": name, "value": value} for name, value in variables.items())]
     if pool.gpus:
         resources = dict(container.get("resources") or {})
         resources["limits"] = {**(resources.get("limits") or {}), pool.gpu_resource: str(pool.gpus)}

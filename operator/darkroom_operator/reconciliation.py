@@ -1,8 +1,8 @@
-"""A pool's specification becomes its objects: ServiceAccount, PodDisruptionBudget, Deployment.
+"""Reconciliation: a pool's specification becomes its objects, a ServiceAccount, a PodDisruptionBudget and a Deployment.
 
-Everything is applied whole and may be applied again: a crash at any point is picked up by the next call. The Deployment
-is tried on the API server first (dry run), and its number of replicas is never part of an apply: applied without one, a
-Deployment that is not there yet would begin with one pod. So it is created with the number that was decided.
+Objects are applied whole, and applying is idempotent: after a crash the next call continues. The Deployment is applied
+as a dry run first. Its replicas are never applied: a Deployment that is applied without replicas and does not exist yet
+would start with one pod, so it is created with the replicas that were decided.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from darkroom.errors import InvalidInput
 
-from darkroom_operator import pools
 from darkroom_operator.kubernetes.client import (
     CREATION_FIELD_MANAGER,
     DEPLOYMENT,
@@ -21,55 +20,54 @@ from darkroom_operator.kubernetes.client import (
     Object,
     RequestRejected,
 )
-from darkroom_operator.kubernetes.world import essence
-from darkroom_operator.pools import POOL_LABEL, PoolSpec
+from darkroom_operator.kubernetes.objects import essence
+from darkroom_operator.pools import POOL_LABEL, PoolSpec, deployment, disruption_budget, service_account
 
 UNPROCESSABLE = frozenset({400, 403, 422})
-"""What the API server answers to an object that is at fault, or that a policy of the cluster forbids."""
-
+"""The statuses for an object that is invalid, or that a policy of the cluster forbids."""
 
 TRIES = 5
-"""How often a change is made anew on what another has just written."""
+"""How often a change is written again after a conflict."""
 
 
 class InvalidTemplate(InvalidInput):
-    """The API server does not take a Deployment of this template."""
+    """The API server rejects a Deployment of this template."""
 
 
 class Reconciliation:
-    """Makes the objects of pools. It keeps nothing between two calls."""
+    """Applies the objects of pools. It is stateless."""
 
     def __init__(self, cluster: Cluster, *, config_maps: Mapping[str, str]) -> None:
         self._cluster = cluster
         self._config_maps = config_maps
 
-    async def apply(self, pool: PoolSpec) -> Object | None:
-        """All objects of the pool are as it says; answers the Deployment, or None where that is not there yet.
+    async def apply(self, spec: PoolSpec) -> Object | None:
+        """Apply all objects of the pool. Returns the Deployment, or None if it does not exist yet.
 
-        Raises InvalidTemplate, and has changed nothing then.
+        Raises InvalidTemplate before any change.
         """
-        wanted = pools.deployment(pool, config_maps=self._config_maps)
+        wanted = deployment(spec, config_maps=self._config_maps)
         await self._try(wanted)
-        await self._cluster.apply(pools.service_account(pool))
-        await self._cluster.apply(pools.disruption_budget(pool))
-        present = await self._cluster.get(DEPLOYMENT, pool.objects_name)
+        await self._cluster.apply(service_account(spec))
+        await self._cluster.apply(disruption_budget(spec))
+        present = await self._cluster.get(DEPLOYMENT, spec.objects_name)
         if present is None:
             return None
-        if not _belongs_to(present, pool):
-            raise InvalidTemplate(f"the Deployment {pool.objects_name} is there already and belongs to somebody else")
+        if not _belongs_to(present, spec):
+            raise InvalidTemplate(f"the Deployment {spec.objects_name} already exists and has another owner")
         applied = await self._cluster.apply(wanted)
         for _ in range(TRIES):
-            if not _is_owned_by_its_creator(applied):
+            if not _has_creation_manager(applied):
                 break
             try:
-                applied = await self._cluster.forget_creator(applied)
+                applied = await self._cluster.drop_creation_manager(applied)
             except Conflict:  # its status has changed
-                applied = await self._cluster.get(DEPLOYMENT, pool.objects_name) or applied
+                applied = await self._cluster.get(DEPLOYMENT, spec.objects_name) or applied
         return applied
 
-    async def create(self, pool: PoolSpec, *, replicas: int) -> Object | None:
-        """The pool's Deployment, with so many replicas; None where somebody was faster. Raises InvalidTemplate."""
-        body = pools.deployment(pool, config_maps=self._config_maps)
+    async def create(self, spec: PoolSpec, *, replicas: int) -> Object | None:
+        """Create the pool's Deployment. Returns None if it already exists. Raises InvalidTemplate."""
+        body = deployment(spec, config_maps=self._config_maps)
         body["spec"] = {"replicas": replicas, **body["spec"]}
         try:
             await self._cluster.create(body, field_manager=CREATION_FIELD_MANAGER)
@@ -77,11 +75,11 @@ class Reconciliation:
             return None
         except RequestRejected as error:
             raise InvalidTemplate(error.detail) from error
-        return await self.apply(pool)
+        return await self.apply(spec)
 
-    async def _try(self, deployment: Mapping[str, Any]) -> None:
+    async def _try(self, wanted: Mapping[str, Any]) -> None:
         try:
-            await self._cluster.apply(deployment, dry_run=True)
+            await self._cluster.apply(wanted, dry_run=True)
         except RequestRejected as error:
             if error.code in UNPROCESSABLE:
                 raise InvalidTemplate(error.detail) from error
@@ -89,17 +87,15 @@ class Reconciliation:
 
 
 def has_drifted(present: Object, applied: str) -> bool:
-    """Whether somebody changed what was applied; `applied` is its essence."""
+    """Whether the applied part was changed by others. `applied` is the essence as it was applied."""
     return essence(present) != applied
 
 
-def _is_owned_by_its_creator(deployment: Object) -> bool:
-    return any(
-        entry.get("manager") == CREATION_FIELD_MANAGER for entry in deployment["metadata"].get("managedFields", [])
-    )
+def _has_creation_manager(present: Object) -> bool:
+    return any(entry.get("manager") == CREATION_FIELD_MANAGER for entry in present["metadata"].get("managedFields", []))
 
 
-def _belongs_to(deployment: Object, pool: PoolSpec) -> bool:
-    metadata = deployment["metadata"]
+def _belongs_to(present: Object, spec: PoolSpec) -> bool:
+    metadata = present["metadata"]
     owners = [owner.get("uid") for owner in metadata.get("ownerReferences") or [] if owner.get("controller")]
-    return owners == [pool.uid] or (not owners and (metadata.get("labels") or {}).get(POOL_LABEL) == pool.name)
+    return owners == [spec.uid] or (not owners and (metadata.get("labels") or {}).get(POOL_LABEL) == spec.name)

@@ -1,8 +1,8 @@
-"""The pods of workers that stay faulty are deleted, so that the Deployment makes new ones.
+"""Replacement of workers that stay faulty: their pods are deleted, so that the Deployment creates new ones.
 
-A faulty worker takes no job, but tests itself again and may recover; `after_s` is the time that it is given. When the
-decision is to replace, the ledger marks the workers atomically with `claim`, as for a scale-in, so that a worker that
-has just recovered loses no job: a busy one is not marked, and only the pods of marked ones are deleted.
+A faulty worker accepts no job, but tests itself and may recover; it has `after_s` to do so. When the decision is to
+replace, the ledger marks the workers atomically with `claim`, as for a scale-in, so that a worker that has just
+recovered loses no job: a busy worker is not marked, and only the pods of marked workers are deleted.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
 
 from darkroom_operator.kubernetes.client import NOT_FOUND, POD, Cluster, RequestRejected
-from darkroom_operator.kubernetes.world import PoolState
+from darkroom_operator.kubernetes.state import PoolState
 
 _log = logger(__name__)
 
 
 class FaultyWorkerReplacement:
-    """Observes how long workers have been faulty, and replaces pods."""
+    """Measures how long workers have been faulty, and replaces their pods."""
 
     def __init__(self, cluster: Cluster, ledger: AsyncLedger, *, after_s: float) -> None:
         self._cluster, self._ledger, self._after_s = cluster, ledger, after_s
 
-    async def observe(self, standings: Sequence[PoolState]) -> None:
-        """Update since when workers of these pools have been faulty. One that starts for a test of itself still is."""
-        of_interest = {each.name: each for each in standings if each.faulty or (each.reading and each.reading.faulty)}
-        if not of_interest:
+    async def observe(self, pools: Sequence[PoolState]) -> None:
+        """Update since when workers of these pools have been faulty. One that starts a self-test is still faulty."""
+        affected = {each.name: each for each in pools if each.faulty or (each.reading and each.reading.faulty)}
+        if not affected:
             return
         try:
             workers = await reads.workers(self._ledger)
@@ -39,32 +39,32 @@ class FaultyWorkerReplacement:
             _log.warning("faulty_unknown", error=error.detail)
             return
         now = time.monotonic()
-        for name, standing in of_interest.items():
+        for name, pool in affected.items():
             states = {worker.pod: worker.state for worker in workers if worker.pool == name}
-            standing.faulty = {
-                pod: standing.faulty.get(pod, now)
+            pool.faulty = {
+                pod: pool.faulty.get(pod, now)
                 for pod, state in states.items()
-                if state == WorkerState.FAULTY or (state == WorkerState.STARTING and pod in standing.faulty)
+                if state == WorkerState.FAULTY or (state == WorkerState.STARTING and pod in pool.faulty)
             }
 
-    def overdue(self, standing: PoolState) -> list[str]:
-        """Pods whose worker has been faulty for too long, the longest first."""
+    def overdue(self, pool: PoolState) -> list[str]:
+        """Pods whose worker has been faulty for longer than `after_s`, the longest first."""
         before = time.monotonic() - self._after_s
-        since = {pod: at for pod, at in standing.faulty.items() if pod in standing.pods and standing.pods[pod].counts}
+        since = {pod: at for pod, at in pool.faulty.items() if pod in pool.pods and pool.pods[pod].counts}
         return sorted((pod for pod, at in since.items() if at <= before), key=lambda pod: since[pod])
 
-    async def replace(self, standing: PoolState, number: int) -> list[str]:
-        """Delete that many of the overdue pods; answers those that were deleted."""
-        names = self.overdue(standing)[:number]
-        marked = await self._ledger.run(calls.drain(standing.name, count=len(names), pods=names))
+    async def replace(self, pool: PoolState, number: int) -> list[str]:
+        """Delete at most `number` of the overdue pods. Returns those that were deleted."""
+        names = self.overdue(pool)[:number]
+        marked = await self._ledger.run(calls.drain(pool.name, count=len(names), pods=names))
         deleted = []
         for pod in sorted({worker.pod for worker in marked} & set(names)):
             try:
                 await self._cluster.delete(POD, pod)
             except RequestRejected as error:
                 if error.code != NOT_FOUND:
-                    _log.warning("pod_not_replaced", pool=standing.name, pod=pod, error=error.detail)
+                    _log.warning("pod_not_replaced", pool=pool.name, pod=pod, error=error.detail)
             else:
                 deleted.append(pod)
-            standing.faulty.pop(pod, None)
+            pool.faulty.pop(pod, None)
         return deleted

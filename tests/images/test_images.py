@@ -80,7 +80,7 @@ def pool(podman: Podman, objects: list[Object], secrets: Secrets, tmp_path_facto
     applied = sample("pools-cpu")
     asked = find(applied, "WorkerPool", "sd")
     made = pools.deployment(
-        pools.read({**asked, "metadata": {**asked["metadata"], "uid": "any"}}), config_maps=current_names(objects)
+        pools.read_spec({**asked, "metadata": {**asked["metadata"], "uid": "any"}}), config_maps=current_names(objects)
     )
     pod = Pod(podman, made["spec"]["template"]["spec"], [*objects, *applied], secrets, tmp_path_factory.mktemp("pool"))
     for first in pod.spec["initContainers"]:

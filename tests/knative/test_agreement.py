@@ -209,7 +209,7 @@ def test_the_pools_of_the_samples_may_grow_as_far_as_they_say(overlay: str, rend
 
 def test_the_operator_understands_the_pools_of_the_samples() -> None:
     for pool in of_kind(sample("pools"), "WorkerPool"):
-        made = pools.read({**pool, "metadata": {**pool["metadata"], "uid": "any"}})
+        made = pools.read_spec({**pool, "metadata": {**pool["metadata"], "uid": "any"}})
         assert made.gpus == 1
 
 
@@ -331,7 +331,7 @@ def test_functions_and_workers_read_the_same_models(rendered: Rendered) -> None:
 def test_redis_is_open_to_the_pods_that_need_it_by_their_labels(rendered: Rendered) -> None:
     """The operator labels the workers; the policy names that label."""
     (pool, *_) = of_kind(sample("pools"), "WorkerPool")
-    made = pools.deployment(pools.read({**pool, "metadata": {**pool["metadata"], "uid": "any"}}), config_maps={})
+    made = pools.deployment(pools.read_spec({**pool, "metadata": {**pool["metadata"], "uid": "any"}}), config_maps={})
     label = made["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
     policy = find(rendered["gpu"], "NetworkPolicy", "redis")
     named = {

@@ -16,8 +16,8 @@ import httpx
 import pytest
 import yaml
 from darkroom.ledger import calls
-from darkroom_operator.kubernetes.world import ClusterState
-from darkroom_operator.metrics import served
+from darkroom_operator.kubernetes.state import ClusterState
+from darkroom_operator.metrics import serving
 
 from tests.conftest import RedisServers
 from tests.driven_jobs import DrivenJobs
@@ -76,7 +76,7 @@ async def _operator() -> dict[str, str]:
     """The operator's metrics and their kinds, as it serves them where there is no pool."""
     port = free_port()
     async with (
-        served(ClusterState(), healthy=lambda: (200, {}), ready=lambda: (200, {}), host="127.0.0.1", port=port),
+        serving(ClusterState(), healthy=lambda: (200, {}), ready=lambda: (200, {}), host="127.0.0.1", port=port),
         httpx.AsyncClient(trust_env=False) as client,
     ):
         text = (await client.get(f"http://127.0.0.1:{port}/metrics")).text

@@ -88,7 +88,7 @@ def sample_pods(name: str) -> Iterator[Object]:
     """The pods of a sample; of a pool the one that the operator makes."""
     for each in sample(name):
         if each["kind"] == "WorkerPool":
-            pool = pools.read({**each, "metadata": {**each["metadata"], "uid": "any"}})
+            pool = pools.read_spec({**each, "metadata": {**each["metadata"], "uid": "any"}})
             yield pools.deployment(pool, config_maps={})["spec"]["template"]["spec"]
     yield from (pod for what, pod in pods(sample(name)) if not what.startswith("WorkerPool"))
 

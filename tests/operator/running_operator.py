@@ -52,7 +52,7 @@ class RunningOperator:
             )
 
     def lead(self) -> None:
-        """Start, and return once it holds the Lease and has read the world."""
+        """Start, and return once it holds the Lease and has listed all objects."""
         self.start()
         eventually(self.is_leading, what="the operator leads")
 

@@ -1,4 +1,4 @@
-"""A watch that says nothing although something happened is deaf, and the probe of liveness hears of it."""
+"""A watch that says nothing although something happened is stalled, and the probe of liveness hears of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from darkroom_operator.handlers import Handlers
 from darkroom_operator.kubernetes.client import POD, Cluster, Kind, Object
 from darkroom_operator.kubernetes.election import Leadership
 from darkroom_operator.kubernetes.resync import Resync
-from darkroom_operator.kubernetes.world import PODS, ClusterState
+from darkroom_operator.kubernetes.state import PODS, ClusterState
 
-from tests.operator.test_world import pod_resource
+from tests.operator.test_state import pod_resource
 
 
 class ListedPods:
@@ -33,55 +33,55 @@ class NobodyToWake:
         pass
 
 
-def resync_of(listed: ListedPods, world: ClusterState) -> Resync:
+def resync_of(listed: ListedPods, state: ClusterState) -> Resync:
     cluster, control = cast("Cluster", listed), cast("ControlLoop", NobodyToWake())
-    handlers = Handlers(world, control, cast("Leadership", None))
-    return Resync(cluster, world, control, handlers)
+    handlers = Handlers(state, control, cast("Leadership", None))
+    return Resync(cluster, state, control, handlers)
 
 
-def names(world: ClusterState) -> list[str]:
-    return [name for standing in world.standings.values() for name in standing.pods]
+def names(state: ClusterState) -> list[str]:
+    return [name for pool in state.pools.values() for name in pool.pods]
 
 
 async def test_what_no_watch_told_is_found() -> None:
-    world, listed = ClusterState(), ListedPods()
+    state, listed = ClusterState(), ListedPods()
     listed.pods = [pod_resource()]
-    resync = resync_of(listed, world)
+    resync = resync_of(listed, state)
     await resync.read()
-    assert names(world) == ["darkroom-flux-1"]
+    assert names(state) == ["darkroom-flux-1"]
     listed.pods = []
     await resync.read()
-    assert names(world) == []
+    assert names(state) == []
 
 
 async def test_a_watch_that_is_silent_until_the_next_resync_is_deaf() -> None:
-    world, listed = ClusterState(), ListedPods()
-    resync = resync_of(listed, world)
+    state, listed = ClusterState(), ListedPods()
+    resync = resync_of(listed, state)
     listed.pods = [pod_resource()]
     await resync.read()
-    assert resync.deaf == frozenset()
+    assert resync.stalled == frozenset()
     await resync.read()
-    assert resync.deaf == {PODS}
-    world.hear(PODS)
+    assert resync.stalled == {PODS}
+    state.watch_received(PODS)
     await resync.read()
-    assert resync.deaf == frozenset()
+    assert resync.stalled == frozenset()
 
 
-async def test_a_quiet_watch_of_a_quiet_world_is_not_deaf() -> None:
-    world, listed = ClusterState(), ListedPods()
+async def test_a_quiet_watch_of_a_quiet_cluster_has_not_stalled() -> None:
+    state, listed = ClusterState(), ListedPods()
     listed.pods = [pod_resource()]
-    resync = resync_of(listed, world)
+    resync = resync_of(listed, state)
     await resync.read(first=True)
     for _ in range(3):
         await resync.read()
-    assert resync.deaf == frozenset()
+    assert resync.stalled == frozenset()
 
 
 async def test_a_change_on_its_way_to_the_watch_is_no_sign_of_deafness() -> None:
-    world, listed = ClusterState(), ListedPods()
-    resync = resync_of(listed, world)
-    world.hear(PODS)
+    state, listed = ClusterState(), ListedPods()
+    resync = resync_of(listed, state)
+    state.watch_received(PODS)
     listed.pods = [pod_resource()]
     await resync.read()
     await resync.read()
-    assert resync.deaf == frozenset()
+    assert resync.stalled == frozenset()

@@ -1,7 +1,7 @@
-"""What the operator says to the API server, and the only place that does, kopf's own watches aside.
+"""The client of the API server. kopf's watches aside, all requests to it are made here.
 
-Objects are plain mappings, as kopf hands them out; `pools.py` and `world.py` make types of them. Every failure is one
-of three: `Conflict` (look again), `RequestRejected` (as it is, never), `ClusterUnavailable` (later).
+Objects are plain mappings, as kopf passes them; `pools.py` and `objects.py` read them into types. Every failure is one
+of three: `Conflict` (read again), `RequestRejected` (permanent), `ClusterUnavailable` (temporary).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.types import PatchType
 
 FIELD_MANAGER = "darkroom-operator"
-"""Who owns the fields that we apply (server-side apply)."""
+"""The owner of the fields that the operator applies (server-side apply)."""
 
 CREATION_FIELD_MANAGER = "darkroom-operator-create"
-"""Who owns a Deployment's fields for the moment between its creation and the first apply."""
+"""The owner of a Deployment's fields between its creation and the first apply."""
 
 REQUEST_TIMEOUT_S = 5.0
-"""How long an answer may take: the Lease must be renewed several times in 15 s."""
+"""The timeout of a request: the Lease must be renewed several times in 15 s."""
 
 Object = Mapping[str, Any]
-"""An object of Kubernetes, as JSON has it."""
+"""An object of Kubernetes, as decoded from JSON."""
 
 Kind = type[GenericNamespacedResource]
 
@@ -48,15 +48,15 @@ NOT_FOUND, CONFLICT, TOO_MANY, SERVER_ERROR = 404, 409, 429, 500
 
 
 class ClusterUnavailable(TemporaryError):
-    """The API server does not answer, or cannot now."""
+    """The API server does not answer, or is overloaded."""
 
 
 class Conflict(TemporaryError):
-    """The object is another than was thought."""
+    """The object already exists, or has another version than expected."""
 
 
 class RequestRejected(PermanentError):
-    """The API server does not take the request. `code` is its HTTP status."""
+    """The API server rejects the request. `code` is its HTTP status."""
 
     def __init__(self, detail: str, *, code: int) -> None:
         super().__init__(detail)
@@ -65,13 +65,13 @@ class RequestRejected(PermanentError):
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """lightkube's failures as ours."""
+    """Translate lightkube's exceptions."""
     try:
         yield
     except ApiError as error:
         code = error.status.code or SERVER_ERROR
         message = error.status.message or str(error)
-        # An apply that names an unknown field is answered with 500 by servers before 1.26.
+        # Servers before 1.26 answer an apply with an unknown field with 500.
         if code == SERVER_ERROR and "not declared in schema" in message:
             raise RequestRejected(message, code=422) from error
         if code == CONFLICT:
@@ -79,7 +79,7 @@ def translated() -> Iterator[None]:
         if code == TOO_MANY or code >= SERVER_ERROR:
             raise ClusterUnavailable(message) from error
         raise RequestRejected(message, code=code) from error
-    except httpx2.HTTPStatusError as error:  # an answer that is no Status: of something between us and the API server
+    except httpx2.HTTPStatusError as error:  # an answer without a Status, such as a proxy's
         code = error.response.status_code
         if code == TOO_MANY or code >= SERVER_ERROR:
             raise ClusterUnavailable(f"the API server answers {code}") from error
@@ -92,10 +92,11 @@ class Cluster:
     """One namespace of a cluster."""
 
     def __init__(self, client: AsyncClient, namespace: str) -> None:
-        self._client: Any = client  # lightkube has an overload for each kind of kind; ours is any
+        self._client: Any = client  # lightkube has an overload for each type of resource
         self.namespace = namespace
 
     async def get(self, kind: Kind, name: str) -> Object | None:
+        """The object, or None if it does not exist."""
         with translated():
             try:
                 return cast(Object, await self._client.get(kind, name, namespace=self.namespace))
@@ -105,7 +106,7 @@ class Cluster:
                 raise
 
     async def listing(self, kind: Kind, *, label: str | None = None) -> tuple[list[Object], str]:
-        """All of a kind, or those that have this label, and the version of the list."""
+        """All objects of a kind, or those with this label, and the version of the list."""
         with translated():
             labels = None if label is None else {label: None}
             listed = self._client.list(kind, namespace=self.namespace, labels=labels)
@@ -113,7 +114,7 @@ class Cluster:
             return found, listed.resourceVersion
 
     async def create(self, body: Object, *, field_manager: str = FIELD_MANAGER) -> Object:
-        """Raises Conflict where it is there already."""
+        """Create an object. Raises Conflict if it already exists."""
         kind = KINDS[body["kind"]]
         with translated():
             answer: Object = await self._client.create(
@@ -122,7 +123,7 @@ class Cluster:
             return answer
 
     async def replace(self, body: Object) -> Object:
-        """Raises Conflict where it is not the version that `body` names."""
+        """Replace an object. Raises Conflict if its version is not that of `body`."""
         kind = KINDS[body["kind"]]
         with translated():
             answer: Object = await self._client.replace(
@@ -134,7 +135,7 @@ class Cluster:
             return answer
 
     async def apply(self, body: Object, *, dry_run: bool = False) -> Object:
-        """Server-side apply: the object has these fields now, whoever had them before."""
+        """Server-side apply: set these fields, and take over their ownership."""
         kind = KINDS[body["kind"]]
         with translated():
             answer: Object = await self._client.patch(
@@ -150,7 +151,7 @@ class Cluster:
             return answer
 
     async def merge(self, kind: Kind, name: str, patch: Object) -> Object:
-        """JSON merge patch."""
+        """Apply a JSON merge patch."""
         with translated():
             answer: Object = await self._client.patch(
                 kind,
@@ -163,12 +164,12 @@ class Cluster:
             return answer
 
     async def delete(self, kind: Kind, name: str) -> None:
-        """Raises RequestRejected where it is gone already."""
+        """Delete an object. Raises RequestRejected if it does not exist."""
         with translated():
             await self._client.delete(kind, name, namespace=self.namespace)
 
     async def merge_status(self, name: str, status: Object) -> None:
-        """Write these fields of a pool's status."""
+        """Set these fields of a pool's status."""
         with translated():
             await self._client.patch(
                 WORKER_POOL.Status,
@@ -191,9 +192,9 @@ class Cluster:
                 field_manager=FIELD_MANAGER,
             )
 
-    async def forget_creator(self, deployment: Object) -> Object:
-        """Nobody owns what the creation wrote: an apply that leaves a field out removes it then. Owned by nobody, the
-        number of replicas stays what it is.
+    async def drop_creation_manager(self, deployment: Object) -> Object:
+        """Release the ownership of the fields that the creation wrote, so that an apply that omits a field removes it.
+        `replicas` has no owner then, and stays unchanged.
         """
         metadata = deployment["metadata"]
         managers = [
@@ -203,7 +204,7 @@ class Cluster:
         return await self.merge(DEPLOYMENT, metadata["name"], patch)
 
     async def replicas(self, deployment: str) -> tuple[int, str]:
-        """What its scale says now, and the version of that."""
+        """The replicas of a Deployment's scale, and its version."""
         with translated():
             scale = await self._client.get(DEPLOYMENT.Scale, deployment, namespace=self.namespace)
         assert scale.spec is not None  # noqa: S101 - never without
@@ -211,7 +212,7 @@ class Cluster:
         return scale.spec.replicas or 0, scale.metadata.resourceVersion or ""
 
     async def scale(self, deployment: str, *, replicas: int, version: str) -> str:
-        """Set the Deployment's replicas, if it is still of this version; answers the new version. Raises Conflict."""
+        """Set a Deployment's replicas and return its new version. Raises Conflict if its version has changed."""
         body = DEPLOYMENT.Scale(
             metadata=ObjectMeta(name=deployment, namespace=self.namespace, resourceVersion=version),
             spec=ScaleSpec(replicas=replicas),
@@ -224,7 +225,7 @@ class Cluster:
 
 @asynccontextmanager
 async def connected(namespace: str) -> AsyncIterator[Cluster]:
-    """The cluster, by the service account of this pod or by `KUBECONFIG`."""
+    """Connect to the cluster by the service account of this pod or by `KUBECONFIG`."""
     client = AsyncClient(namespace=namespace, timeout=httpx2.Timeout(REQUEST_TIMEOUT_S), field_manager=FIELD_MANAGER)
     try:
         yield Cluster(client, namespace)

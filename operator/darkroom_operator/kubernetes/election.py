@@ -1,9 +1,9 @@
-"""Who acts: one operator at a time, by a coordination Lease.
+"""Leader election: one operator acts at a time, the holder of a coordination Lease.
 
 kopf's own peering pauses all peers of equal priority, and the successor of one that died for a minute; so this is the
-scheme of client-go (https://pkg.go.dev/k8s.io/client-go/tools/leaderelection): whoever holds the Lease renews it, and
-who saw it unchanged for its whole duration, by his own clock, takes it over. Clocks of different machines are never
-compared.
+algorithm of client-go (https://pkg.go.dev/k8s.io/client-go/tools/leaderelection): the holder renews the Lease, and a
+candidate that has observed it unchanged for its whole duration, by the candidate's own clock, acquires it. Clocks of
+different machines are never compared.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _log = logger(__name__)
 
 
 class Leadership:
-    """This process' part in the election. `run` is its heart and must run beside everything else."""
+    """The candidacy of this process. `run` must run as long as the process acts."""
 
     def __init__(self, cluster: Cluster, *, identity: str, lease_s: float) -> None:
         self._cluster = cluster
         self.identity = identity
         self._lease_s = lease_s
         self._held_until = 0.0
-        self._seen: tuple[Any, float] | None = None  # the Lease as another holds it, and since when it is so
+        self._seen: tuple[Any, float] | None = None  # the Lease of another holder, and since when it is unchanged
         self.acquired = asyncio.Event()
         self.lost = asyncio.Event()
 
     @property
     def held(self) -> bool:
-        """Whether this process may act now. While the API server is away, it may no longer once the Lease is over."""
+        """Whether this process may act now. While the API server is unavailable, it may until the Lease expires."""
         return time.monotonic() < self._held_until and not self.lost.is_set()
 
     async def run(self) -> None:
-        """Get the Lease and keep it, until cancelled or until another has it."""
+        """Acquire the Lease and renew it, until cancelled or until another process holds it."""
         while not self.lost.is_set():
             try:
                 await self._try()
@@ -50,7 +50,7 @@ class Leadership:
             await asyncio.sleep(self._lease_s / 3 if self.held else self._lease_s / 10)
 
     async def release(self) -> None:
-        """Let the next one have it at once."""
+        """Release the Lease, so that another process can acquire it at once."""
         if not self.held:
             return
         self._held_until = 0.0
@@ -62,23 +62,23 @@ class Leadership:
             _log.warning("lease_not_released", error=error.detail)
 
     async def _try(self) -> None:
-        asked = time.monotonic()
+        requested = time.monotonic()
         lease = await self._cluster.get(LEASE, LEASE_NAME)
         try:
             if lease is None:
                 await self._cluster.create(self._body(None, holder=self.identity))
-            elif self._may_take(lease, asked):
+            elif self._may_acquire(lease, requested):
                 await self._cluster.replace(self._body(lease, holder=self.identity))
             else:
                 return
-        except Conflict:  # somebody was faster: look again
+        except Conflict:  # another process wrote it first: try again
             return
-        self._held_until = asked + self._lease_s
+        self._held_until = requested + self._lease_s
         if not self.acquired.is_set():
             _log.info("lease_acquired", identity=self.identity)
             self.acquired.set()
 
-    def _may_take(self, lease: Object, now: float) -> bool:
+    def _may_acquire(self, lease: Object, now: float) -> bool:
         spec = lease.get("spec") or {}
         holder = spec.get("holderIdentity")
         if holder in {self.identity, "", None}:

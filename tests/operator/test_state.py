@@ -9,10 +9,10 @@ import pytest
 from darkroom.errors import InvalidInput
 from darkroom.ledger.calls import Reading
 from darkroom_operator import pools
-from darkroom_operator.kubernetes import world
+from darkroom_operator.kubernetes.objects import read_pod
 from darkroom_operator.kubernetes.resync import covers
-from darkroom_operator.kubernetes.world import DEPLOYMENTS, PODS, ClusterState
-from darkroom_operator.report import status_of
+from darkroom_operator.kubernetes.state import DEPLOYMENTS, PODS, ClusterState
+from darkroom_operator.status import status_of
 
 Object = dict[str, Any]
 
@@ -53,7 +53,7 @@ def pod_resource(*, version: str = "7", phase: str = "Running", **status: Any) -
 )
 def test_a_broken_rule_names_its_field(change: Object, fields: list[str]) -> None:
     with pytest.raises(InvalidInput) as refused:
-        pools.read(pool_resource(**change))
+        pools.read_spec(pool_resource(**change))
     assert [fault.field for fault in refused.value.fields] == fields
 
 
@@ -61,7 +61,7 @@ def test_the_container_called_worker_is_equipped_and_what_the_owner_says_of_the_
     resource = pool_resource(gpu={"count": 2, "resourceName": "amd.com/gpu"}, graceSeconds=200)
     worker = resource["spec"]["template"]["spec"]["containers"][1]
     worker["env"] = [{"name": "DARKROOM_POOL", "value": "another"}, {"name": "HF_HOME", "value": "/models"}]
-    template = pools.deployment(pools.read(resource), config_maps={})["spec"]["template"]
+    template = pools.deployment(pools.read_spec(resource), config_maps={})["spec"]["template"]
     side, equipped = template["spec"]["containers"]
     assert side == {"name": "side", "image": "a"}
     assert {one["name"]: one["value"] for one in equipped["env"]}["DARKROOM_POOL"] == "flux"
@@ -82,7 +82,7 @@ def test_a_template_gets_the_current_name_of_each_config_map() -> None:
         {"name": "all", "projected": {"sources": [{"configMap": {"name": "darkroom-models"}}]}},
     ]
     names = {"darkroom-settings": "darkroom-settings-1", "darkroom-models": "darkroom-models-2"}
-    made = pools.deployment(pools.read(resource), config_maps=names)["spec"]["template"]["spec"]
+    made = pools.deployment(pools.read_spec(resource), config_maps=names)["spec"]["template"]["spec"]
     worker = made["containers"][1]
     assert worker["envFrom"] == [{"configMapRef": {"name": "darkroom-settings-1"}}, {"secretRef": {"name": "a"}}]
     assert worker["env"][0]["valueFrom"]["configMapKeyRef"]["name"] == "own"
@@ -92,20 +92,20 @@ def test_a_template_gets_the_current_name_of_each_config_map() -> None:
 
 
 def test_a_deployment_is_described_without_a_number_of_replicas() -> None:
-    assert "replicas" not in pools.deployment(pools.read(pool_resource()), config_maps={})["spec"]
+    assert "replicas" not in pools.deployment(pools.read_spec(pool_resource()), config_maps={})["spec"]
 
 
 def test_an_older_version_is_no_news() -> None:
     known = ClusterState()
-    assert known.is_news(PODS, pod_resource(version="10"))
-    assert not known.is_news(PODS, pod_resource(version="10"))
-    assert not known.is_news(PODS, pod_resource(version="9"))
-    assert known.is_news(PODS, pod_resource(version="100"))
+    assert known.record_version(PODS, pod_resource(version="10"))
+    assert not known.record_version(PODS, pod_resource(version="10"))
+    assert not known.record_version(PODS, pod_resource(version="9"))
+    assert known.record_version(PODS, pod_resource(version="100"))
 
 
 def test_what_a_newer_list_does_not_have_is_gone() -> None:
     known = ClusterState()
-    known.is_news(PODS, pod_resource(version="10"))
+    known.record_version(PODS, pod_resource(version="10"))
     assert known.missing(PODS, [], version="11") == ["darkroom-flux-1"]
     assert known.missing(PODS, [], version="9") == []  # the list is older than the pod
     assert known.missing(PODS, ["darkroom-flux-1"], version="11") == []
@@ -145,46 +145,46 @@ def test_what_a_newer_list_does_not_have_is_gone() -> None:
     ids=["fine", "no image", "crashes", "is being made", "taints", "no GPU"],
 )
 def test_the_trouble_of_a_pod_has_a_reason(status: Object, trouble: str | None, unplaced: str | None) -> None:
-    pod = world.read_pod(pod_resource(**status))
-    assert (pod.trouble and pod.trouble[0]) == trouble
-    assert (pod.unplaced and pod.unplaced[0]) == unplaced
+    pod = read_pod(pod_resource(**status))
+    assert (pod.start_failure and pod.start_failure[0]) == trouble
+    assert (pod.unschedulable and pod.unschedulable[0]) == unplaced
 
 
 def test_a_pod_that_is_gone_or_over_is_remembered_for_its_workers_job() -> None:
     known = ClusterState()
-    known.take_pod(pod_resource())
-    standing = known.lose_pod("darkroom-flux-1")
-    assert standing is not None
-    assert list(standing.gone) == ["darkroom-flux-1"]
-    assert list(known.take_pod(pod_resource(phase="Failed")).gone) == ["darkroom-flux-1"]
+    known.update_pod(pod_resource())
+    pool = known.remove_pod("darkroom-flux-1")
+    assert pool is not None
+    assert list(pool.gone_pods) == ["darkroom-flux-1"]
+    assert list(known.update_pod(pod_resource(phase="Failed")).gone_pods) == ["darkroom-flux-1"]
 
 
 def test_the_cold_start_is_measured_from_the_pods_making_to_its_being_ready() -> None:
     known = ClusterState()
-    known.take_pod(pod_resource(version="7", phase="Pending"))
+    known.update_pod(pod_resource(version="7", phase="Pending"))
     ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-20T18:00:42Z"}
-    standing = known.take_pod(pod_resource(version="8", conditions=[ready]))
-    assert standing.cold_start_s == pytest.approx(42)
+    pool = known.update_pod(pod_resource(version="8", conditions=[ready]))
+    assert pool.cold_start_s == pytest.approx(42)
 
 
 def test_the_status_tells_when_the_oldest_job_came_and_does_not_waver() -> None:
-    standing = ClusterState().standing("flux")
-    standing.reading = Reading(waiting=1, oldest_ms=5_000)
-    first = status_of(standing, now_ms=NOW_MS)
-    standing.said = first
-    standing.reading = Reading(waiting=1, oldest_ms=6_020)
-    assert status_of(standing, now_ms=NOW_MS + 1_000)["oldest"] == first["oldest"]
-    standing.reading = Reading()
-    assert status_of(standing, now_ms=NOW_MS)["oldest"] is None
+    pool = ClusterState().pool("flux")
+    pool.reading = Reading(waiting=1, oldest_ms=5_000)
+    first = status_of(pool, now_ms=NOW_MS)
+    pool.written_status = first
+    pool.reading = Reading(waiting=1, oldest_ms=6_020)
+    assert status_of(pool, now_ms=NOW_MS + 1_000)["oldest"] == first["oldest"]
+    pool.reading = Reading()
+    assert status_of(pool, now_ms=NOW_MS)["oldest"] is None
 
 
 def test_a_condition_keeps_the_time_of_its_last_change() -> None:
-    standing = ClusterState().standing("flux")
-    (before, *_) = status_of(standing, now_ms=NOW_MS)["conditions"]
-    (after, *_) = status_of(standing, now_ms=NOW_MS + 60_000)["conditions"]
+    pool = ClusterState().pool("flux")
+    (before, *_) = status_of(pool, now_ms=NOW_MS)["conditions"]
+    (after, *_) = status_of(pool, now_ms=NOW_MS + 60_000)["conditions"]
     assert after["lastTransitionTime"] == before["lastTransitionTime"]
-    standing.fault = ("InvalidSpec", "models: must name a model")
-    (changed, *_) = status_of(standing, now_ms=NOW_MS + 120_000)["conditions"]
+    pool.fault = ("InvalidSpec", "models: must name a model")
+    (changed, *_) = status_of(pool, now_ms=NOW_MS + 120_000)["conditions"]
     assert changed["lastTransitionTime"] == before["lastTransitionTime"]  # it was False before, too
     assert changed["reason"] == "InvalidSpec"
 
@@ -208,6 +208,6 @@ def test_an_object_is_intact_when_it_has_all_that_was_applied(present: object, w
 def test_times_of_the_watch_are_kept_by_kind() -> None:
     known = ClusterState()
     before = time.monotonic()
-    known.hear(PODS)
-    assert known.heard[PODS] >= before
-    assert known.heard[DEPLOYMENTS] < before
+    known.watch_received(PODS)
+    assert known.last_received[PODS] >= before
+    assert known.last_received[DEPLOYMENTS] < before

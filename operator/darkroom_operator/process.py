@@ -1,7 +1,7 @@
-"""The operator as a process: the election first, then kopf's watches, the loop and the resync, until a signal.
+"""The operator as a process: election, then kopf's watches, the control loop and the resync, until a signal.
 
-While another holds the Lease, this one waits and touches nothing. It ends, for Kubernetes to start it anew, where
-another has taken the Lease or kopf has given up.
+While another process holds the Lease, this one waits and changes nothing. It exits, for Kubernetes to restart it, if
+another process has acquired the Lease or kopf has failed.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from darkroom_operator.handlers import Handlers, kopf_settings
 from darkroom_operator.kubernetes.client import Cluster, connected
 from darkroom_operator.kubernetes.election import Leadership
 from darkroom_operator.kubernetes.resync import Resync
-from darkroom_operator.kubernetes.world import ClusterState
-from darkroom_operator.metrics import served
+from darkroom_operator.kubernetes.state import ClusterState
+from darkroom_operator.metrics import serving
 from darkroom_operator.settings import OperatorSettings
 
 STALL_S = 30.0
-"""A loop that has not gone round for so long hangs: a round ends within 20 s, whatever happens."""
+"""A loop without a completed round for so long hangs: a round has a timeout of 20 s."""
 
 BACKLOG = "backlog "
-"""Begins what the ledger publishes when a pool's backlog is empty no more."""
+"""The prefix of the ledger's message when a pool's backlog turns non-empty."""
 
 CANCEL_AGAIN_S = 1.0
 
 KOPF_SETTLES_S = 0.2
-"""kopf says that it is up a moment before it takes the signals."""
+"""kopf sets its ready flag a moment before it installs its signal handlers."""
 
-KOPF_PATIENCE_S = 5.0
-"""How long kopf may take to end; past that it is cancelled."""
+KOPF_STOP_TIMEOUT_S = 5.0
+"""How long kopf may take to stop before it is cancelled."""
 
 RETRY_S = 1.0
 
@@ -52,27 +52,27 @@ _log = logger(__name__)
 
 
 class OperatorProcess:
-    """The whole process. `run` answers the exit status."""
+    """The process. `run` returns its exit status."""
 
     def __init__(self, settings: OperatorSettings) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._world = ClusterState()
+        self._state = ClusterState()
         self._leadership: Leadership | None = None
         self._control: ControlLoop | None = None
         self._resync: Resync | None = None
         self._is_up = False
 
     async def run(self) -> int:
-        """Run until a signal (0), or until something that a new start cures (1)."""
+        """Run until a signal, and return 0, or until a failure that a restart may solve, and return 1."""
         settings = self._settings
-        self._take_signals()
+        self._install_signal_handlers()
         redis = connect_async(settings.redis_url.get_secret_value())
         try:
             async with (
                 connected(settings.watch_namespace) as cluster,
-                served(
-                    self._world,
+                serving(
+                    self._state,
                     healthy=self._health,
                     ready=self._readiness,
                     host=settings.host,
@@ -80,18 +80,18 @@ class OperatorProcess:
                 ),
             ):
                 ledger = AsyncLedger(redis, settings.namespace)
-                return await self._take_part(cluster, ledger, redis)
+                return await self._run_elected(cluster, ledger, redis)
         finally:
             await redis.aclose()
 
-    async def _take_part(self, cluster: Cluster, ledger: AsyncLedger, redis: Any) -> int:
+    async def _run_elected(self, cluster: Cluster, ledger: AsyncLedger, redis: Any) -> int:
         identity = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         leadership = Leadership(cluster, identity=identity, lease_s=self._settings.election_lease_s)
         self._leadership = leadership
         ending = asyncio.Event()
         electing = vital(leadership.run(), name="election", may_end=lambda: ending.is_set() or leadership.lost.is_set())
         try:
-            if not await self._first(leadership.acquired.wait()):
+            if not await self._unless_stopping(leadership.acquired.wait()):
                 return 0
             return await self._lead(cluster, ledger, redis, leadership)
         finally:
@@ -101,43 +101,43 @@ class OperatorProcess:
             _log.info("stopped", identity=identity)
 
     async def _lead(self, cluster: Cluster, ledger: AsyncLedger, redis: Any, leadership: Leadership) -> int:
-        world = self._world
+        state = self._state
         control = ControlLoop(
             cluster,
             ledger,
-            world,
+            state,
             leadership,
             tick_s=self._settings.reconcile_interval_s,
             replace_after_s=self._settings.replace_after_s,
             config_maps=self._settings.config_maps,
         )
-        handlers = Handlers(world, control, leadership)
-        resync = Resync(cluster, world, control, handlers)
-        if not await self._first(_until_read(resync)):
+        handlers = Handlers(state, control, leadership)
+        resync = Resync(cluster, state, control, handlers)
+        if not await self._unless_stopping(_first_resync(resync)):
             return 0
         self._control, self._resync = control, resync
 
-        def heard(_channel: str, payload: bytes) -> None:
+        def on_message(_channel: str, payload: bytes) -> None:
             text = payload.decode()
             if text.startswith(BACKLOG):
                 control.wake(text.removeprefix(BACKLOG))
 
-        channels = Channels(redis, on_message=heard, on_subscribed=lambda _channel: None)
+        channels = Channels(redis, on_message=on_message, on_subscribed=lambda _channel: None)
         kopf_is_up, kopf_stop = asyncio.Event(), asyncio.Event()
         ending = asyncio.Event()
         beside = [
             vital(control.run(), name="control", may_end=ending.is_set),
-            vital(control.keep_in_force(), name="reconciliation", may_end=ending.is_set),
-            vital(self._resync_for_ever(resync), name="resync", may_end=ending.is_set),
+            vital(control.reconcile_changes(), name="reconciliation", may_end=ending.is_set),
+            vital(self._resync_periodically(resync), name="resync", may_end=ending.is_set),
             vital(channels.run(), name="channels", may_end=ending.is_set),
             asyncio.create_task(_listen(channels, ledger.keys.wake_channel), name="listen"),
-            asyncio.create_task(self._keep_signals(kopf_is_up), name="signals"),
+            asyncio.create_task(self._reinstall_signal_handlers(kopf_is_up), name="signals"),
         ]
         watching = asyncio.create_task(
             kopf.operator(
                 registry=handlers.registry(),
                 settings=kopf_settings(),
-                # Without one kopf asks for the name of the process' user, and a numeric user in a container has none.
+                # Otherwise kopf reads the name of the process' user, and a numeric user in a container has none.
                 identity=cast("Any", leadership.identity),  # kopf does not export the type, a `NewType` of `str`
                 standalone=True,
                 namespaces=[self._settings.watch_namespace],
@@ -151,29 +151,29 @@ class OperatorProcess:
             await asyncio.wait([watching, *ends], return_when=asyncio.FIRST_COMPLETED)
         finally:
             ending.set()
-            # kopf waits for every task that was begun while it ran, so what runs beside it ends first.
+            # kopf waits for every task that was started while it ran, so the other tasks end first.
             await _ended([*beside, *ends])
             kopf_stop.set()
-            await asyncio.wait([watching], timeout=KOPF_PATIENCE_S)
-            await _ended([watching])  # as it is where it was told to end before it was up
+            await asyncio.wait([watching], timeout=KOPF_STOP_TIMEOUT_S)
+            await _ended([watching])  # also needed if it was stopped before it was ready
         if not watching.cancelled() and watching.exception() is not None:
             _log.error("kopf_ended", exc_info=watching.exception())
             return 1
         return 1 if leadership.lost.is_set() else 0
 
-    async def _keep_signals(self, kopf_is_up: asyncio.Event) -> None:
-        """kopf takes the signals when it starts; we take them back, to end in our own order."""
+    async def _reinstall_signal_handlers(self, kopf_is_up: asyncio.Event) -> None:
+        """Replace kopf's signal handlers, so that the parts of the process stop in the right order."""
         await kopf_is_up.wait()
         await asyncio.sleep(KOPF_SETTLES_S)
-        self._take_signals()
+        self._install_signal_handlers()
         self._is_up = True
 
-    def _take_signals(self) -> None:
+    def _install_signal_handlers(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
 
-    async def _resync_for_ever(self, resync: Resync) -> None:
+    async def _resync_periodically(self, resync: Resync) -> None:
         while True:
             await asyncio.sleep(self._settings.resync_s)
             if self._leadership is None or not self._leadership.held:
@@ -182,11 +182,11 @@ class OperatorProcess:
                 await resync.read()
             except DarkroomError as error:
                 _log.warning("resync_failed", error=error.detail)
-            except Exception:  # the next one may do better
+            except Exception:  # the next resync may succeed
                 _log.exception("resync_failed")
 
-    async def _first(self, work: Coroutine[Any, Any, Any]) -> bool:
-        """Whether it was done before the process was to stop."""
+    async def _unless_stopping(self, work: Coroutine[Any, Any, Any]) -> bool:
+        """Whether the work completed before the process was to stop."""
         doing = asyncio.create_task(work)
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait([doing, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -197,10 +197,10 @@ class OperatorProcess:
         return done
 
     def _health(self) -> tuple[int, dict[str, object]]:
-        deaf = sorted(self._resync.deaf) if self._resync is not None else []
-        if deaf:
-            return 503, {"status": "deaf", "watches": deaf}
-        if self._control is not None and time.monotonic() - self._control.went_round > STALL_S:
+        stalled = sorted(self._resync.stalled) if self._resync is not None else []
+        if stalled:
+            return 503, {"status": "deaf", "watches": stalled}
+        if self._control is not None and time.monotonic() - self._control.last_round_at > STALL_S:
             return 503, {"status": "stalled"}
         return 200, {"status": "ok"}
 
@@ -211,7 +211,7 @@ class OperatorProcess:
 
 
 async def _ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel them until they have ended: a library may swallow a cancellation that comes while it cleans up."""
+    """Cancel the tasks until they have ended: a library may swallow a cancellation during its cleanup."""
     left = {task for task in tasks if not task.done()}
     while left:
         for task in left:
@@ -219,7 +219,7 @@ async def _ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
         _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
-async def _until_read(resync: Resync) -> None:
+async def _first_resync(resync: Resync) -> None:
     while True:
         try:
             await resync.read(first=True)
@@ -231,7 +231,7 @@ async def _until_read(resync: Resync) -> None:
 
 
 async def _listen(channels: Channels, wake_channel: str) -> None:
-    """Hear of work. Where Redis is away, the channel opens when it is back."""
+    """Subscribe to the wake channel. While Redis is unavailable, the subscription follows later."""
     try:
         await channels.open([wake_channel])
     except DarkroomError as error:
