@@ -11,7 +11,7 @@ from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import ReleaseReason, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
-from darkroom.scaling.policy import Decision
+from darkroom.scaling.decision import Decision
 
 from darkroom_operator.kubernetes.client import Cluster
 from darkroom_operator.kubernetes.objects import Deployment

@@ -19,7 +19,7 @@ from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Call, Reading
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
-from darkroom.scaling.policy import Decision, DecisionEntry, PoolObservation, decide, is_recorded, resume
+from darkroom.scaling.decision import Decision, DecisionEntry, PoolObservation, decide, is_recorded, resume
 
 from darkroom_operator.actions import PoolActions
 from darkroom_operator.kubernetes.client import Cluster, Conflict

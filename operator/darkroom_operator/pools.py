@@ -16,6 +16,7 @@ from typing import Any
 from darkroom.errors import FieldError, InvalidInput
 from darkroom.scaling import fields
 from darkroom.scaling.policy import ScalingPolicy
+from darkroom.scaling.specification import read_policy
 
 from darkroom_operator.kubernetes.client import Object
 
@@ -86,7 +87,7 @@ def read_spec(resource: Object) -> PoolSpec:
     metadata, spec = resource["metadata"], resource.get("spec") or {}
     faults = fields.unknown(spec)
     try:
-        policy = ScalingPolicy.from_spec(spec)
+        policy = read_policy(spec)
     except InvalidInput as error:
         raise _invalid([*faults, *error.fields]) from error
     gpu, rollout = spec.get("gpu") or {}, spec.get("rollout") or {}

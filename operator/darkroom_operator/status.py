@@ -15,7 +15,8 @@ from typing import Any
 from darkroom import times
 from darkroom.errors import DarkroomError
 from darkroom.logs import logger
-from darkroom.scaling.policy import Paused, Reason
+from darkroom.scaling.decision import Reason
+from darkroom.scaling.policy import Paused
 
 from darkroom_operator.kubernetes.client import Cluster, RequestRejected
 from darkroom_operator.kubernetes.state import PoolState

@@ -12,7 +12,8 @@ import pytest
 from darkroom.errors import InvalidInput
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.policy import DecisionEntry, PoolObservation, ScaleDown, ScalingHistory, ScalingPolicy, decide
+from darkroom.scaling.decision import DecisionEntry, PoolObservation, ScalingHistory, decide
+from darkroom.scaling.policy import ScaleDown, ScalingPolicy
 from darkroom_cli.commands.replay import past, read_policy, replica_seconds
 
 from tests.darkroom_command import darkroom

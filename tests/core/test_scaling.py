@@ -11,24 +11,21 @@ from zoneinfo import ZoneInfo
 import pytest
 from darkroom.errors import InvalidInput
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.policy import (
+from darkroom.scaling.decision import (
     IN_A_ROW_WITHIN_S,
     PEAKS,
     RESUMED_WITHIN_S,
     Decision,
     DecisionEntry,
-    Paused,
     PoolObservation,
     Reason,
-    ScaleDown,
-    ScaleUp,
     ScalingHistory,
-    ScalingPolicy,
-    ScheduleWindow,
     decide,
     is_recorded,
     resume,
 )
+from darkroom.scaling.policy import Paused, ScaleDown, ScaleUp, ScalingPolicy, ScheduleWindow
+from darkroom.scaling.specification import read_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -667,7 +664,7 @@ def test_a_policy_is_read_as_it_stands_in_the_spec() -> None:
         "schedule": [{"start": "0 8 * * MON-FRI", "end": "0 18 * * 1-5", "timezone": "Europe/Paris", "replicas": 3}],
         "paused": "scaleIn",
     }
-    assert ScalingPolicy.from_spec(spec) == ScalingPolicy(
+    assert read_policy(spec) == ScalingPolicy(
         min_replicas=1,
         max_replicas=8,
         wait_seconds=30,
@@ -680,7 +677,7 @@ def test_a_policy_is_read_as_it_stands_in_the_spec() -> None:
 
 
 def test_what_the_spec_leaves_out_has_a_default() -> None:
-    assert ScalingPolicy.from_spec({"target": None, "schedule": None}) == ScalingPolicy()
+    assert read_policy({"target": None, "schedule": None}) == ScalingPolicy()
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -732,15 +729,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("spec", "name"), BAD.values(), ids=BAD)
 def test_a_spec_that_cannot_be_followed_is_refused_by_field(spec: dict[str, Any], name: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        ScalingPolicy.from_spec(spec)
+        read_policy(spec)
     assert name in {fault.field for fault in refused.value.fields}
 
 
 def test_all_faults_of_a_spec_are_said_at_once() -> None:
     with pytest.raises(InvalidInput) as refused:
-        ScalingPolicy.from_spec(
-            {"buffer": -1, "paused": "yes", "schedule": [{"start": "x", "end": "y", "replicas": "z"}]}
-        )
+        read_policy({"buffer": -1, "paused": "yes", "schedule": [{"start": "x", "end": "y", "replicas": "z"}]})
     assert len(refused.value.fields) == 5
 
 

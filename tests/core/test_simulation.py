@@ -24,8 +24,8 @@ class Scripted:
 
     listens = False
 
-    def __init__(self, *steps: tuple[int, int], takes: RemovalOrder = RemovalOrder.UNUSED) -> None:
-        self.takes = takes
+    def __init__(self, *steps: tuple[int, int], removal_order: RemovalOrder = RemovalOrder.UNUSED) -> None:
+        self.removal_order = removal_order
         self._steps = steps
 
     def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
@@ -62,14 +62,14 @@ def test_replicas_count_from_their_creation_to_the_end_of_the_day() -> None:
 
 def test_what_is_unused_goes_first_and_a_busy_one_never() -> None:
     jobs = [SimulatedJob(0, 600_000)]
-    outcome = run(jobs, Scripted((0, 3), (10_000, 0), takes=RemovalOrder.UNUSED), replicas=2)
+    outcome = run(jobs, Scripted((0, 3), (10_000, 0), removal_order=RemovalOrder.UNUSED), replicas=2)
     assert (outcome.kills, outcome.waits) == (0, [0])
     assert outcome.replica_seconds == pytest.approx(10 + 10 + 3600)  # a starting and an idle one went at 10 s
 
 
 def test_a_replica_set_takes_busy_ones_too_and_the_job_runs_again() -> None:
     jobs = [SimulatedJob(0, 600_000)]
-    outcome = run(jobs, Scripted((0, 1), (100_000, 0), (200_000, 1), takes=RemovalOrder.ANY), replicas=1)
+    outcome = run(jobs, Scripted((0, 1), (100_000, 0), (200_000, 1), removal_order=RemovalOrder.ANY), replicas=1)
     assert outcome.kills == 1
     assert list(outcome.waits) == pytest.approx(
         [260]
@@ -78,13 +78,15 @@ def test_a_replica_set_takes_busy_ones_too_and_the_job_runs_again() -> None:
 
 
 def test_a_job_that_ends_within_the_grace_is_not_interrupted() -> None:
-    outcome = run([SimulatedJob(0, 120_000)], Scripted((0, 1), (100_000, 0), takes=RemovalOrder.ANY), replicas=1)
+    outcome = run(
+        [SimulatedJob(0, 120_000)], Scripted((0, 1), (100_000, 0), removal_order=RemovalOrder.ANY), replicas=1
+    )
     assert (outcome.kills, outcome.waits, outcome.unfinished) == (0, [0], 0)
     assert outcome.replica_seconds == pytest.approx(120)
 
 
 def test_replicas_that_are_not_ready_go_before_all_others() -> None:
-    outcome = run([SimulatedJob(0, 600_000)], Scripted((0, 2), (10_000, 1), takes=RemovalOrder.ANY), replicas=1)
+    outcome = run([SimulatedJob(0, 600_000)], Scripted((0, 2), (10_000, 1), removal_order=RemovalOrder.ANY), replicas=1)
     assert outcome.kills == 0
 
 
@@ -97,7 +99,7 @@ def test_a_job_that_nobody_runs_is_unfinished_and_waits_to_the_end() -> None:
 def test_the_same_seed_is_the_same_day() -> None:
     jobs = [SimulatedJob(at * 1_000, 200_000) for at in range(30)]
     steps = [(0, 10), (200_000, 4), (400_000, 10), (600_000, 2), (900_000, 8)]
-    first, again, other = (run(jobs, Scripted(*steps, takes=RemovalOrder.ANY), seed=seed) for seed in (1, 1, 2))
+    first, again, other = (run(jobs, Scripted(*steps, removal_order=RemovalOrder.ANY), seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first.kills > 0
     assert other.waits != first.waits

@@ -20,8 +20,9 @@ from darkroom.errors import InvalidInput, NotFound
 from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
-from darkroom.scaling import fields
-from darkroom.scaling.policy import DecisionEntry, ScalingPolicy, decide
+from darkroom.scaling import fields, specification
+from darkroom.scaling.decision import DecisionEntry, decide
+from darkroom.scaling.policy import ScalingPolicy
 from darkroom.scaling.simulation import PolicyScaler, SimulatedJob, SimulationResult, simulate
 from darkroom.times import iso
 
@@ -85,7 +86,7 @@ def read_policy(path: Path) -> ScalingPolicy:
     if faults := fields.unknown(spec):
         said = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
         raise InvalidInput(f"--policy {path}: {said}", fields=faults)
-    return ScalingPolicy.from_spec(spec)
+    return specification.read_policy(spec)
 
 
 async def _read(where: Installation, pool: str) -> list[DecisionEntry]:

@@ -1,1 +1,1 @@
-"""Scaling decisions as pure functions, and the simulation that replays them."""
+"""Scaling decisions as pure functions, and their simulation. The door is `decision.py`; `policy.py` has the policy."""

@@ -1,9 +1,9 @@
-"""The fields of a `WorkerPool`'s specification, by name, and the search for fields that are none of them.
+"""The names of the fields of a `WorkerPool`'s specification, and the detection of unknown fields.
 
-The API server would drop an unknown field without notice, so the CRD keeps them
-(`x-kubernetes-preserve-unknown-fields`), and each reader of a specification refuses them: the operator, and
+The API server would drop an unknown field silently, so the CRD preserves them
+(`x-kubernetes-preserve-unknown-fields`), and each reader of a specification rejects them: the operator, and
 `darkroom replay`. A test holds the names equal to the CRD's. The fields below `template` are those of a Deployment's
-pods; the API server checks them when the operator applies the Deployment.
+pods; the API server validates them when the operator applies the Deployment.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 
 
 def unknown(spec: Mapping[str, Any]) -> list[FieldError]:
-    """A fault for each field that no part of the specification has."""
-    found = ((where, value, known) for path, known in FIELDS.items() for where, value in _at(spec, path))
-    return [fault for where, value, known in found for fault in _in(where, value, known)]
+    """A FieldError for each unknown field."""
+    objects = ((where, value, known) for path, known in FIELDS.items() for where, value in _at(spec, path))
+    return [fault for where, value, known in objects for fault in _in(where, value, known)]
 
 
 def _at(spec: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
@@ -49,7 +49,7 @@ def _at(spec: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 def _in(where: str, value: Any, known: tuple[str, ...]) -> Iterator[FieldError]:
     if not isinstance(value, Mapping):
-        return  # the reader of the field refuses its type
+        return  # the reader of the field rejects its type
     for name in value:
         if name not in known:
             close = get_close_matches(str(name), known, n=1)

@@ -1,13 +1,12 @@
-"""A pool of workers in simulated time: what a way of scaling makes of a given day.
+"""A pool of workers in simulated time: the effect of a scaler on the jobs of a given day.
 
-`darkroom replay --policy` asks it what another policy would have done with the jobs of a decision log, and
-`make bench-policy` compares ours with other autoscalers on it. A `Scaler` says how many replicas there are to be; here
-is what follows: replicas start slowly, take the oldest job that waits, one at a time, and go when they are told to.
+`darkroom replay --policy` simulates another policy with the jobs of a decision log, and `make bench-policy` compares
+ours with other autoscalers. A `Scaler` returns the desired replicas; the simulation does the rest: replicas start
+slowly, run the oldest waiting job, one at a time, and are removed when the scaler asks for fewer.
 
-Which ones go is the scaler's: ours marks workers that run nothing (`drain`), while a Deployment that somebody else
-scales down takes pods in the order of its ReplicaSet, busy or not. A busy pod has its grace to end its job; if it does
-not, the job is interrupted, goes back to the front of the queue and runs again from its beginning. All times are
-milliseconds.
+The scaler determines which ones are removed: ours marks workers that run nothing (`drain`), while a Deployment that is
+scaled down by others deletes pods in the order of its ReplicaSet, busy or not. A busy pod has a grace period to finish
+its job; otherwise the job is interrupted, returns to the front of the queue and runs again. Times are milliseconds.
 """
 
 from __future__ import annotations
@@ -21,40 +20,41 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.policy import Decision, PoolObservation, Reason, ScalingHistory, ScalingPolicy, decide
+from darkroom.scaling.decision import Decision, PoolObservation, Reason, ScalingHistory, decide
+from darkroom.scaling.policy import ScalingPolicy
 
 TICK_MS = 1_000
-"""The operator looks each second, and when a backlog turns non-empty: here within the second."""
+"""The operator decides each second, and when a backlog turns non-empty: here within the second."""
 
 GRACE_MS = 30_000
-"""How long a pod that is deleted may go on: Kubernetes' default (`terminationGracePeriodSeconds`)."""
+"""The grace period of a deleted pod: Kubernetes' default (`terminationGracePeriodSeconds`)."""
 
 OVERTIME_MS = 3_600_000
-"""How long after the day its jobs may still end. Some ways of scaling kill a long job over and over."""
+"""How long after the day its jobs may still finish. Some scalers interrupt a long job repeatedly."""
 
 SMOOTHING = 0.1
-"""Of the measured service time, as the ledger smooths it (`lua/attempts/finish.lua`)."""
+"""The weight of the newest service time, as in the ledger (`lua/attempts/finish.lua`)."""
 
 
 @dataclass(frozen=True)
 class SimulatedJob:
-    """When it comes, and how long it runs."""
+    """The time when a job arrives, and how long it runs."""
 
     arrival: int
     service: int
 
 
 class RemovalOrder(Enum):
-    """Which replicas go when there are to be fewer."""
+    """The order in which replicas are removed."""
 
-    UNUSED = "those that are starting, then idle ones: as `drain` marks them"
-    IDLE = "idle ones, the one that was idle longest first"
-    ANY = "in the order of a ReplicaSet: those not ready, then the ones that became ready last; busy or not"
+    UNUSED = "starting replicas, then idle ones: as `drain` marks them"
+    IDLE = "idle replicas, the longest idle first"
+    ANY = "in the order of a ReplicaSet: replicas that are not ready, then those that became ready last; busy or not"
 
 
 @dataclass
 class Replica:
-    """One replica. `job` is its index among the jobs; `since` is when it became idle, `leaving` that it is to go."""
+    """One replica. `job`: the index of its job; `since`: when it became idle; `leaving`: it is to be removed."""
 
     number: int
     created: int
@@ -66,7 +66,7 @@ class Replica:
 
 @dataclass
 class SimulatedFleet:
-    """What a scaler may look at."""
+    """The state that a scaler may read."""
 
     starting: dict[int, Replica] = field(default_factory=dict)
     idle: dict[int, Replica] = field(default_factory=dict)
@@ -81,21 +81,21 @@ class SimulatedFleet:
 
 
 class Scaler(Protocol):
-    """A way of scaling. `listens`: it is asked within a second when something changed, not only when it says so."""
+    """A scaler. `listens`: it is called within a second of every change, not only at the times that it requests."""
 
-    takes: RemovalOrder
+    removal_order: RemovalOrder
     listens: bool
 
     def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
-        """How many replicas there are to be, and when to ask again at the latest (None: when something changes)."""
+        """The desired replicas, and the latest time of the next call (None: at the next change)."""
         ...
 
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """What came of a day: how long each job waited for the start of the attempt that ended it (s; of one that had not
-    ended an hour after the day, until then), what the replicas took together within the day, cold starts included (s),
-    how many jobs were interrupted, and how many had not ended.
+    """The result of a day. `waits`: how long each job waited for the start of its last attempt (s; for a job that was
+    unfinished an hour after the day, until then). `replica_seconds`: the time of all replicas within the day, including
+    cold starts. `kills`: number of interrupted jobs. `unfinished`: number of jobs that did not finish.
     """
 
     waits: Sequence[float]
@@ -104,15 +104,15 @@ class SimulationResult:
     unfinished: int
 
     def wait(self, percent: float) -> float:
-        """The wait that `percent` of the jobs did not exceed (nearest rank), 0 without jobs."""
+        """The percentile of the waits (nearest rank), 0 without jobs."""
         ordered = sorted(self.waits)
         return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)] if ordered else 0.0
 
 
 class PolicyScaler:
-    """Ours: `decide`, each second and whenever something changes. `origin`: the day's begin, for the schedule (ms)."""
+    """The operator: `decide`, each second and at every change. `origin`: the start of the day (ms)."""
 
-    takes = RemovalOrder.UNUSED
+    removal_order = RemovalOrder.UNUSED
     listens = True
 
     def __init__(self, policy: ScalingPolicy, *, cold_start_ms: int, origin: int = 0) -> None:
@@ -122,7 +122,7 @@ class PolicyScaler:
         self._unchanged: tuple[PoolObservation, int] | None = None
 
     def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
-        """What `decide` says; and the first second at which it may say something else though nothing happens."""
+        """The decision, and the first second at which it may change without an event."""
         reading = Reading(
             waiting=len(fleet.waiting),
             running=len(fleet.busy),
@@ -145,17 +145,17 @@ class PolicyScaler:
         return decision.replicas, self._again(decision, now)
 
     def _catch_up(self, now: int) -> None:
-        """The seconds since the last question, in which nothing changed: what was wanted was wanted all the time."""
+        """Account for the seconds since the last call, in which nothing changed."""
         if self._unchanged is not None and self._unchanged[1] < now - TICK_MS:
-            seen, at = self._unchanged[0], self._origin + now - TICK_MS
-            _, self._history = decide(seen, self._policy, self._history, at)
+            observed, at = self._unchanged[0], self._origin + now - TICK_MS
+            _, self._history = decide(observed, self._policy, self._history, at)
 
     def _again(self, decision: Decision, now: int) -> int | None:
         if self._policy.schedule or self._policy.scale_up.max_step or self._policy.scale_down.max_step:
             return now + TICK_MS
         if decision.reason is Reason.WAITING:
             return now + TICK_MS
-        # What is wanted changes with what happens; the most that was wanted lately, when the oldest peak is over.
+        # The wanted replicas change with events; the recent maximum changes when the oldest peak expires.
         over = self._history.peaks[0][0] - self._origin + int(self._policy.scale_down.idle_seconds * 1000)
         return max(over, now + TICK_MS) if decision.reason in {Reason.SETTLING, Reason.IDLE} else None
 
@@ -163,21 +163,21 @@ class PolicyScaler:
 def simulate(
     jobs: Sequence[SimulatedJob], scaler: Scaler, *, cold_start_ms: int, until: int, seed: int = 0, replicas: int = 0
 ) -> SimulationResult:
-    """A day from 0 to `until`, and on to the end of its last job. `jobs` are in the order in which they come; `seed` is
-    for the choices of a ReplicaSet; `replicas` are there, and ready, at the beginning.
+    """Simulate a day from 0 to `until`, and until its last job has finished. `jobs` are in the order of arrival. `seed`
+    is for the random choices of a ReplicaSet. `replicas` are ready at the start.
     """
-    return _Day(jobs, scaler, cold_start_ms=cold_start_ms, until=until, seed=seed).run(replicas)
+    return _Simulation(jobs, scaler, cold_start_ms=cold_start_ms, until=until, seed=seed).run(replicas)
 
 
-class _Kind(Enum):
+class _EventKind(Enum):
     ARRIVED = 0
     READY = 1
-    ENDED = 2
+    FINISHED = 2
     KILLED = 3
     ASK = 4
 
 
-class _Day:
+class _Simulation:
     def __init__(
         self, jobs: Sequence[SimulatedJob], scaler: Scaler, *, cold_start_ms: int, until: int, seed: int
     ) -> None:
@@ -185,7 +185,7 @@ class _Day:
         self._dice = random.Random(seed)  # noqa: S311 - which pod goes, in a simulation
         self._fleet = SimulatedFleet()
         self._leaving: dict[int, Replica] = {}
-        self._events: list[tuple[int, int, int, _Kind, int]] = []
+        self._events: list[tuple[int, int, int, _EventKind, int]] = []
         self._numbers = self._order = 0
         self._waits = [0.0] * len(jobs)
         self._unfinished = set(range(len(jobs)))
@@ -197,13 +197,13 @@ class _Day:
             self._create()
             self._on_ready(self._numbers)
         if self._jobs:
-            self._at(self._jobs[0].arrival, _Kind.ARRIVED, 0)
+            self._at(self._jobs[0].arrival, _EventKind.ARRIVED, 0)
         self._ask_by(0)
         handlers = {
-            _Kind.ARRIVED: self._on_arrival,
-            _Kind.READY: self._on_ready,
-            _Kind.ENDED: self._on_end,
-            _Kind.KILLED: self._on_kill,
+            _EventKind.ARRIVED: self._on_arrival,
+            _EventKind.READY: self._on_ready,
+            _EventKind.FINISHED: self._on_finish,
+            _EventKind.KILLED: self._on_kill,
         }
         while self._events:
             now, _, _, kind, subject = self._events[0]
@@ -211,7 +211,7 @@ class _Day:
                 break
             heappop(self._events)
             self._now = now
-            if kind is _Kind.ASK:
+            if kind is _EventKind.ASK:
                 self._ask(now)
                 continue
             handlers[kind](subject)
@@ -226,21 +226,21 @@ class _Day:
         return SimulationResult(self._waits, self._replica_ms / 1000, self._kills, len(self._unfinished))
 
     def _count(self, replica: Replica) -> None:
-        """What it took of the day: it is gone now."""
+        """Add the time of a removed replica."""
         self._replica_ms += max(min(self._now, self._until) - replica.created, 0)
 
-    def _at(self, time: int, kind: _Kind, subject: int) -> None:
+    def _at(self, time: int, kind: _EventKind, subject: int) -> None:
         self._order += 1
         heappush(self._events, (time, kind.value, self._order, kind, subject))
 
     def _ask_by(self, time: int) -> None:
         if self._ask_at is None or time < self._ask_at:
             self._ask_at = time
-            self._at(time, _Kind.ASK, 0)
+            self._at(time, _EventKind.ASK, 0)
 
     def _ask(self, now: int) -> None:
         if now != self._ask_at:
-            return  # it was asked earlier than that
+            return  # replaced by an earlier call
         self._ask_at = None
         wanted, again = self._scaler.ask(self._fleet, self._jobs, now)
         while self._fleet.replicas < wanted:
@@ -253,13 +253,13 @@ class _Day:
     def _create(self) -> None:
         self._numbers += 1
         self._fleet.starting[self._numbers] = Replica(self._numbers, self._now)
-        self._at(self._now + self._cold_start_ms, _Kind.READY, self._numbers)
+        self._at(self._now + self._cold_start_ms, _EventKind.READY, self._numbers)
 
     def _remove(self, count: int) -> None:
         fleet = self._fleet
         starting = sorted(fleet.starting.values(), key=lambda each: -each.number)
         idle = sorted(fleet.idle.values(), key=lambda each: each.since)
-        match self._scaler.takes:
+        match self._scaler.removal_order:
             case RemovalOrder.UNUSED:
                 order = [*starting, *idle]
             case RemovalOrder.IDLE:
@@ -274,10 +274,10 @@ class _Day:
                 fleet.busy.pop(replica.number)
                 replica.leaving = True
                 self._leaving[replica.number] = replica
-                self._at(self._now + GRACE_MS, _Kind.KILLED, replica.number)
+                self._at(self._now + GRACE_MS, _EventKind.KILLED, replica.number)
 
     def _by_age(self, replica: Replica) -> tuple[int, float]:
-        """As a ReplicaSet's controller sorts pods that are ready: by the magnitude of their age, then at random.
+        """The key by which the ReplicaSet controller sorts ready pods: the magnitude of their age, then at random.
 
         https://kubernetes.io/docs/concepts/workloads/controllers/replicaset/#scaling-a-replicaset
         """
@@ -288,20 +288,20 @@ class _Day:
         self._fleet.arrivals += 1
         self._fleet.waiting.append(job)
         if job + 1 < len(self._jobs):
-            self._at(self._jobs[job + 1].arrival, _Kind.ARRIVED, job + 1)
-        self._hand_out()
+            self._at(self._jobs[job + 1].arrival, _EventKind.ARRIVED, job + 1)
+        self._assign()
 
     def _on_ready(self, number: int) -> None:
         replica = self._fleet.starting.pop(number, None)
         if replica is not None:
             replica.ready = replica.since = self._now
             self._fleet.idle[number] = replica
-            self._hand_out()
+            self._assign()
 
-    def _on_end(self, number: int) -> None:
+    def _on_finish(self, number: int) -> None:
         replica = self._fleet.busy.pop(number, None) or self._leaving.pop(number, None)
         if replica is None or replica.job is None:
-            return  # it was killed before
+            return  # it was killed before that
         service = self._jobs[replica.job].service
         smoothed = self._fleet.service_ms
         self._fleet.service_ms = service if smoothed is None else smoothed + SMOOTHING * (service - smoothed)
@@ -311,24 +311,24 @@ class _Day:
             return
         replica.job, replica.since = None, self._now
         self._fleet.idle[number] = replica
-        self._hand_out()
+        self._assign()
 
     def _on_kill(self, number: int) -> None:
         replica = self._leaving.pop(number, None)
         if replica is None or replica.job is None:
-            return  # it ended its job in time
+            return  # it finished its job in time
         self._kills += 1
         self._count(replica)
         self._fleet.waiting.appendleft(replica.job)
-        self._hand_out()
+        self._assign()
 
-    def _hand_out(self) -> None:
+    def _assign(self) -> None:
         fleet = self._fleet
         while fleet.waiting and fleet.idle:
-            # The one that asked last: it makes no difference to us, and lets the others' idle time out (Takes.IDLE).
+            # The replica that became idle last, so that the others' idle time expires (RemovalOrder.IDLE).
             _, replica = fleet.idle.popitem()
             replica.job = fleet.waiting.popleft()
             job = self._jobs[replica.job]
             self._waits[replica.job] = (self._now - job.arrival) / 1000
             fleet.busy[replica.number] = replica
-            self._at(self._now + job.service, _Kind.ENDED, replica.number)
+            self._at(self._now + job.service, _EventKind.FINISHED, replica.number)

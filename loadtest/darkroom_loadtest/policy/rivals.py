@@ -51,7 +51,7 @@ class KedaSettings:
 class Keda:
     """KEDA and its HPA."""
 
-    takes = RemovalOrder.ANY
+    removal_order = RemovalOrder.ANY
     listens = False
 
     def __init__(self, settings: KedaSettings) -> None:
@@ -100,7 +100,7 @@ class Keda:
 class QueueDelay:
     """RunPod's scaling by queue delay."""
 
-    takes = RemovalOrder.IDLE
+    removal_order = RemovalOrder.IDLE
     listens = True
 
     def __init__(self, *, delay: int, idle: int, least: int, most: int) -> None:
@@ -125,7 +125,7 @@ class QueueDelay:
 class Fixed:
     """So many, whatever comes."""
 
-    takes = RemovalOrder.IDLE
+    removal_order = RemovalOrder.IDLE
     listens = False
 
     def __init__(self, replicas: int) -> None:
