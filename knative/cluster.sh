@@ -1,6 +1,6 @@
 #!/bin/sh
-# darkroom on a laptop's Kubernetes (k3d), step by step; `make setup-cluster` and its like run it. Each step can be
-# repeated, and looks at no cluster but its own. With DRY_RUN=1 it says what it would do, and does nothing.
+# darkroom on a local Kubernetes (k3d), step by step; `make setup-cluster` and the other targets run it. Each step can be
+# repeated, and uses only its own cluster. With DRY_RUN=1 it prints the commands and runs none.
 #
 #   cluster.sh setup-cluster|deploy-services|deploy-app|deploy-balancer|start-workshop|api-ui|flower-ui|show-ui|remove-app|clean-all
 set -eu
@@ -12,7 +12,7 @@ NAMESPACE=darkroom
 OVERLAY=knative/overlays/k3d
 POOLS=knative/samples/pools-cpu.yaml
 DRY_RUN=${DRY_RUN:-}
-PATIENCE=600s # images are loaded over the laptop's line
+TIMEOUT=600s # images are downloaded meanwhile
 
 say() { printf '== %s\n' "$*"; }
 
@@ -44,7 +44,7 @@ needs() { # PROGRAM...
       podman) how='builds the images: apt-get install podman, or: brew install podman' ;;
       *) how='' ;;
     esac
-    printf '%s is not here; %s\n' "$program" "$how" >&2
+    printf '%s is not installed; %s\n' "$program" "$how" >&2
   done
   [ -z "$lacking" ] || [ -n "$DRY_RUN" ] || exit 1
 }
@@ -53,14 +53,14 @@ needs_cluster() {
   needs docker k3d kubectl
   [ -z "$DRY_RUN" ] || return 0
   k3d cluster list "$CLUSTER" >/dev/null 2>&1 || {
-    echo "there is no cluster $CLUSTER: \`make setup-cluster\` makes it" >&2
+    echo "the cluster $CLUSTER does not exist: \`make setup-cluster\` creates it" >&2
     exit 1
   }
 }
 
 setup_cluster() {
   needs docker k3d kubectl
-  say "The cluster $CLUSTER, which answers on port 80 of this machine"
+  say "The cluster $CLUSTER, on port 80 of this machine"
   if [ -z "$DRY_RUN" ] && k3d cluster list "$CLUSTER" >/dev/null 2>&1; then
     run k3d cluster start "$CLUSTER"
   else
@@ -77,11 +77,11 @@ setup_cluster() {
     --filename $eventing/in-memory-channel.yaml --filename $eventing/mt-channel-broker.yaml
   kube --namespace knative-serving patch configmap config-network --type merge \
     --patch '{"data":{"ingress-class":"kourier.ingress.networking.knative.dev"}}'
-  # A name that leads to 127.0.0.1, where k3d hands port 80 on to Kourier.
+  # A name that resolves to 127.0.0.1, where k3d forwards port 80 to Kourier.
   kube --namespace knative-serving patch configmap config-domain --type merge \
     --patch '{"data":{"127.0.0.1.sslip.io":""}}'
   for namespace in knative-serving kourier-system knative-eventing; do
-    kube --namespace "$namespace" wait --for=condition=Available deployment --all --timeout="$PATIENCE"
+    kube --namespace "$namespace" wait --for=condition=Available deployment --all --timeout="$TIMEOUT"
   done
 }
 
@@ -90,7 +90,7 @@ named_images() {
   { printf '%s\n' "$rendered" && cat "$POOLS"; } | sed -n 's|^ *image: \(dev\.local/.*\)$|\1|p' | sort -u
 }
 
-load_images() { # those of ours that the overlay and the pools name; built first where one is missing
+load_images() { # darkroom's images that the overlay and the pools name; they are built first if one is missing
   [ -z "${loaded:-}" ] || return 0
   loaded=yes
   needs podman
@@ -106,7 +106,7 @@ load_images() { # those of ours that the overlay and the pools name; built first
   for image in $images; do
     if [ -n "$DRY_RUN" ] || ! podman image exists "$image"; then
       run make images
-      [ -n "$DRY_RUN" ] || images=$(named_images) # it has written their tags
+      [ -n "$DRY_RUN" ] || images=$(named_images) # make images has written their tags
       break
     fi
   done
@@ -118,10 +118,10 @@ load_images() { # those of ours that the overlay and the pools name; built first
 deploy_services() {
   needs_cluster
   load_images
-  say 'What darkroom stands on: namespace, settings, Secrets, Redis, PostgreSQL, an S3 server'
+  say 'The dependencies of darkroom: namespace, settings, Secrets, Redis, PostgreSQL, an S3 server'
   kube apply --kustomize "$OVERLAY" --selector app.kubernetes.io/component=services
   for name in redis postgresql s3; do
-    kube --namespace "$NAMESPACE" rollout status "statefulset/$name" --timeout="$PATIENCE"
+    kube --namespace "$NAMESPACE" rollout status "statefulset/$name" --timeout="$TIMEOUT"
   done
 }
 
@@ -132,9 +132,9 @@ deploy_app() {
   kube apply --kustomize "$OVERLAY"
   kube wait --for=condition=Established crd/workerpools.darkroom.dev --timeout=60s
   for name in courier flower darkroom-operator; do
-    kube --namespace "$NAMESPACE" rollout status "deployment/$name" --timeout="$PATIENCE"
+    kube --namespace "$NAMESPACE" rollout status "deployment/$name" --timeout="$TIMEOUT"
   done
-  kube --namespace "$NAMESPACE" wait --for=condition=Ready services.serving.knative.dev --all --timeout="$PATIENCE"
+  kube --namespace "$NAMESPACE" wait --for=condition=Ready services.serving.knative.dev --all --timeout="$TIMEOUT"
   say 'Pools of workers without a GPU, for the models flux and sd; a worker starts when there is a job'
   kube apply --filename "$POOLS"
 }
@@ -142,10 +142,10 @@ deploy_app() {
 deploy_balancer() {
   needs_cluster
   load_images
-  say 'What stands before the functions today: the gateway, one address for all of them, which can wait for results.'
-  say 'It does not spread jobs over pools: each model has one pool, and the operator scales that.'
+  say 'The gateway: one address for all functions, which can also wait for results.'
+  say 'It does not distribute jobs over pools: each model has one pool, which the operator scales.'
   kube apply --kustomize "$OVERLAY" --selector app.kubernetes.io/component=gateway
-  kube --namespace "$NAMESPACE" rollout status deployment/gateway --timeout="$PATIENCE"
+  kube --namespace "$NAMESPACE" rollout status deployment/gateway --timeout="$TIMEOUT"
 }
 
 api_ui() {
@@ -176,7 +176,7 @@ remove_app() {
   needs_cluster
   if [ -n "$DRY_RUN" ] || kubectl --context "$CONTEXT" get crd workerpools.darkroom.dev >/dev/null 2>&1; then
     say 'Deleting the pools; busy workers finish their job, for as long as drainSeconds allows'
-    kube --namespace "$NAMESPACE" delete workerpools --all --cascade=foreground --timeout="$PATIENCE"
+    kube --namespace "$NAMESPACE" delete workerpools --all --cascade=foreground --timeout="$TIMEOUT"
   fi
   say 'Deleting darkroom with all its data; the cluster and Knative stay'
   kube delete --kustomize "$OVERLAY" --ignore-not-found
@@ -184,7 +184,7 @@ remove_app() {
 
 clean_all() {
   needs docker k3d
-  say "Deleting the cluster $CLUSTER with all that is in it"
+  say "Deleting the cluster $CLUSTER with its contents"
   run k3d cluster delete "$CLUSTER"
 }
 

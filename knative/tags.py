@@ -3,7 +3,7 @@
     python3 knative/tags.py dev.local/darkroom-functions=0.1.0-4f1c2a9be07d ...
 
 `make images` calls it with the tags of the images that it built. A tag follows from what is in the image, so that
-applying the manifests replaces every part whose image changed, and no other. Python's own library is enough for it.
+applying the manifests replaces every part whose image changed, and no other. It needs only the standard library.
 """
 
 from __future__ import annotations

@@ -204,6 +204,6 @@ def test_a_step_names_each_program_that_is_missing_and_where_to_get_it(lacking: 
     only(tmp_path, "dirname")
     done = make("setup-cluster", f"SHELL={tmp_path / 'sh'}", PATH=str(tmp_path), SEEN=str(tmp_path / "seen"))
     assert done.returncode == 2
-    (line,) = (line for line in done.stderr.splitlines() if "is not here" in line)
-    assert re.match(rf"{lacking} is not here; .*https://", line)
+    (line,) = (line for line in done.stderr.splitlines() if "is not installed" in line)
+    assert re.match(rf"{lacking} is not installed; .*https://", line)
     assert not (tmp_path / "seen").exists()

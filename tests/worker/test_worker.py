@@ -656,7 +656,7 @@ async def test_an_attempt_that_cannot_be_ended_stops_no_other_job(house: House) 
 
     os.kill(worker.children()[0], signal.SIGKILL)
 
-    await house.said(worker, "booking_failed", job=damaged)
+    await house.said(worker, "report_failed", job=damaged)
     record = await house.ended(await house.submit())
     assert record.state is State.COMPLETED
     await house.registered(worker, WorkerState.READY)

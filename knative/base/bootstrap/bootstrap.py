@@ -1,7 +1,7 @@
-"""Makes the Secrets that are not there yet, each with random values; the pods that need them wait until they are.
+"""Create the Secrets that do not exist yet, with random values. Pods that need them wait until they exist.
 
-It asks the API server to create them, and "there is one already" is as good as done: so it may do nothing but create
-Secrets, and reads none. Arguments are the names of what is wanted, of `SECRETS`. Python's own library suffices.
+The API server answers 409 for a Secret that exists, which is a success: the program needs only the right to create
+Secrets, and reads none. The arguments are names of `SECRETS`. It needs only the standard library.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from pathlib import Path
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ALREADY_EXISTS = 409
-PATIENCE_S = 30
+TIMEOUT_S = 30
 
 REDIS_USERS = ("functions", "courier", "operator", "worker", "flower", "admin")
-"""One for each part, so that each can be shut out without the others, and Redis' log names the part. `admin` is for
-people: `darkroom doctor` and `darkroom audit` read everything of the environment.
+"""One user for each part, so that each can be disabled on its own, and Redis' log names the part. `admin` is for
+administrators: `darkroom doctor` and `darkroom audit` read every key of the environment.
 """
 
 REDIS_OWN_USERS = (
     "user default off resetpass ~* &* +@all",
     "user probe on nopass resetkeys resetchannels -@all +ping",
 )
-"""Redis loads its append-only file as `default`. From 7.0 on it refuses each transaction and script in the file that
+"""Redis loads its append-only file as `default`. From 7.0 on it rejects each transaction and script in the file that
 this user may not run, and starts without them (redis#14541): so `default` may run everything, and no client can log in
-as it. `probe` is the user of the pod's probes, which thus need no password.
+as it. `probe` is the user of the pod's probes, which therefore need no password.
 """
 
 _JOBS = (
     *("job:*", "log:*", "news:*", "pool:*", "waiting:*", "dispatched:*", "slots:*", "celery:pool.*", "never", "due:*"),
     *("running:*", "dead:*", "outbox", "history", "deadlines", "counters"),
 )
-"""What a step of a job may touch: its record, its log, and the places where a job can be. Each end of a job makes room
-for the next one, so every part that ends jobs needs all of them, the message lists included. Redis compares a key with
-one pattern after another: what is used most stands first.
+"""The keys of a job's transitions: its record, its log, and the sets that a job can be in. A terminal transition
+dispatches the next job, so every part that finishes jobs needs all of them, including the message lists. Redis compares
+a key with one pattern after another: the most used ones come first.
 """
 
 _WORKERS = ("worker:*", "workers", "workers-of:*", "busy")
@@ -53,7 +53,7 @@ _WEBHOOKS = (
 )
 
 _CELERY = ("celery:_kombu.binding*", "celery:*.pidbox*", "celery:celeryev.*")
-"""What Celery's remote control and events keep: bindings and replies. No messages of jobs."""
+"""The keys of Celery's remote control and events: bindings and replies, no messages of jobs."""
 
 REDIS_KEYS = {
     "functions": (*_JOBS, *_WEBHOOKS, "tenant:*", "retired", "idem:*", "pools", "undelivered*", "log-draft", "clock"),
@@ -63,22 +63,22 @@ REDIS_KEYS = {
     "flower": (*_CELERY, "celery:pool.*"),
     "admin": ("*",),
 }
-"""The keys of each user, behind the prefix. A worker reads the records of all jobs, since any of them may become its
-own; it reads no subscription, no delivery, and no list of a tenant's jobs. `tests/knative/test_redis_users.py` compares
-this table with the scripts that each part runs.
+"""The keys of each user, without the prefix. A worker reads the records of all jobs, since it may claim any of them; it
+reads no subscription, no delivery, and no list of a tenant's jobs. `tests/knative/test_redis_users.py` compares this
+table with the scripts that each part runs.
 """
 
-_NEWS = ("live:*", "news:*", "wake")
-"""What scripts publish."""
+_PUBLISHED = ("live:*", "news:*", "wake")
+"""The channels to which scripts publish."""
 
 _REMOTE_CONTROL = ("/{database}.celery.pidbox", "/{database}.celeryev/*", "/{database}.celeryev/worker.*")
-"""Celery subscribes by patterns, and Redis allows a pattern only where the user names it letter by letter."""
+"""Celery subscribes by patterns, and Redis allows a pattern only if the user has exactly the same one."""
 
 REDIS_CHANNELS = {
-    "functions": _NEWS,
-    "courier": _NEWS,
-    "operator": _NEWS,
-    "worker": (*_NEWS, *(f"celery:{channel}" for channel in _REMOTE_CONTROL)),
+    "functions": _PUBLISHED,
+    "courier": _PUBLISHED,
+    "operator": _PUBLISHED,
+    "worker": (*_PUBLISHED, *(f"celery:{channel}" for channel in _REMOTE_CONTROL)),
     "flower": tuple(f"celery:{channel}" for channel in _REMOTE_CONTROL),
     "admin": ("*",),
 }
@@ -86,15 +86,15 @@ REDIS_CHANNELS = {
 _CLIENT = "+@connection +select +@transaction -@admin -@dangerous"
 
 _SCRIPTS = "+evalsha +script|load +time"
-"""Scripts by their hash alone. Each part that runs scripts loads them itself: after a restart of Redis none has to wait
-for another part, which may be of another version and have other scripts. A script has no right that its caller lacks:
-Redis checks each command and key in it.
+"""Scripts by their hash only. Each part that runs scripts loads them itself: after a restart of Redis no part waits for
+another one, which may have another version and other scripts. A script has only the rights of its caller: Redis checks
+each command and key in it.
 """
 
 _DATA = (
     "+@hash +@list +@set +@sortedset +@stream +@string +exists +del +copy +rename +pexpire +persist -@admin -@dangerous"
 )
-"""Commands on keys, without those that find keys (SCAN, KEYS). The keys decide which data they reach."""
+"""Commands on keys, without those that list keys (SCAN, KEYS). The keys of the user limit the data."""
 
 _PUBSUB = "+publish +subscribe +unsubscribe"
 
@@ -114,24 +114,24 @@ REDIS_COMMANDS = {
     "flower": f"{_CLIENT} {_KOMBU}",
     "admin": "+@all -@admin -@dangerous +info",
 }
-"""No part configures Redis, empties it or looks at other connections. INFO is for `accept`, which asks for memory."""
+"""No part may configure or flush Redis or list connections. INFO is for `accept`, which reads the used memory."""
 
 
 def redis_rights(user: str, *places: tuple[str, str]) -> str:
-    """What the user may do in these places: each a prefix of keys and channels, and a database."""
+    """The rights of the user, for each of `places`: a prefix of keys and channels, and a database."""
     keys = [key for prefix, _ in places for key in (prefix, *(f"{prefix}:{key}" for key in REDIS_KEYS[user]))]
     channels = [
         f"{prefix}:{channel.format(database=database)}"
         for prefix, database in places
         for channel in REDIS_CHANNELS[user]
     ]
-    # Every script gets the bare prefix as its key.
+    # Every script has the prefix alone as its key.
     named = [*(f"~{key}" for key in keys), *(f"&{channel}" for channel in channels)]
     return f"resetkeys resetchannels {' '.join(named)} -@all {REDIS_COMMANDS[user]}"
 
 
 def redis_secret(environment: Mapping[str, str]) -> dict[str, str]:
-    """The file of Redis' users, and for each of them the address with its password."""
+    """The file of Redis' users, and the address of each user with its password."""
     prefix, database = environment["DARKROOM_NAMESPACE"], environment["REDIS_DATABASE"]
     passwords = {user: secrets.token_hex(32) for user in REDIS_USERS}
     lines = list(REDIS_OWN_USERS)
@@ -143,7 +143,7 @@ def redis_secret(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def keys_secret(_environment: Mapping[str, str]) -> dict[str, str]:
-    """What signs the links to artifacts, and the webhooks."""
+    """The keys that sign the links to artifacts and the webhooks."""
     return {"link-key": secrets.token_hex(32), "webhook-keys": secrets.token_hex(32)}
 
 
@@ -172,19 +172,19 @@ SECRETS: Mapping[str, Callable[[Mapping[str, str]], dict[str, str]]] = {
 
 
 def main(names: list[str]) -> int:
-    """Make each that is not there; answers the exit status."""
+    """Create each Secret that does not exist, and return the exit status."""
     if not names or set(names) - set(SECRETS):
         sys.stderr.write(f"usage: python bootstrap.py NAME...; names are {', '.join(SECRETS)}\n")
         return 2
     account = Path(os.environ.get("SERVICE_ACCOUNT", ACCOUNT))
     for name in names:
         made = create(name, SECRETS[name](os.environ), account=account)
-        sys.stdout.write(f"{name}: {'made' if made else 'was there, and stays as it is'}\n")
+        sys.stdout.write(f"{name}: {'created' if made else 'exists, unchanged'}\n")
     return 0
 
 
 def create(name: str, data: Mapping[str, str], *, account: Path) -> bool:
-    """Whether it was made; otherwise there is one already. Raises urllib's errors."""
+    """Create a Secret. Returns whether it was created; otherwise it exists already. Raises urllib's errors."""
     namespace = (account / "namespace").read_text().strip()
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     host = f"[{host}]" if ":" in host else host
@@ -201,7 +201,7 @@ def create(name: str, data: Mapping[str, str], *, account: Path) -> bool:
     trust = ssl.create_default_context(cafile=str(account / "ca.crt"))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
     try:
-        with opener.open(request, timeout=PATIENCE_S):
+        with opener.open(request, timeout=TIMEOUT_S):
             return True
     except urllib.error.HTTPError as error:
         if error.code == ALREADY_EXISTS:
