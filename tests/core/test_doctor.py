@@ -31,7 +31,7 @@ from tests.ports import free_port
 from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.waiting import eventually
 from tests.worker.running_worker import POOL as WORKER_POOL
-from tests.worker.running_worker import House
+from tests.worker.running_worker import Testbed
 
 QUICK = Limits(canary_s=0.2)
 """For workers that do not exist, so that no canary is claimed, however long the doctor waits."""
@@ -443,17 +443,17 @@ async def test_refusals_of_the_sink_are_found_with_a_real_courier(
 
 
 @pytest.fixture
-async def house(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[House]:
+async def house(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[Testbed]:
     async with connect_async(redis_url) as client:
         ledger = AsyncLedger(client, namespace)
-        house = House(ledger, redis_url=redis_url, namespace=namespace, folder=tmp_path)
+        house = Testbed(ledger, redis_url=redis_url, namespace=namespace, folder=tmp_path)
         await ledger.run(calls.announce_pool(WORKER_POOL, models=["quick"]))
         yield house
         house.stop()
 
 
 @pytest.fixture
-def broker(house: House) -> Iterator[Celery]:
+def broker(house: Testbed) -> Iterator[Celery]:
     """A Celery app that only talks to the workers, as Flower's does."""
     app = Celery("tests", broker=house.redis_url, set_as_current=False)
     app.conf.broker_transport_options = queues.transport_options(house.namespace, WORKER_POOL)
@@ -461,7 +461,7 @@ def broker(house: House) -> Iterator[Celery]:
     app.close()
 
 
-async def test_of_two_workers_the_one_that_is_alive_but_deaf_is_found(house: House, broker: Celery) -> None:
+async def test_of_two_workers_the_one_that_is_alive_but_deaf_is_found(house: Testbed, broker: Celery) -> None:
     hearing, deaf = house.worker(), house.worker()
     names = [(await house.registered(worker, WorkerState.READY)).name for worker in (hearing, deaf)]
     limits = Limits(canary_s=5, courier_silent_s=3600)  # no courier runs here

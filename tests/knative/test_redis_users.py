@@ -26,7 +26,7 @@ from tests.parts import Functions, Part
 from tests.ports import free_port
 from tests.redis_server import RedisKind, needed_binary
 from tests.waiting import eventually
-from tests.worker.running_worker import MODEL, POOL, Place
+from tests.worker.running_worker import MODEL, POOL, WorkerHost
 
 Users = dict[str, str]
 
@@ -267,7 +267,7 @@ def test_each_part_does_its_work_under_its_user(users: Users, repository: Path, 
     """Real parts; the operator and people are the test. Redis refuses no command of theirs, and none of them stops when
     Redis has lost its scripts, as after a restart.
     """
-    place = Place(redis_url=users["worker"], namespace=PREFIX, folder=tmp_path)
+    place = WorkerHost(redis_url=users["worker"], namespace=PREFIX, folder=tmp_path)
     settings = place.environment()
     with ExitStack() as stack:
         operator = Ledger(stack.enter_context(connect(users["operator"])), PREFIX)

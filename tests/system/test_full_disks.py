@@ -15,7 +15,7 @@ from darkroom.supervision import FAILED
 from tests.parts import Functions, Part, environment, hooked
 from tests.ports import free_port
 from tests.waiting import eventually
-from tests.worker.running_worker import MODEL, House, WorkerProcess
+from tests.worker.running_worker import MODEL, Testbed, WorkerProcess
 
 
 def full(folder: Path, name: str) -> Path:
@@ -28,7 +28,7 @@ def full(folder: Path, name: str) -> Path:
 
 async def test_jobs_complete_while_no_part_can_write_its_log(redis_url: str, namespace: str, tmp_path: Path) -> None:
     client = connect_async(redis_url)
-    house = House(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
+    house = Testbed(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
     variables, disk = house.environment(), tmp_path / "disk"
     functions = Functions("all", environment=variables, log=full(disk, "functions"))
     sink = {"K_SINK": f"{functions.url}/events"}

@@ -16,7 +16,7 @@ from tests.parts import Functions, Part
 from tests.ports import free_port
 from tests.tls_redis import PASSWORD, Recorder, TlsRedis
 from tests.waiting import eventually
-from tests.worker.running_worker import POOL, House, WorkerProcess
+from tests.worker.running_worker import POOL, Testbed, WorkerProcess
 
 NAMESPACE = "darkroom-test"
 DATABASE = 3
@@ -35,7 +35,7 @@ async def test_every_part_works_over_tls_and_nothing_is_sent_in_plain_text(repos
         url = f"{server.at(stack.enter_context(recorder.running()))}?db={DATABASE}"
         trust = {"SSL_CERT_FILE": str(server.authority)}
         async with connect_async(f"{server.at(server.port)}/{DATABASE}?ssl_ca_certs={server.authority}") as client:
-            house = House(AsyncLedger(client, NAMESPACE), redis_url=url, namespace=NAMESPACE, folder=tmp_path)
+            house = Testbed(AsyncLedger(client, NAMESPACE), redis_url=url, namespace=NAMESPACE, folder=tmp_path)
             settings = house.environment() | trust
             worker = WorkerProcess(settings, tmp_path / "worker.log")
             stack.callback(worker.kill)

@@ -21,7 +21,7 @@ from darkroom.ledger.connection import connect, connect_async
 
 from tests.darkroom_command import darkroom
 from tests.parts import Functions, Part
-from tests.worker.running_worker import MODEL_FILE, House
+from tests.worker.running_worker import MODEL_FILE, Testbed
 
 FIXTURE = Path(__file__).parent / "fixtures" / f"version-{RECORD_VERSION - 1}.json"
 
@@ -41,9 +41,9 @@ ENDS = {
 
 
 @pytest.fixture
-async def house(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[House]:
+async def house(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[Testbed]:
     client = connect_async(redis_url)
-    house = House(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
+    house = Testbed(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
     yield house
     house.stop()
     await client.aclose()
@@ -56,7 +56,7 @@ def write_again(redis_url: str, namespace: str, commands: list[list[str]]) -> No
 
 
 async def test_jobs_of_the_previous_version_finish_and_are_published(
-    house: House, redis_url: str, namespace: str, tmp_path: Path
+    house: Testbed, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     fixture = json.loads(FIXTURE.read_text())
     ids: dict[str, str] = fixture["jobs"]
@@ -95,7 +95,7 @@ async def test_jobs_of_the_previous_version_finish_and_are_published(
 
 
 async def test_a_job_of_a_later_version_is_left_to_newer_parts(
-    house: House, redis_url: str, namespace: str, tmp_path: Path
+    house: Testbed, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     """A worker requeues it without counting an attempt, and its terminal event is not applied."""
     job_id = await house.submit()
@@ -131,7 +131,7 @@ async def test_a_job_of_a_later_version_is_left_to_newer_parts(
         result.stop()
 
 
-async def test_a_job_whose_model_a_worker_does_not_know_is_run_by_one_that_does(house: House, tmp_path: Path) -> None:
+async def test_a_job_whose_model_a_worker_does_not_know_is_run_by_one_that_does(house: Testbed, tmp_path: Path) -> None:
     """The model is new, and the first worker has not been replaced yet."""
     newer, held = tmp_path / "newer", tmp_path / "held"
     newer.mkdir()

@@ -19,7 +19,7 @@ from darkroom.ledger.connection import connect_async
 from tests.darkroom_command import darkroom
 from tests.parts import Functions, Part
 from tests.redis_server import RedisKind, RedisServer, binary_of
-from tests.worker.running_worker import House
+from tests.worker.running_worker import Testbed
 
 BEFORE, AFTER = 20, 3
 SLOW = 10
@@ -51,7 +51,7 @@ async def test_after_a_restore_and_a_repair_all_jobs_of_the_backup_finish(
     server = RedisServer(binary, tmp_path / "redis")
     server.start()
     client = connect_async(server.url)
-    house = House(AsyncLedger(client, namespace), redis_url=server.url, namespace=namespace, folder=tmp_path)
+    house = Testbed(AsyncLedger(client, namespace), redis_url=server.url, namespace=namespace, folder=tmp_path)
     settings = house.environment()
     functions = Functions("all", environment=settings, log=tmp_path / "functions.log")
     soon = {"DARKROOM_ATTEMPT_LEASE_S": "1", "K_SINK": f"{functions.url}/events"}

@@ -32,7 +32,7 @@ from tests.gateway.running import Gateway, start_program
 from tests.parts import Functions
 from tests.receivers import Receiver, receiving
 from tests.upgrade.stage import Courier, Replaceable, Service
-from tests.worker.running_worker import MODEL, POOL, House, WorkerProcess
+from tests.worker.running_worker import MODEL, POOL, Testbed, WorkerProcess
 
 FUNCTIONS = ("submit", "jobs", "result")
 WORKERS = 2
@@ -152,7 +152,7 @@ async def background(work: Awaitable[None]) -> AsyncIterator[asyncio.Future[None
 class Deployment:
     """Everything that runs. A part is replaced by one that is ready before the old one gets its SIGTERM."""
 
-    def __init__(self, house: House, services: dict[str, Service], settings: dict[str, str], folder: Path) -> None:
+    def __init__(self, house: Testbed, services: dict[str, Service], settings: dict[str, str], folder: Path) -> None:
         self._house, self._services, self._settings, self._folder = house, services, settings, folder
         self._running: dict[str, Replaceable] = {}
         self._workers: list[WorkerProcess] = []
@@ -204,7 +204,7 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
     async with AsyncExitStack() as stack:
         client = connect_async(redis_url)
         stack.push_async_callback(client.aclose)
-        house = House(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
+        house = Testbed(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
         services = {name: await stack.enter_async_context(Service()) for name in (*FUNCTIONS, "gateway")}
         settings = house.environment() | SOON | {"DARKROOM_WEBHOOK_ALLOW": receiver.address}
         running = Deployment(house, services, settings, tmp_path)

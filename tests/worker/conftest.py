@@ -1,4 +1,4 @@
-"""What the tests of the worker share: the stand-ins, made once, and the catalogue that names them."""
+"""Fixtures of the worker's tests: the stand-ins, made once, and the catalogue that names them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from darkroom_worker.standins import make_stand_ins
 
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the session's stand-ins. Nobody writes into it."""
+    """The folder of the session's stand-ins, read only."""
     folder = tmp_path_factory.mktemp("stand-ins")
     make_stand_ins(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A hub on this machine: the few addresses of the Hugging Face hub that a download asks for, over real HTTP."""
+"""A local hub: the paths of the Hugging Face hub that a download requests, over HTTP."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from types import TracebackType
 
 
 class Hub:
-    """Serves `folder` as `repository` at one `revision`, and keeps what was asked and by whom."""
+    """Serves `folder` as `repository` at one `revision`, and records the requests and their user agents."""
 
     def __init__(self, folder: Path, *, repository: str, revision: str) -> None:
         self.commit = hashlib.sha1(repository.encode(), usedforsecurity=False).hexdigest()
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.agents: set[str] = set()
         files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         hub = self
@@ -25,7 +25,7 @@ class Hub:
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
-                hub.asked.append(path)
+                hub.requested.append(path)
                 hub.agents.add(self.headers.get("User-Agent", ""))
                 for name in (revision, hub.commit):
                     if path == f"/api/models/{repository}/revision/{name}":
@@ -53,7 +53,7 @@ class Hub:
                     self.wfile.write(body)
 
             def log_message(self, *_arguments: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"

@@ -1,8 +1,8 @@
-"""A real worker process for tests (`python -m darkroom_worker`), and what a test needs to give it jobs and look on.
+"""A real worker process for tests (`python -m darkroom_worker`), and a testbed that submits jobs and observes them.
 
-The model that it serves is `quick`: an engine that does what a job's parameters say. Where a test asks for it, loading
-that engine waits until a file is there (`hold_load`), so that "while it loads" is a state and no matter of timing, or
-ends its process.
+The worker serves the model `quick`, an engine whose behaviour is set by a job's parameters. With `hold_load`, loading
+the engine waits until a file exists, so that "while it loads" is a state and not a matter of timing, or kills its
+process.
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ default = "a test"
 
 [parameters.steps]
 type = "integer"
-description = "How many steps a run has."
+description = "Number of steps of a run."
 default = 1
 minimum = 1
 
 [parameters.seconds]
 type = "number"
-description = "How long a run takes."
+description = "Duration of a run."
 default = 0
 minimum = 0
 
 [parameters.images]
 type = "integer"
-description = "How many pictures it makes."
+description = "Number of pictures."
 default = 1
 minimum = 1
 
 [parameters.failure]
 type = "string"
-description = "How it fails, if it is to."
+description = "The kind of failure."
 
 [parameters.seed]
 type = "integer"
-description = "The colour."
+description = "The seed of the colour."
 minimum = 0
 """
 
@@ -89,7 +89,7 @@ def load(self):
     if (held / "die").exists():
         os.kill(os.getpid(), 9)
     while not (held / "go").exists():
-        if os.getppid() != parent:  # the test killed it: nobody would end this process
+        if os.getppid() != parent:  # the test killed the worker: no other process would end this one
             os._exit(1)
         time.sleep(0.02)
 
@@ -97,8 +97,8 @@ InstantEngine.load = load
 """
 
 
-# As above. What a job does to its engine stands in its prompt; the device is broken, and no process can be started,
-# while a file is there.
+# As above. The prompt determines what a job does to its engine; the device is broken, and no process can be started,
+# while a file exists.
 BREAKING_HOOK = """
 import os
 from pathlib import Path
@@ -126,8 +126,8 @@ popen_spawn_posix.spawnv_passfds = refusing
 """
 
 
-class Place:
-    """Where workers are started: a Redis, a model folder, a store. It may be opened again while they run."""
+class WorkerHost:
+    """The environment of workers: a Redis, a model folder, a store. Several testbeds may use it while they run."""
 
     def __init__(self, *, redis_url: str, namespace: str, folder: Path) -> None:
         self.redis_url, self.namespace, self.folder = redis_url, namespace, folder
@@ -140,7 +140,7 @@ class Place:
         self._workers: list[WorkerProcess] = []
 
     def environment(self) -> dict[str, str]:
-        """What a worker here is told."""
+        """The environment variables of a worker."""
         return environment(
             self.redis_url,
             self.namespace,
@@ -152,16 +152,16 @@ class Place:
 
     @property
     def broken(self) -> Path:
-        """While this file is there, the device of a worker that was started as breakable fails each run."""
+        """While this file exists, each run fails on a worker that was started as breakable."""
         return self.folder / "broken"
 
     @property
     def refused(self) -> Path:
-        """While this file is there, such a worker cannot start a process."""
+        """While this file exists, such a worker cannot start a process."""
         return self.folder / "refused"
 
     def worker(self, hold_load: Path | None = None, *, breakable: bool = False, **settings: str) -> WorkerProcess:
-        """Start a worker. `settings` are variables without their prefix, in small letters."""
+        """Start a worker. `settings` are variables without their prefix, in lower case."""
         variables = self.environment() | {f"DARKROOM_{name.upper()}": value for name, value in settings.items()}
         if hold_load is not None:
             hold_load.mkdir()
@@ -177,13 +177,13 @@ class Place:
         return worker
 
     def stop(self) -> None:
-        """End the workers that were started here."""
+        """Kill the workers that were started here."""
         for worker in self._workers:
             worker.kill()
 
 
-class House(Place):
-    """A place, and what a test does there: give jobs, look on, wait."""
+class Testbed(WorkerHost):
+    """A host of workers with the steps of a test: submit jobs, observe them, wait."""
 
     def __init__(self, ledger: AsyncLedger, *, redis_url: str, namespace: str, folder: Path) -> None:
         super().__init__(redis_url=redis_url, namespace=namespace, folder=folder)
@@ -191,7 +191,7 @@ class House(Place):
         self.store = ArtifactStore(self.store_folder.as_uri())
 
     async def ready_worker(self, *, breakable: bool = False, **settings: str) -> WorkerProcess:
-        """A worker that takes jobs."""
+        """A worker that is ready."""
         worker = self.worker(None, breakable=breakable, **settings)
         await self.registered(worker, WorkerState.READY)
         return worker
@@ -199,7 +199,7 @@ class House(Place):
     async def submit(
         self, *, run_timeout: float = 60, max_attempts: int = 3, traceparent: str | None = None, **given: Any
     ) -> str:
-        """Have a job accepted, with parameters `given` as if submit had validated them. Answers its id."""
+        """Accept a job with the parameters `given`, as if submit had validated them. Returns its id."""
         job_id = new_job_id(time.time_ns() // 1_000_000)
         model = given.pop("model", MODEL)
         parameters = {"prompt": "a test", "steps": 1, "seconds": 0, "images": 1, "seed": 7} | given
@@ -250,16 +250,16 @@ class House(Place):
         return await self.until(found, what)
 
     async def entries(self, job_id: str, event: JobEvent) -> list[LogEntry]:
-        """The entries of the job's log that tell of such an event."""
+        """The entries of the job log with this event."""
         return [entry for entry in await reads.log(self.ledger, job_id) if entry.event is event]
 
     async def registration(self, worker: WorkerProcess) -> WorkerRecord | None:
-        """What the worker says it is, None when it says nothing."""
+        """The worker's registration, or None."""
         found = [record for record in await reads.workers(self.ledger) if f"-{worker.pid}-" in record.name]
         return found[0] if found else None
 
     async def said(self, worker: WorkerProcess, event: str, *, times: int = 1, **fields: str) -> list[dict[str, Any]]:
-        """What the worker logged under that name with these fields, once it did so often."""
+        """The worker's log entries with this event and these fields, once there are `times` of them."""
 
         async def found() -> list[dict[str, Any]] | None:
             lines = [line for line in worker.said(event) if fields.items() <= line.items()]
@@ -277,7 +277,7 @@ class House(Place):
         return await self.until(found, f"the worker is {state}")
 
     async def until(self, condition: Callable[[], Awaitable[T | None]], what: str) -> T:
-        """The condition's answer once it is there. A test that waits in vain says for what."""
+        """The result of the condition once it is not None. `what` is in the error after the deadline."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
             answer = await condition()
@@ -301,13 +301,13 @@ class WorkerProcess(Part):
         return self.process.pid
 
     def kill(self) -> None:
-        """End it as a power cut would; its child goes with it."""
+        """Kill it without a shutdown, like a power cut. Its child exits too."""
         if self.is_running:
             self.process.kill()
         self.wait()
 
     def children(self) -> list[int]:
-        """The processes that run jobs: one, or none while it is replaced."""
+        """The child processes: one, or none while it is replaced."""
         found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in found if b"spawn_main" in _command_line(int(pid))]
 

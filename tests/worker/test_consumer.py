@@ -1,4 +1,4 @@
-"""How the worker's parent speaks with the queue broker: what it leaves there, and what it tells those who ask."""
+"""The worker's parent and the queue broker (Redis): its messages, its keys and its events."""
 
 from __future__ import annotations
 
@@ -23,90 +23,90 @@ from darkroom.ledger.connection import connect, connect_async
 from darkroom.updates import celery_status
 
 from tests.waiting import DEADLINE_S
-from tests.worker.running_worker import POOL, House
+from tests.worker.running_worker import POOL, Testbed
 
 
 @pytest.fixture
-async def house(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[House]:
+async def testbed(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[Testbed]:
     client = connect_async(redis_url)
-    house = House(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
-    yield house
-    house.stop()
+    testbed = Testbed(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
+    yield testbed
+    testbed.stop()
     await client.aclose()
 
 
-async def test_the_queue_broker_remembers_nothing_of_a_job_that_runs_but_in_the_ledger(house: House) -> None:
-    """A message that was taken is of no use to anybody: the lease says that the job runs."""
-    await house.ready_worker()
-    job_id = await house.submit(steps=100, seconds=1)
-    await house.running(job_id)
+async def test_a_running_job_has_keys_only_in_the_ledger(testbed: Testbed) -> None:
+    """The message of a running job is not stored: the lease is the record of the attempt."""
+    await testbed.ready_worker()
+    job_id = await testbed.submit(steps=100, seconds=1)
+    await testbed.running(job_id)
 
-    with connect(house.redis_url) as client:
-        kept = [name.decode() for name in client.scan_iter(f"{house.namespace}:celery:*")]
-    record = await house.ended(job_id)
+    with connect(testbed.redis_url) as client:
+        kept = [name.decode() for name in client.scan_iter(f"{testbed.namespace}:celery:*")]
+    record = await testbed.ended(job_id)
 
     assert [name for name in kept if "unacked" in name or name.endswith(queues.queue_name(POOL))] == []
     assert (record.state, record.attempt) == (State.COMPLETED, 1)
 
 
-async def test_a_worker_whose_connections_were_cut_takes_the_next_job(house: House) -> None:
-    """The client that it kept for the queue broker is of no use then; it makes itself another."""
-    await house.ready_worker()
-    before = await house.ended(await house.submit())
+async def test_a_worker_reconnects_after_its_connections_were_cut(testbed: Testbed) -> None:
+    """The client that it keeps for the queue broker is replaced."""
+    await testbed.ready_worker()
+    before = await testbed.ended(await testbed.submit())
 
-    with connect(house.redis_url) as client:
+    with connect(testbed.redis_url) as client:
         for kind in ("normal", "pubsub"):
             client.client_kill_filter(_type=kind, skipme=True)
-    record = await house.ended(await house.submit())
+    record = await testbed.ended(await testbed.submit())
 
     assert (record.state, record.attempt, record.worker) == (State.COMPLETED, 1, before.worker)
 
 
-async def test_who_asks_for_the_events_of_tasks_is_told_all_of_them_though_the_worker_ends(house: House) -> None:
-    """As Flower asks. They are told in batches; the last batch goes out before the worker has gone."""
-    worker = await house.ready_worker()
-    told: list[tuple[str, str | None]] = []
-    with Celery("tests", broker=house.redis_url, set_as_current=False) as app:
-        app.conf.broker_transport_options = queues.transport_options(house.namespace, POOL)
-        hearing = asyncio.create_task(asyncio.to_thread(_hear, app, told))
-        await house.until(lambda: _any(told), "an event of the worker's own is heard")
+async def test_all_events_of_a_task_are_sent_before_the_worker_exits(testbed: Testbed) -> None:
+    """As Flower receives them. They are sent in batches, the last one before the worker exits."""
+    worker = await testbed.ready_worker()
+    events: list[tuple[str, str | None]] = []
+    with Celery("tests", broker=testbed.redis_url, set_as_current=False) as app:
+        app.conf.broker_transport_options = queues.transport_options(testbed.namespace, POOL)
+        receiving = asyncio.create_task(asyncio.to_thread(_receive, app, events))
+        await testbed.until(lambda: _any(events), "an event of the worker is received")
         await asyncio.to_thread(app.control.enable_events, reply=True, limit=1)
-        job_id = await house.submit()
-        await house.ended(job_id)
+        job_id = await testbed.submit()
+        await testbed.ended(job_id)
         worker.stop()
-        await hearing
+        await receiving
 
-    assert [kind for kind, about in told if about == job_id] == ["task-received", "task-started", "task-succeeded"]
+    assert [kind for kind, about in events if about == job_id] == ["task-received", "task-started", "task-succeeded"]
 
 
-async def test_the_events_of_a_task_say_how_its_job_ended(house: House) -> None:
-    """So that Flower shows what `GET /tasks/{id}` returns: Celery alone would report a success of each."""
-    worker = await house.ready_worker(drain_grace_s="0.2")
-    told: list[tuple[str, str | None]] = []
-    with Celery("tests", broker=house.redis_url, set_as_current=False) as app:
-        app.conf.broker_transport_options = queues.transport_options(house.namespace, POOL)
-        hearing = asyncio.create_task(asyncio.to_thread(_hear, app, told))
-        await house.until(lambda: _any(told), "an event of the worker's own is heard")
+async def test_the_events_of_a_task_match_the_state_of_its_job(testbed: Testbed) -> None:
+    """So that Flower shows the status of `GET /tasks/{id}`: Celery alone would report success for each."""
+    worker = await testbed.ready_worker(drain_grace_s="0.2")
+    events: list[tuple[str, str | None]] = []
+    with Celery("tests", broker=testbed.redis_url, set_as_current=False) as app:
+        app.conf.broker_transport_options = queues.transport_options(testbed.namespace, POOL)
+        receiving = asyncio.create_task(asyncio.to_thread(_receive, app, events))
+        await testbed.until(lambda: _any(events), "an event of the worker is received")
         await asyncio.to_thread(app.control.enable_events, reply=True, limit=1)
 
-        refused = await house.submit(failure=ErrorKind.INVALID_INPUT)
-        await house.ended(refused)
-        retried = await house.submit(failure=ErrorKind.TRANSIENT)
-        await house.in_state(retried, lambda record: record.counted == 1, "the job waits for its next attempt")
-        cancelled = await house.submit(steps=600, seconds=60)
-        await house.running(cancelled)
-        await house.ledger.run(calls.cancel(cancelled, tenant=None))
-        await house.ended(cancelled)
-        killed = await house.submit(steps=600, seconds=60, max_attempts=1)
-        await house.running(killed)
+        refused = await testbed.submit(failure=ErrorKind.INVALID_INPUT)
+        await testbed.ended(refused)
+        retried = await testbed.submit(failure=ErrorKind.TRANSIENT)
+        await testbed.in_state(retried, lambda record: record.counted == 1, "the job waits for its next attempt")
+        cancelled = await testbed.submit(steps=600, seconds=60)
+        await testbed.running(cancelled)
+        await testbed.ledger.run(calls.cancel(cancelled, tenant=None))
+        await testbed.ended(cancelled)
+        killed = await testbed.submit(steps=600, seconds=60, max_attempts=1)
+        await testbed.running(killed)
         os.kill(worker.children()[0], signal.SIGKILL)
-        await house.ended(killed)
-        released = await house.submit(steps=600, seconds=60)
-        await house.running(released)
+        await testbed.ended(killed)
+        released = await testbed.submit(steps=600, seconds=60)
+        await testbed.running(released)
         worker.stop()
-        await hearing
+        await receiving
 
-    ends = {job_id: [kind for kind, about in told if about == job_id][2:] for _, job_id in told if job_id}
+    ends = {job_id: [kind for kind, about in events if about == job_id][2:] for _, job_id in events if job_id}
     assert ends == {
         refused: ["task-failed"],
         retried: ["task-retried"],
@@ -114,7 +114,7 @@ async def test_the_events_of_a_task_say_how_its_job_ended(house: House) -> None:
         killed: ["task-failed"],
         released: ["task-retried"],
     }
-    assert celery_status(await house.job(released)) == "RETRY"
+    assert celery_status(await testbed.job(released)) == "RETRY"
 
 
 SECRET = "a prompt that no other user may read"
@@ -189,7 +189,7 @@ FOREIGN: Mapping[str, bytes] = {
 
 
 def command(call: object, **changes: Any) -> bytes:
-    """A message of the control channel in the form that kombu gives it."""
+    """A message of the control channel as kombu publishes it."""
     properties = {"body_encoding": "base64", "delivery_tag": JOBLESS, "delivery_info": {"exchange": "celery.pidbox"}}
     whole = {"content-type": "application/json", "content-encoding": "utf-8", "headers": {"clock": 1}}
     return json.dumps({**whole, "properties": properties, "body": body(call), **changes}).encode()
@@ -211,26 +211,26 @@ NO_COMMANDS: Mapping[str, bytes] = {
 }
 
 
-async def test_foreign_messages_end_no_worker_and_are_dropped_counted_and_reported(house: House) -> None:
-    worker = await house.ready_worker()
-    with connect(house.redis_url) as client:
-        prefix = f"{house.namespace}:celery:"
+async def test_foreign_messages_are_dropped_counted_and_reported(testbed: Testbed) -> None:
+    worker = await testbed.ready_worker()
+    with connect(testbed.redis_url) as client:
+        prefix = f"{testbed.namespace}:celery:"
         client.lpush(prefix + queues.queue_name(POOL), *FOREIGN.values())
         for raw in (*FOREIGN.values(), *NO_COMMANDS.values()):
-            client.publish(f"{prefix}/{_database(house.redis_url)}.celery.pidbox", raw)
-        job_id = await house.submit()
-        record = await house.ended(job_id)
+            client.publish(f"{prefix}/{_database(testbed.redis_url)}.celery.pidbox", raw)
+        job_id = await testbed.submit()
+        record = await testbed.ended(job_id)
 
         async def counted() -> bool | None:
-            dropped = (await reads.foreign_messages(house.ledger, [POOL]))[POOL]
+            dropped = (await reads.foreign_messages(testbed.ledger, [POOL]))[POOL]
             return dropped.count >= 2 * len(FOREIGN) + len(NO_COMMANDS) or None
 
-        await house.until(counted, "all of them are counted")
+        await testbed.until(counted, "all of them are counted")
         assert (record.state, record.attempt) == (State.COMPLETED, 1)
         assert worker.is_running
 
-        async with connect_async(house.redis_url) as async_client:
-            diagnosis = diagnose(await examine(async_client, house.namespace, Limits()), Limits())
+        async with connect_async(testbed.redis_url) as async_client:
+            diagnosis = diagnose(await examine(async_client, testbed.namespace, Limits()), Limits())
         seen = {finding.check: finding.symptom.seen for finding in diagnosis.findings}
         assert f"workers of pool {POOL} dropped" in seen["foreign-messages"]
 
@@ -263,15 +263,15 @@ def paths() -> list[str]:
     return found + [f"headers__{name}" for name in ("traceparent", *CELERYS_OWN)]
 
 
-async def test_no_value_at_any_path_of_a_message_ends_a_worker_or_its_child(house: House) -> None:
-    worker = await house.ready_worker()
+async def test_no_value_in_a_message_crashes_the_worker_or_its_child(testbed: Testbed) -> None:
+    worker = await testbed.ready_worker()
     child = worker.children()
-    with connect(house.redis_url) as client:
-        name = f"{house.namespace}:celery:{queues.queue_name(POOL)}"
+    with connect(testbed.redis_url) as client:
+        name = f"{testbed.namespace}:celery:{queues.queue_name(POOL)}"
         for path in paths():
             for value in VALUES:
                 client.lpush(name, message(**{path: value}))
-        record = await house.ended(await house.submit())
+        record = await testbed.ended(await testbed.submit())
         assert (record.state, record.attempt, worker.children()) == (State.COMPLETED, 1, child)
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
@@ -294,15 +294,15 @@ def test_a_jobs_message_is_not_foreign() -> None:
     assert queues.foreign(message()) is None
 
 
-async def _any(told: list[tuple[str, str | None]]) -> bool | None:
-    return bool(told) or None
+async def _any(events: list[tuple[str, str | None]]) -> bool | None:
+    return bool(events) or None
 
 
-def _hear(app: Celery, told: list[tuple[str, str | None]]) -> None:
-    """The kind of each event and the task that it is about, until the worker says that it goes."""
+def _receive(app: Celery, events: list[tuple[str, str | None]]) -> None:
+    """Collect the type and the task of each event until the worker is offline."""
 
     def note(event: dict[str, Any]) -> None:
-        told.append((event["type"], event.get("uuid")))
+        events.append((event["type"], event.get("uuid")))
         receiver.should_stop = event["type"] == "worker-offline"
 
     with app.connection_for_read() as connection:

@@ -1,4 +1,4 @@
-"""The engines through the door that the worker uses: real pipelines of diffusers on the stand-ins' weights."""
+"""The engines, through the interface that the worker uses: real diffusers pipelines with the stand-ins' weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ each_model = pytest.mark.parametrize("name", MODELS)
 
 
 class Studio:
-    """One loaded engine per model, and the way to ask it for something."""
+    """One loaded engine per model, and a call to run it."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
@@ -68,11 +68,11 @@ class Studio:
 
 
 def ignore(_step: int, _total: int) -> None:
-    """What most tests do with progress."""
+    """Ignore progress."""
 
 
 def complete(model: Model, *, seed: int = 1, **given: Any) -> dict[str, object]:
-    """What a worker gets: `SMALL` with what is given, checked, with every default and a seed."""
+    """The parameters that a worker passes: `SMALL` and the given ones, validated, with all defaults and a seed."""
     return {**validate(model, {**SMALL, **given}), "seed": seed}
 
 
@@ -135,21 +135,21 @@ def test_every_parameter_shows_in_the_picture(studio: Studio, name: str, other: 
 
 
 @each_model
-def test_the_documents_size_is_taken(studio: Studio, name: str) -> None:
+def test_the_size_of_a_request_is_the_size_of_the_picture(studio: Studio, name: str) -> None:
     picture = studio.run(name, width=832, height=1216, steps=1).pictures[0]
     assert (picture.width, picture.height) == (832, 1216)
     assert pixels(picture).shape == (1216, 832, 3)
 
 
 @each_model
-def test_each_picture_of_a_job_is_what_its_seed_gives_alone(studio: Studio, name: str) -> None:
+def test_each_picture_of_a_job_equals_the_one_that_its_seed_gives_alone(studio: Studio, name: str) -> None:
     together = studio.run(name, images=3, seed=5).pictures
     alone = [studio.run(name, seed=seed).pictures[0] for seed in (5, 6, 7)]
     assert list(together) == alone
 
 
 def test_without_a_seed_each_attempt_at_a_job_makes_the_same_picture(studio: Studio) -> None:
-    """As with a model whose file has no such parameter; other jobs get other seeds."""
+    """For a model without the parameter `seed`; other jobs get other seeds."""
     parameters = {name: value for name, value in complete(studio.catalogue.get("sd")).items() if name != "seed"}
     first, again, other = (
         studio.engine("sd").run(parameters, job_id=job_id, on_step=ignore) for job_id in ("one", "one", "other")
@@ -170,7 +170,7 @@ SCHEDULERS = [
 
 
 @pytest.mark.parametrize(("name", "scheduler"), SCHEDULERS)
-def test_every_scheduler_of_the_catalogue_works_repeats_itself_and_leaves_no_trace(
+def test_every_scheduler_of_the_catalogue_is_reproducible_and_stateless(
     studio: Studio, name: str, scheduler: str
 ) -> None:
     before = studio.run(name)
@@ -181,12 +181,12 @@ def test_every_scheduler_of_the_catalogue_works_repeats_itself_and_leaves_no_tra
 
 
 @each_model
-def test_each_scheduler_name_stands_for_another_scheduler(studio: Studio, name: str) -> None:
+def test_each_scheduler_name_is_a_different_scheduler(studio: Studio, name: str) -> None:
     names = [scheduler for model, scheduler in SCHEDULERS if model == name]
     assert len({studio.run(name, scheduler=scheduler).record["scheduler"] for scheduler in names}) == len(names)
 
 
-def test_the_block_cache_shows_and_leaves_no_trace(studio: Studio) -> None:
+def test_the_block_cache_affects_only_its_own_run(studio: Studio) -> None:
     before = studio.run("flux", steps=8)
     first, second = (studio.run("flux", steps=8, cache_threshold=1.0) for _ in range(2))
     assert first == second
@@ -206,44 +206,44 @@ def test_a_model_that_declares_no_seed_gets_the_one_that_was_drawn(studio: Studi
 
 @each_model
 def test_progress_counts_every_step_of_all_pictures(studio: Studio, name: str) -> None:
-    told: list[tuple[int, int]] = []
-    studio.run(name, lambda *progress: told.append(progress), images=2, steps=4)
-    steps = [step for step, _ in told]
-    assert {total for _, total in told} == {8}
+    reported: list[tuple[int, int]] = []
+    studio.run(name, lambda *progress: reported.append(progress), images=2, steps=4)
+    steps = [step for step, _ in reported]
+    assert {total for _, total in reported} == {8}
     assert steps == sorted(steps)
     assert set(steps) == set(range(1, 9))
 
 
 @pytest.mark.parametrize("scheduler", ["heun", "pndm"])
-def test_a_scheduler_that_looks_twice_a_step_counts_no_further(studio: Studio, scheduler: str) -> None:
-    told: list[tuple[int, int]] = []
-    studio.run("sd", lambda *progress: told.append(progress), scheduler=scheduler, steps=4)
-    assert len(told) > 4
-    assert told[0] == (1, 4)
-    assert told[-1] == (4, 4)
+def test_progress_with_two_timesteps_per_step_ends_at_the_last_step(studio: Studio, scheduler: str) -> None:
+    reported: list[tuple[int, int]] = []
+    studio.run("sd", lambda *progress: reported.append(progress), scheduler=scheduler, steps=4)
+    assert len(reported) > 4
+    assert reported[0] == (1, 4)
+    assert reported[-1] == (4, 4)
 
 
 class Gone(Exception):
-    """Somebody else's exception, as Celery's time limit is."""
+    """An exception of another library, such as Celery's time limit."""
 
 
 @each_model
 @pytest.mark.parametrize("reason", [Interrupted, Gone, ConnectionError, ValueError])
-def test_what_on_step_raises_stops_the_run_in_that_step_and_arrives_as_it_is(
+def test_an_exception_of_on_step_stops_the_run_and_is_raised_unchanged(
     studio: Studio, name: str, reason: type[Exception]
 ) -> None:
     before = studio.run(name)
-    told: list[int] = []
+    reported: list[int] = []
     raised = reason("stop")
 
     def stop(step: int, _total: int) -> None:
-        told.append(step)
+        reported.append(step)
         raise raised
 
     with pytest.raises(reason) as caught:
         studio.run(name, stop, images=2, steps=8)
     assert caught.value is raised
-    assert told == [1]
+    assert reported == [1]
     assert studio.run(name) == before, "the engine is as usable as before"
 
 
@@ -259,15 +259,15 @@ def test_an_interrupted_run_leaves_no_cache_and_no_scheduler_behind(studio: Stud
     assert studio.run("flux") == before
 
 
-def test_a_pipeline_that_reports_no_steps_still_ends_at_the_last_one(silent_model: Model) -> None:
+def test_a_pipeline_without_step_callbacks_reports_its_last_step(silent_model: Model) -> None:
     engine = loaded(silent_model)
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
             engine.run(
-                complete(silent_model, images=2), job_id="a-job", on_step=lambda *progress: told.append(progress)
+                complete(silent_model, images=2), job_id="a-job", on_step=lambda *progress: reported.append(progress)
             )
-    assert told == [(3, 6), (6, 6)] * 2
+    assert reported == [(3, 6), (6, 6)] * 2
     assert [entry["event"] for entry in logs] == ["no_progress"], "said once, not with every job"
 
 
@@ -312,7 +312,7 @@ def silent_model(catalogue: Catalogue, stand_ins: Path, tmp_path: Path) -> Model
 
 
 @each_model
-def test_a_png_says_how_it_was_made_and_by_what(studio: Studio, name: str) -> None:
+def test_a_png_contains_its_parameters_and_its_model(studio: Studio, name: str) -> None:
     run = studio.run(name, prompt="ein Leuchtturm bei Dämmerung 灯台", images=2, seed=7)
     written = texts(run.pictures[1])
     assert written["model_served"] == f"{name} stand-in, untrained weights"
@@ -323,7 +323,7 @@ def test_a_png_says_how_it_was_made_and_by_what(studio: Studio, name: str) -> No
     assert (parameters["seed"], parameters["images"]) == (8, 1)
 
 
-def test_without_metadata_a_png_names_no_parameters(catalogue: Catalogue) -> None:
+def test_without_metadata_a_png_contains_no_parameters(catalogue: Catalogue) -> None:
     model = catalogue.get("sd")
     engine = make_engine(model, metadata=False)
     engine.load()
@@ -343,12 +343,12 @@ def test_the_parameters_in_a_png_submitted_again_give_that_file(studio: Studio, 
 
 
 @each_model
-def test_how_a_result_travels_does_not_change_the_file(studio: Studio, name: str) -> None:
+def test_delivery_parameters_do_not_change_the_file(studio: Studio, name: str) -> None:
     assert studio.run(name, enable_base64_output=True).pictures == studio.run(name).pictures
 
 
 @each_model
-def test_the_record_says_all_that_another_run_needs(studio: Studio, name: str) -> None:
+def test_the_record_reproduces_the_run(studio: Studio, name: str) -> None:
     model = studio.catalogue.get(name)
     parameters = complete(model, images=2, seed=7)
     run = studio.engine(name).run(parameters, job_id="a-job", on_step=ignore)
@@ -371,7 +371,7 @@ def test_the_record_says_all_that_another_run_needs(studio: Studio, name: str) -
 
 @pytest.fixture
 def strict_sd(catalogue: Catalogue, stand_ins: Path, tmp_path: Path) -> Model:
-    """The stand-in for `sd` with a checker that objects to everything."""
+    """The stand-in for `sd` with a checker that flags every picture."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -396,9 +396,7 @@ def strict_sd(catalogue: Catalogue, stand_ins: Path, tmp_path: Path) -> Model:
     return replace(catalogue.get("sd"), source=str(tmp_path))
 
 
-def test_the_safety_checker_blackens_what_it_objects_to_and_is_left_out_on_request(
-    studio: Studio, strict_sd: Model
-) -> None:
+def test_the_safety_checker_blackens_flagged_pictures_and_can_be_disabled(studio: Studio, strict_sd: Model) -> None:
     engine = loaded(strict_sd)
     runs = [
         engine.run(complete(strict_sd, safety_checker=wanted), job_id="a-job", on_step=ignore)
@@ -411,14 +409,14 @@ def test_the_safety_checker_blackens_what_it_objects_to_and_is_left_out_on_reque
     assert np.array_equal(pixels(runs[1].pictures[0]), pixels(unchecked))
 
 
-def test_weights_without_a_checker_are_not_called_checked(studio: Studio) -> None:
+def test_the_record_of_weights_without_a_safety_checker_has_none(studio: Studio) -> None:
     assert studio.run("sd", safety_checker=True).record["safety_checker"] is False
 
 
 # Failures
 
 
-def test_what_the_pipeline_refuses_is_invalid_input(studio: Studio) -> None:
+def test_parameters_that_the_pipeline_rejects_are_invalid_input(studio: Studio) -> None:
     parameters = complete(studio.catalogue.get("sd")) | {"width": 100}
     with structlog.testing.capture_logs(), pytest.raises(RejectedInput, match="divisible by 8") as caught:
         studio.engine("sd").run(parameters, job_id="a-job", on_step=ignore)
@@ -439,7 +437,7 @@ def test_more_than_the_memory_holds_is_out_of_memory_and_the_engine_stays_usable
 # Lean runs
 
 
-def test_a_lean_run_decodes_in_tiles_says_so_and_leaves_no_trace(
+def test_a_lean_run_decodes_in_tiles_records_it_and_affects_no_other_run(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = studio.run("sd", width=256, height=256)
@@ -464,7 +462,7 @@ def test_a_lean_run_decodes_in_tiles_says_so_and_leaves_no_trace(
 
 
 @each_model
-def test_every_pipeline_has_a_lean_run_that_repeats_itself(studio: Studio, name: str) -> None:
+def test_a_lean_run_of_every_pipeline_is_reproducible(studio: Studio, name: str) -> None:
     parameters = complete(studio.catalogue.get(name))
     first, second = (studio.engine(name).run(parameters, job_id="a-job", on_step=ignore, lean=True) for _ in range(2))
     assert first == second
@@ -472,7 +470,7 @@ def test_every_pipeline_has_a_lean_run_that_repeats_itself(studio: Studio, name:
 
 
 class FakeGpu:
-    """Stands for the GPU that is not here: where the pipeline was put, in order."""
+    """A fake GPU: the devices to which the pipeline was moved, in order."""
 
     def __init__(self, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.moves: list[str] = []
@@ -490,7 +488,7 @@ class FakeGpu:
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_on_a_gpu_a_lean_run_keeps_only_what_works_there_and_puts_all_back(
+def test_on_a_gpu_a_lean_run_offloads_parts_and_moves_them_back(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, interrupted: bool
 ) -> None:
     def stop(_step: int, _total: int) -> None:
@@ -508,7 +506,7 @@ def test_on_a_gpu_a_lean_run_keeps_only_what_works_there_and_puts_all_back(
     assert gpu.moves == ["offloaded", "no hooks", "cuda"]
 
 
-def test_a_pipeline_that_does_not_go_back_to_its_gpu_is_a_worker_fault(
+def test_a_pipeline_that_cannot_be_moved_back_to_its_gpu_is_a_worker_fault(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = studio.engine("sd")
@@ -530,10 +528,10 @@ def test_a_pipeline_that_does_not_go_back_to_its_gpu_is_a_worker_fault(
     ],
     ids=["out of memory", "cuBLAS without memory", "illegal access", "cuDNN", "two devices", "other", "disk"],
 )
-def test_a_device_fails_by_kind(
+def test_a_device_failure_has_its_kind(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, failure: Exception, kind: type[EngineError]
 ) -> None:
-    """There is no GPU here that could fail, so the denoiser raises what torch raises for one."""
+    """Without a GPU that could fail, the denoiser raises torch's exception for one."""
 
     def fail(*_arguments: object, **_keywords: object) -> None:
         raise failure
@@ -547,9 +545,7 @@ def test_a_device_fails_by_kind(
     assert [(entry["event"], entry["job"], entry["kind"]) for entry in logs] == [("run_failed", "a-job", kind.kind)]
 
 
-def test_what_fails_after_the_first_step_is_not_the_inputs_fault(
-    studio: Studio, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_after_the_first_step_is_not_invalid_input(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Any = studio.engine("sd")
     unet = engine._pipeline.unet
     right, calls = unet.forward, iter([True, False])
@@ -567,9 +563,7 @@ def test_what_fails_after_the_first_step_is_not_the_inputs_fault(
         studio.run("sd")
 
 
-def test_a_result_that_is_not_a_number_is_no_black_picture_but_a_failure(
-    catalogue: Catalogue, stand_ins: Path, tmp_path: Path
-) -> None:
+def test_a_result_of_nan_fails_the_run(catalogue: Catalogue, stand_ins: Path, tmp_path: Path) -> None:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(stand_ins / "sd-standin")
     pipeline.vae.decoder.conv_out.bias.data.fill_(float("nan"))
     pipeline.save_pretrained(tmp_path)
@@ -649,12 +643,12 @@ def test_weights_that_are_pickled_are_not_loaded(catalogue: Catalogue, tmp_path:
 # The choice of an engine, and the hub
 
 
-def test_an_engine_that_there_is_not_is_a_bad_setting(catalogue: Catalogue) -> None:
+def test_an_unknown_engine_is_a_setting_error(catalogue: Catalogue) -> None:
     with pytest.raises(errors.SettingError, match=r"model sd: unknown engine 'comfyui' \(known: diffusers, instant\)"):
         make_engine(replace(catalogue.get("sd"), engine="comfyui"))
 
 
-def test_the_contract_is_there_without_torch() -> None:
+def test_the_interface_of_engines_does_not_import_torch() -> None:
     script = (
         "import sys, darkroom_worker.engines.registry, darkroom_worker.engines.instant; print('torch' in sys.modules)"
     )
@@ -684,22 +678,20 @@ print(json.dumps(engine.run(parameters, job_id="a-job", on_step=lambda step, tot
 """
 
 
-def test_a_model_of_the_hub_is_fetched_when_it_is_loaded_and_its_commit_recorded(
-    stand_ins: Path, tmp_path: Path
-) -> None:
+def test_a_model_of_the_hub_is_downloaded_and_its_commit_recorded(stand_ins: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
-    (models / "sd.toml").write_text('extends = "sd"\nsource = "somebody/sd"\nrevision = "v1"\n')
-    with Hub(stand_ins / "sd-standin", repository="somebody/sd", revision="v1") as hub:
+    (models / "sd.toml").write_text('extends = "sd"\nsource = "someone/sd"\nrevision = "v1"\n')
+    with Hub(stand_ins / "sd-standin", repository="someone/sd", revision="v1") as hub:
         said = in_another_process(
             FROM_THE_HUB, str(models), HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "cache"), NO_PROXY="127.0.0.1"
         )
     record = json.loads(said)
-    assert (record["source"], record["revision"]) == ("somebody/sd", hub.commit)
+    assert (record["source"], record["revision"]) == ("someone/sd", hub.commit)
     assert record["model_served"] == "sd"
-    assert hub.asked
-    assert all("telemetry" not in path for path in hub.asked)
-    assert all("torch" not in agent for agent in hub.agents), "the machine's versions are nobody's business"
+    assert hub.requested
+    assert all("telemetry" not in path for path in hub.requested)
+    assert all("torch" not in agent for agent in hub.agents), "the machine's versions are not disclosed"
 
 
 # The instant engine
@@ -711,11 +703,11 @@ def instant(catalogue: Catalogue) -> Engine:
 
 
 def test_the_instant_engine_gives_one_small_picture_per_seed(instant: Engine) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     run = instant.run(
-        {"seed": 3, "images": 2, "steps": 2}, job_id="a-job", on_step=lambda *progress: told.append(progress)
+        {"seed": 3, "images": 2, "steps": 2}, job_id="a-job", on_step=lambda *progress: reported.append(progress)
     )
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert reported == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [picture.seed for picture in run.pictures] == [3, 4]
     first, second = (pixels(picture) for picture in run.pictures)
     assert first.shape == (8, 8, 3)
@@ -726,21 +718,21 @@ def test_the_instant_engine_gives_one_small_picture_per_seed(instant: Engine) ->
 
 
 def test_the_instant_engine_needs_only_a_seed(instant: Engine) -> None:
-    told: list[tuple[int, int]] = []
-    first = instant.run({"seed": 3}, job_id="a-job", on_step=lambda *progress: told.append(progress))
-    assert told == [(1, 1)]
+    reported: list[tuple[int, int]] = []
+    first = instant.run({"seed": 3}, job_id="a-job", on_step=lambda *progress: reported.append(progress))
+    assert reported == [(1, 1)]
     assert first == instant.run({"seed": 3}, job_id="another-job", on_step=ignore)
 
 
 @pytest.mark.parametrize("kind", ["invalid_input", "out_of_memory", "transient", "worker_fault"])
-def test_the_instant_engine_fails_as_it_is_told_after_its_first_step(instant: Engine, kind: str) -> None:
-    told: list[int] = []
+def test_the_instant_engine_fails_with_the_requested_kind_after_its_first_step(instant: Engine, kind: str) -> None:
+    reported: list[int] = []
     with pytest.raises(EngineError) as caught:
         instant.run(
-            {"seed": 3, "steps": 4, "failure": kind}, job_id="a-job", on_step=lambda step, _total: told.append(step)
+            {"seed": 3, "steps": 4, "failure": kind}, job_id="a-job", on_step=lambda step, _total: reported.append(step)
         )
     assert caught.value.kind == kind
-    assert told == [1]
+    assert reported == [1]
 
 
 def test_the_instant_engine_is_interrupted_in_a_step(instant: Engine) -> None:

@@ -1,4 +1,4 @@
-"""What the worker's child decides by itself: how long a retry waits, when progress is told, when a run stops."""
+"""Decisions of the worker's child: delays of retries, progress, interruption, self-tests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 class AwayLedger(Ledger):
-    """A ledger that can be made not to answer."""
+    """A ledger that can be made unavailable."""
 
     away = False
     calls = 0
@@ -63,7 +63,7 @@ class AwayLedger(Ledger):
 
 
 class Clock:
-    """Seconds, as the test says."""
+    """A clock that the test sets."""
 
     now = 0.0
 
@@ -72,7 +72,7 @@ class Clock:
 
 
 class Stage:
-    """A claimed job whose steps the test makes."""
+    """A claimed job whose steps the test reports."""
 
     def __init__(self, redis_url: str, namespace: str) -> None:
         self.jobs = DrivenJobs(redis_url, namespace)
@@ -96,8 +96,8 @@ class Stage:
         self.clock.now = at
         self.steps(number, of)
 
-    def told(self) -> list[int]:
-        """The steps that the job's log tells of."""
+    def logged_steps(self) -> list[int]:
+        """The steps in the job log."""
         entries = self.jobs.redis.xrange(f"{self.ledger.namespace}:log:{self.job_id}")
         return [
             int(fields[b"data"].split(b'"step":')[1].split(b",")[0])
@@ -123,11 +123,11 @@ def stage(redis_url: str, namespace: str) -> Iterator[Stage]:
     stage.jobs.close()
 
 
-def test_progress_is_told_after_a_quarter_of_a_second_and_at_the_last_step(stage: Stage) -> None:
+def test_progress_is_logged_after_a_quarter_of_a_second_and_at_the_last_step(stage: Stage) -> None:
     for number, at in ((1, 0.0), (2, 0.1), (3, 0.24), (4, 0.25), (5, 0.49), (6, 0.5), (100, 0.51)):
         stage.step(number, at=at)
 
-    assert stage.told() == [1, 4, 6, 100]
+    assert stage.logged_steps() == [1, 4, 6, 100]
     assert stage.ledger.calls == 7
 
 
@@ -151,7 +151,7 @@ def test_a_lost_lease_stops_the_run_at_the_next_step(stage: Stage) -> None:
     assert stage.steps.stopped_by is LeaseStatus.LOST
 
 
-def test_a_run_stops_when_its_time_is_up(stage: Stage) -> None:
+def test_a_run_stops_after_its_run_timeout(stage: Stage) -> None:
     stage.step(1, at=100)
 
     with pytest.raises(Interrupted):
@@ -160,7 +160,7 @@ def test_a_run_stops_when_its_time_is_up(stage: Stage) -> None:
     assert stage.steps.stopped_by is None
 
 
-def test_the_time_that_a_progress_call_waits_is_no_run_time(stage: Stage) -> None:
+def test_run_time_excludes_the_wait_for_progress_calls(stage: Stage) -> None:
     def run_slowly(call: Call[T]) -> T:
         stage.clock.now += 60
         raise LedgerUnavailable("frozen")
@@ -174,7 +174,7 @@ def test_the_time_that_a_progress_call_waits_is_no_run_time(stage: Stage) -> Non
         stage.step(3, at=161)
 
 
-def test_a_run_goes_on_while_redis_is_away_and_does_not_ask_at_every_step(stage: Stage) -> None:
+def test_a_run_continues_without_calls_while_redis_is_unavailable(stage: Stage) -> None:
     stage.ledger.away = True
     for number in range(1, 11):
         stage.step(number, at=number * 0.1)
@@ -184,47 +184,49 @@ def test_a_run_goes_on_while_redis_is_away_and_does_not_ask_at_every_step(stage:
     stage.step(11, at=1.1)
     stage.step(12, at=2.2)
 
-    assert stage.told() == [12]
+    assert stage.logged_steps() == [12]
 
 
-def test_the_last_step_is_told_though_redis_was_away_just_before(stage: Stage) -> None:
+def test_the_last_step_is_reported_after_an_outage_of_redis(stage: Stage) -> None:
     stage.ledger.away = True
     stage.step(99, at=1)
     stage.ledger.away = False
 
     stage.step(100, at=1.01)
 
-    assert stage.told() == [100]
+    assert stage.logged_steps() == [100]
 
 
 @dataclass
-class Round:
-    """A watch as its probes see it."""
+class FakeSupervisor:
+    """The part of a supervisor that its probes read."""
 
     last_round_at: float
     accepts_jobs: bool = True
 
 
 @pytest.mark.parametrize(
-    ("path", "watch", "status"),
+    ("path", "supervisor", "status"),
     [
-        pytest.param("/healthz", Round(70), 200, id="it goes round"),
-        pytest.param("/healthz", Round(69), 503, id="it hangs"),
-        pytest.param("/healthz", Round(99, accepts_jobs=False), 200, id="it goes round and takes no jobs"),
-        pytest.param("/readyz", Round(99), 200, id="it takes jobs"),
-        pytest.param("/readyz", Round(99, accepts_jobs=False), 503, id="it takes none"),
-        pytest.param("/elsewhere", Round(99), 404, id="no probe"),
+        pytest.param("/healthz", FakeSupervisor(70), 200, id="rounds complete"),
+        pytest.param("/healthz", FakeSupervisor(69), 503, id="no round for 31 s"),
+        pytest.param("/healthz", FakeSupervisor(99, accepts_jobs=False), 200, id="rounds complete, no jobs accepted"),
+        pytest.param("/readyz", FakeSupervisor(99), 200, id="jobs accepted"),
+        pytest.param("/readyz", FakeSupervisor(99, accepts_jobs=False), 503, id="no jobs accepted"),
+        pytest.param("/elsewhere", FakeSupervisor(99), 404, id="no probe"),
     ],
 )
-def test_a_probe_is_answered_by_what_the_watch_does(path: str, watch: Round, status: int) -> None:
-    assert respond(path, watch, clock=lambda: 100).status == status
+def test_probes_are_answered_from_the_state_of_the_supervisor(
+    path: str, supervisor: FakeSupervisor, status: int
+) -> None:
+    assert respond(path, supervisor, clock=lambda: 100).status == status
 
 
 # Memory that does not suffice
 
 
 class NarrowEngine(InstantEngine):
-    """An engine on a device too small for its usual run, and where `lean_fails` for its lean one too."""
+    """An engine on a device too small for a normal run and, with `lean_fails`, for a lean one too."""
 
     def __init__(self, model: Model, *, lean_fails: bool) -> None:
         super().__init__(model)
@@ -239,7 +241,7 @@ class NarrowEngine(InstantEngine):
 
 
 class Narrow:
-    """A runner with such an engine, and the job that it ran."""
+    """A runner with such an engine, and its job."""
 
     def __init__(self, redis_url: str, namespace: str, store: Path, *, lean_fails: bool) -> None:
         jobs = DrivenJobs(redis_url, namespace)
@@ -263,7 +265,7 @@ class Narrow:
         jobs.close()
 
 
-def test_a_job_that_memory_does_not_suffice_for_is_run_lean_in_the_same_attempt(
+def test_a_job_that_runs_out_of_memory_is_run_lean_in_the_same_attempt(
     redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     narrow = Narrow(redis_url, namespace, tmp_path, lean_fails=False)
@@ -272,9 +274,7 @@ def test_a_job_that_memory_does_not_suffice_for_is_run_lean_in_the_same_attempt(
     assert narrow.answer == "completed"
 
 
-def test_a_job_that_does_not_fit_lean_either_is_tried_again_later(
-    redis_url: str, namespace: str, tmp_path: Path
-) -> None:
+def test_a_job_that_runs_out_of_memory_in_a_lean_run_is_retried(redis_url: str, namespace: str, tmp_path: Path) -> None:
     narrow = Narrow(redis_url, namespace, tmp_path, lean_fails=True)
     assert narrow.engine.runs == [False, True]
     assert (narrow.record.state, narrow.record.counted) == (State.PENDING, 1)
@@ -292,20 +292,20 @@ def is_out(gate: QueueGate) -> bool:
 
 @pytest.fixture
 def gate(memory: ChildMemory) -> QueueGate:
-    """Of a worker whose child is up."""
+    """The gate of a worker whose child is up."""
     gate = QueueGate("pool.quick", memory)
     gate.on_child_up()
     return gate
 
 
-def test_what_jobs_do_to_an_attempt_takes_no_worker_out(gate: QueueGate) -> None:
+def test_failures_of_jobs_do_not_make_a_worker_faulty(gate: QueueGate) -> None:
     for kind in (*[ErrorKind.TRANSIENT] * 5, *[ErrorKind.OUT_OF_MEMORY] * 5):
         gate.on_attempt_finished(f"pending: {kind}")
     assert not is_out(gate)
     assert gate.suspects is None
 
 
-def test_a_child_that_replaces_another_proves_itself_with_other_models_first(
+def test_a_child_that_replaces_another_tests_itself_with_other_models_first(
     gate: QueueGate, memory: ChildMemory
 ) -> None:
     for model in ("quick", "slow"):
@@ -321,7 +321,7 @@ def test_a_child_that_replaces_another_proves_itself_with_other_models_first(
     assert gate.suspects == frozenset()
 
 
-def test_two_faults_in_a_row_take_a_worker_out_until_a_child_has_proven_itself(
+def test_two_consecutive_faults_make_a_worker_faulty_until_a_child_passes_its_self_test(
     clock: Clock, memory: ChildMemory
 ) -> None:
     gate = QueueGate("pool.quick", memory, clock=clock)
@@ -344,7 +344,7 @@ def test_two_faults_in_a_row_take_a_worker_out_until_a_child_has_proven_itself(
     assert not is_out(gate)
 
 
-def test_a_probe_that_fails_is_repeated_later_each_time(clock: Clock, memory: ChildMemory) -> None:
+def test_a_failed_self_test_is_repeated_after_a_growing_pause(clock: Clock, memory: ChildMemory) -> None:
     gate = QueueGate("pool.quick", memory, clock=clock)
     gate.on_child_end(EXIT_FAULT)
     pauses = []
@@ -365,7 +365,7 @@ def test_a_completed_job_clears_faults(gate: QueueGate) -> None:
     assert not is_out(gate)
 
 
-def test_a_worker_that_drains_counts_no_faults(gate: QueueGate) -> None:
+def test_a_draining_worker_counts_no_faults(gate: QueueGate) -> None:
     gate.draining = True
     for _ in range(3):
         gate.on_child_end(EXIT_FAULT)
@@ -375,7 +375,7 @@ def test_a_worker_that_drains_counts_no_faults(gate: QueueGate) -> None:
 # Proof runs
 
 
-def test_three_different_jobs_that_fail_in_a_row_cause_a_proof_run() -> None:
+def test_three_different_jobs_that_fail_in_a_row_cause_a_self_test() -> None:
     failed = FailedJobs()
     assert [failed.failed(job_id) for job_id in ("a", "a", "a", "b", "b", "c")] == [False] * 5 + [True]
     failed.completed()
@@ -383,13 +383,13 @@ def test_three_different_jobs_that_fail_in_a_row_cause_a_proof_run() -> None:
 
 
 @pytest.mark.parametrize("model", list(Catalogue.load()), ids=lambda model: model.name)
-def test_a_proof_run_is_the_smallest_job_of_its_model(model: Model) -> None:
+def test_a_self_test_runs_the_smallest_job_of_its_model(model: Model) -> None:
     given = self_test_input(model)
     assert (given["width"], given["height"], given["steps"], given["images"]) == (64, 64, 1, 1)
 
 
 class CountingEngine(InstantEngine):
-    """An engine of which the first `failures` runs fail."""
+    """An engine whose first `failures` runs fail."""
 
     def __init__(self, model: Model, *, failures: int, error: type[Exception] = RuntimeError) -> None:
         super().__init__(model)
@@ -404,7 +404,7 @@ class CountingEngine(InstantEngine):
 
 
 def unexpected() -> None:
-    raise AssertionError("the proof run took too long")
+    raise AssertionError("the self-test took too long")
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def unexpected() -> None:
         pytest.param(99, WorkerFault, False, 1, id="a device that reports a fault"),
     ],
 )
-def test_a_proof_fails_when_every_run_of_it_does(
+def test_a_self_test_fails_if_all_of_its_runs_fail(
     failures: int, error: type[Exception], is_proven: bool, runs: int
 ) -> None:
     model = Catalogue.load().get("sd")
@@ -425,7 +425,7 @@ def test_a_proof_fails_when_every_run_of_it_does(
     assert engine.runs == runs
 
 
-def test_a_model_that_works_proves_the_device_though_another_does_not() -> None:
+def test_a_self_test_passes_if_one_model_works() -> None:
     catalogue = Catalogue.load()
     broken = CountingEngine(catalogue.get("flux"), failures=99)
     works = CountingEngine(catalogue.get("sd"), failures=0)
@@ -437,7 +437,7 @@ def test_a_model_that_works_proves_the_device_though_another_does_not() -> None:
 # Time that is no run time
 
 
-def test_pauses_add_up_and_one_that_lasts_counts_too(clock: Clock) -> None:
+def test_pauses_add_up_including_the_current_one(clock: Clock) -> None:
     memory = ChildMemory(["sd"], clock=clock)
     clock.now = 100
     memory.begin_attempt("sd")
