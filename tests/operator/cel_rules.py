@@ -28,7 +28,7 @@ _ABSENT = object()
 
 
 def with_defaults(schema: Object, value: Any) -> Any:
-    """The value with the defaults of its schema, those within defaults included; a null gives way to a default."""
+    """The value with the defaults of its schema, including nested ones; a default replaces a null."""
     if isinstance(value, list):
         return [with_defaults(schema.get("items", {}), item) for item in value]
     if not isinstance(value, dict):
@@ -49,7 +49,7 @@ def broken(schema: Object, value: Any, *, before: Any = _ABSENT) -> list[str]:
 
 
 def broken_by_defaults(schema: Object, path: str = "self") -> list[str]:
-    """The rules that a default of the schema breaks, by itself or within the value that it stands in."""
+    """The rules that a default of the schema breaks, by itself or within its parent."""
     found = []
     if "default" in schema:
         # The API server takes a default for the old value too.
@@ -97,7 +97,7 @@ def _of_member(schema: Object, name: str) -> Object:
 
 
 def _seen(schema: Object, value: Any) -> Any:
-    """What a rule sees of the value."""
+    """The value as rules see it."""
     if isinstance(value, list):
         return [_seen(schema.get("items", {}), item) for item in value]
     if not isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""A control plane with darkroom's CRD, and in a namespace of its own for each test what an operator needs.
+"""Fixtures: a control plane with darkroom's CRD, and for each test a namespace with the objects that an operator needs.
 
-A machine may lack the programs of a control plane, but the gate (`.ci/run`) may not.
+Tests are skipped on a machine without the programs of a control plane, but not in the gate (`.ci/run`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Object = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def manifests(repository: Path) -> dict[str, list[Object]]:
-    """What is shipped for the operator, by the name of the file."""
+    """The operator's manifests by the name of the file."""
     folder = repository / "knative" / "base" / "operator"
     return {path.stem: list(yaml.safe_load_all(path.read_text())) for path in folder.glob("*.yaml")}
 
@@ -48,14 +48,14 @@ def control_plane(
 
 @pytest.fixture(scope="session")
 def front(control_plane: ControlPlane) -> Iterator[str | None]:
-    """The address that the operator uses, where it is not the API server's own."""
+    """The address of the API server for the operator, if it is another one."""
     with control_plane.front() as address:
         yield address
 
 
 @dataclass
 class Stage:
-    """One namespace with the operator's account and rights, and short ways to look at what is in it."""
+    """One namespace with the operator's account and rights, and methods to read and change its objects."""
 
     control_plane: ControlPlane
     namespace: str
@@ -66,7 +66,7 @@ class Stage:
     operators: list[RunningOperator] = field(default_factory=list)
 
     def operator(self, *, redis_url: str | None = None, **settings: str) -> RunningOperator:
-        """One more operator, not started; it ends with the test."""
+        """Another operator, not started. It is stopped after the test."""
         running = RunningOperator(
             self.config,
             self.folder / f"operator-{len(self.operators)}.log",
@@ -113,18 +113,18 @@ class Stage:
         return [item for item in items if item["involvedObject"]["name"] == pool]
 
     def condition(self, pool: str, kind: str) -> Object:
-        """The condition, empty where there is none yet."""
+        """The condition, or an empty one."""
         conditions = (self.find_pool(pool) or {}).get("status", {}).get("conditions", [])
         return next((condition for condition in conditions if condition["type"] == kind), {})
 
     @property
     def budgets(self) -> str:
-        """Where the PodDisruptionBudgets are."""
+        """The path of the PodDisruptionBudgets."""
         version = "v1beta1" if self.control_plane.is_old else "v1"
         return f"/apis/policy/{version}/namespaces/{self.namespace}/poddisruptionbudgets"
 
     def has_replicas(self, pool: str, number: int) -> None:
-        """Wait for it."""
+        """Wait for the condition of the pool."""
         try:
             eventually(lambda: self.replicas(pool) == number, what=f"{pool} has {number} replicas")
         except AssertionError as error:
@@ -164,7 +164,7 @@ def stage(
 
 @pytest.fixture
 def kubelet(stage: Stage) -> Iterator[Kubelet]:
-    """Stands in for the kubelet of the stage's namespace: pods run and are ready, and end when they are told to."""
+    """A stand-in for the kubelet of the stage's namespace: pods run, are ready, and exit when they are deleted."""
     running = Kubelet(stage.control_plane, stage.namespace)
     running.start()
     yield running

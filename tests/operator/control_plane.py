@@ -36,7 +36,7 @@ START_DEADLINE_S = 120.0
 STOP_DEADLINE_S = 30.0
 
 CONTROLLERS = ("deployment", "replicaset", "disruption", "garbagecollector", "namespace", "serviceaccount")
-"""Those that pools need: pods come and go, and what belongs to something goes with it."""
+"""The controllers that pools need: Deployments, ReplicaSets and garbage collection."""
 
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
@@ -44,7 +44,7 @@ AUDIT_POLICY = {
     "omitStages": ["RequestReceived"],
     "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
 }
-"""What service accounts ask for is written down: who, what, and the answer's status."""
+"""The audit policy: requests of service accounts with user, object and response status."""
 
 JSON = "application/json"
 MERGE = "application/merge-patch+json"
@@ -52,7 +52,7 @@ STRATEGIC = "application/strategic-merge-patch+json"
 
 
 def assets() -> Path | None:
-    """The folder of the programs, or None where the machine names none."""
+    """The folder of the programs, or None if it is not set."""
     named = os.environ.get("KUBEBUILDER_ASSETS")
     if not named or not all((Path(named) / program).is_file() for program in PROGRAMS):
         return None
@@ -60,7 +60,7 @@ def assets() -> Path | None:
 
 
 def needed_assets() -> Path:
-    """The folder of the programs. Without them the test is skipped, but not in the gate."""
+    """The folder of the programs. Without it the test is skipped, but not in the gate."""
     programs = assets()
     if programs is None:
         why = "KUBEBUILDER_ASSETS names no folder with etcd, kube-apiserver and the others"
@@ -71,7 +71,7 @@ def needed_assets() -> Path:
 
 
 class ControlPlane:
-    """One control plane with its data in `folder`. Each of its processes is ended by its own pid."""
+    """One control plane with its data in `folder`. Each of its processes is stopped by its pid."""
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self._programs, self._folder = programs, folder
@@ -85,7 +85,7 @@ class ControlPlane:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What makes a request one of the cluster's admin."""
+        """The credentials of the cluster's admin."""
         return {"Authorization": f"Bearer {self._token}"}
 
     @property
@@ -94,7 +94,7 @@ class ControlPlane:
         return self._folder / "certificates" / "apiserver.crt"
 
     def start(self) -> None:
-        """Start, and return once pods can be made; raises RuntimeError with a log where it does not come up."""
+        """Start, and return once pods can be created. Raises RuntimeError with a log if it does not start."""
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "tokens.csv").write_text(f"{self._token},admin,admin,system:masters\n")
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -133,7 +133,7 @@ class ControlPlane:
         return self.find("/apis/policy/v1") is None
 
     def fitted(self, manifest: Any) -> Any:
-        """The manifest as this server takes it: as it is shipped, unless the server is an old one."""
+        """The manifest as this server accepts it, converted if the server is an old one."""
         return older(manifest) if self.is_old else manifest
 
     @contextmanager
@@ -150,7 +150,7 @@ class ControlPlane:
             conversion.stop()
 
     def start_api_server(self) -> None:
-        """Start the API server, also again after `stop_api_server`."""
+        """Start the API server, also after `stop_api_server`."""
         accounts = self._folder / "accounts.key"
         self._launch(
             "kube-apiserver",
@@ -202,7 +202,7 @@ class ControlPlane:
         )
 
     def kubectl(self, *arguments: str, given: str | None = None, fails: bool = False) -> str:
-        """What kubectl says as the cluster's admin: its output, or what it complains of where it `fails`."""
+        """Run kubectl as the cluster's admin. Returns its output, or its error if it `fails`."""
         done = subprocess.run(
             [
                 self._programs / "kubectl",
@@ -220,14 +220,14 @@ class ControlPlane:
         return done.stderr if fails else done.stdout
 
     def explains(self, kind: str) -> bool:
-        """Whether the kind's schema is published: seconds after the kind itself."""
+        """Whether the schema of the kind is published, which happens seconds after the kind."""
         try:
             return bool(self.kubectl("explain", kind))
         except AssertionError:
             return False
 
     def ask(self, method: str, path: str, body: object = None, *, kind: str = JSON, token: str | None = None) -> Any:
-        """One request, as the admin where no `token` is given. Raises urllib's HTTPError."""
+        """One request, as the admin without a `token`. Raises urllib's HTTPError."""
         request = urllib.request.Request(
             self.url + path,
             method=method,
@@ -239,7 +239,7 @@ class ControlPlane:
             return json.load(reply)
 
     def find(self, path: str) -> Any:
-        """The object, or None where there is none."""
+        """The object, or None."""
         try:
             return self.ask("GET", path)
         except urllib.error.HTTPError as error:
@@ -248,7 +248,7 @@ class ControlPlane:
             raise
 
     def token_of(self, namespace: str, account: str) -> str:
-        """A token of a ServiceAccount, as a pod of it has one."""
+        """A token of a ServiceAccount, as in its pods."""
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}}
         token: str = self.ask("POST", path, body)["status"]["token"]

@@ -1,4 +1,4 @@
-"""What a Kubernetes 1.20 does not know is taken away or renamed, and nothing else: rules in CEL, and policy/v1.
+"""Conversion of manifests for Kubernetes 1.20: rules in CEL are removed and policy/v1 is renamed, nothing else.
 
 What darkroom ships carries only what Kubernetes 1.31 and newer have. `older` converts a manifest. `Conversion` stands
 between the operator, which runs as it is shipped, and the API server, and converts what they say to one another.
@@ -24,7 +24,7 @@ PIECE = 64 * 1024
 
 
 def older(value: Any) -> Any:
-    """The manifest as a 1.20 takes it."""
+    """The manifest as Kubernetes 1.20 accepts it."""
     if isinstance(value, dict):
         return {name: older(member) for name, member in value.items() if name != CEL}
     if isinstance(value, list):
@@ -33,7 +33,7 @@ def older(value: Any) -> Any:
 
 
 def newer(value: Any) -> Any:
-    """The answer as a current server gives it."""
+    """The response as a current server returns it."""
     if isinstance(value, dict):
         return {name: newer(member) for name, member in value.items()}
     if isinstance(value, list):
@@ -42,7 +42,7 @@ def newer(value: Any) -> Any:
 
 
 class Conversion:
-    """A server in front of an API server, on a port of its own, in a thread of its own."""
+    """A proxy in front of an API server, in a thread of its own."""
 
     def __init__(self, port_behind: int, certificates: str) -> None:
         self.port = free_port()
@@ -85,7 +85,7 @@ class Conversion:
         conversation.add_done_callback(self._conversations.discard)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection of a client, with one of its own to the API server."""
+        """One connection of a client, with a connection of its own to the API server."""
         behind: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         try:
             while True:
@@ -150,7 +150,7 @@ def _headers(rest: bytes) -> dict[bytes, bytes]:
 
 
 def _joined(line: bytes, rest: bytes, body: bytes | None) -> bytes:
-    """The head again; where there is a `body`, with its length."""
+    """The head, with the length of `body` if there is one."""
     if body is None:
         return line + b"\r\n" + rest
     kept = _without(rest, b"content-length", b"transfer-encoding").rstrip(b"\r\n")
@@ -158,7 +158,7 @@ def _joined(line: bytes, rest: bytes, body: bytes | None) -> bytes:
 
 
 def _without(rest: bytes, *names: bytes) -> bytes:
-    """The headers but these."""
+    """The headers without these."""
     kept = [one for one in rest.split(b"\r\n") if one and one.partition(b":")[0].strip().lower() not in names]
     return b"\r\n".join(kept) + b"\r\n\r\n"
 
@@ -171,7 +171,7 @@ async def _whole(reader: asyncio.StreamReader, headers: dict[bytes, bytes]) -> b
 
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Chunks as they are on the wire, sizes included, the empty last one too."""
+    """Chunks as on the wire, including sizes and the last empty one."""
     while True:
         size = await reader.readuntil(b"\r\n")
         length = int(size.split(b";")[0], 16)

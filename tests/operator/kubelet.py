@@ -1,4 +1,4 @@
-"""A stand-in for the kubelet: it says of pods what a kubelet says, and lets `Workers` start and stop what runs in them.
+"""A stand-in for the kubelet: it reports the status of pods, and calls `Workers` to start and stop their containers.
 
 The API server's pods get a node, run, and are ready where their readiness gates are open; one that is being deleted
 goes when what ran in it has ended. What the test did with Ready itself stays, as a kubelet's view follows the gates.
@@ -19,17 +19,17 @@ NODE = "a-node"
 
 
 class Workers(Protocol):
-    """What runs in the pods."""
+    """The containers of the pods."""
 
     def begin(self, pod: Mapping[str, Any]) -> None:
-        """The pod's container starts."""
+        """Start the pod's container."""
 
     def end(self, name: str) -> bool:
-        """The pod is to end: told once a look until it answers that nothing runs any more."""
+        """Stop the pod's container. Called in each round until it returns that nothing runs any more."""
 
 
 class NoWorkers:
-    """Nothing runs in the pods."""
+    """Pods without containers."""
 
     def begin(self, pod: Mapping[str, Any]) -> None:
         pass
@@ -39,7 +39,7 @@ class NoWorkers:
 
 
 class Kubelet:
-    """Looks at the namespace's pods again and again, in a thread."""
+    """Polls the namespace's pods in a thread."""
 
     def __init__(self, control_plane: ControlPlane, namespace: str, *, of_pool: str | None = None) -> None:
         self._plane, self._namespace = control_plane, namespace
@@ -66,7 +66,7 @@ class Kubelet:
                     self._tend(pod)
             except (OSError, urllib.error.HTTPError):
                 pass  # the API server is away, or a pod is: the next look sees
-            except Exception as error:  # told by `stop`, in the test's own thread
+            except Exception as error:  # raised by `stop`, in the thread of the test
                 self.failure = error
                 return
             self._stopping.wait(LOOK_EVERY_S)
@@ -93,10 +93,10 @@ class Kubelet:
             # A look later: a worker needs longer to start than its pod to be said to run.
             self._begun.add(name)
             self.workers.begin(pod)
-        self._tell(pod)
+        self._report(pod)
 
-    def _tell(self, pod: dict[str, Any]) -> None:
-        """Running, and ready as far as the readiness gates let it."""
+    def _report(self, pod: dict[str, Any]) -> None:
+        """Set the pod to running, and to ready if its readiness gates are open."""
         status = pod.get("status", {})
         conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}
         gates = [gate["conditionType"] for gate in pod["spec"].get("readinessGates", [])]
@@ -104,10 +104,12 @@ class Kubelet:
         if status.get("phase") == "Running" and conditions.get("Ready") == ready:
             return
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        told = [
+        reported = [
             {"type": "Ready", "status": ready, "lastTransitionTime": now},
             {"type": "ContainersReady", "status": "True", "lastTransitionTime": now},
             {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
         ]
-        body = {"status": {"phase": "Running", "startTime": status.get("startTime", now), "conditions": told}}
+        body = {
+            "status": {"phase": "Running", "startTime": status.get("startTime", now), "conditions": ready_conditions}
+        }
         self._plane.ask("PATCH", f"{self._path}/{pod['metadata']['name']}/status", body, kind=STRATEGIC)

@@ -1,4 +1,4 @@
-"""The operator as a real process, as a cluster runs it: its own service account's token, and nothing more allowed."""
+"""The operator as a real process, with only the rights of its service account."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOP_DEADLINE_S = 60
 
 
 class RunningOperator:
-    """One operator that works for `namespace` of the cluster, and for the ledger at `redis_url`."""
+    """One operator of the pools in `namespace`, with the ledger at `redis_url`."""
 
     def __init__(
         self, config: Path, log: Path, *, namespace: str, redis_url: str, prefix: str, **settings: str
@@ -37,11 +37,11 @@ class RunningOperator:
         self._process: subprocess.Popen[bytes] | None = None
 
     def sabotage(self, folder: Path, program: str) -> None:
-        """Run `program` in its process before it starts: a protection is taken away, and the tests must notice."""
+        """Run `program` in its process before it starts: to remove a protection, which the tests must detect."""
         self._environment = hooked(self._environment, folder, program)
 
     def start(self) -> None:
-        """Start; it may wait for the Lease."""
+        """Start the process. It may wait for the Lease."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "darkroom_operator"],
@@ -52,7 +52,7 @@ class RunningOperator:
             )
 
     def lead(self) -> None:
-        """Start, and return once it holds the Lease and has listed all objects."""
+        """Start the process, and return once it holds the Lease and has listed all objects."""
         self.start()
         eventually(self.is_leading, what="the operator leads")
 
@@ -62,7 +62,7 @@ class RunningOperator:
         return self.status_of("/readyz") == 200
 
     def has_ended(self) -> bool:
-        """Whether it has ended by itself."""
+        """Whether it has exited by itself."""
         return self._process is not None and self._process.poll() is not None
 
     def status_of(self, path: str) -> int | None:
@@ -86,7 +86,7 @@ class RunningOperator:
         return self._process.pid
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int | None:
-        """End it by its pid; answers its exit status, None where it was not running."""
+        """Stop it by its pid. Returns its exit status, or None if it was not running."""
         if self._process is None:
             return None
         process, self._process = self._process, None

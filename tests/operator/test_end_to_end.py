@@ -1,4 +1,4 @@
-"""From submission to the last worker gone: real workers in the pods that a real control plane makes."""
+"""From submission to scale to zero: real workers in the pods of a real control plane."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_WORKERS = 3
 SCALE_INS = 20
 
 LONG_S = 240.0
-"""Workers start one after another on a machine that does much else."""
+"""Workers start one after another on a busy machine."""
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def workers(stage: Stage, kubelet: Kubelet, tmp_path: Path) -> Iterator[RealWork
     models = tmp_path / "models"
     models.mkdir()
     (models / "quick.toml").write_text(MODEL_FILE)
-    told = environment(stage.redis_url, stage.prefix, DARKROOM_MODELS=str(models))
-    real = RealWorkers(told, tmp_path)
+    variables = environment(stage.redis_url, stage.prefix, DARKROOM_MODELS=str(models))
+    real = RealWorkers(variables, tmp_path)
     kubelet.workers = real
     yield real
     real.stop()
@@ -53,19 +53,19 @@ def jobs(stage: Stage) -> Iterator[DrivenJobs]:
 
 
 def submit(jobs: DrivenJobs, *, seconds: float) -> str:
-    """A job of the test's own model."""
+    """Submit a job of the test's model."""
     parameters: Object = {"prompt": "a test", "steps": 1, "seconds": seconds, "images": 1, "seed": 1}
     return jobs.submit(pool=POOL, model=POOL, input=parameters)
 
 
 def interruptions(jobs: DrivenJobs, job_id: str) -> list[Object]:
-    """What the job's log says of its having been given back."""
+    """The entries of the job log about releases."""
     entries = jobs.redis.xrange(f"{jobs.namespace}:log:{job_id}")
     return [json.loads(fields[b"data"]) for _, fields in entries if fields[b"event"] == b"released"]
 
 
 def replaced(stage: Stage, old: RunningOperator) -> RunningOperator:
-    """As a Deployment replaces its pod: the new one waits for the Lease, then the old one is told to end."""
+    """Replace the operator as a Deployment does: the new one waits for the Lease while the old one receives SIGTERM."""
     new = stage.operator()
     new.start()
     eventually(lambda: new.status_of("/readyz") == 503, what="the new operator waits")
@@ -74,10 +74,10 @@ def replaced(stage: Stage, old: RunningOperator) -> RunningOperator:
     return new
 
 
-def test_bursts_of_jobs_are_done_from_zero_and_back_to_zero_and_none_is_interrupted(
+def test_bursts_of_jobs_scale_from_zero_and_to_zero_without_interruption(
     stage: Stage, jobs: DrivenJobs, workers: RealWorkers, tmp_path: Path
 ) -> None:
-    """The operator is replaced under every other burst; what it decided is decided again from its log, bit for bit."""
+    """The operator is replaced during every other burst. `darkroom replay` reproduces its decisions from the log."""
     leader = stage.operator()
     leader.lead()
     scale_down = {"idleSeconds": 1}
@@ -101,16 +101,16 @@ def test_bursts_of_jobs_are_done_from_zero_and_back_to_zero_and_none_is_interrup
     assert workers.started >= BURSTS
     assert stage.condition(POOL, "Degraded")["status"] == "False"
 
-    told = {"DARKROOM_REDIS_URL": stage.redis_url, "DARKROOM_NAMESPACE": stage.prefix}
-    replay = darkroom(["replay", POOL, "--json"], folder=tmp_path, **told)
+    variables = {"DARKROOM_REDIS_URL": stage.redis_url, "DARKROOM_NAMESPACE": stage.prefix}
+    replay = darkroom(["replay", POOL, "--json"], folder=tmp_path, **variables)
     assert replay.returncode == 0, replay.stdout + replay.stderr
     (summary,) = map(json.loads, replay.stdout.splitlines())
     assert summary["different"] == 0
     assert summary["decisions"] >= 2 * BURSTS
 
 
-def test_of_real_workers_only_idle_ones_are_taken_away(stage: Stage, jobs: DrivenJobs, workers: RealWorkers) -> None:
-    """A slow job runs while the floor falls again and again; jobs arrive as replicas go."""
+def test_only_idle_real_workers_are_removed(stage: Stage, jobs: DrivenJobs, workers: RealWorkers) -> None:
+    """A slow job runs while the minimum is lowered repeatedly; jobs arrive while replicas are removed."""
     stage.operator().lead()
     settled: Object = {"scaleDown": {"idleSeconds": 1}, "gpu": {"count": 0}, "template": template("any")}
     stage.apply(POOL, minReplicas=3, **settled)
@@ -127,10 +127,10 @@ def test_of_real_workers_only_idle_ones_are_taken_away(stage: Stage, jobs: Drive
     assert [found for job_id in (slow, *late) for found in interruptions(jobs, job_id)] == []
 
 
-def test_no_job_is_interrupted_while_real_workers_come_and_go(
+def test_no_job_is_interrupted_while_real_workers_start_and_stop(
     stage: Stage, jobs: DrivenJobs, workers: RealWorkers
 ) -> None:
-    """Jobs come in bursts and trickle in between them, so that a worker is always about to go when one arrives."""
+    """Jobs arrive in bursts and singly between them, so that a worker is about to be removed whenever one arrives."""
     stage.operator().lead()
     target = {"jobsPerReplica": 1}
     stage.apply(POOL, maxReplicas=MOST_WORKERS, scaleDown={"idleSeconds": 1}, target=target, gpu={"count": 0})

@@ -1,4 +1,4 @@
-"""The operator against a real control plane, run as a cluster runs it, under its own rights."""
+"""The operator against a real control plane, as a process with only its own rights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.waiting import eventually
 Object = dict[str, Any]
 
 SOON: Object = {"scaleDown": {"idleSeconds": 1}}
-"""Idle replicas go at once, so that a test need not wait for it."""
+"""Idle replicas are removed at once, so that a test does not wait."""
 
 SHORT_LEASE = {"lease_s": "3"}
 
@@ -40,14 +40,14 @@ def jobs(stage: Stage) -> Iterator[DrivenJobs]:
 
 @pytest.fixture
 def standins(stage: Stage, kubelet: Kubelet) -> StandIns:
-    """Workers in the pods that the kubelet runs."""
+    """Stand-ins for workers in the pods."""
     workers = StandIns(stage.redis_url, stage.prefix)
     kubelet.workers = workers
     return workers
 
 
 def submitted(jobs: DrivenJobs, number: int, pool: str = "flux") -> list[str]:
-    """So many jobs, once the pool is announced."""
+    """Submit `count` jobs once the pool is announced."""
     eventually(lambda: jobs.redis.sismember(f"{jobs.namespace}:pools", pool), what=f"{pool} is announced")
     return [jobs.submit(pool=pool, model=pool) for _ in range(number)]
 
@@ -106,7 +106,7 @@ def test_a_pool_becomes_a_deployment_an_account_and_a_budget(stage: Stage) -> No
         assert (owner["uid"], owner["controller"]) == (uid, True)
 
 
-def test_a_pool_goes_from_zero_to_its_jobs_and_back(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
+def test_a_pool_scales_from_zero_to_its_jobs_and_back(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
     stage.operator().lead()
     stage.apply("flux", **SOON)
     has_condition(stage, "flux", "ScalingActive", "True", "FollowingDemand")
@@ -125,7 +125,7 @@ def test_a_pool_goes_from_zero_to_its_jobs_and_back(stage: Stage, jobs: DrivenJo
     assert jobs.redis.xlen(f"{stage.prefix}:decisions:flux") >= 2
 
 
-def test_a_busy_worker_stays_when_replicas_are_taken_away(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
+def test_a_busy_worker_is_not_removed_by_a_scale_in(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
     stage.operator().lead()
     stage.apply("flux", **SOON, minReplicas=3)
     has_workers(standins, 3)
@@ -141,7 +141,7 @@ def test_a_busy_worker_stays_when_replicas_are_taken_away(stage: Stage, jobs: Dr
     assert jobs.state(job_id) is State.COMPLETED
 
 
-def test_kubectl_scale_raises_the_floor(stage: Stage) -> None:
+def test_kubectl_scale_raises_the_minimum(stage: Stage) -> None:
     stage.operator().lead()
     stage.apply("flux")
     stage.control_plane.kubectl("-n", stage.namespace, "scale", "wp/flux", "--replicas=2")
@@ -151,7 +151,7 @@ def test_kubectl_scale_raises_the_floor(stage: Stage) -> None:
     )
 
 
-def test_a_changed_template_rolls_out_and_what_it_drops_is_gone(stage: Stage) -> None:
+def test_a_changed_template_is_rolled_out_without_the_fields_that_it_drops(stage: Stage) -> None:
     stage.operator().lead()
     variable = {"name": "EXTRA", "value": "1"}
     stage.apply("flux", minReplicas=2, template=template("one", env=[variable]))
@@ -170,7 +170,7 @@ def template(image: str, **worker: Any) -> Object:
     return {"spec": {"containers": [{"name": "worker", "image": image, **worker}]}}
 
 
-def test_what_somebody_else_changes_is_put_back(stage: Stage) -> None:
+def test_changes_by_others_are_reverted(stage: Stage) -> None:
     stage.operator().lead()
     stage.apply("flux", minReplicas=1)
     stage.has_replicas("flux", 1)
@@ -183,7 +183,7 @@ def test_what_somebody_else_changes_is_put_back(stage: Stage) -> None:
     stage.has_replicas("flux", 1)
 
 
-def test_what_somebody_deletes_comes_again(stage: Stage) -> None:
+def test_deleted_objects_are_created_again(stage: Stage) -> None:
     stage.operator(resync_s="2").lead()
     stage.apply("flux", minReplicas=2)
     stage.has_replicas("flux", 2)
@@ -195,9 +195,7 @@ def test_what_somebody_deletes_comes_again(stage: Stage) -> None:
     eventually(lambda: stage.control_plane.find(budget), what="the budget is there again")
 
 
-def test_a_deleted_pool_drains_and_takes_all_of_its_own_with_it(
-    stage: Stage, jobs: DrivenJobs, standins: StandIns
-) -> None:
+def test_a_deleted_pool_drains_and_its_objects_are_deleted(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
     stage.operator().lead()
     stage.apply("flux", minReplicas=2)
     has_workers(standins, 2)
@@ -219,7 +217,7 @@ def test_a_deleted_pool_drains_and_takes_all_of_its_own_with_it(
 
 
 def errors_of(operator: RunningOperator) -> list[str]:
-    """The lines of its log that are errors."""
+    """The log entries of level error."""
     return [line for line in operator.said().splitlines() if json.loads(line)["level"] == "error"]
 
 
@@ -230,7 +228,7 @@ def is_withdrawn(jobs: DrivenJobs) -> None:
 
 
 def test_a_pool_that_is_deleted_while_no_operator_runs_is_withdrawn_by_the_next(stage: Stage, jobs: DrivenJobs) -> None:
-    """What another than this operator announced stays."""
+    """Pools that others announced are kept."""
     first = stage.operator()
     first.lead()
     stage.apply("flux")
@@ -246,7 +244,7 @@ def test_a_pool_that_is_deleted_while_no_operator_runs_is_withdrawn_by_the_next(
 def test_a_deletion_in_the_foreground_waits_for_busy_workers(
     stage: Stage, jobs: DrivenJobs, standins: StandIns
 ) -> None:
-    """As `make remove-app` deletes pools. Meanwhile the operator creates nothing that was deleted."""
+    """Like `make remove-app`. Meanwhile the operator does not create deleted objects again."""
     operator = stage.operator(resync_s="1")
     operator.lead()
     stage.apply("flux", minReplicas=1)
@@ -267,7 +265,7 @@ def test_a_deletion_in_the_foreground_waits_for_busy_workers(
     assert errors_of(operator) == []
 
 
-def test_a_killed_operator_is_followed_by_the_next(stage: Stage, jobs: DrivenJobs) -> None:
+def test_another_operator_takes_over_from_a_killed_one(stage: Stage, jobs: DrivenJobs) -> None:
     first = stage.operator(**SHORT_LEASE)
     first.lead()
     stage.apply("flux", **SOON)
@@ -297,7 +295,7 @@ def test_of_two_operators_one_acts_and_the_other_takes_over(stage: Stage, jobs: 
     stage.has_replicas("flux", 2)
 
 
-def test_an_operator_that_is_told_to_end_hands_the_lease_on(stage: Stage) -> None:
+def test_an_operator_releases_the_lease_on_sigterm(stage: Stage) -> None:
     first = stage.operator()
     first.lead()
     assert first.end() == 0
@@ -307,7 +305,7 @@ def test_an_operator_that_is_told_to_end_hands_the_lease_on(stage: Stage) -> Non
     assert not lease["spec"].get("holderIdentity")
 
 
-def test_work_goes_on_when_the_api_server_is_back(stage: Stage, jobs: DrivenJobs) -> None:
+def test_the_operator_continues_after_an_outage_of_the_api_server(stage: Stage, jobs: DrivenJobs) -> None:
     operator = stage.operator()
     operator.lead()
     stage.apply("flux")
@@ -323,7 +321,7 @@ def test_work_goes_on_when_the_api_server_is_back(stage: Stage, jobs: DrivenJobs
     assert operator.status_of("/healthz") == 200
 
 
-def test_without_redis_the_replicas_stay_and_a_condition_says_why(stage: Stage, tmp_path: Path) -> None:
+def test_without_redis_the_replicas_stay_and_a_condition_reports_it(stage: Stage, tmp_path: Path) -> None:
     binary = needed_binary(RedisKind.EMBEDDED)
     (tmp_path / "redis").mkdir()
     server = RedisServer(binary, tmp_path / "redis")
@@ -355,7 +353,7 @@ def test_without_redis_the_replicas_stay_and_a_condition_says_why(stage: Stage, 
     ],
     ids=["a field is missing", "a field is unknown"],
 )
-def test_a_malformed_template_is_said_and_the_old_one_stays(stage: Stage, malformed: Object) -> None:
+def test_a_malformed_template_is_reported_and_the_previous_one_stays(stage: Stage, malformed: Object) -> None:
     stage.operator().lead()
     stage.apply("flux", minReplicas=1)
     stage.has_replicas("flux", 1)
@@ -381,8 +379,8 @@ def test_a_malformed_template_is_said_and_the_old_one_stays(stage: Stage, malfor
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_broken_rule_between_fields_is_a_condition_or_refused(stage: Stage, change: Object, named: str) -> None:
-    """The API server refuses what its CEL rules say; the operator repeats them for one that knows no CEL."""
+def test_a_broken_rule_between_fields_is_rejected_or_a_condition(stage: Stage, change: Object, named: str) -> None:
+    """The API server enforces the CEL rules; the operator repeats them for API servers without CEL."""
     if not stage.control_plane.is_old and named != "schedule":
         given = json.dumps(pool_manifest("flux", **change))
         stage.control_plane.kubectl("-n", stage.namespace, "create", "-f", "-", given=given, fails=True)
@@ -394,7 +392,7 @@ def test_a_broken_rule_between_fields_is_a_condition_or_refused(stage: Stage, ch
     assert stage.deployment("flux") is None
 
 
-def test_a_pod_that_is_gone_frees_its_job_at_once(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
+def test_the_job_of_a_deleted_pod_is_released_at_once(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
     stage.operator().lead()
     stage.apply("flux", minReplicas=1)
     has_workers(standins, 1)
@@ -409,7 +407,7 @@ def test_a_pod_that_is_gone_frees_its_job_at_once(stage: Stage, jobs: DrivenJobs
 
 
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "CrashLoopBackOff"])
-def test_pods_that_do_not_start_are_a_reason_and_stop_the_growth(stage: Stage, jobs: DrivenJobs, reason: str) -> None:
+def test_pods_that_do_not_start_are_reported_and_stop_the_scale_up(stage: Stage, jobs: DrivenJobs, reason: str) -> None:
     stage.operator().lead()
     stage.apply("flux")
     submitted(jobs, 1)
@@ -442,7 +440,7 @@ def test_pods_that_do_not_start_are_a_reason_and_stop_the_growth(stage: Stage, j
     [("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "NoGpuNode"), ("0/3 nodes: taints", "Unschedulable")],
     ids=["no GPU", "taints"],
 )
-def test_pods_that_no_node_takes_are_a_reason(stage: Stage, message: str, reason: str) -> None:
+def test_unschedulable_pods_are_reported(stage: Stage, message: str, reason: str) -> None:
     stage.operator().lead()
     stage.apply("flux", minReplicas=1)
     (pod,) = eventually(lambda: stage.pods("flux"), what="there is a pod")
@@ -457,7 +455,7 @@ def test_pods_that_no_node_takes_are_a_reason(stage: Stage, message: str, reason
 
 
 def test_workers_that_stay_faulty_are_replaced(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
-    """All of a pool's workers are faulty: their pods are deleted, and those that follow run the job."""
+    """All workers of a pool are faulty: their pods are deleted, and the new ones run the job."""
     stage.operator(replace_after_s="2").lead()
     stage.apply("flux", minReplicas=2, maxReplicas=2)
     has_workers(standins, 2)
@@ -494,7 +492,7 @@ def test_a_worker_that_recovers_is_not_replaced(stage: Stage, standins: StandIns
 def with_a_busy_worker(
     stage: Stage, jobs: DrivenJobs, standins: StandIns, *, idle_s: int
 ) -> tuple[RunningOperator, str]:
-    """An operator that leads, and the one pod of the pool flux, which runs a job."""
+    """An operator that leads, and the only pod of the pool flux, which runs a job."""
     operator = stage.operator(**SHORT_LEASE)
     operator.lead()
     stage.apply("flux", scaleDown={"idleSeconds": idle_s})
@@ -505,8 +503,8 @@ def with_a_busy_worker(
     return operator, pod
 
 
-def test_idle_replicas_outlive_a_restart_of_the_operator(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
-    """The idle time goes on where it was: the decision log knows what was wanted before."""
+def test_idle_replicas_survive_a_restart_of_the_operator(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
+    """The idle time continues: the decision log has the replicas that were wanted before."""
     first, pod = with_a_busy_worker(stage, jobs, standins, idle_s=15)
     standins.complete(pod)
     eventually(lambda: stage.pool("flux")["status"]["reason"] == "Settling", what="the replica is idle")
@@ -519,10 +517,8 @@ def test_idle_replicas_outlive_a_restart_of_the_operator(stage: Stage, jobs: Dri
     assert removed_at - ended_at >= 14_000
 
 
-def test_time_in_which_the_operator_did_not_lead_is_no_idle_time(
-    stage: Stage, jobs: DrivenJobs, standins: StandIns
-) -> None:
-    """A process that stood still for longer than its Lease, and than the idle time, continues as after a restart."""
+def test_time_without_leadership_is_no_idle_time(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
+    """A process that was stopped for longer than its Lease and the idle time continues as after a restart."""
     operator, pod = with_a_busy_worker(stage, jobs, standins, idle_s=5)
     os.kill(operator.pid, signal.SIGSTOP)
     try:
@@ -549,8 +545,8 @@ MISSPELT: dict[str, tuple[Object, str]] = {
 }
 
 
-def test_unknown_fields_are_refused_by_name(stage: Stage) -> None:
-    """Of whatever part; the specification before stays in force."""
+def test_unknown_fields_are_rejected_by_name(stage: Stage) -> None:
+    """Unknown fields at any level; the previous specification stays applied."""
     stage.operator().lead()
     for number, (field, (change, known)) in enumerate(MISSPELT.items()):
         name = f"flux-{number}"
@@ -565,9 +561,7 @@ def test_unknown_fields_are_refused_by_name(stage: Stage) -> None:
         assert stage.replicas(name) == 1
 
 
-def test_prometheus_is_told_of_demand_replicas_and_decisions(
-    stage: Stage, jobs: DrivenJobs, standins: StandIns
-) -> None:
+def test_metrics_have_demand_replicas_and_decisions(stage: Stage, jobs: DrivenJobs, standins: StandIns) -> None:
     operator = stage.operator()
     operator.lead()
     stage.apply("flux")
@@ -583,7 +577,7 @@ def test_prometheus_is_told_of_demand_replicas_and_decisions(
     assert 'darkroom_pool_decisions_total{pool="flux",reason="Demand"}' in said
 
 
-def test_a_paused_pool_is_left_as_it_is(stage: Stage, jobs: DrivenJobs) -> None:
+def test_a_paused_pool_is_not_changed(stage: Stage, jobs: DrivenJobs) -> None:
     stage.operator().lead()
     stage.apply("flux", paused="all")
     submitted(jobs, 2)
@@ -594,7 +588,7 @@ def test_a_paused_pool_is_left_as_it_is(stage: Stage, jobs: DrivenJobs) -> None:
     stage.has_replicas("flux", 2)
 
 
-def test_a_pool_made_before_the_operator_is_taken_up(stage: Stage) -> None:
+def test_a_pool_created_before_the_operator_is_reconciled(stage: Stage) -> None:
     body = json.dumps(pool_manifest("flux", minReplicas=1))
     stage.control_plane.kubectl("-n", stage.namespace, "create", "-f", "-", given=body)
     stage.operator().lead()

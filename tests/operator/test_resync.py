@@ -1,4 +1,4 @@
-"""A watch that says nothing although something happened is stalled, and the probe of liveness hears of it."""
+"""The resync, and the detection of stalled watches, which the liveness probe reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.operator.test_state import pod_resource
 
 
 class ListedPods:
-    """A cluster in which there are these pods and nothing else."""
+    """A cluster with these pods and no other objects."""
 
     def __init__(self) -> None:
         self.pods: list[Object] = []
@@ -25,7 +25,7 @@ class ListedPods:
         return (self.pods if kind is POD else []), "1000"
 
 
-class NobodyToWake:
+class NoControl:
     def wake(self, pool: str) -> None:
         pass
 
@@ -34,7 +34,7 @@ class NobodyToWake:
 
 
 def resync_of(listed: ListedPods, state: ClusterState) -> Resync:
-    cluster, control = cast("Cluster", listed), cast("ControlLoop", NobodyToWake())
+    cluster, control = cast("Cluster", listed), cast("ControlLoop", NoControl())
     handlers = Handlers(state, control, cast("Leadership", None))
     return Resync(cluster, state, control, handlers)
 
@@ -43,7 +43,7 @@ def names(state: ClusterState) -> list[str]:
     return [name for pool in state.pools.values() for name in pool.pods]
 
 
-async def test_what_no_watch_told_is_found() -> None:
+async def test_the_resync_finds_changes_that_no_watch_delivered() -> None:
     state, listed = ClusterState(), ListedPods()
     listed.pods = [pod_resource()]
     resync = resync_of(listed, state)
@@ -54,7 +54,7 @@ async def test_what_no_watch_told_is_found() -> None:
     assert names(state) == []
 
 
-async def test_a_watch_that_is_silent_until_the_next_resync_is_deaf() -> None:
+async def test_a_watch_that_delivers_nothing_until_the_next_resync_has_stalled() -> None:
     state, listed = ClusterState(), ListedPods()
     resync = resync_of(listed, state)
     listed.pods = [pod_resource()]
@@ -67,7 +67,7 @@ async def test_a_watch_that_is_silent_until_the_next_resync_is_deaf() -> None:
     assert resync.stalled == frozenset()
 
 
-async def test_a_quiet_watch_of_a_quiet_cluster_has_not_stalled() -> None:
+async def test_a_watch_without_events_in_an_unchanged_cluster_has_not_stalled() -> None:
     state, listed = ClusterState(), ListedPods()
     listed.pods = [pod_resource()]
     resync = resync_of(listed, state)
@@ -77,7 +77,7 @@ async def test_a_quiet_watch_of_a_quiet_cluster_has_not_stalled() -> None:
     assert resync.stalled == frozenset()
 
 
-async def test_a_change_on_its_way_to_the_watch_is_no_sign_of_deafness() -> None:
+async def test_a_change_that_the_watch_may_still_deliver_is_no_sign_of_a_stall() -> None:
     state, listed = ClusterState(), ListedPods()
     resync = resync_of(listed, state)
     state.watch_received(PODS)

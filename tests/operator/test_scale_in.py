@@ -1,4 +1,4 @@
-"""Replicas go while jobs arrive at the worst moment: no busy worker is ever among them.
+"""Scale-ins while jobs arrive at the worst moment: no busy worker is removed.
 
 The workers are stand-ins that run the ledger's real `claim`, and the operator's real `drain` decides who goes. A
 stand-in whose pod is to end while it runs a job was interrupted.
@@ -25,7 +25,7 @@ from tests.waiting import eventually
 SCALE_INS = 500
 MOST_REPLICAS = 24
 ENOUGH_WITHOUT_DRAIN = 300
-"""Replicas that may go, without the protection, before an interruption must have been seen."""
+"""Replicas that are removed without the protection before an interruption must have been observed."""
 
 LONG_S = 900.0
 
@@ -41,11 +41,11 @@ assert marking in whole["drain"]
 whole["drain"] = whole["drain"].replace(marking, b"")
 darkroom.ledger.scripts.texts = lambda: whole
 """
-"""The operator takes idle workers away, and nobody tells them to take no more jobs."""
+"""The operator removes idle workers that still claim jobs."""
 
 
 class BusyStandIns(StandIns):
-    """Stand-ins that take messages and run jobs; `ended` counts pods that went, `interrupted` names busy ones."""
+    """Stand-ins that claim and run jobs. `ended` counts removed pods, `interrupted` names the busy ones of them."""
 
     def __init__(self, redis_url: str, prefix: str, jobs: DrivenJobs) -> None:
         super().__init__(redis_url, prefix)
@@ -70,7 +70,7 @@ class BusyStandIns(StandIns):
             raise self.failure
 
     def end(self, name: str) -> bool:
-        """As a worker drains itself: it takes nothing more, and its job, if it has one, is counted as interrupted."""
+        """Drain as a worker does: it claims no more jobs, and its job, if any, is counted as interrupted."""
         with self._lock:
             if name not in self._ending:
                 self._ending.add(name)
@@ -86,7 +86,7 @@ class BusyStandIns(StandIns):
                     self._finish_what_is_due()
                     self._take_one()
                 time.sleep(0.002)
-        except Exception as error:  # told by `stop`, in the test's own thread
+        except Exception as error:  # raised by `stop`, in the thread of the test
             self.failure = error
 
     def _finish_what_is_due(self) -> None:
@@ -126,7 +126,7 @@ def busy(stage: Stage, kubelet: Kubelet, jobs: DrivenJobs) -> Iterator[BusyStand
 
 
 def shake(stage: Stage, jobs: DrivenJobs, busy: BusyStandIns, *, until: Any) -> None:
-    """Jobs come in bursts and trickle in between them, so that replicas are always about to go when one arrives."""
+    """Jobs arrive in bursts and singly between them, so that replicas are about to be removed whenever one arrives."""
     stage.apply("flux", maxReplicas=MOST_REPLICAS, scaleDown={"idleSeconds": 1})
     eventually(lambda: jobs.redis.sismember(f"{stage.prefix}:pools", "flux"), what="the pool is announced")
     chance = random.Random(5)
@@ -142,14 +142,16 @@ def shake(stage: Stage, jobs: DrivenJobs, busy: BusyStandIns, *, until: Any) -> 
             time.sleep(chance.uniform(0.02, 0.1))
 
 
-def test_no_busy_worker_goes_in_hundreds_of_scale_ins(stage: Stage, jobs: DrivenJobs, busy: BusyStandIns) -> None:
+def test_no_busy_worker_is_removed_in_hundreds_of_scale_ins(stage: Stage, jobs: DrivenJobs, busy: BusyStandIns) -> None:
     stage.operator().lead()
     shake(stage, jobs, busy, until=lambda: busy.ended >= SCALE_INS)
     assert busy.interrupted == []
 
 
-def test_without_drain_a_busy_worker_goes(stage: Stage, jobs: DrivenJobs, busy: BusyStandIns, tmp_path: Path) -> None:
-    """The test of the test above."""
+    """Jobs arrive in bursts and singly between them, so that replicas are about to be removed when one arrives."""
+    stage: Stage, jobs: DrivenJobs, busy: BusyStandIns, tmp_path: Path
+) -> None:
+    """The test above detects an interruption."""
     (tmp_path / "hook").mkdir()
     operator = stage.operator()
     operator.sabotage(tmp_path / "hook", WITHOUT_DRAIN)

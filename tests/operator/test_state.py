@@ -1,4 +1,4 @@
-"""What the operator makes of objects: pools with their faults, pods with their troubles, watches that say nothing."""
+"""The operator's state: specifications, objects of the cluster, statuses."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ def test_a_broken_rule_names_its_field(change: Object, fields: list[str]) -> Non
     assert [fault.field for fault in refused.value.fields] == fields
 
 
-def test_the_container_called_worker_is_equipped_and_what_the_owner_says_of_the_pool_is_overruled() -> None:
+def test_the_container_worker_is_configured_and_its_own_values_are_overridden() -> None:
     resource = pool_resource(gpu={"count": 2, "resourceName": "amd.com/gpu"}, graceSeconds=200)
     worker = resource["spec"]["template"]["spec"]["containers"][1]
     worker["env"] = [{"name": "DARKROOM_POOL", "value": "another"}, {"name": "HF_HOME", "value": "/models"}]
     template = pools.deployment(pools.read_spec(resource), config_maps={})["spec"]["template"]
-    side, equipped = template["spec"]["containers"]
+    side, worker_container = template["spec"]["containers"]
     assert side == {"name": "side", "image": "a"}
-    assert {one["name"]: one["value"] for one in equipped["env"]}["DARKROOM_POOL"] == "flux"
-    assert {one["name"] for one in equipped["env"]} == {
+    assert {one["name"]: one["value"] for one in worker_container["env"]}["DARKROOM_POOL"] == "flux"
+    assert {one["name"] for one in worker_container["env"]} == {
         *("HF_HOME", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S", "DARKROOM_HOST", "DARKROOM_PROBE_PORT")
     }
-    assert equipped["resources"]["limits"] == {"amd.com/gpu": "2"}
+    assert worker_container["resources"]["limits"] == {"amd.com/gpu": "2"}
     assert template["spec"]["terminationGracePeriodSeconds"] == 200
 
 
@@ -91,11 +91,11 @@ def test_a_template_gets_the_current_name_of_each_config_map() -> None:
     assert spec["volumes"][0]["configMap"]["name"] == "darkroom-models", "the owner's template stays as it is"
 
 
-def test_a_deployment_is_described_without_a_number_of_replicas() -> None:
+def test_a_deployment_has_no_replicas() -> None:
     assert "replicas" not in pools.deployment(pools.read_spec(pool_resource()), config_maps={})["spec"]
 
 
-def test_an_older_version_is_no_news() -> None:
+def test_an_older_version_is_not_recorded() -> None:
     known = ClusterState()
     assert known.record_version(PODS, pod_resource(version="10"))
     assert not known.record_version(PODS, pod_resource(version="10"))
@@ -103,7 +103,7 @@ def test_an_older_version_is_no_news() -> None:
     assert known.record_version(PODS, pod_resource(version="100"))
 
 
-def test_what_a_newer_list_does_not_have_is_gone() -> None:
+def test_an_object_that_a_newer_list_lacks_is_deleted() -> None:
     known = ClusterState()
     known.record_version(PODS, pod_resource(version="10"))
     assert known.missing(PODS, [], version="11") == ["darkroom-flux-1"]
@@ -144,13 +144,13 @@ def test_what_a_newer_list_does_not_have_is_gone() -> None:
     ],
     ids=["fine", "no image", "crashes", "is being made", "taints", "no GPU"],
 )
-def test_the_trouble_of_a_pod_has_a_reason(status: Object, trouble: str | None, unplaced: str | None) -> None:
+def test_a_pod_that_does_not_start_has_a_reason(status: Object, trouble: str | None, unplaced: str | None) -> None:
     pod = read_pod(pod_resource(**status))
     assert (pod.start_failure and pod.start_failure[0]) == trouble
     assert (pod.unschedulable and pod.unschedulable[0]) == unplaced
 
 
-def test_a_pod_that_is_gone_or_over_is_remembered_for_its_workers_job() -> None:
+def test_deleted_and_finished_pods_are_recorded_for_their_workers_jobs() -> None:
     known = ClusterState()
     known.update_pod(pod_resource())
     pool = known.remove_pod("darkroom-flux-1")
@@ -159,7 +159,7 @@ def test_a_pod_that_is_gone_or_over_is_remembered_for_its_workers_job() -> None:
     assert list(known.update_pod(pod_resource(phase="Failed")).gone_pods) == ["darkroom-flux-1"]
 
 
-def test_the_cold_start_is_measured_from_the_pods_making_to_its_being_ready() -> None:
+def test_the_cold_start_is_measured_from_the_creation_of_a_pod_until_it_is_ready() -> None:
     known = ClusterState()
     known.update_pod(pod_resource(version="7", phase="Pending"))
     ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-20T18:00:42Z"}
@@ -167,7 +167,7 @@ def test_the_cold_start_is_measured_from_the_pods_making_to_its_being_ready() ->
     assert pool.cold_start_s == pytest.approx(42)
 
 
-def test_the_status_tells_when_the_oldest_job_came_and_does_not_waver() -> None:
+def test_the_time_of_the_oldest_job_in_the_status_is_stable() -> None:
     pool = ClusterState().pool("flux")
     pool.reading = Reading(waiting=1, oldest_ms=5_000)
     first = status_of(pool, now_ms=NOW_MS)
@@ -205,7 +205,7 @@ def test_an_object_is_intact_when_it_has_all_that_was_applied(present: object, w
     assert covers(present, wanted) is answer
 
 
-def test_times_of_the_watch_are_kept_by_kind() -> None:
+def test_the_last_event_of_each_watch_is_recorded() -> None:
     known = ClusterState()
     before = time.monotonic()
     known.watch_received(PODS)

@@ -1,4 +1,4 @@
-"""Everything is deleted while a pool runs jobs, in whatever order: nothing waits for an operator that is gone."""
+"""Uninstallation while a pool runs jobs, in any order: nothing waits for a deleted operator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.waiting import eventually
 Object = dict[str, Any]
 
 FINALIZER = "darkroom.dev/drain"
-"""That of earlier versions."""
+"""The finalizer of earlier versions."""
 
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/workerpools.darkroom.dev"
 
@@ -30,7 +30,7 @@ ORDERS = {
 
 @pytest.fixture
 def install_crd(control_plane: ControlPlane, manifests: dict[str, list[Object]]) -> Iterator[Callable[[], None]]:
-    """Install the CRD anew; at the end of a test too, since others need it."""
+    """Install the CRD again, also after a test, since other tests need it."""
 
     def install() -> None:
         given = json.dumps(control_plane.fitted(manifests["workerpools"][0]))
@@ -46,7 +46,7 @@ def install_crd(control_plane: ControlPlane, manifests: dict[str, list[Object]])
 
 @pytest.mark.usefixtures("install_crd")
 @pytest.mark.parametrize("order", ORDERS)
-def test_deleting_everything_ends_in_any_order(order: str, stage: Stage) -> None:
+def test_deletion_completes_in_any_order(order: str, stage: Stage) -> None:
     plane = stage.control_plane
     operator = stage.operator()
     operator.lead()
@@ -64,10 +64,10 @@ def test_deleting_everything_ends_in_any_order(order: str, stage: Stage) -> None
     eventually(lambda: plane.find(f"/api/v1/namespaces/{stage.namespace}") is None, what="the namespace is gone")
 
 
-def test_an_operator_without_its_kind_ends_and_the_next_waits_for_it(
+def test_an_operator_without_the_crd_exits_and_the_next_waits_for_it(
     stage: Stage, install_crd: Callable[[], None]
 ) -> None:
-    """The CRD is deleted, with all pools, and installed again; Kubernetes starts the operator anew in between."""
+    """The CRD is deleted with all pools and installed again; Kubernetes restarts the operator meanwhile."""
     operator = stage.operator()
     operator.lead()
     stage.apply("flux", minReplicas=1)
@@ -84,7 +84,7 @@ def test_an_operator_without_its_kind_ends_and_the_next_waits_for_it(
 
 
 def test_the_finalizer_of_earlier_versions_is_removed(stage: Stage) -> None:
-    """From a pool that is there, and from one whose deletion waits for it."""
+    """From an existing pool, and from one whose deletion waits for it."""
     plane = stage.control_plane
     for name in ("flux", "sd"):
         body = pool_manifest(name)

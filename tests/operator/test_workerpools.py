@@ -1,4 +1,4 @@
-"""The CRD: what it explains, fills in, shows and refuses; asked of a real API server."""
+"""The CRD on a real API server: descriptions, defaults, columns and validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.operator.control_plane import ControlPlane
 from tests.operator.down_conversion import older
 
 SIZE_LIMIT = 200_000
-"""Bytes; beyond 256 KiB a client-side apply would fail."""
+"""In bytes. A client-side apply fails beyond 256 KiB."""
 
 Object = dict[str, Any]
 
@@ -49,7 +49,7 @@ def test_the_crd_is_small(manifests: dict[str, list[Object]]) -> None:
     assert len(json.dumps(manifests["workerpools"][0])) < SIZE_LIMIT
 
 
-def test_the_down_conversion_takes_away_rules_and_nothing_else(manifests: dict[str, list[Object]]) -> None:
+def test_the_down_conversion_removes_only_rules(manifests: dict[str, list[Object]]) -> None:
     shipped = json.dumps(manifests["workerpools"][0], sort_keys=True)
     assert CEL in shipped
 
@@ -62,7 +62,7 @@ def test_the_down_conversion_takes_away_rules_and_nothing_else(manifests: dict[s
 
 
 @pytest.mark.parametrize("name", ["rbac", "deployment", "workerpools"])
-def test_manifests_carry_current_versions_only(manifests: dict[str, list[Object]], name: str) -> None:
+def test_manifests_have_current_api_versions_only(manifests: dict[str, list[Object]], name: str) -> None:
     current = {"v1", "apps/v1", "rbac.authorization.k8s.io/v1", "apiextensions.k8s.io/v1"}
     assert {body["apiVersion"] for body in manifests[name]} <= current
 
@@ -76,8 +76,8 @@ def test_rights_name_their_resources_and_verbs(manifests: dict[str, list[Object]
         assert "delete" not in rule["verbs"] or rule["resources"] == ["pods"]
 
 
-def test_the_fields_that_are_known_are_those_of_the_schema(manifests: dict[str, list[Object]]) -> None:
-    """Each object among them keeps unknown fields, so that the operator can refuse them."""
+def test_the_known_fields_are_those_of_the_schema(manifests: dict[str, list[Object]]) -> None:
+    """Each object preserves unknown fields, so that the operator can reject them."""
     spec = _schema(manifests)["properties"]["spec"]
     objects = {"": spec} | {
         f"{name}[]" if "items" in member else name: member.get("items", member)
@@ -92,7 +92,7 @@ def test_the_fields_that_are_known_are_those_of_the_schema(manifests: dict[str, 
 
 @pytest.mark.parametrize("field", ["minReplicas", "target.waitSeconds", "scaleDown.idleSeconds", "paused", "schedule"])
 def test_kubectl_explains_a_field(control_plane: ControlPlane, manifests: dict[str, list[Object]], field: str) -> None:
-    """From OpenAPI v3. OpenAPI v2, all that old servers have, describes nothing within what keeps unknown fields."""
+    """From OpenAPI v3. OpenAPI v2, the only one of old servers, describes no field below one with unknown fields."""
     member = _schema(manifests)["properties"]["spec"]
     for name in () if control_plane.is_old else field.split("."):
         member = member["properties"][name]
@@ -100,7 +100,7 @@ def test_kubectl_explains_a_field(control_plane: ControlPlane, manifests: dict[s
     assert re.sub(r"\s+", " ", member["description"]) in said
 
 
-def test_defaults_are_filled_in(stage: Stage) -> None:
+def test_defaults_are_applied(stage: Stage) -> None:
     spec = stage.apply("flux")["spec"]
     assert spec["minReplicas"] == 0
     assert spec["scaleUp"] == {"waitSeconds": 0}
@@ -126,7 +126,7 @@ def test_defaults_are_filled_in(stage: Stage) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_bad_field_is_refused_by_its_name(stage: Stage, change: Object, named: str) -> None:
+def test_an_invalid_field_is_rejected_by_its_name(stage: Stage, change: Object, named: str) -> None:
     if stage.control_plane.is_old:
         named = named.replace("[0]", "")  # it does not count the items of a list
     body = json.dumps(pool_manifest("flux", **change))
@@ -135,7 +135,7 @@ def test_a_bad_field_is_refused_by_its_name(stage: Stage, change: Object, named:
 
 
 def test_a_missing_key_breaks_a_rule(manifests: dict[str, list[Object]]) -> None:
-    """The test of the tests below: a rule without `has()` is found on the default that lacks its key."""
+    """The tests below detect a rule without `has()` by a default that lacks its key."""
     schema = deepcopy(_schema(manifests))
     rollout = schema["properties"]["spec"]["properties"]["rollout"]
     rollout[CEL] = [{"rule": "self.maxSurge > 0 || self.maxUnavailable > 0", "message": "not both 0"}]
@@ -147,8 +147,8 @@ def test_a_missing_key_breaks_a_rule(manifests: dict[str, list[Object]]) -> None
     assert cel_rules.broken(schema, pool, before=fallen) == ["self.spec.rollout: maxSurge must not fall"]
 
 
-def test_the_defaults_of_the_schema_break_none_of_its_rules(manifests: dict[str, list[Object]]) -> None:
-    """The API server evaluates the rules on each default as it is written, and refuses the CRD where one fails."""
+def test_the_defaults_of_the_schema_conform_to_its_rules(manifests: dict[str, list[Object]]) -> None:
+    """The API server evaluates the rules on each default as written, and rejects the CRD if one fails."""
     assert cel_rules.broken_by_defaults(_schema(manifests)) == []
 
 
@@ -162,8 +162,8 @@ def _partial(schema: Object) -> Iterator[Object]:
             yield {other: member for other, member in whole.items() if other != name}
 
 
-def test_no_rule_asks_for_a_key_that_may_be_missing(manifests: dict[str, list[Object]]) -> None:
-    """With defaults and without them, however little a specification has."""
+def test_every_rule_guards_optional_keys(manifests: dict[str, list[Object]]) -> None:
+    """With and without defaults, also for minimal specifications."""
     schema = _schema(manifests)
     for spec in ({}, {"schedule": [{}]}, *_partial(schema)):
         pool = {**pool_manifest("flux"), "spec": spec}
@@ -171,7 +171,7 @@ def test_no_rule_asks_for_a_key_that_may_be_missing(manifests: dict[str, list[Ob
         assert cel_rules.broken(schema, cel_rules.with_defaults(schema, pool)) == []
 
 
-def test_the_samples_break_no_rule(manifests: dict[str, list[Object]]) -> None:
+def test_the_samples_conform_to_the_rules(manifests: dict[str, list[Object]]) -> None:
     schema = _schema(manifests)
     pools = [each for name in SAMPLES for each in of_kind(sample(name), "WorkerPool")]
     assert pools
@@ -205,28 +205,28 @@ BETWEEN_FIELDS: list[tuple[Object, list[str]]] = [
 
 
 @pytest.mark.parametrize(("change", "broken"), BETWEEN_FIELDS)
-def test_the_rules_between_fields_refuse_what_they_say(
+def test_the_rules_between_fields_reject_invalid_pools(
     manifests: dict[str, list[Object]], change: Object, broken: list[str]
 ) -> None:
-    """`test_operator.py` has what the operator reports where a rule is broken."""
+    """`test_operator.py` tests what the operator reports for a broken rule."""
     schema = _schema(manifests)
     found = cel_rules.broken(schema, cel_rules.with_defaults(schema, pool_manifest("flux", **change)))
     assert [message.partition(": ")[2] for message in found] == broken
 
 
 NAMES = ["1flux", "a" * 42, "flux.one"]
-"""Those that no queue can have."""
+"""Invalid names."""
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pool_that_no_queue_can_be_named_after_breaks_a_rule(manifests: dict[str, list[Object]], name: str) -> None:
+def test_an_invalid_name_of_a_pool_breaks_a_rule(manifests: dict[str, list[Object]], name: str) -> None:
     schema = _schema(manifests)
     (message,) = cel_rules.broken(schema, cel_rules.with_defaults(schema, pool_manifest(name)))
     assert message.startswith("self: a pool's name")
 
 
 def _refused(stage: Stage, pool: Object) -> list[str]:
-    """The messages of the rules that the API server refuses the pool for."""
+    """The messages of the rules for which the API server rejects the pool."""
     path = f"/apis/darkroom.dev/v1alpha1/namespaces/{stage.namespace}/workerpools?dryRun=All"
     try:
         stage.control_plane.ask("POST", path, pool)
@@ -237,7 +237,7 @@ def _refused(stage: Stage, pool: Object) -> list[str]:
 
 @pytest.mark.parametrize(("change", "broken"), BETWEEN_FIELDS)
 def test_the_api_server_evaluates_the_rules_between_fields(stage: Stage, change: Object, broken: list[str]) -> None:
-    """A 1.20 knows no CEL, and accepts what the rules refuse."""
+    """Kubernetes 1.20 has no CEL, and accepts what the rules reject."""
     assert _refused(stage, pool_manifest("flux", **change)) == ([] if stage.control_plane.is_old else broken)
 
 
@@ -257,14 +257,14 @@ def test_kubectl_shows_the_columns(stage: Stage) -> None:
     assert row.split()[:3] == ["flux", "1", "5"]
 
 
-def test_kubectl_scale_sets_the_floor(stage: Stage) -> None:
+def test_kubectl_scale_sets_the_minimum(stage: Stage) -> None:
     stage.apply("flux")
     stage.control_plane.kubectl("-n", stage.namespace, "scale", "wp/flux", "--replicas=3")
     assert stage.pool("flux")["spec"]["minReplicas"] == 3
 
 
-def test_kubectl_scale_does_not_set_a_floor_above_the_ceiling(stage: Stage) -> None:
-    """A 1.20 lets it, and the operator reports it."""
+def test_kubectl_scale_does_not_set_a_minimum_above_the_maximum(stage: Stage) -> None:
+    """Kubernetes 1.20 accepts it, and the operator reports it."""
     stage.apply("flux")
     beyond = ("-n", stage.namespace, "scale", "wp/flux", "--replicas=6")
     said = stage.control_plane.kubectl(*beyond, fails=not stage.control_plane.is_old)

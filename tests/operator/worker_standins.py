@@ -1,4 +1,4 @@
-"""Stand-ins for workers: they register in the ledger as a worker of a pod does, and the test claims for them."""
+"""Stand-ins for workers: they register in the ledger like a worker of a pod, and the test claims jobs for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StandIns:
         self._register(name, WorkerState.READY)
 
     def end(self, name: str) -> bool:
-        """Nothing runs in it once its job is over: as a worker drains itself on SIGTERM."""
+        """Drain like a worker on SIGTERM. Returns whether nothing runs any more."""
         if name in self.busy:
             return False
         if self.pods.get(name):
@@ -49,11 +49,11 @@ class StandIns:
             self._register(name, WorkerState.READY)
 
     def fail(self, pod: str) -> None:
-        """The stand-in of the pod is faulty, and stays so."""
+        """Make the stand-in of the pod faulty."""
         self._register(pod, WorkerState.FAULTY)
 
     def claim(self, pod: str, job_id: str) -> str | None:
-        """The stand-in of the pod takes the job; answers why not, or None."""
+        """Claim the job for the stand-in of the pod. Returns the reason why it was dropped, or None."""
         token = uuid4().hex
         claim = self._ledger.run(calls.claim(job_id, token=token, worker=pod))
         if claim.attempt is None:
