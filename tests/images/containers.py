@@ -19,7 +19,7 @@ from uuid import uuid4
 import httpx
 
 from tests.images.networks import Bridge, give_address, inside
-from tests.knative.rendering import Object, find, told
+from tests.knative.rendering import Object, find, variables_of
 
 DEADLINE_S = 300
 
@@ -98,7 +98,7 @@ class Pod:
         """
         self._container = container
         self._name = f"darkroom-test-{container['name']}-{uuid4().hex[:8]}"
-        environment = {**told(self._objects, _without_fields(container), self._secrets), **given}
+        environment = {**variables_of(self._objects, _without_fields(container), self._secrets), **given}
         self._nameless = nameless(environment)
         arguments = [argument for name in environment for argument in ("--env", name)]
         arguments += [argument for name in SERVICES for argument in ("--add-host", f"{name}:127.0.0.1")]

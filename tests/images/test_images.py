@@ -16,7 +16,7 @@ from darkroom_operator import pools
 
 from tests.images.conftest import TAG, WORTH_MB, Secrets
 from tests.images.containers import NAMESPACE, PASSWD, Pod, Podman, nameless
-from tests.knative.rendering import SERVING, Object, current_names, find, main_container, sample, told
+from tests.knative.rendering import SERVING, Object, current_names, find, main_container, sample, variables_of
 from tests.operator.control_plane import ControlPlane
 from tests.waiting import eventually
 
@@ -119,7 +119,7 @@ def test_the_image_of_a_worker_can_fetch_from_the_hub(
     (text,) = re.findall(r"```yaml volume\n(.*?)```", (repository / "docs/images.md").read_text(), re.DOTALL)
     container = main_container(yaml.safe_load(text))
     program, verb, *_ = container["command"]
-    environment = told([], container, {})
+    environment = variables_of([], container, {})
     image = f"dev.local/darkroom-worker-cpu:{TAG}"
     entrypoint = json.dumps([*nameless(environment), program])
     (tmp_path / "passwd").write_text(PASSWD)

@@ -1,4 +1,4 @@
-"""The program of the bootstrap Job, which is no module of ours: loaded from where the manifests have it."""
+"""The program of the bootstrap Job, loaded from the manifests, since it is no module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the manifests ask for: every overlay rendered, and an API server with Knative's real CRDs.
+"""Fixtures of the tests of the manifests: rendered overlays, and an API server with Knative's CRDs.
 
 A machine may lack kubectl, Knative's CRDs or the programs of a control plane, but the gate (`.ci/run`) may not.
 """
@@ -59,7 +59,7 @@ def own_crd() -> Object:
 def cluster(
     tmp_path_factory: pytest.TempPathFactory, knative_crds: list[Object], own_crd: Object
 ) -> Iterator[ControlPlane]:
-    """An API server that knows Knative's kinds and ours."""
+    """An API server with Knative's CRDs and ours."""
     programs = assets()
     if programs is None:
         _lacks("KUBEBUILDER_ASSETS names no folder with etcd, kube-apiserver and the others")
@@ -93,7 +93,7 @@ def bootstrap() -> ModuleType:
 def users(
     request: pytest.FixtureRequest, rendered: dict[str, list[Object]], bootstrap: ModuleType, tmp_path: Path
 ) -> Iterator[dict[str, str]]:
-    """The addresses of Redis, by its users: Redis as its manifest has it, of either kind."""
+    """The addresses of Redis by user, for Redis as in its manifest, of either build."""
     secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": "darkroom", "REDIS_DATABASE": "0"})
     folder = tmp_path / "redis"
     folder.mkdir()

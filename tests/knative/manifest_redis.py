@@ -1,4 +1,4 @@
-"""Redis as its manifest starts it: the same configuration and users, in a folder and on a port of a test's own."""
+"""Redis with the configuration and users of its manifest, in a folder and on a port of the test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STOP_DEADLINE_S = 30
 PROBE_DEADLINE_S = 30
 
 HOST = "@redis:6379/"
-"""What addresses in the Secret say of where it is."""
+"""Host and port of the addresses in the Secret."""
 
 
 class ShippedRedis:
@@ -68,7 +68,7 @@ class ShippedRedis:
         self._process.wait(STOP_DEADLINE_S)
 
     def _is_ready(self) -> bool:
-        """Whether the readiness probe's own command passes, with a real redis-cli."""
+        """Whether the command of the readiness probe succeeds, with a real redis-cli."""
         if self._process.poll() is not None:
             raise AssertionError(self.log.read_text())
         cli = needed_binary(RedisKind.EMBEDDED).parent

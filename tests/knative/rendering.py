@@ -1,4 +1,4 @@
-"""The manifests in knative/ as kustomize renders them, and ways to look into them."""
+"""The manifests in knative/ as kustomize renders them, and functions to search them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SERVING = "serving.knative.dev/v1"
 
 
 def kubectl() -> Path | None:
-    """A kubectl whose kustomize knows components, or None. That of a control plane of 1.20 is older."""
+    """A kubectl whose kustomize supports components, or None. That of a 1.20 control plane is older."""
     beside = assets()
     for candidate in (shutil.which("kubectl"), beside and beside / "kubectl"):
         if candidate is not None:
@@ -41,7 +41,7 @@ def kubectl() -> Path | None:
 
 
 def render(program: Path, folder: Path) -> list[Object]:
-    """The objects of a kustomization. Fails with what kustomize says, deprecations included."""
+    """The objects of a kustomization. Fails with the errors and deprecations of kustomize."""
     return [each for each in yaml.safe_load_all(_output(program, "kustomize", str(folder))) if each]
 
 
@@ -50,13 +50,13 @@ def sample(name: str) -> list[Object]:
 
 
 def find(objects: Sequence[Object], kind: str, name: str, *, version: str | None = None) -> Object:
-    """The one object of this kind and name, and of the API version where kinds of two are called alike."""
+    """The only object of this kind and name, and of the API version if two have a kind of the name."""
     (found,) = [each for each in of_kind(objects, kind, version=version) if each["metadata"]["name"] == name]
     return found
 
 
 def config_map(objects: Sequence[Object], name: str) -> Object:
-    """The one ConfigMap that kustomize made of `name` and a hash of its contents."""
+    """The only ConfigMap that kustomize named by `name` and a hash of its contents."""
     (found,) = [each for each in of_kind(objects, "ConfigMap") if plain_name(each["metadata"]["name"]) == name]
     return found
 
@@ -67,7 +67,7 @@ def plain_name(name: str) -> str:
 
 
 def current_names(objects: Sequence[Object]) -> dict[str, str]:
-    """The names of ConfigMaps by those that the operator replaces in the templates of pools."""
+    """The current names of ConfigMaps by the names that templates of pools use."""
     return {name: config_map(objects, name)["metadata"]["name"] for name in (SETTINGS_MAP, MODELS_MAP)}
 
 
@@ -76,7 +76,7 @@ def of_kind(objects: Sequence[Object], kind: str, *, version: str | None = None)
 
 
 def pods(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
-    """Every specification of a pod, by what has it."""
+    """Every pod specification by its object."""
     for each in objects:
         template = each.get("spec", {}).get("template")
         if isinstance(template, dict) and "containers" in template.get("spec", {}):
@@ -93,8 +93,10 @@ def main_container(workload: Object) -> Object:
     return found
 
 
-def told(objects: Sequence[Object], container: Object, secrets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """The container's environment, as a kubelet makes it. Fails where it names what is not there."""
+def variables_of(
+    objects: Sequence[Object], container: Object, secrets: Mapping[str, Mapping[str, str]]
+) -> dict[str, str]:
+    """The container's environment as a kubelet resolves it. Fails for a reference to a missing object."""
     settings = {each["metadata"]["name"]: each["data"] for each in of_kind(objects, "ConfigMap")}
     settings |= {plain_name(name): data for name, data in settings.items()}  # by which a pool's template names them
     environment: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What Knative Serving's webhook refuses with its default flags, of what the CRDs alone let pass.
+"""The rules of Knative Serving's webhook with default flags, beyond those of the CRDs.
 
 Read in Serving's sources (pkg/apis/serving: fieldmask.go, k8s_validation.go, and the flags in pkg/apis/config). The
 webhook needs Serving's own controllers, which do not run here.
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tests.knative.rendering import Object
 
 MAX_TIMEOUT_S = 600
-"""`max-revision-timeout-seconds` of the ConfigMap config-defaults, where nobody raised it."""
+"""The default of `max-revision-timeout-seconds` in the ConfigMap config-defaults."""
 
 POD_FIELDS = frozenset(
     {
@@ -20,7 +20,7 @@ POD_FIELDS = frozenset(
         *("timeoutSeconds", "volumes"),
     }
 )
-"""Of a pod. All others stand behind a feature flag that is off: initContainers, nodeSelector, securityContext."""
+"""Allowed fields of a pod. Others need a feature flag that is off: initContainers, nodeSelector, securityContext."""
 
 CONTAINER_FIELDS = frozenset(
     {
@@ -44,7 +44,7 @@ RESERVED = frozenset({"PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"})
 
 
 def refusals(service: Object) -> list[str]:
-    """What the webhook would refuse, as paths within the pod; empty where it takes the Service."""
+    """The fields that the webhook would reject, as paths within the pod."""
     pod = service["spec"]["template"]["spec"]
     return sorted(_of_pod(pod))
 

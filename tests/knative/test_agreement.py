@@ -1,4 +1,4 @@
-"""Manifests and code say the same: settings, variables, event types, pools and queues, prefixes, users of Redis."""
+"""Manifests and code agree: settings, variables, event types, pools and queues, prefixes, users of Redis."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.knative.rendering import (
     main_container,
     of_kind,
     sample,
-    told,
+    variables_of,
 )
 
 Rendered = dict[str, list[Object]]
@@ -55,23 +55,23 @@ FUNCTIONS: dict[str, tuple[type[Settings], ...]] = {
 }
 
 GIVEN = {"PORT", "K_SINK", "K_CE_OVERRIDES", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S", "DARKROOM_PROBE_PORT"}
-"""By Knative, by a SinkBinding and by the operator."""
+"""Variables that Knative, a SinkBinding or the operator sets."""
 
 IN_MANIFESTS = GIVEN | {
     *("DARKROOM_REDIS_URL", "DARKROOM_DATABASE_URL", "DARKROOM_LINK_KEY", "DARKROOM_WEBHOOK_KEYS"),
     *("DARKROOM_HOST", "DARKROOM_MODELS"),
 }
-"""Settings that stand beside the part that they are for, or in a Secret, and not in the ConfigMap."""
+"""Settings in the manifest of their part or in a Secret, and not in the ConfigMap."""
 
 OBJECT_STORE = {"AWS_ENDPOINT", "AWS_REGION", "AWS_ALLOW_HTTP"}
-"""What the object store's own library reads."""
+"""Variables of the object store's library."""
 
 ENVIRONMENTS = {"dev": "4", "demo": "2", "test": "3"}
-"""The databases of the three."""
+"""The Redis databases of the environments."""
 
 
 def settings_of(kinds: Iterable[type[Settings]]) -> dict[str, FieldInfo]:
-    """Every variable that these read."""
+    """Every variable of these settings."""
     return {
         str(field.validation_alias or f"{PREFIX}{name.upper()}"): field
         for kind in kinds
@@ -92,7 +92,7 @@ def example(objects: list[Object]) -> dict[str, str]:
 
 
 def written(value: Any) -> str:
-    """A default as a variable says it."""
+    """A default as the value of a variable."""
     if isinstance(value, tuple):
         return ",".join(str(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -103,7 +103,7 @@ def test_the_example_describes_each_setting_and_no_other(rendered: Rendered) -> 
     assert set(example(rendered["k3d"])) == (EVERY.keys() - IN_MANIFESTS - undocumented) | OBJECT_STORE
 
 
-def test_the_example_says_the_defaults(rendered: Rendered) -> None:
+def test_the_example_has_the_defaults(rendered: Rendered) -> None:
     without = {"DARKROOM_PUBLIC_URL", "DARKROOM_STORE", "DARKROOM_RETENTION_DAYS", "DARKROOM_WEBHOOK_ALLOW"}
     without |= {"DARKROOM_ALLOWED_HOSTS", "DARKROOM_ALLOWED_ORIGINS"}
     described = {name: value for name, value in example(rendered["k3d"]).items() if name not in without | OBJECT_STORE}
@@ -129,8 +129,8 @@ def test_each_key_of_the_settings_is_described(overlay: str, rendered: Rendered)
     assert data.keys() - {"_example"} <= example(rendered[overlay]).keys()
 
 
-def test_no_setting_means_one_thing_to_one_part_and_another_to_another() -> None:
-    """The ConfigMap tells all of them: where two read the same variable, they read it alike."""
+def test_a_setting_has_the_same_type_and_default_in_every_part() -> None:
+    """All parts share the ConfigMap, so settings of the same name must be equal."""
     parts: tuple[tuple[type[Settings], ...], ...] = (*FUNCTIONS.values(), (CourierSettings,), (WorkerSettings,))
     by_part = [settings_of(kinds) for kinds in parts]
     for one in by_part:
@@ -149,13 +149,13 @@ def _names(container: Object) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_is_told_what_it_needs_and_nothing_unknown(
+def test_a_function_has_the_variables_that_it_needs_and_no_other(
     name: str, rendered: Rendered, bootstrap: ModuleType
 ) -> None:
     for overlay in OVERLAYS:
         container = main_container(find(rendered[overlay], "Service", name, version=SERVING))
         assert _names(container) <= settings_of(FUNCTIONS[name]).keys(), overlay
-        environment = told(rendered[overlay], container, _secrets(bootstrap))
+        environment = variables_of(rendered[overlay], container, _secrets(bootstrap))
         assert required(FUNCTIONS[name]) <= environment.keys(), overlay
         assert container["command"] == ["python", "-m", "darkroom_functions.serve", name.replace("-", "_")]
 
@@ -165,31 +165,33 @@ def test_there_is_a_knative_service_for_each_function(rendered: Rendered) -> Non
     assert {each["metadata"]["name"].replace("-", "_") for each in services} == set(assembly.FUNCTIONS)
 
 
-def test_the_courier_is_told_what_it_needs_and_nothing_unknown(rendered: Rendered, bootstrap: ModuleType) -> None:
+def test_the_courier_has_the_variables_that_it_needs_and_no_other(rendered: Rendered, bootstrap: ModuleType) -> None:
     for overlay in OVERLAYS:
         container = main_container(find(rendered[overlay], "Deployment", "courier"))
         assert _names(container) <= settings_of((CourierSettings,)).keys(), overlay
-        environment = told(rendered[overlay], container, _secrets(bootstrap)) | {"K_SINK": "from the SinkBinding"}
+        environment = variables_of(rendered[overlay], container, _secrets(bootstrap)) | {
+            "K_SINK": "from the SinkBinding"
+        }
         assert required((CourierSettings,)) <= environment.keys(), overlay
 
 
-def test_the_operator_is_told_of_this_environment(rendered: Rendered) -> None:
+def test_the_operator_has_the_prefix_and_the_namespace_of_the_environment(rendered: Rendered) -> None:
     for overlay in OVERLAYS:
         container = main_container(find(rendered[overlay], "Deployment", "darkroom-operator"))
         assert _names(container) <= settings_of((OperatorSettings,)).keys(), overlay
         assert required((OperatorSettings,)) | {"DARKROOM_NAMESPACE"} <= _names(container), overlay
 
 
-def test_the_pools_are_told_what_a_worker_needs(rendered: Rendered, bootstrap: ModuleType) -> None:
+def test_workers_of_the_pools_have_the_variables_that_they_need(rendered: Rendered, bootstrap: ModuleType) -> None:
     for pool in of_kind(sample("pools"), "WorkerPool"):
         container = main_container(pool)
-        environment = told(rendered["k3d"], container, _secrets(bootstrap))
+        environment = variables_of(rendered["k3d"], container, _secrets(bootstrap))
         assert required((WorkerSettings,)) <= environment.keys() | GIVEN
         assert _names(container) <= settings_of((WorkerSettings,)).keys() | {"HF_HOME"}
 
 
-def test_a_pool_of_the_samples_is_that_of_its_models() -> None:
-    """Its name is that of the queue where the models' jobs wait."""
+def test_a_pool_of_the_samples_is_the_pool_of_its_models() -> None:
+    """Its name is that of the queue of the models' jobs."""
     catalogue = Catalogue.load()
     samples = of_kind(sample("pools"), "WorkerPool")
     assert {name for pool in samples for name in pool["spec"]["models"]} == {model.name for model in catalogue}
@@ -199,21 +201,21 @@ def test_a_pool_of_the_samples_is_that_of_its_models() -> None:
 
 
 @pytest.mark.parametrize("overlay", ["gpu", "prod"])
-def test_the_pools_of_the_samples_may_grow_as_far_as_they_say(overlay: str, rendered: Rendered) -> None:
-    """A quota bounds all of them together."""
+def test_the_quota_allows_the_maximum_of_the_samples_pools(overlay: str, rendered: Rendered) -> None:
+    """The quota limits the sum of all pools."""
     samples = of_kind(sample("pools"), "WorkerPool")
     wanted = sum(pool["spec"]["maxReplicas"] * pool["spec"]["gpu"]["count"] for pool in samples)
     quota = find(rendered[overlay], "ResourceQuota", "darkroom-gpus")
     assert quota["spec"]["hard"] == {"requests.nvidia.com/gpu": str(wanted)}
 
 
-def test_the_operator_understands_the_pools_of_the_samples() -> None:
+def test_the_specifications_of_the_samples_pools_are_valid() -> None:
     for pool in of_kind(sample("pools"), "WorkerPool"):
         made = pools.read_spec({**pool, "metadata": {**pool["metadata"], "uid": "any"}})
         assert made.gpus == 1
 
 
-def test_the_triggers_ask_for_what_the_functions_take(rendered: Rendered) -> None:
+def test_the_triggers_select_the_events_that_the_functions_accept(rendered: Rendered) -> None:
     def types(trigger: str) -> set[str]:
         filters = find(rendered["k3d"], "Trigger", trigger)["spec"]["filters"]
         return {each["exact"]["type"] for one in filters for each in one.get("any", [one])}
@@ -229,8 +231,8 @@ def test_each_trigger_and_the_broker_have_a_dead_letter_sink(rendered: Rendered)
         assert find(rendered["k3d"], sink["kind"], sink["name"], version=sink["apiVersion"])
 
 
-def test_references_lead_somewhere(rendered: Rendered) -> None:
-    """Of Triggers and SinkBindings, from whom and to whom; nothing else checks them before they are needed."""
+def test_references_name_existing_objects(rendered: Rendered) -> None:
+    """References of Triggers and SinkBindings, which are not validated until they are used."""
     objects = rendered["k3d"]
     for trigger in of_kind(objects, "Trigger"):
         assert find(objects, "Broker", trigger["spec"]["broker"])
@@ -242,10 +244,10 @@ def test_references_lead_somewhere(rendered: Rendered) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_secret_that_a_pod_waits_for_is_made_or_said_to_be_needed(
+def test_every_secret_of_a_pod_is_created_or_documented_as_needed(
     overlay: str, rendered: Rendered, bootstrap: ModuleType
 ) -> None:
-    """By the bootstrap Job, or by hand as the overlay's first lines say."""
+    """By the bootstrap Job, or by hand as the first lines of the overlay describe."""
     job = main_container(find(rendered[overlay], "Job", "darkroom-bootstrap"))
     made = set(job["args"])
     assert made <= set(bootstrap.SECRETS)
@@ -257,9 +259,9 @@ def test_every_secret_that_a_pod_waits_for_is_made_or_said_to_be_needed(
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_an_environment_is_a_database_and_a_prefix(environment: str, rendered: Rendered, bootstrap: ModuleType) -> None:
+def test_an_environment_has_a_database_and_prefix(environment: str, rendered: Rendered, bootstrap: ModuleType) -> None:
     container = main_container(find(rendered[environment], "Job", "darkroom-bootstrap"))
-    values = told(rendered[environment], container, {})
+    values = variables_of(rendered[environment], container, {})
     assert values == {"DARKROOM_NAMESPACE": f"darkroom-{environment}", "REDIS_DATABASE": ENVIRONMENTS[environment]}
     secret = bootstrap.redis_secret(values)
     assert {url.rpartition("/")[2] for name, url in secret.items() if name != "users.acl"} == {
@@ -267,14 +269,14 @@ def test_an_environment_is_a_database_and_a_prefix(environment: str, rendered: R
     }
 
 
-def test_an_environment_is_the_same_on_one_machine() -> None:
+def test_an_environment_has_the_same_database_on_one_machine() -> None:
     own = named_environment.ENVIRONMENTS
     assert {name: str(each.database) for name, each in own.items()} == ENVIRONMENTS
     assert {name: each.namespace for name, each in own.items()} == {name: f"darkroom-{name}" for name in ENVIRONMENTS}
 
 
-def test_a_step_of_make_brings_what_is_its_own(rendered: Rendered) -> None:
-    """`knative/cluster.sh` takes its objects by this label."""
+def test_a_step_of_make_applies_its_own_objects(rendered: Rendered) -> None:
+    """`knative/cluster.sh` selects objects by this label."""
 
     def labelled(name: str) -> set[tuple[str, str]]:
         of_all = [(each, each["metadata"].get("labels", {})) for each in rendered["k3d"]]
@@ -289,7 +291,7 @@ def test_a_step_of_make_brings_what_is_its_own(rendered: Rendered) -> None:
     assert labelled("gateway") >= {("Deployment", "gateway"), ("Service", "gateway")}
 
 
-def test_flower_looks_where_the_workers_are(rendered: Rendered, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flower_uses_the_broker_options_of_the_workers(rendered: Rendered, monkeypatch: pytest.MonkeyPatch) -> None:
     program = KNATIVE / "base" / "flower" / "darkroom_flower.py"
     assert config_map(rendered["k3d"], "flower")["data"][program.name] == program.read_text()
     for name, value in {
@@ -310,7 +312,7 @@ def test_the_bootstrap_job_runs_the_program_that_is_tested(rendered: Rendered) -
     assert find(rendered["k3d"], "ConfigMap", volume["configMap"]["name"])["data"][program.name] == program.read_text()
 
 
-def test_the_example_of_a_model_is_one(rendered: Rendered, tmp_path: Path) -> None:
+def test_the_example_of_a_model_is_valid(rendered: Rendered, tmp_path: Path) -> None:
     text = config_map(rendered["k3d"], "darkroom-models")["data"]["_example"]
     (tmp_path / "example.toml").write_text(text)
     assert Catalogue.load([tmp_path]).get(tomllib.loads(text)["name"]).pool == "flux"
@@ -329,7 +331,7 @@ def test_functions_and_workers_read_the_same_models(rendered: Rendered) -> None:
 
 
 def test_redis_is_open_to_the_pods_that_need_it_by_their_labels(rendered: Rendered) -> None:
-    """The operator labels the workers; the policy names that label."""
+    """The policy selects the label that the operator sets on workers."""
     (pool, *_) = of_kind(sample("pools"), "WorkerPool")
     made = pools.deployment(pools.read_spec({**pool, "metadata": {**pool["metadata"], "uid": "any"}}), config_maps={})
     label = made["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]

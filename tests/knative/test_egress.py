@@ -1,4 +1,4 @@
-"""Where the courier may connect to, by the NetworkPolicies of the overlays that have some."""
+"""The connections that NetworkPolicies allow to the courier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COURIER = {"app.kubernetes.io/name": "courier"}
 OVERLAYS = ("gpu", "prod")
 
 Peer = tuple[str | None, dict[str, str], str]
-"""The namespace, the labels and the address of what is connected to; a namespace of None is outside the cluster."""
+"""The namespace, labels and address of a peer; a namespace of None is outside of the cluster."""
 
 
 def outside(address: str) -> Peer:
@@ -25,7 +25,7 @@ def pod(name: str, namespace: str = "darkroom") -> Peer:
 
 
 def allows(policies: list[Object], peer: Peer, port: int, protocol: str = "TCP") -> bool:
-    """Whether a pod with the courier's labels may connect, as Kubernetes reads the policies that select it."""
+    """Whether a pod with the courier's labels may connect, by the semantics of NetworkPolicies."""
     selected = [each["spec"] for each in policies if _selects(each["spec"]["podSelector"], COURIER)]
     limiting = [spec for spec in selected if "Egress" in spec["policyTypes"]]
     rules = [rule for spec in limiting for rule in spec.get("egress", [])]
@@ -77,7 +77,7 @@ def _selects(selector: Object, labels: dict[str, str]) -> bool:
     ],
     ids=["dns", "broker", "redis", "postgresql", "s3", "https", "https-ipv6", "redis-elsewhere"],
 )
-def test_the_courier_reaches_what_it_uses(
+def test_the_courier_may_connect_to_its_peers(
     overlay: str, peer: Peer, port: int, protocol: str, rendered: dict[str, list[Object]]
 ) -> None:
     assert allows(of_kind(rendered[overlay], "NetworkPolicy"), peer, port, protocol)
@@ -95,14 +95,14 @@ def test_the_courier_reaches_what_it_uses(
     ],
     ids=["http", "http-inside", "flower", "gateway", "link-local-dns"],
 )
-def test_the_courier_reaches_nothing_else(
+def test_the_courier_may_not_connect_elsewhere(
     overlay: str, peer: Peer, port: int, rendered: dict[str, list[Object]]
 ) -> None:
     assert not allows(of_kind(rendered[overlay], "NetworkPolicy"), peer, port)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_port_leads_to_an_address_that_the_guard_never_lets_through(
+def test_no_port_allows_an_address_that_the_guard_always_rejects(
     overlay: str, rendered: dict[str, list[Object]]
 ) -> None:
     policies = of_kind(rendered[overlay], "NetworkPolicy")

@@ -1,4 +1,4 @@
-"""The gateway in the manifests: it knows the functions by their names there, starts so, and anybody may ask it."""
+"""The gateway in the manifests: addresses of functions, start, probes and network policy."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import pytest
 from darkroom_functions.settings import SubmitSettings
 
 from tests.gateway.running import Gateway, running, start_program
-from tests.knative.rendering import OVERLAYS, SERVING, Object, find, main_container, told
+from tests.knative.rendering import OVERLAYS, SERVING, Object, find, main_container, variables_of
 from tests.waiting import eventually
 
 Rendered = dict[str, list[Object]]
 
 FUNCTIONS = {"SUBMIT": "submit", "JOBS": "jobs", "RESULT": "result"}
-"""Whom it asks: undelivered events are for operators, and not shown to callers."""
+"""The functions that it calls. `undelivered` is for operators, not for callers."""
 
 
 def environment(objects: list[Object]) -> dict[str, str]:
-    return told(objects, main_container(find(objects, "Deployment", "gateway")), {})
+    return variables_of(objects, main_container(find(objects, "Deployment", "gateway")), {})
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_it_asks_the_functions_by_the_names_that_knative_gives_them(overlay: str, rendered: Rendered) -> None:
+def test_it_calls_the_functions_by_their_knative_names(overlay: str, rendered: Rendered) -> None:
     values = environment(rendered[overlay])
     places = {name: value for name, value in values.items() if value.endswith(".svc.cluster.local")}
     places.pop("DARKROOM_PUBLIC_URL", None)
@@ -39,8 +39,8 @@ def test_it_asks_the_functions_by_the_names_that_knative_gives_them(overlay: str
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_links_lead_to_it(overlay: str, rendered: Rendered) -> None:
-    """By its name in the cluster, or by the address that the overlay says callers have for it."""
+def test_links_to_artifacts_name_the_gateway(overlay: str, rendered: Rendered) -> None:
+    """By its name in the cluster, or by the address that the overlay sets for callers."""
     values = environment(rendered[overlay])
     by_overlay = {"k3d": "http://localhost:8000", "prod": "https://darkroom.example.org"}
     inside = f"http://gateway.{values['NAMESPACE']}.svc.cluster.local"
@@ -49,7 +49,7 @@ def test_links_lead_to_it(overlay: str, rendered: Rendered) -> None:
     assert port["port"] == 80
 
 
-def test_it_is_told_nothing_that_it_does_not_know(rendered: Rendered) -> None:
+def test_it_has_no_unknown_variable(rendered: Rendered) -> None:
     names = {variable["name"] for variable in main_container(_deployment(rendered))["env"]}
     described = (Path(__file__).parents[2] / "functions" / "gateway" / "start").read_text().partition("set -eu")[0]
     assert {name for name in names if name not in described} - {f"DARKROOM_GATEWAY_{each}" for each in FUNCTIONS} == {
@@ -57,7 +57,7 @@ def test_it_is_told_nothing_that_it_does_not_know(rendered: Rendered) -> None:
     }
 
 
-def test_it_may_take_as_long_to_end_as_what_it_holds(rendered: Rendered) -> None:
+def test_its_grace_period_covers_the_requests_that_it_holds(rendered: Rendered) -> None:
     template = (Path(__file__).parents[2] / "functions" / "gateway" / "start").read_text()
     (beyond,) = re.findall(r"SHUTDOWN_S.*max_wait_s \+ (\d+)", template)
     longest_wait = SubmitSettings.model_fields["max_wait_s"].default
@@ -67,7 +67,7 @@ def test_it_may_take_as_long_to_end_as_what_it_holds(rendered: Rendered) -> None
 
 
 @pytest.mark.parametrize("overlay", ["gpu", "prod"])
-def test_whoever_closes_the_namespace_leaves_this_door_open(overlay: str, rendered: Rendered) -> None:
+def test_its_network_policy_allows_every_source(overlay: str, rendered: Rendered) -> None:
     policy = find(rendered[overlay], "NetworkPolicy", "gateway")["spec"]
     labels = find(rendered[overlay], "Deployment", "gateway")["spec"]["template"]["metadata"]["labels"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()
@@ -76,7 +76,7 @@ def test_whoever_closes_the_namespace_leaves_this_door_open(overlay: str, render
     ]
 
 
-def test_it_starts_as_its_manifest_says_and_passes_its_probes(rendered: Rendered, tmp_path: Path) -> None:
+def test_it_starts_with_its_manifest_and_passes_its_probes(rendered: Rendered, tmp_path: Path) -> None:
     container = main_container(_deployment(rendered))
     assert Path(container["command"][0]).name == start_program().name
     (mount,) = container["volumeMounts"]
@@ -94,7 +94,7 @@ def test_it_starts_as_its_manifest_says_and_passes_its_probes(rendered: Rendered
         assert gateway.wait() == 0
 
 
-def test_it_waits_for_functions_that_have_no_address_yet(tmp_path: Path) -> None:
+def test_it_waits_for_functions_without_an_address(tmp_path: Path) -> None:
     start_program()
     gateway = Gateway(tmp_path, {f"DARKROOM_GATEWAY_{name}": "not..there" for name in FUNCTIONS})
     gateway.launch()

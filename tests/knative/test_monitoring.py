@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given names only what the processes serve, and alerts fire when they should."""
+"""Dashboards, alerts and docs use only metrics that the processes export, and alerts fire when they should."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ NAME = re.compile(r"\bdarkroom_\w+")
 
 @pytest.fixture(scope="module")
 def processes(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
-    """What courier and functions serve, once something of each kind has happened; the operator without a pool."""
+    """The metrics of courier and functions after an event of each kind, and those of the operator without a pool."""
     folder = tmp_path_factory.mktemp("monitored")
     redis_url = redis_servers(RedisKind.EMBEDDED).url
     with ExitStack() as stack:
-        told = environment(redis_url, "t-monitored")
-        functions = Functions("all", environment=told, log=folder / "functions")
+        variables = environment(redis_url, "t-monitored")
+        functions = Functions("all", environment=variables, log=folder / "functions")
         functions.start()
         stack.callback(functions.stop)
         port = free_port()
         more = {"K_SINK": f"{functions.url}/events", "DARKROOM_PROBE_PORT": str(port)}
-        courier = Part("darkroom_courier", environment={**told, **more}, log=folder / "courier")
+        courier = Part("darkroom_courier", environment={**variables, **more}, log=folder / "courier")
         courier.start()
         stack.callback(courier.stop)
         jobs = DrivenJobs(redis_url, "t-monitored")
@@ -60,20 +60,20 @@ def processes(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFact
         jobs.run(calls.retry(dead, token="token", error=error, delay_ms=0))
         assert httpx.get(f"{functions.url}/api/v1/models", trust_env=False, timeout=60).is_success
 
-        def all_told() -> Served | None:
+        def all_published() -> Served | None:
             try:
                 said = ask(port)
             except httpx.TransportError:
                 return None
             return said if said.value("darkroom_job_submit_to_result_seconds_count") == 2 else None
 
-        said = eventually(all_told, what="both jobs are counted, and told")
+        said = eventually(all_published, what="both jobs are counted, and their events published")
         assert said is not None
         yield {"courier": said, "functions": ask(functions.port)}
 
 
 async def _operator() -> dict[str, str]:
-    """The operator's metrics and their kinds, as it serves them where there is no pool."""
+    """The operator's metrics and their types without a pool."""
     port = free_port()
     async with (
         serving(ClusterState(), healthy=lambda: (200, {}), ready=lambda: (200, {}), host="127.0.0.1", port=port),
@@ -85,12 +85,12 @@ async def _operator() -> dict[str, str]:
 
 @pytest.fixture
 async def kinds(processes: Mapping[str, Served]) -> dict[str, str]:
-    """Every metric that some process serves, by its name, with its kind."""
+    """The type of every exported metric by name."""
     return {name: kind for said in processes.values() for name, kind in said.kinds.items()} | await _operator()
 
 
 def documented(repository: Path) -> dict[str, tuple[str, frozenset[str]]]:
-    """Kind and labels of each metric, as docs/metrics.md has them."""
+    """Type and labels of each metric in docs/metrics.md."""
     rows = re.findall(
         r"^\| `(darkroom_\w+)` \| (\w+) \| [^|]+ \| ([^|]+) \| [^|]+ \|$",
         (repository / "docs" / "metrics.md").read_text(),
@@ -99,25 +99,25 @@ def documented(repository: Path) -> dict[str, tuple[str, frozenset[str]]]:
     return {name: (kind, frozenset(labels.split(", ")) - {"–"}) for name, kind, labels in rows}
 
 
-def test_the_documents_tell_of_each_metric_and_of_no_other(kinds: dict[str, str], repository: Path) -> None:
+def test_the_docs_describe_each_metric_and_no_other(kinds: dict[str, str], repository: Path) -> None:
     assert {name: kind for name, (kind, _) in documented(repository).items()} == kinds
 
 
-def test_the_documents_tell_the_labels(processes: Mapping[str, Served], repository: Path) -> None:
+def test_the_docs_list_the_labels(processes: Mapping[str, Served], repository: Path) -> None:
     said = {name: labels for each in processes.values() for name, labels in each.labels.items()}
     assert len(said) > 15
     assert {name: documented(repository)[name][1] for name in said} == said
 
 
 def series_of(kinds: Mapping[str, str]) -> set[str]:
-    """The names that a query may have."""
+    """The names that a query may contain."""
     suffixes = ("_bucket", "_sum", "_count")
     histograms = {name + suffix for name, kind in kinds.items() if kind == "histogram" for suffix in suffixes}
     return histograms | {name for name, kind in kinds.items() if kind != "histogram"}
 
 
 def queries() -> list[str]:
-    """Those of the dashboard, its variables' among them."""
+    """The queries of the dashboard, including those of its variables."""
     dashboard = json.loads((MONITORING / "darkroom.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     asked += [each["query"]["query"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
@@ -131,7 +131,7 @@ def alerts() -> list[dict[str, Any]]:
     return rules
 
 
-def test_the_dashboard_asks_for_what_there_is(kinds: dict[str, str]) -> None:
+def test_the_dashboard_queries_existing_metrics(kinds: dict[str, str]) -> None:
     named = {name for query in queries() for name in NAME.findall(query)}
     assert named <= series_of(kinds)
     # And shows all that there is: but for what only alerts are made of.
@@ -139,13 +139,13 @@ def test_the_dashboard_asks_for_what_there_is(kinds: dict[str, str]) -> None:
     assert unseen <= {"darkroom_pool_demand_known", "darkroom_pool_foreign_messages_total"}
 
 
-def test_the_alerts_ask_for_what_there_is(kinds: dict[str, str]) -> None:
+def test_the_alerts_query_existing_metrics(kinds: dict[str, str]) -> None:
     named = {name for alert in alerts() for name in NAME.findall(alert["expr"])}
     assert named <= series_of(kinds)
 
 
-def test_no_query_asks_for_a_label_that_a_metric_has_not(repository: Path) -> None:
-    """Of those in braces; Prometheus itself adds where a process runs."""
+def test_queries_use_existing_labels(repository: Path) -> None:
+    """Checks labels in braces, except those that Prometheus adds."""
     labels_of = {name: labels for name, (_, labels) in documented(repository).items()}
     for query in (*queries(), *(alert["expr"] for alert in alerts())):
         for series, matchers in re.findall(r"\b(darkroom_\w+)\{([^}]*)\}", query):
@@ -156,7 +156,7 @@ def test_no_query_asks_for_a_label_that_a_metric_has_not(repository: Path) -> No
 
 @pytest.fixture(scope="module")
 def promtool() -> Path:
-    """Prometheus' own tool, of Debian's package `prometheus`."""
+    """The tool `promtool`, of Debian's package `prometheus`."""
     program = shutil.which("promtool")
     if program is None:
         _lacks("no promtool on the PATH")
@@ -178,8 +178,8 @@ def test_each_alert_fires_when_it_should_and_not_before(promtool: Path) -> None:
     assert {each["alertname"] for each in tested if each.get("exp_alerts")} == {alert["alert"] for alert in alerts()}
 
 
-def test_prometheus_reads_its_configuration(promtool: Path, tmp_path: Path) -> None:
-    """Debian's is built without Kubernetes: its way to find pods is held against what Prometheus documents, by hand."""
+def test_prometheus_accepts_its_configuration(promtool: Path, tmp_path: Path) -> None:
+    """Debian's build lacks Kubernetes: the discovery of pods is compared with Prometheus' docs by hand."""
     settings = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
     (job,) = settings["scrape_configs"]
     assert job.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"names": ["darkroom"]}}]
@@ -190,7 +190,7 @@ def test_prometheus_reads_its_configuration(promtool: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("overlay", WITH_MONITORING)
-def test_prometheus_is_told_of_each_pod_that_serves_metrics(overlay: str, rendered: dict[str, list[Object]]) -> None:
+def test_each_pod_with_metrics_has_annotations_for_prometheus(overlay: str, rendered: dict[str, list[Object]]) -> None:
     objects = rendered[overlay]
     functions = [
         find(objects, "Service", name, version=SERVING) for name in ("submit", "jobs", "result", "undelivered")
@@ -212,7 +212,7 @@ def test_prometheus_is_told_of_each_pod_that_serves_metrics(overlay: str, render
 
 
 @pytest.mark.parametrize("overlay", WITH_MONITORING)
-def test_network_policies_let_prometheus_in(overlay: str, rendered: dict[str, list[Object]]) -> None:
+def test_network_policies_allow_prometheus(overlay: str, rendered: dict[str, list[Object]]) -> None:
     door = {
         "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
         "ports": [{"port": 8080}],

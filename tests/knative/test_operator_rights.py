@@ -1,4 +1,4 @@
-"""The operator as its manifest starts it, under the rights of its account: it needs all of them, and no other."""
+"""The operator as its manifest starts it, with the rights of its account: it needs exactly these."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.waiting import eventually
 
 Rendered = dict[str, list[Object]]
 Right = tuple[str, str, str]
-"""A verb, a group and a resource, with what is below it: `("update", "apps", "deployments/scale")`."""
+"""A verb, a group and a resource with its subresource: `("update", "apps", "deployments/scale")`."""
 
 Front = tuple[str | None, ExitStack]
 """The address that the operator uses in place of the API server's own, where that is too old for what it says; and what
@@ -37,10 +37,10 @@ POOL = "flux"
 MOST = 30
 
 LOOK_AGAIN: Right = ("get", "apps", "deployments/scale")
-"""Asked for where a Deployment was changed since it was seen, which the test brings about sooner or later."""
+"""Used after a conflict on a Deployment, which the test provokes sooner or later."""
 
 NOT_ASKED: Right = ("update", "darkroom.dev", "workerpools/finalizers")
-"""Held against whoever makes an object that blocks its owner's deletion, and no request of its own."""
+"""Checked for requests that create an object which blocks its owner's deletion, not a request itself."""
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def stage(
 
 @pytest.fixture
 def operator(stage: Stage, rendered: Rendered, tmp_path: Path) -> Iterator[Started]:
-    """As the Deployment says, but for where it is: a kubelet would mount the token, and say the pod's namespace."""
+    """The variables of the Deployment, except those that a kubelet would resolve."""
     objects = rendered["k3d"]
     deployment = find(objects, "Deployment", ACCOUNT)
     assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == ACCOUNT
@@ -94,7 +94,7 @@ def operator(stage: Stage, rendered: Rendered, tmp_path: Path) -> Iterator[Start
 
 
 def granted(role: Object) -> set[Right]:
-    """Each by itself; nothing is granted by an asterisk."""
+    """The granted rights, without wildcards."""
     rights = {
         (verb, group, resource)
         for rule in role["rules"]
@@ -107,7 +107,7 @@ def granted(role: Object) -> set[Right]:
 
 
 def used(asked: list[Object]) -> set[Right]:
-    """What was asked for needed these; which kinds there are, everybody may ask."""
+    """The rights that the requests needed, without discovery, which every account may use."""
     rights = set()
     for each in asked:
         if "objectRef" not in each:
@@ -122,7 +122,7 @@ def used(asked: list[Object]) -> set[Right]:
 
 @contextmanager
 def written_again_and_again(stage: Stage) -> Iterator[None]:
-    """Somebody else changes the pool's Deployment all the time, so that what was seen of it is old."""
+    """Change the pool's Deployment continuously, so that the operator's version is outdated."""
     path = f"/apis/apps/v1/namespaces/{stage.namespace}/deployments/darkroom-{POOL}"
     is_over = threading.Event()
 
@@ -143,10 +143,10 @@ def written_again_and_again(stage: Stage) -> Iterator[None]:
         writing.join()
 
 
-def test_the_operator_starts_as_its_manifest_says_and_needs_its_rights_and_no_other(
+def test_the_operator_starts_with_its_manifest_and_needs_exactly_its_rights(
     operator: Started, stage: Stage, front: Front, rendered: Rendered
 ) -> None:
-    """A whole life: the election, and a pool that is made, grows, shrinks and is deleted."""
+    """The whole lifecycle: election, and a pool that is created, scaled up, scaled down and deleted."""
     role = find(rendered["k3d"], "Role", ACCOUNT)
     standins = StandIns(stage.redis_url, stage.prefix)
     kubelet = Kubelet(stage.control_plane, stage.namespace)
@@ -175,7 +175,7 @@ def test_the_operator_starts_as_its_manifest_says_and_needs_its_rights_and_no_ot
         eventually(lambda: len(standins.pods) == len(before), what="by another")
         stage.apply(POOL, minReplicas=0, scaleDown={"idleSeconds": 1})
         eventually(lambda: not stage.pods(POOL), what="the idle workers are gone")
-        eventually(lambda: stage.events(POOL), what="an Event tells of it")
+        eventually(lambda: stage.events(POOL), what="an Event reports it")
         stage.control_plane.kubectl("-n", stage.namespace, "delete", f"wp/{POOL}", "--wait=false")
         eventually(lambda: stage.find_pool(POOL) is None, what="the pool is gone")
         eventually(lambda: stage.deployment(POOL) is None, what="its Deployment is gone")
@@ -191,7 +191,7 @@ def test_the_operator_starts_as_its_manifest_says_and_needs_its_rights_and_no_ot
     assert [each for each in asked() if each["responseStatus"]["code"] in {401, 403}] == []
 
 
-def test_an_object_that_holds_its_owner_back_takes_a_right_of_its_own(stage: Stage, rendered: Rendered) -> None:
+def test_an_owner_reference_that_blocks_deletion_needs_a_right_on_finalizers(stage: Stage, rendered: Rendered) -> None:
     plane, place = stage.control_plane, stage.namespace
     pool = stage.apply(POOL)
     owner = {"apiVersion": pool["apiVersion"], "kind": "WorkerPool", "name": POOL, "uid": pool["metadata"]["uid"]}

@@ -1,4 +1,4 @@
-"""Every overlay renders, and a real API server with Knative's CRDs takes every object of it, whole."""
+"""Every overlay renders, and a real API server with Knative's CRDs accepts every object without dropping a field."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.knative.rendering import (
 from tests.operator.control_plane import ControlPlane
 
 OFF_IN_1_20 = frozenset({"ttlSecondsAfterFinished"})
-"""Behind a feature gate that is off in 1.20: it takes them, and does not keep them."""
+"""Behind a feature gate that is off in 1.20, which drops them."""
 
 
 def apply(cluster: ControlPlane, objects: Sequence[Object], *options: str, fails: bool = False) -> str:
@@ -33,7 +33,7 @@ def apply(cluster: ControlPlane, objects: Sequence[Object], *options: str, fails
 
 
 def accept(cluster: ControlPlane, objects: Sequence[Object]) -> list[str]:
-    """Try all, then apply all; answers what the API server dropped of them."""
+    """Apply all objects after a dry run. Returns the fields that the API server dropped."""
     apply(cluster, [each for each in objects if each["kind"] == "Namespace"])
     apply(cluster, objects, "--dry-run=server")
     said = json.loads(apply(cluster, objects))
@@ -48,7 +48,7 @@ def accept(cluster: ControlPlane, objects: Sequence[Object]) -> list[str]:
 
 
 def lost(ours: Any, kept: Any, path: str = "") -> Iterator[str]:
-    """What we sent and did not get back; values may be written in another way."""
+    """Fields that the API server did not return; values may be normalised."""
     if isinstance(ours, dict):
         for name, value in ours.items():
             if name in OFF_IN_1_20:
@@ -67,7 +67,7 @@ def lost(ours: Any, kept: Any, path: str = "") -> Iterator[str]:
 
 
 def unknown(schema: Object, value: Any, path: str = "") -> Iterator[str]:
-    """Fields that the schema has no word for, also where it would let unknown ones pass."""
+    """Fields that are not in the schema, also where it preserves unknown ones."""
     if isinstance(value, dict) and schema.get("properties"):
         for name, member in value.items():
             if name in schema["properties"]:
@@ -89,7 +89,7 @@ def unknown_of(crds: Sequence[Object], each: Object) -> list[str]:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_api_server_takes_every_object_whole(
+def test_the_api_server_accepts_every_object_without_dropping_a_field(
     overlay: str, rendered: dict[str, list[Object]], cluster: ControlPlane
 ) -> None:
     objects = rendered[overlay]
@@ -101,14 +101,14 @@ def test_the_api_server_takes_every_object_whole(
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_schema_is_asked_for_a_field_that_it_does_not_know(
+def test_every_field_is_in_its_schema(
     overlay: str, rendered: dict[str, list[Object]], knative_crds: list[Object], own_crd: Object
 ) -> None:
     assert [path for each in rendered[overlay] for path in unknown_of([*knative_crds, own_crd], each)] == []
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_api_server_takes_every_sample(name: str, cluster: ControlPlane) -> None:
+def test_the_api_server_accepts_every_sample(name: str, cluster: ControlPlane) -> None:
     objects = sample(name)
     cluster.kubectl("apply", "-f", "-", given='{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"darkroom"}}')
     given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
@@ -157,10 +157,10 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("how", SPOILT)
-def test_a_field_that_is_unknown_or_of_a_wrong_type_does_not_get_through(
+def test_unknown_fields_and_wrong_types_are_detected(
     how: str, rendered: dict[str, list[Object]], cluster: ControlPlane, knative_crds: list[Object]
 ) -> None:
-    """What the tests above would say of it: they are no comfort if they never fail."""
+    """The tests above detect such fields."""
     objects = copy.deepcopy(rendered["k3d"])
     apply(cluster, [each for each in objects if each["kind"] == "Namespace"])
     spoilt = SPOILT[how](objects)
@@ -175,7 +175,7 @@ def test_a_field_that_is_unknown_or_of_a_wrong_type_does_not_get_through(
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_container_is_restricted_by_itself(overlay: str, rendered: dict[str, list[Object]]) -> None:
-    """Pod security `restricted`, said of the container, since Serving takes nothing of the kind of a pod."""
+    """Pod security `restricted` on containers, since Serving rejects it on pods."""
     found = [*pods(rendered[overlay]), *(pod for name in SAMPLES for pod in pods(sample(name)))]
     assert found
     for what, pod in found:
@@ -197,8 +197,8 @@ def test_everything_is_in_the_overlays_namespace(overlay: str, rendered: dict[st
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_manifest_holds_a_secret(overlay: str, rendered: dict[str, list[Object]]) -> None:
-    """No Secret is shipped, and no variable that a Secret is for has a value."""
+def test_no_manifest_contains_a_secret(overlay: str, rendered: dict[str, list[Object]]) -> None:
+    """There is no Secret, and no variable of a Secret has a value."""
     assert [each for each in rendered[overlay] if each["kind"] == "Secret"] == []
     for what, pod in pods(rendered[overlay]):
         for container in containers(pod):
@@ -213,14 +213,14 @@ def test_every_image_has_a_tag_or_a_digest(overlay: str, rendered: dict[str, lis
     assert [image for image in images if ":" not in image or image.endswith(":latest")] == []
 
 
-def test_a_socket_is_cut_by_nobody_before_its_time(rendered: dict[str, list[Object]]) -> None:
-    """Sockets live in replicas of result: the timeout is the longest that Serving takes, and some replica stays."""
+def test_no_timeout_closes_a_socket_before_its_own_limit(rendered: dict[str, list[Object]]) -> None:
+    """Sockets are held by replicas of `result`: the timeout is Serving's maximum, and one replica always runs."""
     template = find(rendered["k3d"], "Service", "result", version=SERVING)["spec"]["template"]
     assert template["spec"]["timeoutSeconds"] == 600
     assert int(template["metadata"]["annotations"]["autoscaling.knative.dev/min-scale"]) >= 1
 
 
-def test_the_operator_is_the_one_that_is_tested(rendered: dict[str, list[Object]]) -> None:
+def test_the_operators_manifests_are_the_tested_ones(rendered: dict[str, list[Object]]) -> None:
     container = main_container(find(rendered["k3d"], "Deployment", "darkroom-operator"))
     assert container["command"] == ["python", "-m", "darkroom_operator"]
 

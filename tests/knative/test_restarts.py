@@ -1,4 +1,4 @@
-"""Redis killed and started again, every build that can be had, as the manifests configure it: nothing is lost."""
+"""Every available build of Redis, configured by the manifests, is killed and restarted without loss."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from tests.waiting import eventually
 PREFIX = "darkroom"
 
 EVERY_RIGHT = "user tests on nopass ~* &* +@all"
-"""A user of the test's own, which compares all that there is and has the file rewritten."""
+"""A user of the test, which compares all keys and rewrites the file."""
 
 LIMITED = "user default on nopass resetkeys resetchannels -@all +ping"
-"""The line of older installations, and of those who follow the usual advice."""
+"""The user `default` of older installations, and of common advice."""
 
 JOBS = 30
 
 
 class Load:
-    """Jobs that come, run and end until Redis is away. `accepted` and `completed` are those that it acknowledged."""
+    """Submits and finishes jobs until Redis is killed. `accepted` and `completed` are those that it acknowledged."""
 
     def __init__(self, url: str) -> None:
         self._jobs = DrivenJobs(url, PREFIX)
@@ -99,7 +99,7 @@ def everything(server: ShippedRedis) -> dict[bytes, Any]:
 
 
 def rewritten(server: ShippedRedis) -> None:
-    """The append-only file is written anew, to the end."""
+    """Rewrite the append-only file, and wait for the end."""
     with connect(server_url(server)) as client:
         client.bgrewriteaof()
 
@@ -112,7 +112,7 @@ def rewritten(server: ShippedRedis) -> None:
 
 
 def written(server: ShippedRedis) -> None:
-    """All that was acknowledged is in the file: while an fsync lasts Redis holds writes back, for 2 s at most."""
+    """Wait until acknowledged writes are in the file: during an fsync Redis delays writes by 2 s at most."""
     with connect(server_url(server)) as client:
         eventually(lambda: client.info("persistence")["aof_buffer_length"] == 0, what="the file has every write")
 
@@ -124,7 +124,7 @@ def killed(server: ShippedRedis) -> None:
 
 
 @pytest.mark.parametrize("build", Build)
-def test_a_redis_that_is_killed_comes_back_with_all_that_it_had(
+def test_a_killed_redis_recovers_all_data(
     build: Build, rendered: dict[str, list[Object]], bootstrap: ModuleType, tmp_path: Path
 ) -> None:
     secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
@@ -153,10 +153,10 @@ def test_a_redis_that_is_killed_comes_back_with_all_that_it_had(
         assert "CRITICAL" not in server.log.read_text()
 
 
-async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledged(
+async def test_doctor_and_audit_report_a_loss_of_redis_until_it_is_acknowledged(
     rendered: dict[str, list[Object]], bootstrap: ModuleType, tmp_path: Path
 ) -> None:
-    """With the users of an older installation Redis 7.0 loses each transaction; the epoch in SQL is what shows it."""
+    """With the users of an older installation Redis 7.0 loses each transaction; the epoch in SQL reveals it."""
     secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
     (default, *_) = bootstrap.REDIS_OWN_USERS
     secret["users.acl"] = secret["users.acl"].replace(default, LIMITED)
@@ -169,7 +169,7 @@ async def test_doctor_and_audit_find_what_a_redis_lost_until_that_is_acknowledge
             ledger = AsyncLedger(client, PREFIX)
 
             async def beat() -> None:
-                """As the courier does."""
+                """Count a beat as the courier does."""
                 noted = await ledger.run(calls.advance_epoch(await history.epoch(PREFIX) or NEVER))
                 await history.note_epoch(PREFIX, noted.epoch)
 

@@ -1,4 +1,4 @@
-"""The samples fit the nodes that they are written for, and serve the models that the documents' examples ask for."""
+"""The samples fit the intended nodes, and serve the models of the docs' examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.knative.rendering import KNATIVE, SERVING, Object, containers, find, 
 UNITS = {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 QUEUE_PROXY_CPU = 0.025
-"""What Knative's container in each pod of a function requests (`queue-sidecar-cpu-request` of config-deployment)."""
+"""The request of Knative's container in each pod of a function (`queue-sidecar-cpu-request` of config-deployment)."""
 
 OVERLAY_CPU = 0.5
 """The most that a whole overlay for one node may request: Knative's own parts request some 1.5 of a laptop's cores."""
@@ -23,7 +23,7 @@ OVERLAY_CPU = 0.5
 
 @dataclass(frozen=True)
 class Node:
-    """What a scheduler knows of a node: what is free on it, its labels, and the taints that pods must tolerate."""
+    """A node for a scheduler: its free resources, its labels, and its taints."""
 
     free: dict[str, float]
     labels: dict[str, str] = field(default_factory=dict)
@@ -31,11 +31,11 @@ class Node:
 
 
 LAPTOP = Node({"cpu": 2 - OVERLAY_CPU, "memory": 6 * 2**30})
-"""Two cores and 8 GiB, with the overlay placed."""
+"""Two cores and 8 GiB, after the overlay is scheduled."""
 
 
 def with_gpu(product: str) -> Node:
-    """A machine with one GPU, whose node is labelled and tainted as NVIDIA's operator does it."""
+    """A machine with one GPU, with the labels and taints of NVIDIA's operator."""
     free: dict[str, float] = {"cpu": 8, "memory": 128 * 2**30, "nvidia.com/gpu": 1}
     return Node(free, {"nvidia.com/gpu.product": product}, ("nvidia.com/gpu",))
 
@@ -46,7 +46,7 @@ WRITTEN_FOR = {
     "job": [LAPTOP],
     "subscription": [LAPTOP],
 }
-"""The nodes of a cluster for each sample; each pod needs one that it fits."""
+"""The nodes of each sample; each pod must fit one of them."""
 
 
 def quantity(text: str) -> float:
@@ -55,7 +55,7 @@ def quantity(text: str) -> float:
 
 
 def requested(pod: Object) -> dict[str, float]:
-    """What the pod requests: its containers together, or the largest init container. A limit alone is a request."""
+    """The requests of the pod: the sum of its containers, or the largest init container. A limit alone is a request."""
 
     def of(container: Object) -> dict[str, float]:
         resources = container.get("resources", {})
@@ -73,7 +73,7 @@ def requested(pod: Object) -> dict[str, float]:
 
 
 def unplaced(pod: Object, node: Node) -> list[str]:
-    """Why the pod does not fit the node; nothing where it does."""
+    """The reasons why the pod does not fit the node."""
     why = [
         f"{name}: {value} of {node.free.get(name, 0)}"
         for name, value in requested(pod).items()
@@ -85,7 +85,7 @@ def unplaced(pod: Object, node: Node) -> list[str]:
 
 
 def sample_pods(name: str) -> Iterator[Object]:
-    """The pods of a sample; of a pool the one that the operator makes."""
+    """The pods of a sample; for a pool the one that the operator creates."""
     for each in sample(name):
         if each["kind"] == "WorkerPool":
             pool = pools.read_spec({**each, "metadata": {**each["metadata"], "uid": "any"}})
@@ -94,15 +94,15 @@ def sample_pods(name: str) -> Iterator[Object]:
 
 
 @pytest.mark.parametrize("name", WRITTEN_FOR)
-def test_each_pod_of_a_sample_fits_the_node_that_it_is_written_for(name: str) -> None:
+def test_each_pod_of_a_sample_fits_the_intended_node(name: str) -> None:
     found = list(sample_pods(name))
     assert found
     for pod in found:
         assert [] in [unplaced(pod, node) for node in WRITTEN_FOR[name]]
 
 
-def test_a_pod_that_asks_for_a_gpu_fits_no_laptop() -> None:
-    """The test above can fail."""
+def test_a_pod_with_a_gpu_does_not_fit_a_laptop() -> None:
+    """The test above detects it."""
     (first, *_) = sample_pods("pools")
     assert {reason.split(":")[0] for reason in unplaced(first, LAPTOP)} >= {"nvidia.com/gpu"}
 
@@ -145,8 +145,8 @@ def test_the_pools_of_each_sample_serve_every_model_of_the_examples(pool_sample:
     assert shown <= {model for pool in of_kind(sample(pool_sample), "WorkerPool") for model in pool["spec"]["models"]}
 
 
-def test_a_stand_in_of_the_sample_is_what_the_init_container_makes() -> None:
-    """The sample's model files lead to the folders that `darkroom_worker.standins` writes."""
+def test_the_init_container_makes_the_stand_ins_of_the_sample() -> None:
+    """The sample's model files name the folders that `darkroom_worker.standins` writes."""
     applied = sample("pools-cpu")
     files = find(applied, "ConfigMap", "darkroom-standins")["data"]
     for pool in of_kind(applied, "WorkerPool"):
@@ -157,15 +157,15 @@ def test_a_stand_in_of_the_sample_is_what_the_init_container_makes() -> None:
 
 
 @pytest.mark.parametrize("name", ["pools", "pools-cpu"])
-def test_workers_are_probed_at_the_port_where_they_answer_and_by_no_process(name: str) -> None:
+def test_workers_are_probed_over_http_at_their_port(name: str) -> None:
     for pool in of_kind(sample(name), "WorkerPool"):
         (worker,) = pool["spec"]["template"]["spec"]["containers"]
         for probe, path in (("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
             assert worker[probe].get("httpGet") == {"path": path, "port": pools.PROBE_PORT}
 
 
-def test_the_pools_of_a_sample_differ_in_their_model_alone() -> None:
-    """YAML has no way to share what documents have in common."""
+def test_the_pools_of_a_sample_differ_only_in_their_model() -> None:
+    """YAML documents cannot share common parts."""
     flux, sd = of_kind(sample("pools-cpu"), "WorkerPool")
     flux["metadata"]["name"], flux["spec"]["models"] = sd["metadata"]["name"], sd["spec"]["models"]
     assert flux == sd

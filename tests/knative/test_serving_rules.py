@@ -1,4 +1,4 @@
-"""What Serving's webhook refuses with default flags: nothing of ours, though the CRDs alone would let it pass."""
+"""Serving's webhook accepts our Services with default flags; the CRDs alone would accept more."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _spoilt(rendered: dict[str, list[Object]], rule: str) -> Object:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_serving_refuses_nothing_of_ours(overlay: str, rendered: dict[str, list[Object]]) -> None:
+def test_serving_accepts_our_services(overlay: str, rendered: dict[str, list[Object]]) -> None:
     services = [*of_kind(rendered[overlay], "Service", version=SERVING)]
     services += of_kind(sample("subscription"), "Service", version=SERVING)
     assert {each["metadata"]["name"] for each in services} == {"submit", "jobs", "result", "undelivered", "printer"}
@@ -50,12 +50,12 @@ def test_serving_refuses_nothing_of_ours(overlay: str, rendered: dict[str, list[
 
 
 @pytest.mark.parametrize("rule", REFUSED)
-def test_what_serving_refuses_is_found(rule: str, rendered: dict[str, list[Object]]) -> None:
+def test_fields_that_serving_rejects_are_detected(rule: str, rendered: dict[str, list[Object]]) -> None:
     assert refusals(_spoilt(rendered, rule)) == [rule]
 
 
 @pytest.mark.parametrize("rule", LET_PASS_BY_THE_CRDS)
-def test_the_crds_alone_do_not_show_it(rule: str, rendered: dict[str, list[Object]], cluster: ControlPlane) -> None:
+def test_the_crds_accept_these_fields(rule: str, rendered: dict[str, list[Object]], cluster: ControlPlane) -> None:
     service = _spoilt(rendered, rule)
     cluster.kubectl("apply", "-f", "-", given='{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"darkroom"}}')
     service["metadata"]["name"] = "tried"

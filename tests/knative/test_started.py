@@ -1,4 +1,4 @@
-"""What the manifests start does start: with exactly their command, variables and port, and it passes their probes."""
+"""The processes of the manifests start with exactly their command, variables and port, and pass their probes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from darkroom.ledger.connection import connect
 
 from tests.driven_jobs import DrivenJobs
 from tests.knative.bootstrap_program import PROGRAM
-from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, told
+from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, variables_of
 from tests.parts import Functions, environment
 from tests.ports import free_port
 from tests.redis_server import RedisKind
@@ -42,20 +42,20 @@ FLOWER_PATHS = (
     *("/", "/workers", "/worker/w-1", "/task/j-1", "/tasks", "/tasks/datatable", "/broker", "/metrics", "/api/workers"),
     *("/api/tasks", "/api/task/types", "/api/task/info/j-1", "/api/queues/length"),
 )
-"""What Flower serves only with its password. Its `/healthcheck`, which the probes ask for, needs none."""
+"""Paths of Flower that need its password. `/healthcheck`, the path of the probes, needs none."""
 
 PLACES = ("submit", "jobs", "result", "undelivered", "courier", "flower")
 
 
 class Started:
-    """The one container of a workload as a process. What a kubelet would mount is in a folder of the test."""
+    """The only container of a workload as a process. Mounted files are in a folder of the test."""
 
     def __init__(
         self, workload: Object, objects: list[Object], secrets: dict[str, dict[str, str]], folder: Path
     ) -> None:
         self.container = main_container(workload)
         self.log = folder / "log"
-        values = told(objects, self.container, secrets)
+        values = variables_of(objects, self.container, secrets)
         for volume in workload["spec"]["template"]["spec"].get("volumes", []):
             (mount,) = [m for m in self.container["volumeMounts"] if m["name"] == volume["name"]]
             place = folder / volume["name"]
@@ -79,7 +79,7 @@ class Started:
         }
 
     def start(self) -> None:
-        eventually(self._port_is_free, what=f"nobody else has port {self.port}")
+        eventually(self._port_is_free, what=f"no other process has port {self.port}")
         program, *arguments = self.container["command"]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -92,7 +92,7 @@ class Started:
             )
 
     def passes(self, probe: str) -> bool:
-        """Whether the probe of this name, of its manifest, says yes."""
+        """Whether the probe of this name in its manifest succeeds."""
         asked = self.container[probe]["httpGet"]
         assert asked.get("port", self.port) in {self.port, self.container["ports"][0].get("name")}
         if self._process.poll() is not None:
@@ -104,7 +104,7 @@ class Started:
             return False
 
     def stop(self) -> int:
-        """The exit status after SIGTERM."""
+        """Send SIGTERM, and return the exit status."""
         if self._process.poll() is None:
             self._process.terminate()
         return self._process.wait(STOP_DEADLINE_S)
@@ -122,7 +122,7 @@ class Started:
 
 @pytest.mark.parametrize("users", [RedisKind.EMBEDDED], indirect=True)
 @pytest.mark.parametrize("name", PLACES)
-def test_each_part_starts_as_its_manifest_says_and_passes_its_probes(
+def test_each_part_starts_with_its_manifest_and_passes_its_probes(
     name: str, users: Users, rendered: Rendered, bootstrap: ModuleType, tmp_path: Path
 ) -> None:
     objects = rendered["k3d"]
@@ -142,9 +142,7 @@ def test_each_part_starts_as_its_manifest_says_and_passes_its_probes(
     assert status == 0, part.log.read_text()
 
 
-def test_flower_starts_for_nobody_without_credentials(
-    rendered: Rendered, bootstrap: ModuleType, tmp_path: Path
-) -> None:
+def test_flower_does_not_start_without_credentials(rendered: Rendered, bootstrap: ModuleType, tmp_path: Path) -> None:
     redis_secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "0"})
     secrets = {"darkroom-redis": redis_secret, "darkroom-flower": {"basic-auth": ""}}
     objects = rendered["k3d"]
@@ -155,7 +153,7 @@ def test_flower_starts_for_nobody_without_credentials(
 
 
 @pytest.mark.parametrize("users", [RedisKind.EMBEDDED], indirect=True)
-def test_flower_asks_for_its_password(users: Users, rendered: Rendered, bootstrap: ModuleType, tmp_path: Path) -> None:
+def test_flower_requires_its_password(users: Users, rendered: Rendered, bootstrap: ModuleType, tmp_path: Path) -> None:
     secrets = {"darkroom-redis": users, "darkroom-flower": bootstrap.flower_secret({})}
     objects = rendered["k3d"]
     flower = Started(find(objects, "Deployment", "flower"), objects, secrets, tmp_path)
@@ -173,7 +171,7 @@ def test_flower_asks_for_its_password(users: Users, rendered: Rendered, bootstra
         flower.stop()
 
 
-def test_without_a_password_a_connection_may_only_ping_as_the_probe(users: Users) -> None:
+def test_without_a_password_a_connection_may_only_ping(users: Users) -> None:
     address = ("127.0.0.1", int(users["port"]))
     commands = (("GET", f"{PREFIX}:never"), ("INFO",), ("PUBLISH", f"{PREFIX}:wake", "1"), ("KEYS", "*"))
     with redis.Redis(*address, username="probe", password="any") as client:
@@ -193,8 +191,8 @@ def test_without_a_password_a_connection_may_only_ping_as_the_probe(users: Users
             client.ping()
 
 
-def test_parts_on_other_hosts_reach_redis_with_any_build_of_it(users: Users) -> None:
-    """Protected mode refuses every address but 127.0.0.1, whose neighbours are of this host all the same."""
+def test_parts_on_other_hosts_can_connect_to_every_build_of_redis(users: Users) -> None:
+    """Protected mode rejects every address except 127.0.0.1; other loopback addresses stand for other hosts."""
     with socket.create_connection(("127.0.0.1", int(users["port"])), source_address=("127.0.0.2", 0)) as remote:
         remote.sendall(b"AUTH probe any\r\nPING\r\n")
         answers = remote.makefile("rb")
@@ -202,7 +200,7 @@ def test_parts_on_other_hosts_reach_redis_with_any_build_of_it(users: Users) -> 
 
 
 def _is_empty_or_an_event(answer: httpx.Response) -> bool:
-    """Knative's rule for a subscriber's answer, in binary and in structured mode."""
+    """Knative's rule for a subscriber's response, in binary and in structured mode."""
     assert answer.is_success, answer.text
     names = ("ce-id", "ce-source", "ce-type", "ce-specversion")
     is_event = all(name in answer.headers for name in names)
@@ -214,7 +212,7 @@ def _event(kind: str, **more: Any) -> dict[str, Any]:
 
 
 def _subscribers(objects: list[Object]) -> set[str]:
-    """The Services that Knative hands events to, and whose answers it judges."""
+    """The Services to which Knative delivers events, and whose responses it validates."""
     found = set()
     for each in (*of_kind(objects, "Trigger"), *of_kind(objects, "Broker")):
         spec = each["spec"]
@@ -225,24 +223,24 @@ def _subscribers(objects: list[Object]) -> set[str]:
 
 
 @pytest.mark.parametrize("users", [RedisKind.EMBEDDED], indirect=True)
-def test_what_subscribers_answer_is_empty_or_an_event(users: Users, rendered: Rendered, tmp_path: Path) -> None:
-    """Of each address that a Trigger or a dead-letter sink names; a repeat too. Anything else Knative would retry."""
+def test_responses_of_subscribers_are_empty_or_an_event(users: Users, rendered: Rendered, tmp_path: Path) -> None:
+    """For each address of a Trigger or a dead-letter sink, also for a repeat. Knative would retry anything else."""
     with connect(users["operator"]) as client:
         Ledger(client, PREFIX).run(calls.announce_pool("flux", models=[model.name for model in Catalogue.load()]))
     jobs = DrivenJobs(users["admin"], PREFIX)
     job_id = jobs.completed()
     end = f"{jobs.end_seq(job_id):020}"
     jobs.close()
-    told = {"subject": job_id, "data": {}}
+    common = {"subject": job_id, "data": {}}
     sent = {
         "submit": [_event("dev.darkroom.job.requested")],
         "result": [
-            _event("dev.darkroom.job.completed", sequence=end, **told),
-            _event("dev.darkroom.job.started", sequence=f"{2:020}", **told),
-            _event("dev.darkroom.job.failed", **{**told, "subject": new_job_id(1), "sequence": f"{3:020}"}),
-            _event("dev.darkroom.subscription.disabled", **told),
+            _event("dev.darkroom.job.completed", sequence=end, **common),
+            _event("dev.darkroom.job.started", sequence=f"{2:020}", **common),
+            _event("dev.darkroom.job.failed", **{**common, "subject": new_job_id(1), "sequence": f"{3:020}"}),
+            _event("dev.darkroom.subscription.disabled", **common),
         ],
-        "undelivered": [_event("dev.somebody.else", knativeerrorcode="500")],
+        "undelivered": [_event("dev.another.event", knativeerrorcode="500")],
     }
     assert sent.keys() == _subscribers(rendered["k3d"])
     for name, events in sent.items():
@@ -259,7 +257,7 @@ def test_what_subscribers_answer_is_empty_or_an_event(users: Users, rendered: Re
             part.stop()
 
 
-def test_the_subscriber_of_the_samples_answers_nothing(tmp_path: Path) -> None:
+def test_the_subscriber_of_the_samples_responds_with_an_empty_body(tmp_path: Path) -> None:
     printer = find(sample("subscription"), "Service", "printer", version=SERVING)
     program, *arguments = main_container(printer)["command"]
     assert program == "python"
@@ -297,7 +295,7 @@ def test_a_program_that_runs_as_process_1_handles_sigterm(program: str, tmp_path
         if program == "bootstrap":
             job = main_container(find(rendered["k3d"], "Job", "darkroom-bootstrap"))
             command = [str(PROGRAM), *job["args"]]
-            settings = {**address, **told(rendered["k3d"], job, {}), "SERVICE_ACCOUNT": str(tmp_path)}
+            settings = {**address, **variables_of(rendered["k3d"], job, {}), "SERVICE_ACCOUNT": str(tmp_path)}
             for name in ("token", "namespace"):
                 (tmp_path / name).write_text("x")
             trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.crt"))
@@ -316,10 +314,10 @@ def test_a_program_that_runs_as_process_1_handles_sigterm(program: str, tmp_path
             process.kill()
 
 
-def test_the_job_of_the_samples_posts_an_event_that_submit_takes(
+def test_the_job_of_the_samples_posts_an_event_that_submit_accepts(
     redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
-    """Its Broker is submit here, to which a Trigger would hand the event."""
+    """Its Broker is `submit` here, to which a Trigger would deliver the event."""
     with connect(redis_url) as client:
         Ledger(client, namespace).run(calls.announce_pool("flux", models=["flux"]))
     submit = Functions("submit", environment=environment(redis_url, namespace), log=tmp_path / "submit")

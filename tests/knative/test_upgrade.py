@@ -1,4 +1,4 @@
-"""An upgrade as docs/operations.md describes it: what `make images` and `kubectl apply` replace, and what they leave.
+"""An upgrade as in docs/operations.md: what `make images` and `kubectl apply` replace, and what they keep.
 
 The tags and a setting change; a real API server takes the manifests before and after, and counts the generations.
 """
@@ -48,7 +48,7 @@ def workloads(objects: list[Object]) -> dict[tuple[str, str], Object]:
 
 
 def replaced(before: list[Object], after: list[Object]) -> set[tuple[str, str]]:
-    """The workloads whose template differs: whose pods are replaced."""
+    """The workloads whose template differs, so that their pods are replaced."""
     old, new = workloads(before), workloads(after)
     assert old.keys() == new.keys()
     return {name for name in old if old[name]["spec"]["template"] != new[name]["spec"]["template"]}
@@ -56,10 +56,10 @@ def replaced(before: list[Object], after: list[Object]) -> set[tuple[str, str]]:
 
 FUNCTIONS = {("Service", name) for name in ("submit", "jobs", "result", "undelivered")}
 PARTS = FUNCTIONS | {("Deployment", name) for name in ("courier", "flower", "gateway", "darkroom-operator")}
-"""All of ours that run at any time; pools follow the operator and their own images."""
+"""Our workloads that always run; pools follow the operator and their own images."""
 
 
-def test_new_images_replace_every_part_of_ours_and_no_other(manifests: Path, cluster: ControlPlane) -> None:
+def test_new_images_replace_exactly_our_parts(manifests: Path, cluster: ControlPlane) -> None:
     before = rendered_of(manifests)
     done = set_tags(manifests, *(f"dev.local/darkroom-{name}=0.1.0-0123456789ab" for name in OURS))
     assert done.returncode == 0, done.stderr
@@ -91,20 +91,20 @@ def test_a_new_tag_reaches_the_pools_of_the_samples(manifests: Path) -> None:
     assert found == {"dev.local/darkroom-worker-cpu:mine"}
 
 
-def test_one_new_image_replaces_its_own_part(manifests: Path) -> None:
+def test_one_new_image_replaces_only_its_part(manifests: Path) -> None:
     before = rendered_of(manifests)
     set_tags(manifests, "dev.local/darkroom-courier=0.1.0-0123456789ab")
     assert replaced(before, rendered_of(manifests)) == {("Deployment", "courier")}
 
 
-def test_an_image_that_no_manifest_names_is_refused(manifests: Path) -> None:
+def test_an_unknown_image_is_rejected(manifests: Path) -> None:
     done = set_tags(manifests, "dev.local/darkroom-courier=1", "dev.local/darkroom-curier=2")
     assert done.returncode == 2
     assert done.stderr == "no manifest names the image dev.local/darkroom-curier\n"
     assert (manifests / "base" / "kustomization.yaml").read_text() == (KNATIVE / "base/kustomization.yaml").read_text()
 
 
-def test_a_changed_setting_replaces_what_reads_it(manifests: Path) -> None:
+def test_a_changed_setting_replaces_the_parts_that_use_it(manifests: Path) -> None:
     before = rendered_of(manifests)
     overlay = manifests / "overlays" / "k3d" / "kustomization.yaml"
     overlay.write_text(overlay.read_text().replace("http://localhost:8000", "http://localhost:9000"))
@@ -116,7 +116,7 @@ def test_a_changed_setting_replaces_what_reads_it(manifests: Path) -> None:
     assert names == tuple(current_names(after).values())
 
 
-def test_a_changed_model_replaces_what_reads_it(manifests: Path) -> None:
+def test_a_changed_model_replaces_the_parts_that_use_it(manifests: Path) -> None:
     before = rendered_of(manifests)
     (manifests / "base" / "models.example.toml").write_text("# another\n")
     readers = {("Service", "submit"), ("Service", "jobs"), ("Deployment", "darkroom-operator")}
@@ -124,12 +124,12 @@ def test_a_changed_model_replaces_what_reads_it(manifests: Path) -> None:
 
 
 def without_jobs(objects: list[Object]) -> list[Object]:
-    """A finished Job of the version before is gone by the time of an upgrade (`ttlSecondsAfterFinished`)."""
+    """A finished Job of the previous version is deleted before an upgrade (`ttlSecondsAfterFinished`)."""
     return [each for each in objects if each["kind"] != "Job"]
 
 
 def generations(cluster: ControlPlane, objects: list[Object]) -> Generations:
-    """How often the API server has seen each workload's specification change."""
+    """The generation of each workload."""
     found: Generations = {}
     for (kind, name), each in workloads(objects).items():
         group = each["apiVersion"]

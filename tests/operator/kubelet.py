@@ -109,7 +109,5 @@ class Kubelet:
             {"type": "ContainersReady", "status": "True", "lastTransitionTime": now},
             {"type": "PodScheduled", "status": "True", "lastTransitionTime": now},
         ]
-        body = {
-            "status": {"phase": "Running", "startTime": status.get("startTime", now), "conditions": ready_conditions}
-        }
+        body = {"status": {"phase": "Running", "startTime": status.get("startTime", now), "conditions": reported}}
         self._plane.ask("PATCH", f"{self._path}/{pod['metadata']['name']}/status", body, kind=STRATEGIC)

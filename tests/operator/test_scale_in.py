@@ -148,7 +148,7 @@ def test_no_busy_worker_is_removed_in_hundreds_of_scale_ins(stage: Stage, jobs: 
     assert busy.interrupted == []
 
 
-    """Jobs arrive in bursts and singly between them, so that replicas are about to be removed when one arrives."""
+def test_without_drain_a_busy_worker_is_removed(
     stage: Stage, jobs: DrivenJobs, busy: BusyStandIns, tmp_path: Path
 ) -> None:
     """The test above detects an interruption."""
