@@ -34,7 +34,7 @@ CHUNK_BYTES = 256 * 1024
 
 RETRY_TIMEOUT = timedelta(seconds=10)
 """How long obstore repeats a request to a bucket that does not respond. Its default of three minutes is too long for
-callers and for a process that drains; a worker with finished artifacts repeats the whole call (`storing.py`)."""
+callers and for a process that drains; a worker with finished artifacts repeats the whole call (`upload.py`)."""
 
 PROBE_KEY = ".probe/{worker}"
 """The key that a worker writes to test whether the store accepts objects. No tenant's name begins with a dot."""
