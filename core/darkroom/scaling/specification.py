@@ -59,7 +59,7 @@ class _Spec:
         if policy.min_replicas > policy.max_replicas:
             self._fault("minReplicas", "is more than maxReplicas")
         if policy.jobs_per_replica is not None and policy.wait_seconds is not None:
-            self._fault("target", "has two goals: it takes jobsPerReplica or waitSeconds")
+            self._fault("target", "must have only one of jobsPerReplica and waitSeconds")
         if self._faults:
             detail = "; ".join(f"{fault.field} {fault.detail}" for fault in self._faults)
             raise InvalidInput(detail, fields=self._faults)
@@ -74,7 +74,7 @@ class _Spec:
             if value is None:
                 return None
             if not isinstance(value, Mapping):
-                self._fault(path, "has no object above it")
+                self._fault(path, "is below a value that is no object")
                 return None
             value = value.get(name)
         return value
