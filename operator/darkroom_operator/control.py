@@ -19,13 +19,15 @@ from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Call, Reading
 from darkroom.ledger.client import AsyncLedger
 from darkroom.logs import logger
-from darkroom.scaling.decision import Decision, DecisionEntry, PoolObservation, decide, is_recorded, resume
+from darkroom.scaling.decision import Decision, decide
+from darkroom.scaling.decision_log import DecisionEntry, is_recorded, resume
 
 from darkroom_operator.actions import PoolActions
 from darkroom_operator.kubernetes.client import Cluster, Conflict
 from darkroom_operator.kubernetes.election import Leadership
 from darkroom_operator.kubernetes.objects import essence
 from darkroom_operator.kubernetes.state import DEPLOYMENTS, ClusterState, PoolState
+from darkroom_operator.observation import count_time, observation_of
 from darkroom_operator.pools import PoolSpec
 from darkroom_operator.reconciliation import InvalidTemplate, Reconciliation
 from darkroom_operator.replacement import FaultyWorkerReplacement
@@ -125,7 +127,7 @@ class ControlLoop:
         now_ms = round(time.time() * 1000)
         await asyncio.gather(*(self._resume(pool, now_ms) for pool in pools if not pool.is_resumed))
         for pool in pools:
-            _count_time(pool)
+            count_time(pool)
         # Most pools need no change most of the time: a task for each would cost more than the decision.
         changing = [pool for pool in pools if self._decide(pool, now_ms)]
         await asyncio.gather(*(self._act(pool, now_ms) for pool in changing))
@@ -177,7 +179,7 @@ class ControlLoop:
         """Decide on one pool. Returns whether its objects or its status are to be changed."""
         before = pool.decision
         if pool.spec is not None and not pool.deleting:
-            observation = _observation(pool, now_ms, stays_faulty=len(self._replacement.overdue(pool)))
+            observation = observation_of(pool, now_ms, stays_faulty=len(self._replacement.overdue(pool)))
             history = pool.history
             decision, pool.history = decide(observation, pool.spec.policy, history, now_ms)
             pool.decision = decision
@@ -337,42 +339,3 @@ def _needs_action(pool: PoolState, decision: Decision | None) -> bool:
     if decision is not None and decision.replace:
         return True
     return any(pod.counts and (pod.chosen or pod.serving is not True) for pod in pool.pods.values())
-
-
-def _count_time(pool: PoolState) -> None:
-    """Add the replica-seconds since the last round, by state."""
-    now = time.monotonic()
-    since, pool.counted_at = pool.counted_at, now
-    if since is None:
-        return
-    for state, number in replicas_by_state(pool).items():
-        if number:
-            pool.replica_seconds[state] = pool.replica_seconds.get(state, 0.0) + number * (now - since)
-
-
-def replicas_by_state(pool: PoolState) -> dict[str, int]:
-    """Number of pods by state, as far as it is known."""
-    pods = sum(pod.counts for pod in pool.pods.values())
-    reading = pool.reading or Reading()
-    broken = sum(pool.broken().values())
-    known = {
-        "idle": reading.idle,
-        "busy": reading.busy,
-        "draining": reading.marked + reading.draining,
-        "faulty": max(reading.faulty, broken),
-    }
-    return {"starting": max(pods - sum(known.values()), 0), **known}
-
-
-def _observation(pool: PoolState, now_ms: int, *, stays_faulty: int) -> PoolObservation:
-    deployment = pool.deployment
-    return PoolObservation(
-        reading=pool.reading,
-        replicas=deployment.replicas if deployment is not None else 0,
-        ready=sum(pod.counts and pod.ready_ms is not None for pod in pool.pods.values()),
-        broken=pool.broken(),
-        unplaced=pool.unplaced(now_ms),
-        rolling=deployment is not None and deployment.rolling,
-        cold_start_seconds=pool.cold_start_s,
-        stays_faulty=stays_faulty,
-    )

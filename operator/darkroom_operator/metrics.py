@@ -17,8 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from darkroom_operator.control import replicas_by_state
 from darkroom_operator.kubernetes.state import ClusterState
+from darkroom_operator.observation import replicas_by_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -12,7 +12,8 @@ import pytest
 from darkroom.errors import InvalidInput
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.decision import DecisionEntry, PoolObservation, ScalingHistory, decide
+from darkroom.scaling.decision import PoolObservation, ScalingHistory, decide
+from darkroom.scaling.decision_log import DecisionEntry
 from darkroom.scaling.policy import ScaleDown, ScalingPolicy
 from darkroom_cli.commands.replay import past, read_policy, replica_seconds
 

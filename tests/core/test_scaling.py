@@ -14,16 +14,13 @@ from darkroom.ledger.calls import Reading
 from darkroom.scaling.decision import (
     IN_A_ROW_WITHIN_S,
     PEAKS,
-    RESUMED_WITHIN_S,
     Decision,
-    DecisionEntry,
     PoolObservation,
     Reason,
     ScalingHistory,
     decide,
-    is_recorded,
-    resume,
 )
+from darkroom.scaling.decision_log import RESUMED_WITHIN_S, DecisionEntry, is_recorded, resume
 from darkroom.scaling.policy import Paused, ScaleDown, ScaleUp, ScalingPolicy, ScheduleWindow
 from darkroom.scaling.specification import read_policy
 from hypothesis import given, settings

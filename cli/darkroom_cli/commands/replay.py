@@ -21,7 +21,8 @@ from darkroom.ledger import reads
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.scaling import fields, specification
-from darkroom.scaling.decision import DecisionEntry, decide
+from darkroom.scaling.decision import decide
+from darkroom.scaling.decision_log import DecisionEntry
 from darkroom.scaling.policy import ScalingPolicy
 from darkroom.scaling.simulation import PolicyScaler, SimulatedJob, SimulationResult, simulate
 from darkroom.times import iso

@@ -21,26 +21,18 @@ Times are milliseconds since the epoch where they are points, and seconds where 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from darkroom.backoff import Backoff
 from darkroom.ledger.calls import Reading
 from darkroom.scaling.policy import Paused, ScalingPolicy
-from darkroom.scaling.specification import read_policy
 
 PEAKS = 60
 """Peaks of the wanted number in the history; beyond it the two oldest are merged into the higher and later one."""
-
-KEPT_WHILE_BUSY_S = 10
-"""The pause between two entries of the decision log that differ only in the number of jobs: as long as a short job."""
-
-KEPT_WHILE_QUIET_S = 300
-"""The pause between two equal entries: the log of an idle pool still shows that the operator runs."""
 
 REPLACEMENT_BACKOFF = Backoff(first_s=60, longest_s=900)
 """Between two replacements of faulty workers. Most models load in less than the first pause. The longest one is a
@@ -49,9 +41,6 @@ guess: a new pod costs a cold start, of minutes for large models.
 
 IN_A_ROW_WITHIN_S = round(2 * REPLACEMENT_BACKOFF.longest_s)
 """A replacement after a longer time than this counts as the first."""
-
-RESUMED_WITHIN_S = KEPT_WHILE_QUIET_S + 60
-"""A log whose newest entry is younger is continuous: at most a minute is missing, for a restart."""
 
 
 class Reason(StrEnum):
@@ -145,56 +134,6 @@ class Decision:
         return cls(**{**members, "reason": Reason(members["reason"])})
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecisionEntry:
-    """One entry of a pool's decision log: a decision with all of its inputs, and the history after it."""
-
-    at: int
-    policy: ScalingPolicy
-    observation: PoolObservation
-    history: ScalingHistory
-    decision: Decision
-    after: ScalingHistory
-
-    def encode(self) -> str:
-        """As JSON text; equal entries give equal text."""
-        members = {
-            "at": self.at,
-            "policy": self.policy.spec(),
-            "observation": asdict(self.observation),
-            "history": asdict(self.history),
-            "decision": asdict(self.decision),
-            "after": asdict(self.after),
-        }
-        return json.dumps(members, sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def decode(cls, text: str | bytes) -> DecisionEntry:
-        members = json.loads(text)
-        return cls(
-            at=members["at"],
-            policy=read_policy(members["policy"]),
-            observation=PoolObservation.from_json(members["observation"]),
-            history=ScalingHistory.from_json(members["history"]),
-            decision=Decision.from_json(members["decision"]),
-            after=ScalingHistory.from_json(members["after"]),
-        )
-
-
-def is_recorded(entry: DecisionEntry, before: DecisionEntry | None) -> bool:
-    """Whether `entry` is written to the decision log, after the entry `before`.
-
-    Every decision that changes the replicas, and every change of the reason, is recorded. Entries between them are
-    recorded at intervals, so that `darkroom replay` can apply another policy to the same jobs.
-    """
-    if before is None or entry.decision.replicas != entry.observation.replicas or entry.decision.replace:
-        return True
-    if entry.decision.reason != before.decision.reason or entry.policy != before.policy:
-        return True
-    moves = entry.observation.reading != before.observation.reading
-    return entry.at - before.at >= (KEPT_WHILE_BUSY_S if moves else KEPT_WHILE_QUIET_S) * 1000
-
-
 def decide(
     observation: PoolObservation, policy: ScalingPolicy, history: ScalingHistory, now: int
 ) -> tuple[Decision, ScalingHistory]:
@@ -239,19 +178,6 @@ def decide(
         is_in_a_row = history.replaced_at is not None and now - history.replaced_at <= IN_A_ROW_WITHIN_S * 1000
         after = replace(after, replaced_at=now, replacements=history.replacements + 1 if is_in_a_row else 1)
     return Decision(replicas=number, reason=reason, inputs=inputs, replace=replaced), after
-
-
-def resume(last: DecisionEntry | None, *, replicas: int, now: int) -> ScalingHistory:
-    """The history for the first decision of a process. `last` is the newest entry of the decision log.
-
-    The replicas that were wanted last count as wanted until now, since a log has no entry while nothing changes.
-    Without a log, and after a longer gap, the existing replicas count as wanted: unknown time is no idle time.
-    """
-    history = ScalingHistory() if last is None else last.after
-    is_continued = last is not None and 0 <= now - last.at <= RESUMED_WITHIN_S * 1000
-    wanted = last.decision.inputs.get("wanted", replicas) if last is not None and is_continued else replicas
-    peaks = (*((at, peak) for at, peak in history.peaks if peak > wanted), (now, wanted))
-    return replace(history, peaks=peaks, short_since=history.short_since if is_continued else None)
 
 
 def _replaced(observation: PoolObservation, policy: ScalingPolicy, history: ScalingHistory, now: int) -> int:

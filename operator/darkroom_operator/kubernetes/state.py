@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from darkroom.ledger.calls import Reading
-from darkroom.scaling.decision import Decision, DecisionEntry, ScalingHistory
+from darkroom.scaling.decision import Decision, ScalingHistory
+from darkroom.scaling.decision_log import DecisionEntry
 
 from darkroom_operator.kubernetes.client import Object
 from darkroom_operator.kubernetes.objects import Deployment, Pod, pool_of, read_deployment, read_pod
