@@ -1,4 +1,4 @@
-"""Unknown fields of a worker pool's specification are found by their names."""
+"""Unknown fields of a worker pool's specification are reported by name."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ UNKNOWN: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize(("spec", "field", "hint"), UNKNOWN.values(), ids=UNKNOWN)
-def test_an_unknown_field_is_named_with_what_is_known(spec: dict[str, Any], field: str, hint: str) -> None:
+def test_an_unknown_field_is_named_with_the_known_ones(spec: dict[str, Any], field: str, hint: str) -> None:
     (fault,) = unknown(spec)
     assert fault.field == field
     assert hint in fault.detail
 
 
 @pytest.mark.parametrize("spec", [{}, {"target": None, "schedule": {}}, {"template": {"spec": {"anyhow": 1}}}])
-def test_what_is_known_or_of_another_type_is_not_unknown(spec: dict[str, Any]) -> None:
+def test_known_fields_of_any_type_are_not_unknown(spec: dict[str, Any]) -> None:
     assert unknown(spec) == []

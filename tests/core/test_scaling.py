@@ -1,4 +1,4 @@
-"""How many replicas a pool is to have: a table of situations, and what holds in all of them."""
+"""The scaling decision: a table of situations, and invariants."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CRASHES = {"CrashLoopBackOff": 2}
 
 
 def policy(**more: Any) -> ScalingPolicy:
-    """0 to 10 replicas, one for each job, unless it is said otherwise."""
+    """0 to 10 replicas, one for each job, with the given changes."""
     return ScalingPolicy(**{"max_replicas": 10, "jobs_per_replica": 1, **more})
 
 
@@ -45,13 +45,13 @@ def seen(replicas: int, *, observed: dict[str, Any] | None = None, **reading: An
 
 
 def measured(replicas: int, *, service_s: float, cold_s: float, **reading: Any) -> PoolObservation:
-    """A pool whose times are known."""
+    """A pool with measured times."""
     observed = {"cold_start_seconds": cold_s}
     return seen(replicas, observed=observed, service_ms=service_s * 1000, **reading)
 
 
 def wanted_until(ago_s: float, number: int) -> ScalingHistory:
-    """So many were wanted last that long ago."""
+    """A history in which `wanted` replicas were wanted last `ago_s` ago."""
     return ScalingHistory(peaks=((NOW - int(ago_s * 1000), number),))
 
 
@@ -111,7 +111,7 @@ TABLE: dict[str, tuple[PoolObservation, ScalingPolicy, ScalingHistory, int, Reas
         3,
         Reason.DEMAND,
     ),
-    "it waits before it grows, where it is told to": (
+    "it waits before it scales up, if configured": (
         seen(0, waiting=1),
         policy(scale_up=ScaleUp(wait_seconds=10)),
         ScalingHistory(short_since=NOW - 9_999),
@@ -221,7 +221,7 @@ TABLE: dict[str, tuple[PoolObservation, ScalingPolicy, ScalingHistory, int, Reas
         4,
         Reason.DEMAND,
     ),
-    "busy workers are wanted though nobody waits": (
+    "busy workers are wanted without waiting jobs": (
         measured(4, running=4, busy=4, service_s=10, cold_s=60),
         wait(5),
         wanted_until(3600, 9),
@@ -396,7 +396,7 @@ def test_time_without_a_reading_is_no_idle_time() -> None:
     assert (soon.reason, later.replicas) == (Reason.SETTLING, 0)
 
 
-def test_a_short_gap_in_the_demand_takes_nothing_away() -> None:
+def test_a_short_gap_in_the_demand_removes_no_replica() -> None:
     history, replicas = ScalingHistory(), 4
     for second in range(0, 600, 10):
         busy = 4 if second % 50 == 0 else 0
@@ -405,7 +405,7 @@ def test_a_short_gap_in_the_demand_takes_nothing_away() -> None:
         assert decision.replicas == 4
 
 
-def test_each_step_up_waits_anew() -> None:
+def test_each_step_up_waits_again() -> None:
     of = policy(scale_up=ScaleUp(max_step=2, wait_seconds=10))
     history, replicas, steps = ScalingHistory(), 0, []
     for second in range(60):
@@ -416,7 +416,7 @@ def test_each_step_up_waits_anew() -> None:
     assert steps == [(10, 2), (20, 4), (30, 6)]
 
 
-def test_the_wait_begins_anew_when_enough_were_there_meanwhile() -> None:
+def test_the_wait_restarts_after_there_were_enough_replicas() -> None:
     of = policy(scale_up=ScaleUp(wait_seconds=10))
     _, history = decide(seen(0, waiting=1), of, ScalingHistory(), NOW)
     _, history = decide(seen(0), of, history, NOW + 5_000)
@@ -424,7 +424,7 @@ def test_the_wait_begins_anew_when_enough_were_there_meanwhile() -> None:
     assert decision.reason is Reason.WAITING
 
 
-def test_the_history_is_bounded_and_forgets_no_peak_too_early() -> None:
+def test_the_history_is_bounded_and_drops_no_peak_too_early() -> None:
     history = ScalingHistory()
     of = policy(max_replicas=1000)
     for step in range(500):  # each number is a peak of its own, since the demand falls all the time
@@ -434,7 +434,7 @@ def test_the_history_is_bounded_and_forgets_no_peak_too_early() -> None:
     assert (highest, at >= NOW) == (500, True)
 
 
-def test_the_history_goes_on_from_the_log_after_a_restart() -> None:
+def test_the_history_continues_from_the_log_after_a_restart() -> None:
     """Three were wanted until half a minute before the last entry, ten seconds before the restart."""
     of = policy()
     _, history = decide(seen(3, running=3, busy=3), of, ScalingHistory(), NOW - 40_000)
@@ -456,7 +456,7 @@ def faulty(replicas: int, *, stays: int, **more: Any) -> PoolObservation:
     return seen(replicas, observed={"stays_faulty": stays}, faulty=stays, **more)
 
 
-def test_workers_that_stay_faulty_are_replaced_with_longer_and_longer_pauses() -> None:
+def test_workers_that_stay_faulty_are_replaced_after_growing_pauses() -> None:
     history, replaced = ScalingHistory(), []
     for second in range(3600):
         decision, history = decide(faulty(2, stays=2, waiting=5), policy(), history, NOW + second * 1000)
@@ -466,7 +466,7 @@ def test_workers_that_stay_faulty_are_replaced_with_longer_and_longer_pauses() -
     assert replaced == [(0, 2), (60, 2), (180, 2), (420, 2), (900, 2), (1800, 2), (2700, 2)]
 
 
-def test_a_replacement_long_after_the_last_begins_a_new_row() -> None:
+def test_a_replacement_long_after_the_last_counts_as_the_first() -> None:
     before = ScalingHistory(replaced_at=NOW - (IN_A_ROW_WITHIN_S + 1) * 1000, replacements=5)
     decision, history = decide(faulty(1, stays=1, waiting=1), policy(), before, NOW)
     assert (decision.replace, history.replacements) == (1, 1)
@@ -487,7 +487,7 @@ def test_faulty_workers_are_not_replaced(observation: PoolObservation, of: Scali
 
 
 @pytest.mark.parametrize("now", [NOW, NOW + 86_400_000])
-def test_faulty_workers_of_the_floor_are_replaced_without_jobs_too(now: int) -> None:
+def test_faulty_workers_of_the_minimum_are_replaced_without_jobs_too(now: int) -> None:
     assert decide(faulty(2, stays=1, idle=1), policy(min_replicas=2), ScalingHistory(), now)[0].replace == 1
 
 
@@ -601,7 +601,7 @@ STEPS = st.lists(st.tuples(OBSERVATIONS, st.integers(0, 10**6)), min_size=1, max
 
 @settings(max_examples=200, deadline=None)
 @given(of=policies(), steps=STEPS)
-def test_what_was_written_down_decides_alike_bit_for_bit(
+def test_a_recorded_decision_is_reproduced_bit_for_bit(
     of: ScalingPolicy, steps: list[tuple[PoolObservation, int]]
 ) -> None:
     now, history = NOW, ScalingHistory()
@@ -648,7 +648,7 @@ def test_no_decision_breaks_a_bound(of: ScalingPolicy, steps: list[tuple[PoolObs
 # -- the spec ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_policy_is_read_as_it_stands_in_the_spec() -> None:
+def test_a_policy_is_read_from_the_spec() -> None:
     spec = {
         "models": ["sd"],
         "template": {"anything": True},
@@ -673,7 +673,7 @@ def test_a_policy_is_read_as_it_stands_in_the_spec() -> None:
     )
 
 
-def test_what_the_spec_leaves_out_has_a_default() -> None:
+def test_omitted_fields_of_the_spec_have_defaults() -> None:
     assert read_policy({"target": None, "schedule": None}) == ScalingPolicy()
 
 
@@ -724,13 +724,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("spec", "name"), BAD.values(), ids=BAD)
-def test_a_spec_that_cannot_be_followed_is_refused_by_field(spec: dict[str, Any], name: str) -> None:
+def test_an_invalid_spec_is_rejected_by_field(spec: dict[str, Any], name: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         read_policy(spec)
     assert name in {fault.field for fault in refused.value.fields}
 
 
-def test_all_faults_of_a_spec_are_said_at_once() -> None:
+def test_all_faults_of_a_spec_are_reported_at_once() -> None:
     with pytest.raises(InvalidInput) as refused:
         read_policy({"buffer": -1, "paused": "yes", "schedule": [{"start": "x", "end": "y", "replicas": "z"}]})
     assert len(refused.value.fields) == 5
@@ -762,7 +762,7 @@ KEPT: dict[str, tuple[DecisionEntry, bool]] = {
 
 
 @pytest.mark.parametrize(("this", "kept"), KEPT.values(), ids=KEPT)
-def test_the_log_keeps_what_says_something_new(this: DecisionEntry, kept: bool) -> None:
+def test_changes_and_periodic_entries_are_recorded(this: DecisionEntry, kept: bool) -> None:
     assert is_recorded(this, entry(0)) is kept
     assert is_recorded(this, None)
 

@@ -1,4 +1,4 @@
-"""A pool in simulated time: who waits how long, what the replicas take, and which ones go."""
+"""A pool in simulated time: waits of jobs, replica-seconds, and the order of removal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOUR_MS = 3_600_000
 
 
 class Scripted:
-    """So many replicas from each time on."""
+    """A fixed number of replicas from each time on."""
 
     listens = False
 
@@ -49,7 +49,7 @@ def test_a_job_waits_for_the_cold_start() -> None:
     assert outcome.replica_seconds == pytest.approx(60 + 10 + 30, abs=2)
 
 
-def test_jobs_are_taken_in_their_order_one_at_a_time() -> None:
+def test_jobs_run_in_their_order_one_at_a_time() -> None:
     outcome = run(
         [SimulatedJob(0, 10_000), SimulatedJob(1_000, 5_000), SimulatedJob(2_000, 1_000)], Scripted((0, 1)), replicas=1
     )
@@ -60,14 +60,14 @@ def test_replicas_count_from_their_creation_to_the_end_of_the_day() -> None:
     assert run([], Scripted((0, 0), (600_000, 3))).replica_seconds == pytest.approx(3 * 3000)
 
 
-def test_what_is_unused_goes_first_and_a_busy_one_never() -> None:
+def test_unused_replicas_are_removed_first_and_busy_ones_never() -> None:
     jobs = [SimulatedJob(0, 600_000)]
     outcome = run(jobs, Scripted((0, 3), (10_000, 0), removal_order=RemovalOrder.UNUSED), replicas=2)
     assert (outcome.kills, outcome.waits) == (0, [0])
     assert outcome.replica_seconds == pytest.approx(10 + 10 + 3600)  # a starting and an idle one went at 10 s
 
 
-def test_a_replica_set_takes_busy_ones_too_and_the_job_runs_again() -> None:
+def test_a_replica_set_removes_busy_replicas_too_and_the_job_runs_again() -> None:
     jobs = [SimulatedJob(0, 600_000)]
     outcome = run(jobs, Scripted((0, 1), (100_000, 0), (200_000, 1), removal_order=RemovalOrder.ANY), replicas=1)
     assert outcome.kills == 1
@@ -77,7 +77,7 @@ def test_a_replica_set_takes_busy_ones_too_and_the_job_runs_again() -> None:
     assert outcome.replica_seconds == pytest.approx(130 + 3400)
 
 
-def test_a_job_that_ends_within_the_grace_is_not_interrupted() -> None:
+def test_a_job_that_finishes_within_the_grace_is_not_interrupted() -> None:
     outcome = run(
         [SimulatedJob(0, 120_000)], Scripted((0, 1), (100_000, 0), removal_order=RemovalOrder.ANY), replicas=1
     )
@@ -85,18 +85,18 @@ def test_a_job_that_ends_within_the_grace_is_not_interrupted() -> None:
     assert outcome.replica_seconds == pytest.approx(120)
 
 
-def test_replicas_that_are_not_ready_go_before_all_others() -> None:
+def test_replicas_that_are_not_ready_are_removed_first() -> None:
     outcome = run([SimulatedJob(0, 600_000)], Scripted((0, 2), (10_000, 1), removal_order=RemovalOrder.ANY), replicas=1)
     assert outcome.kills == 0
 
 
-def test_a_job_that_nobody_runs_is_unfinished_and_waits_to_the_end() -> None:
+def test_a_job_that_never_runs_is_unfinished_and_waits_until_the_end() -> None:
     outcome = run([SimulatedJob(0, 1_000)], Scripted((0, 0)))
     assert outcome.unfinished == 1
     assert outcome.waits == [3600]
 
 
-def test_the_same_seed_is_the_same_day() -> None:
+def test_a_simulation_with_the_same_seed_is_reproducible() -> None:
     jobs = [SimulatedJob(at * 1_000, 200_000) for at in range(30)]
     steps = [(0, 10), (200_000, 4), (400_000, 10), (600_000, 2), (900_000, 8)]
     first, again, other = (run(jobs, Scripted(*steps, removal_order=RemovalOrder.ANY), seed=seed) for seed in (1, 1, 2))
@@ -121,7 +121,7 @@ def test_the_same_seed_is_the_same_day() -> None:
         ),
     ],
 )
-def test_with_ours_all_jobs_end_and_none_is_interrupted(scaler: Callable[[], PolicyScaler]) -> None:
+def test_with_our_scaler_all_jobs_finish_without_interruption(scaler: Callable[[], PolicyScaler]) -> None:
     jobs = [SimulatedJob(at * 7_000, 1_000 + at * 4_001 % 40_000) for at in range(200)]
     outcome = run(jobs, scaler())
     assert (outcome.kills, outcome.unfinished, len(outcome.waits)) == (0, 0, 200)
@@ -129,12 +129,12 @@ def test_with_ours_all_jobs_end_and_none_is_interrupted(scaler: Callable[[], Pol
     assert work < outcome.replica_seconds < 10 * 3600
 
 
-def test_ours_goes_back_to_nothing_in_the_end() -> None:
+def test_our_scaler_scales_to_zero_at_the_end() -> None:
     short = run([SimulatedJob(0, 1_000)], ours(scale_down=ScaleDown(idle_seconds=60)))
     assert short.replica_seconds == pytest.approx(60 + 1 + 60, abs=2)
 
 
-def test_a_window_is_read_in_the_time_of_the_past_day() -> None:
+def test_a_window_is_open_by_the_time_of_the_simulated_day() -> None:
     policy = ScalingPolicy(max_replicas=5, schedule=(ScheduleWindow(start="0 9 * * *", end="30 9 * * *", replicas=2),))
     nine = 9 * HOUR_MS
     at_nine = run([], PolicyScaler(policy, cold_start_ms=COLD_MS, origin=nine))
@@ -142,7 +142,7 @@ def test_a_window_is_read_in_the_time_of_the_past_day() -> None:
     assert run([], PolicyScaler(policy, cold_start_ms=COLD_MS)).replica_seconds == 0
 
 
-def test_percentiles_are_waits_that_somebody_had() -> None:
+def test_percentiles_are_actual_waits() -> None:
     outcome = SimulationResult([3.0, 1.0, 2.0, 4.0], 0.0, 0, 0)
     assert (outcome.wait(50), outcome.wait(95), outcome.wait(0)) == (2.0, 4.0, 1.0)
     assert SimulationResult([], 0.0, 0, 0).wait(95) == 0.0

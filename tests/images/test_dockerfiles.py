@@ -26,7 +26,7 @@ OURS = "dev.local/"
 
 @pytest.fixture(scope="session")
 def built(repository: Path) -> dict[str, str]:
-    """The Dockerfile of each image that `make images` makes, as it tells its builder."""
+    """The Dockerfile of each image that `make images` builds, from the arguments of its builder."""
     every = _told(repository, "images") | _told(repository, "images", "IMAGES=worker-diffusers")
     assert set(every.values()) == set(DOCKERFILES)
     return every
@@ -75,7 +75,7 @@ def test_the_base_is_pinned_and_can_be_another(dockerfile: str, repository: Path
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
 def test_what_runs_is_no_root_and_hears_signals(dockerfile: str, repository: Path) -> None:
-    """A numeric user, which a kubelet can tell from root, and a program without a shell around it."""
+    """A numeric user, which a kubelet can distinguish from root, and a program without a shell around it."""
     *_, user, command = (repository / dockerfile).read_text().splitlines()
     assert user == "USER 65532:65532"
     assert re.fullmatch(r'CMD \["[^"]+"(, "[^"]+")*\]', command)

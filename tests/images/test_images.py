@@ -1,4 +1,4 @@
-"""Each image runs as its manifest starts it, passes its probes, and ends with status 0 when it is told to."""
+"""Each image runs as its manifest starts it, passes its probes, and exits with status 0 on SIGTERM."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Scaling decisions as pure functions, and their simulation. The door is `decision.py`; `decision_log.py` records it."""
+"""Scaling decisions as pure functions, and their simulation. The door is `decision.py`; `decision_log.py` records."""
