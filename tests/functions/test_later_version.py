@@ -20,7 +20,9 @@ from darkroom.ledger import calls
 from darkroom.ledger.calls import Reading
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.records import LogEntry
-from darkroom.scaling.policy import DecisionEntry, PoolObservation, ScalingHistory, ScalingPolicy, decide
+from darkroom.scaling.decision import PoolObservation, ScalingHistory, decide
+from darkroom.scaling.decision_log import DecisionEntry
+from darkroom.scaling.policy import ScalingPolicy
 from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, Webhook, new_subscription_id, target_of
 
 from tests.courier.receiver import Receiver

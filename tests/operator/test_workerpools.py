@@ -193,7 +193,7 @@ BETWEEN_FIELDS: list[tuple[Object, list[str]]] = [
     ),
     (
         {"drainSeconds": 60, "graceSeconds": 69},
-        ["graceSeconds must be at least 10 above drainSeconds, so that a worker can hand its job back"],
+        ["graceSeconds must be at least 10 above drainSeconds, so that a worker can release its job"],
     ),
     ({"target": {"jobsPerReplica": 1, "waitSeconds": 30}}, ["jobsPerReplica and waitSeconds exclude one another"]),
     (

@@ -107,8 +107,8 @@ def test_the_name_of_a_folder_is_quoted_for_toml(tmp_path: Path) -> None:
 def test_the_command_prints_the_folders(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(stand_ins)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"flux stand-in, untrained weights: there already, {stand_ins / 'flux-standin'}",
-        f"sd stand-in, untrained weights: there already, {stand_ins / 'sd-standin'}",
+        f"flux stand-in, untrained weights: already present, {stand_ins / 'flux-standin'}",
+        f"sd stand-in, untrained weights: already present, {stand_ins / 'sd-standin'}",
     ]
 
 

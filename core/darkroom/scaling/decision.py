@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
 from darkroom.backoff import Backoff
+from darkroom.jobs import UnknownValue, read_value
 from darkroom.ledger.calls import Reading
 from darkroom.scaling.policy import Paused, ScalingPolicy
 
@@ -85,7 +86,8 @@ class PoolObservation:
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> PoolObservation:
         reading = members["reading"]
-        return cls(**{**members, "reading": None if reading is None else Reading(**reading)})
+        known = None if reading is None else Reading(**_known(Reading, reading))
+        return cls(**{**_known(cls, members), "reading": known})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ class ScalingHistory:
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> ScalingHistory:
-        return cls(**{**members, "peaks": tuple((at, wanted) for at, wanted in members["peaks"])})
+        return cls(**{**_known(cls, members), "peaks": tuple((at, wanted) for at, wanted in members["peaks"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +127,18 @@ class Decision:
     """
 
     replicas: int
-    reason: Reason
+    reason: Reason | UnknownValue
     inputs: Mapping[str, int] = field(default_factory=dict)
     replace: int = 0
 
     @classmethod
     def from_json(cls, members: Mapping[str, Any]) -> Decision:
-        return cls(**{**members, "reason": Reason(members["reason"])})
+        return cls(**{**_known(cls, members), "reason": read_value(Reason, members["reason"])})
+
+
+def _known(kind: type, members: Mapping[str, Any]) -> dict[str, Any]:
+    """The members that are fields of the dataclass: a later version may have written others."""
+    return {each.name: members[each.name] for each in fields(kind) if each.name in members}
 
 
 def decide(

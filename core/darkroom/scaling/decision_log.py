@@ -7,10 +7,13 @@ The operator appends entries through the ledger and continues from the newest on
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from darkroom.jobs import read_value
 from darkroom.scaling.decision import Decision, PoolObservation, ScalingHistory
-from darkroom.scaling.policy import ScalingPolicy
+from darkroom.scaling.policy import Paused, ScalingPolicy
 from darkroom.scaling.specification import read_policy
 
 KEPT_WHILE_BUSY_S = 10
@@ -48,15 +51,22 @@ class DecisionEntry:
 
     @classmethod
     def decode(cls, text: str | bytes) -> DecisionEntry:
+        """The counterpart of `encode`. Members that this version does not know are ignored."""
         members = json.loads(text)
         return cls(
             at=members["at"],
-            policy=read_policy(members["policy"]),
+            policy=_logged_policy(members["policy"]),
             observation=PoolObservation.from_json(members["observation"]),
             history=ScalingHistory.from_json(members["history"]),
             decision=Decision.from_json(members["decision"]),
             after=ScalingHistory.from_json(members["after"]),
         )
+
+
+def _logged_policy(spec: Mapping[str, Any]) -> ScalingPolicy:
+    """The policy of an entry; a later version may have paused it in a way that is unknown here."""
+    paused = read_value(Paused, spec["paused"])
+    return replace(read_policy({**spec, "paused": Paused.NONE}), paused=paused)
 
 
 def is_recorded(entry: DecisionEntry, before: DecisionEntry | None) -> bool:

@@ -16,6 +16,8 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
+from darkroom.jobs import UnknownValue
+
 MINUTE_MS = 60_000
 
 
@@ -82,7 +84,7 @@ class ScalingPolicy:
     scale_down: ScaleDown = field(default_factory=ScaleDown)
     buffer: int = 0
     schedule: tuple[ScheduleWindow, ...] = ()
-    paused: Paused = Paused.NONE
+    paused: Paused | UnknownValue = Paused.NONE
 
     def spec(self) -> dict[str, Any]:
         """The policy as `specification.read_policy` reads it."""
