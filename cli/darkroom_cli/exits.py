@@ -7,13 +7,13 @@ FAILED = 1
 BAD_INPUT = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
-"""128 + SIGINT, as shells count."""
+"""128 + SIGINT, the convention of shells."""
 
 HELP = f"""\
 exit status:
-  {DONE}    it is done: the job completed, the cancel was taken, `up` was asked to end; or nothing was found
+  {DONE}    success: the job completed, the cancel was accepted, `up` was stopped, or nothing was found
   {FAILED}    the job failed, expired or was cancelled; `up` could not start; or something was found
-  {BAD_INPUT}    the command, a setting, or what was asked for cannot be taken; each field at fault is named
-  {UNREACHABLE}    the server cannot be reached, or cannot answer now
-  {INTERRUPTED}  Ctrl-C, while waiting
+  {BAD_INPUT}    the command, a setting or the request is invalid; each invalid field is named
+  {UNREACHABLE}    the server cannot be reached, or is unavailable
+  {INTERRUPTED}  interrupted by Ctrl-C
 """

@@ -1,1 +1,1 @@
-"""Baselines: what darkroom is measured against, each as short as possible."""
+"""Baselines that darkroom is compared with, each as short as possible."""

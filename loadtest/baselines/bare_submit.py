@@ -1,6 +1,6 @@
-"""About as much as one Python process can do: bare Starlette, and one pipelined write to Redis for a request.
+"""An upper bound of one Python process: bare Starlette, and one pipelined write to Redis per request.
 
-Nothing is checked, nothing told, no repeat noticed; the record and the message are two commands in one round trip.
+No validation, no events, no idempotency; the record and the message are two commands in one round trip.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from baselines import serving
 
 
 def make_app(redis_url: str) -> Starlette:
-    """The application, on a connection pool of the ledger's kind."""
+    """The application, with the ledger's connection pool."""
     client: Any = connect_async(redis_url)
 
     async def submit(request: Request) -> JSONResponse:

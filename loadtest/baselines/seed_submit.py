@@ -1,7 +1,6 @@
-"""How the systems before darkroom took a request: a FastAPI route that calls `task.delay` on the Redis broker.
+"""Submissions as in the previous systems: a FastAPI route that calls `task.delay` on the Redis broker.
 
-The route is `async`, so `delay` holds the loop up: in the thread pool, where a plain `def` would run, it takes longer
-still.
+The route is `async`, so `delay` blocks the loop; in the thread pool, where a plain `def` runs, it is slower still.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from baselines import serving, task
 
 
 def make_api(broker_url: str) -> FastAPI:
-    """The API, with the task's messages in the queue of `task.py`."""
+    """The API; the messages go to the queue of `task.py`."""
     celery = task.make_app(broker_url, keeps_results=False)
     run = celery.tasks[task.run.name]
     api = FastAPI()

@@ -1,4 +1,4 @@
-"""How a baseline that answers HTTP is served: in the very way of darkroom's functions, from their own configuration."""
+"""Serving of the HTTP baselines: the same as of darkroom's functions, from their configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 
 def run(app: Starlette) -> None:
-    """Serve until a signal comes, on $PORT."""
+    """Serve on $PORT until a signal arrives."""
     serve.settle()
     settings = load(ServeSettings)
     server = uvicorn.Server(serve.config(app, settings))

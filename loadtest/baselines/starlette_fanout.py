@@ -1,8 +1,7 @@
-"""Fan-out as one writes it with bare Starlette: Redis' channel, a bounded queue for each socket, a task that sends.
+"""The usual fan-out with bare Starlette: a Redis channel, a bounded queue and a sending task per socket.
 
-A socket at `/all` is told what is published to the channel `all`, one at `/<name>` what is published to `<name>`.
-Nothing is known of jobs: no snapshot, no order, no log to read again what a channel lost; whose queue is full misses a
-message.
+A socket at `/<name>` receives what is published to the channel `<name>`. There are no jobs: no snapshot, no order, and
+no log to recover lost messages from. A socket with a full queue misses a message.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from baselines import serving
 
 QUEUE = 256
-"""Messages that may wait for one socket, as many as darkroom's `socket_buffer` lets."""
+"""The size of a socket's queue, the same as darkroom's `socket_buffer`."""
 
 
 class FanOut:
-    """The queues of all sockets, by the channel that they hear."""
+    """The queues of all sockets, by channel."""
 
     def __init__(self, redis_url: str) -> None:
-        client = redis.asyncio.from_url(redis_url, socket_timeout=None)  # a channel may be silent for long
+        client = redis.asyncio.from_url(redis_url, socket_timeout=None)  # a channel may be idle for long
         self._channels = client.pubsub(ignore_subscribe_messages=True)
         self._queues: dict[str, set[asyncio.Queue[str]]] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def follow(self, channel: str) -> AsyncIterator[str]:
-        """What is published to the channel."""
+        """The messages of the channel."""
         queue: asyncio.Queue[str] = asyncio.Queue(QUEUE)
         if channel not in self._queues:
             self._queues[channel] = set()

@@ -1,7 +1,7 @@
-"""A bare Celery task on the Redis broker, under the settings of darkroom's worker that bear on speed.
+"""An empty Celery task on the Redis broker, with the settings of darkroom's worker that affect speed.
 
-`python -m baselines.task` is a worker of it. `bench_worker` drains it, `bench_latency` calls it and waits for its
-result, and `seed_submit` puts calls of it into the queue.
+`python -m baselines.task` is its worker. `bench/worker.py` measures its throughput, `bench/latency.py` calls it and
+waits for the result, and `seed_submit` queues calls.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ WORKER_SETTINGS: Mapping[str, Any] = {
     "worker_concurrency": 1,
     "worker_pool_start_method": "spawn",
 }
-"""What acknowledges when, how much is taken in advance, and the execution pool: as `darkroom_worker.celery_app` has it.
-The pool itself, there a kind of prefork with a watch on its child, is plain prefork here."""
+"""Acknowledgement, prefetch and execution pool as in `darkroom_worker.celery_app`, but with plain prefork."""
 
 
 @shared_task(name="baseline.run")  # type: ignore[untyped-decorator]  # Celery has no types
 def run(_event: object) -> str:
-    """Nothing to do: what remains is the way there and back."""
+    """Do nothing, to measure the round trip."""
     return "done"
 
 
 def make_app(broker_url: str, *, keeps_results: bool) -> Celery:
-    """The Celery app. `keeps_results`: on the Redis backend, for who waits for them."""
+    """The Celery app. `keeps_results`: store results in the Redis backend."""
     app = Celery("baseline", broker=broker_url, backend=broker_url if keeps_results else None, set_as_current=True)
     app.conf.update(
         WORKER_SETTINGS,
@@ -49,7 +48,7 @@ def make_app(broker_url: str, *, keeps_results: bool) -> Celery:
 
 
 def main() -> None:
-    """A worker, until a signal comes."""
+    """Run a worker until a signal arrives."""
     url = load(LedgerSettings).redis_url.get_secret_value()
     app = make_app(url, keeps_results="--results" in sys.argv)
     app.worker_main(["worker", "--loglevel=WARNING", "--without-gossip", "--without-mingle"])

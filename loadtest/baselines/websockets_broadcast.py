@@ -1,7 +1,7 @@
-"""The fastest fan-out that Python has: `websockets.broadcast`, which frames a message once and writes it to all.
+"""An upper bound of fan-out in Python: `websockets.broadcast` frames a message once and writes it to all sockets.
 
-Every socket is told what is published to the Redis channel `all`. No queue, no order to keep, nothing of Starlette:
-what remains is one write for each socket. For scale: nothing that answers HTTP beside it does as well.
+Every socket receives what is published to the Redis channel `all`. No queue, no order, no Starlette: one write per
+socket. No server that also serves HTTP reaches this rate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from websockets.http11 import Request, Response
 
 
 async def run(redis_url: str, port: int) -> None:
-    """Until a signal comes."""
+    """Serve until a signal arrives."""
     sockets: set[ServerConnection] = set()
 
     async def hold(websocket: ServerConnection) -> None:

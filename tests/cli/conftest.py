@@ -1,4 +1,4 @@
-"""What the command line's tests share."""
+"""Fixtures of the command line's tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from tests.cli.stage import Stage, on_stage
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    """A server that says what the test wants."""
+    """A server with responses that the test defines."""
     with on_stage(Stage()) as running:
         yield running

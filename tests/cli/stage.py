@@ -1,7 +1,7 @@
-"""A server for the command line's tests that says what a test wants, over real HTTP and a real WebSocket.
+"""A server for the command line's tests with defined responses, over real HTTP and WebSockets.
 
-It plays the parts that the real functions play only now and then: a socket that breaks, a refusal, a job that fails.
-What they do all the time is tested against themselves (tests/system).
+It provides rare behaviour of the functions: a broken socket, a refusal, a failed job. Normal behaviour is tested
+against the functions (tests/system).
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ JOB = "019aa000-0000-7000-8000-000000000000"
 PICTURE = b"\x89PNG the picture"
 
 Scene = Callable[[WebSocket], Awaitable[None]]
-"""What one connection of a socket sees."""
+"""The messages of one connection of a socket."""
 
 
 class Stage:
-    """One job, and what is said of it. Tests set the fields; `asked` holds the requests that came, `since` the cursor
-    that each socket brought.
-    """
+    """One job and its responses, set by tests; `asked` has the received requests, `since` the cursor of each socket."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -71,14 +69,14 @@ class Stage:
         return self.cancellation
 
     async def _read(self, _request: Request) -> Response:
-        """The views in turn, the last one for ever."""
+        """The views in sequence; the last one is repeated."""
         if not self.views:
             detail = {"title": "There is no such resource", "detail": "there is no such job", "status": 404}
             return JSONResponse(detail, 404, media_type="application/problem+json")
         return JSONResponse(self.views.pop(0) if len(self.views) > 1 else self.views[0])
 
     async def _list(self, request: Request) -> Response:
-        """Two jobs a page."""
+        """Two jobs per page."""
         query = dict(request.query_params)
         begin = int(query.pop("after", "0"))
         self.queries.append(query)
@@ -111,7 +109,7 @@ class Stage:
         return Response(PICTURE, media_type="image/png")
 
     async def _watch(self, websocket: WebSocket) -> None:
-        """Each connection sees the next scene; when there is none left, it is refused."""
+        """Each connection plays the next scene; without one it is refused."""
         if self._connections >= len(self.scenes):
             await websocket.close()
             return
@@ -125,7 +123,7 @@ class Stage:
 
 
 def view(url: str, *, state: str, pictures: int = 0, **members: Any) -> dict[str, Any]:
-    """A job as `GET /api/v1/generation-jobs/{id}` shows it, what the command line reads of it."""
+    """A job as returned by `GET /api/v1/generation-jobs/{id}`, with the fields that the command line reads."""
     return {
         "id": JOB,
         "state": state,
@@ -148,7 +146,7 @@ def message(seq: int, state: str, **members: Any) -> dict[str, Any]:
 
 
 def says(messages: Sequence[dict[str, Any]], *, then: str = "close") -> Scene:
-    """A scene that says the messages and then closes, or stays and says nothing."""
+    """A scene that sends the messages and then closes, or stays open."""
 
     async def scene(websocket: WebSocket) -> None:
         for each in messages:
@@ -163,7 +161,7 @@ def says(messages: Sequence[dict[str, Any]], *, then: str = "close") -> Scene:
 
 @contextmanager
 def on_stage(stage: Stage) -> Iterator[Stage]:
-    """Serve it on a free port of loopback."""
+    """Serve the stage on a free port of loopback."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         stage.url = f"http://127.0.0.1:{listener.getsockname()[1]}"

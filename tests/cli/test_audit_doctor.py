@@ -1,6 +1,6 @@
-"""`darkroom audit` and `darkroom doctor` as an operator runs them: what they look at, what they say, how they end.
+"""`darkroom audit` and `darkroom doctor` as commands: settings, output and exit statuses.
 
-What each of them finds is tested where it is decided (tests/core/test_audit.py, tests/core/test_doctor.py).
+The findings are tested in tests/core/test_audit.py and tests/core/test_doctor.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from darkroom.ledger import calls
 from darkroom.ledger.queues import queue_name
 from darkroom_cli.local import redis_server
 from darkroom_cli.local.data_folder import DataFolder
-from darkroom_cli.local.processes import Identity, Recorded
+from darkroom_cli.local.processes import ProcessIdentity, RecordedProcess
 from darkroom_cli.local.run_record import RunRecord
 
 from tests.darkroom_command import darkroom
@@ -35,7 +35,7 @@ def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
 
 @pytest.fixture
 def settings(redis_url: str, namespace: str) -> dict[str, str]:
-    """What an operator's shell says."""
+    """The environment of an operator's shell."""
     return {"DARKROOM_REDIS_URL": redis_url, "DARKROOM_NAMESPACE": namespace}
 
 
@@ -44,13 +44,13 @@ def lines_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 
 def lose(jobs: DrivenJobs) -> str:
-    """A job that is nowhere."""
+    """An orphaned job, which is in no queue."""
     job_id = jobs.submit()
     jobs.redis.zrem(f"{jobs.namespace}:dispatched:{POOL}", job_id)
     return job_id
 
 
-def test_an_audit_that_finds_nothing_counts_the_jobs_and_is_status_0(
+def test_an_audit_without_findings_counts_the_jobs_and_exits_with_0(
     jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     jobs.start(jobs.submit())
@@ -59,13 +59,13 @@ def test_an_audit_that_finds_nothing_counts_the_jobs_and_is_status_0(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "jobs: 2 (1 dispatched, 1 running)",
-        "the object store was not looked at",
-        "the history was not looked at",
-        "nothing is wrong",
+        "the object store was not read",
+        "the history was not read",
+        "no findings",
     ]
 
 
-def test_an_audit_that_finds_something_names_the_job_and_is_status_1(
+def test_an_audit_with_a_finding_names_the_job_and_exits_with_1(
     jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     job_id = lose(jobs)
@@ -76,15 +76,15 @@ def test_an_audit_that_finds_something_names_the_job_and_is_status_1(
     assert jobs.state(job_id) is State.PENDING
 
 
-def test_a_repair_puts_it_right_and_is_status_0(jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path) -> None:
+def test_a_repair_exits_with_0(jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path) -> None:
     lose(jobs)
     done = darkroom(["audit", "--repair"], folder=tmp_path, **settings)
     assert done.returncode == 0, done.stdout
     assert "  repaired: waiting again" in done.stdout
-    assert darkroom(["audit"], folder=tmp_path, **settings).stdout.splitlines()[-1] == "nothing is wrong"
+    assert darkroom(["audit"], folder=tmp_path, **settings).stdout.splitlines()[-1] == "no findings"
 
 
-def test_with_json_an_audit_is_a_line_for_each_finding_and_the_counts(
+def test_with_json_an_audit_prints_a_line_per_finding_and_the_counts(
     jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     job_id = lose(jobs)
@@ -101,7 +101,7 @@ def test_with_json_an_audit_is_a_line_for_each_finding_and_the_counts(
             "waiting": 1,
             "nowhere": 1,
         },
-        "untold": 0,
+        "unapplied": 0,
         "artifacts": None,
         "history": None,
         "findings": {"nowhere": 1},
@@ -111,10 +111,10 @@ def test_with_json_an_audit_is_a_line_for_each_finding_and_the_counts(
     }
 
 
-def test_pictures_are_read_where_the_store_is_named_and_they_are_wanted(
+def test_artifacts_are_read_if_the_store_is_set_and_they_are_not_excluded(
     jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    jobs.completed()  # its picture is made up, and nowhere
+    jobs.completed()  # its artifact is not in the store
     store = (tmp_path / "store").as_uri()
     done = darkroom(["audit", "--json"], folder=tmp_path, DARKROOM_STORE=store, **settings)
     assert done.returncode == 1
@@ -124,7 +124,7 @@ def test_pictures_are_read_where_the_store_is_named_and_they_are_wanted(
     assert lines_of(done)[-1]["artifacts"] is None
 
 
-def test_an_artifact_that_no_job_publishes_is_listed_and_is_status_0(
+def test_an_orphaned_artifact_is_listed_and_exits_with_0(
     jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     job_id = jobs.submit()
@@ -143,7 +143,7 @@ def test_an_artifact_that_no_job_publishes_is_listed_and_is_status_0(
     assert lines_of(done)[0] == {"orphan": key, "job": job_id, "seen": seen}
 
 
-def test_messages_that_are_no_jobs_are_listed_and_doctor_finds_them(
+def test_messages_without_a_job_are_listed_and_found_by_the_doctor(
     jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     jobs.redis.lpush(f"{jobs.namespace}:celery:{queue_name(POOL)}", b"\xff")
@@ -155,9 +155,7 @@ def test_messages_that_are_no_jobs_are_listed_and_doctor_finds_them(
 
 
 @pytest.mark.parametrize("arguments", [["audit"], ["audit", "--repair"], ["doctor"]], ids=" ".join)
-def test_without_a_redis_that_is_named_or_runs_here_it_is_one_line_and_status_3(
-    arguments: list[str], tmp_path: Path
-) -> None:
+def test_without_redis_the_error_is_one_line_and_exits_with_3(arguments: list[str], tmp_path: Path) -> None:
     done = darkroom(arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (3, "")
     (line,) = done.stderr.splitlines()
@@ -170,7 +168,7 @@ def test_without_a_redis_that_is_named_or_runs_here_it_is_one_line_and_status_3(
     [("DARKROOM_REDIS_URL", "http://x"), ("DARKROOM_STORE", "/tmp"), ("DARKROOM_NAMESPACE", "A b")],
 )
 @pytest.mark.parametrize("command", ["audit", "doctor"])
-def test_a_setting_of_no_use_is_one_line_and_status_2(
+def test_an_invalid_setting_is_one_line_and_exits_with_2(
     settings: dict[str, str], tmp_path: Path, command: str, variable: str, value: str
 ) -> None:
     done = darkroom([command], folder=tmp_path, **(settings | {variable: value}))
@@ -179,7 +177,7 @@ def test_a_setting_of_no_use_is_one_line_and_status_2(
     assert variable in line
 
 
-def test_a_redis_that_is_away_is_status_3_for_an_audit_and_a_finding_for_the_doctor(tmp_path: Path) -> None:
+def test_an_unavailable_redis_exits_with_3_for_an_audit_and_is_a_finding_of_the_doctor(tmp_path: Path) -> None:
     url = f"redis://:hidden-word@127.0.0.1:{redis_server.free_port()}/0"
     done = darkroom(["audit"], folder=tmp_path, DARKROOM_REDIS_URL=url)
     assert (done.returncode, done.stdout) == (3, "")
@@ -188,13 +186,11 @@ def test_a_redis_that_is_away_is_status_3_for_an_audit_and_a_finding_for_the_doc
     assert done.returncode == 1
     assert done.stdout.startswith("problem: redis-reachable: ")
     assert "  remedy: " in done.stdout
-    assert "could not be looked at: redis-version" in done.stdout
+    assert "not checked: redis-version" in done.stdout
     assert "hidden-word" not in done.stdout + done.stderr
 
 
-def test_a_doctor_who_finds_nothing_says_what_is_fine(
-    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_doctor_without_findings_lists_its_checks(jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path) -> None:
     jobs.run(calls.reap(POOL))
     done = darkroom(["doctor"], folder=tmp_path, **settings)
     assert done.returncode == 0, done.stdout
@@ -202,7 +198,9 @@ def test_a_doctor_who_finds_nothing_says_what_is_fine(
     assert line.startswith("fine: redis-reachable, redis-version")
 
 
-def test_with_json_a_doctor_s_findings_are_a_line_each_and_the_checks(settings: dict[str, str], tmp_path: Path) -> None:
+def test_with_json_the_doctor_prints_a_line_per_finding_and_the_checks(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
     done = darkroom(["doctor", "--json"], folder=tmp_path, **settings)
     assert done.returncode == 1
     finding, checks = lines_of(done)
@@ -212,7 +210,7 @@ def test_with_json_a_doctor_s_findings_are_a_line_each_and_the_checks(settings: 
     assert "eviction" in checks["fine"]
 
 
-def test_a_full_backlog_is_measured_by_the_limit_that_submit_has(
+def test_a_full_backlog_is_judged_by_the_limit_of_submit(
     jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     jobs.run(calls.reap(POOL))
@@ -225,14 +223,14 @@ def test_a_full_backlog_is_measured_by_the_limit_that_submit_has(
 def running_up(tmp_path: Path) -> Iterator[DrivenJobs]:
     """The Redis of a `darkroom up` in `.darkroom`, as it prepares and records it."""
     folder = DataFolder(tmp_path / ".darkroom")
-    with folder.held():
+    with folder.locked():
         server = redis_server.prepare(folder.redis, port=redis_server.free_port())
         process = subprocess.Popen(server.command, cwd=server.folder, stdout=subprocess.DEVNULL)
         try:
             eventually(lambda: redis_server.serves(server.url), what="Redis answers")
-            identity = Identity.of(process.pid)
+            identity = ProcessIdentity.of(process.pid)
             assert identity is not None
-            recorded = Recorded("redis", identity.pid, identity.started, grace_s=3)
+            recorded = RecordedProcess("redis", identity.pid, identity.started, grace_s=3)
             RunRecord(1, "http://127.0.0.1:8000", (recorded,)).write(folder.record)
             driven = DrivenJobs(server.url, "darkroom")
             yield driven
@@ -242,7 +240,7 @@ def running_up(tmp_path: Path) -> Iterator[DrivenJobs]:
             process.wait()
 
 
-def test_the_up_that_runs_in_the_data_folder_is_found(running_up: DrivenJobs, tmp_path: Path) -> None:
+def test_a_running_up_is_found_by_its_data_folder(running_up: DrivenJobs, tmp_path: Path) -> None:
     lose(running_up)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -1,4 +1,4 @@
-"""The bootstrap: what it refuses before anything is installed, and when it installs. Nothing is installed here."""
+"""The bootstrap: preconditions, and when it installs. These tests install nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A checkout: only the files that say what is to be installed."""
+    """A checkout with the files that define the installation."""
     for name in bootstrap.LOCKS:
         (tmp_path / name).write_text(f"# {name}\n")
     return tmp_path
@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def installs(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Stands for the installation with one that notes each time in a file; answers how often that was."""
+    """Replace the installation by a counter; returns the number of installations."""
     notes = root / "notes"
     source = f"""
 import pathlib
@@ -44,8 +44,8 @@ program.touch()
     return lambda: len(notes.read_text()) if notes.exists() else 0
 
 
-def test_an_old_python_reaches_the_sentence_that_refuses_it() -> None:
-    """Its syntax is that of 3.7, and it imports the standard library alone."""
+def test_an_old_python_reaches_its_error_message() -> None:
+    """Its syntax is that of 3.7, and it imports only the standard library."""
     tree = ast.parse(Path(bootstrap.__file__).read_text(), feature_version=(3, 7))
     imports = {
         name.split(".")[0]
@@ -70,14 +70,14 @@ def test_an_old_python_reaches_the_sentence_that_refuses_it() -> None:
         ((3, 11, 9), "PyPy"),
     ],
 )
-def test_another_python_is_refused_in_one_sentence(version: tuple[int, ...], implementation: str) -> None:
+def test_an_unsupported_python_is_refused_in_one_line(version: tuple[int, ...], implementation: str) -> None:
     with pytest.raises(bootstrap.SetupError, match=r"needs CPython 3\.11\.2 or newer") as refusal:
         bootstrap.refuse_python(version, implementation)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("version", [(3, 11, 2), (3, 11, 15), (3, 12, 14), (3, 13, 0)])
-def test_the_pythons_of_the_lock_are_taken(version: tuple[int, ...]) -> None:
+def test_the_pythons_of_the_lock_are_accepted(version: tuple[int, ...]) -> None:
     bootstrap.refuse_python(version, "CPython")
 
 
@@ -95,7 +95,7 @@ def test_the_extra_with_the_embedded_redis_has_the_bound_of_the_bootstrap(monkey
     assert not bootstrap.has_embedded_redis()
 
 
-def test_uv_reads_from_where_pip_reads() -> None:
+def test_uv_uses_the_indexes_of_pip() -> None:
     settings = """
 :env:.find-links='/wheels'
 global.cert='/etc/ca.pem'
@@ -119,7 +119,7 @@ def test_uv_is_installed_by_its_own_entry_of_the_lock(root: Path) -> None:
     assert "--hash=sha256:" in entry
 
 
-def test_without_any_redis_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_any_redis_nothing_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bootstrap, "has_embedded_redis", lambda: False)
     monkeypatch.delenv("DARKROOM_REDIS_URL", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -159,7 +159,7 @@ def test_it_installs_once(root: Path, installs: Callable[[], int]) -> None:
 
 
 @pytest.mark.parametrize("name", bootstrap.LOCKS)
-def test_it_installs_again_when_what_is_locked_changes(root: Path, installs: Callable[[], int], name: str) -> None:
+def test_it_installs_again_when_the_lock_changes(root: Path, installs: Callable[[], int], name: str) -> None:
     bootstrap.install(root)
     (root / name).write_text("# another version\n")
     bootstrap.install(root)
@@ -175,7 +175,7 @@ def test_it_installs_again_for_another_python(
     assert installs() == 2
 
 
-def test_an_interrupted_installation_is_thrown_away(root: Path, installs: Callable[[], int]) -> None:
+def test_an_interrupted_installation_is_deleted(root: Path, installs: Callable[[], int]) -> None:
     bootstrap.install(root)
     half = root / ".venv" / "half-written"
     half.touch()
@@ -185,7 +185,7 @@ def test_an_interrupted_installation_is_thrown_away(root: Path, installs: Callab
     assert not half.exists()
 
 
-def test_an_environment_that_was_made_otherwise_is_kept(root: Path, installs: Callable[[], int]) -> None:
+def test_an_environment_of_another_origin_is_kept(root: Path, installs: Callable[[], int]) -> None:
     theirs = root / ".venv" / "theirs"
     theirs.parent.mkdir()
     theirs.touch()
@@ -194,14 +194,14 @@ def test_an_environment_that_was_made_otherwise_is_kept(root: Path, installs: Ca
     assert theirs.exists()
 
 
-def test_a_step_says_itself_and_its_seconds(
+def test_a_step_shows_its_title_and_seconds(
     root: Path, installs: Callable[[], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bootstrap.install(root)
     assert "  noting: 0 s" in capsys.readouterr().err
 
 
-def test_a_step_that_fails_shows_the_end_of_its_log_and_is_done_again(
+def test_a_failed_step_shows_the_end_of_its_log_and_is_repeated(
     root: Path, monkeypatch: pytest.MonkeyPatch, installs: Callable[[], int]
 ) -> None:
     noting = bootstrap.steps
@@ -214,7 +214,7 @@ def test_a_step_that_fails_shows_the_end_of_its_log_and_is_done_again(
     assert installs() == 1
 
 
-def test_a_ctrl_c_ends_the_step_that_runs(root: Path) -> None:
+def test_ctrl_c_stops_the_running_step(root: Path) -> None:
     sleeping = [sys.executable, "-c", "import os, signal; print(os.getpid(), flush=True); signal.pause()"]
     source = f"""
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The commands that talk to a server: what they send, say, save, and how they end."""
+"""The client commands: their requests, output, files and exit statuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_submit_sends_the_prompt_and_the_parameters_as_they_were_typed(stage: Stage, tmp_path: Path) -> None:
+def test_submit_sends_the_prompt_and_the_parameters(stage: Stage, tmp_path: Path) -> None:
     arguments = ["submit", "a lighthouse", "--model", "sd", "--width", "832", "--seed", "0", "--negative-prompt", "fog"]
     more = ["-p", "guidance=4.5", "-p", "scheduler=euler", "-p", 'note="5"', "--no-wait", "--url", stage.url]
     assert darkroom([*arguments, *more], folder=tmp_path).returncode == 0
@@ -46,14 +46,14 @@ def test_submit_sends_the_prompt_and_the_parameters_as_they_were_typed(stage: St
     }
 
 
-def test_without_waiting_the_id_alone_is_on_stdout(stage: Stage, tmp_path: Path) -> None:
+def test_with_no_wait_stdout_has_the_id_only(stage: Stage, tmp_path: Path) -> None:
     done = darkroom(["submit", "a lighthouse", "--no-wait", "--url", stage.url], folder=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"{JOB}\n")
     assert f"watch {JOB}" in done.stderr
     assert f"cancel {JOB}" in done.stderr
 
 
-def test_the_place_in_the_queue_and_the_progress_are_shown(stage: Stage, tmp_path: Path) -> None:
+def test_the_queue_position_and_the_progress_are_shown(stage: Stage, tmp_path: Path) -> None:
     stage.views = [view(stage.url, state="pending", place=3), view(stage.url, state="completed", pictures=1)]
     stage.scenes = [
         says(
@@ -68,14 +68,14 @@ def test_the_place_in_the_queue_and_the_progress_are_shown(stage: Stage, tmp_pat
     done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [
-        "waiting, place 3 in the queue",
-        "developing, 25 %",
-        "developing, 50 %",
+        "pending, position 3 in the queue",
+        "running, 25 %",
+        "running, 50 %",
         "completed, 100 %",
     ]
 
 
-def test_the_picture_is_saved_and_said_with_its_seed_and_what_made_it(stage: Stage, tmp_path: Path) -> None:
+def test_the_picture_is_saved_and_printed_with_its_seed_and_model(stage: Stage, tmp_path: Path) -> None:
     stage.views = [view(stage.url, state="completed", pictures=1)]
     stage.scenes = [says([DONE])]
     done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
@@ -95,7 +95,7 @@ def test_the_picture_is_saved_and_said_with_its_seed_and_what_made_it(stage: Sta
         ("new/", 1, [f"new/{JOB}.png"]),
     ],
 )
-def test_pictures_go_where_output_says(
+def test_pictures_are_saved_to_the_output_option(
     stage: Stage, tmp_path: Path, output: str, pictures: int, files: list[str]
 ) -> None:
     stage.views = [view(stage.url, state="completed", pictures=pictures)]
@@ -123,7 +123,7 @@ def test_the_picture_goes_to_standard_output(stage: Stage, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_exists_is_kept_unless_it_is_to_be_overwritten(stage: Stage, tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_without_force(stage: Stage, tmp_path: Path) -> None:
     stage.views = [view(stage.url, state="completed", pictures=1)]
     (tmp_path / "dusk.png").write_bytes(b"mine")
     arguments = ["submit", "a lighthouse", "-o", "dusk.png", "--url", stage.url]
@@ -137,8 +137,8 @@ def test_a_file_that_exists_is_kept_unless_it_is_to_be_overwritten(stage: Stage,
     assert (tmp_path / "dusk.png").read_bytes() == PICTURE
 
 
-def test_where_a_picture_cannot_be_written_the_job_and_its_links_are_named(stage: Stage, tmp_path: Path) -> None:
-    """A numbered file is found to exist only when the pictures are there."""
+def test_if_a_picture_cannot_be_written_the_job_and_its_links_are_printed(stage: Stage, tmp_path: Path) -> None:
+    """An existing numbered file is detected only when the pictures are saved."""
     stage.views = [view(stage.url, state="completed", pictures=2)]
     stage.scenes = [says([DONE])]
     (tmp_path / "dusk-2.png").write_bytes(b"mine")
@@ -167,7 +167,7 @@ def test_a_cancelled_job_that_is_cancelled_again_is_cancelled(stage: Stage, tmp_
     ],
     ids=["prompt", "option", "argument", "action"],
 )
-def test_what_is_at_fault_comes_with_the_usage_of_its_command(
+def test_an_argument_error_shows_the_usage_of_its_command(
     stage: Stage, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     done = darkroom(arguments, folder=tmp_path, DARKROOM_URL=stage.url)
@@ -180,7 +180,7 @@ def test_what_is_at_fault_comes_with_the_usage_of_its_command(
 
 @pytest.mark.parametrize("arguments", [["models"], ["list"], ["submit", "a lighthouse"]], ids=" ".join)
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_full_disk_is_one_line_and_status_1(
+def test_a_full_disk_is_one_line_and_exits_with_1(
     stage: Stage, tmp_path: Path, arguments: list[str], *, as_json: bool
 ) -> None:
     stage.views = [view(stage.url, state="completed", pictures=1)]
@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_line_and_status_1(
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_has_gone_ends_nothing(stage: Stage, tmp_path: Path) -> None:
+def test_a_closed_reader_does_not_stop_the_command(stage: Stage, tmp_path: Path) -> None:
     with subprocess.Popen(
         command("models", "--url", stage.url),
         cwd=tmp_path,
@@ -218,7 +218,7 @@ def test_a_reader_that_has_gone_ends_nothing(stage: Stage, tmp_path: Path) -> No
         assert (process.wait(PATIENCE_S), words) == (0, "")
 
 
-def test_jobs_are_listed_with_the_filters_that_were_given(stage: Stage, tmp_path: Path) -> None:
+def test_jobs_are_listed_with_the_given_filters(stage: Stage, tmp_path: Path) -> None:
     stage.jobs = [view(stage.url, state="failed", created_at="2026-11-30T00:00:00Z", prompt="a  lighthouse\n" * 20)]
     done = darkroom(["list", "--state", "failed", "--model", "flux", "--url", stage.url], folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -228,7 +228,7 @@ def test_jobs_are_listed_with_the_filters_that_were_given(stage: Stage, tmp_path
     assert stage.queries == [{"state": "failed", "model": "flux"}]
 
 
-def test_a_list_ends_where_it_is_asked_to(stage: Stage, tmp_path: Path) -> None:
+def test_a_list_ends_at_its_limit(stage: Stage, tmp_path: Path) -> None:
     shown = view(stage.url, state="failed", created_at="2026-11-30T00:00:00Z", prompt=None)
     stage.jobs = [{**shown, "id": f"{number}"} for number in range(5)]
     done = darkroom(["list", "--limit", "3", "--json", "--url", stage.url], folder=tmp_path)
@@ -277,7 +277,7 @@ def test_bash_completes_a_command(tmp_path: Path) -> None:
     assert sorted(done.stdout.split()) == ["submit", "subscriptions"], done.stderr
 
 
-def test_watch_says_the_links_where_nothing_is_to_be_saved(stage: Stage, tmp_path: Path) -> None:
+def test_watch_without_output_prints_the_links(stage: Stage, tmp_path: Path) -> None:
     stage.views = [view(stage.url, state="completed", pictures=1)]
     stage.scenes = [says([DONE])]
     done = darkroom(["watch", JOB, "--url", stage.url], folder=tmp_path)
@@ -287,7 +287,7 @@ def test_watch_says_the_links_where_nothing_is_to_be_saved(stage: Stage, tmp_pat
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled", "expired"])
-def test_a_job_without_a_picture_is_status_1_and_says_why(stage: Stage, tmp_path: Path, state: str) -> None:
+def test_a_job_without_a_picture_exits_with_1_and_prints_the_reason(stage: Stage, tmp_path: Path, state: str) -> None:
     stage.views = [view(stage.url, state=state, error={"kind": "deadline", "message": "it took too long"})]
     stage.scenes = [says([message(2, state, error="it took too long")])]
     done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
@@ -295,20 +295,20 @@ def test_a_job_without_a_picture_is_status_1_and_says_why(stage: Stage, tmp_path
     assert done.stderr.splitlines()[-1] == f"The job {JOB} is {state}: it took too long"
 
 
-def test_with_json_every_line_on_stdout_is_an_object_and_the_last_is_the_job(stage: Stage, tmp_path: Path) -> None:
+def test_with_json_stdout_has_an_object_per_line_and_the_job_last(stage: Stage, tmp_path: Path) -> None:
     stage.views = [view(stage.url, state="completed", pictures=1)]
     stage.scenes = [says([message(1, "pending"), message(2, "running", progress=50), DONE])]
     done = darkroom(["submit", "a lighthouse", "--json", "--url", stage.url], folder=tmp_path)
-    slip, *messages, job = lines_of(done.stdout)
-    assert slip["id"] == JOB
+    receipt, *messages, job = lines_of(done.stdout)
+    assert receipt["id"] == JOB
     assert [each["seq"] for each in messages] == [1, 2, 3]
     assert job["state"] == "completed"
     assert job["files"] == [f"{JOB}.png"]
     assert done.stderr == ""
 
 
-def test_a_socket_that_breaks_is_opened_again_behind_the_last_message(stage: Stage, tmp_path: Path) -> None:
-    """Each message is seen once, also where a server begins before it."""
+def test_a_broken_socket_is_reopened_after_the_last_message(stage: Stage, tmp_path: Path) -> None:
+    """Each message is printed once, even if a server repeats some."""
     running = view(stage.url, state="running")
     stage.views = [running, view(stage.url, state="completed", pictures=1)]
     stage.scenes = [
@@ -322,7 +322,7 @@ def test_a_socket_that_breaks_is_opened_again_behind_the_last_message(stage: Sta
     assert stage.since == [None, "2", "3"]
 
 
-def test_after_a_gap_numbers_begin_anew(stage: Stage, tmp_path: Path) -> None:
+def test_after_a_gap_the_numbers_restart(stage: Stage, tmp_path: Path) -> None:
     running = view(stage.url, state="running")
     stage.views = [running, view(stage.url, state="completed", pictures=1)]
     gap = {"type": "gap", "job_id": JOB, "reason": "the log ends before that"}
@@ -337,16 +337,16 @@ def test_after_a_gap_numbers_begin_anew(stage: Stage, tmp_path: Path) -> None:
     assert stage.since == [None, "7", "2"]
 
 
-def test_where_no_socket_can_be_had_the_job_is_asked_for(stage: Stage, tmp_path: Path) -> None:
+def test_without_a_socket_the_job_is_polled(stage: Stage, tmp_path: Path) -> None:
     running = view(stage.url, state="running", progress=50)
     stage.views = [running, running, view(stage.url, state="completed", pictures=1)]
     done = darkroom(["watch", JOB, "--output", ".", "--url", stage.url], folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / f"{JOB}.png").read_bytes() == PICTURE
-    assert done.stderr.splitlines() == ["developing, 50 %", "completed, 100 %"]
+    assert done.stderr.splitlines() == ["running, 50 %", "completed, 100 %"]
 
 
-def test_a_ctrl_c_while_waiting_leaves_the_job_and_says_how_to_come_back(stage: Stage, tmp_path: Path) -> None:
+def test_ctrl_c_while_waiting_keeps_the_job_and_prints_how_to_resume(stage: Stage, tmp_path: Path) -> None:
     stage.views = [view(stage.url, state="running")]
     stage.scenes = [says([message(2, "running", progress=10)], then="silence")]
     process = subprocess.Popen(
@@ -357,7 +357,7 @@ def test_a_ctrl_c_while_waiting_leaves_the_job_and_says_how_to_come_back(stage: 
         text=True,
     )
     assert process.stderr is not None
-    assert process.stderr.readline() == "developing, 10 %\n"
+    assert process.stderr.readline() == "running, 10 %\n"
     process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
@@ -366,7 +366,7 @@ def test_a_ctrl_c_while_waiting_leaves_the_job_and_says_how_to_come_back(stage: 
     assert "Traceback" not in words
 
 
-def test_a_refusal_names_each_field_as_it_was_typed(stage: Stage, tmp_path: Path) -> None:
+def test_a_refusal_names_each_field_as_given(stage: Stage, tmp_path: Path) -> None:
     faults = [
         {"field": "data.input.width", "detail": "must be at most 2048"},
         {"field": "data.model", "detail": "is not the name of a model"},
@@ -385,7 +385,7 @@ def test_a_refusal_names_each_field_as_it_was_typed(stage: Stage, tmp_path: Path
     assert lines_of(done.stdout) == [{"error": problem}]
 
 
-def test_a_server_that_cannot_take_it_now_is_status_3(stage: Stage, tmp_path: Path) -> None:
+def test_an_unavailable_server_exits_with_3(stage: Stage, tmp_path: Path) -> None:
     problem = {"title": "No worker pool serves this model", "status": 503, "detail": "no worker pool"}
     stage.submission = JSONResponse(problem, 503, {"Retry-After": "30"}, media_type=PROBLEM)
     done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
@@ -398,24 +398,24 @@ def test_a_server_that_cannot_take_it_now_is_status_3(stage: Stage, tmp_path: Pa
     [["submit", "a lighthouse"], ["watch", JOB], ["status", JOB], ["cancel", JOB], ["models"]],
     ids=" ".join,
 )
-def test_a_server_that_cannot_be_reached_is_one_line_and_status_3(arguments: list[str], tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+def test_an_unreachable_server_is_one_line_and_exits_with_3(arguments: list[str], tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         done = darkroom(arguments, folder=tmp_path, DARKROOM_URL=url)
     assert (done.returncode, done.stdout) == (3, "")
     (line,) = done.stderr.splitlines()
     assert url in line
 
 
-def test_another_program_at_the_address_is_said(stage: Stage, tmp_path: Path) -> None:
+def test_another_program_at_the_address_is_reported(stage: Stage, tmp_path: Path) -> None:
     stage.submission = HTMLResponse("<h1>It works!</h1>")
     done = darkroom(["submit", "a lighthouse", "--url", stage.url], folder=tmp_path)
     assert done.returncode == 3
-    assert "not as darkroom does" in done.stderr
+    assert "not a darkroom server" in done.stderr
 
 
-def test_a_job_that_is_not_there_is_status_2(stage: Stage, tmp_path: Path) -> None:
+def test_an_unknown_job_exits_with_2(stage: Stage, tmp_path: Path) -> None:
     for arguments in (["watch", JOB], ["status", JOB]):
         done = darkroom([*arguments, "--url", stage.url], folder=tmp_path)
         assert (done.returncode, done.stderr) == (2, "darkroom: there is no such job\n")
@@ -423,9 +423,9 @@ def test_a_job_that_is_not_there_is_status_2(stage: Stage, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("receipt", "state", "status"),
-    [("dequeued", "cancelled", 0), ("interrupting", "running", 0), ("too_late", "failed", 1)],
+    [("dequeued", "cancelled", 0), ("interrupting", "running", 0), ("too_late", "failed", 1), ("paused", "paused", 0)],
 )
-def test_cancel_says_what_it_did(stage: Stage, tmp_path: Path, receipt: str, state: str, status: int) -> None:
+def test_cancel_prints_the_outcome(stage: Stage, tmp_path: Path, receipt: str, state: str, status: int) -> None:
     stage.cancellation = JSONResponse({"job_id": JOB, "receipt": receipt, "status": state})
     done = darkroom(["cancel", JOB, "--json", "--url", stage.url], folder=tmp_path)
     assert done.returncode == status
@@ -436,14 +436,14 @@ def test_cancel_says_what_it_did(stage: Stage, tmp_path: Path, receipt: str, sta
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"state": "pending", "place": 2}, "waits at place 2"),
-        ({"state": "running", "progress": 40}, "runs, 40 % done"),
+        ({"state": "pending", "place": 2}, "is pending, at position 2"),
+        ({"state": "running", "progress": 40}, "is running, 40 % done"),
         ({"state": "completed", "pictures": 1}, "is completed (by flux stand-in"),
         ({"state": "failed", "error": {"kind": "deadline", "message": "too long"}}, "is failed: too long"),
     ],
     ids=lambda value: value["state"] if isinstance(value, dict) else "",
 )
-def test_status_is_a_look_and_no_judgement(stage: Stage, tmp_path: Path, members: dict[str, Any], words: str) -> None:
+def test_status_exits_with_0_for_every_state(stage: Stage, tmp_path: Path, members: dict[str, Any], words: str) -> None:
     stage.views = [view(stage.url, **members)]
     done = darkroom(["status", JOB, "--url", stage.url], folder=tmp_path)
     assert done.returncode == 0
@@ -471,7 +471,7 @@ def test_status_is_a_look_and_no_judgement(stage: Stage, tmp_path: Path, members
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_meant_is_status_2_before_anything_is_sent(
+def test_invalid_arguments_exit_with_2_before_anything_is_sent(
     stage: Stage, tmp_path: Path, arguments: list[str]
 ) -> None:
     done = darkroom(arguments, folder=tmp_path, DARKROOM_URL=stage.url)
@@ -481,7 +481,7 @@ def test_what_cannot_be_meant_is_status_2_before_anything_is_sent(
     assert stage.asked == []
 
 
-def test_a_bad_address_in_the_environment_names_the_variable(tmp_path: Path) -> None:
+def test_an_invalid_address_in_the_environment_names_the_variable(tmp_path: Path) -> None:
     done = darkroom(["models"], folder=tmp_path, DARKROOM_URL="nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("darkroom: DARKROOM_URL='nowhere'")

@@ -1,4 +1,4 @@
-"""The data folder of `darkroom up`: no other user may read it, also where it was there before."""
+"""The data folder of `darkroom up`: no other user may read it, even if it existed before."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_new_folder_is_closed_to_others(tmp_path: Path) -> None:
+def test_a_new_folder_is_private(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "new" / "folder")
     folder.make()
     assert mode_of(folder.path) == 0o700
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o777, 0o711, 0o704])
-def test_an_empty_folder_that_was_there_is_closed_to_others(mode: int, tmp_path: Path) -> None:
+def test_an_existing_empty_folder_becomes_private(mode: int, tmp_path: Path) -> None:
     tmp_path.chmod(mode)
     DataFolder(tmp_path).make()
     assert mode_of(tmp_path) == 0o700
 
 
-def test_a_data_folder_that_was_opened_is_closed_again(tmp_path: Path) -> None:
+def test_an_opened_data_folder_becomes_private_again(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path)
     folder.make()
     tmp_path.chmod(0o755)
@@ -40,8 +40,8 @@ def test_a_data_folder_that_was_opened_is_closed_again(tmp_path: Path) -> None:
     assert mode_of(tmp_path) == 0o700
 
 
-def test_an_open_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
-    """It may be a home folder, or `/tmp`: others may need to enter it."""
+def test_an_open_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path) -> None:
+    """It may be a home folder or `/tmp`, which other users need."""
     (tmp_path / "letter.txt").touch()
     tmp_path.chmod(0o755)
     with pytest.raises(SettingError, match="holds files that are not darkroom's"):
@@ -50,21 +50,21 @@ def test_an_open_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path:
     assert [each.name for each in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_a_closed_folder_with_other_files_is_used(tmp_path: Path) -> None:
+def test_a_private_folder_with_other_files_is_used(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").touch()
     tmp_path.chmod(0o700)
     DataFolder(tmp_path).make()
     assert (tmp_path / "store").is_dir()
 
 
-def test_a_data_folder_that_was_restored_in_part_is_closed(tmp_path: Path) -> None:
+def test_a_partly_restored_data_folder_becomes_private(tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
     tmp_path.chmod(0o755)
     DataFolder(tmp_path).make()
     assert mode_of(tmp_path) == 0o700
 
 
-def test_the_folder_around_those_of_environments_is_closed(tmp_path: Path) -> None:
+def test_the_parent_folder_of_environments_becomes_private(tmp_path: Path) -> None:
     DataFolder(tmp_path / ".darkroom" / "dev").make()
     (tmp_path / ".darkroom").chmod(0o755)
     DataFolder(tmp_path / ".darkroom").make()
@@ -72,14 +72,14 @@ def test_the_folder_around_those_of_environments_is_closed(tmp_path: Path) -> No
 
 
 def of_another_user(tmp_path: Path) -> Path:
-    """A folder of another user: one made for the test where it may do that, else one of the system."""
+    """A folder of another user: created by the test if it has the privileges, else one of the system."""
     if os.geteuid() != 0:
         return Path("/usr")
     os.chown(tmp_path, ANOTHER_USER, ANOTHER_USER)
     return tmp_path
 
 
-def test_the_command_refuses_a_folder_of_another_user_in_one_sentence(tmp_path: Path) -> None:
+def test_the_command_refuses_a_folder_of_another_user_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     theirs = of_another_user(tmp_path / "theirs")
     done = darkroom(["up", "--data", str(theirs)], folder=tmp_path)
@@ -89,8 +89,8 @@ def test_the_command_refuses_a_folder_of_another_user_in_one_sentence(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["link-key", "redis", "elsewhere"])
-def test_what_another_user_put_into_it_is_refused(name: str, tmp_path: Path) -> None:
-    """A key would be known to that user, and a link leads out of the folder."""
+def test_a_folder_with_files_of_another_user_is_refused(name: str, tmp_path: Path) -> None:
+    """That user could know a key, or place a link that leads out of the folder."""
     planted = tmp_path / name
     if os.geteuid() == 0:
         planted.touch()

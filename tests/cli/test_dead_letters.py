@@ -1,4 +1,4 @@
-"""`darkroom dead-letters` against the real functions: what it says, what it changes, how it ends."""
+"""`darkroom dead-letters` against the real functions: output, effects and exit statuses."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def test_dead_letters_are_listed_shown_redriven_and_purged(api: Api, tmp_path: P
     assert letters(api, tmp_path, "list").stdout == ""
 
 
-def test_more_letters_than_a_page_has_are_all_listed(api: Api, tmp_path: Path) -> None:
+def test_more_dead_letters_than_a_page_are_all_listed(api: Api, tmp_path: Path) -> None:
     ids = [dead(api) for _ in range(21)]
     assert [letter["id"] for letter in lines_of(letters(api, tmp_path, "list", "--json"))] == ids[::-1]
 
 
-def test_what_cannot_be_done_is_said_and_is_status_2(api: Api, tmp_path: Path) -> None:
+def test_an_invalid_action_is_reported_and_exits_with_2(api: Api, tmp_path: Path) -> None:
     for action in ("show", "redrive", "purge"):
         done = letters(api, tmp_path, action, NOBODYS_ID)
         assert (done.returncode, done.stderr) == (2, f"darkroom: there is no dead letter {NOBODYS_ID}\n")
@@ -92,7 +92,7 @@ def test_what_cannot_be_done_is_said_and_is_status_2(api: Api, tmp_path: Path) -
 @pytest.mark.parametrize(
     "arguments", [["purge"], ["purge", NOBODYS_ID, "--all"], []], ids=["none", "both", "no action"]
 )
-def test_one_letter_is_purged_or_all_and_not_neither(arguments: list[str], tmp_path: Path) -> None:
+def test_purge_needs_an_id_or_all(arguments: list[str], tmp_path: Path) -> None:
     done = darkroom(["dead-letters", *arguments], folder=tmp_path)
     assert done.returncode == 2
     assert "usage: darkroom dead-letters" in done.stderr

@@ -18,7 +18,7 @@ from tests.waiting import eventually
 CUTS = 6
 
 
-def test_a_job_is_followed_over_cut_connections_and_each_message_is_seen_once(
+def test_a_job_is_followed_over_cut_connections_and_each_message_is_printed_once(
     redis_servers: RedisServers, tmp_path: Path
 ) -> None:
     printed = tmp_path / "printed"
@@ -48,7 +48,7 @@ def test_a_job_is_followed_over_cut_connections_and_each_message_is_seen_once(
 
 
 def numbers(printed: Path) -> list[int]:
-    """Those of the messages that it has printed so far."""
+    """The numbers of the messages printed so far."""
     whole, _, _ = printed.read_text().rpartition("\n")
     return [each["seq"] for each in map(json.loads, whole.splitlines()) if "seq" in each]
 

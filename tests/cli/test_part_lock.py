@@ -1,4 +1,4 @@
-"""`part_lock.py`: what one part needs, out of the one lock."""
+"""`part_lock.py`: the lock of one part as a subset of the whole lock."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_part_gets_what_it_asks_for_and_what_that_asks_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With its hashes, in each version, and nothing else."""
+def test_a_part_has_its_direct_and_indirect_requirements(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With hashes, in all versions, and nothing else."""
     assert part_lock.main(["core", "pies"], folder) == 0
     before, _, rest = LOCK.partition("apple")
     assert before.startswith("#")
@@ -74,18 +74,18 @@ def test_a_group_is_a_part(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.startswith("nut==1.0 \\\n    --hash=sha256:dd\n")
 
 
-def test_what_is_no_part_is_refused_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_part_is_refused_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert part_lock.main(["pies", "cakes"], folder) == 2
     said = capsys.readouterr()
     assert (said.out, "'cakes'" in said.err) == ("", True)
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=" ".join)
-def test_all_that_a_part_asks_for_is_locked(parts: tuple[str, ...], repository: Path) -> None:
-    """And what only others need is not in it."""
+def test_all_requirements_of_a_part_are_locked(parts: tuple[str, ...], repository: Path) -> None:
+    """Requirements of other parts are not included."""
     project = tomllib.loads((repository / "pyproject.toml").read_text())
     lock = part_lock.entries((repository / "requirements.lock").read_text())
-    roots = part_lock.asked_for(project, parts)
+    roots = part_lock.required_by_parts(project, parts)
     chosen = part_lock.closure(lock, roots)
     assert chosen <= {entry.name for entry in lock}
     assert chosen & NOBODY_ELSES <= roots
@@ -93,7 +93,7 @@ def test_all_that_a_part_asks_for_is_locked(parts: tuple[str, ...], repository: 
 
 
 def test_it_runs_before_anything_is_installed(repository: Path) -> None:
-    """As the Dockerfiles run it: by its file, with Python's own library."""
+    """As the Dockerfiles run it: as a file, with the standard library."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", "cli/darkroom_cli/local/part_lock.py", "core", "operator"],
         cwd=repository,

@@ -1,4 +1,4 @@
-"""`darkroom replay` as an operator runs it: the same decisions again, and what another policy would have done."""
+"""`darkroom replay` as a command: recomputed decisions, and the simulation of another policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from darkroom.ledger.calls import Reading
 from darkroom.scaling.decision import PoolObservation, ScalingHistory, decide
 from darkroom.scaling.decision_log import DecisionEntry
 from darkroom.scaling.policy import ScaleDown, ScalingPolicy
-from darkroom_cli.commands.replay import past, read_policy, replica_seconds
+from darkroom_cli.commands.replay import read_policy, recorded_load, replica_seconds
 
 from tests.darkroom_command import darkroom
 from tests.driven_jobs import DrivenJobs
@@ -34,13 +34,13 @@ def jobs(redis_url: str, namespace: str) -> Iterator[DrivenJobs]:
 
 
 @pytest.fixture
-def told(redis_url: str, namespace: str) -> dict[str, str]:
-    """What an operator's shell says."""
+def settings(redis_url: str, namespace: str) -> dict[str, str]:
+    """The environment of an operator's shell."""
     return {"DARKROOM_REDIS_URL": redis_url, "DARKROOM_NAMESPACE": namespace}
 
 
 def an_afternoon() -> list[DecisionEntry]:
-    """A batch of twelve jobs comes to an empty pool, is worked off, and the pool is empty again."""
+    """A batch of twelve jobs in an empty pool, until the pool is empty again."""
     entries: list[DecisionEntry] = []
     history, replicas = ScalingHistory(), 0
     for step in range(60):
@@ -71,32 +71,34 @@ def write_down(jobs: DrivenJobs, entries: list[DecisionEntry]) -> None:
         jobs.run(calls.append_decision(POOL, at=entry.at, entry=entry.encode()))
 
 
-def test_what_was_decided_is_decided_again_bit_for_bit(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+def test_decisions_are_reproduced_exactly(jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path) -> None:
     write_down(jobs, an_afternoon())
-    done = darkroom(["replay", POOL], folder=tmp_path, **told)
+    done = darkroom(["replay", POOL], folder=tmp_path, **settings)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("decisions: 60, from 2027-01-15T08:00:00")
     assert done.stdout.endswith("different now: 0\n")
 
 
-def test_a_decision_that_comes_out_differently_is_named_and_is_status_1(
-    jobs: DrivenJobs, told: dict[str, str], tmp_path: Path
+def test_a_different_decision_is_printed_and_exits_with_1(
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
 ) -> None:
     entries = an_afternoon()
     entries[2] = replace(entries[2], decision=replace(entries[2].decision, replicas=7))
     write_down(jobs, entries)
-    done = darkroom(["replay", POOL, "--json"], folder=tmp_path, **told)
+    done = darkroom(["replay", POOL, "--json"], folder=tmp_path, **settings)
     assert done.returncode == 1
     difference, summary = (json.loads(line) for line in done.stdout.splitlines())
     assert (difference["recorded"]["replicas"], difference["now"]["replicas"]) == (7, 8)
     assert (summary["decisions"], summary["different"]) == (60, 1)
 
 
-def test_another_policy_is_tried_on_the_same_jobs(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+def test_another_policy_is_simulated_with_the_same_jobs(
+    jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path
+) -> None:
     write_down(jobs, an_afternoon())
     pool = tmp_path / "pool.yaml"
     pool.write_text("kind: WorkerPool\nspec:\n  maxReplicas: 2\n  target: {jobsPerReplica: 6}\n")
-    done = darkroom(["replay", POOL, "--policy", str(pool), "--json"], folder=tmp_path, **told)
+    done = darkroom(["replay", POOL, "--policy", str(pool), "--json"], folder=tmp_path, **settings)
     assert done.returncode == 0, done.stderr
     records: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     was, other = (record for record in records if "simulated" in record)
@@ -106,21 +108,21 @@ def test_another_policy_is_tried_on_the_same_jobs(jobs: DrivenJobs, told: dict[s
     assert other["replica_seconds"] < was["replica_seconds"]
     assert was["kills"] == other["kills"] == 0
     assert done.stderr == ""
-    done = darkroom(["replay", POOL, "--policy", str(pool)], folder=tmp_path, **told)
+    done = darkroom(["replay", POOL, "--policy", str(pool)], folder=tmp_path, **settings)
     assert "the policy of the file" in done.stdout
 
 
-def test_a_pool_that_nobody_decided_on_is_status_2(told: dict[str, str], tmp_path: Path) -> None:
-    done = darkroom(["replay", "nobody"], folder=tmp_path, **told)
+def test_a_pool_without_decisions_exits_with_2(settings: dict[str, str], tmp_path: Path) -> None:
+    done = darkroom(["replay", "unknown"], folder=tmp_path, **settings)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "nothing has been decided" in done.stderr
+    assert "there are no decisions" in done.stderr
 
 
-def test_a_log_of_another_version_is_status_2(jobs: DrivenJobs, told: dict[str, str], tmp_path: Path) -> None:
+def test_a_log_of_another_version_exits_with_2(jobs: DrivenJobs, settings: dict[str, str], tmp_path: Path) -> None:
     jobs.run(calls.append_decision(POOL, at=START_MS, entry='{"at": 1}'))
-    done = darkroom(["replay", POOL], folder=tmp_path, **told)
+    done = darkroom(["replay", POOL], folder=tmp_path, **settings)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "not written by this version" in done.stderr
+    assert "written by another version" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -133,29 +135,29 @@ def test_a_log_of_another_version_is_status_2(jobs: DrivenJobs, told: dict[str, 
         ("a: [", "policy"),
     ],
 )
-def test_a_policy_that_cannot_be_followed_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_an_invalid_policy_is_refused(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "policy.yaml"
     file.write_text(text)
     with pytest.raises(InvalidInput, match=said):
         read_policy(file)
 
 
-def test_a_policy_may_be_json_and_the_bare_spec(tmp_path: Path) -> None:
+def test_a_policy_can_be_json_and_the_spec_alone(tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     file.write_text(json.dumps(SPEC.spec()))
     assert read_policy(file) == SPEC
 
 
-def test_a_policy_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_policy_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="nowhere"):
         read_policy(tmp_path / "nowhere.yaml")
 
 
-# -- what a log says of the past ---------------------------------------------------------------------------------------
+# -- the load of a log -------------------------------------------------------------------------------------------------
 
 
-def test_jobs_that_came_between_two_entries_are_spread_between_them() -> None:
-    found = past(an_afternoon())
+def test_jobs_that_arrived_between_two_entries_are_spread_evenly() -> None:
+    found = recorded_load(an_afternoon())
     assert len(found.jobs) == 12
     assert all(STEP_MS < job.arrival <= 2 * STEP_MS for job in found.jobs)
     assert [job.arrival for job in found.jobs] == sorted(job.arrival for job in found.jobs)
@@ -163,27 +165,27 @@ def test_jobs_that_came_between_two_entries_are_spread_between_them() -> None:
     assert (found.cold_start_ms, found.until) == (60_000, 59 * STEP_MS)
 
 
-def test_jobs_that_were_there_at_the_beginning_are_there(jobs: DrivenJobs) -> None:
-    assert len(past(an_afternoon()[8:]).jobs) == 12
+def test_jobs_of_the_first_entry_are_included(jobs: DrivenJobs) -> None:
+    assert len(recorded_load(an_afternoon()[8:]).jobs) == 12
 
 
-def test_a_redis_that_was_emptied_takes_no_jobs_away() -> None:
+def test_an_emptied_redis_removes_no_jobs() -> None:
     entries = an_afternoon()
     last = entries[-1]
     reading = replace(last.observation.reading or Reading(), arrivals=3)
     entries[-1] = replace(last, observation=replace(last.observation, reading=reading))
-    assert len(past(entries).jobs) == 15
+    assert len(recorded_load(entries).jobs) == 15
 
 
-def test_time_without_a_reading_is_passed_over() -> None:
+def test_entries_without_a_reading_are_skipped() -> None:
     entries = an_afternoon()
     entries[2] = replace(entries[2], observation=replace(entries[2].observation, reading=None))
-    assert len(past(entries).jobs) == 12
+    assert len(recorded_load(entries).jobs) == 12
 
 
-def test_a_log_without_a_completed_job_says_so() -> None:
-    with pytest.raises(InvalidInput, match="how long a job takes"):
-        past(an_afternoon()[:5])
+def test_a_log_without_a_completed_job_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no duration of a job"):
+        recorded_load(an_afternoon()[:5])
 
 
 def test_the_replicas_of_a_log_are_counted_as_decided() -> None:

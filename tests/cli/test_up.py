@@ -1,6 +1,6 @@
-"""`darkroom up` before anything serves: who has the folder, what a killed one left, the port, and bad settings.
+"""`darkroom up` before any part serves: the lock, leftovers of a killed `up`, the port, and invalid settings.
 
-What it does when all goes well is tested where it serves (tests/system).
+Successful runs are tested in tests/system.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from darkroom_cli.environments.command import environment
 from darkroom_cli.exits import INTERRUPTED
 from darkroom_cli.local import redis_server
+from darkroom_cli.local.child_environment import environment
 from darkroom_cli.local.data_folder import DataFolder, secret
-from darkroom_cli.local.log_tail import log_tail
-from darkroom_cli.local.processes import Identity, Recorded
+from darkroom_cli.local.processes import ProcessIdentity, RecordedProcess
 from darkroom_cli.local.run_record import RunRecord
-from darkroom_cli.local.up import Asked, StopSignals
+from darkroom_cli.local.stop_signals import StopRequested, StopSignals
+from darkroom_cli.terminal.log_tail import log_tail
 
 from tests.darkroom_command import command, darkroom
 from tests.darkroom_command import environment as darkroom_environment
@@ -35,7 +35,7 @@ SLEEP = [sys.executable, "-c", "import signal; signal.pause()"]
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """A port that another program listens on: `up` gets no further than to see that."""
+    """A port that another program uses, at which `up` stops."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -51,16 +51,16 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def recorded(folder: Path, process: subprocess.Popen[bytes], *, started: str | None = None) -> None:
-    """Write down `process` as the worker of a run whose `up` is gone."""
-    identity = Identity.of(process.pid)
+    """Record `process` as the worker of a killed `up`."""
+    identity = ProcessIdentity.of(process.pid)
     assert identity is not None
     data = folder / ".darkroom"
     data.mkdir()
-    worker = Recorded("worker", process.pid, started or identity.started, grace_s=5)
+    worker = RecordedProcess("worker", process.pid, started or identity.started, grace_s=5)
     RunRecord(pid=1, url="http://127.0.0.1:8000", processes=(worker,)).write(data / "run.json")
 
 
-def test_a_taken_port_is_one_clear_line(taken_port: int, tmp_path: Path) -> None:
+def test_a_used_port_is_one_line(taken_port: int, tmp_path: Path) -> None:
     done = darkroom(["up", "--port", str(taken_port)], folder=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -69,7 +69,7 @@ def test_a_taken_port_is_one_clear_line(taken_port: int, tmp_path: Path) -> None
     assert "--port" in line
 
 
-def test_what_a_killed_up_left_is_ended_first(
+def test_processes_of_a_killed_up_are_stopped_first(
     taken_port: int, tmp_path: Path, sleeper: subprocess.Popen[bytes]
 ) -> None:
     recorded(tmp_path, sleeper)
@@ -79,9 +79,7 @@ def test_what_a_killed_up_left_is_ended_first(
     assert not (tmp_path / ".darkroom" / "run.json").exists()
 
 
-def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(
-    taken_port: int, tmp_path: Path, sleeper: subprocess.Popen[bytes]
-) -> None:
+def test_a_reused_pid_is_left_alone(taken_port: int, tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     recorded(tmp_path, sleeper, started="another time")
     done = darkroom(["up", "--port", str(taken_port)], folder=tmp_path)
     assert done.returncode == 1
@@ -89,7 +87,7 @@ def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(
     assert sleeper.poll() is None
 
 
-def test_a_record_that_cannot_be_read_is_said_and_is_no_obstacle(taken_port: int, tmp_path: Path) -> None:
+def test_an_unreadable_record_is_reported_and_ignored(taken_port: int, tmp_path: Path) -> None:
     (tmp_path / ".darkroom").mkdir()
     (tmp_path / ".darkroom" / "run.json").write_text('{"processes": 7}')
     done = darkroom(["up", "--port", str(taken_port)], folder=tmp_path)
@@ -122,7 +120,7 @@ def test_a_second_up_with_the_same_data_names_the_first(tmp_path: Path) -> None:
         ("DARKROOM_HOME", "/proc/darkroom"),
     ],
 )
-def test_a_setting_of_no_use_is_one_line_and_status_2(variable: str, value: str, tmp_path: Path) -> None:
+def test_an_invalid_setting_is_one_line_and_exits_with_2(variable: str, value: str, tmp_path: Path) -> None:
     done = darkroom(["up", "--port", "0"], folder=tmp_path, **{variable: value})
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
@@ -142,17 +140,17 @@ def test_a_setting_of_no_use_is_one_line_and_status_2(variable: str, value: str,
     ],
     ids=" ".join,
 )
-def test_an_argument_of_no_use_is_named_and_status_2(arguments: list[str], tmp_path: Path) -> None:
+def test_an_invalid_argument_is_named_and_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
     done = darkroom(["up", "--port", "0", *arguments], folder=tmp_path)
     assert done.returncode == 2, done.stderr
     assert arguments[-1].split("=")[0] in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
-def test_a_redis_that_does_not_answer_is_said_without_its_password(tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
+def test_an_unavailable_redis_is_reported_without_its_password(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
         url = f"redis://:hidden-word@127.0.0.1:{port}/0"
         done = darkroom(["up", "--port", "0"], folder=tmp_path, DARKROOM_REDIS_URL=url)
     assert done.returncode == 1
@@ -172,7 +170,7 @@ def test_a_redis_that_does_not_answer_is_said_without_its_password(tmp_path: Pat
     ],
     ids=["one", "one handed on twice", "two", "after SIGTERM", "a terminal closes", "a manager insists"],
 )
-def test_only_another_ctrl_c_asks_for_an_end_at_once(
+def test_only_a_second_ctrl_c_requests_an_immediate_shutdown(
     signals: list[tuple[float, signal.Signals]], hurries: bool
 ) -> None:
     times = iter([at for at, _ in signals])
@@ -180,19 +178,19 @@ def test_only_another_ctrl_c_asks_for_an_end_at_once(
         stop.check()
         for _, number in signals:
             os.kill(os.getpid(), number)
-        with pytest.raises(Asked):
+        with pytest.raises(StopRequested):
             stop.check()
         assert stop.hurry() == hurries
 
 
-def test_up_waits_with_progress_until_redis_has_read_its_data(tmp_path: Path) -> None:
-    """The file asks for much processor time rather than for room on the disk: some seconds of Lua."""
+def test_up_waits_with_progress_until_redis_has_loaded_its_data(tmp_path: Path) -> None:
+    """The file is small but takes seconds to load: it has Lua scripts."""
     data = tmp_path / ".darkroom" / "redis"
     data.mkdir(parents=True)
     slow = b"local n = 0 for i = 1, 30000 do n = n + i % 7 end"
     parts = [b"EVAL", slow, b"0"]
     call = b"*3\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
-    (data / "appendonly.aof").write_bytes(call * 12 * 1024)  # Redis answers others after each 1024
+    (data / "appendonly.aof").write_bytes(call * 12 * 1024)  # Redis serves other clients after each 1024
     words: list[str] = []
     with subprocess.Popen(
         command("up", "--port", "0"),
@@ -207,15 +205,15 @@ def test_up_waits_with_progress_until_redis_has_read_its_data(tmp_path: Path) ->
             words.append(line)
             if "redis: ready" in line:
                 process.send_signal(signal.SIGTERM)
-    assert any("redis: reading its data" in line and "% read" in line for line in words), words
+    assert any("redis: reading its data" in line and "% loaded" in line for line in words), words
     assert any("redis: ready" in line for line in words), words
     assert process.returncode == INTERRUPTED, words
 
 
-def test_a_record_that_cannot_be_written_is_one_line_and_all_processes_end(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_is_one_line_and_all_processes_stop(tmp_path: Path) -> None:
     data = tmp_path / ".darkroom"
     data.mkdir(mode=0o700)
-    (data / "run.new").mkdir()  # where the record is written before it takes its place
+    (data / "run.new").mkdir()  # the temporary file of the record
     lines: list[str] = []
     with subprocess.Popen(
         command("up", "--port", "0"),
@@ -238,7 +236,7 @@ def test_a_record_that_cannot_be_written_is_one_line_and_all_processes_end(tmp_p
     assert redis_server.find(address) is None, "Redis still runs"
 
 
-def test_secrets_are_drawn_once_and_are_their_owners_alone(tmp_path: Path) -> None:
+def test_secrets_are_created_once_and_private(tmp_path: Path) -> None:
     first = secret(tmp_path / "key")
     assert len(first) >= 32
     assert secret(tmp_path / "key") == first
@@ -246,22 +244,22 @@ def test_secrets_are_drawn_once_and_are_their_owners_alone(tmp_path: Path) -> No
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
 
 
-def test_the_data_folder_is_closed_to_others_and_kept_out_of_git(tmp_path: Path) -> None:
+def test_the_data_folder_is_private_and_ignored_by_git(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "data")
-    with folder.held():
+    with folder.locked():
         assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
         assert (folder.path / ".gitignore").read_text().endswith("*\n")
 
 
-def test_a_new_log_keeps_the_one_of_the_run_before(tmp_path: Path) -> None:
+def test_a_new_log_keeps_the_previous_one(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "data")
-    with folder.held():
+    with folder.locked():
         folder.new_log("worker").write_text("before")
         assert not folder.new_log("worker").exists()
         assert (folder.logs / "worker.previous.log").read_text() == "before"
 
 
-def test_a_process_gets_what_it_needs_of_the_environment_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_inherits_only_the_variables_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "PATH": "/bin",
         "AWS_SECRET_ACCESS_KEY": "x",
@@ -280,15 +278,15 @@ def test_a_process_gets_what_it_needs_of_the_environment_and_nothing_else(monkey
     assert not {"AWS_SECRET_ACCESS_KEY", "DARKROOM_PROBE_PORT"} & worker.keys()
 
 
-def test_a_record_survives_being_written(tmp_path: Path) -> None:
-    record = RunRecord(7, "http://127.0.0.1:8000", (Recorded("redis", 8, "boot 9", 3.0),))
+def test_a_record_is_read_as_written(tmp_path: Path) -> None:
+    record = RunRecord(7, "http://127.0.0.1:8000", (RecordedProcess("redis", 8, "boot 9", 3.0),))
     record.write(tmp_path / "run.json")
     assert RunRecord.read(tmp_path / "run.json") == record
     assert json.loads((tmp_path / "run.json").read_text())["processes"][0]["name"] == "redis"
     assert RunRecord.read(tmp_path / "none.json") is None
 
 
-def test_the_end_of_a_log_is_short_and_shows_what_is_wrong(tmp_path: Path) -> None:
+def test_the_end_of_a_log_is_short_and_shows_the_error(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     trace = "Traceback (most recent call last):\n  File somewhere\nOSError: no weights"
     entries = [

@@ -1,6 +1,6 @@
-"""The benchmarks in their shortest form: each runs, prints its table, writes its file, and leaves nothing behind.
+"""The benchmarks in their shortest form: each runs, prints its table, writes its file, and leaves no process.
 
-How fast anything is is no matter of tests.
+Speed is not tested.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from baselines import task
 from darkroom.catalogue.models import Catalogue
 from darkroom.settings import load
 from darkroom_loadtest.bench.figures import Figure, Goal, percentile, table
-from darkroom_loadtest.load.generator import Load, Plan
-from darkroom_loadtest.profiling.capacity import Costs
+from darkroom_loadtest.clients.generator import RequestPlan, RequestRun
+from darkroom_loadtest.profiling.capacity import UnitCosts
 from darkroom_worker.celery_app import configuration
 from darkroom_worker.settings import WorkerSettings
 
@@ -62,14 +62,14 @@ FIGURES: Mapping[str, set[str]] = {
         *("operator_redis_roundtrips_1000", "recovery_pod_deleted_p99_s"),
     },
 }
-"""Those of each benchmark that have a name to keep; there may be more."""
+"""The figures of each benchmark with a stable name; there may be more."""
 
 EVERYTHING = ("name", "value", "unit", "runs", "goal", "ours", "baseline")
-"""What may be told of a figure; the last three of those that have them."""
+"""The members of a figure; the last three are optional."""
 
 
 class Benchmark:
-    """A benchmark's process, in a folder of its own that all its processes name in their environment."""
+    """A benchmark's process, in its own folder, which all its processes have in their environment."""
 
     def __init__(self, name: str, folder: Path, repository: Path) -> None:
         self.name = name
@@ -93,16 +93,16 @@ class Benchmark:
         )
 
     def wait(self) -> tuple[int, str]:
-        """Its exit status, and what it printed."""
+        """The exit status and the output."""
         said, _ = self._process.communicate(timeout=DEADLINE_S)
         return self._process.returncode, said
 
     def interrupt(self) -> None:
-        """As Ctrl-C does."""
+        """Send what Ctrl-C sends."""
         self._process.send_signal(signal.SIGINT)
 
     def processes(self) -> list[int]:
-        """Of all that it started, what still runs."""
+        """The processes that it started and that still run."""
         mark = f"TMPDIR={self.temporary}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
@@ -110,16 +110,16 @@ class Benchmark:
                 if mark in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))
             except OSError:
-                continue  # gone since, or not ours
+                continue  # exited, or of another user
         return [pid for pid in found if pid != self._process.pid]
 
     def left(self) -> list[object]:
-        """What it left behind."""
+        """The remaining processes and files."""
         return [*self.processes(), *self.temporary.iterdir()]
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_a_benchmark_prints_its_figures_writes_them_and_leaves_nothing(
+def test_a_benchmark_prints_and_writes_its_figures_and_leaves_no_process(
     name: str, tmp_path: Path, repository: Path
 ) -> None:
     if name == "operator":
@@ -146,9 +146,9 @@ def test_a_benchmark_prints_its_figures_writes_them_and_leaves_nothing(
 
 
 def check_costs(seen: Mapping[str, float]) -> None:
-    """What is the same on every machine is what the capacity model reckons with."""
-    costs = Costs()
-    assert 6 <= seen["job_calls"] < 6.5  # a call whose reply was late is made again
+    """The figures that are independent of the machine agree with the capacity model."""
+    costs = UnitCosts()
+    assert 6 <= seen["job_calls"] < 6.5  # a call with a late reply is repeated
     assert seen["step_calls"] == pytest.approx(1, rel=0.1)
     assert seen["job_log_bytes"] == pytest.approx(costs.log_bytes, rel=0.1)
     assert seen["worker_connections"] == pytest.approx(costs.worker_connections, abs=2)
@@ -156,7 +156,7 @@ def check_costs(seen: Mapping[str, float]) -> None:
     assert 0 < places < 1500, "in the index of its tenant, the news, the set of those to be forgotten, the queue"
 
 
-def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path, repository: Path) -> None:
+def test_an_interrupted_benchmark_leaves_no_process(tmp_path: Path, repository: Path) -> None:
     benchmark = Benchmark("worker", tmp_path, repository)
     eventually(lambda: len(benchmark.processes()) > 1, what="Redis and a worker")
 
@@ -167,9 +167,7 @@ def test_an_interrupted_benchmark_leaves_nothing(tmp_path: Path, repository: Pat
     assert benchmark.left() == []
 
 
-def test_the_baseline_worker_acknowledges_takes_and_runs_as_ours_does(
-    monkeypatch: pytest.MonkeyPatch, repository: Path
-) -> None:
+def test_the_baseline_worker_has_the_settings_of_ours(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     monkeypatch.setenv("DARKROOM_REDIS_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("DARKROOM_STORE", "file:///nowhere")
     monkeypatch.setenv("DARKROOM_POOL", "instant")
@@ -178,7 +176,7 @@ def test_the_baseline_worker_acknowledges_takes_and_runs_as_ours_does(
     assert {name: ours[name] for name in task.WORKER_SETTINGS} == task.WORKER_SETTINGS
 
 
-def test_a_ratio_is_the_median_of_neighbours_and_shows_what_it_comes_from() -> None:
+def test_a_ratio_is_the_median_of_pairs_and_has_its_operands() -> None:
     figure = Figure.ratio("a_vs_b", ours=[10.0, 30.0, 80.0], baseline=[10.0, 10.0, 20.0], goal=Goal(least=2))
     assert (figure.value, list(figure.runs)) == (3.0, [1.0, 3.0, 4.0])
     assert table([figure]).splitlines()[-1].split() == ["a_vs_b", "30", "10", "3", "≥", "2", "yes"]
@@ -199,12 +197,12 @@ def test_a_goal_is_met_at_its_limit(goal: Goal, value: float, is_met: bool) -> N
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 50.0), (95, 95.0), (99, 99.0), (100, 100.0), (1, 1.0)])
-def test_a_percentile_is_the_value_that_so_many_do_not_exceed(percent: float, expected: float) -> None:
+def test_a_percentile_is_by_nearest_rank(percent: float, expected: float) -> None:
     assert percentile([float(value) for value in range(100, 0, -1)], percent) == expected
 
 
-async def test_requests_that_a_stalled_server_holds_up_are_charged_to_it() -> None:
-    """All were due in a tenth of a second, and none is answered before a second has passed."""
+async def test_latency_counts_from_the_due_time_of_a_request() -> None:
+    """All were due within 0.1 s, and none is answered before a second has passed."""
     answer = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\n{}"
     go_on = asyncio.Event()
     writers: list[asyncio.StreamWriter] = []
@@ -219,8 +217,8 @@ async def test_requests_that_a_stalled_server_holds_up_are_charged_to_it() -> No
 
     port = free_port()
     server = await asyncio.start_server(serve, "127.0.0.1", port)
-    plan = Plan(port=port, path="/", body="{}", connections=2, requests=20, limit_s=10, rate=200)
-    loading = asyncio.create_task(Load(plan).run())
+    plan = RequestPlan(port=port, path="/", body="{}", connections=2, requests=20, limit_s=10, rate=200)
+    loading = asyncio.create_task(RequestRun(plan).run())
     await asyncio.sleep(1)
     go_on.set()
     outcome = await loading

@@ -1,4 +1,4 @@
-"""The capacity model: its arithmetic on numbers that are easy to do by hand, and the tables that the document shows."""
+"""The capacity model: its arithmetic on simple numbers, and the tables of the documentation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 from darkroom_loadtest.profiling import capacity
+<<<<<<< HEAD
 from darkroom_loadtest.profiling.capacity import Costs, Load, most_of_one_redis, needs
 from darkroom_worker.child import progress
+=======
+from darkroom_loadtest.profiling.capacity import PlannedLoad, UnitCosts, most_of_one_redis, needs
+from darkroom_worker.child import run
+>>>>>>> 0f2daa3 (Split the command line by group of commands, and sort the load test by what runs its modules)
 
-EASY = Costs(
+EASY = UnitCosts(
     submit_functions_us=300,
     run_functions_us=400,
     run_courier_us=1400,
@@ -26,27 +31,27 @@ EASY = Costs(
     pending_bytes=5000,
     ended_bytes=6000,
     log_bytes=2000,
-    told_bytes=100,
+    published_bytes=100,
     file_bytes=6000,
     step_file_bytes=200,
     worker_connections=8,
     redis_gb=10,
 )
-LOAD = Load(jobs_per_s=1000, engine_s=7, steps=20, sockets=2, wait_s=3)
+LOAD = PlannedLoad(jobs_per_s=1000, engine_s=7, steps=20, sockets=2, wait_s=3)
 
 
-def test_what_a_load_takes_is_what_its_parts_take() -> None:
+def test_the_needs_of_a_load_are_the_sum_of_its_parts() -> None:
     taken = needs(LOAD, EASY)
     assert (taken.functions, taken.couriers, taken.workers) == (1, 2, 10_000)
     assert taken.results == 5  # 23 messages to each of 2 sockets
     assert taken.sockets == 20_000
     assert taken.redis_cores == pytest.approx(0.7)
-    assert taken.redis_gb == pytest.approx(4 * 86.4 + (2 + 1.9) * 3.6 + 0.05)  # 19 told steps beyond the first
+    assert taken.redis_gb == pytest.approx(4 * 86.4 + (2 + 1.9) * 3.6 + 0.05)  # 19 published steps beyond the first
     assert taken.redis_connections == 10_000 * 8 + 8 * 32
     assert taken.redis_file_mb_per_s == 10
 
 
-def test_as_many_redis_servers_are_needed_as_the_scarcest_resource_asks_for() -> None:
+def test_the_scarcest_resource_defines_the_number_of_redis_servers() -> None:
     taken = needs(LOAD, EASY)
     assert (taken.redis_servers, taken.bends_at) == (45, "memory")
     roomy = replace(EASY, redis_gb=1000)
@@ -56,17 +61,17 @@ def test_as_many_redis_servers_are_needed_as_the_scarcest_resource_asks_for() ->
 
 
 @pytest.mark.parametrize("by", ["processor", "memory", "connections"])
-def test_at_the_most_that_one_redis_holds_one_is_enough_and_above_it_none(by: str) -> None:
-    most = most_of_one_redis(Load(), Costs())[by]
+def test_one_redis_suffices_up_to_its_capacity(by: str) -> None:
+    most = most_of_one_redis(PlannedLoad(), UnitCosts())[by]
     uses = {
         "processor": lambda taken: taken.redis_cores / capacity.BUSY,
-        "memory": lambda taken: taken.redis_gb / capacity.MEMORY_SHARE / Costs().redis_gb,
+        "memory": lambda taken: taken.redis_gb / capacity.MEMORY_SHARE / UnitCosts().redis_gb,
         "connections": lambda taken: taken.redis_connections / capacity.MAX_CLIENTS,
     }
-    assert uses[by](needs(replace(Load(), jobs_per_s=most), Costs())) == pytest.approx(1, rel=0.03)
+    assert uses[by](needs(replace(PlannedLoad(), jobs_per_s=most), UnitCosts())) == pytest.approx(1, rel=0.03)
 
 
-def test_each_worker_is_looked_at_in_every_tick_and_says_that_it_lives() -> None:
+def test_each_worker_is_observed_every_tick_and_renews_its_entry() -> None:
     idle = replace(EASY, submit_redis_us=0, run_redis_us=0, step_redis_us=0)
     looked_at = needs(LOAD, replace(idle, observe_worker_us=2))
     assert looked_at.redis_cores == pytest.approx(0.02)
@@ -75,12 +80,16 @@ def test_each_worker_is_looked_at_in_every_tick_and_says_that_it_lives() -> None
     assert alive.redis_cores == pytest.approx(10_000 * 10e-6 * (1 + capacity.BUSY) / 5 + 10 * 10e-6)
 
 
-def test_the_model_reckons_with_the_times_of_the_ledger_and_the_worker(repository: Path) -> None:
+def test_the_model_uses_the_times_of_the_ledger_and_the_worker(repository: Path) -> None:
     prelude = (repository / "core" / "darkroom" / "ledger" / "lua" / "prelude.lua").read_text()
-    for name, hours in (("RECORD_TTL_MS", capacity.RECORD_KEPT_H), ("LOG_TTL_MS", capacity.LOG_KEPT_H)):
+    for name, hours in (("RECORD_TTL_MS", capacity.RECORD_KEPT_H), ("LOG_TTL_MS", capacity.LOG_RETENTION_H)):
         (factors,) = re.findall(rf"^local {name} = ([\d *]+)$", prelude, re.MULTILINE)
         assert math.prod(int(factor) for factor in factors.split("*")) == 1000 * capacity.HOUR_S * hours
+<<<<<<< HEAD
     assert progress.LOG_PROGRESS_EVERY_S == 1 / capacity.TOLD_PER_S
+=======
+    assert run.LOG_PROGRESS_EVERY_S == 1 / capacity.PUBLISHED_PER_S
+>>>>>>> 0f2daa3 (Split the command line by group of commands, and sort the load test by what runs its modules)
 
 
 def test_the_tables_of_the_document_are_those_of_the_model(

@@ -1,4 +1,4 @@
-"""Nothing lost, nothing twice, while everything that can die does; and without one protection, the storm notices."""
+"""No job is lost or doubled while all parts fail; and without one protection the chaos run fails."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from tests.parts import ROOTS
 
 LIMIT_S = 240
-"""A short storm takes a minute, a directed one half of that; on a machine that does much else, longer."""
+"""A short run takes a minute, a directed one half of that, and more on a busy machine."""
 
 
 def chaos(repository: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`make chaos`, as far as a test can wait for it; its figures are below `folder`."""
+    """A short `make chaos`; its figures are in `folder`."""
     roots = [str(repository / root) for root in (*ROOTS, "loadtest")]
     return subprocess.run(
         [sys.executable, "-m", "darkroom_loadtest.chaos.run", "--short", *arguments],
@@ -36,7 +36,7 @@ def figures(folder: Path, bench: str) -> dict[str, float]:
     return {figure["name"]: figure["value"] for figure in report["figures"]}
 
 
-def test_nothing_is_lost_and_nothing_happens_twice_in_a_storm(repository: Path, tmp_path: Path) -> None:
+def test_no_job_is_lost_or_doubled_in_a_chaos_run(repository: Path, tmp_path: Path) -> None:
     storm = chaos(repository, tmp_path)
     said = storm.stdout + storm.stderr
     assert storm.returncode == 0, said
@@ -55,7 +55,7 @@ def test_nothing_is_lost_and_nothing_happens_twice_in_a_storm(repository: Path, 
         ("attempt-keys", "chaos_twice"),
     ],
 )
-def test_without_one_protection_the_storm_is_lost(
+def test_without_one_protection_the_chaos_run_fails(
     protection: str, figure: str, repository: Path, tmp_path: Path
 ) -> None:
     storm = chaos(repository, tmp_path, "--without", protection)

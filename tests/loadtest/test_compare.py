@@ -1,4 +1,4 @@
-"""All benchmarks in one run, and what moved between two: on made-up benchmarks and made-up files."""
+"""All benchmarks in one run, and the comparison of two runs, with synthetic benchmarks and files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def made_up(name: str, value: float) -> list[str]:
     return [sys.executable, "-c", WRITES, name, str(value)]
 
 
-def test_what_is_written_is_read_again() -> None:
+def test_figures_are_read_as_written() -> None:
     ratio = Figure.ratio("a_vs_b", ours=[4, 5], baseline=[2, 2], goal=Goal(most=3))
     path = write("a", [ratio, Figure(name="plain", unit="ms", runs=[1.5])], machine="a machine")
     found = read(path)
@@ -61,7 +61,7 @@ def test_all_benchmarks_make_one_table(
     assert kept == [f"before/{number}/{name}.json" for number in (1, 2) for name in ("submit", "worker")]
 
 
-def test_a_benchmark_that_fails_is_named_and_its_old_file_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_benchmark_is_named_and_its_old_file_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
     write("worker", [Figure(name="old", unit="ms", runs=[1])], machine="a machine")
     assert run.run_all({"worker": [sys.executable, "-c", "raise SystemExit(1)"]}, repeat=1, into=None) == 1
     said = capfd.readouterr().out
@@ -69,7 +69,7 @@ def test_a_benchmark_that_fails_is_named_and_its_old_file_is_not_shown(capfd: py
     assert "old" not in said
 
 
-def test_a_benchmark_that_takes_too_long_is_ended(
+def test_a_benchmark_is_stopped_at_its_timeout(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "LIMIT_S", 0.1)
@@ -78,7 +78,9 @@ def test_a_benchmark_that_takes_too_long_is_ended(
     assert "not done within 0.1 s" in capfd.readouterr().out
 
 
-def test_what_moved_is_told_by_its_goal_and_noise_is_not(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_change_is_judged_by_its_goal_and_noise_is_ignored(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     dice = random.Random(7)
 
     def side(name: str, *, faster: float, machine: str = "a machine") -> Path:
@@ -104,7 +106,7 @@ def test_what_moved_is_told_by_its_goal_and_noise_is_not(capsys: pytest.CaptureF
 
     said = capsys.readouterr().out
     last = {line.split()[0]: line.split()[-1] for line in said.splitlines() if line}
-    assert (last["rate"], last["time_ms"], last["goes_up"], last["once"]) == ("better", "better", "moved", "runs")
+    assert (last["rate"], last["time_ms"], last["goes_up"], last["once"]) == ("better", "better", "changed", "runs")
     assert last["same"].endswith("%")
     assert "NOT THE SAME MACHINE" in said
     assert compare.main([str(after), str(before)]) == 0
@@ -116,7 +118,7 @@ def test_a_folder_without_files_is_refused(capsys: pytest.CaptureFixture[str], t
     assert "has no files of benchmarks" in capsys.readouterr().err
 
 
-def test_the_interval_is_that_of_the_tables() -> None:
+def test_the_interval_agrees_with_published_tables() -> None:
     """Hollander and Wolfe's tables of Mann and Whitney's test: 5 and 5 values, 2 differences cut off at 95 %."""
     before, after = [1.0, 2, 3, 4, 5], [11.0, 22, 33, 44, 55]
     differences = sorted(late - early for early in before for late in after)
@@ -127,8 +129,8 @@ def test_the_interval_is_that_of_the_tables() -> None:
     assert not compare.shift(before, before[::-1]).is_move
 
 
-def test_few_of_the_same_seem_to_have_moved() -> None:
+def test_few_equal_versions_seem_to_have_changed() -> None:
     dice = random.Random(11)
     runs = [[dice.lognormvariate(0, 0.3) for _ in range(10)] for _ in range(400)]
     moves = sum(compare.shift(left, right).is_move for left, right in zip(runs[::2], runs[1::2], strict=True))
-    assert moves <= 6  # of 200, where two are to be expected
+    assert moves <= 6  # of 200, where two are expected

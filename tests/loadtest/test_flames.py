@@ -1,4 +1,4 @@
-"""What is made of the stacks that py-spy saw: made-up ones, in the form that it writes."""
+"""The table of py-spy's stacks, with synthetic stacks in py-spy's format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STACKS = f"""\
 """
 
 
-def test_stacks_are_told_apart_by_process_and_lines_of_one_function_are_one() -> None:
+def test_stacks_are_grouped_by_process_and_function() -> None:
     found = of_processes(STACKS.splitlines())
     assert set(found) == {"process 7", "process 9"}
     assert found["process 7"] == {
@@ -24,7 +24,7 @@ def test_stacks_are_told_apart_by_process_and_lines_of_one_function_are_one() ->
     assert found["process 9"][("<module> (<string>)", "idle")] == 15
 
 
-def test_the_table_counts_a_function_once_a_stack_and_leaves_out_the_way_in() -> None:
+def test_the_table_counts_a_function_once_per_stack_without_entry_functions() -> None:
     found = of_processes(STACKS.splitlines())
     assert [line.split()[:3] for line in table(found["process 7"]).splitlines()[1:]] == [
         ["100.0%", "40.0%", "loop"],

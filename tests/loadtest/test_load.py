@@ -1,6 +1,6 @@
-"""A run under load: it passes on a system that holds, fails by its thresholds, and leaves a page that a browser shows.
+"""A load test: it passes on a correct system, fails by its thresholds, and writes a page that a browser shows.
 
-The system is real, with an engine that takes no time. gevent stays in locust's own processes.
+The system is real, with an instant engine. gevent is confined to locust's processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import yaml
 from darkroom.ledger import calls
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
-from darkroom_loadtest.profiling.profiles import SHAPES, Plan
+from darkroom_loadtest.load.profiles import SHAPES, LoadPlan
 
 from tests.conftest import RedisServers
 from tests.knative.rendering import kubectl
@@ -39,12 +39,12 @@ LIMIT_S = 240
 """A short run takes ten seconds."""
 
 HOWEVER_SLOW = [f"--threshold={name}=none" for name in ("submit_p95_ms", "end_to_end_p95_s", "settle_s")]
-"""How fast anything is is no matter of tests."""
+"""Speed is not tested."""
 
 
 @dataclass(frozen=True)
 class System:
-    """What a run needs to know of it."""
+    """The system's addresses for a run."""
 
     url: str
     variables: dict[str, str]
@@ -55,7 +55,7 @@ class System:
         return [sys.executable, "-m", "darkroom_loadtest.load.run", *common, *arguments]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """To its end."""
+        """Run the command until it exits."""
         return subprocess.run(
             self.command(*arguments),
             cwd=self.folder,
@@ -70,7 +70,7 @@ class System:
 
 @pytest.fixture(scope="module")
 def system(redis_servers: RedisServers, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """All parts, as `darkroom up` runs them."""
+    """All parts, as in `darkroom up`."""
     folder = tmp_path_factory.mktemp("load")
     namespace = f"load-{secrets.token_hex(4)}"
     redis_url = redis_servers(RedisKind.EMBEDDED).url
@@ -98,7 +98,7 @@ def system(redis_servers: RedisServers, repository: Path, tmp_path_factory: pyte
 
 @dataclass(frozen=True)
 class Report:
-    """What a run left."""
+    """The files of a run."""
 
     ended: subprocess.CompletedProcess[str]
     folder: Path
@@ -113,7 +113,7 @@ class Report:
         return found
 
 
-def test_a_server_that_dies_ends_the_run_with_a_report(system: System, tmp_path: Path) -> None:
+def test_a_dead_server_ends_the_run_with_a_report(system: System, tmp_path: Path) -> None:
     dying = Functions("all", environment=system.variables, log=tmp_path / "functions.log")
     dying.start()
     report = tmp_path / "report"
@@ -153,13 +153,13 @@ def smoke(system: System) -> Report:
     return Report(system.run("--duration=8", "--rate=3", "--report", str(report), *HOWEVER_SLOW), report)
 
 
-def test_the_smoke_profile_passes_on_a_system_that_holds(smoke: Report) -> None:
+def test_the_smoke_profile_passes_on_a_correct_system(smoke: Report) -> None:
     assert smoke.ended.returncode == 0, smoke.ended.stdout + smoke.ended.stderr
     outcome = smoke.figures["outcome"]
     assert smoke.figures["passed"]
     assert outcome["accepted"] > 5
     assert outcome["accepted"] == outcome["offered"] == sum(outcome["ends"].values())
-    assert (outcome["lost"], outcome["doubled"], outcome["untold"], outcome["errors"]) == ([], [], [], {})
+    assert (outcome["lost"], outcome["doubled"], outcome["unnotified"], outcome["errors"]) == ([], [], [], {})
     assert set(outcome["by_way"]) == set(smoke.figures["plan"]["kinds"]) - {"hostile"}
     assert smoke.figures["audit"]["jobs"] >= outcome["accepted"]
     assert smoke.figures["audit"]["findings"] == {}
@@ -187,7 +187,7 @@ def test_a_browser_shows_the_report_of_every_shape(system: System, shape: str, t
 
 
 def in_a_browser(page: Path, folder: Path) -> str:
-    """The page as a browser has it in the end, with all its plots and no error."""
+    """The page as rendered by a browser, with all plots and without errors."""
     chromium = shutil.which("chromium")
     if chromium is None and os.environ.get("CI") != "true":
         pytest.skip("chromium is not installed")
@@ -210,16 +210,16 @@ def in_a_browser(page: Path, folder: Path) -> str:
     return shown.stdout
 
 
-def test_the_page_needs_nothing_else(smoke: Report) -> None:
+def test_the_page_is_self_contained(smoke: Report) -> None:
     page = smoke.page.read_text()
     assert "<script" not in page
     assert set(re.findall(r'(?:src|href)="(?!#)([^"]*)"', page)) == {"data:,"}
-    # matplotlib's own mark-up points into itself.
+    # matplotlib's markup has internal links.
     assert all(target.startswith("#") for target in re.findall(r'xlink:href="([^"]*)"', page))
 
 
-def test_a_run_that_passes_a_threshold_fails(system: System, tmp_path: Path) -> None:
-    """Here with a master of locust and two workers, whose notes come together."""
+def test_a_run_that_exceeds_a_threshold_fails(system: System, tmp_path: Path) -> None:
+    """With a master of locust and two workers, whose notes are merged."""
     ended = system.run(
         "--profile=jobs",
         "--duration=4",
@@ -234,10 +234,10 @@ def test_a_run_that_passes_a_threshold_fails(system: System, tmp_path: Path) -> 
     figures = Report(ended, tmp_path).figures
     assert not figures["passed"]
     assert figures["outcome"]["accepted"] == figures["outcome"]["offered"] > 0, said
-    assert (figures["outcome"]["lost"], figures["outcome"]["untold"]) == ([], []), said
+    assert (figures["outcome"]["lost"], figures["outcome"]["unnotified"]) == ([], []), said
 
 
-def test_the_web_ui_is_served_until_ctrl_c_and_then_there_is_a_report(system: System, tmp_path: Path) -> None:
+def test_the_web_ui_is_served_until_ctrl_c_before_the_report(system: System, tmp_path: Path) -> None:
     port = free_port()
     with (tmp_path / "said").open("wb") as said:
         process = subprocess.Popen(
@@ -254,7 +254,7 @@ def test_the_web_ui_is_served_until_ctrl_c_and_then_there_is_a_report(system: Sy
         )
         assert process.poll() is None, (tmp_path / "said").read_text()
         process.send_signal(signal.SIGINT)
-        # Nobody was promised anything, so the latencies are not known: a run without load has not passed.
+        # No job was accepted, so the latencies are unknown: a run without load does not pass.
         assert process.wait(LIMIT_S) == 1, (tmp_path / "said").read_text()
         assert (tmp_path / "report.html").exists()
     finally:
@@ -263,7 +263,7 @@ def test_the_web_ui_is_served_until_ctrl_c_and_then_there_is_a_report(system: Sy
             process.wait()
 
 
-def test_a_run_against_nobody_says_so(system: System, tmp_path: Path) -> None:
+def test_a_run_without_a_server_is_reported(system: System, tmp_path: Path) -> None:
     ended = system.run(f"--host=http://127.0.0.1:{free_port()}", f"--report={tmp_path}")
     assert ended.returncode == 1
     assert "Is `darkroom up` running?" in ended.stderr
@@ -274,25 +274,25 @@ def test_the_plan_of_a_cluster_can_be_written(system: System, tmp_path: Path) ->
     plan = tmp_path / "plan.json"
     ended = system.run(f"--write-plan={plan}", "--profile=jobs", "--rate=20")
     assert ended.returncode == 0, ended.stderr
-    assert Plan.decode(plan.read_text()).peak_per_s == 20
+    assert LoadPlan.decode(plan.read_text()).peak_per_s == 20
 
 
-def test_a_dry_run_says_what_it_would_do(system: System) -> None:
+def test_a_dry_run_prints_the_plan(system: System) -> None:
     ended = system.run("--dry-run", "--profile=ten-users")
     assert ended.returncode == 0
     assert "profile ten-users" in ended.stdout
     assert "locustfile.py" in ended.stdout
 
 
-def test_a_list_that_a_cluster_made_is_judged_alone(smoke: Report, system: System, tmp_path: Path) -> None:
+def test_a_journal_of_a_cluster_is_judged_without_load(smoke: Report, system: System, tmp_path: Path) -> None:
     clients = smoke.folder / "client.jsonl"
     ended = system.run(f"--judge={clients}", f"--report={tmp_path}", *HOWEVER_SLOW)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert Report(ended, tmp_path).figures["outcome"]["accepted"] == smoke.figures["outcome"]["accepted"]
 
 
-def test_the_cluster_has_all_that_its_locust_imports(repository: Path, tmp_path: Path) -> None:
-    """The files of the ConfigMap alone, with the plan that is beside them: darkroom itself is not in that image."""
+def test_the_cluster_has_all_imports_of_locust(repository: Path, tmp_path: Path) -> None:
+    """With only the files of the ConfigMap and the plan: darkroom is not in that image."""
     program = kubectl()
     if program is None and os.environ.get("CI") != "true":
         pytest.skip("no kubectl of 1.21 or newer on the PATH")
@@ -302,8 +302,8 @@ def test_the_cluster_has_all_that_its_locust_imports(repository: Path, tmp_path:
     ).stdout
     objects = [each for each in yaml.safe_load_all(rendered) if each]
     (files,) = (each["data"] for each in objects if each["kind"] == "ConfigMap")
-    folder = tmp_path / "darkroom_loadtest"
-    folder.mkdir()
+    folder = tmp_path / "darkroom_loadtest" / "load"
+    folder.mkdir(parents=True)
     for name, text in files.items():
         (folder / name).write_text(text)
     listed = subprocess.run(

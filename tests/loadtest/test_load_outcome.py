@@ -1,14 +1,14 @@
-"""How a run is judged, and how many callers there are when: pure functions."""
+"""The outcome of a run, and the number of users over time: pure functions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from darkroom_loadtest.chaos import hostile
-from darkroom_loadtest.load.outcome import JobView, Outcome, judge
+from darkroom_loadtest.load import hostile
+from darkroom_loadtest.load.outcome import JobView, LoadOutcome, judge
+from darkroom_loadtest.load.profiles import PROFILES, SCALES, SHAPES, LoadPlan, Thresholds, height
 from darkroom_loadtest.load.prompts import PROMPTS
-from darkroom_loadtest.profiling.profiles import PROFILES, SCALES, SHAPES, Plan, Thresholds, height
 
 JOB = "01890000-0000-7000-8000-000000000001"
 
@@ -31,16 +31,16 @@ def judged(
     jobs: dict[str, JobView] | None = None,
     audit: int | None = 0,
     backlog: int | None = 0,
-) -> Outcome:
+) -> LoadOutcome:
     known = view() if jobs is None else jobs
     return judge(notes, known, audit_findings=audit, backlog_at_end=backlog, thresholds=Thresholds())
 
 
-def missed(outcome: Outcome) -> list[str]:
+def missed(outcome: LoadOutcome) -> list[str]:
     return [check.name for check in outcome.missed]
 
 
-def test_a_job_that_was_promised_told_and_is_there_passes() -> None:
+def test_an_accepted_and_notified_job_passes() -> None:
     outcome = judged(OFFERED, ACCEPTED, ENDED)
     assert missed(outcome) == []
     assert outcome.end_to_end is not None
@@ -50,7 +50,7 @@ def test_a_job_that_was_promised_told_and_is_there_passes() -> None:
 FAULTS: dict[str, tuple[list[dict[str, Any]], dict[str, JobView] | None, int | None]] = {
     "lost": ([OFFERED, ACCEPTED, ENDED], {}, 0),
     "doubled": ([OFFERED, ACCEPTED, ENDED, {**ENDED, "state": "failed", "ms": None}], None, 0),
-    "untold": ([OFFERED, OFFERED, ACCEPTED], None, 0),
+    "unnotified": ([OFFERED, OFFERED, ACCEPTED], None, 0),
     "audit_findings": ([OFFERED, ACCEPTED, ENDED], None, 1),
     "failed": ([OFFERED, ACCEPTED, {**ENDED, "state": "failed"}], view("failed"), 0),
     "errors": ([OFFERED, ACCEPTED, ENDED, note("error", what="a socket failed")], None, 0),
@@ -77,25 +77,25 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], dict[str, JobView] | None, int | N
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_fault_is_found_by_its_threshold(name: str) -> None:
+def test_each_fault_exceeds_its_threshold(name: str) -> None:
     notes, jobs, audit = FAULTS[name]
     assert name in missed(judged(*notes, jobs=jobs, audit=audit))
 
 
-def test_what_nobody_could_look_at_has_not_passed() -> None:
+def test_unknown_values_do_not_pass() -> None:
     outcome = judged(OFFERED, ACCEPTED, ENDED, audit=None, backlog=None)
     assert missed(outcome) == ["audit_findings", "backlog_at_end"]
 
 
-def test_a_backlog_that_is_left_is_found() -> None:
+def test_a_remaining_backlog_is_found() -> None:
     assert missed(judged(OFFERED, ACCEPTED, ENDED, backlog=1)) == ["backlog_at_end"]
 
 
-def test_a_run_in_which_nothing_was_accepted_has_not_passed() -> None:
+def test_a_run_without_accepted_jobs_does_not_pass() -> None:
     assert "submit_p95_ms" in missed(judged())
 
 
-def test_an_end_that_is_told_twice_is_one_end() -> None:
+def test_a_repeated_terminal_message_is_one_end() -> None:
     assert missed(judged(OFFERED, ACCEPTED, ENDED, {**ENDED, "ms": None})) == []
 
 
@@ -108,14 +108,14 @@ def test_every_shape_stays_within_its_peak_and_ends(shape: str) -> None:
     assert shape in SCALES
 
 
-def test_a_burst_comes_from_zero() -> None:
+def test_a_burst_starts_from_zero() -> None:
     assert [height(SHAPES["burst-from-zero"], part) for part in (0.1, 0.2, 0.39, 0.5)] == [0, 1, 1, 0]
 
 
-def test_a_plan_is_the_same_after_its_way_to_locust() -> None:
+def test_a_plan_survives_encoding() -> None:
     profile = PROFILES["ten-then-thirty"]
     duration_s, peak_per_s = SCALES[profile.shape]
-    plan = Plan(
+    plan = LoadPlan(
         profile="ten-then-thirty",
         shape=profile.shape,
         host="http://127.0.0.1:8000",
@@ -130,9 +130,9 @@ def test_a_plan_is_the_same_after_its_way_to_locust() -> None:
         settle_s=60,
         thresholds=profile.thresholds,
     )
-    assert Plan.decode(plan.encode()) == plan
-    # Ten a minute is one caller every six seconds, thirty are three.
-    assert [plan.callers(at) for at in (0, duration_s * 0.75, duration_s)] == [1, 3, 0]
+    assert LoadPlan.decode(plan.encode()) == plan
+    # Ten per minute is one user every six seconds, thirty are three.
+    assert [plan.users(at) for at in (0, duration_s * 0.75, duration_s)] == [1, 3, 0]
 
 
 def test_an_unknown_threshold_is_refused() -> None:
@@ -144,7 +144,7 @@ def test_there_are_71_prompts() -> None:
     assert len(set(PROMPTS)) == len(PROMPTS) == 71
 
 
-def test_a_refusal_is_a_4xx_with_a_problem() -> None:
+def test_a_refusal_is_a_4xx_with_problem_details() -> None:
     assert hostile.is_refused(422, "application/problem+json; charset=utf-8")
     assert not hostile.is_refused(422, "text/html")
     assert not hostile.is_refused(500, "application/problem+json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from darkroom.scaling.simulation import Replica, SimulatedFleet, SimulatedJob, simulate
-from darkroom_loadtest.policy.bench import OURS, Point, frontier, ratios
+from darkroom_loadtest.policy.bench import OURS, PolicyResult, frontier, ratios
 from darkroom_loadtest.policy.days import KINDS, SEEDS, day
 from darkroom_loadtest.policy.rivals import Fixed, Keda, KedaSettings, QueueDelay
 
@@ -13,7 +13,7 @@ COLD_MS = 60 * SECOND
 
 
 def keda(**more: int | float | bool) -> Keda:
-    """With KEDA's defaults."""
+    """KEDA with its defaults."""
     defaults: dict[str, int | float | bool] = {
         "target": 1,
         "least": 0,
@@ -34,10 +34,10 @@ def fleet(*, waiting: int = 0, busy: int = 0, idle: int = 0) -> SimulatedFleet:
     return found
 
 
-def test_keda_goes_from_zero_to_one_at_its_poll_only() -> None:
+def test_keda_scales_from_zero_to_one_at_its_poll_only() -> None:
     scaler = keda()
     assert scaler.ask(fleet(waiting=50), [], 15 * SECOND) == (0, 30 * SECOND)
-    # At 30 s both look: KEDA makes one, the HPA as many as its policy lets it.
+    # At 30 s both run: KEDA starts one, the HPA as many as its policy allows.
     assert scaler.ask(fleet(waiting=50), [], 30 * SECOND) == (5, 45 * SECOND)
 
 
@@ -46,12 +46,12 @@ def test_the_hpa_adds_four_or_doubles(before: int, after: int) -> None:
     assert keda().ask(fleet(waiting=100, busy=before), [], 15 * SECOND)[0] == after
 
 
-def test_the_hpa_lets_a_tenth_be() -> None:
+def test_the_hpa_tolerates_a_tenth() -> None:
     assert keda(target=10).ask(fleet(waiting=109, busy=10), [], 15 * SECOND)[0] == 10
     assert keda(target=10).ask(fleet(waiting=111, busy=10), [], 15 * SECOND)[0] == 12
 
 
-def test_the_hpa_goes_down_to_the_highest_of_its_window() -> None:
+def test_the_hpa_scales_down_to_the_highest_of_its_window() -> None:
     scaler = keda(cooldown=10**9)
     assert scaler.ask(fleet(waiting=8, busy=8), [], 30 * SECOND)[0] == 8
     assert scaler.ask(fleet(busy=8), [], 300 * SECOND)[0] == 8
@@ -63,13 +63,13 @@ def test_unacknowledged_messages_count_where_they_are_added() -> None:
     assert keda(stabilisation=0).ask(fleet(waiting=4, busy=8), [], 15 * SECOND)[0] == 4
 
 
-def test_keda_goes_to_zero_when_the_list_was_empty_for_its_cooldown_busy_or_not() -> None:
+def test_keda_scales_to_zero_after_its_cooldown_even_if_workers_are_busy() -> None:
     jobs = [SimulatedJob(0, 1000 * SECOND)]
     outcome = simulate(jobs, keda(), cold_start_ms=COLD_MS, until=3600 * SECOND)
     assert outcome.kills > 0
 
 
-def test_the_queue_delay_adds_a_worker_for_each_request_that_is_late_and_none_for_those_that_start() -> None:
+def test_the_queue_delay_adds_a_worker_per_late_request_minus_starting_ones() -> None:
     scaler = QueueDelay(delay=4 * SECOND, idle=5 * SECOND, least=0, most=40)
     jobs = [SimulatedJob(0, SECOND), SimulatedJob(SECOND, SECOND), SimulatedJob(9 * SECOND, SECOND)]
     seen = fleet(waiting=3)
@@ -78,7 +78,7 @@ def test_the_queue_delay_adds_a_worker_for_each_request_that_is_late_and_none_fo
     assert scaler.ask(seen, jobs, 5 * SECOND)[0] == 2
 
 
-def test_the_queue_delay_takes_workers_away_that_were_idle_for_long_enough() -> None:
+def test_the_queue_delay_removes_workers_after_their_idle_timeout() -> None:
     outcome = simulate(
         [SimulatedJob(0, 10 * SECOND)],
         QueueDelay(delay=4 * SECOND, idle=5 * SECOND, least=0, most=40),
@@ -89,13 +89,13 @@ def test_the_queue_delay_takes_workers_away_that_were_idle_for_long_enough() -> 
     assert outcome.replica_seconds == pytest.approx(60 + 10 + 5, abs=1)
 
 
-def test_a_fixed_fleet_is_fixed() -> None:
+def test_a_fixed_number_of_replicas_is_constant() -> None:
     outcome = simulate([], Fixed(3), cold_start_ms=COLD_MS, until=3600 * SECOND)
     assert outcome.replica_seconds == pytest.approx(3 * 3600)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_seed_is_one_day_and_its_jobs_come_in_order(kind: str) -> None:
+def test_a_seed_defines_one_day_with_jobs_in_order(kind: str) -> None:
     jobs = day(kind, SEEDS[0])
     assert jobs == day(kind, SEEDS[0])
     assert jobs != day(kind, SEEDS[1])
@@ -105,16 +105,16 @@ def test_a_seed_is_one_day_and_its_jobs_come_in_order(kind: str) -> None:
     assert services[-1] > 20 * services[len(services) // 2], "heavy-tailed"
 
 
-def point(p95: float, hours: float) -> Point:
-    return Point("bursty", 1, OURS, (), 0.0, p95, hours, 0, 0)
+def point(p95: float, hours: float) -> PolicyResult:
+    return PolicyResult("bursty", 1, OURS, (), 0.0, p95, hours, 0, 0)
 
 
-def test_the_frontier_is_what_no_other_point_beats_in_both() -> None:
+def test_the_frontier_has_the_results_that_no_other_beats_in_both() -> None:
     points = [point(10, 9), point(20, 5), point(15, 9), point(30, 6), point(40, 2), point(20, 7)]
     assert frontier(points) == [point(10, 9), point(20, 5), point(40, 2)]
 
 
-def test_ratios_are_at_equal_wait_and_only_where_ours_waits_as_little() -> None:
+def test_ratios_are_at_equal_wait_within_our_range() -> None:
     ours = [point(20, 4), point(50, 1)]
     other = [point(10, 20), point(20, 10), point(40, 8), point(60, 2)]
     found = ratios(ours, other)

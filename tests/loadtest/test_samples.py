@@ -1,4 +1,4 @@
-"""Samples of a running system: what is read of processes and Redis, and what a slope is."""
+"""Samples of a running system: values of processes and Redis, and slopes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()
 
 @pytest.fixture
 def parent() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that starts one more and waits for it; both end when nobody writes to them any more."""
+    """A process with a child; both exit when their standard input is closed."""
     with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE) as process:
         yield process
         process.stdin.close()  # type: ignore[union-attr]
 
 
-def test_memory_and_descriptors_are_those_of_a_process_and_of_what_it_started(
+def test_memory_and_descriptors_include_children(
     parent: subprocess.Popen[bytes],
 ) -> None:
     pids = {"parent": parent.pid, "gone": 2**22 + 1}
@@ -38,7 +38,7 @@ def test_memory_and_descriptors_are_those_of_a_process_and_of_what_it_started(
     assert values["parent descriptors"] >= 3
 
 
-def test_a_sampler_samples_until_its_end_and_outlives_redis(tmp_path: Path) -> None:
+def test_a_sampler_continues_without_redis(tmp_path: Path) -> None:
     server = RedisServer(needed_binary(RedisKind.EMBEDDED), tmp_path)
     server.start()
     with redis.Redis.from_url(server.url, retry=Retry(NoBackoff(), 0)) as client:
@@ -53,7 +53,7 @@ def test_a_sampler_samples_until_its_end_and_outlives_redis(tmp_path: Path) -> N
     assert first["redis used"] > 0
 
 
-def test_a_slope_is_for_an_hour_and_no_outlier_decides_it() -> None:
+def test_a_slope_is_per_hour_and_robust_against_an_outlier() -> None:
     rising = [Sample(at_s, {"a rss": 100 + at_s / 3600, "b keys": 7}) for at_s in range(0, 600, 10)]
     rising[30] = Sample(300, {"a rss": 900, "b keys": 7})
     rising.append(Sample(600, {"a rss": 101, "only once": 1}))

@@ -1,32 +1,32 @@
-"""The verdict on a storm: what counts as lost, as double, as a false attempt, and as recovered."""
+"""The verdict on a chaos run: lost and doubled jobs, false attempts, and recoveries."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from darkroom_loadtest.chaos.storm import orders
+from darkroom_loadtest.chaos.faults import FaultKind, FaultOrder, FaultPoint, InjectedFault
+from darkroom_loadtest.chaos.plan import orders
 from darkroom_loadtest.chaos.verdict import End, Evidence, Recovery, Verdict, figures, judge, missed
-from darkroom_loadtest.chaos.wounds import Blow, Order, Point, Wound
 
 LEASE_S = 15.0
 T = 1_700_000_000_000
-"""Some moment, in milliseconds."""
+"""A time in milliseconds."""
 
 END = End("a:end", 5, "completed", "abc")
 
 
 def evidence(**differs: object) -> Evidence:
-    """A job that was accepted, told and shown, and whatever `differs` from that."""
+    """A job that was accepted, applied and received, with the differences in `differs`."""
     calm = Evidence(
         accepted=frozenset({"a"}),
-        told=frozenset({"a"}),
-        shown=frozenset({"a"}),
+        applied=frozenset({"a"}),
+        received=frozenset({"a"}),
         ends={"a": frozenset({END})},
         counted={"a": 0},
         moves_ms={},
         changed=frozenset(),
-        wounds=(),
+        faults=(),
         outages_ms=(),
     )
     return replace(calm, **differs)  # type: ignore[arg-type]
@@ -36,11 +36,11 @@ def judged(**differs: object) -> Verdict:
     return judge(evidence(**differs), lease_s=LEASE_S)
 
 
-def kill(point: Point, at_s: float = 0) -> Wound:
-    return Wound(Blow.KILL, point, "a", 1, T + round(1000 * at_s))
+def kill(point: FaultPoint, at_s: float = 0) -> InjectedFault:
+    return InjectedFault(FaultKind.KILL, point, "a", 1, T + round(1000 * at_s))
 
 
-def test_a_job_whose_end_was_told_everywhere_is_neither_lost_nor_double() -> None:
+def test_a_job_that_was_applied_and_received_is_neither_lost_nor_doubled() -> None:
     verdict = judged()
     assert (verdict.jobs, verdict.lost, verdict.twice, verdict.false_attempts) == (1, (), (), 0)
 
@@ -48,12 +48,12 @@ def test_a_job_whose_end_was_told_everywhere_is_neither_lost_nor_double() -> Non
 @pytest.mark.parametrize(
     "missing",
     [
-        pytest.param({"told": frozenset()}, id="told at the sink"),
-        pytest.param({"shown": frozenset()}, id="shown to its owner"),
+        pytest.param({"applied": frozenset()}, id="applied"),
+        pytest.param({"received": frozenset()}, id="shown to its owner"),
         pytest.param({"counted": {}}, id="kept by the ledger"),
     ],
 )
-def test_a_job_is_lost_unless_its_end_was_told_and_shown_and_the_ledger_has_it(missing: dict[str, object]) -> None:
+def test_a_job_is_lost_unless_it_was_applied_and_received_and_is_in_the_ledger(missing: dict[str, object]) -> None:
     assert judged(**missing).lost == ("a",)
 
 
@@ -66,32 +66,32 @@ def test_a_job_is_lost_unless_its_end_was_told_and_shown_and_the_ledger_has_it(m
         pytest.param(replace(END, content_id="def"), id="other bytes"),
     ],
 )
-def test_two_ends_that_differ_in_anything_are_one_too_many(other: End) -> None:
+def test_two_different_ends_are_a_double(other: End) -> None:
     assert judged(ends={"a": frozenset({END, other})}).twice == ("a",)
 
 
-def test_published_bytes_that_changed_count_as_double() -> None:
+def test_changed_artifacts_are_a_double() -> None:
     assert judged(changed=frozenset({"a"})).twice == ("a",)
 
 
 @pytest.mark.parametrize(
     ("point", "false_attempts"),
     [
-        (Point.POPPED, 1),
-        (Point.DELIVERED, 1),
-        (Point.DEVELOPED, 0),
-        (Point.STORED, 0),
-        (Point.FINISHED, 1),
-        (Point.ACKNOWLEDGING, 1),
+        (FaultPoint.POPPED, 1),
+        (FaultPoint.DELIVERED, 1),
+        (FaultPoint.DEVELOPED, 0),
+        (FaultPoint.STORED, 0),
+        (FaultPoint.FINISHED, 1),
+        (FaultPoint.ACKNOWLEDGING, 1),
     ],
 )
-def test_an_attempt_is_false_unless_a_worker_was_struck_while_it_held_the_job(
-    point: Point, false_attempts: int
+def test_an_attempt_is_false_without_a_fault_of_a_worker_that_held_the_job(
+    point: FaultPoint, false_attempts: int
 ) -> None:
-    assert judged(counted={"a": 1}, wounds=[kill(point)]).false_attempts == false_attempts
+    assert judged(counted={"a": 1}, faults=[kill(point)]).false_attempts == false_attempts
 
 
-def test_a_job_that_breaks_its_worker_is_charged_for_every_attempt_and_must_fail() -> None:
+def test_a_poison_job_is_charged_for_every_attempt_and_must_fail() -> None:
     failed = frozenset({replace(END, state="failed")})
     harmful = judged(counted={"a": 3}, harmful=frozenset({"a"}), ends={"a": failed})
     assert (harmful.false_attempts, harmful.wrong) == (0, ())
@@ -99,23 +99,23 @@ def test_a_job_that_breaks_its_worker_is_charged_for_every_attempt_and_must_fail
     assert judged(harmful=frozenset({"a"})).wrong == ("a",)
 
 
-def test_each_wound_deserves_one_attempt() -> None:
-    assert judged(counted={"a": 2}, wounds=[kill(Point.STORED)]).false_attempts == 1
+def test_each_fault_justifies_one_attempt() -> None:
+    assert judged(counted={"a": 2}, faults=[kill(FaultPoint.STORED)]).false_attempts == 1
 
 
 def test_recovery_is_from_the_kill_to_the_next_start_or_end() -> None:
-    verdict = judged(wounds=[kill(Point.STORED)], moves_ms={"a": [T - 10, T + 15_500, T + 15_600]})
-    assert verdict.recoveries == (Recovery(Point.STORED, 15.5),)
+    verdict = judged(faults=[kill(FaultPoint.STORED)], moves_ms={"a": [T - 10, T + 15_500, T + 15_600]})
+    assert verdict.recoveries == (Recovery(FaultPoint.STORED, 15.5),)
 
 
-@pytest.mark.parametrize("point", [Point.FINISHED, Point.ACKNOWLEDGING])
-def test_a_kill_after_the_end_has_nothing_to_recover(point: Point) -> None:
-    assert judged(wounds=[kill(point)], moves_ms={"a": [T - 10]}).recoveries == ()
+@pytest.mark.parametrize("point", [FaultPoint.FINISHED, FaultPoint.ACKNOWLEDGING])
+def test_a_kill_after_the_end_has_nothing_to_recover(point: FaultPoint) -> None:
+    assert judged(faults=[kill(point)], moves_ms={"a": [T - 10]}).recoveries == ()
 
 
-def test_a_stop_is_no_kill() -> None:
-    stop = replace(kill(Point.STORED), blow=Blow.STOP)
-    assert judged(wounds=[stop], moves_ms={"a": [T + 15_500]}).recoveries == ()
+def test_a_stop_is_not_a_kill() -> None:
+    stop = replace(kill(FaultPoint.STORED), kind=FaultKind.STOP)
+    assert judged(faults=[stop], moves_ms={"a": [T + 15_500]}).recoveries == ()
 
 
 @pytest.mark.parametrize(
@@ -126,21 +126,21 @@ def test_a_stop_is_no_kill() -> None:
         pytest.param(18, 0, id="after it should have been recovered"),
     ],
 )
-def test_a_kill_is_excused_when_redis_went_away_before_it_could_be_recovered(outage_s: int, excused: int) -> None:
-    verdict = judged(wounds=[kill(Point.STORED)], moves_ms={"a": [T + 40_000]}, outages_ms=[T + 1000 * outage_s])
+def test_a_kill_before_an_outage_is_excused(outage_s: int, excused: int) -> None:
+    verdict = judged(faults=[kill(FaultPoint.STORED)], moves_ms={"a": [T + 40_000]}, outages_ms=[T + 1000 * outage_s])
     assert (verdict.excused, len(verdict.recoveries)) == (excused, 1 - excused)
 
 
 @pytest.mark.parametrize(
     ("verdict", "names"),
     [
-        pytest.param(Verdict(10, (), (), 0, (Recovery(Point.STORED, 16.9),), 0, 0), [], id="all is well"),
+        pytest.param(Verdict(10, (), (), 0, (Recovery(FaultPoint.STORED, 16.9),), 0, 0), [], id="all is well"),
         pytest.param(Verdict(9, (), (), 0, (), 0, 0), ["chaos_jobs"], id="too few jobs"),
         pytest.param(Verdict(10, ("a",), (), 0, (), 0, 0), ["chaos_lost"], id="lost"),
         pytest.param(Verdict(10, (), ("a",), 0, (), 0, 0), ["chaos_twice"], id="twice"),
         pytest.param(Verdict(10, (), (), 1, (), 0, 0), ["chaos_false_attempts"], id="false attempt"),
         pytest.param(
-            Verdict(10, (), (), 0, (Recovery(Point.STORED, 17.1),), 0, 0), ["chaos_recovery_p99_s"], id="slow"
+            Verdict(10, (), (), 0, (Recovery(FaultPoint.STORED, 17.1),), 0, 0), ["chaos_recovery_p99_s"], id="slow"
         ),
         pytest.param(Verdict(10, (), (), 0, (), 0, 1), ["chaos_audit_findings"], id="audit"),
         pytest.param(Verdict(10, (), (), 0, (), 0, 0, workers_out=1), ["chaos_workers_out"], id="worker out"),
@@ -154,9 +154,9 @@ def test_every_figure_misses_its_own_goal(verdict: Verdict, names: list[str]) ->
 
 
 @pytest.mark.parametrize(("kills", "stops"), [(7, 6), (2, 2), (1, 0), (0, 2)])
-def test_a_storm_orders_so_many_kills_at_each_point_and_so_many_stops(kills: int, stops: int) -> None:
+def test_a_plan_orders_kills_at_each_point_and_stops(kills: int, stops: int) -> None:
     ordered = orders(kills=kills, stops=stops)
-    for point in set(Point) - {Point.DEVELOPED}:
-        assert ordered.count(Order(Blow.KILL, point)) == kills
-    assert sum(order.blow is Blow.STOP for order in ordered) == stops
+    for point in set(FaultPoint) - {FaultPoint.DEVELOPED}:
+        assert ordered.count(FaultOrder(FaultKind.KILL, point)) == kills
+    assert sum(order.kind is FaultKind.STOP for order in ordered) == stops
     assert len(ordered) == 5 * kills + stops

@@ -16,16 +16,16 @@ from tests.darkroom_command import environment
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 PATIENCE_S = 300
-"""Far longer than anything here takes on a busy machine; a test that waits so long has failed."""
+"""Longer than any step takes on a busy machine."""
 
 ENVIRONMENTS = ("dev", "demo", "test")
 
 OF_OUTER_MAKE = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS"}
-"""What `make test ARGS=...` hands to every make that it starts."""
+"""Variables that `make test ARGS=...` passes to every make that it starts."""
 
 
 def make(*arguments: str, folder: Path = ROOT, given: str = "", **own: str) -> subprocess.CompletedProcess[str]:
-    """`make ARGUMENTS` in `folder`, with this Python's packages."""
+    """Run `make ARGUMENTS` in `folder`, with this Python's packages."""
     command = [program("make"), f"--makefile={ROOT / 'Makefile'}", "--no-print-directory"]
     return subprocess.run(
         [*command, f"BIN={Path(sys.executable).parent}", *arguments],
@@ -40,13 +40,13 @@ def make(*arguments: str, folder: Path = ROOT, given: str = "", **own: str) -> s
 
 
 def targets() -> list[str]:
-    """Every target that `make help` lists."""
+    """The targets that `make help` lists."""
     listed = re.findall(r"^  ([a-z-]+(?: [a-z-]+)*)", make("help").stdout, re.MULTILINE)
     return " ".join(listed).split()
 
 
 def program(name: str) -> str:
-    """Where a program is that tests need beside Python; in the gate none may be missing."""
+    """The path of a program that tests need besides Python; in CI none may be missing."""
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:

@@ -29,21 +29,21 @@ NAMESPACE = "darkroom-dev"
 DATABASE = 4
 
 START_LIMIT_S = 300
-"""Making the stand-ins and importing torch take 15 s on two free cores, and others run here too."""
+"""Making the stand-ins and importing torch takes 15 s on two idle cores."""
 
 STOP_LIMIT_S = 60
 
 MAX_TASKS = 2
-"""That Flower is told to keep."""
+"""Flower's limit of stored tasks."""
 
 LONG = {"steps": 3000, "seconds": 300}
-"""A job that does not end before it is made to."""
+"""A job that does not finish unless it is cancelled."""
 
 ENDS = {JobEvent.COMPLETED, JobEvent.FAILED, JobEvent.CANCELLED, JobEvent.EXPIRED}
 
 
 class Dev:
-    """The environment in a folder of its own; the examples are copied as the document says."""
+    """The environment in its own folder, with copies of the examples as documented."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ class Dev:
         return f"redis://{user}:{password}@127.0.0.1:{self.redis_port}/{DATABASE}"
 
     def start(self) -> None:
-        """All of it, in any order: each waits for what it needs, or is needed later."""
+        """Start all parts, in any order: each waits for its dependencies."""
         binary = needed_binary(RedisKind.EMBEDDED)
         self._start("redis", [str(binary), "env/redis.conf", "--port", str(self.redis_port)])
         eventually(self._redis_answers, what="Redis answers")
@@ -90,7 +90,7 @@ class Dev:
         eventually(lambda: self.workers, what="Flower knows the worker", deadline_s=START_LIMIT_S)
 
     def stop(self) -> None:
-        """In the opposite order, since Redis is needed to the end."""
+        """Stop all parts in reverse order, since Redis is needed to the end."""
         self.api.close()
         self.flower.close()
         for process in reversed(self._processes):
@@ -99,13 +99,13 @@ class Dev:
 
     @property
     def workers(self) -> dict[str, Any]:
-        """The workers whose queue Flower knows."""
+        """The workers whose queue Flower shows."""
         answer = self.flower.get("/api/workers", params={"refresh": 1})
         known: dict[str, Any] = answer.json() if answer.is_success else {}
         return {name: worker for name, worker in known.items() if worker.get("active_queues")}
 
     def make(self, target: str, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-        """`make TARGET` in its folder; `setup`, which would install all of it, counts as made."""
+        """Run `make TARGET` in the folder; `setup`, the installation, counts as made."""
         return make("--old-file=setup", target, *arguments, folder=self.folder, given=given)
 
     def submit(self, **parameters: Any) -> str:
@@ -114,7 +114,7 @@ class Dev:
         return str(answer.json()["task_id"])
 
     def shown(self, job_id: str) -> str | None:
-        """The task's state in Flower, None where it has no such task."""
+        """The task's state in Flower; None for an unknown task."""
         answer = self.flower.get(f"/api/task/info/{job_id}")
         return str(answer.json()["state"]) if answer.is_success else None
 
@@ -123,7 +123,7 @@ class Dev:
         return bool(view["state"] == "running")
 
     def ended(self, job_id: str) -> str:
-        """The state that it ended in."""
+        """The terminal state of the job."""
 
         def state() -> str | None:
             view = self.api.get(f"/api/v1/generation-jobs/{job_id}", params={"wait": 20}).raise_for_status().json()
@@ -178,7 +178,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
         running.stop()
 
 
-def test_a_job_goes_its_way_with_each_part_under_its_own_user(dev: Dev) -> None:
+def test_a_job_completes_with_each_part_as_its_own_redis_user(dev: Dev) -> None:
     job_id = dev.submit()
     assert dev.ended(job_id) == "completed"
     with redis.Redis.from_url(dev.redis_url("operator")) as client:
@@ -191,15 +191,15 @@ def test_a_job_goes_its_way_with_each_part_under_its_own_user(dev: Dev) -> None:
     assert [log.name for log in logs if "NOPERM" in log.read_text()] == []
 
 
-def test_everything_in_redis_begins_with_the_prefix(dev: Dev) -> None:
-    """Databases keep no channels apart: this is what does."""
+def test_all_keys_and_channels_have_the_prefix(dev: Dev) -> None:
+    """Databases do not separate channels; the prefix does."""
     with redis.Redis.from_url(dev.redis_url("operator")) as client:
         assert client.dbsize() > 0
         names = [*client.scan_iter(), *client.pubsub_channels()]
     assert [name for name in names if not name.startswith(f"{NAMESPACE}:".encode())] == []
 
 
-def test_flower_asks_for_its_password(dev: Dev) -> None:
+def test_flower_requires_its_password(dev: Dev) -> None:
     url = f"http://127.0.0.1:{dev.flower_port}/api/workers"
     assert httpx.get(url, trust_env=False).status_code == 401
     assert httpx.get(url, auth=("admin", "admin"), trust_env=False).status_code == 401
@@ -207,7 +207,7 @@ def test_flower_asks_for_its_password(dev: Dev) -> None:
 
 def test_flower_shows_workers_and_finished_and_queued_tasks_and_revokes_one(dev: Dev) -> None:
     def is_shown() -> bool:
-        """Events are switched on by Flower, a moment after a worker has come; so there may have to be another job."""
+        """Flower enables events shortly after a worker has started, so another job may be needed."""
         job_id = dev.submit()
         dev.ended(job_id)
         return dev.shown(job_id) == "SUCCESS"
@@ -239,7 +239,7 @@ def _queued(dev: Dev) -> dict[str, int]:
     return {queue["name"]: queue["messages"] for queue in answer["active_queues"]}
 
 
-def test_keys_and_info_say_what_is_there(dev: Dev) -> None:
+def test_keys_and_info_show_the_keys(dev: Dev) -> None:
     job_id = dev.submit()
     dev.ended(job_id)
     keys = dev.make("redis-keys-dev")
@@ -252,7 +252,7 @@ def test_keys_and_info_say_what_is_there(dev: Dev) -> None:
     assert re.search(r"^memory of the server: \S+ MiB of 512 MiB$", info.stdout, re.MULTILINE)
 
 
-def test_a_flush_asks_and_takes_this_environments_keys_alone_and_what_runs_goes_on(dev: Dev) -> None:
+def test_a_flush_asks_and_deletes_only_this_environments_keys_while_parts_continue(dev: Dev) -> None:
     job_id = dev.submit()
     dev.ended(job_id)
     with redis.Redis.from_url(dev.redis_url("operator")) as client:
@@ -263,13 +263,13 @@ def test_a_flush_asks_and_takes_this_environments_keys_alone_and_what_runs_goes_
         for answer in ("", "demo\n", "yes\n"):
             refused = dev.make("redis-flush-dev", given=answer)
             assert refused.returncode == 2
-            assert "nothing was deleted" in refused.stderr
+            assert "no keys were deleted" in refused.stderr
             assert client.exists(own) == 1
 
         done = dev.make("redis-flush-dev", given="dev\n")
         assert done.returncode == 0, done.stderr
         assert (client.exists(own), client.exists(foreign)) == (0, 1)
-        assert client.hget(epoch, "epoch") == b"1"  # what is deleted on purpose is no loss
+        assert client.hget(epoch, "epoch") == b"1"  # an intended deletion is not a loss
 
     assert dev.ended(dev.submit()) == "completed"
     running = dev.submit(**LONG)

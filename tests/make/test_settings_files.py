@@ -201,9 +201,9 @@ def test_the_process_counts_before_the_environments_file_before_the_file_before_
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("DARKROOM_NAMESPACE=darkroom", "dev is the prefix 'darkroom-dev'"),
-        ("DARKROOM_REDIS_URL=redis://h/2", "dev is database 4, and another is named"),
-        ("DARKROOM_REDIS_URL=unix:///redis", "by redis:// or rediss:// only"),
+        ("DARKROOM_NAMESPACE=darkroom", "dev has the prefix 'darkroom-dev'"),
+        ("DARKROOM_REDIS_URL=redis://h/2", "the database of dev is 4, not 2"),
+        ("DARKROOM_REDIS_URL=unix:///redis", "support redis:// and rediss://"),
         ("DARKROOM_HOME", "DARKROOM_HOME has no value"),
     ],
 )

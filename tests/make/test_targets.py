@@ -1,4 +1,4 @@
-"""The targets of the Makefile: all say with DRY_RUN=1 what they would do, and run under dash; shellcheck reads them."""
+"""The targets of the Makefile: DRY_RUN=1 prints what they would do, and they run under dash; shellcheck reads them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STAND_IN = """\
 #!/bin/sh
 printf '%s %s\\n' "${0##*/}" "$*" >> "$SEEN"
 """
-"""A program that writes down how it was called."""
+"""A program that records its calls."""
 
 K3D = (
     STAND_IN
@@ -62,13 +62,13 @@ MAKE = (
 
 
 def only(folder: Path, *names: str) -> None:
-    """Make it a folder for PATH with these programs, and dash as its shell."""
+    """Create a folder for PATH with these programs, and dash as the shell."""
     (folder / "sh").symlink_to(program("dash"))
     for name in names:
         (folder / name).symlink_to(program(name))
 
 
-def test_every_target_of_the_documents_is_there() -> None:
+def test_every_documented_target_exists() -> None:
     of_environments = {f"{part}-{name}" for part in OF_ENVIRONMENTS for name in ENVIRONMENTS}
     assert of_environments | {*OF_CLUSTER, "run-loadtest"} <= set(targets())
 
@@ -81,18 +81,18 @@ def test_a_dry_run_of_a_step_needs_neither_a_cluster_nor_its_programs(target: st
     assert done.stdout
 
 
-def test_a_dry_run_of_an_environment_says_where_it_would_work() -> None:
+def test_a_dry_run_of_an_environment_prints_its_database() -> None:
     names = [f"{part}-{name}" for name in ENVIRONMENTS for part in OF_ENVIRONMENTS]
     done = make(*names, f"SHELL={program('dash')}", "DRY_RUN=1")
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stdout.splitlines() if "database" in line]
+    printed = [line for line in done.stdout.splitlines() if "database" in line]
     expected = [(PLACES[name], f"darkroom-{name}") for name in ENVIRONMENTS for _ in OF_ENVIRONMENTS]
-    assert len(told) == len(expected)
-    for line, words in zip(told, expected, strict=True):
+    assert len(printed) == len(expected)
+    for line, words in zip(printed, expected, strict=True):
         assert all(word in line for word in words), line
 
 
-def test_a_dry_run_of_a_load_says_what_it_would_offer() -> None:
+def test_a_dry_run_of_a_load_test_prints_its_plan() -> None:
     done = make("run-loadtest", f"SHELL={program('dash')}", "DRY_RUN=1", "PROFILE=ten-users", "SHAPE=burst-from-zero")
     assert done.returncode == 0, done.stderr
     assert "profile ten-users, shape burst-from-zero" in done.stdout
@@ -104,8 +104,8 @@ def test_a_dry_run_installs_nothing() -> None:
     assert "nowhere/python is not there: make setup comes first" in done.stderr
 
 
-def test_shellcheck_finds_nothing_in_the_shell_lines(tmp_path: Path) -> None:
-    """Of each target's recipes as make would run them, and of the scripts."""
+def test_shellcheck_has_no_findings(tmp_path: Path) -> None:
+    """For each target's recipes as make runs them, and for the scripts."""
     for target in targets():
         lines = make(target, "--dry-run", "--always-make")
         assert lines.returncode == 0, lines.stderr
@@ -122,7 +122,7 @@ def test_shellcheck_finds_nothing_in_the_shell_lines(tmp_path: Path) -> None:
 
 
 class StandIns:
-    """Programs that stand in for those that a step runs; each writes down how it was called."""
+    """Stand-ins for the programs of a step; each records its calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -132,7 +132,7 @@ class StandIns:
             (folder / name).chmod(0o755)
 
     def run(self, target: str) -> subprocess.CompletedProcess[str]:
-        """The step itself, as the Makefile's recipe runs it."""
+        """Run the step as the Makefile's recipe does."""
         self.seen.write_text("")
         variables = {"PATH": f"{self.folder}{os.pathsep}{os.environ['PATH']}", "SEEN": str(self.seen)}
         return subprocess.run(
@@ -154,7 +154,7 @@ def stand_ins(tmp_path: Path) -> StandIns:
     return StandIns(tmp_path)
 
 
-def test_the_workshop_is_set_up_from_nothing_and_again(stand_ins: StandIns) -> None:
+def test_the_local_cluster_is_set_up_repeatedly(stand_ins: StandIns) -> None:
     assert stand_ins.run("start-workshop").returncode == 0
     first = stand_ins.calls
     assert stand_ins.run("start-workshop").returncode == 0
@@ -178,7 +178,7 @@ def test_the_workshop_is_set_up_from_nothing_and_again(stand_ins: StandIns) -> N
         ]
 
 
-def test_no_step_touches_another_cluster_than_its_own(stand_ins: StandIns) -> None:
+def test_no_step_changes_another_cluster(stand_ins: StandIns) -> None:
     for target in OF_CLUSTER:
         stand_ins.run(target)
         for call in stand_ins.calls:
@@ -189,7 +189,7 @@ def test_no_step_touches_another_cluster_than_its_own(stand_ins: StandIns) -> No
 
 
 @pytest.mark.parametrize("target", ["deploy-services", "deploy-app", "deploy-balancer", "api-ui", "flower-ui"])
-def test_a_step_without_its_cluster_says_what_makes_it(target: str, stand_ins: StandIns) -> None:
+def test_a_step_without_its_cluster_names_the_step_that_creates_it(target: str, stand_ins: StandIns) -> None:
     done = stand_ins.run(target)
     assert done.returncode == 1
     assert "`make setup-cluster` makes it" in done.stderr
@@ -197,7 +197,7 @@ def test_a_step_without_its_cluster_says_what_makes_it(target: str, stand_ins: S
 
 
 @pytest.mark.parametrize("lacking", ["docker", "k3d", "kubectl"])
-def test_a_step_names_each_program_that_is_missing_and_where_to_get_it(lacking: str, tmp_path: Path) -> None:
+def test_a_step_names_each_missing_program_and_its_source(lacking: str, tmp_path: Path) -> None:
     for name in {"docker", "k3d", "kubectl"} - {lacking}:
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)

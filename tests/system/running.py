@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from darkroom_cli.local.processes import Recorded
+from darkroom_cli.local.processes import RecordedProcess
 from darkroom_cli.local.run_record import RunRecord
 
 from tests.darkroom_command import command, darkroom, environment
@@ -72,12 +72,12 @@ class System:
         return (self.folder / "up.err").read_text()
 
     @property
-    def processes(self) -> dict[str, Recorded]:
+    def processes(self) -> dict[str, RecordedProcess]:
         """The running processes, by name."""
         record = RunRecord.read(self.folder / ".darkroom" / "run.json")
         return {process.name: process for process in record.processes} if record else {}
 
-    def is_back(self, dead: Recorded) -> bool:
+    def is_back(self, dead: RecordedProcess) -> bool:
         """Whether another process has replaced this one."""
         return self.processes.get(dead.name, dead) != dead
 
@@ -127,12 +127,12 @@ class System:
         return self.job(job_id)
 
 
-def nothing_is_left_of(processes: Sequence[Recorded]) -> None:
+def nothing_is_left_of(processes: Sequence[RecordedProcess]) -> None:
     """Wait until the processes and their children are gone; the kernel takes a moment to remove killed ones."""
     eventually(lambda: not left_of(processes), what="all started processes are gone")
 
 
-def left_of(processes: Sequence[Recorded]) -> list[str]:
+def left_of(processes: Sequence[RecordedProcess]) -> list[str]:
     """The names of processes that still run, or whose process group still has members."""
     left = []
     for process in processes:

@@ -98,7 +98,7 @@ def test_a_running_and_a_waiting_job_can_be_cancelled(system: System) -> None:
     running = system.submit(**LONG)
     system.wait_for(running, "running")
     waiting = system.submit(**SMALL)
-    assert f"{waiting} waits at place 1" in system.run("status", waiting).stdout
+    assert f"{waiting} is pending, at position 1" in system.run("status", waiting).stdout
     assert "will not run" in system.run("cancel", waiting).stdout
     assert "is being stopped" in system.run("cancel", running).stdout
     watched = system.run("watch", running)
@@ -206,7 +206,7 @@ def test_a_process_that_dies_is_started_again_and_no_job_is_lost(own_system: Sys
         dead = own_system.processes[name]
         os.kill(dead.pid, signal.SIGKILL)
         eventually(partial(own_system.is_back, dead), what=f"{name} to be started again")
-        assert f"{name} was ended by SIGKILL" in own_system.words
+        assert f"{name} was killed by SIGKILL" in own_system.words
     eventually(lambda: _answers(own_system.url), what="the functions to serve again")
     job_id = own_system.submit(**SMALL)
     assert own_system.run("watch", job_id).returncode == 0

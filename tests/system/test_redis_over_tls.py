@@ -89,7 +89,7 @@ async def test_every_part_works_over_tls_and_nothing_is_sent_in_plain_text(repos
         assert f"{NAMESPACE}:job:{job_id}" in keys.stdout, keys.stderr
         other = darkroom(["env", "dev", "keys"], folder=tmp_path, **trust, DARKROOM_REDIS_URL=url)
         assert other.returncode == 2
-        assert "dev is database 4, and another is named" in other.stderr
+        assert "the database of dev is 4, not" in other.stderr
 
         with connect(server.url) as client:
             assert list(client.info("keyspace")) == [f"db{DATABASE}"]

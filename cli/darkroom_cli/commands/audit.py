@@ -1,4 +1,4 @@
-"""`darkroom audit`: whether every job is in exactly one place, and its pictures are those that were published."""
+"""`darkroom audit`: check that every job is in one place, and that its artifacts are those that were published."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from darkroom_cli.terminal.output import Output
 
 
 @dataclass(frozen=True)
-class Options:
+class AuditOptions:
     """The command's arguments."""
 
     data: Path | None
@@ -30,15 +30,15 @@ class Options:
     artifacts: bool
 
 
-def audit(options: Options, output: Output) -> int:
-    """Look, and say what was seen. What is wrong and was not put right is a failure."""
+def audit(options: AuditOptions, output: Output) -> int:
+    """Run the audit and print the report. Findings that were not repaired are a failure."""
     found = installation.find(options.data)
     report = asyncio.run(_audit(found, options))
-    _tell(report, output)
+    _print(report, output)
     return FAILED if report.unrepaired else DONE
 
 
-async def _audit(where: Installation, options: Options) -> AuditReport:
+async def _audit(where: Installation, options: AuditOptions) -> AuditReport:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(connect_async(where.redis_url))
         history = History(where.history) if where.history else None
@@ -48,7 +48,7 @@ async def _audit(where: Installation, options: Options) -> AuditReport:
         return await Auditor(client, where.namespace, store=store, history=history).audit(repair=options.repair)
 
 
-def _tell(report: AuditReport, output: Output) -> None:
+def _print(report: AuditReport, output: Output) -> None:
     for fault in report.findings:
         output.record(_fault(fault))
         output.result(f"{fault.kind}: {f'job {fault.job}: ' if fault.job else ''}{fault.seen}")
@@ -93,7 +93,7 @@ def _summary(report: AuditReport) -> dict[str, Any]:
     return {
         "jobs": report.jobs,
         "places": dict(report.places),
-        "untold": report.unapplied,
+        "unapplied": report.unapplied,
         "artifacts": report.artifacts,
         "history": report.past,
         "findings": dict(Counter(fault.kind.value for fault in report.findings)),
@@ -107,21 +107,21 @@ def _in_words(report: AuditReport) -> str:
     places = ", ".join(f"{count} {place}" for place, count in report.places.items() if count)
     lines = [f"jobs: {report.jobs}" + (f" ({places})" if places else "")]
     if report.unapplied:
-        lines.append(f"ends that are not applied yet: {report.unapplied}")
+        lines.append(f"terminal events that are not applied yet: {report.unapplied}")
     if report.artifacts is None:
-        lines.append("the object store was not looked at")
+        lines.append("the object store was not read")
     else:
-        lines.append(f"artifacts that were read: {report.artifacts}")
+        lines.append(f"artifacts read: {report.artifacts}")
     if report.past is None:
-        lines.append("the history was not looked at")
+        lines.append("the history was not read")
     else:
-        lines.append(f"jobs that were compared with the history: {report.past}")
+        lines.append(f"jobs compared with the history: {report.past}")
     if report.stale:
         lines.append(f"stale messages, which workers drop: {len(report.stale)}")
     if report.orphans:
         lines.append(f"orphaned artifacts, which retention removes: {len(report.orphans)}")
     if not report.findings:
-        lines.append("nothing is wrong")
+        lines.append("no findings")
     else:
         repaired = len(report.findings) - len(report.unrepaired)
         lines.append(f"findings: {len(report.findings)}, repaired: {repaired}")

@@ -1,4 +1,4 @@
-"""`darkroom dead-letters`: jobs whose attempts are used up: listed, shown, redriven, purged."""
+"""`darkroom dead-letters`: list, show, redrive and purge jobs whose attempts are used up."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from darkroom_cli.exits import DONE
 from darkroom_cli.terminal.output import Output
 
 Letter = Mapping[str, Any]
-"""A dead letter as the server shows it."""
+"""A dead letter in the server's representation."""
 
 
 def list_letters(client: Client, output: Output) -> int:
-    """One line for each, the last that ended first."""
+    """Print one line per dead letter, most recently failed first."""
     found = False
     for letter in client.dead_letters():
         found = True
         output.record(letter)
         output.result(f"{letter['id']}  {letter['ended_at']}  {letter['model']}  {_error(letter)}")
     if not found:
-        output.say("There are no dead letters.")
+        output.info("There are no dead letters.")
     return DONE
 
 
 def show(client: Client, job_id: str, output: Output) -> int:
-    """Why the job failed, each of its attempts, and the event that asked for it."""
+    """Print why the job failed, each attempt, and the event that requested the job."""
     letter = client.dead_letter(job_id)
     output.record(letter)
     output.result(f"The job {letter['id']} of model {letter['model']} failed at {letter['ended_at']}: {_error(letter)}")
@@ -41,16 +41,16 @@ def show(client: Client, job_id: str, output: Output) -> int:
 
 
 def redrive(client: Client, job_id: str, edits: Mapping[str, Any], output: Output) -> int:
-    """Make a new job of it, and say its id. Asked again, the server answers as the first time."""
-    slip = client.redrive(job_id, edits)
-    output.record(slip)
-    output.result(str(slip["id"]))
-    output.say(hints(client, str(slip["id"])))
+    """Make a new job of the dead letter and print its id. A repeated redrive returns the same job."""
+    receipt = client.redrive(job_id, edits)
+    output.record(receipt)
+    output.result(str(receipt["id"]))
+    output.info(hints(client, str(receipt["id"])))
     return DONE
 
 
 def purge(client: Client, job_id: str, output: Output) -> int:
-    """Let it be a dead letter no more."""
+    """Remove a dead letter from the list."""
     client.purge(job_id)
     output.record({"id": job_id, "purged": True})
     output.result(f"The dead letter {job_id} is purged.")
@@ -58,7 +58,7 @@ def purge(client: Client, job_id: str, output: Output) -> int:
 
 
 def purge_all(client: Client, output: Output) -> int:
-    """As `purge`, all there are."""
+    """Purge all dead letters."""
     answer = client.purge_all()
     output.record(answer)
     output.result(f"dead letters purged: {answer['purged']}")

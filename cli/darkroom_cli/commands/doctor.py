@@ -1,4 +1,4 @@
-"""`darkroom doctor`: what is wrong with this darkroom, and what to do about it."""
+"""`darkroom doctor`: find problems of an installation and print remedies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from darkroom_cli.terminal.output import Output
 
 
 def doctor(data: Path | None, output: Output) -> int:
-    """Examine it, and say what was found; that anything was found is a failure."""
+    """Run the checks and print the findings. Any finding is a failure."""
     diagnosis = asyncio.run(_examine(installation.find(data)))
-    _tell(diagnosis, output)
+    _print(diagnosis, output)
     return FAILED if diagnosis.findings else DONE
 
 
@@ -35,7 +35,7 @@ async def _examine(where: Installation) -> Diagnosis:
         return diagnose(await examine(client, where.namespace, limits, history=history), limits)
 
 
-def _tell(diagnosis: Diagnosis, output: Output) -> None:
+def _print(diagnosis: Diagnosis, output: Output) -> None:
     for finding in diagnosis.findings:
         symptom = finding.symptom
         output.record(
@@ -54,4 +54,4 @@ def _tell(diagnosis: Diagnosis, output: Output) -> None:
     fine = ", ".join(name for name in diagnosis.made if name not in found)
     output.result(f"fine: {fine or 'nothing'}")
     if diagnosis.not_made:
-        output.result(f"could not be looked at: {', '.join(diagnosis.not_made)}")
+        output.result(f"not checked: {', '.join(diagnosis.not_made)}")

@@ -1,4 +1,4 @@
-"""`darkroom list` and `darkroom delete`: the jobs that a server keeps."""
+"""`darkroom list` and `darkroom delete`: list a server's jobs and delete them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from darkroom_cli.exits import DONE
 from darkroom_cli.terminal.output import Output
 
 PROMPT_CHARS = 60
-"""So much of a prompt fits a line of a terminal beside the rest."""
+"""Characters of a prompt that fit a terminal's line beside the other columns."""
 
 
 def list_jobs(client: Client, output: Output, *, filters: Mapping[str, str], limit: int) -> int:
-    """Write one line a job, the newest first."""
+    """Print one line per job, newest first."""
     found = False
     for job in islice(client.jobs(filters), limit):
         found = True
         output.record(job)
         output.result(f"{job['id']}  {job['created_at']}  {job['state']:<9}  {job['model']}  {_prompt(job)}")
     if not found:
-        output.say("There are no such jobs." if filters else "There are no jobs.")
+        output.info("No jobs match." if filters else "There are no jobs.")
     return DONE
 
 
 def delete(client: Client, job_id: str, output: Output) -> int:
-    """Delete the job with its pictures."""
+    """Delete the job and its pictures."""
     client.delete(job_id)
     output.record({"id": job_id, "deleted": True})
     output.result(f"The job {job_id} is deleted.")

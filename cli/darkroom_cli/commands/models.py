@@ -1,4 +1,4 @@
-"""`darkroom models`: what models the server has, and what they take."""
+"""`darkroom models`: list the server's models and their parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME_COLUMN = 22
 
 
 def models(client: Client, output: Output) -> int:
-    """List them, one record a model."""
+    """Print the models, one record per model."""
     for model in client.models()["models"]:
         output.record(model)
         output.result(_entry(model))
@@ -29,7 +29,7 @@ def _entry(model: Mapping[str, Any]) -> str:
 
 
 def _limits(schema: Mapping[str, Any]) -> str:
-    """What a parameter's JSON Schema allows, in words."""
+    """The limits in a parameter's JSON Schema, as text."""
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     words = [next(kind for kind in kinds if kind != "null")]
     if "enum" in schema:

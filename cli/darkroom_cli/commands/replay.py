@@ -1,9 +1,8 @@
-"""`darkroom replay`: a pool's decision log, decided once more; and what another policy would have made of its jobs.
+"""`darkroom replay`: recompute a pool's decision log, and simulate another policy with its jobs.
 
-The log holds each decision with all that it was made of, so the same code decides alike, bit for bit: where it does
-not, the rules have changed since, and the first difference says where. For a what-if the log also says how many jobs
-came between two entries, how long a job took and how long a cold start: both policies are run on these in simulated
-time.
+Each entry of the log has the decision and all of its inputs, so that the same code reproduces it exactly. A difference
+means that the rules have changed. For the simulation the log also provides the number of jobs between two entries, the
+duration of a job and of a cold start: both policies are run on these in simulated time.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from darkroom_cli.local.installation import Installation
 from darkroom_cli.terminal.output import Output
 
 COLD_START_S = 60.0
-"""Where the log has not measured one yet: a guess, for a GPU node that is there and an image that is pulled."""
+"""The default without a measured one: a guess, for a running GPU node and a pulled image."""
 
 SHOWN = 5
-"""Differences that are shown to people; programs get all."""
+"""Maximum number of differences in the text output; JSON has all."""
 
 
 @dataclass(frozen=True)
-class Options:
+class ReplayOptions:
     """The command's arguments."""
 
     pool: str
@@ -50,18 +49,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Difference:
-    """A decision that is not made again: what was written down, and what is decided now."""
+    """A decision that is not reproduced: the recorded and the recomputed entry."""
 
     recorded: DecisionEntry
     now: DecisionEntry
 
 
-def replay(options: Options, output: Output) -> int:
-    """Decide again, and say what differs; with a policy also what that would have done."""
+def replay(options: ReplayOptions, output: Output) -> int:
+    """Recompute the decisions and print the differences; with a policy also simulate that."""
     policy = None if options.policy is None else read_policy(options.policy)
     entries = asyncio.run(_read(installation.find(options.data), options.pool))
     if not entries:
-        raise NotFound(f"nothing has been decided for a pool {options.pool!r}")
+        raise NotFound(f"there are no decisions for a pool {options.pool!r}")
     found = differences(entries)
     for difference in found:
         output.record(_as_record(difference))
@@ -71,7 +70,7 @@ def replay(options: Options, output: Output) -> int:
     output.record(summary)
     output.result(f"decisions: {len(entries)}, from {summary['from']} to {summary['to']}, different now: {len(found)}")
     if policy is not None:
-        _say_what_if(entries, policy, output)
+        _print_simulation(entries, policy, output)
     return FAILED if found else DONE
 
 
@@ -85,8 +84,8 @@ def read_policy(path: Path) -> ScalingPolicy:
     if not isinstance(spec, Mapping):
         raise InvalidInput(f"--policy {path}: is neither a WorkerPool nor the spec of one")
     if faults := fields.unknown(spec):
-        said = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
-        raise InvalidInput(f"--policy {path}: {said}", fields=faults)
+        problems = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
+        raise InvalidInput(f"--policy {path}: {problems}", fields=faults)
     return specification.read_policy(spec)
 
 
@@ -96,11 +95,11 @@ async def _read(where: Installation, pool: str) -> list[DecisionEntry]:
     try:
         return [DecisionEntry.decode(text) for text in texts]
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInput(f"the decision log of {pool!r} was not written by this version: {error!r}") from error
+        raise InvalidInput(f"the decision log of {pool!r} was written by another version: {error!r}") from error
 
 
 def differences(entries: Sequence[DecisionEntry]) -> list[Difference]:
-    """The decisions that come out differently, be it by a bit."""
+    """The decisions that are not reproduced exactly."""
     found = []
     for entry in entries:
         decision, after = decide(entry.observation, entry.policy, entry.history, entry.at)
@@ -111,8 +110,8 @@ def differences(entries: Sequence[DecisionEntry]) -> list[Difference]:
 
 
 @dataclass(frozen=True)
-class Past:
-    """What the log says of the jobs: when they came, how long one took; and of a cold start. In ms, from `origin`."""
+class RecordedLoad:
+    """The recorded jobs, with arrival and duration, and the duration of a cold start. In ms, from `origin`."""
 
     jobs: Sequence[SimulatedJob]
     origin: int
@@ -121,12 +120,12 @@ class Past:
     replicas: int
 
 
-def past(entries: Sequence[DecisionEntry]) -> Past:
-    """The jobs of a log. Those that came between two entries are spread evenly between them. Raises InvalidInput."""
+def recorded_load(entries: Sequence[DecisionEntry]) -> RecordedLoad:
+    """The jobs of a log; arrivals between two entries are spread evenly. Raises InvalidInput."""
     origin, jobs = entries[0].at, []
     service = next((ms for each in entries if (ms := _service_ms(each)) is not None), None)
     if service is None:
-        raise InvalidInput("the log cannot tell how long a job takes: none has been completed yet")
+        raise InvalidInput("the log has no duration of a job: none has completed yet")
     arrived, since = 0, 0
     for entry in entries:
         reading, at = entry.observation.reading, entry.at - origin
@@ -140,7 +139,7 @@ def past(entries: Sequence[DecisionEntry]) -> Past:
         jobs += [SimulatedJob(since + (at - since) * number // came, int(service)) for number in range(1, came + 1)]
         arrived, since = reading.arrivals, at
     cold = next((each.observation.cold_start_seconds for each in reversed(entries) if _cold(each)), None)
-    return Past(
+    return RecordedLoad(
         jobs=jobs,
         origin=origin,
         until=entries[-1].at - origin,
@@ -157,8 +156,8 @@ def _cold(entry: DecisionEntry) -> bool:
     return entry.observation.cold_start_seconds is not None
 
 
-def _say_what_if(entries: Sequence[DecisionEntry], policy: ScalingPolicy, output: Output) -> None:
-    jobs = past(entries)
+def _print_simulation(entries: Sequence[DecisionEntry], policy: ScalingPolicy, output: Output) -> None:
+    jobs = recorded_load(entries)
     output.result(f"\n{len(jobs.jobs)} jobs, simulated with a cold start of {jobs.cold_start_ms / 1000:g} s:")
     output.result(f"{'':24}{'wait p50':>10}{'wait p95':>10}{'replica-seconds':>17}{'kills':>7}")
     for name, of in (("the policy of the log", entries[-1].policy), ("the policy of the file", policy)):
@@ -173,7 +172,7 @@ def _say_what_if(entries: Sequence[DecisionEntry], policy: ScalingPolicy, output
         )
     taken = replica_seconds(entries)
     output.record({"recorded_replica_seconds": taken})
-    output.result(f"in truth the replicas took {taken:.0f} s, by the log")
+    output.result(f"recorded replica-seconds: {taken:.0f}")
 
 
 def _numbers(outcome: SimulationResult) -> dict[str, Any]:
@@ -188,7 +187,7 @@ def _numbers(outcome: SimulationResult) -> dict[str, Any]:
 
 
 def replica_seconds(entries: Sequence[DecisionEntry]) -> float:
-    """What the replicas of the log took together: each decision holds until the next."""
+    """The replica-seconds of the log: each decision holds until the next."""
     return sum(entry.decision.replicas * (later.at - entry.at) for entry, later in pairwise(entries)) / 1000
 
 
@@ -209,5 +208,5 @@ def _in_words(difference: Difference) -> str:
     recorded, now = difference.recorded.decision, difference.now.decision
     return (
         f"{_time(difference.recorded)}: {recorded.replicas} ({recorded.reason}) was decided, "
-        f"now it would be {now.replicas} ({now.reason})"
+        f"the recomputed decision is {now.replicas} ({now.reason})"
     )

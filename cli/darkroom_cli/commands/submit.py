@@ -1,4 +1,4 @@
-"""`darkroom submit`: one request for a job, sent as a CloudEvent, and followed to its end unless told otherwise."""
+"""`darkroom submit`: submit a job as a CloudEvent, and follow it by default."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from darkroom_cli.client import Client
 from darkroom_cli.commands.watch import follow, hints
 from darkroom_cli.exits import DONE
 from darkroom_cli.terminal.output import Output
-from darkroom_cli.terminal.pictures import Destination
+from darkroom_cli.terminal.pictures import PictureTarget
 
 SOURCE = "/darkroom-cli"
-"""With an id drawn for each call it names the request for ever, so sending it twice makes one job."""
+"""With the random id of each call it identifies the request, so that a repeated request makes one job."""
 
 ID_BYTES = 16
 
@@ -33,29 +33,29 @@ class JobRequest:
     parameters: Mapping[str, Any]
 
 
-def submit(client: Client, request: JobRequest, output: Output, *, destination: Destination | None) -> int:
-    """Send it, and follow it where its pictures have a destination; returns the exit status."""
+def submit(client: Client, request: JobRequest, output: Output, *, target: PictureTarget | None) -> int:
+    """Submit the job, and follow it if a target is given; returns the exit status."""
     receipt = client.submit(_event(request))
     job_id = str(receipt["id"])
-    if destination is None or not destination.is_stdout:
+    if target is None or not target.is_stdout:
         output.record(receipt)
-    if destination is not None:
-        return follow(client, job_id, output, destination=destination)
+    if target is not None:
+        return follow(client, job_id, output, target=target)
     output.result(job_id)
-    output.say(hints(client, job_id))
+    output.info(hints(client, job_id))
     return DONE
 
 
 def parameters(given: Sequence[str], *, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Parameters from `NAME=VALUE`, values read as JSON where they are, beside those that have options of their own.
+    """Parameters from `NAME=VALUE`, with values parsed as JSON if valid, and those from `options`.
 
-    Raises InvalidInput, for one that is given twice, too.
+    Raises InvalidInput, also for a parameter that is given twice.
     """
     read = dict(options)
     for text in given:
         name, separator, value = text.partition("=")
         if not name or not separator:
-            raise InvalidInput(f"-p {text}: is not NAME=VALUE")
+            raise InvalidInput(f"-p {text} is not NAME=VALUE")
         if name in read:
             raise InvalidInput(f"-p {text}: {name} is given twice")
         read[name] = _value(value)
@@ -70,7 +70,7 @@ def _value(text: str) -> Any:
 
 
 def _event(request: JobRequest) -> CloudEvent:
-    """Made with the public SDK, as any other client would."""
+    """The CloudEvent of the request, made with the public SDK."""
     data: dict[str, Any] = {"input": dict(request.parameters)}
     if request.model is not None:
         data["model"] = request.model

@@ -1,4 +1,4 @@
-"""`darkroom subscriptions`: webhooks for all jobs, listed, created and deleted."""
+"""`darkroom subscriptions`: list, create and delete webhook subscriptions."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from darkroom_cli.terminal.output import Output
 
 
 def list_subscriptions(client: Client, output: Output) -> int:
-    """Write one line a subscription, the oldest first."""
+    """Print one line per subscription, oldest first."""
     found = client.subscriptions()
     for each in found:
         output.record(each)
         why = f"  ({each['reason']})" if each["reason"] else ""
         output.result(f"{each['id']}  {each['state']}  {each['url']}  {','.join(each['events'])}{why}")
     if not found:
-        output.say("There are no subscriptions.")
+        output.info("There are no subscriptions.")
     return DONE
 
 
 def create(
     client: Client, output: Output, *, url: str, events: Sequence[str] | None, models: Sequence[str] | None
 ) -> int:
-    """Create one and print its id."""
+    """Create a subscription and print its id."""
     members = {"url": url, "events": events, "models": models}
     made = client.subscribe({name: value for name, value in members.items() if value is not None})
     output.record(made)
@@ -33,7 +33,7 @@ def create(
 
 
 def secret(client: Client, subscription_id: str, output: Output) -> int:
-    """Print the secret that verifies its posts."""
+    """Print the secret that verifies the deliveries of a subscription."""
     shown = client.subscription_secret(subscription_id)
     output.record(shown)
     output.result(str(shown["secret"]))
@@ -41,7 +41,7 @@ def secret(client: Client, subscription_id: str, output: Output) -> int:
 
 
 def delete(client: Client, subscription_id: str, output: Output) -> int:
-    """Delete it."""
+    """Delete a subscription."""
     client.unsubscribe(subscription_id)
     output.record({"id": subscription_id, "deleted": True})
     output.result(f"The subscription {subscription_id} is deleted.")

@@ -1,8 +1,8 @@
-"""dev, demo and test on one machine: what `darkroom env NAME …` finds out before it starts or shows anything.
+"""The environments dev, demo and test on one machine: their settings, for `darkroom env NAME …`.
 
-An environment is a database of one Redis and a prefix for all keys. The prefix covers channels too, which databases do
-not keep apart. Settings come from the process' own environment, then `env/.env.NAME`, then `env/.env`, then the
-defaults; `env/.env.example` lists them. They are put into this process' environment, where what is started finds them.
+An environment is a database of one Redis and a prefix for all keys. The prefix also separates channels, which databases
+do not. Settings come from the process' own environment, then `env/.env.NAME`, then `env/.env`, then the defaults;
+`env/.env.example` lists them. They are set in this process' environment, which child processes inherit.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from pydantic import SecretStr
 from darkroom_cli.local.data_folder import DataFolder
 
 FILES = ("env/.env", "env/.env.{name}")
-"""Relative to where the command is typed; the last that sets a variable counts."""
+"""Relative to the current folder. The last file that sets a variable wins."""
 
 PRODUCTION = ("prod", "production")
 
 LEDGER_USERS = ("functions", "courier", "worker", "flower", "operator")
-"""The users of `env/redis.conf.example`: one for each part, and `operator` for who looks on and tidies up."""
+"""The users of `env/redis.conf.example`: one for each part, and `operator` for these commands."""
 
 
 @dataclass(frozen=True)
 class NamedEnvironment:
-    """What makes an environment another than the next; the ports let all of them run side by side."""
+    """The values that distinguish an environment. The ports are different, so that all can run at the same time."""
 
     name: str
     database: int
@@ -40,7 +40,7 @@ class NamedEnvironment:
 
     @property
     def namespace(self) -> str:
-        """Begins every key and channel of it."""
+        """The prefix of every key and channel of the environment."""
         return f"darkroom-{self.name}"
 
 
@@ -71,15 +71,15 @@ class EnvironmentSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
-class Entered:
-    """An environment whose variables are those of this process."""
+class ActiveEnvironment:
+    """The environment whose variables this process has."""
 
     environment: NamedEnvironment
     settings: EnvironmentSettings
 
     @property
     def folder(self) -> DataFolder:
-        """Where the pictures, the history and the logs of this environment are."""
+        """The folder of the environment's pictures, history and logs."""
         return DataFolder((self.settings.home / self.environment.name).absolute())
 
     def redis_url(self, user: str) -> str:
@@ -93,7 +93,7 @@ class Entered:
 
     @property
     def where(self) -> str:
-        """Its place in Redis, for people."""
+        """The database in Redis, as text."""
         return f"database {self.environment.database} of {self._address.host}:{self._address.port}"
 
     @property
@@ -101,28 +101,28 @@ class Entered:
         return RedisAddress.parse(self.settings.redis_url.get_secret_value())
 
 
-def enter(name: str) -> Entered:
-    """Take the environment's variables into this process'. Raises SettingError."""
+def activate(name: str) -> ActiveEnvironment:
+    """Set the environment's variables in this process. Raises SettingError."""
     if name in PRODUCTION:
-        raise SettingError(f"{name} is refused: these commands are for {_names()}, and nothing here touches production")
+        raise SettingError(f"{name} is refused: these commands are for {_names()} and never access production")
     if name not in ENVIRONMENTS:
-        raise SettingError(f"there is no environment {name!r}; there are {_names()}")
+        raise SettingError(f"unknown environment {name!r}; the environments are {_names()}")
     os.environ.update(read_files(name, own=os.environ))
     settings = load(EnvironmentSettings)
-    entered = Entered(ENVIRONMENTS[name], settings)
-    _refuse_another(entered)
+    active = ActiveEnvironment(ENVIRONMENTS[name], settings)
+    _refuse_another(active)
     for variable in ("DARKROOM_REDIS_PASSWORD", "DARKROOM_REDIS_URL"):
         os.environ.pop(variable, None)
-    os.environ["DARKROOM_NAMESPACE"] = entered.environment.namespace
-    return entered
+    os.environ["DARKROOM_NAMESPACE"] = active.environment.namespace
+    return active
 
 
 def read_files(name: str, *, own: Mapping[str, str], folder: Path = Path()) -> dict[str, str]:
-    """What the files set and `own` does not. An empty value in a file sets nothing. Raises SettingError."""
+    """The variables of the files that `own` does not have. An empty value is ignored. Raises SettingError."""
     found: dict[str, str] = {}
     for file in FILES:
         path = folder / file.format(name=name)
-        # As it is written: a `$` in a password is no reference.
+        # Verbatim: a `$` in a password is not a reference.
         for variable, value in dotenv_values(path, interpolate=False).items():
             if value is None:
                 raise SettingError(f"{path}: {variable} has no value: a line is NAME=value")
@@ -131,49 +131,50 @@ def read_files(name: str, *, own: Mapping[str, str], folder: Path = Path()) -> d
     return {variable: value for variable, value in found.items() if variable not in own}
 
 
-def check_redis(entered: Entered) -> None:
-    """Raises Unreachable or SettingError, saying what to do, where Redis is not there or refuses us."""
-    from darkroom_cli.client import Unreachable
+def check_redis(active: ActiveEnvironment) -> None:
+    """Raises Unreachable or SettingError, with advice, if Redis is unavailable or refuses the login."""
     from darkroom_cli.local import redis_server
+    from darkroom_cli.problems import Unreachable
 
-    url = entered.redis_url("operator")
+    url = active.redis_url("operator")
     try:
         found = redis_server.find(url)
     except SettingError as error:
         raise SettingError(
-            f"{entered.where}: {error.detail.removeprefix('DARKROOM_REDIS_URL=(hidden): ')}. The password in env/.env "
+            f"{active.where}: {error.detail.removeprefix('DARKROOM_REDIS_URL=(hidden): ')}. The password in env/.env "
             "(DARKROOM_REDIS_PASSWORD) and that in env/redis.conf must be the same"
         ) from error
     if found is None:
-        raise Unreachable(f"no Redis answers at {entered.where}; {_how_to_get_one()}")
+        raise Unreachable(f"no Redis answers at {active.where}; {_how_to_get_one()}")
     if not found.serves:
-        raise Unreachable(f"Redis at {entered.where} is still reading its data ({found.progress}): try again soon")
+        raise Unreachable(f"Redis at {active.where} is still loading its data ({found.progress}): try again soon")
 
 
-def _refuse_another(entered: Entered) -> None:
-    """What is said of the place in Redis is the environment's, or it would be another environment's data."""
-    environment, settings = entered.environment, entered.settings
+def _refuse_another(active: ActiveEnvironment) -> None:
+    """Refuse settings that name the database or the prefix of another environment."""
+    environment, settings = active.environment, active.settings
     address = RedisAddress.parse(settings.redis_url.get_secret_value())
     if address.socket is not None:
-        raise SettingError("DARKROOM_REDIS_URL=(hidden): these commands reach Redis by redis:// or rediss:// only")
+        raise SettingError("DARKROOM_REDIS_URL=(hidden): these commands support redis:// and rediss:// only")
     if address.database not in {None, environment.database}:
         raise SettingError(
-            f"DARKROOM_REDIS_URL=(hidden): {environment.name} is database {environment.database}, and another is named"
+            f"DARKROOM_REDIS_URL=(hidden): the database of {environment.name} is {environment.database}, not "
+            f"{address.database}"
         )
     if settings.namespace not in {None, environment.namespace}:
         raise SettingError(
-            f"DARKROOM_NAMESPACE={settings.namespace!r}: {environment.name} is the prefix {environment.namespace!r}"
+            f"DARKROOM_NAMESPACE={settings.namespace!r}: {environment.name} has the prefix {environment.namespace!r}"
         )
 
 
 def _how_to_get_one() -> str:
     from darkroom_cli.local import redis_server
 
-    advice = "start one: `redis-server env/redis.conf` (env/redis.conf.example says what to put into it)"
+    advice = "start one: `redis-server env/redis.conf` (see env/redis.conf.example)"
     try:
-        return f"{advice}. There is a server here: {redis_server.find_server()}"
+        return f"{advice}. A server is installed here: {redis_server.find_server()}"
     except SettingError:
-        return f"{advice}. `apt-get install redis-server`, `brew install redis` or a container brings a server"
+        return f"{advice}. `apt-get install redis-server`, `brew install redis` or a container provides a server"
 
 
 def _names() -> str:

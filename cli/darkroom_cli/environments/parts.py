@@ -1,6 +1,6 @@
-"""`darkroom env NAME api|worker|flower`: the parts of an environment, each in a terminal of its own.
+"""`darkroom env NAME api|worker|flower`: the parts of an environment, each in its own terminal.
 
-`api` is `darkroom up` without a worker, with the environment's Redis. `worker` and `flower` take this process' place.
+`api` is `darkroom up` without a worker, with the environment's Redis. `worker` and `flower` replace this process.
 """
 
 from __future__ import annotations
@@ -13,47 +13,48 @@ from pathlib import Path
 
 from darkroom.errors import SettingError
 
-from darkroom_cli.environments.command import environment
-from darkroom_cli.environments.environment import Entered, check_redis
+from darkroom_cli.environments.environment import ActiveEnvironment, check_redis
 from darkroom_cli.exits import DONE
+from darkroom_cli.local.child_environment import environment
 from darkroom_cli.terminal.output import Output
 
 FLOWER_APP = Path("knative/base/flower/darkroom_flower.py")
-"""The program that the cluster's Flower runs too."""
+"""Flower's application, the same as in a cluster."""
 
 MAX_TASKS = 10_000
-"""Tasks that Flower keeps, in memory: the newest, as in the cluster."""
+"""Newest tasks that Flower stores in memory, the same as in a cluster."""
 
 
-def api(entered: Entered, output: Output, *, port: int | None, dry_run: bool) -> int:
-    """Run the functions and the courier until a signal comes; answers the exit status."""
-    port = entered.environment.api_port if port is None else port
-    os.environ["DARKROOM_REDIS_URL"] = entered.redis_url("operator")
+def api(active: ActiveEnvironment, output: Output, *, port: int | None, dry_run: bool) -> int:
+    """Run the functions and the courier until a signal arrives; returns the exit status."""
+    port = active.environment.api_port if port is None else port
+    os.environ["DARKROOM_REDIS_URL"] = active.redis_url("operator")
     if dry_run:
-        output.result(f"would run functions and courier of {_place(entered)}")
-        output.result(f"  at http://127.0.0.1:{port}, data in {entered.folder.path}")
+        output.result(f"would run functions and courier of {_place(active)}")
+        output.result(f"  at http://127.0.0.1:{port}, data in {active.folder.path}")
         return DONE
-    from darkroom_cli.local.up import COURIER, FUNCTIONS, Options, up
+    from darkroom_cli.local.stack import COURIER, FUNCTIONS, UpOptions
+    from darkroom_cli.local.up import up
 
-    check_redis(entered)
-    redis_urls = {name: entered.redis_url(name) for name in (FUNCTIONS, COURIER)}
-    return up(Options(port, entered.folder.path, (), redis_urls=redis_urls, worker=False), output)
+    check_redis(active)
+    redis_urls = {name: active.redis_url(name) for name in (FUNCTIONS, COURIER)}
+    return up(UpOptions(port, active.folder.path, (), redis_urls=redis_urls, worker=False), output)
 
 
-def worker(entered: Entered, output: Output, *, dry_run: bool) -> int:
-    """Become a worker of the pool that `api` announces."""
+def worker(active: ActiveEnvironment, output: Output, *, dry_run: bool) -> int:
+    """Replace this process by a worker of the pool that `api` announces."""
     command = [sys.executable, "-m", "darkroom_worker"]
     if dry_run:
-        return _say(command, entered, output)
-    from darkroom_cli.local.up import POOL
+        return _print_dry_run(command, active, output)
+    from darkroom_cli.local.stack import POOL
 
-    check_redis(entered)
-    folder = entered.folder
-    folders = [folder.stand_ins / "models", *(path.absolute() for path in entered.settings.models)]
-    told = environment(
+    check_redis(active)
+    folder = active.folder
+    folders = [folder.stand_ins / "models", *(path.absolute() for path in active.settings.models)]
+    variables = environment(
         {
-            "DARKROOM_REDIS_URL": entered.redis_url("worker"),
-            "DARKROOM_NAMESPACE": entered.environment.namespace,
+            "DARKROOM_REDIS_URL": active.redis_url("worker"),
+            "DARKROOM_NAMESPACE": active.environment.namespace,
             "DARKROOM_POOL": POOL,
             "DARKROOM_MODELS": os.pathsep.join(map(str, folders)),
             "DARKROOM_STORE": folder.store.as_uri(),
@@ -63,41 +64,41 @@ def worker(entered: Entered, output: Output, *, dry_run: bool) -> int:
     folder.make()
     make = [sys.executable, "-m", "darkroom_worker.standins", str(folder.stand_ins)]
     subprocess.run(make, env=environment({}), stdout=subprocess.DEVNULL, check=True)
-    return _become(command, told)
+    return _replace_process(command, variables)
 
 
-def flower(entered: Entered, output: Output, *, port: int | None, dry_run: bool) -> int:
-    """Become Flower, which asks for the name and password in FLOWER_BASIC_AUTH."""
-    port = entered.environment.flower_port if port is None else port
+def flower(active: ActiveEnvironment, output: Output, *, port: int | None, dry_run: bool) -> int:
+    """Replace this process by Flower, with the login of FLOWER_BASIC_AUTH."""
+    port = active.environment.flower_port if port is None else port
     if not FLOWER_APP.is_file():
-        raise SettingError(f"{FLOWER_APP} is not here: Flower is started from a checkout of darkroom")
+        raise SettingError(f"{FLOWER_APP} does not exist: Flower is started from a checkout of darkroom")
     own = {name: value for name, value in os.environ.items() if name.startswith("FLOWER_")}
     own.setdefault("FLOWER_MAX_TASKS", str(MAX_TASKS))
     paths = [str(FLOWER_APP.parent.absolute()), os.environ.get("PYTHONPATH")]
     own |= {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "DARKROOM_REDIS_URL": entered.redis_url("flower"),
-        "DARKROOM_NAMESPACE": entered.environment.namespace,
+        "DARKROOM_REDIS_URL": active.redis_url("flower"),
+        "DARKROOM_NAMESPACE": active.environment.namespace,
     }
     celery = [sys.executable, "-m", "celery", f"--app={FLOWER_APP.stem}", "flower"]
     command = [*celery, "--address=127.0.0.1", f"--port={port}"]
     if dry_run:
-        return _say(command, entered, output)
+        return _print_dry_run(command, active, output)
     if ":" not in own.get("FLOWER_BASIC_AUTH", ""):
-        raise SettingError("FLOWER_BASIC_AUTH is not set: in env/.env, a name and a password as name:password")
-    check_redis(entered)
-    output.say(f"darkroom: Flower of {entered.environment.name} at http://127.0.0.1:{port}")
-    return _become(command, environment(own))
+        raise SettingError("FLOWER_BASIC_AUTH is not set: set it in env/.env to name:password")
+    check_redis(active)
+    output.info(f"darkroom: Flower of {active.environment.name} at http://127.0.0.1:{port}")
+    return _replace_process(command, environment(own))
 
 
-def _say(command: Sequence[str], entered: Entered, output: Output) -> int:
-    output.result(f"would run for {_place(entered)}:\n  python {' '.join(command[1:])}")
+def _print_dry_run(command: Sequence[str], active: ActiveEnvironment, output: Output) -> int:
+    output.result(f"would run for {_place(active)}:\n  python {' '.join(command[1:])}")
     return DONE
 
 
-def _place(entered: Entered) -> str:
-    return f"{entered.environment.name}: {entered.where}, prefix {entered.environment.namespace}"
+def _place(active: ActiveEnvironment) -> str:
+    return f"{active.environment.name}: {active.where}, prefix {active.environment.namespace}"
 
 
-def _become(command: list[str], variables: Mapping[str, str]) -> int:
-    os.execve(command[0], command, variables)  # noqa: S606 - it takes our place: its signals are its own
+def _replace_process(command: list[str], variables: Mapping[str, str]) -> int:
+    os.execve(command[0], command, variables)  # noqa: S606 - no shell; signals reach the program directly

@@ -1,19 +1,19 @@
-"""The data folder of one machine: where everything that `darkroom up` keeps lies, and who has it.
+"""The data folder of one machine: the files of `darkroom up`, and the lock.
 
-| path below it | what |
+| path | content |
 |---|---|
 | `redis/` | jobs and queues: Redis' append-only file, its configuration and its password |
 | `store/` | the object store: the pictures |
-| `history/` | the jobs that have ended: an SQLite database |
+| `history/` | the finished jobs: an SQLite database |
 | `stand-ins/` | untrained models, made at the first start |
 | `models/` | model files of `--model`, written at each start |
 | `logs/` | one file per process; `*.previous.log` is the run before |
-| `link-key` | signs the links to pictures |
-| `webhook-key` | what webhooks are signed with is made of it |
-| `run.json` | who runs (`run_record.py`) |
-| `lock` | held by the `up` that has the folder |
+| `link-key` | the key that signs links to pictures |
+| `webhook-key` | the key that webhooks' secrets are derived from |
+| `run.json` | the running processes (`run_record.py`) |
+| `lock` | locked by the `up` that uses the folder |
 
-Only the three secrets and the lock matter to other processes of the same user; the folder is closed to everybody else.
+Other users cannot enter the folder.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from darkroom.errors import SettingError
 SECRET_BYTES = 32
 
 OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
-"""The permissions that a data folder gives to its owner alone."""
+"""The permissions that only the owner of a data folder has."""
 
 NAMES = frozenset(
     "redis store history stand-ins models gateway logs link-key webhook-key run.json lock .gitignore".split()
 )
-"""What a data folder holds. One that is restored from a backup need not hold all of it."""
+"""The names in a data folder. A folder restored from a backup may lack some."""
 
 OF_FILE_SYSTEM = "lost+found"
-"""In the root folder of a volume, and root's."""
+"""In the root folder of a volume; belongs to root."""
 
 
-class FolderTaken(Exception):
-    """Another `up` has the data folder."""
+class FolderLocked(Exception):
+    """Another `up` uses the data folder."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class DataFolder:
 
     @property
     def database_url(self) -> str:
-        """The address of the history."""
+        """The address of the history's database."""
         return f"sqlite+aiosqlite:///{quote(str(self.history / 'jobs.sqlite'))}"
 
     @property
@@ -89,33 +89,33 @@ class DataFolder:
 
     @property
     def link_key(self) -> str:
-        """The key that signs links, made at the first call."""
+        """The key that signs links, created at the first call."""
         return secret(self.path / "link-key")
 
     @property
     def webhook_key(self) -> str:
-        """The key that signatures of webhooks come from, made at the first call."""
+        """The key that webhooks' secrets are derived from, created at the first call."""
         return secret(self.path / "webhook-key")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Make the folder and have it alone. Raises FolderTaken, and SettingError where it cannot be made.
+    def locked(self) -> Iterator[None]:
+        """Create the folder and lock it. Raises FolderLocked, and SettingError if it cannot be created.
 
-        The lock is the system's: it ends with the process, however that ends.
+        The system releases the lock when the process exits for any reason.
         """
         self.make()
         with (self.path / "lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise FolderTaken(str(self.path)) from None
+                raise FolderLocked(str(self.path)) from None
             yield
 
     def make(self) -> None:
-        """Make it with its folders, where it is not there yet. Raises SettingError where it cannot be made."""
+        """Create the folder and its subfolders if missing. Raises SettingError if that fails."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._close()
+            self._make_private()
             (self.path / "lock").touch()
             (self.path / ".gitignore").write_text("# Made by `darkroom up`.\n*\n")
             for folder in (self.store, self.history, self.models, self.logs):
@@ -123,9 +123,9 @@ class DataFolder:
         except OSError as error:
             raise SettingError(f"{self.path}: cannot hold the data: {error.strerror}") from error
 
-    def _close(self) -> None:
-        """Close a folder that was there before to other users. Raises SettingError where they may have put something
-        into it, or where it holds more than data folders (those of `darkroom env`): others may need to enter it.
+    def _make_private(self) -> None:
+        """Make an existing folder private. Raises SettingError if another user owns something in it, or if it holds
+        unrelated files, which other users may need.
         """
         entries = [entry for entry in os.scandir(self.path) if entry.name != OF_FILE_SYSTEM]
         foreign = [entry.path for entry in entries if entry.stat(follow_symlinks=False).st_uid != os.geteuid()]
@@ -139,12 +139,12 @@ class DataFolder:
         if not (self.path / "lock").exists() and not all(_is_ours(entry) for entry in entries):
             raise SettingError(
                 f"{self.path}: cannot hold the data: other users may enter it, and it holds files that are not "
-                "darkroom's. Name a new folder, or close this one first (chmod go= FOLDER)"
+                "darkroom's. Choose a new folder, or make this one private (chmod go= FOLDER)"
             )
         self.path.chmod(mode & ~OPEN_TO_OTHERS)
 
     def new_log(self, name: str) -> Path:
-        """A log that begins now; the one of the run before is kept beside it."""
+        """The path of a new log; the log of the previous run is renamed."""
         log = self.logs / f"{name}.log"
         if log.exists():
             log.replace(self.logs / f"{name}.previous.log")
@@ -152,16 +152,16 @@ class DataFolder:
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
-    """Whether a data folder has an entry of this name, or it is a data folder itself, such as one of `darkroom env`."""
+    """Whether the entry belongs to a data folder, or is a data folder itself, such as one of `darkroom env`."""
     return entry.name in NAMES or Path(entry, "lock").exists()
 
 
 def secret(path: Path) -> str:
-    """The secret in the file, which only its owner may read. Where there is none it is drawn, and written whole."""
+    """The secret in the file, which only its owner may read. A missing file is created with a random secret."""
     if not path.exists():
-        fresh = path.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(SECRET_BYTES))
-        fresh.replace(path)
+        new.replace(path)
     return path.read_text()

@@ -1,7 +1,7 @@
-"""The gateway of one machine: whether it can run here, and how.
+"""The gateway of one machine: whether it can run here, and its environment.
 
-`up` puts it before the functions where nginx with Lua is installed (Debian: `nginx`, `libnginx-mod-http-lua`,
-`lua-cjson`), so that `POST /sync/{model}` works as it does in a cluster. Where it is not, the functions take the port.
+`up` starts it before the functions if nginx with Lua is installed (Debian: `nginx`, `libnginx-mod-http-lua`,
+`lua-cjson`), so that `POST /sync/{model}` works as in a cluster. Otherwise the functions serve the port.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from darkroom_cli.environments.command import environment
+from darkroom_cli.local.child_environment import environment
 
 START = Path(__file__).resolve().parents[3] / "functions" / "gateway" / "start"
-"""The program that runs it, in a checkout: it is no part of the Python package."""
+"""The program that runs the gateway; only a checkout has it."""
 
 CHECK_LIMIT_S = 30.0
-"""nginx reads its configuration in 0.1 s."""
+"""The check takes 0.1 s."""
 
 CONNECTIONS = "2000"
 CONNECTIONS_PER_ADDRESS = "1900"
 RATE = "2000"
-"""Requests a second from one address. On one machine all callers share an address: more than the functions answer."""
+"""Requests per second from one address. All clients share an address here: more than the functions can serve."""
 
 
 @dataclass(frozen=True)
 class Gateway:
-    """One that listens on `port`, with all functions behind `functions_port`; it writes into `folder` alone."""
+    """A gateway that listens on `port`, with all functions at `functions_port`. It writes only into `folder`."""
 
     host: str
     port: int
@@ -37,7 +37,7 @@ class Gateway:
 
     @property
     def environment(self) -> dict[str, str]:
-        """All of its process' environment."""
+        """The complete environment of the process."""
         functions = f"{self.host}:{self.functions_port}"
         return environment(
             {
@@ -52,18 +52,18 @@ class Gateway:
         )
 
     def fault(self) -> str | None:
-        """Why it cannot run here; None where it can."""
+        """The reason why the gateway cannot run here; None if it can."""
         return fault(self.environment)
 
 
-def fault(told: Mapping[str, str]) -> str | None:
-    """Why a gateway cannot run with this environment; None where it can. nginx itself is asked."""
+def fault(variables: Mapping[str, str]) -> str | None:
+    """The reason why a gateway cannot run with this environment, by nginx' own check; None if it can."""
     if not START.exists():
-        return "it is part of a checkout, and this is none"
+        return "the gateway is part of a checkout, and this is an installed package"
     try:
         done = subprocess.run(
             [START, "--check"],
-            env=dict(told),
+            env=dict(variables),
             capture_output=True,
             text=True,
             timeout=CHECK_LIMIT_S,
@@ -74,5 +74,5 @@ def fault(told: Mapping[str, str]) -> str | None:
         return str(error)
     if done.returncode == 0:
         return None
-    lines = done.stderr.strip().splitlines() or [f"nginx ended with exit status {done.returncode}"]
+    lines = done.stderr.strip().splitlines() or [f"nginx exited with status {done.returncode}"]
     return str(json.loads(lines[0])["message"]) if lines[0].startswith("{") else lines[0]

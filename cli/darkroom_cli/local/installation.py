@@ -1,8 +1,7 @@
-"""The darkroom that an operator's command looks at: not over HTTP, but in Redis, the object store and the history.
+"""The darkroom installation that the commands for operators read: its Redis, object store and history.
 
-The environment names them, as for any part. Where it names no Redis, it is the one of the `darkroom up` that runs with
-the data folder, and its store and history with it. Both kinds are never mixed: the pictures of one darkroom say nothing
-about the jobs of another.
+The environment names them, as for any part. If it names no Redis, they are those of the `darkroom up` that runs with
+the data folder. The two are never mixed: the artifacts of one installation have no relation to the jobs of another.
 """
 
 from __future__ import annotations
@@ -15,42 +14,42 @@ from darkroom.ledger.calls import BACKLOG_BYTES, BACKLOG_LIMIT
 from darkroom.settings import DatabaseUrl, Namespace, RedisUrl, Settings, load
 from pydantic import Field, SecretStr
 
-from darkroom_cli.client import Unreachable
 from darkroom_cli.local import redis_server
 from darkroom_cli.local.data_folder import DataFolder
 from darkroom_cli.local.run_record import RunRecord
-from darkroom_cli.local.up import REDIS
+from darkroom_cli.local.stack import REDIS
 from darkroom_cli.local.welcome import short
+from darkroom_cli.problems import Unreachable
 
 
-class OperatorSettings(Settings):
-    """What the environment says to the commands for operators."""
+class InstallationSettings(Settings):
+    """Settings of the commands for operators."""
 
     home: Path = Path(".darkroom")
     """The data folder of a `darkroom up`."""
 
     redis_url: RedisUrl | None = None
-    """Where Redis is."""
+    """The address of Redis."""
 
     namespace: Namespace = "darkroom"
-    """Begins every key and channel of ours."""
+    """The prefix of every Redis key and channel."""
 
     store: str | None = Field(default=None, pattern=r"^(file:///|s3://)")
-    """The object store, where it is to be looked at."""
+    """The object store; unset: artifacts are not read."""
 
     database_url: DatabaseUrl | None = None
-    """The database of ended jobs, where it is to be looked at."""
+    """The database of the history; unset: the history is not read."""
 
     backlog_limit: int = Field(default=BACKLOG_LIMIT, ge=1)
-    """What submit was told: jobs that may wait in one pool."""
+    """The function submit's setting: jobs that may wait in one pool."""
 
     backlog_bytes: int = Field(default=BACKLOG_BYTES, ge=1)
-    """The same: bytes that unfinished jobs may take."""
+    """The function submit's setting: bytes that unfinished jobs may use."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Where everything of one darkroom is; without a store or a history these are not looked at."""
+    """The addresses of one installation. Without a store or a history these are not read."""
 
     redis_url: str
     namespace: str
@@ -61,8 +60,8 @@ class Installation:
 
 
 def find(data: Path | None) -> Installation:
-    """The one that the environment names, else that of the data folder. Raises SettingError, Unreachable."""
-    settings = load(OperatorSettings)
+    """The installation that the environment names, else that of the data folder. Raises SettingError, Unreachable."""
+    settings = load(InstallationSettings)
     if settings.redis_url is not None:
         return Installation(
             redis_url=settings.redis_url.get_secret_value(),
@@ -84,7 +83,7 @@ def find(data: Path | None) -> Installation:
 
 
 def _running_redis(folder: DataFolder) -> str:
-    """The address of the Redis that `up` runs there."""
+    """The address of the Redis that `up` runs with this data folder."""
     try:
         record = RunRecord.read(folder.record)
     except ValueError as error:
@@ -92,5 +91,5 @@ def _running_redis(folder: DataFolder) -> str:
     is_running = record is not None and any(each.name == REDIS and each.is_alive for each in record.processes)
     url = redis_server.address(folder.redis) if is_running else None
     if url is None:
-        raise Unreachable(f"`darkroom up` runs no Redis with {short(folder.path)}, and DARKROOM_REDIS_URL names none")
+        raise Unreachable(f"no `darkroom up` runs a Redis with {short(folder.path)}, and DARKROOM_REDIS_URL is not set")
     return url

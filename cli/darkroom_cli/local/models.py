@@ -1,7 +1,7 @@
 """`--model NAME=SOURCE`: other weights for a model, as a model file that is read after all others.
 
-The file extends the model of that name, so parameters, limits and pipeline stay as they are; `served_as`, which calls a
-stand-in untrained, goes with the source that it spoke of (`darkroom.catalogue.models`).
+The file extends the model of that name, so parameters, limits and pipeline are unchanged. `served_as`, which marks a
+stand-in as untrained, is dropped with the replaced source (`darkroom.catalogue.models`).
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ source = {source}
 """
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-"""As huggingface.co has them: an organisation and a name."""
+"""The form of huggingface.co: an organisation and a name."""
 
 
 @dataclass(frozen=True)
-class Replacement:
+class ModelSource:
     """Serve the model `name` from `source`, a folder or a hub id."""
 
     name: str
     source: str
 
     @classmethod
-    def parse(cls, text: str) -> Replacement:
-        """From `NAME=FOLDER` or `NAME=HUB_ID`, the folder made absolute. Raises InvalidInput."""
+    def parse(cls, text: str) -> ModelSource:
+        """Parse `NAME=FOLDER` or `NAME=HUB_ID`; a folder is made absolute. Raises InvalidInput."""
         name, _, source = text.partition("=")
         if not name or not source:
-            raise InvalidInput(f"--model {text}: is not NAME=FOLDER or NAME=HUB_ID")
+            raise InvalidInput(f"--model {text} is not NAME=FOLDER or NAME=HUB_ID")
         folder = Path(source).expanduser()
         if folder.is_dir():
             return cls(name, str(folder.absolute()))
         if _HUB_ID.fullmatch(source):
             return cls(name, source)
         raise InvalidInput(
-            f"--model {text}: {source} is neither a folder here nor a hub id such as black-forest-labs/FLUX.1-schnell"
+            f"--model {text}: {source} is neither a folder nor a hub id such as black-forest-labs/FLUX.1-schnell"
         )
 
 
-def own_files(folder: Path, replacements: Sequence[Replacement], *, known: Catalogue) -> Path:
-    """Write the files of this run into `folder` and answer it; those of an earlier run go. Raises InvalidInput."""
-    for replacement in replacements:
+def own_files(folder: Path, sources: Sequence[ModelSource], *, known: Catalogue) -> Path:
+    """Replace the model files in `folder` by those of this run; returns the folder. Raises InvalidInput."""
+    for each in sources:
         try:
-            known.get(replacement.name)
+            known.get(each.name)
         except UnknownModel as error:
-            raise InvalidInput(f"--model {replacement.name}={replacement.source}: {error.detail}") from None
+            raise InvalidInput(f"--model {each.name}={each.source}: {error.detail}") from None
     for old in folder.glob("*.toml"):
         old.unlink()
-    for replacement in replacements:
-        # JSON's strings are also TOML's.
+    for each in sources:
+        # A JSON string is also a TOML string.
         text = MODEL_FILE.format(
-            name=json.dumps(replacement.name, ensure_ascii=False),
-            source=json.dumps(replacement.source, ensure_ascii=False),
+            name=json.dumps(each.name, ensure_ascii=False),
+            source=json.dumps(each.source, ensure_ascii=False),
         )
-        (folder / f"{replacement.name}.toml").write_text(text)
+        (folder / f"{each.name}.toml").write_text(text)
     return folder

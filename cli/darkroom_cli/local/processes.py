@@ -1,8 +1,8 @@
-"""Processes on one machine: started, watched, started again, written down, and ended.
+"""The processes of one machine: started, watched, restarted, recorded, and stopped.
 
-`up` says what is to run. Each program gets a session of its own, so that a Ctrl-C in the terminal reaches `up` alone
-and everything is ended in order; what a program starts itself is in that session's process group and ends with it. All
-are written down as they start, by pid and start time: a pid alone may be somebody else's by the time it is read.
+Each process has a session of its own, so that a Ctrl-C in the terminal reaches `up` alone and the shutdown is orderly.
+Children of a process are in that session's process group and are killed with it. Each process is recorded by pid and
+start time: by the time the record is read, the system may have reused the pid.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Protocol
 from darkroom.backoff import Backoff
 
 POLL_S = 0.1
-"""Between two looks at processes; a Ctrl-C waits no longer than this to be seen."""
+"""Between two polls of the processes; also the longest time until a Ctrl-C is handled."""
 
 BACKOFF = Backoff(first_s=1.0, longest_s=30.0)
-"""Before a program that ended by itself is started again."""
+"""Before a process that exited is restarted."""
 
 KILL_LIMIT_S = 5.0
-"""A killed process is gone at once, unless it waits for a device that does not answer."""
+"""A killed process exits immediately, unless it waits for a device that does not respond."""
 
 STEADY_S = 60.0
-"""A program that ran this long has recovered: its next pause is the first one again. A guess."""
+"""A process that ran this long has recovered: its next pause is the first one again. A guess."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
-    """What is to run: the command, its whole environment, where it runs, where its output goes.
+class ProcessSpec:
+    """A process to run: the command, its complete environment, its working folder and its log.
 
-    `grace_s` is the time that it gets between SIGTERM and SIGKILL. `once`: it ends by itself and is not started again.
+    `grace_s` is the time between SIGTERM and SIGKILL. `once`: the process exits by itself and is not restarted.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Identity:
-    """A process as it can be found again: `started` is when, in the system's own words."""
+class ProcessIdentity:
+    """A pid with its start time in the system's format, which identifies one process."""
 
     pid: int
     started: str
 
     @classmethod
-    def of(cls, pid: int) -> Identity | None:
-        """The process that has this pid now, or None."""
+    def of(cls, pid: int) -> ProcessIdentity | None:
+        """The process that has this pid now; None if there is none."""
         started = start_time(pid)
         return None if started is None else cls(pid, started)
 
@@ -67,8 +67,8 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A running process as it is written down (`run_record.py`)."""
+class RecordedProcess:
+    """A running process in the record of a run (`run_record.py`)."""
 
     name: str
     pid: int
@@ -77,20 +77,20 @@ class Recorded:
 
     @property
     def is_alive(self) -> bool:
-        return Identity(self.pid, self.started).is_alive
+        return ProcessIdentity(self.pid, self.started).is_alive
 
 
 @dataclass(frozen=True)
-class Notice:
-    """A program ended by itself with `status` (negative: the signal); it starts again in `pause_s`, or not (None)."""
+class ExitNotice:
+    """A process exited with `status` (negative: the signal). It restarts after `pause_s`, or does not (None)."""
 
-    program: Program
+    program: ProcessSpec
     status: int
     pause_s: float | None
 
 
-class Endable(Protocol):
-    """What `end_in_order` ends: one of ours, or one that an earlier run wrote down."""
+class Stoppable(Protocol):
+    """What `stop_in_order` stops: a process of this run, or one that an earlier run recorded."""
 
     @property
     def pid(self) -> int: ...
@@ -101,7 +101,7 @@ class Endable(Protocol):
 
 
 def start_time(pid: int) -> str | None:
-    """When the process with this pid started, in words that no other process of that pid has; None: it does not run."""
+    """The start time of the process with this pid, unique among processes of that pid; None if none runs."""
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     if boot_id.exists():
         try:
@@ -110,16 +110,16 @@ def start_time(pid: int) -> str | None:
         except OSError:
             return None
         return None if fields[0] in "ZX" else f"{boot_id.read_text().strip()} {fields[19]}"
-    said = subprocess.run(
+    printed = subprocess.run(
         ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     ).stdout.split(maxsplit=1)
-    return None if not said or said[0].startswith("Z") else said[1].strip()
+    return None if not printed or printed[0].startswith("Z") else printed[1].strip()
 
 
 class Process:
-    """One run of a program."""
+    """One run of a process specification."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: ProcessSpec) -> None:
         self.program = program
         with program.log.open("ab") as log:
             self._popen = subprocess.Popen(
@@ -132,7 +132,7 @@ class Process:
                 start_new_session=True,
             )
         self.began = time.monotonic()
-        identity = Identity.of(self._popen.pid)
+        identity = ProcessIdentity.of(self._popen.pid)
         self._started = identity.started if identity else ""
 
     @property
@@ -153,31 +153,33 @@ class Process:
         return self._popen.poll()
 
     @property
-    def recorded(self) -> Recorded:
-        return Recorded(self.program.name, self.pid, self._started, self.grace_s)
+    def recorded(self) -> RecordedProcess:
+        return RecordedProcess(self.program.name, self.pid, self._started, self.grace_s)
 
 
-class Crew:
-    """The programs of one `up`. `order` names them as they are to end; `write_down` is told who runs, so ordered."""
+class ProcessManager:
+    """The processes of one `up`. `order` names them in the order of shutdown; `write_record` is called with the running
+    processes, in that order, at each change.
+    """
 
-    def __init__(self, *, order: Sequence[str], write_down: Callable[[Sequence[Recorded]], None]) -> None:
+    def __init__(self, *, order: Sequence[str], write_record: Callable[[Sequence[RecordedProcess]], None]) -> None:
         self._order = tuple(order)
-        self._write_down = write_down
+        self._write_record = write_record
         self._running: dict[str, Process] = {}
-        self._due: dict[str, tuple[float, Program]] = {}
+        self._due: dict[str, tuple[float, ProcessSpec]] = {}
         self._failures: dict[str, int] = {}
 
-    def start(self, program: Program) -> None:
-        """Start a program and keep it running from now on."""
+    def start(self, program: ProcessSpec) -> None:
+        """Start a process, and restart it when it exits."""
         self._running[program.name] = Process(program)
-        self._note()
+        self._record()
 
     def is_running(self, name: str) -> bool:
-        """As of the last look."""
+        """Whether the process ran at the last poll."""
         return name in self._running
 
-    def look(self) -> list[Notice]:
-        """Start again what is due, and tell what has ended by itself since the last look."""
+    def poll(self) -> list[ExitNotice]:
+        """Restart the processes that are due, and return those that exited since the last poll."""
         now = time.monotonic()
         for name, (due, program) in list(self._due.items()):
             if now >= due:
@@ -192,37 +194,37 @@ class Crew:
                 pause = None if process.program.once else self._pause(name, ran_s=now - process.began)
                 if pause is not None:
                     self._due[name] = (now + pause, process.program)
-                notices.append(Notice(process.program, status, pause))
+                notices.append(ExitNotice(process.program, status, pause))
         if notices:
-            self._note()
+            self._record()
         return notices
 
-    def end(self, *, hurry: Callable[[], bool]) -> None:
-        """End all, in order: returns when none is left. `hurry` is asked whether to stop waiting and kill."""
+    def stop(self, *, hurry: Callable[[], bool]) -> None:
+        """Stop all processes in order, without waiting while `hurry` returns True. Returns when none runs."""
         self._due.clear()
-        self.look()
+        self.poll()
         self._due.clear()
-        end_in_order([self._running[name] for name in self._order if name in self._running], hurry=hurry)
+        stop_in_order([self._running[name] for name in self._order if name in self._running], hurry=hurry)
         self._running.clear()
-        self._note()
+        self._record()
 
     def _pause(self, name: str, *, ran_s: float) -> float:
         failures = 1 if ran_s >= STEADY_S else self._failures.get(name, 0) + 1
         self._failures[name] = failures
         return BACKOFF.after(failures)
 
-    def _note(self) -> None:
-        self._write_down([self._running[name].recorded for name in self._order if name in self._running])
+    def _record(self) -> None:
+        self._write_record([self._running[name].recorded for name in self._order if name in self._running])
 
 
-def end_in_order(processes: Sequence[Endable], *, hurry: Callable[[], bool]) -> None:
-    """Ask each to end, wait for it, kill it with all that it started where it does not, and go on to the next."""
+def stop_in_order(processes: Sequence[Stoppable], *, hurry: Callable[[], bool]) -> None:
+    """For each process: send SIGTERM, wait `grace_s`, then kill its process group."""
     for process in processes:
         if process.is_alive:
-            _end(process, hurry)
+            _stop(process, hurry)
 
 
-def _end(process: Endable, hurry: Callable[[], bool]) -> None:
+def _stop(process: Stoppable, hurry: Callable[[], bool]) -> None:
     with suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)
     wait_until(lambda: hurry() or not process.is_alive, limit_s=process.grace_s)
@@ -231,16 +233,16 @@ def _end(process: Endable, hurry: Callable[[], bool]) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """Kill what is left of the process group that began with `pid`.
+    """Kill the remaining processes of the group `pid`.
 
-    The system gives a pid to nobody else while a group of that number has members, so this is for right after its end.
+    Call this right after the process exited: the system does not reuse a pid while a group of that number has members.
     """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], bool], *, limit_s: float) -> bool:
-    """Whether the condition came true within the limit."""
+    """Whether the condition became true within the limit."""
     deadline = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() >= deadline:
@@ -250,5 +252,5 @@ def wait_until(condition: Callable[[], bool], *, limit_s: float) -> bool:
 
 
 def describe(status: int) -> str:
-    """An exit status in words."""
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+    """An exit status as text."""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"

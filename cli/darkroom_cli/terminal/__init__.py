@@ -1,1 +1,1 @@
-"""What commands write: lines and JSON, progress bars, picture files."""
+"""The output of commands: lines and JSON, progress bars, picture files, excerpts of logs."""

@@ -1,6 +1,6 @@
-"""The output of the command line: results on stdout; the way there and errors on stderr.
+"""The output of the command line: results on stdout, progress and errors on stderr.
 
-With `--json` stdout carries one JSON object a line and nothing else, and stderr carries errors alone.
+With `--json` stdout carries only JSON, one object per line, and stderr only errors.
 """
 
 from __future__ import annotations
@@ -16,57 +16,57 @@ from darkroom.errors import PermanentError
 
 
 class NotWritten(PermanentError):
-    """Standard output took no more of the results: the disk is full, say."""
+    """Standard output cannot be written, for example because the disk is full."""
 
     slug, title = "not-written", "The output could not be written"
 
 
 class Output:
-    """Where a command writes. A reader who has gone away (a closed terminal, `| head`) ends no command."""
+    """The output of a command. A closed reader (a closed terminal, `| head`) does not stop the command."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
 
-    def say(self, text: str) -> None:
-        """Write a line about the way to the result, for people: nothing with `--json`."""
+    def info(self, text: str) -> None:
+        """Write a progress line to stderr; nothing with `--json`."""
         if not self.as_json:
-            self.complain(text)
+            self.error(text)
 
-    def complain(self, text: str) -> None:
-        """Write a line about what went wrong, for people, with `--json` too."""
+    def error(self, text: str) -> None:
+        """Write an error line to stderr, also with `--json`."""
         with suppress(OSError, ValueError):
             _write(sys.stderr, text)
 
     def result(self, text: str) -> None:
-        """Write a line of the result, for people: nothing with `--json`. Raises NotWritten."""
+        """Write a line of the result to stdout; nothing with `--json`. Raises NotWritten."""
         if not self.as_json:
             _write_result(text)
 
     def record(self, members: Mapping[str, Any]) -> None:
-        """Write an object of the result, for programs: nothing without `--json`. Raises NotWritten."""
+        """Write an object of the result to stdout as JSON; nothing without `--json`. Raises NotWritten."""
         if self.as_json:
             _write_result(json.dumps(members, ensure_ascii=False))
 
     def content(self, content: bytes) -> None:
-        """Write the bytes of a picture. Raises NotWritten."""
+        """Write the bytes of a picture to stdout. Raises NotWritten."""
         try:
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
         except OSError as error:
-            _give_up_stdout(error)
+            _abandon_stdout(error)
 
 
 def _write_result(text: str) -> None:
     try:
         _write(sys.stdout, text)
-    except ValueError:  # it was closed before the command began
+    except ValueError:  # closed before the command started
         return
     except OSError as error:
-        _give_up_stdout(error)
+        _abandon_stdout(error)
 
 
-def _give_up_stdout(error: OSError) -> None:
-    """Write nothing more there: what is left in the buffer would fail again, with a stack trace, as Python exits."""
+def _abandon_stdout(error: OSError) -> None:
+    """Redirect stdout to the null device: the rest of the buffer would fail again, with a stack trace, at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not isinstance(error, BrokenPipeError):

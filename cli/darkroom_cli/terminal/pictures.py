@@ -1,4 +1,4 @@
-"""Where a job's pictures are saved: `<job id>.png` here, or where `--output` leads."""
+"""The files that a job's pictures are saved to: `<job id>.png` in the current folder, or the value of `--output`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from darkroom_cli.client import Client
 from darkroom_cli.terminal.output import Output
 
 STDOUT = "-"
-"""`--output -`: the picture itself goes to standard output."""
+"""`--output -`: write the picture to standard output."""
 
 OTHER_FORMATS = frozenset({".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".jxl", ".tif", ".tiff", ".webp"})
-"""Endings of pictures that no server makes: a file of that name would hold something else."""
+"""Suffixes of formats that no server makes: a file with such a name would have another format."""
 
 
 @dataclass(frozen=True)
-class Destination:
-    """A file, a folder for files named by the job, or standard output. Files that exist are kept unless `overwrite`."""
+class PictureTarget:
+    """A file, a folder for files named by the job, or standard output. Existing files are kept unless `overwrite`."""
 
     path: Path
     is_folder: bool
@@ -31,10 +31,10 @@ class Destination:
     is_stdout: bool = False
 
     @classmethod
-    def parse(cls, text: str, *, overwrite: bool) -> Destination:
-        """From `--output`: a folder where there is one, or where it ends in a slash. Raises InvalidInput.
+    def parse(cls, text: str, *, overwrite: bool) -> PictureTarget:
+        """Parse `--output`: an existing folder, a new folder if it ends with a slash, or a file. Raises InvalidInput.
 
-        What cannot be written is found now, before a job is made for it.
+        An unwritable target is refused here, before a job is submitted.
         """
         path = Path(text).expanduser()
         if text == STDOUT:
@@ -44,16 +44,16 @@ class Destination:
             raise InvalidInput(f"--output {text}: pictures are PNG; name the file {path.with_suffix('.png')}")
         if not is_folder and not overwrite and path.exists():
             raise InvalidInput(f"--output {text}: the file exists; --force overwrites it")
-        holder = path if path.is_dir() else path.parent
+        parent = path if path.is_dir() else path.parent
         try:
-            with tempfile.TemporaryFile(dir=holder):
+            with tempfile.TemporaryFile(dir=parent):
                 pass
         except OSError as error:
-            raise InvalidInput(f"--output {text}: nothing can be written into {holder}: {error.strerror}") from error
+            raise InvalidInput(f"--output {text}: cannot write into {parent}: {error.strerror}") from error
         return cls(path, is_folder, overwrite)
 
     def file(self, job_id: str, *, number: int, of: int, suffix: str) -> Path:
-        """Where picture `number` (from 1) goes; several share one name with a number each."""
+        """The file of picture `number` (from 1); several pictures have numbered names."""
         tail = f"-{number}" if of > 1 else ""
         if self.is_folder:
             return self.path / f"{job_id}{tail}{suffix}"
@@ -62,36 +62,36 @@ class Destination:
         return self.path.with_name(f"{stem}{tail}{self.path.suffix if is_named else suffix}")
 
 
-def save(client: Client, links: Sequence[str], job_id: str, destination: Destination, output: Output) -> list[Path]:
-    """Fetch each picture and write it whole; returns the files. Raises InvalidInput where one cannot be written."""
-    if destination.is_stdout:
+def save(client: Client, links: Sequence[str], job_id: str, target: PictureTarget, output: Output) -> list[Path]:
+    """Download and write the pictures; returns the files. Raises InvalidInput if a file cannot be written."""
+    if target.is_stdout:
         if len(links) > 1:
-            raise InvalidInput(f"--output {STDOUT}: standard output takes one picture, and the job has {len(links)}")
+            raise InvalidInput(f"--output {STDOUT}: standard output can hold one picture, and the job has {len(links)}")
         for link in links:
             output.content(client.picture(link))
         return []
     files = []
     for number, link in enumerate(links, start=1):
         suffix = Path(urlsplit(link).path).suffix
-        file = destination.file(job_id, number=number, of=len(links), suffix=suffix)
-        _write(file, client.picture(link), overwrite=destination.overwrite)
+        file = target.file(job_id, number=number, of=len(links), suffix=suffix)
+        _write(file, client.picture(link), overwrite=target.overwrite)
         files.append(file)
     return files
 
 
 def _write(file: Path, content: bytes, *, overwrite: bool) -> None:
-    """The file is there whole or not at all."""
-    fresh = file.with_name(f".{file.name}.part")
+    """Write the file atomically."""
+    part = file.with_name(f".{file.name}.part")
     try:
         file.parent.mkdir(exist_ok=True)
-        fresh.write_bytes(content)
+        part.write_bytes(content)
         if overwrite:
-            fresh.replace(file)
+            part.replace(file)
         else:
-            os.link(fresh, file)  # fails where the file exists
-            fresh.unlink()
+            os.link(part, file)  # fails where the file exists
+            part.unlink()
     except FileExistsError as error:
-        fresh.unlink()
+        part.unlink()
         raise InvalidInput(f"{file}: the file exists; --force overwrites it") from error
     except OSError as error:
-        raise InvalidInput(f"{file}: cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"{file} cannot be written: {error.strerror}") from error

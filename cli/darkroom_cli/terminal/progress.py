@@ -1,4 +1,4 @@
-"""How a job's way is shown while it is followed: a bar on a terminal, a line for each change elsewhere."""
+"""The progress of a job that is followed: a bar on a terminal, otherwise a line per change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from darkroom.jobs import State, read_value
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from darkroom_cli.client import Message
+from darkroom_cli.following import Message
 from darkroom_cli.terminal.output import Output
 
 WHOLE = 100
@@ -17,7 +17,7 @@ WHOLE = 100
 
 
 class Display(Protocol):
-    """Shows one job."""
+    """Shows the progress of one job."""
 
     def __enter__(self) -> Self: ...
 
@@ -25,12 +25,12 @@ class Display(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def show(self, words: str, percent: int) -> None:
-        """What it is doing, and how far it is."""
+    def show(self, text: str, percent: int) -> None:
+        """Show the state and the progress."""
 
 
-class Bar:
-    """A line on a terminal that changes, and goes when the job has ended."""
+class ProgressBar:
+    """A progress bar, removed from the terminal when the job has finished."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -46,12 +46,12 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def show(self, words: str, percent: int) -> None:
-        self._progress.update(self._line, description=words, completed=percent)
+    def show(self, text: str, percent: int) -> None:
+        self._progress.update(self._line, description=text, completed=percent)
 
 
-class Lines:
-    """A line for each change, for logs and pipes."""
+class ProgressLines:
+    """A line per change, for logs and pipes."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -65,23 +65,23 @@ class Lines:
     ) -> None:
         pass
 
-    def show(self, words: str, percent: int) -> None:
-        if (words, percent) != self._last:
-            self._last = (words, percent)
-            self._output.say(f"{words}, {percent} %" if percent else words)
+    def show(self, text: str, percent: int) -> None:
+        if (text, percent) != self._last:
+            self._last = (text, percent)
+            self._output.info(f"{text}, {percent} %" if percent else text)
 
 
 def display(output: Output) -> Display:
-    """The one for where stderr goes."""
+    """The display that suits stderr."""
     console = Console(stderr=True)
-    return Bar(console) if console.is_terminal and not output.as_json else Lines(output)
+    return ProgressBar(console) if console.is_terminal and not output.as_json else ProgressLines(output)
 
 
-def words_for(message: Message, place: int | None) -> str:
-    """What the job does, in words."""
+def describe(message: Message, position: int | None) -> str:
+    """The job's state as text."""
     state = read_value(State, message["state"])
     if state is State.PENDING:
-        return "waiting" if place is None else f"waiting, place {place} in the queue"
+        return "pending" if position is None else f"pending, position {position} in the queue"
     if state is State.RUNNING:
-        return "developing"
+        return "running"
     return state.value

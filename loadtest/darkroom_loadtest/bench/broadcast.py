@@ -1,8 +1,8 @@
-"""How fast one result process tells many, how soon, and what a socket costs.
+"""The throughput and latency of broadcasts by one result process, and the memory of a socket.
 
-Sockets by the thousand follow one job that all of them watch, or a job each. What happens to a job comes from the
-ledger's own scripts, over Redis, as in production; the baselines are told by Redis too. The measured process has a core
-of its own; Redis, the crowd (`crowd.py`) and this program share what is left.
+Thousands of sockets follow one common job, or a job each. The events come from the ledger's scripts, over Redis, as in
+production; the baselines receive theirs over Redis too. The measured process has its own core; Redis, the subscribers
+(`subscribers.py`) and this program share the others.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from darkroom_loadtest.bench.rig import (
     ROOTS,
     BenchmarkFailed,
     Cores,
+    FunctionServer,
     Rig,
-    Server,
     on_cores,
     processor_s,
     run_benchmark,
 )
-from darkroom_loadtest.load.caller import Caller
-from darkroom_loadtest.load.crowd import Report, allow_sockets
+from darkroom_loadtest.clients.jobs import JobClient
+from darkroom_loadtest.clients.subscribers import SubscriberReport, allow_sockets
 
 BENCH = "broadcast"
 
@@ -54,44 +54,43 @@ POOL = "instant"
 TENANT = "default"
 TOKEN = "bench"
 STEPS = 1_000_000
-"""More than any job here takes: its progress stays below a hundred."""
+"""More steps than any job takes here, so that its progress stays below 100."""
 
 LEASE_MS = 3_600_000
-"""No job lapses while it is measured."""
+"""Longer than any measurement, so that no lease expires."""
 
 ONE_BY_ONE, ONE_BY_ONE_LARGE = 40, 10
-"""Events of one run that come one after another, the next when all have the last."""
+"""Sequential events of one run: the next is published when all sockets have the previous one."""
 
 BURST, BURST_TO_EACH = 100, 10
-"""Events of one run that come at once: fewer than may wait for a socket, so that nobody is cut off. With a job each: so
-many for each job."""
+"""Concurrent events of one run, and per job with a job each: fewer than a socket's buffer, so that none is closed."""
 
 LATE = 100
-"""Sockets of one run that are opened when their job has ended."""
+"""Sockets of one run that are opened after their job has finished."""
 
 WARM_UP = 50
-"""Sockets before those whose memory counts: code is loaded, buffers are there."""
+"""Sockets before those whose memory counts, so that code and buffers are loaded."""
 
 SETTLE_S = 0.5
-"""Before the memory of idle sockets is read, and before a burst."""
+"""Pause before the memory of idle sockets is read, and before a burst."""
 
-LIMIT_S = 60.0
-"""How long anything may take that takes seconds."""
+TIMEOUT_S = 60.0
+"""Timeout of operations that take seconds."""
 
 AT_ONCE = 500
-"""Calls of the ledger, or messages of a baseline, in one round trip."""
+"""Calls of the ledger, or messages of a baseline, per round trip."""
 
 ROOM_PER_SOCKET = 256 * 1024
-"""Memory that must be free for each socket of the large run, in bytes, both ends and the kernel counted."""
+"""Free memory that is required per socket of the large run, in bytes, for both ends and the kernel."""
 
 
 Publish = Callable[[int], None]
-"""Lets so many events happen, to the one job that all watch or to each of several."""
+"""Publishes that many events, to the common job or to each job."""
 
 
 @dataclass(frozen=True)
 class Audience:
-    """Sockets of one side: their paths, how many messages each is told at first, and what they wait for."""
+    """The sockets of one target: their paths, the number of initial messages, and the publisher of events."""
 
     paths: Sequence[str]
     snapshots: int
@@ -99,13 +98,11 @@ class Audience:
 
 
 @dataclass
-class Side:
-    """One of those that are measured, and what was seen of it, run by run: messages for a second of its processor time,
-    ms, KiB, shares.
-    """
+class BroadcastTarget:
+    """A measured server with its values by run: messages per second of processor time, ms, KiB, shares."""
 
     name: str
-    server: Server
+    server: FunctionServer
     per_s: list[float] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
     burst_per_s: list[float] = field(default_factory=list)
@@ -117,21 +114,21 @@ class Side:
     busy: list[float] = field(default_factory=list)
 
 
-class Crowd:
-    """The process of the crowd. A context manager; `open` and what it gives are one at a time."""
+class SubscriberProcess:
+    """The process of the subscribers, as a context manager; one command at a time."""
 
     def __init__(self) -> None:
         paths = os.pathsep.join(str(REPOSITORY / root) for root in ROOTS)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "darkroom_loadtest.load.crowd"],
+            [sys.executable, "-m", "darkroom_loadtest.clients.subscribers"],
             env={**os.environ, "PYTHONPATH": paths},
-            stdin=subprocess.PIPE,  # when it closes, the crowd ends
+            stdin=subprocess.PIPE,  # the process exits when it is closed
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for this program, which ends the crowd
+            start_new_session=True,  # Ctrl-C stops this program, which stops the subscribers
         )
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> SubscriberProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,77 +136,77 @@ class Crowd:
         self._process.wait()
 
     @contextmanager
-    def watching(self, server: Server, audience: Audience, *, times: bool = False) -> Iterator[Watch]:
-        """The sockets of an audience; `times`: what they get is noted with when it comes."""
-        self.say({"open": server.port, "paths": list(audience.paths), "times": times})
-        self.answer()
-        watch = Watch(self, len(audience.paths), 0)
+    def watching(self, server: FunctionServer, audience: Audience, *, times: bool = False) -> Iterator[OpenSockets]:
+        """Open the sockets of an audience; `times`: record arrival times."""
+        self.send({"open": server.port, "paths": list(audience.paths), "times": times})
+        self.receive()
+        watch = OpenSockets(self, len(audience.paths), 0)
         watch.expect(audience.snapshots)
         watch.arrived()
         time.sleep(SETTLE_S)
         yield watch
-        self.say({"close": True})
-        self.answer()
+        self.send({"close": True})
+        self.receive()
 
-    def say(self, command: Mapping[str, object]) -> None:
+    def send(self, command: Mapping[str, object]) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
 
-    def answer(self) -> Report:
+    def receive(self) -> SubscriberReport:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise BenchmarkFailed("the crowd failed")
-        return Report(**json.loads(line))
+            raise BenchmarkFailed("the subscribers' process failed")
+        return SubscriberReport(**json.loads(line))
 
 
 @dataclass
-class Watch:
-    """The sockets that are open, and how many messages each has had."""
+class OpenSockets:
+    """The open sockets, and the number of messages that each has received."""
 
-    crowd: Crowd
+    subscribers: SubscriberProcess
     sockets: int
-    had: int
+    received: int
 
     def expect(self, messages: int) -> None:
-        """From now on each socket is to get so many more."""
-        self.had += messages
-        self.crowd.say({"until": self.had, "limit_s": LIMIT_S})
+        """Expect that many more messages on each socket."""
+        self.received += messages
+        self.subscribers.send({"until": self.received, "limit_s": TIMEOUT_S})
 
-    def arrived(self) -> Report:
-        """Once they all have what is expected."""
-        seen = self.crowd.answer()
+    def arrived(self) -> SubscriberReport:
+        """Wait until all sockets have the expected messages."""
+        seen = self.subscribers.receive()
         if seen.lost or seen.sockets != self.sockets:
             raise BenchmarkFailed(f"of {self.sockets} sockets {seen.lost} were closed, {seen.sockets} are left")
         if seen.late:
-            raise BenchmarkFailed(f"{seen.late} sockets were not told everything within {LIMIT_S} s")
+            raise BenchmarkFailed(f"{seen.late} sockets did not receive all messages within {TIMEOUT_S} s")
         return seen
 
 
-class Jobs:
-    """Our jobs: made and driven by hand, in place of submit and a worker."""
+class BroadcastJobs:
+    """Jobs of darkroom, driven through the ledger in place of submit and a worker."""
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self._op = 0
 
     def running(self, count: int) -> list[str]:
-        """So many jobs that run."""
+        """Create running jobs."""
         job_ids = [new_job_id(time.time_ns() // 1_000_000) for _ in range(count)]
         self._run([calls.accept(_submission(job_id), backlog_limit=10_000_000) for job_id in job_ids])
         self._run([calls.claim(job_id, token=TOKEN, worker=BENCH, lease_ms=LEASE_MS) for job_id in job_ids])
         return job_ids
 
-    def ended(self, count: int) -> list[str]:
-        """So many jobs that are completed."""
+    def completed(self, count: int) -> list[str]:
+        """Create completed jobs."""
         job_ids = self.running(count)
         data: dict[str, Any] = {"artifacts": []}
         self._run([calls.finish(job_id, token=TOKEN, outcome=State.COMPLETED, data=data) for job_id in job_ids])
         return job_ids
 
     def audience(self, job_ids: Sequence[str], sockets: int) -> Audience:
-        """That many sockets, spread over the jobs; an event is a step of each job."""
+        """That many sockets over the jobs; an event is a step of each job."""
 
         def step(events: int) -> None:
             batch = []
@@ -252,7 +249,7 @@ def _submission(job_id: str) -> Submission:
 
 
 def _channels(rig: Rig, names: Sequence[str], sockets: int) -> Audience:
-    """That many sockets of a baseline, spread over Redis channels; an event is a message on each channel."""
+    """That many sockets of a baseline over Redis channels; an event is a message on each channel."""
     entry = LogEntry(new_job_id(0), 42, JobEvent.PROGRESSED, State.RUNNING, 0, {"progress": 42})
     text = json.dumps(updates.message(entry, Links("", SecretStr(""), 0), now_s=0))
 
@@ -269,9 +266,9 @@ def _channels(rig: Rig, names: Sequence[str], sockets: int) -> Audience:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-broadcast", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="of each side (default 5)")
-    parser.add_argument("--subscribers", type=int, default=1000, help="sockets (default 1000)")
-    parser.add_argument("--large", type=int, default=5000, help="sockets of one more run; 0: none (default 5000)")
+    parser.add_argument("--runs", type=int, default=5, help="runs per server (default: 5)")
+    parser.add_argument("--subscribers", type=int, default=1000, help="number of sockets (default: 1000)")
+    parser.add_argument("--large", type=int, default=5000, help="sockets of an additional run; 0: none (default: 5000)")
     options = parser.parse_args(arguments)
     cores = Cores.of_this_machine()
     with on_cores(cores.others):
@@ -281,47 +278,47 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measure(rig: Rig, cores: Cores, *, runs: int, subscribers: int, large: int) -> None:
-    """Everything, and the report of it."""
+    """Run all measurements and write the report."""
     began = time.monotonic()
     notes: list[str] = []
     if not allow_sockets(subscribers):
-        raise BenchmarkFailed(f"this machine allows no {subscribers} open sockets (`ulimit -Hn`)")
+        raise BenchmarkFailed(f"this machine does not allow {subscribers} open sockets (`ulimit -Hn`)")
     if large and not (allow_sockets(large) and _free_memory() > large * ROOM_PER_SOCKET):
         notes.append(f"without the run of {large} sockets: too few files or too little memory")
         large = 0
     rig.ledger.run(calls.announce_pool(POOL, models=[POOL]))
     with on_cores(cores.measured):
-        ours = Side("darkroom", rig.serve("result", "darkroom_functions.serve", "result"))
-        starlette = Side("starlette", rig.serve("starlette", "baselines.starlette_fanout"))
-        bare = Side("websockets", rig.serve("websockets", "baselines.websockets_broadcast"))
-    jobs = Jobs(rig)
+        ours = BroadcastTarget("darkroom", rig.serve("result", "darkroom_functions.serve", "result"))
+        starlette = BroadcastTarget("starlette", rig.serve("starlette", "baselines.starlette_fanout"))
+        bare = BroadcastTarget("websockets", rig.serve("websockets", "baselines.websockets_broadcast"))
+    jobs = BroadcastJobs(rig)
     one, many = jobs.running(1), jobs.running(subscribers)
     names = [f"one-{number}" for number in range(subscribers)]
     to_each = {ours.name: jobs.audience(many, subscribers), starlette.name: _channels(rig, names, subscribers)}
-    with Crowd() as people:
+    with SubscriberProcess() as process:
         for run in range(1, runs + 1):
             for side in (ours, starlette, bare):
                 to_all = jobs.audience(one, subscribers) if side is ours else _channels(rig, ["all"], subscribers)
-                _one_by_one(people, side, to_all)
-                side.burst_per_s.append(_burst(people, side, to_all, BURST))
+                _one_by_one(process, side, to_all)
+                side.burst_per_s.append(_burst(process, side, to_all, BURST))
                 if side.name in to_each:
-                    side.each_per_s.append(_burst(people, side, to_each[side.name], BURST_TO_EACH))
-                    side.kib.append(_socket_kib(rig, cores, people, side, to_each[side.name]))
+                    side.each_per_s.append(_burst(process, side, to_each[side.name], BURST_TO_EACH))
+                    side.kib.append(_socket_kib(rig, cores, process, side, to_each[side.name]))
                 print(
-                    f"run {run}: {side.name:10} {side.per_s[-1]:6.0f}/s one by one, 99 % within {side.p99_ms[-1]:.0f} "
-                    f"ms; {side.burst_per_s[-1]:6.0f}/s at once",
+                    f"run {run}: {side.name:10} {side.per_s[-1]:6.0f}/s sequential, 99 % within {side.p99_ms[-1]:.0f} "
+                    f"ms; {side.burst_per_s[-1]:6.0f}/s concurrent",
                     flush=True,
                 )
-            ours.late_p99_ms.append(_late_p99_ms(people, ours, jobs, jobs.audience(one, subscribers)))
+            ours.late_p99_ms.append(_late_p99_ms(process, ours, jobs, jobs.audience(one, subscribers)))
         if large:
-            _one_by_one_large(people, ours, jobs.audience(one, large))
-            _one_by_one_large(people, starlette, _channels(rig, ["all"], large))
+            _one_by_one_large(process, ours, jobs.audience(one, large))
+            _one_by_one_large(process, starlette, _channels(rig, ["all"], large))
     notes += [_shares(side) for side in (ours, starlette, bare)]
     notes.append(f"{time.monotonic() - began:.0f} s in all")
     report(BENCH, _figures(ours, starlette, bare, large), redis=rig.redis_version, notes=notes)
 
 
-def _figures(ours: Side, starlette: Side, bare: Side, large: int) -> list[Figure]:
+def _figures(ours: BroadcastTarget, starlette: BroadcastTarget, bare: BroadcastTarget, large: int) -> list[Figure]:
     figures = [
         Figure.ratio("broadcast_vs_starlette", ours=ours.per_s, baseline=starlette.per_s, goal=Goal(least=0.8)),
         Figure.ratio("broadcast_vs_websockets", ours=ours.per_s, baseline=bare.per_s),
@@ -341,23 +338,25 @@ def _figures(ours: Side, starlette: Side, bare: Side, large: int) -> list[Figure
     return figures
 
 
-def _one_by_one(people: Crowd, side: Side, audience: Audience) -> None:
-    """How fast, and how soon, all are told of an event when nothing else happens."""
-    per_s, p99_ms = _told(people, side, audience, ONE_BY_ONE)
+def _one_by_one(subscribers: SubscriberProcess, side: BroadcastTarget, audience: Audience) -> None:
+    """Throughput and latency of single events."""
+    per_s, p99_ms = _broadcast(subscribers, side, audience, ONE_BY_ONE)
     side.per_s.append(per_s)
     side.p99_ms.append(p99_ms)
 
 
-def _one_by_one_large(people: Crowd, side: Side, audience: Audience) -> None:
-    per_s, p99_ms = _told(people, side, audience, ONE_BY_ONE_LARGE)
+def _one_by_one_large(subscribers: SubscriberProcess, side: BroadcastTarget, audience: Audience) -> None:
+    per_s, p99_ms = _broadcast(subscribers, side, audience, ONE_BY_ONE_LARGE)
     side.large_per_s.append(per_s)
     side.large_p99_ms.append(p99_ms)
 
 
-def _told(people: Crowd, side: Side, audience: Audience, events: int) -> tuple[float, float]:
-    """Messages a second, and the ms from before an event happens until 99 % of the sockets have it."""
+def _broadcast(
+    subscribers: SubscriberProcess, side: BroadcastTarget, audience: Audience, events: int
+) -> tuple[float, float]:
+    """Messages per second, and the ms from before an event until 99 % of the sockets have it."""
     seconds, times_ms = 0.0, []
-    with people.watching(side.server, audience, times=True) as watch:
+    with subscribers.watching(side.server, audience, times=True) as watch:
         used = _running_s(side.server)
         for _ in range(events):
             watch.expect(1)
@@ -371,9 +370,9 @@ def _told(people: Crowd, side: Side, audience: Audience, events: int) -> tuple[f
     return len(audience.paths) * events / used, percentile(times_ms, 99)
 
 
-def _burst(people: Crowd, side: Side, audience: Audience, events: int) -> float:
-    """Messages a second that reach the sockets when so many events come at once."""
-    with people.watching(side.server, audience) as watch:
+def _burst(subscribers: SubscriberProcess, side: BroadcastTarget, audience: Audience, events: int) -> float:
+    """Messages per second when that many events are published at once."""
+    with subscribers.watching(side.server, audience) as watch:
         watch.expect(events)
         used = _running_s(side.server)
         audience.publish(events)
@@ -381,36 +380,40 @@ def _burst(people: Crowd, side: Side, audience: Audience, events: int) -> float:
         return len(audience.paths) * events / (_running_s(side.server) - used)
 
 
-def _running_s(server: Server) -> float:
-    """Seconds that the process had a core, to the nanosecond where Linux counts so: a rate by these is the process's
-    own, whatever else the machine does meanwhile.
+def _running_s(server: FunctionServer) -> float:
+    """Seconds that the process had a core, in nanoseconds if Linux counts them: a rate by this time is independent of
+    other load on the machine.
     """
     pid = server.process.pid
     ns = sum(int(thread.read_text().split()[0]) for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"))
     return ns / 1e9 if ns else processor_s(pid)
 
 
-def _late_p99_ms(people: Crowd, side: Side, jobs: Jobs, audience: Audience) -> float:
-    """From before a socket is opened until it has the end of its job, which has ended; others are open and idle."""
+def _late_p99_ms(
+    subscribers: SubscriberProcess, side: BroadcastTarget, jobs: BroadcastJobs, audience: Audience
+) -> float:
+    """From before a socket is opened until it has the terminal message of a finished job, beside idle sockets."""
     times = []
-    with people.watching(side.server, audience), Caller(side.server.port) as caller:
-        for job_id in jobs.ended(LATE):
+    with subscribers.watching(side.server, audience), JobClient(side.server.port) as client:
+        for job_id in jobs.completed(LATE):
             began = time.perf_counter()
-            told = caller.await_end(job_id)
-            times.append(1000 * (told.at - began))
+            last = client.await_end(job_id)
+            times.append(1000 * (last.at - began))
     return percentile(times, 99)
 
 
-def _socket_kib(rig: Rig, cores: Cores, people: Crowd, side: Side, audience: Audience) -> float:
-    """What a socket that waits adds to the memory of a fresh process, in KiB."""
+def _socket_kib(
+    rig: Rig, cores: Cores, subscribers: SubscriberProcess, side: BroadcastTarget, audience: Audience
+) -> float:
+    """The memory that an idle socket adds to a new process, in KiB."""
     module, *more = side.server.process.program.command[2:]
     with on_cores(cores.measured):
         server = rig.serve(f"{side.name}-memory", module, *more)
     try:
-        with people.watching(server, replace(audience, paths=audience.paths[:WARM_UP])):
+        with subscribers.watching(server, replace(audience, paths=audience.paths[:WARM_UP])):
             pass
         before = _resident_kib(server.process.pid)
-        with people.watching(server, audience):
+        with subscribers.watching(server, audience):
             return (_resident_kib(server.process.pid) - before) / len(audience.paths)
     finally:
         rig.stop(server.process)
@@ -421,19 +424,19 @@ def _resident_kib(pid: int) -> int:
 
 
 def _free_memory() -> int:
-    """In bytes."""
+    """Free memory in bytes."""
     return 1024 * int(_field(Path("/proc/meminfo"), "MemAvailable"))
 
 
 def _field(path: Path, name: str) -> str:
-    """The number in the line of that name."""
+    """The number in the line with that name."""
     (line,) = (line for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
     return line.split()[1]
 
 
-def _shares(side: Side) -> str:
-    """Who was busy: a rate is by the processor time of the process, whose core also waits between two events."""
-    return f"{side.name:10} had its core for {median(side.busy):4.0%} of the time between an event and its last socket"
+def _shares(side: BroadcastTarget) -> str:
+    """The share of time that the process was running; its core is idle between two events."""
+    return f"{side.name:10} was running for {median(side.busy):4.0%} of the time between an event and its last socket"
 
 
 if __name__ == "__main__":

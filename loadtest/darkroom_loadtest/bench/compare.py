@@ -1,12 +1,12 @@
-"""What moved between two states of darkroom, beyond the noise: `make bench-compare A=.bench/before B=.bench/after`.
+"""Changed figures between two versions of darkroom: `make bench-compare A=.bench/before B=.bench/after`.
 
-A and B are folders with the files of benchmarks, directly or one folder down (`make bench ARGS="--repeat 3 --into A"`).
-Of each figure all runs on one side are held against all on the other. The shift is the median of the differences
-between any of B and any of A (Hodges and Lehmann). Its interval is that of Mann and Whitney's test, exact and without
-an assumption about how runs are spread; a figure moved where the interval does not hold zero. With 99 % and some fifty
-figures, one in three comparisons of the same with the same shows a move; fewer than five runs a side can show none.
+A and B are folders with the files of benchmarks, directly or one level below (`make bench ARGS="--repeat 3 --into A"`).
+For each figure, all runs in A are compared with all runs in B. The shift is the Hodges-Lehmann estimator, the median of
+all differences. Its interval is that of the exact Mann-Whitney test, which assumes no distribution; a figure changed if
+the interval excludes zero. At 99 % and some fifty figures, one in three comparisons of equal versions shows a change.
+Fewer than five runs per side cannot show any.
 
-Runs of one start of a process have more in common than runs of two: repeat the whole benchmark, not only its runs.
+Runs of one process are correlated: repeat the whole benchmark, not only its runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEVEL = 0.99
 
 @dataclass(frozen=True)
 class Shift:
-    """How far B is from A: the estimate, and the interval that holds it; None where there are too few runs for one."""
+    """The shift from A to B: the estimate, and its confidence interval; None with too few runs."""
 
     estimate: float
     interval: tuple[float, float] | None
@@ -53,18 +53,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def gather(folder: Path) -> list[Findings]:
-    """All files of benchmarks in the folder, and a level deep: others write there too."""
+    """All files of benchmarks in the folder and one level below; other files are ignored."""
     paths = [*folder.glob("*.json"), *folder.glob("*/*.json")]
     written = {f"{name}.json" for name in (*BENCHES, "chaos")}
     return [read(path) for path in sorted(paths) if path.name in written]
 
 
 def report(before: Sequence[Findings], after: Sequence[Findings]) -> str:
-    """A line for each figure that both have, those that moved first."""
+    """A line per common figure, changed figures first."""
     lines = []
     machines = [sorted({findings.machine for findings in side}) for side in (before, after)]
     if machines[0] != machines[1]:
-        lines += ["NOT THE SAME MACHINE:", f"  A: {'; '.join(machines[0])}", f"  B: {'; '.join(machines[1])}", ""]
+        lines += ["DIFFERENT MACHINES:", f"  A: {'; '.join(machines[0])}", f"  B: {'; '.join(machines[1])}", ""]
     ours, theirs = _figures(after), _figures(before)
     rows = [_row(theirs[name], ours[name]) for name in ours if name in theirs]
     rows.sort(key=lambda row: row[-1] in {"", TOO_FEW})
@@ -75,7 +75,7 @@ def report(before: Sequence[Findings], after: Sequence[Findings]) -> str:
 
 
 def shift(before: Sequence[float], after: Sequence[float], *, level: float = LEVEL) -> Shift:
-    """By how much `after` is above `before`, in their unit."""
+    """The shift from `before` to `after`, in their unit."""
     differences = sorted(late - early for early in before for late in after)
     cut = _cut(len(before), len(after), level)
     interval = None if cut is None else (differences[cut], differences[-1 - cut])
@@ -96,17 +96,17 @@ def _row(before: Figure, after: Figure) -> tuple[str, ...]:
 
 def _verdict(moved: Shift, figure: Figure) -> str:
     if figure.goal is None:
-        return "moved"
+        return "changed"
     return "better" if (moved.estimate > 0) == (figure.goal.least is not None) else "WORSE"
 
 
 def _relative(difference: float, to: float) -> str:
-    """In per cent where there is something to be per cent of."""
+    """In percent of `to`, or absolute if `to` is zero."""
     return f"{difference / abs(to):+.1%}" if to else f"{difference:+.3g}"
 
 
 def _figures(side: Sequence[Findings]) -> dict[str, Figure]:
-    """By name, with the runs of all files together."""
+    """The figures by name, with the runs of all files."""
     found: dict[str, Figure] = {}
     for findings in side:
         for figure in findings.figures:
@@ -122,10 +122,10 @@ def _alone(before: Mapping[str, Figure], after: Mapping[str, Figure]) -> list[tu
 
 
 def _cut(few: int, many: int, level: float) -> int | None:
-    """How many differences at either end the interval leaves out; None where not even all of them reach the level.
+    """The number of differences that the interval cuts off at each end; None if the level cannot be reached.
 
-    Mann and Whitney's U counts the differences below the true shift; it is below `k` as often as `k` differences are
-    cut off at one end for wrong.
+    Mann-Whitney's U counts the differences below the true shift: the probability that U is below `k` is the error of
+    cutting off `k` differences at one end.
     """
     total = math.comb(few + many, few)
     cut, below = -1, 0
@@ -137,7 +137,7 @@ def _cut(few: int, many: int, level: float) -> int | None:
 
 @cache
 def _ways(few: int, many: int, u: int) -> int:
-    """In how many orders of so many values of two kinds exactly `u` pairs stand the wrong way round."""
+    """The number of orders of `few` and `many` values with exactly `u` inversions."""
     if u < 0 or u > few * many:
         return 0
     if few == 0 or many == 0:

@@ -1,10 +1,10 @@
-"""How many webhooks one courier delivers, and what one receiver that hangs does to all others.
+"""The throughput of webhooks of one courier, and the effect of one hanging receiver on the others.
 
-Jobs are driven through the ledger by hand, each with a webhook of its own, so that the courier is measured and nothing
-else: it has a processor core to itself, as far as there are two. When their ends are *applied*, as the result function
-does, the deliveries are stored. Throughput: what was stored while the courier stood still, to twenty receivers. Delays:
-at a steady rate, from just before `applied` to the whole post at the receiver; once with twenty receivers that answer,
-once with one of them hanging.
+Jobs are driven through the ledger, each with its own webhook, so that only the courier is measured. It has its own core
+if there are two. When terminal events are *applied*, as the result function does, the deliveries are stored.
+Throughput: a backlog of deliveries to twenty receivers, stored while the courier is stopped. Delays: at a constant
+rate, from just before `applied` to the complete post at the receiver, with twenty responsive receivers and with one of
+them hanging.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ POOL = "bench"
 RECEIVERS = 20
 
 RATE = 100
-"""Deliveries a second while delays are measured: far from what a courier can do, so that nothing queues but behind a
-receiver that hangs.
+"""Deliveries per second while delays are measured: far below the courier's throughput, so that only the deliveries to a
+hanging receiver queue.
 """
 
 HANG_TIMEOUT_S = 5.0
-"""The courier's patience with a receiver. Short, so that what hangs times out within each run, again and again."""
+"""The courier's timeout, short enough for several timeouts in each run."""
 
 SLICES = 2
-"""Of a run, with and without the receiver that hangs in turn: then what else the machine does meets both."""
+"""Slices of a run, alternately with and without the hanging receiver, so that other load affects both."""
 
 END_SEQ = 3
-"""The end's place in a job's log: accepted, started, completed."""
+"""The `seq` of the terminal entry in a job's log: accepted, started, completed."""
 
-LIMIT_S = 120.0
-"""For all deliveries of a run."""
+TIMEOUT_S = 120.0
+"""Timeout of all deliveries of a run."""
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-courier", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="of each kind (default 3)")
-    parser.add_argument("--deliveries", type=int, default=2000, help="in one run (default 2000)")
+    parser.add_argument("--runs", type=int, default=3, help="runs per kind (default: 3)")
+    parser.add_argument("--deliveries", type=int, default=2000, help="deliveries per run (default: 2000)")
     options = parser.parse_args(arguments)
     return run_benchmark(lambda rig: measure(rig, runs=options.runs, deliveries=options.deliveries))
 
 
 def measure(rig: Rig, *, runs: int, deliveries: int) -> None:
-    """Everything, and the report of it."""
+    """Run all measurements and write the report."""
     began = time.monotonic()
     cores = Cores.of_this_machine()
     ports = [redis_server.free_port() for _ in range(RECEIVERS + 1)]
     with on_cores(cores.others):
-        receivers = rig.start("receivers", "darkroom_loadtest.load.receivers", *map(str, ports))
+        receivers = rig.start("receivers", "darkroom_loadtest.clients.receivers", *map(str, ports))
         bench = Bench(rig, receivers)
         *good, last = [f"http://127.0.0.1:{port}/" for port in ports]
         hanging = f"{last}hang"
@@ -74,12 +74,12 @@ def measure(rig: Rig, *, runs: int, deliveries: int) -> None:
                 own={
                     "K_SINK": good[0],
                     "DARKROOM_WEBHOOK_ALLOW": "127.0.0.1",
-                    "DARKROOM_DELIVERY_RATE": "6000000",  # what the courier can do, not what it may
+                    "DARKROOM_DELIVERY_RATE": "6000000",  # no limit by the receivers' rate
                     "DARKROOM_DELIVERY_TIMEOUT_S": str(HANG_TIMEOUT_S),
                 },
             )
         bench.courier = courier
-        bench.delays(good, deliveries=10 * RECEIVERS)  # connections are opened, receivers asked for their consent
+        bench.delays(good, deliveries=10 * RECEIVERS)  # opens connections and asks the receivers for consent
         per_s, alone, beside = [], [], []
         others = good[:-1]
         for run in range(1, runs + 1):
@@ -91,8 +91,8 @@ def measure(rig: Rig, *, runs: int, deliveries: int) -> None:
             alone.append(percentile(without, 99))
             beside.append(percentile(with_it, 99))
             print(
-                f"run {run}: {per_s[-1]:.0f} deliveries a second; 99 %: {alone[-1]:.1f} ms, {beside[-1]:.1f} ms beside "
-                "one that hangs",
+                f"run {run}: {per_s[-1]:.0f} deliveries per second; 99 %: {alone[-1]:.1f} ms, {beside[-1]:.1f} ms "
+                "beside a hanging receiver",
                 flush=True,
             )
     shift = [100 * (more / less - 1) for more, less in zip(beside, alone, strict=True)]
@@ -102,15 +102,15 @@ def measure(rig: Rig, *, runs: int, deliveries: int) -> None:
         Figure(name="courier_p99_shift_percent", unit="%", runs=shift, goal=Goal(most=10)),
     ]
     notes = [
-        f"courier_p99_ms: from applied to posted, at {RATE} deliveries a second to {RECEIVERS} receivers.",
-        f"courier_p99_shift_percent: by how much that is more for {RECEIVERS - 1} of them while the last one hangs.",
+        f"courier_p99_ms: from applied to posted, at {RATE} deliveries per second to {RECEIVERS} receivers.",
+        f"courier_p99_shift_percent: the increase for {RECEIVERS - 1} receivers while the last one hangs.",
         f"{time.monotonic() - began:.0f} s in all",
     ]
     report(BENCH, figures, redis=rig.redis_version, notes=notes)
 
 
 class Bench:
-    """Makes the jobs, has their ends told, and reads when they were."""
+    """Creates jobs, applies their terminal events, and reads the times of delivery."""
 
     def __init__(self, rig: Rig, receivers: Process) -> None:
         self._rig = rig
@@ -119,17 +119,17 @@ class Bench:
         rig.ledger.run(calls.announce_pool(POOL, models=[POOL]))
 
     def throughput(self, urls: Sequence[str], *, deliveries: int) -> float:
-        """Deliveries a second, from the first post to the last, of what is due at once."""
+        """Deliveries per second, from the first post to the last, of a backlog."""
         signal_group(self.courier, signal.SIGSTOP)
         ids = [self._running(urls[number % len(urls)]) for number in range(deliveries)]
         for job_id in ids:
             self._end(job_id)
         signal_group(self.courier, signal.SIGCONT)
-        told = sorted(self._await(ids).values())
-        return 1000 * (len(told) - 1) / (told[-1] - told[0])
+        delivered = sorted(self._await(ids).values())
+        return 1000 * (len(delivered) - 1) / (delivered[-1] - delivered[0])
 
     def delays(self, urls: Sequence[str], *, deliveries: int, counted: Sequence[str] | None = None) -> list[float]:
-        """What the deliveries to the receivers that count took, in ms, at a steady rate."""
+        """The delays of the deliveries to the counted receivers in ms, at a constant rate."""
         counted = counted or urls
         jobs = [(self._running(url), url) for url in (urls[number % len(urls)] for number in range(deliveries))]
         applied: dict[str, float] = {}
@@ -140,14 +140,14 @@ class Bench:
             at = self._end(job_id)
             if url in counted:
                 applied[job_id] = at
-        told = self._await(list(applied))
+        delivered = self._await(list(applied))
         for job_id, url in jobs:
-            if url not in counted:  # nothing of this run is left to the next
+            if url not in counted:  # leave no deliveries to the next run
                 self._rig.ledger.run(calls.delete_job(job_id, tenant="default"))
-        return [told[job_id] - at for job_id, at in applied.items()]
+        return [delivered[job_id] - at for job_id, at in applied.items()]
 
     def _running(self, url: str) -> str:
-        """A job that was accepted and claimed."""
+        """Create a running job."""
         ledger, job_id = self._rig.ledger, new_job_id(time.time_ns() // 1_000_000)
         job = Submission(
             job_id=job_id,
@@ -166,7 +166,7 @@ class Bench:
         return job_id
 
     def _end(self, job_id: str) -> float:
-        """It completes, and that is applied: answers when (ms). It counts as archived, so that nobody does that now."""
+        """Complete the job, mark it archived, and apply its end; returns the time of the latter (ms)."""
         ledger = self._rig.ledger
         ledger.run(calls.finish(job_id, token=job_id, outcome=State.COMPLETED, data={"artifacts": []}))
         ledger.run(calls.mark_archived(job_id, seq=END_SEQ))
@@ -175,19 +175,19 @@ class Bench:
         return at
 
     def _await(self, ids: Sequence[str]) -> dict[str, float]:
-        """When each was told, in ms, once all were."""
+        """Wait for all deliveries; returns their times in ms."""
         wanted = set(ids)
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
-            told: dict[str, float] = {}
+            delivered: dict[str, float] = {}
             for line in self._log.read_text().splitlines():
                 job_id, _, at = line.partition(" ")
                 if job_id in wanted and at:
-                    told.setdefault(job_id, float(at))
-            if len(told) == len(wanted):
-                return told
+                    delivered.setdefault(job_id, float(at))
+            if len(delivered) == len(wanted):
+                return delivered
             if not self.courier.is_alive or time.monotonic() > deadline:
-                raise BenchmarkFailed(f"{len(wanted) - len(told)} of {len(wanted)} deliveries were not made")
+                raise BenchmarkFailed(f"{len(wanted) - len(delivered)} of {len(wanted)} deliveries were not made")
             time.sleep(0.2)
 
 

@@ -1,9 +1,9 @@
-"""Figures: what a benchmark found, as a table for people and as `.bench/NAME.json` for programs.
+"""Figures: the results of a benchmark, as a table and as `.bench/NAME.json`.
 
-`{"bench", "machine", "figures": [{"name", "value", "unit", "runs"}]}`, where `value` is the median of `runs`; a figure
-that has them also says `"goal": {"least" or "most"}`, and, for a ratio, what it comes from: `"ours"`, `"baseline"`.
+`{"bench", "machine", "figures": [{"name", "value", "unit", "runs"}]}`, where `value` is the median of `runs`. A figure
+may have a goal, `"goal": {"least" or "most"}`, and a ratio has its operands, `"ours"` and `"baseline"`.
 
-A figure is measured several times, its baseline in turn with it; the median of the runs is its value.
+A figure is measured several times, alternating with its baseline; its value is the median of the runs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from statistics import median
 from typing import Any
 
 FOLDER = Path(".bench")
-"""Where the figures are written, below the folder that the benchmark is started in. Git ignores it."""
+"""The folder of the figures, in the current folder. Git ignores it."""
 
 HEADINGS = ("figure", "ours", "baseline", "ratio", "goal", "met")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure is to reach: at least `least`, or at most `most`."""
+    """The goal of a figure: at least `least`, or at most `most`."""
 
     least: float | None = None
     most: float | None = None
@@ -42,7 +42,7 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure. Where it is a ratio, `ours` and `baseline` are what it comes from."""
+    """One figure. A ratio has its operands in `ours` and `baseline`."""
 
     name: str
     unit: str
@@ -53,7 +53,7 @@ class Figure:
 
     @classmethod
     def ratio(cls, name: str, *, ours: Sequence[float], baseline: Sequence[float], goal: Goal | None = None) -> Figure:
-        """Ours divided by the baseline, run by run: neighbours in time had the same machine."""
+        """Ours divided by the baseline, run by run, since adjacent runs had the same conditions."""
         runs = [mine / theirs for mine, theirs in zip(ours, baseline, strict=True)]
         return cls(name=name, unit="ratio", runs=runs, goal=goal, ours=ours, baseline=baseline)
 
@@ -62,7 +62,7 @@ class Figure:
         return median(self.runs)
 
     def encode(self) -> dict[str, Any]:
-        told: dict[str, Any] = {
+        members: dict[str, Any] = {
             "name": self.name,
             "value": self.value,
             "unit": self.unit,
@@ -71,23 +71,23 @@ class Figure:
             "ours": list(self.ours),
             "baseline": list(self.baseline),
         }
-        return {key: value for key, value in told.items() if value not in (None, [])}
+        return {key: value for key, value in members.items() if value not in (None, [])}
 
     @classmethod
-    def decode(cls, told: Mapping[str, Any]) -> Figure:
+    def decode(cls, members: Mapping[str, Any]) -> Figure:
         return cls(
-            name=told["name"],
-            unit=told["unit"],
-            runs=told["runs"],
-            goal=Goal(**told["goal"]) if "goal" in told else None,
-            ours=told.get("ours", ()),
-            baseline=told.get("baseline", ()),
+            name=members["name"],
+            unit=members["unit"],
+            runs=members["runs"],
+            goal=Goal(**members["goal"]) if "goal" in members else None,
+            ours=members.get("ours", ()),
+            baseline=members.get("baseline", ()),
         )
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What one benchmark wrote."""
+    """The results of one benchmark."""
 
     bench: str
     machine: str
@@ -104,19 +104,19 @@ def report(bench: str, figures: Sequence[Figure], *, redis: str, notes: Sequence
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """A line per figure."""
+    """A table with a line per figure."""
     return align([HEADINGS, *(_row(figure) for figure in figures)])
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of as many cells each, the first of which are the headings."""
+    """A table of rows of equal length, the first of which has the headings."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def write(bench: str, figures: Sequence[Figure], *, machine: str) -> Path:
-    """Write `.bench/NAME.json`, and say where that is."""
+    """Write `.bench/NAME.json`; returns its path."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{bench}.json"
     found = [figure.encode() for figure in figures]
@@ -125,13 +125,13 @@ def write(bench: str, figures: Sequence[Figure], *, machine: str) -> Path:
 
 
 def read(path: Path) -> Findings:
-    """What `write` wrote. Raises OSError, and ValueError or KeyError where it is not that."""
-    told = json.loads(path.read_text())
-    return Findings(told["bench"], told["machine"], [Figure.decode(figure) for figure in told["figures"]])
+    """Read a file of `write`. Raises OSError, ValueError, KeyError."""
+    members = json.loads(path.read_text())
+    return Findings(members["bench"], members["machine"], [Figure.decode(figure) for figure in members["figures"]])
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of the values that is no less than `percent` of them (nearest rank)."""
+    """The percentile of the values by the nearest-rank method."""
     ordered = sorted(values)
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 
@@ -151,12 +151,12 @@ def _short(value: float) -> str:
 
 
 def this_machine() -> str:
-    """Its processor, cores and system."""
+    """The machine's processor, cores and system."""
     return f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
 
 
 def _processor() -> str:
-    """The processor as Linux names it, or what Python knows of it."""
+    """The processor's name by Linux, or by Python."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():

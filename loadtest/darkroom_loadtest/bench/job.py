@@ -1,9 +1,8 @@
-"""What one job costs: Redis' memory, calls and time, and the processor time of each process.
+"""The costs of one job: Redis' memory, calls and time, and the processor time of each process.
 
-Jobs go the whole way, from a request over HTTP through a worker with an engine that takes no time to the sink, and into
-the history. First they are submitted while the worker stands still, then it is let go.
-`darkroom_loadtest.profiling.capacity` reckons with these costs. Bytes and calls are the same everywhere; times are
-those of this machine.
+Jobs pass through all parts: from an HTTP request through a worker with an instant engine to the sink, and into the
+history. They are submitted while the worker is stopped, then the worker resumes. `darkroom_loadtest.profiling.capacity`
+uses these costs. Bytes and calls are the same on all machines; times are not.
 """
 
 from __future__ import annotations
@@ -26,40 +25,40 @@ from darkroom_cli.local.processes import Process
 from darkroom_loadtest.bench.figures import Figure, Goal, report
 from darkroom_loadtest.bench.rig import NAMESPACE, BenchmarkFailed, Rig, processor_s, run_benchmark
 from darkroom_loadtest.bench.samples import tree_of
-from darkroom_loadtest.bench.worker import standing_still
-from darkroom_loadtest.load.caller import Caller
+from darkroom_loadtest.bench.worker import paused
+from darkroom_loadtest.clients.jobs import JobClient
 
 BENCH = "job"
 
 POOL = "instant"
 
 STEPS = 30
-"""Of the jobs with steps, as an image of 30 denoising steps has them: each is a call of the ledger."""
+"""The steps of a job with steps, as of a typical image; each is a call of the ledger."""
 
 COUNTED = 50
-"""Jobs whose calls are counted one by one."""
+"""Jobs whose calls are counted."""
 
 WORKERS = 200
-"""Made-up workers, to see what one costs whoever looks at its pool."""
+"""Registered workers without a process, to measure the cost of a worker for `observe`."""
 
-LOOKS = 50
+OBSERVATIONS = 50
 
 PROMPT = "a lighthouse at dusk, long exposure, the sea like fog"
 
 EMOJI_PROMPT = "".join(chr(0x1F600 + number % 80) for number in range(4_000))
-"""As long as any model takes: 16,000 bytes of UTF-8, and 48,000 as JSON's escapes would have it."""
+"""The maximum length of any model: 16,000 bytes in UTF-8, 48,000 in JSON's escapes."""
 
 EMOJI_JOBS = 500
-"""So many, however short the run: what Redis takes once and for all is little beside them."""
+"""The number of jobs in every run, enough to make Redis' constant memory negligible."""
 
 MOST_EMOJI_BYTES = 20_000
-"""The input once, in UTF-8, and beside it the rest of the record, the log and the queue."""
+"""The input once, in UTF-8, and the rest of the record, the log and the queue."""
 
 OF_EACH_JOB = ("accept", "claim", "progress", "finish", "applied", "archived")
-"""The scripts that run once for each job, and once a step. What hands out many jobs at once is not among them."""
+"""The scripts that run once per job or step, without those that lease many jobs at once."""
 
-KEPT = 1_000_000
-"""Entries of Redis' log of commands: more than any count has."""
+SLOWLOG_LENGTH = 1_000_000
+"""Entries of Redis' slow log: more than any count."""
 
 STEADY_S = 0.5
 LIMIT_S = 120.0
@@ -67,8 +66,8 @@ POLL_S = 0.02
 
 
 @dataclass
-class Costs:
-    """What was seen, run by run. Processor times are in microseconds for a job, by process."""
+class JobCosts:
+    """The costs by run. Processor times are in microseconds per job, by process."""
 
     pending_bytes: list[float] = field(default_factory=list)
     ended_bytes: list[float] = field(default_factory=list)
@@ -83,15 +82,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class System:
-    """What runs, by name. `jobs` is how many a run has."""
+    """The running processes by name. `jobs` is the number per run."""
 
     rig: Rig
     processes: Mapping[str, Process]
-    caller: Caller
+    client: JobClient
     jobs: int
 
     def processor_us(self) -> dict[str, float]:
-        """What each process has used so far, with the processes that it started."""
+        """The processor time of each process with its children."""
         return {
             name: 1e6 * sum(processor_s(pid) for pid in tree_of({name: process.pid}).values())
             for name, process in self.processes.items()
@@ -100,14 +99,14 @@ class System:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-job", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="of each measurement (default 5)")
-    parser.add_argument("--jobs", type=int, default=1000, help="in one run (default 1000)")
+    parser.add_argument("--runs", type=int, default=5, help="runs per measurement (default: 5)")
+    parser.add_argument("--jobs", type=int, default=1000, help="jobs per run (default: 1000)")
     options = parser.parse_args(arguments)
     return run_benchmark(lambda rig: measure(rig, runs=options.runs, jobs=options.jobs))
 
 
 def measure(rig: Rig, *, runs: int, jobs: int) -> None:
-    """Everything, and the report of it."""
+    """Run all measurements and write the report."""
     began = time.monotonic()
     functions = rig.serve("functions", "darkroom_functions.serve", "all")
     processes = {
@@ -116,9 +115,9 @@ def measure(rig: Rig, *, runs: int, jobs: int) -> None:
         "courier": rig.start("courier", "darkroom_courier", own={"K_SINK": f"{functions.url}/events"}),
         "worker": rig.start_worker(POOL),
     }
-    costs = Costs()
-    with Caller(functions.port) as caller:
-        system = System(rig, processes, caller, jobs)
+    costs = JobCosts()
+    with JobClient(functions.port) as client:
+        system = System(rig, processes, client, jobs)
         _do(system, COUNTED, steps=1)
         counts, with_steps = (_calls(system, steps=steps) for steps in (1, STEPS))
         for run in range(1, runs + 1):
@@ -155,15 +154,15 @@ def measure(rig: Rig, *, runs: int, jobs: int) -> None:
     report(BENCH, figures, redis=rig.redis_version, notes=notes)
 
 
-def _run(system: System, costs: Costs) -> None:
-    """One run of all that is measured with a backlog."""
+def _run(system: System, costs: JobCosts) -> None:
+    """One run of the measurements with a backlog."""
     rig, jobs = system.rig, system.jobs
     base, base_file, before = _used(rig), _file(rig), system.processor_us()
-    with standing_still(system.processes["worker"]):
+    with paused(system.processes["worker"]):
         job_ids = [_submit(system, steps=1) for _ in range(jobs)]
         submitted = system.processor_us()
         costs.pending_bytes.append((_used(rig) - base) / jobs)
-    _until_over(rig, jobs)
+    _await_all(rig, jobs)
     ended = system.processor_us()
     costs.ended_bytes.append((_used(rig) - base) / jobs)
     costs.file_bytes.append((_file(rig) - base_file) / jobs)
@@ -173,41 +172,41 @@ def _run(system: System, costs: Costs) -> None:
         costs.submit_us.setdefault(name, []).append((submitted[name] - before[name]) / jobs)
         costs.run_us.setdefault(name, []).append((ended[name] - submitted[name]) / jobs)
     fewer, base_file = max(1, jobs // 5), _file(rig)
-    with standing_still(system.processes["worker"]):
+    with paused(system.processes["worker"]):
         for _ in range(fewer):
             _submit(system, steps=STEPS)
         submitted = system.processor_us()
-    _until_over(rig, fewer)
+    _await_all(rig, fewer)
     with_steps_us = (system.processor_us()["redis"] - submitted["redis"]) / fewer
     costs.step_us.append((with_steps_us - costs.run_us["redis"][-1]) / (STEPS - 1))
     costs.step_file_bytes.append(((_file(rig) - base_file) / fewer - costs.file_bytes[-1]) / (STEPS - 1))
 
 
 def _emoji_bytes(system: System) -> float:
-    """What Redis takes for a waiting job with the longest prompt, in the letters that take the most bytes."""
+    """Redis' memory for a waiting job with the longest prompt, in 4-byte characters."""
     base = _used(system.rig)
-    with standing_still(system.processes["worker"]):
+    with paused(system.processes["worker"]):
         for _ in range(EMOJI_JOBS):
             _submit(system, steps=1, prompt=EMOJI_PROMPT)
         used = _used(system.rig) - base
-    _until_over(system.rig, EMOJI_JOBS)
+    _await_all(system.rig, EMOJI_JOBS)
     return used / EMOJI_JOBS
 
 
 def _do(system: System, jobs: int, *, steps: int) -> None:
-    """So many jobs, one after another, to their end."""
+    """Run that many jobs and wait for them."""
     for _ in range(jobs):
         _submit(system, steps=steps)
-    _until_over(system.rig, jobs)
+    _await_all(system.rig, jobs)
 
 
 def _submit(system: System, *, steps: int, prompt: str = PROMPT) -> str:
     parameters = {"prompt": prompt, "seed": 7, "steps": steps}
-    return system.caller.submit(f"/{POOL}", json.dumps({"input": parameters}))
+    return system.client.submit(f"/{POOL}", json.dumps({"input": parameters}))
 
 
-def _until_over(rig: Rig, jobs: int) -> None:
-    """Until all jobs have ended, their ends are told, and they are in the history."""
+def _await_all(rig: Rig, jobs: int) -> None:
+    """Wait until all jobs have finished, are applied, and are in the history."""
     deadline = time.monotonic() + LIMIT_S + jobs / 10
     names = Keys(NAMESPACE)
     keys = [names.waiting(POOL), names.dispatched(POOL), names.running(POOL), names.outbox, names.history]
@@ -219,32 +218,32 @@ def _until_over(rig: Rig, jobs: int) -> None:
         if not any(left):
             return
         if time.monotonic() > deadline:
-            raise BenchmarkFailed(f"{jobs} jobs are not over in time: {dict(zip(keys, left, strict=True))}")
+            raise BenchmarkFailed(f"{jobs} jobs have not finished in time: {dict(zip(keys, left, strict=True))}")
         time.sleep(POLL_S)
 
 
 def _calls(system: System, *, steps: int) -> Counter[str]:
-    """How often each script ran for COUNTED jobs, by Redis' log of all commands."""
+    """The number of calls of each script for COUNTED jobs, by Redis' slow log."""
     redis = system.rig.redis
     names = {hashlib.sha1(text, usedforsecurity=False).hexdigest(): name for name, text in scripts.texts().items()}
-    redis.config_set("slowlog-max-len", KEPT)
+    redis.config_set("slowlog-max-len", SLOWLOG_LENGTH)
     redis.config_set("slowlog-log-slower-than", 0)
     _do(system, COUNTED, steps=steps)
     redis.config_set("slowlog-log-slower-than", -1)
-    commands = [entry["command"].split(b" ", 2) for entry in redis.slowlog_get(KEPT)]
+    commands = [entry["command"].split(b" ", 2) for entry in redis.slowlog_get(SLOWLOG_LENGTH)]
     redis.slowlog_reset()
     return Counter(names[words[1].decode()] for words in commands if words[0].upper() == b"EVALSHA")
 
 
 def _connections_of(rig: Rig, worker: Process) -> float:
-    """How many connections to Redis a worker has that has done jobs: as many as are fewer without it."""
+    """The number of a worker's connections to Redis, by the difference without it."""
     with_it = _connections(rig)
     rig.stop(worker)
     return float(with_it - _connections(rig))
 
 
 def _connections(rig: Rig) -> int:
-    """How many Redis has, once that does not change: it sees one later that a connection was closed."""
+    """The number of Redis' connections once it is stable: Redis notices a closed connection late."""
     last = -1
     while (now := int(rig.redis.info("clients")["connected_clients"])) != last:
         last = now
@@ -253,14 +252,14 @@ def _connections(rig: Rig) -> int:
 
 
 def _observe_us(rig: Rig) -> float:
-    """What each worker of a pool adds to a look of the operator at it, in Redis' time."""
-    pool = "looked-at"
+    """Redis' time that each worker of a pool adds to `observe`."""
+    pool = "observed"
     rig.ledger.run(calls.announce_pool(pool, models=[pool]))
-    without = _look_us(rig, pool)
+    without = _observed_us(rig, pool)
     for number in range(WORKERS):
         name = f"worker-{number}"
         rig.ledger.run(calls.register_worker(name, pool=pool, state=WorkerState.READY, pod=name, models=[pool]))
-    with_them = _look_us(rig, pool)
+    with_them = _observed_us(rig, pool)
     for number in range(WORKERS):
         rig.ledger.run(
             calls.register_worker(f"worker-{number}", pool=pool, state=WorkerState.GONE, pod="", models=[pool])
@@ -268,15 +267,15 @@ def _observe_us(rig: Rig) -> float:
     return (with_them - without) / WORKERS
 
 
-def _look_us(rig: Rig, pool: str) -> float:
+def _observed_us(rig: Rig, pool: str) -> float:
     rig.redis.config_resetstat()
-    for _ in range(LOOKS):
+    for _ in range(OBSERVATIONS):
         rig.ledger.run(calls.observe(pool))
     return float(rig.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
 
 
 def _bytes_of(rig: Rig, key: Callable[[str], str], job_ids: Sequence[str]) -> float:
-    """What one key of a job takes, of all its values."""
+    """The mean memory of one kind of key per job."""
     return float(mean(rig.redis.memory_usage(key(job), samples=0) for job in job_ids))
 
 
@@ -285,7 +284,7 @@ def _used(rig: Rig) -> int:
 
 
 def _file(rig: Rig) -> int:
-    """How long the append-only file is."""
+    """The size of the append-only file."""
     return int(rig.redis.info("persistence")["aof_current_size"])
 
 

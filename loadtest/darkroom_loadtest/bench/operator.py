@@ -1,8 +1,8 @@
-"""How soon the operator acts, and what it costs with a thousand pools.
+"""The reaction time of the operator, and its costs with a thousand pools.
 
-A real control plane (`KUBEBUILDER_ASSETS`, as the operator's tests have it) and a real operator under its own rights. A
-job is submitted to a pool that has nothing; the time counts from before the submission until the API server's own watch
-tells of the changed replicas. What a tick costs is the operator's processor time while nothing is to be done.
+A real control plane (`KUBEBUILDER_ASSETS`, as for the operator's tests) and a real operator with its own role. A job is
+submitted to an empty pool; the time counts from before the submission until the API server's watch reports the changed
+replicas. The cost of a tick is the operator's processor time while the system is idle.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ from tests.ports import free_port
 
 BENCH = "operator"
 
-WORKED_FOR = "bench"
-"""The Kubernetes namespace."""
+NAMESPACE_OF_POOLS = "bench"
+"""The Kubernetes namespace of the pools."""
 
 PAUSE_S = 0.05
-"""Between two submissions: by then all that the last one caused is over."""
+"""Pause between two submissions, longer than the reaction to the last one."""
 
 LIMIT_S = 60.0
-"""How long anything may take that takes milliseconds."""
+"""Timeout of operations that take milliseconds."""
 
 SETTLE_LIMIT_S = 600.0
-"""How long the operator may take to make the objects of all pools."""
+"""Timeout until the operator has created the objects of all pools."""
 
-CALM_S = 3.0
-"""The controllers behind the API server have come to rest when nothing was told of Deployments for so long."""
+IDLE_S = 3.0
+"""The controllers are idle after this long without an event of a Deployment."""
 
 TICK_S = 1.0
 
 PING = b"*1\r\n$4\r\nPING\r\n"
-"""How the connection that listens asks every ten seconds whether it is still one: no part of a tick."""
+"""The health check of the subscribed connection, every ten seconds; not part of a tick."""
 
 QUIET_S = 0.05
-"""Requests after so long without an answer on the same connection are another round trip; shorter gaps are those of one
-long pipeline, which Redis begins to answer while it is still being sent."""
+"""A request after this long without a reply on the same connection starts another round trip; shorter gaps are within
+one long pipeline, which Redis answers while it is being sent."""
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-operator", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="of each measurement (default 3)")
-    parser.add_argument("--pools", type=int, default=1000, help="pools that there are (default 1000)")
+    parser.add_argument("--runs", type=int, default=3, help="runs per measurement (default: 3)")
+    parser.add_argument("--pools", type=int, default=1000, help="number of pools (default: 1000)")
     parser.add_argument(
-        "--jobs", type=int, default=100, help="submissions in one run, each to another pool (default 100)"
+        "--jobs", type=int, default=100, help="submissions per run, each to another pool (default: 100)"
     )
-    parser.add_argument("--ticks", type=int, default=15, help="ticks in one run of what they cost (default 15)")
-    parser.add_argument("--lost", type=int, default=20, help="pods taken away under a job in one run (default 20)")
+    parser.add_argument("--ticks", type=int, default=15, help="ticks per run of the cost measurement (default: 15)")
+    parser.add_argument("--lost", type=int, default=20, help="pods deleted under a running job per run (default: 20)")
     options = parser.parse_args(arguments)
     if options.jobs * options.runs > options.pools:
         parser.error("each submission needs a pool of its own: --pools must be --runs times --jobs or more")
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured: see the arguments of `main`."""
+    """The amounts to measure: see the arguments of `main`."""
 
     runs: int
     pools: int
@@ -90,10 +90,10 @@ class Sizes:
 
 
 def measure(rig: Rig, sizes: Sizes) -> None:
-    """Everything, and the report of it."""
+    """Run all measurements and write the report."""
     programs = assets()
     if programs is None:
-        raise BenchmarkFailed("KUBEBUILDER_ASSETS names no folder with etcd, kube-apiserver and the others")
+        raise BenchmarkFailed("KUBEBUILDER_ASSETS is not a folder with etcd, kube-apiserver and the other programs")
     began = time.monotonic()
     plane = ControlPlane(programs, rig.folder / "control-plane")
     try:
@@ -103,8 +103,8 @@ def measure(rig: Rig, sizes: Sizes) -> None:
     finally:
         plane.stop()
     notes = [
-        f"all with {sizes.pools} pools, on a Kubernetes that shares the machine with everything else",
-        "operator_patch: from before the submission to the API server's word, on its own watch, of changed replicas",
+        f"all with {sizes.pools} pools, on a control plane on the same machine",
+        "operator_patch: from before the submission to the API server's watch event with changed replicas",
         f"{time.monotonic() - began:.0f} s in all",
     ]
     report(BENCH, figures, redis=rig.redis_version, notes=notes)
@@ -113,7 +113,7 @@ def measure(rig: Rig, sizes: Sizes) -> None:
 def _measure(rig: Rig, plane: ControlPlane, server: str | None, sizes: Sizes) -> list[Figure]:
     counter = TurnCounter(_port_of(rig.redis_url))
     try:
-        _teach(plane)
+        _install_definitions(plane)
         operator = _start_operator(rig, plane, server, redis_port=counter.port_behind)
         pid = operator.pid
         began = time.monotonic()
@@ -132,10 +132,8 @@ def _measure(rig: Rig, plane: ControlPlane, server: str | None, sizes: Sizes) ->
         cpu_ms, p50, p99 = [], [], []
         untouched = iter(names)
         for run in range(1, sizes.runs + 1):
-            _until(
-                lambda: replicas.silent_s > CALM_S, what="the end of the news of Deployments", limit_s=SETTLE_LIMIT_S
-            )
-            _until_calm(pid)
+            _until(lambda: replicas.silent_s > IDLE_S, what="the end of events of Deployments", limit_s=SETTLE_LIMIT_S)
+            _await_idle(pid)
             cpu_ms.append(_tick_cost_ms(pid, sizes.ticks))
             took_ms = [_reaction_ms(rig, replicas, next(untouched)) for _ in range(sizes.jobs)]
             p50.append(percentile(took_ms, 50))
@@ -146,10 +144,10 @@ def _measure(rig: Rig, plane: ControlPlane, server: str | None, sizes: Sizes) ->
             )
         rss_mb = _resident_mb(pid)
         recovery = [_recovery_p99_s(rig, plane, f"lost-{run}", sizes.lost) for run in range(sizes.runs)]
-        # Another operator, since what counts its round trips stands in their way: none of the times above are its.
+        # A second operator, since the proxy that counts round trips slows it down: the times above are without it.
         rig.stop(operator)
         counter.start()
-        _until_calm(_start_operator(rig, plane, server, redis_port=counter.port).pid)
+        _await_idle(_start_operator(rig, plane, server, redis_port=counter.port).pid)
         turns = [counter.turns_per(TICK_S, sizes.ticks) for _ in range(sizes.runs)]
     finally:
         counter.stop()
@@ -163,27 +161,27 @@ def _measure(rig: Rig, plane: ControlPlane, server: str | None, sizes: Sizes) ->
     ]
 
 
-def _teach(plane: ControlPlane) -> None:
-    """The control plane learns of worker pools, and of the operator's rights."""
+def _install_definitions(plane: ControlPlane) -> None:
+    """Install the definition of worker pools and the operator's role."""
     shipped = REPOSITORY / "knative" / "base" / "operator"
     for body in yaml.safe_load_all((shipped / "workerpools.yaml").read_text()):
         plane.kubectl("apply", "--server-side", "-f", "-", given=json.dumps(plane.fitted(body)))
     plane.kubectl("wait", "--for=condition=Established", "crd/workerpools.darkroom.dev", "--timeout=60s")
-    plane.kubectl("create", "namespace", WORKED_FOR)
-    plane.kubectl("-n", WORKED_FOR, "apply", "-f", str(shipped / "rbac.yaml"))
+    plane.kubectl("create", "namespace", NAMESPACE_OF_POOLS)
+    plane.kubectl("-n", NAMESPACE_OF_POOLS, "apply", "-f", str(shipped / "rbac.yaml"))
 
 
 def _start_operator(rig: Rig, plane: ControlPlane, server: str | None, *, redis_port: int) -> Process:
-    """An operator that leads, and reaches Redis at this port; `server` is an address in front of the API server."""
+    """A leading operator that reaches Redis at this port; `server` is a proxy of the API server."""
     config = rig.folder / "operator.kubeconfig"
-    token = plane.token_of(WORKED_FOR, "darkroom-operator")
-    config.write_text(plane.kubeconfig(token, server=server, namespace=WORKED_FOR))
+    token = plane.token_of(NAMESPACE_OF_POOLS, "darkroom-operator")
+    config.write_text(plane.kubeconfig(token, server=server, namespace=NAMESPACE_OF_POOLS))
     port = free_port()
     own = {
         "PYTHONPATH": ":".join(str(REPOSITORY / root) for root in (*ROOTS, "operator")),
         "KUBECONFIG": str(config),
         "DARKROOM_REDIS_URL": rig.redis_url.replace(f":{_port_of(rig.redis_url)}", f":{redis_port}"),
-        "DARKROOM_WATCH_NAMESPACE": WORKED_FOR,
+        "DARKROOM_WATCH_NAMESPACE": NAMESPACE_OF_POOLS,
         "DARKROOM_PROBE_PORT": str(port),
         "DARKROOM_RECONCILE_INTERVAL_S": str(TICK_S),
     }
@@ -218,7 +216,7 @@ def _pool(name: str, **spec: object) -> dict[str, object]:
 
 
 def _make(plane: ControlPlane, pool: dict[str, object]) -> None:
-    plane.ask("POST", f"/apis/darkroom.dev/v1alpha1/namespaces/{WORKED_FOR}/workerpools", pool)
+    plane.ask("POST", f"/apis/darkroom.dev/v1alpha1/namespaces/{NAMESPACE_OF_POOLS}/workerpools", pool)
 
 
 def _submit(rig: Rig, pool: str) -> str:
@@ -234,7 +232,7 @@ def _submit(rig: Rig, pool: str) -> str:
     )
     deadline = time.monotonic() + SETTLE_LIMIT_S
     while not isinstance(accepted := rig.ledger.run(calls.accept(job, backlog_limit=10_000)), Accepted):
-        # The operator announces a pool a moment after it has made its Deployment.
+        # The operator announces a pool shortly after it has created its Deployment.
         if not isinstance(accepted, NoPool) or time.monotonic() > deadline:
             raise BenchmarkFailed(f"a job was refused: {accepted}")
         time.sleep(0.01)
@@ -242,7 +240,7 @@ def _submit(rig: Rig, pool: str) -> str:
 
 
 def _reaction_ms(rig: Rig, replicas: ReplicaWatch, pool: str) -> float:
-    """From before the submission until the API server told of more replicas."""
+    """From before the submission until the API server reports more replicas."""
     time.sleep(PAUSE_S)
     began = time.perf_counter()
     _submit(rig, pool)
@@ -251,8 +249,8 @@ def _reaction_ms(rig: Rig, replicas: ReplicaWatch, pool: str) -> float:
 
 
 def _recovery_p99_s(rig: Rig, plane: ControlPlane, pool: str, lost: int) -> float:
-    """From the deletion of a pod whose worker runs a job until that job waits again."""
-    kubelet = Kubelet(plane, WORKED_FOR, of_pool=pool)
+    """From the deletion of a pod whose worker runs a job until that job is pending again."""
+    kubelet = Kubelet(plane, NAMESPACE_OF_POOLS, of_pool=pool)
     standins = StandIns(rig.redis_url, NAMESPACE)
     kubelet.workers = standins
     kubelet.start()
@@ -265,10 +263,10 @@ def _recovery_p99_s(rig: Rig, plane: ControlPlane, pool: str, lost: int) -> floa
             if (dropped := standins.claim(pod, job_id)) is not None:
                 raise BenchmarkFailed(f"a claim was dropped: {dropped}")
             began = time.perf_counter()
-            plane.ask("DELETE", f"/api/v1/namespaces/{WORKED_FOR}/pods/{pod}", {"gracePeriodSeconds": 0})
+            plane.ask("DELETE", f"/api/v1/namespaces/{NAMESPACE_OF_POOLS}/pods/{pod}", {"gracePeriodSeconds": 0})
             _until(
                 lambda job_id=job_id: _state(rig, job_id) is State.PENDING,  # type: ignore[misc]
-                what="the job waits again",
+                what="the job is pending again",
                 limit_s=LIMIT_S,
             )
             took.append(time.perf_counter() - began)
@@ -294,8 +292,8 @@ def _resident_mb(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _until_calm(pid: int) -> None:
-    """Until what the operator does by itself costs the same for a while."""
+def _await_idle(pid: int) -> None:
+    """Wait until the cost of the operator's ticks is stable."""
     deadline = time.monotonic() + SETTLE_LIMIT_S
     last = _tick_cost_ms(pid, 5)
     while time.monotonic() < deadline:
@@ -303,7 +301,7 @@ def _until_calm(pid: int) -> None:
         if abs(now - last) < 0.1 * max(now, last):
             return
         last = now
-    raise BenchmarkFailed("the operator does not come to rest")
+    raise BenchmarkFailed("the operator does not become idle")
 
 
 def _until(condition: Callable[[], object], *, what: str, limit_s: float) -> None:
@@ -315,12 +313,12 @@ def _until(condition: Callable[[], object], *, what: str, limit_s: float) -> Non
 
 
 class ReplicaWatch:
-    """What the API server's watch tells of Deployments: `known` has replicas, and when they were told of, by name."""
+    """The watch of Deployments: `known` has the replicas by name, with the time of the event."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self.known: dict[str, tuple[int, float]] = {}
-        self._heard_at = 0.0
+        self._received_at = 0.0
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -328,25 +326,25 @@ class ReplicaWatch:
 
     @property
     def silent_s(self) -> float:
-        """Since the last news of any."""
-        return time.perf_counter() - self._heard_at
+        """Seconds since the last event."""
+        return time.perf_counter() - self._received_at
 
     def _run(self) -> None:
         request = urllib.request.Request(  # noqa: S310 - our own address
-            f"{self._plane.url}/apis/apps/v1/namespaces/{WORKED_FOR}/deployments?watch=1&timeoutSeconds=3000",
+            f"{self._plane.url}/apis/apps/v1/namespaces/{NAMESPACE_OF_POOLS}/deployments?watch=1&timeoutSeconds=3000",
             headers=self._plane.headers,
         )
         context = ssl.create_default_context(cafile=str(self._plane.authority))
         try:
             with urllib.request.urlopen(request, context=context) as reply:  # noqa: S310 - as above
                 for line in reply:
-                    at = self._heard_at = time.perf_counter()
-                    told = json.loads(line)["object"]
-                    name, replicas = told["metadata"]["name"], told["spec"]["replicas"]
+                    at = self._received_at = time.perf_counter()
+                    deployment = json.loads(line)["object"]
+                    name, replicas = deployment["metadata"]["name"], deployment["spec"]["replicas"]
                     if self.known.get(name, (None, 0.0))[0] != replicas:
                         self.known[name] = (replicas, at)
         except OSError:
-            return  # the control plane has ended
+            return  # the control plane has stopped
 
 
 @dataclass
@@ -355,7 +353,7 @@ class _Line:
 
 
 class TurnCounter:
-    """Stands between the operator and Redis, and counts round trips: requests after an answer and a short silence."""
+    """A proxy between the operator and Redis that counts round trips: requests after a reply and a short pause."""
 
     def __init__(self, port_behind: int) -> None:
         self.port = free_port()
@@ -376,7 +374,7 @@ class TurnCounter:
             self._thread.join(10)
 
     def turns_per(self, tick_s: float, ticks: int) -> float:
-        """Round trips a tick, over so many of them."""
+        """Round trips per tick."""
         before = self._turns
         time.sleep(tick_s * ticks)
         return (self._turns - before) / ticks

@@ -1,7 +1,7 @@
-"""The rig: all that a benchmark starts, in a folder of its own, and ends again however it ends itself.
+"""The rig: the processes and the folder of a benchmark, which are removed when it ends for any reason.
 
-Processes are started as `darkroom up` starts them (`darkroom_cli.local.processes`): each in a session of its own, ended
-by its own pid, with what it started in turn. Redis listens on a free port, its append-only file synced every second.
+Processes are started as by `darkroom up` (`darkroom_cli.local.processes`): each in a session of its own, and stopped by
+pid together with its children. Redis listens on a free port and syncs its append-only file every second.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from darkroom.ledger.calls import WorkerState
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
 from darkroom.ledger.keys import Keys
-from darkroom_cli.environments.command import environment
 from darkroom_cli.local import processes, redis_server
-from darkroom_cli.local.processes import Process, Program
+from darkroom_cli.local.child_environment import environment
+from darkroom_cli.local.processes import Process, ProcessSpec
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 ROOTS = ("core", "functions", "worker-images", "courier", "cli", "loadtest")
@@ -36,41 +36,41 @@ NAMESPACE = "bench"
 LINK_KEY = "the benchmarks' own key, of 32 characters or more"
 WEBHOOK_KEY = "the benchmarks' own key for webhooks with 32 characters or more"
 
-READY_LIMIT_S = 60.0
-"""For anything to be ready; on an idle machine each takes a second or two."""
+READY_TIMEOUT_S = 60.0
+"""Timeout until a process is ready; on an idle machine a second or two."""
 
 GRACE_S = 5.0
-"""Between SIGTERM and SIGKILL when all ends."""
+"""Between SIGTERM and SIGKILL at the end."""
 
 POLL_S = 0.02
 
 SHOWN_CHARS = 2000
-"""So much of a log's end is shown, when its process did not do what it should."""
+"""Characters of the end of a log that an error shows."""
 
 INTERRUPTED = 130
-"""The exit status of a program that Ctrl-C ended, by a shell's custom."""
+"""The exit status after Ctrl-C, by convention of shells."""
 
 
 class BenchmarkFailed(Exception):
-    """Something that was started does not run, or not as it must to be measured; the message says what."""
+    """A process or a measurement failed; the message names the reason."""
 
 
 @dataclass(frozen=True)
 class Cores:
-    """Which processor cores the measured process has, and which all others have. On one core they share it."""
+    """The processor cores of the measured process, and those of all others. A single core is shared."""
 
     measured: frozenset[int]
     others: frozenset[int]
 
     @classmethod
     def of_this_machine(cls) -> Cores:
-        """The first for the one, the rest for the others."""
+        """The first core for the measured process, the rest for the others."""
         first, *rest = sorted(os.sched_getaffinity(0))
         return cls(frozenset({first}), frozenset(rest or {first}))
 
 
 class Rig:
-    """A context manager: on leaving it, all that was started has ended and the folder is gone."""
+    """A context manager: at its end all processes are stopped and the folder is removed."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="darkroom-bench-"))
@@ -95,7 +95,7 @@ class Rig:
 
     @property
     def redis(self) -> Any:
-        """A client of the rig's Redis; redis-py types its replies in part."""
+        """A client of the rig's Redis, as Any: redis-py's types are incomplete."""
         return self._redis
 
     @property
@@ -116,7 +116,7 @@ class Rig:
         return self._ledger
 
     def start(self, name: str, module: str, *arguments: str, own: Mapping[str, str] | None = None) -> Process:
-        """Start `python -m <module> <arguments>`, with what every part is told, and `own` beside it."""
+        """Start `python -m <module> <arguments>` with the settings of every part, and `own`."""
         common = {
             "PYTHONPATH": os.pathsep.join(str(REPOSITORY / root) for root in ROOTS),
             "DARKROOM_REDIS_URL": self.redis_url,
@@ -133,34 +133,34 @@ class Rig:
         command = [sys.executable, "-m", module, *arguments]
         return self._start(name, command, environment({**common, **(own or {})}), folder=self.folder)
 
-    def again(self, process: Process) -> Process:
-        """Start once more what has ended; answers the new run."""
-        place = self._started.index(process)
-        self._started[place] = Process(process.program)
-        return self._started[place]
+    def restart(self, process: Process) -> Process:
+        """Start an exited process again; returns the new process."""
+        index = self._started.index(process)
+        self._started[index] = Process(process.program)
+        return self._started[index]
 
-    def serve(self, name: str, module: str, *arguments: str, path: str = "/readyz") -> Server:
-        """Start a server on a free port, and wait until it answers at `path`."""
+    def serve(self, name: str, module: str, *arguments: str, path: str = "/readyz") -> FunctionServer:
+        """Start a server on a free port, and wait until `path` responds."""
         port = redis_server.free_port()
-        server = Server(self.start(name, module, *arguments, own={"PORT": str(port)}), port)
+        server = FunctionServer(self.start(name, module, *arguments, own={"PORT": str(port)}), port)
         self.wait(lambda: server.answers(path), what=server.process)
         return server
 
     def wait(self, condition: Callable[[], object], *, what: Process) -> None:
-        """Wait until the condition is true. Raises BenchmarkFailed when `what` ended, or took too long."""
-        deadline = time.monotonic() + READY_LIMIT_S
+        """Wait until the condition is true. Raises BenchmarkFailed if `what` exits, or after the timeout."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
         while not condition():
             if not what.is_alive or time.monotonic() > deadline:
-                said = what.program.log.read_text(errors="replace")[-SHOWN_CHARS:]
-                raise BenchmarkFailed(f"{what.program.name} is not ready:\n{said}")
+                tail = what.program.log.read_text(errors="replace")[-SHOWN_CHARS:]
+                raise BenchmarkFailed(f"{what.program.name} is not ready:\n{tail}")
             time.sleep(POLL_S)
 
     def stop(self, process: Process) -> None:
-        """End it before all else ends."""
-        processes.end_in_order([process], hurry=lambda: False)
+        """Stop one process."""
+        processes.stop_in_order([process], hurry=lambda: False)
 
     def start_worker(self, pool: str, *, own: Mapping[str, str] | None = None) -> Process:
-        """Start a worker of ours and wait until the ledger knows that it is ready."""
+        """Start a worker and wait until the ledger lists it as ready."""
         self.ledger.run(calls.announce_pool(pool, models=[pool]))
         worker = self.start("worker", "darkroom_worker", own={"DARKROOM_POOL": pool, **(own or {})})
         self.wait(lambda: WorkerState.READY.value in self._worker_states(), what=worker)
@@ -173,7 +173,7 @@ class Rig:
 
     def _start_redis(self) -> None:
         server = redis_server.prepare(self.folder / "redis", port=redis_server.free_port())
-        # A rewrite of the append-only file would come in the middle of some run.
+        # No rewrite of the append-only file during a run.
         command = [*server.command, "--auto-aof-rewrite-percentage", "0"]
         process = self._start("redis", command, environment({}), folder=server.folder)
         self.wait(lambda: redis_server.serves(server.url), what=process)
@@ -181,7 +181,7 @@ class Rig:
         self._redis = connect(server.url)
 
     def _start(self, name: str, command: Sequence[str], own: Mapping[str, str], *, folder: Path) -> Process:
-        program = Program(
+        program = ProcessSpec(
             name=name,
             command=command,
             environment=own,
@@ -194,12 +194,12 @@ class Rig:
         return self._started[-1]
 
     def _end(self) -> None:
-        """In the reverse order. A Ctrl-C changes nothing now: the end is bounded in time anyway."""
+        """Stop all processes in reverse order. Ctrl-C is ignored, since the shutdown is bounded in time."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         for process in self._started:
             signal_group(process, signal.SIGCONT)
-        processes.end_in_order(self._started[::-1], hurry=lambda: False)
+        processes.stop_in_order(self._started[::-1], hurry=lambda: False)
         if self._redis is not None:
             self._redis.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -208,7 +208,7 @@ class Rig:
 
 
 @dataclass(frozen=True)
-class Server:
+class FunctionServer:
     """A process that serves HTTP on `port` of loopback."""
 
     process: Process
@@ -227,7 +227,7 @@ class Server:
 
 @contextmanager
 def on_cores(cores: Collection[int]) -> Iterator[None]:
-    """What is started within has these cores, and whatever it starts."""
+    """Processes that are started within, and their children, run on these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -237,19 +237,19 @@ def on_cores(cores: Collection[int]) -> Iterator[None]:
 
 
 def signal_group(process: Process, number: signal.Signals) -> None:
-    """Send a signal to a process and all that it started."""
+    """Send a signal to a process and its children."""
     if process.is_alive:
         os.killpg(process.pid, number)
 
 
 def processor_s(pid: int) -> float:
-    """Seconds of processor time that a process has used so far, its threads included and its children not."""
+    """Seconds of processor time of a process, with its threads and without its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run_benchmark(measure: Callable[[Rig], None]) -> int:
-    """Measure in a rig; answers the exit status. A Ctrl-C or SIGTERM ends it early, and nothing is left behind."""
+    """Measure in a rig; returns the exit status. Ctrl-C and SIGTERM stop it early, with all processes."""
     try:
         with Rig() as rig:
             measure(rig)

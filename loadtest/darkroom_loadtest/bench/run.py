@@ -1,8 +1,8 @@
-"""All benchmarks, one after another, and one table of what they found.
+"""All benchmarks in sequence, and one table of their figures.
 
-Each is a process of its own and writes `.bench/NAME.json`; the table is made of these files. With `--repeat` each is
-run so many times, in turn with the others, and with `--into FOLDER` the files are kept there, a folder for each time:
-that is what `make bench-compare` compares. Nothing else should run on the machine.
+Each is a process and writes `.bench/NAME.json`; the table is made from these files. With `--repeat` all are run that
+many times, and with `--into FOLDER` the files are copied there, a folder for each repetition, for `make bench-compare`.
+The machine should be otherwise idle.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ from darkroom_loadtest.bench.rig import INTERRUPTED
 BENCHES = ("submit", "latency", "worker", "job", "courier", "broadcast", "operator", "policy")
 
 NEEDS: Mapping[str, str] = {"operator": "KUBEBUILDER_ASSETS"}
-"""The variable without which a benchmark is left out."""
+"""The variable without which a benchmark is skipped."""
 
-LIMIT_S = 900.0
-"""For one benchmark. The longest takes a third of that on two idle cores."""
+TIMEOUT_S = 900.0
+"""Timeout of one benchmark. The longest takes a third of that on two idle cores."""
 
-END_LIMIT_S = 60.0
-"""For one that was interrupted to end what it started."""
+GRACE_S = 60.0
+"""Grace period of an interrupted benchmark."""
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("benches", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)} (default: all)")
-    parser.add_argument("--repeat", type=int, default=1, help="how many times each (default 1)")
-    parser.add_argument("--into", type=Path, help="a folder that keeps the files, for bench-compare")
+    parser.add_argument(
+        "benches", nargs="*", metavar="NAME", help=f"benchmarks, of {', '.join(BENCHES)} (default: all)"
+    )
+    parser.add_argument("--repeat", type=int, default=1, help="number of repetitions (default: 1)")
+    parser.add_argument("--into", type=Path, help="a folder for copies of the files, for bench-compare")
     options = parser.parse_args(arguments)
     if unknown := set(options.benches) - set(BENCHES):
-        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}")
     chosen = [name for name in BENCHES if name in (options.benches or BENCHES)]
-    commands = {name: [sys.executable, "-m", f"darkroom_loadtest.bench_{name}"] for name in chosen}
+    commands = {name: [sys.executable, "-m", _module(name)] for name in chosen}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run_all(commands, repeat=options.repeat, into=options.into)
@@ -52,61 +54,65 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run_all(commands: Mapping[str, Sequence[str]], *, repeat: int, into: Path | None) -> int:
-    """Run them, and print the table; answers the exit status, which a goal that was missed does not change."""
+    """Run the benchmarks and print the table; returns the exit status, which is independent of goals."""
     began = time.monotonic()
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for number in range(1, repeat + 1):
         for name, command in commands.items():
             if NEEDS.get(name, "PATH") not in os.environ:
-                left_out[name] = f"{NEEDS[name]} is not set"
+                skipped[name] = f"{NEEDS[name]} is not set"
                 continue
             print(f"\n== {name}" + (f", {number} of {repeat}" if repeat > 1 else ""), flush=True)
             written = FOLDER / f"{name}.json"
             written.unlink(missing_ok=True)
             if not _run(command) or not written.exists():
-                left_out[name] = "it failed"
+                skipped[name] = "it failed"
             elif into is not None:
                 kept = into / str(number)
                 kept.mkdir(parents=True, exist_ok=True)
                 shutil.copy(written, kept)
     found = [read(FOLDER / f"{name}.json") for name in commands if (FOLDER / f"{name}.json").exists()]
-    print(f"\n{summary(found, left_out)}\n\n{time.monotonic() - began:.0f} s in all")
-    return 1 if "it failed" in left_out.values() else 0
+    print(f"\n{summary(found, skipped)}\n\n{time.monotonic() - began:.0f} s in all")
+    return 1 if "it failed" in skipped.values() else 0
 
 
-def summary(found: Sequence[Findings], left_out: Mapping[str, str]) -> str:
-    """The one table, and what it comes to."""
+def summary(found: Sequence[Findings], skipped: Mapping[str, str]) -> str:
+    """The table, and the number of goals that are met."""
     figures = [figure for findings in found for figure in findings.figures]
     goals = [figure for figure in figures if figure.goal is not None]
     missed = [figure.name for figure in goals if figure.goal is not None and not figure.goal.is_met(figure.value)]
     lines = sorted({findings.machine for findings in found})
     lines += ["", table(figures), "", f"{len(goals) - len(missed)} of {len(goals)} goals are met"]
     lines += [f"missed: {name}" for name in missed]
-    lines += [f"without {name}: {why}" for name, why in left_out.items()]
+    lines += [f"without {name}: {why}" for name, why in skipped.items()]
     return "\n".join(lines)
 
 
+def _module(name: str) -> str:
+    return "darkroom_loadtest.policy.bench" if name == "policy" else f"darkroom_loadtest.bench.{name}"
+
+
 def _run(command: Sequence[str]) -> bool:
-    """Whether it ended well, in time. It is in a session of its own, so that a Ctrl-C reaches it once: from here."""
+    """Whether the benchmark succeeded in time. Its session is its own, so that it receives Ctrl-C once, from here."""
     process = subprocess.Popen(command, start_new_session=True)
     with _ended(process):
         try:
-            return process.wait(LIMIT_S) == 0
+            return process.wait(TIMEOUT_S) == 0
         except subprocess.TimeoutExpired:
-            print(f"not done within {LIMIT_S:g} s", flush=True)
+            print(f"not done within {TIMEOUT_S:g} s", flush=True)
             return False
 
 
 @contextmanager
 def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """However the block ends, the benchmark has ended by then, and what it started."""
+    """Stop the benchmark when the block ends for any reason."""
     try:
         yield
     finally:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(END_LIMIT_S)
+                process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

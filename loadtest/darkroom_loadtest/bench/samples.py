@@ -1,12 +1,12 @@
-"""Samples of a running system: memory and file descriptors of each process, memory and keys of Redis, and their slopes.
+"""Samples of a running system: memory and descriptors of each process, memory and keys of Redis, and their slopes.
 
     with Sampler(lambda: {"functions": 4711, "worker": 4712}, redis=client, every_s=5) as sampler:
         ...  # the load
     for trend in trends(sampler.samples, after_s=300):
         print(trend)
 
-What a process started counts as one of its own, `worker/1` for the first child of `worker`. Nothing but `/proc` and
-Redis' own INFO is read: a sample costs a few milliseconds.
+Children are sampled as well, `worker/1` for the first child of `worker`. A sample reads `/proc` and Redis' INFO and
+takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ HOUR_S = 3600.0
 REDIS = "redis"
 
 FEWEST = 3
-"""Values that a slope needs; with two, one outlier decides it."""
+"""Values that a slope needs; of two, one outlier would define it."""
 
 _log = logger(__name__)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The system, `at_s` after the sampler began. `values` are by series: `functions rss`, `redis keys` and so on."""
+    """The system at `at_s` after the sampler's start. `values` by series: `functions rss`, `redis keys` and so on."""
 
     at_s: float
     values: Mapping[str, float]
@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Trend:
-    """How one series went. `slope` is the median of the slopes between all pairs (Theil and Sen), for an hour."""
+    """The trend of one series. `slope` is the Theil-Sen estimator per hour, the median of the slopes of all pairs."""
 
     series: str
     unit: str
@@ -55,14 +55,14 @@ class Trend:
     slope: float
 
     def __str__(self) -> str:
-        numbers = f"{self.first:8.1f} → {self.last:8.1f} (at most {self.most:.1f}) {self.unit}"
-        return f"{self.series:24} {numbers}, {self.slope:+.2f} an hour"
+        numbers = f"{self.first:8.1f} → {self.last:8.1f} (max {self.most:.1f}) {self.unit}"
+        return f"{self.series:24} {numbers}, {self.slope:+.2f} per hour"
 
 
 class Sampler:
-    """A context manager: samples are taken in a thread from its beginning to its end. Processes that end are left out.
+    """A context manager that samples in a thread. Processes that have exited are left out.
 
-    `pids` is asked before each sample, so that a process which was started again is found under its name.
+    `pids` is called before each sample, so that a restarted process is found under its name.
     """
 
     def __init__(self, pids: Callable[[], Mapping[str, int]], *, redis: Any, every_s: float) -> None:
@@ -89,14 +89,14 @@ class Sampler:
             try:
                 values = {**of_processes(self._pids()), **of_redis(self._redis)}
                 self.samples.append(Sample(time.monotonic() - self._began, values))
-            except Exception:  # one sample is missing, and not all that follow
+            except Exception:  # one missing sample must not stop the later ones
                 _log.exception("sample_failed")
             if self._over.wait(self._every_s):
                 return
 
 
 def of_processes(pids: Mapping[str, int]) -> dict[str, float]:
-    """`NAME rss` in MB and `NAME descriptors`, of each process that runs and of all that it started."""
+    """`NAME rss` in MB and `NAME descriptors` of each running process and its children."""
     values: dict[str, float] = {}
     for name, pid in tree_of(pids).items():
         with suppress(OSError, StopIteration):
@@ -108,35 +108,35 @@ def of_processes(pids: Mapping[str, int]) -> dict[str, float]:
 
 
 def tree_of(pids: Mapping[str, int]) -> dict[str, int]:
-    """These processes, and all that they started, as `NAME/1`, `NAME/2`, in the order of their pids."""
+    """The processes, and their children as `NAME/1`, `NAME/2`, in the order of their pids."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has exited
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(folder.name))
     found = list(pids.items())
-    for name, pid in found:  # grows with what is found
+    for name, pid in found:  # grows during the iteration
         found.extend((f"{name}/{number}", child) for number, child in enumerate(sorted(children.get(pid, [])), start=1))
     return dict(found)
 
 
 def of_redis(client: Any) -> dict[str, float]:
-    """`redis used` in MB, all keys, those that have no time to live, and connections. Empty while Redis is away."""
+    """`redis used` in MB, all keys, those without a time to live, and connections. Empty while Redis is unavailable."""
     with suppress(RedisError):
-        told = client.info()
-        spaces = [told[name] for name in told if name.startswith("db")]
+        info = client.info()
+        spaces = [info[name] for name in info if name.startswith("db")]
         keys, expire = (sum(space[what] for space in spaces) for what in ("keys", "expires"))
         return {
-            f"{REDIS} used": told["used_memory"] / 2**20,
+            f"{REDIS} used": info["used_memory"] / 2**20,
             f"{REDIS} keys": keys,
             f"{REDIS} keys that stay": keys - expire,
-            f"{REDIS} connections": told["connected_clients"],
+            f"{REDIS} connections": info["connected_clients"],
         }
     return {}
 
 
 def trends(samples: Sequence[Sample], *, after_s: float) -> list[Trend]:
-    """The trend of each series from `after_s` on: before, everything fills up."""
+    """The trend of each series after `after_s`, the warm-up."""
     series: dict[str, list[tuple[float, float]]] = {}
     for sample in samples:
         if sample.at_s >= after_s:

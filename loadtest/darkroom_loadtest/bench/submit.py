@@ -1,8 +1,8 @@
-"""How many submissions one function process takes, and how long one takes at an ordinary rate.
+"""The throughput of submissions of one function process, and their latency at an ordinary rate.
 
-The same request, `POST /flux`, goes to the submit function, to the way of the systems before (`baselines.seed_submit`)
-and to a bare server with one write to Redis (`baselines.bare_submit`), in turn. The one that is measured has a core of
-its own; Redis and the generator share what is left.
+The same request, `POST /flux`, goes to the submit function, to a server as the previous systems had it
+(`baselines.seed_submit`) and to a bare server with one write to Redis (`baselines.bare_submit`), in turn. The measured
+process has its own core; Redis and the generator share the others.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from darkroom_loadtest.bench.rig import (
     SHOWN_CHARS,
     BenchmarkFailed,
     Cores,
+    FunctionServer,
     Rig,
-    Server,
     on_cores,
     processor_s,
     run_benchmark,
 )
-from darkroom_loadtest.load.generator import Outcome, Plan
+from darkroom_loadtest.clients.generator import RequestPlan, RequestResult
 
 BENCH = "submit"
 
@@ -38,26 +38,26 @@ BODY = json.dumps(
 )
 
 CONNECTIONS = 32
-"""As many as the process has connections to Redis, so that no side waits for one."""
+"""The number of the process' connections to Redis, so that no request waits for one."""
 
 RATE = 200
-"""Requests a second of the open load."""
+"""Requests per second of the open load."""
 
 RATE_CONNECTIONS = 64
 
-RUN_LIMIT_S = 7.0
-"""A run ends then, with what it has: five runs of three sides stay below three minutes on a slow machine too."""
+RUN_TIME_S = 7.0
+"""Maximum duration of a run: five runs of three servers stay below three minutes on a slow machine too."""
 
 BUSY = 0.9
-"""Below this share of its core the measured process waited for something, and the figure is not its own."""
+"""Below this share of its core the measured process was waiting, and the figure is not its own."""
 
 
 @dataclass
-class Side:
-    """One of those that are measured, and what was seen of it, run by run."""
+class SubmitTarget:
+    """A measured server with its values by run."""
 
     name: str
-    server: Server
+    server: FunctionServer
     per_s: list[float] = field(default_factory=list)
     p95_ms: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
@@ -67,9 +67,11 @@ class Side:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-submit", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="of each side (default 5)")
-    parser.add_argument("--requests", type=int, default=8000, help="in one run (default 8000)")
-    parser.add_argument("--rate-seconds", type=float, default=3.0, help=f"of {RATE} requests a second (default 3)")
+    parser.add_argument("--runs", type=int, default=5, help="runs per server (default: 5)")
+    parser.add_argument("--requests", type=int, default=8000, help="requests per run (default: 8000)")
+    parser.add_argument(
+        "--rate-seconds", type=float, default=3.0, help=f"seconds with {RATE} requests per second (default: 3)"
+    )
     options = parser.parse_args(arguments)
     cores = Cores.of_this_machine()
     with on_cores(cores.others):
@@ -79,12 +81,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measure(rig: Rig, cores: Cores, *, runs: int, requests: int, rate_s: float) -> None:
-    """Everything, and the report of it. `rate_s` is how long a run of the open load takes, in seconds."""
+    """Run all measurements and write the report. `rate_s` is the duration of a run of the open load in seconds."""
     began = time.monotonic()
     with on_cores(cores.measured):
-        ours = Side("darkroom", rig.serve("submit", "darkroom_functions.serve", "submit"))
-        seed = Side("seed", rig.serve("seed", "baselines.seed_submit"))
-        bare = Side("bare", rig.serve("bare", "baselines.bare_submit"))
+        ours = SubmitTarget("darkroom", rig.serve("submit", "darkroom_functions.serve", "submit"))
+        seed = SubmitTarget("seed", rig.serve("seed", "baselines.seed_submit"))
+        bare = SubmitTarget("bare", rig.serve("bare", "baselines.bare_submit"))
     for run in range(1, runs + 1):
         for side in (ours, seed, bare):
             outcome = _closed(rig, side, requests)
@@ -104,8 +106,8 @@ def measure(rig: Rig, cores: Cores, *, runs: int, requests: int, rate_s: float) 
     report(BENCH, figures, redis=rig.redis_version, notes=notes)
 
 
-def _closed(rig: Rig, side: Side, requests: int) -> Outcome:
-    """As many as it takes, CONNECTIONS at a time."""
+def _closed(rig: Rig, side: SubmitTarget, requests: int) -> RequestResult:
+    """The closed load, over CONNECTIONS."""
     _clear(rig)
     _load(side, requests=max(CONNECTIONS, requests // 20))
     server, redis = processor_s(side.server.process.pid), processor_s(rig.redis_pid)
@@ -117,37 +119,37 @@ def _closed(rig: Rig, side: Side, requests: int) -> Outcome:
     return outcome
 
 
-def _open(rig: Rig, side: Side, rate_s: float) -> Outcome:
-    """RATE requests a second, however long each takes."""
+def _open(rig: Rig, side: SubmitTarget, rate_s: float) -> RequestResult:
+    """The open load, at RATE requests per second."""
     _clear(rig)
     outcome = _load(side, requests=int(RATE * rate_s), rate=RATE)
     side.p95_ms.append(outcome.p95_ms)
     return outcome
 
 
-def _load(side: Side, *, requests: int, rate: float | None = None) -> Outcome:
+def _load(side: SubmitTarget, *, requests: int, rate: float | None = None) -> RequestResult:
     connections = CONNECTIONS if rate is None else RATE_CONNECTIONS
-    plan = Plan(side.server.port, "/flux", BODY, connections, requests, RUN_LIMIT_S, rate)
-    command = [sys.executable, "-m", "darkroom_loadtest.load.generator", json.dumps(asdict(plan))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * RUN_LIMIT_S, check=False)
+    plan = RequestPlan(side.server.port, "/flux", BODY, connections, requests, RUN_TIME_S, rate)
+    command = [sys.executable, "-m", "darkroom_loadtest.clients.generator", json.dumps(asdict(plan))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * RUN_TIME_S, check=False)
     if done.returncode != 0:
         raise BenchmarkFailed(f"the generator failed:\n{(done.stdout + done.stderr)[-SHOWN_CHARS:]}")
-    outcome = Outcome(**json.loads(done.stdout))
+    outcome = RequestResult(**json.loads(done.stdout))
     if outcome.refused:
-        raise BenchmarkFailed(f"{side.name} did not take {outcome.refused} of {outcome.answered} requests")
+        raise BenchmarkFailed(f"{side.name} refused {outcome.refused} of {outcome.answered} requests")
     return outcome
 
 
 def _clear(rig: Rig) -> None:
-    """Each run begins with an empty Redis, where the pool of the model is known."""
+    """Empty Redis and announce the model's pool."""
     rig.redis.flushall()
     rig.ledger.run(calls.announce_pool("flux", models=["flux"]))
 
 
-def _shares(side: Side) -> str:
-    """Who was busy: the figure is the server's own only while the others had time left."""
+def _shares(side: SubmitTarget) -> str:
+    """The share of time that each process was running: the figure is the server's own if the others had idle time."""
     busy, redis, generator = (median(runs) for runs in (side.busy, side.redis_busy, side.generator_busy))
-    verdict = "" if busy >= BUSY else "  (it waited: for the others, or for its core)"
+    verdict = "" if busy >= BUSY else "  (the process was waiting for others, or for its core)"
     return (
         f"{side.name:9} used {busy:4.0%} of its core; Redis {redis:4.0%} and the generator {generator:4.0%} of theirs"
         f"{verdict}"

@@ -1,10 +1,10 @@
-"""What a worker adds to the engine's own time.
+"""The overhead of a worker over the engine's own time.
 
-Two figures. Jobs a second of an engine that takes no time, against a Celery task that does nothing: a backlog is laid
-out while the worker stands still, then it is let go, and what it does is counted from outside, once it has come into
-its stride. And the worker's time around an engine of three seconds, from the end of one job to the end of the next.
+Two figures. The throughput with an instant engine, compared with an empty Celery task: a backlog is queued while the
+worker is stopped, then the worker resumes, and jobs are counted from outside after a warm-up. And the worker's time
+around an engine of three seconds, from the end of one job to the end of the next.
 
-Pictures are kept in memory where the system has a file system there: it is the worker that is measured, and no disk.
+Artifacts are stored in memory if the system has a file system for that, to measure the worker and no disk.
 """
 
 from __future__ import annotations
@@ -36,26 +36,28 @@ BENCH = "worker"
 
 POOL = "instant"
 
-LIMIT_S = 60.0
-"""For a backlog to be done; on two busy cores it takes a few seconds."""
+TIMEOUT_S = 60.0
+"""Timeout of a backlog; on two busy cores it takes a few seconds."""
 
 POLL_S = 0.01
 
-STRIDE = 0.1
-"""This share of a backlog is done before the count begins: connections are open then, and the list is full."""
+WARM_UP = 0.1
+"""Share of a backlog before the measurement, which opens connections and fills the list."""
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - the folder below it is made under a name of its own
+MEMORY = Path("/dev/shm")  # noqa: S108 - the folder in it has a unique name
 
 ENGINE_S = 3.0
 ENGINE_STEPS = 30
-"""As an image of 30 denoising steps: each is a call to the ledger."""
+"""The steps of a typical image; each is a call to the ledger."""
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-worker", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="of each side (default 5)")
-    parser.add_argument("--jobs", type=int, default=1000, help="in one run (default 1000)")
-    parser.add_argument("--engine-seconds", type=float, default=ENGINE_S, help=f"of the slow engine ({ENGINE_S:g})")
+    parser.add_argument("--runs", type=int, default=5, help="runs per worker (default: 5)")
+    parser.add_argument("--jobs", type=int, default=1000, help="jobs per run (default: 1000)")
+    parser.add_argument(
+        "--engine-seconds", type=float, default=ENGINE_S, help=f"duration of the slow engine (default: {ENGINE_S:g})"
+    )
     options = parser.parse_args(arguments)
     return run_benchmark(
         lambda rig: measure(rig, runs=options.runs, jobs=options.jobs, engine_s=options.engine_seconds)
@@ -63,16 +65,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measure(rig: Rig, *, runs: int, jobs: int, engine_s: float) -> None:
-    """Everything, and the report of it. `engine_s` is how long the slow engine takes, in seconds."""
+    """Run all measurements and write the report. `engine_s` is the duration of the slow engine in seconds."""
     began = time.monotonic()
     with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else rig.folder, prefix="darkroom-bench-") as store:
         ours = rig.start_worker(POOL, own={"DARKROOM_STORE": Path(store).as_uri()})
         try:
             figures = _figures(rig, ours, runs=runs, jobs=jobs, engine_s=engine_s)
         finally:
-            rig.stop(ours)  # however this ends, it writes into the folder no more
+            rig.stop(ours)  # writes nothing into the folder afterwards
     notes = [
-        "worker_overhead_vs_celery_task: our jobs a second as a share of Celery's tasks.",
+        "worker_overhead_vs_celery_task: our jobs per second as a share of Celery's tasks.",
         f"{time.monotonic() - began:.0f} s in all",
     ]
     report(BENCH, figures, redis=rig.redis_version, notes=notes)
@@ -84,11 +86,11 @@ def _figures(rig: Rig, ours: Process, *, runs: int, jobs: int, engine_s: float) 
     per_s: list[float] = []
     celery_per_s: list[float] = []
     for run in range(1, runs + 1):
-        with standing_still(ours):
+        with paused(ours):
             for number in range(jobs):
                 submit(rig, seed=number)
         per_s.append(_rate(lambda: _left(rig), jobs))
-        with standing_still(celery):
+        with paused(celery):
             for number in range(jobs):
                 run_task.delay(_event(new_job_id(_now_ms()), {"prompt": "a lighthouse at dusk", "seed": number}))
         celery_per_s.append(_rate(lambda: _left_of_celery(rig), jobs))
@@ -102,8 +104,8 @@ def _figures(rig: Rig, ours: Process, *, runs: int, jobs: int, engine_s: float) 
 
 
 @contextmanager
-def standing_still(process: Process) -> Iterator[None]:
-    """A worker, with its child, does nothing while the block runs."""
+def paused(process: Process) -> Iterator[None]:
+    """Stop a worker and its child (SIGSTOP) for the block."""
     signal_group(process, SIGSTOP)
     try:
         yield
@@ -112,22 +114,22 @@ def standing_still(process: Process) -> Iterator[None]:
 
 
 def _rate(left: Callable[[], int], jobs: int) -> float:
-    """Jobs a second, of a backlog that a worker has just been let at. `left` tells how many are not done."""
-    deadline = time.monotonic() + LIMIT_S
+    """Jobs per second of a backlog after the worker resumed. `left` returns the number of unfinished jobs."""
+    deadline = time.monotonic() + TIMEOUT_S
     first_at, first_left = 0.0, jobs
     while True:
         now, still = time.perf_counter(), left()
-        if not first_at and still <= jobs * (1 - STRIDE):
+        if not first_at and still <= jobs * (1 - WARM_UP):
             first_at, first_left = now, still
         if still == 0:
             return first_left / (now - first_at)
         if time.monotonic() > deadline:
-            raise BenchmarkFailed(f"{still} of {jobs} jobs were not done within {LIMIT_S:g} s")
+            raise BenchmarkFailed(f"{still} of {jobs} jobs were not done within {TIMEOUT_S:g} s")
         time.sleep(POLL_S)
 
 
 def _left(rig: Rig) -> int:
-    """Jobs of ours that have not ended."""
+    """The number of unfinished jobs of darkroom."""
     pipeline = rig.redis.pipeline(transaction=False)
     keys = Keys(NAMESPACE)
     for key in (keys.waiting, keys.dispatched, keys.running):
@@ -136,7 +138,7 @@ def _left(rig: Rig) -> int:
 
 
 def _left_of_celery(rig: Rig) -> int:
-    """Celery's messages that are waiting or not acknowledged."""
+    """The number of Celery's messages that are waiting or not acknowledged."""
     pipeline = rig.redis.pipeline(transaction=False)
     pipeline.llen(task.QUEUE)
     pipeline.hlen("unacked")
@@ -144,10 +146,10 @@ def _left_of_celery(rig: Rig) -> int:
 
 
 def _cycles_s(rig: Rig, jobs: int, engine_s: float) -> list[float]:
-    """Seconds from each job's end to the next one's, by Redis' clock; the first begins a queue and is not counted."""
+    """Seconds from each job's end to the next one's, by Redis' clock; the first job is not counted."""
     parameters = {"seconds": engine_s, "steps": ENGINE_STEPS}
     job_ids = [submit(rig, seed=number, **parameters) for number in range(jobs)]
-    deadline = time.monotonic() + LIMIT_S + jobs * engine_s
+    deadline = time.monotonic() + TIMEOUT_S + jobs * engine_s
     while _left(rig):
         if time.monotonic() > deadline:
             raise BenchmarkFailed(f"{jobs} jobs of {engine_s:g} s were not done in time")
@@ -162,7 +164,7 @@ def _cycles_s(rig: Rig, jobs: int, engine_s: float) -> list[float]:
 
 
 def submit(rig: Rig, **parameters: object) -> str:
-    """Accept a job as submit does. Answers its id."""
+    """Accept a job as submit does; returns its id."""
     job_id = new_job_id(_now_ms())
     job_input = {"prompt": "a lighthouse at dusk", **parameters}
     job = Submission(

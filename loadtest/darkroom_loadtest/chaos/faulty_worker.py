@@ -1,10 +1,9 @@
-"""`python -m darkroom_loadtest.chaos.faulty_worker`: darkroom's worker as it is, but that it can be struck at any
-point.
+"""`python -m darkroom_loadtest.chaos.faulty_worker`: darkroom's worker with fault injection.
 
 It patches the worker in memory, in the parent and in the child, which imports this module again when it is spawned.
-Every run of the engine gives another picture, as GPUs of different kinds do: so it shows when one attempt's picture
-takes the place of another's. Jobs break it by their prompt (`Harm`). The lease may be shortened for short storms,
-which darkroom's own worker cannot.
+Every run of the engine makes a different picture, like GPUs of different kinds, so that an overwritten artifact is
+detected. Prompts make jobs fail (`PoisonKind`). The lease can be shortened for short runs, which darkroom's own worker
+does not support.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from darkroom_loadtest.chaos.faults import FaultPoint, PoisonKind, pass_point
 from darkroom_loadtest.chaos.protections import VARIABLE, Protection, remove_from_worker
-from darkroom_loadtest.chaos.wounds import Harm, Point, pass_point
 
 LEASE_VARIABLE = "CHAOS_LEASE_MS"
 
@@ -26,7 +25,7 @@ SEED_BITS = 53
 
 
 def install(variables: Mapping[str, str]) -> None:
-    """Patch this process, before the worker's program is made."""
+    """Patch this process before the worker's program is created."""
     _shorten_lease(int(variables[LEASE_VARIABLE]))
     if variables[VARIABLE]:
         remove_from_worker(Protection(variables[VARIABLE]))
@@ -54,11 +53,11 @@ def _mark_parent() -> None:
     def marked_deliver(self: Any, message: Any, queue: str) -> None:
         job_id = str(message["properties"]["delivery_tag"]).partition(":")[0]
         if is_job_id(job_id):
-            pass_point(Point.POPPED, job_id)
+            pass_point(FaultPoint.POPPED, job_id)
         deliver(self, message, queue)  # type: ignore[no-untyped-call]
 
     def marked_acknowledge(self: Attempt) -> None:
-        pass_point(Point.ACKNOWLEDGING, self.id)
+        pass_point(FaultPoint.ACKNOWLEDGING, self.id)
         acknowledge(self)
 
     Transport._deliver = marked_deliver  # type: ignore[method-assign]
@@ -79,23 +78,23 @@ def _mark_child() -> None:
         return picture(self, parameters, seed ^ secrets.randbits(SEED_BITS))
 
     def harmed_run(self: InstantEngine, parameters: Mapping[str, Any], **more: Any) -> EngineResult:
-        if parameters["prompt"] == Harm.RAISE:
+        if parameters["prompt"] == PoisonKind.RAISE:
             raise RuntimeError("the job's prompt requests this error")
-        if parameters["prompt"] == Harm.KILL_CHILD:
+        if parameters["prompt"] == PoisonKind.KILL_CHILD:
             os.kill(os.getpid(), signal.SIGKILL)
         return run_engine(self, parameters, **more)
 
     def marked_put(self: ArtifactStore, key: str, content: bytes) -> None:
         put(self, key, content)
-        pass_point(Point.STORED, key.split("/")[1])
+        pass_point(FaultPoint.STORED, key.split("/")[1])
 
     def marked_run(self: Ledger, call: Any) -> Any:
         answer = run(self, call)
         if call.script == "finish":
-            pass_point(Point.FINISHED, dict(zip(call.args[::2], call.args[1::2], strict=True))["job"])
+            pass_point(FaultPoint.FINISHED, dict(zip(call.args[::2], call.args[1::2], strict=True))["job"])
         return answer
 
-    def before(method: Callable[..., Any], point: Point, job_of: Callable[[Any], str]) -> Callable[..., Any]:
+    def before(method: Callable[..., Any], point: FaultPoint, job_of: Callable[[Any], str]) -> Callable[..., Any]:
         def marked(self: Runner, job: Any, **more: Any) -> Any:
             pass_point(point, job_of(job))
             return method(self, job, **more)
@@ -106,13 +105,13 @@ def _mark_child() -> None:
     InstantEngine._picture = other_picture  # type: ignore[method-assign]
     ArtifactStore.put = marked_put  # type: ignore[method-assign]
     Ledger.run = marked_run  # type: ignore[method-assign]
-    Runner.run_job = before(Runner.run_job, Point.DELIVERED, str)  # type: ignore[method-assign]
+    Runner.run_job = before(Runner.run_job, FaultPoint.DELIVERED, str)  # type: ignore[method-assign]
     Runner._completed = before(  # type: ignore[method-assign]
-        Runner._completed, Point.DEVELOPED, lambda job: str(job.id)
+        Runner._completed, FaultPoint.DEVELOPED, lambda job: str(job.id)
     )
 
 
-if __name__ in {"__main__", "__mp_main__"}:  # the latter is its name in a spawned child
+if __name__ in {"__main__", "__mp_main__"}:  # the latter is the module's name in a spawned child
     install(os.environ)
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The protections that a storm can be run without, to see that it notices; and how a process gives one up.
+"""The protections that a chaos run can remove, to test that the run detects their absence.
 
-Each removal is made in the memory of a process that the storm starts (`faulty_worker.py`, `faulty_courier.py`);
-darkroom's own code has no switch for it.
+Each removal patches a process in memory (`faulty_worker.py`, `faulty_courier.py`); darkroom's own code has no switch
+for it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from enum import StrEnum
 from typing import Any
 
 VARIABLE = "CHAOS_WITHOUT"
-"""Names the protection that a process is to give up; empty for none."""
+"""The protection that a process removes; empty for none."""
 
 
 class Protection(StrEnum):
-    """What keeps jobs from being lost or doubled.
+    """The mechanisms that prevent lost and doubled jobs.
 
-    `REAPER`: a lapsed lease gives the job back. `SWEEP`: a message that was taken and never claimed is pushed again.
-    `FENCING`: only the holder of the token may finish. `OUTBOX`: an end is told until it was applied. `ATTEMPT_KEYS`:
-    each attempt has artifact keys of its own, and none is overwritten.
+    `REAPER`: an expired lease releases the job. `SWEEP`: a message that was popped and never claimed is pushed again.
+    `FENCING`: only the holder of the token may finish a job. `OUTBOX`: a terminal event is delivered until it is
+    applied. `ATTEMPT_KEYS`: each attempt has its own artifact keys, and none is overwritten.
     """
 
     REAPER = "reaper"
@@ -35,7 +35,7 @@ NO_CHECK = b"if not rec[1] then"
 
 
 def remove_from_worker(protection: Protection) -> None:
-    """Give it up in this worker process, where it is one of a worker's."""
+    """Remove a worker's protection in this process."""
     if protection is Protection.FENCING:
         _remove_fencing()
     elif protection is Protection.ATTEMPT_KEYS:
@@ -43,7 +43,7 @@ def remove_from_worker(protection: Protection) -> None:
 
 
 def remove_from_courier(protection: Protection) -> None:
-    """Give it up in this courier process, where it is one of a courier's."""
+    """Remove a courier's protection in this process."""
     from darkroom.ledger.calls import Call
     from darkroom_courier.upkeep import Upkeep
 
@@ -57,19 +57,19 @@ def remove_from_courier(protection: Protection) -> None:
 
 
 def _remove_fencing() -> None:
-    """Whoever finishes a job ends it, whatever it was before."""
+    """Let any call of `finish` end a job in any state."""
     from darkroom.ledger import scripts
 
     texts = dict(scripts.texts())
     if TOKEN_CHECK not in texts["finish"]:
-        raise LookupError("finish.lua checks its token in other words now")
+        raise LookupError("finish.lua no longer contains the expected check of the token")
     texts["finish"] = texts["finish"].replace(TOKEN_CHECK, NO_CHECK)
     scripts.texts = functools.cache(lambda: texts)
     scripts.digest.cache_clear()
 
 
 def _remove_attempt_keys() -> None:
-    """One key for a picture of a job, whoever made it, and the last one stays."""
+    """Use one key per artifact for all attempts, and overwrite it."""
     import obstore
     from darkroom.artifacts import ArtifactStore
     from darkroom_worker.child import runner
@@ -85,7 +85,7 @@ def _remove_attempt_keys() -> None:
 
 
 def _remove_outbox() -> None:
-    """The first 2xx of the sink counts as if the event had been applied."""
+    """Mark an event as applied at the sink's first 2xx."""
     from darkroom.cloudevents.event import Event
     from darkroom.ledger import calls
     from darkroom.ledger.client import AsyncLedger

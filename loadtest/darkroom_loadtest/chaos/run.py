@@ -1,8 +1,8 @@
-"""`make chaos`: nothing lost, nothing twice, while everything that can die does.
+"""`make chaos`: no job is lost or doubled while all parts fail.
 
-A storm (`storm.py`) over the real parts, a witness (`witness.py`) that keeps what people were promised and told, and a
-verdict (`verdict.py`) with figures and goals; the exit status is 1 where one is missed. Without one protection
-(`--without`) the run must fail. The same kills on stock Celery are for scale.
+A chaos run (`storm.py`) on the real parts, an observer (`observer.py`) that records accepted jobs and their messages,
+and a verdict (`verdict.py`) with figures and goals; the exit status is 1 if a goal is missed. Without one protection
+(`--without`) the run must fail. The same kills on stock Celery are a baseline.
 """
 
 from __future__ import annotations
@@ -27,38 +27,41 @@ from darkroom.ledger.records import JobRecord
 from darkroom.updates import artifacts_of
 
 from darkroom_loadtest.bench.figures import Figure, report
-from darkroom_loadtest.bench.fleet import Fleet
-from darkroom_loadtest.bench.rig import NAMESPACE, READY_LIMIT_S, BenchmarkFailed, Rig, run_benchmark
+from darkroom_loadtest.bench.rig import NAMESPACE, READY_TIMEOUT_S, BenchmarkFailed, Rig, run_benchmark
 from darkroom_loadtest.chaos import verdict
+from darkroom_loadtest.chaos.fleet import WorkerFleet
+from darkroom_loadtest.chaos.observer import Observer
+from darkroom_loadtest.chaos.plan import FULL, SHORT, ChaosPlan, directed
 from darkroom_loadtest.chaos.protections import Protection
 from darkroom_loadtest.chaos.stock_storm import StockOutcome, run_stock_storm
-from darkroom_loadtest.chaos.storm import FULL, LOOK_S, SHORT, Plan, Storm, directed
+from darkroom_loadtest.chaos.storm import POLL_S, Storm
 from darkroom_loadtest.chaos.verdict import (
     RECOVERY_ALLOWANCE_S,
     Evidence,
+    faults_in_words,
     judge,
     missed,
     recoveries_in_words,
-    wounds_in_words,
 )
-from darkroom_loadtest.chaos.witness import Witness
 
 BENCH = "chaos"
 
 SLICE = 200
-"""Records that one round trip reads."""
+"""Records that are read per round trip."""
 
 AT_WORK = frozenset({WorkerState.READY, WorkerState.BUSY})
 
 SHOWN = 10
-"""So many jobs are named of those with which something is wrong."""
+"""Maximum number of jobs that are listed per kind of fault."""
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="a minute, with a lease of 4 s and no stock Celery")
     parser.add_argument(
-        "--without", choices=[each.value for each in Protection], help="remove this protection: the run is to fail"
+        "--short", action="store_true", help="run for a minute, with a lease of 4 s and without stock Celery"
+    )
+    parser.add_argument(
+        "--without", choices=[each.value for each in Protection], help="remove this protection; the run must fail"
     )
     options = parser.parse_args(arguments)
     without = Protection(options.without) if options.without else None
@@ -66,8 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     return run_benchmark(lambda rig: asyncio.run(measure(rig, plan, without=without, short=options.short)))
 
 
-async def measure(rig: Rig, plan: Plan, *, without: Protection | None, short: bool) -> None:
-    """The storm, the verdict, and the report. Raises BenchmarkFailed where a goal is missed."""
+async def measure(rig: Rig, plan: ChaosPlan, *, without: Protection | None, short: bool) -> None:
+    """Run the plan, judge it and write the report. Raises BenchmarkFailed if a goal is missed."""
     began = time.monotonic()
     storm = Storm(rig, plan, without=without)
     try:
@@ -75,7 +78,7 @@ async def measure(rig: Rig, plan: Plan, *, without: Protection | None, short: bo
         evidence = await collect(rig, storm)
         notes = _notes(storm, evidence)
     finally:
-        await storm.witness.aclose()
+        await storm.observer.aclose()
         storm.end()
     found = judge(evidence, lease_s=plan.lease_s)
     figures = verdict.figures(
@@ -85,7 +88,7 @@ async def measure(rig: Rig, plan: Plan, *, without: Protection | None, short: bo
     )
     notes += _findings(found, evidence)
     if not short and without is None:
-        stock = run_stock_storm(rig, jobs=plan.jobs, wounds=plan.wounds)
+        stock = run_stock_storm(rig, jobs=plan.jobs, faults=plan.faults)
         figures += _stock_figures(stock)
         notes.append(stock.in_words)
     notes.append(f"{time.monotonic() - began:.0f} s in all")
@@ -95,10 +98,10 @@ async def measure(rig: Rig, plan: Plan, *, without: Protection | None, short: bo
 
 
 async def collect(rig: Rig, storm: Storm) -> Evidence:
-    """What the witness has, and what the ledger says of its jobs."""
-    witness = storm.witness
-    accepted = frozenset(witness.accepted)
-    wounds = storm.fleet.wounds
+    """The observer's record, and the ledger's data of its jobs."""
+    observer = storm.observer
+    accepted = frozenset(observer.accepted)
+    faults = storm.fleet.faults
     store = ArtifactStore((rig.folder / "store").as_uri())
     async with connect_async(rig.redis_url) as client:
         ledger = AsyncLedger(client, NAMESPACE)
@@ -107,49 +110,49 @@ async def collect(rig: Rig, storm: Storm) -> Evidence:
         for start in range(0, len(ids), SLICE):
             jobs = await ledger.jobs(ids[start : start + SLICE], tenant=None)
             records |= {job.id: job for job in jobs if job is not None}
-        struck = sorted({wound.job for wound in wounds})
-        logs = dict(zip(struck, await reads.logs(ledger, struck), strict=True))
+        hit = sorted({fault.job for fault in faults})
+        logs = dict(zip(hit, await reads.logs(ledger, hit), strict=True))
         workers_out = await _workers_out(ledger, storm.fleet)
         audit = await Auditor(client, NAMESPACE, store=store, history=None).audit(repair=False)
     return Evidence(
         accepted=accepted,
-        told=frozenset(witness.told),
-        shown=frozenset(witness.shown),
-        ends={job: frozenset(ends) for job, ends in witness.ends.items()},
+        applied=frozenset(observer.applied),
+        received=frozenset(observer.received),
+        ends={job: frozenset(ends) for job, ends in observer.ends.items()},
         counted={job: record.counted for job, record in records.items()},
         moves_ms={
             job: [entry.at for entry in log if entry.event is JobEvent.STARTED or entry.state.is_terminal]
             for job, log in logs.items()
         },
-        changed=await _changed(witness, records, store),
-        wounds=wounds,
+        changed=await _changed(observer, records, store),
+        faults=faults,
         outages_ms=storm.outages_ms,
         workers_out=workers_out,
         waiting=frozenset(job for job, record in records.items() if not record.state.is_terminal),
-        disordered=frozenset(witness.disordered),
+        disordered=frozenset(observer.disordered),
         harmful=frozenset(storm.harmful),
         audit_findings=[f"{fault.kind}: job {fault.job}: {fault.seen}" for fault in audit.findings],
     )
 
 
-async def _workers_out(ledger: AsyncLedger, fleet: Fleet) -> int:
-    """The workers that take no job, once those that were started last had time to load."""
+async def _workers_out(ledger: AsyncLedger, fleet: WorkerFleet) -> int:
+    """The number of workers that accept no job, after the last ones had time to load."""
     pids = {str(member.process.pid) for member in fleet.members}
-    deadline = time.monotonic() + READY_LIMIT_S
+    deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
-        heard_ms = time.time_ns() // 1_000_000 - calls.WORKER_TTL_MS
-        at_work = {each.name for each in await reads.workers(ledger) if each.state in AT_WORK and each.seen > heard_ms}
-        out = pids - {name.split("-")[-2] for name in at_work}  # a worker's name ends with its pid and a random part
+        seen_ms = time.time_ns() // 1_000_000 - calls.WORKER_TTL_MS
+        at_work = {each.name for each in await reads.workers(ledger) if each.state in AT_WORK and each.seen > seen_ms}
+        out = pids - {name.split("-")[-2] for name in at_work}  # a worker's name ends with its pid and a random suffix
         if not out or time.monotonic() > deadline:
             return len(out)
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_S)
 
 
-async def _changed(witness: Witness, records: dict[str, JobRecord], store: ArtifactStore) -> frozenset[str]:
-    """The completed jobs whose picture in the store is not the one that people were told of."""
+async def _changed(observer: Observer, records: dict[str, JobRecord], store: ArtifactStore) -> frozenset[str]:
+    """The completed jobs whose artifact in the store differs from the published one."""
     changed = set()
     for job_id, record in records.items():
-        promised = {end.content_id for end in witness.ends.get(job_id, ()) if end.content_id is not None}
+        promised = {end.content_id for end in observer.ends.get(job_id, ()) if end.content_id is not None}
         for artifact in artifacts_of(record.end_data or {}):
             try:
                 _, chunks = await store.open(artifact.key)
@@ -162,14 +165,14 @@ async def _changed(witness: Witness, records: dict[str, JobRecord], store: Artif
 
 
 def _notes(storm: Storm, evidence: Evidence) -> list[str]:
-    witness = storm.witness
+    observer = storm.observer
     states = Counter(end.state for ends in evidence.ends.values() for end in ends)
     counters = {name.decode(): int(value) for name, value in storm.counters.items()}
     return [
-        f"ends that were told: {', '.join(f'{count} {state}' for state, count in states.items())}",
-        f"workers struck: {wounds_in_words(evidence.wounds)}",
-        f"killed beside them: {', '.join(storm.killed) or 'nobody'}",
-        f"{witness.refused_submissions} submissions and {witness.untold_posts} posts had to be repeated",
+        f"terminal messages: {', '.join(f'{count} {state}' for state, count in states.items())}",
+        f"injected faults: {faults_in_words(evidence.faults)}",
+        f"other killed processes: {', '.join(storm.killed) or 'none'}",
+        f"{observer.refused_submissions} submissions and {observer.failed_posts} posts had to be retried",
         f"the ledger's counters: {counters}",
     ]
 
@@ -177,7 +180,7 @@ def _notes(storm: Storm, evidence: Evidence) -> list[str]:
 def _findings(found: verdict.Verdict, evidence: Evidence) -> list[str]:
     notes = [f"seconds to recover, by point: {recoveries_in_words(found.recoveries)}"]
     if found.excused:
-        notes.append(f"{found.excused} kills just before Redis went away are not in the recovery times")
+        notes.append(f"{found.excused} kills just before an outage are not in the recovery times")
     for what, jobs in (
         ("lost", found.lost),
         ("twice", found.twice),

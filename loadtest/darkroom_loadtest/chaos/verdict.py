@@ -1,7 +1,7 @@
-"""The verdict on a storm: figures from what the witness saw, what was done to workers, and what the ledger has.
+"""The verdict on a chaos run: figures from the observer's record, the injected faults, and the ledger.
 
-Pure functions. A job is judged by the witness' own list: the ledger is asked only how many attempts it counted, when
-jobs ran again, and where their pictures are.
+Pure functions. The observer's list defines the jobs; the ledger only provides the number of attempts, the times of
+starts, and the keys of artifacts.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from darkroom.jobs import State
 
 from darkroom_loadtest.bench.figures import Figure, Goal, percentile
-from darkroom_loadtest.chaos.wounds import HELD, UNCLAIMED, Blow, Point, Wound
+from darkroom_loadtest.chaos.faults import HELD, UNCLAIMED, FaultKind, FaultPoint, InjectedFault
 
 RECOVERY_ALLOWANCE_S = 2.0
-"""What recovery may take beyond the lease."""
+"""Allowed time of a recovery beyond the lease."""
 
 
 @dataclass(frozen=True)
 class End:
-    """The end of a job as somebody was told of it. Two that differ in anything are two ends."""
+    """The terminal message of a job. Messages that differ in any field are different ends."""
 
     event_id: str
     seq: int
@@ -31,24 +31,24 @@ class End:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What there is to judge by, each by the job's id.
+    """The recorded facts, by job id.
 
-    `accepted` were answered with a 202. `told`: their end reached the sink's far side; `shown`: an owner's socket told
-    of it. `ends` are all the ends that anybody was ever told. `counted`: attempts by the ledger, of all jobs that it
-    has; `moves_ms`: when the job started or ended; `changed`: jobs whose published bytes are not those that were told
-    of. `outages_ms`: when Redis or the object store went away. `workers_out`: those that take no job at the end.
-    `waiting`: jobs that are not terminal at the end; `disordered`: jobs whose events arrived out of order at the sink
-    or on a socket; `harmful`: jobs that break their worker at every attempt. Times are milliseconds since the epoch.
+    `accepted`: jobs with a 202. `applied`: jobs whose end was applied; `received`: jobs whose end a socket received.
+    `ends`: all ends that were ever sent. `counted`: the ledger's number of attempts, of all of its jobs; `moves_ms`:
+    times of starts and ends; `changed`: jobs whose stored bytes differ from the published ones. `outages_ms`: starts of
+    outages. `workers_out`: workers that accept no job at the end. `waiting`: unfinished jobs at the end; `disordered`:
+    jobs whose events arrived out of order at the sink or on a socket; `harmful`: jobs that fail every attempt. Times
+    are milliseconds since the epoch.
     """
 
     accepted: frozenset[str]
-    told: frozenset[str]
-    shown: frozenset[str]
+    applied: frozenset[str]
+    received: frozenset[str]
     ends: Mapping[str, frozenset[End]]
     counted: Mapping[str, int]
     moves_ms: Mapping[str, Sequence[int]]
     changed: frozenset[str]
-    wounds: Sequence[Wound]
+    faults: Sequence[InjectedFault]
     outages_ms: Sequence[int]
     audit_findings: Sequence[str] = field(default=())
     workers_out: int = 0
@@ -59,17 +59,17 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Recovery:
-    """How many seconds a job took to run again, or to end, after its worker was killed at `point`."""
+    """The seconds until a job was started again or finished after its worker was killed at `point`."""
 
-    point: Point
+    point: FaultPoint
     seconds: float
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`excused` are kills that an outage of Redis kept from being recovered in time.
+    """The verdict. `excused` are kills that could not be recovered in time because of an outage.
 
-    `wrong`: harmful jobs that did not fail, and other jobs that were not completed.
+    `wrong`: harmful jobs that did not fail, and other jobs that did not complete.
     """
 
     jobs: int
@@ -86,12 +86,12 @@ class Verdict:
 
 
 def judge(evidence: Evidence, *, lease_s: float) -> Verdict:
-    """The figures. `lease_s` is the lease that the workers had."""
+    """The verdict. `lease_s` is the workers' lease."""
     recoveries, excused = _recoveries(evidence, lease_s)
     twice = {job for job, ends in evidence.ends.items() if len(ends) > 1} | evidence.changed
     return Verdict(
         jobs=len(evidence.accepted),
-        lost=tuple(sorted(evidence.accepted - (evidence.told & evidence.shown & evidence.counted.keys()))),
+        lost=tuple(sorted(evidence.accepted - (evidence.applied & evidence.received & evidence.counted.keys()))),
         twice=tuple(sorted(twice)),
         false_attempts=_false_attempts(evidence),
         recoveries=tuple(recoveries),
@@ -110,35 +110,35 @@ def _is_wrong(job: str, ends: frozenset[End], harmful: frozenset[str]) -> bool:
 
 
 def _false_attempts(evidence: Evidence) -> int:
-    """Attempts that were counted beyond the wounds of workers that held the job. A harmful job is charged for each."""
-    deserved = Counter(wound.job for wound in evidence.wounds if wound.point in HELD)
+    """Counted attempts beyond the faults of workers that held the job. All attempts of a harmful job count."""
+    deserved = Counter(fault.job for fault in evidence.faults if fault.point in HELD)
     return sum(
         max(0, counted - deserved[job]) for job, counted in evidence.counted.items() if job not in evidence.harmful
     )
 
 
 def _recoveries(evidence: Evidence, lease_s: float) -> tuple[list[Recovery], int]:
-    """From each kill of a worker whose job had not ended to that job's next start, or its end.
+    """From each kill of a worker with an unfinished job to that job's next start or end.
 
-    A kill shortly before Redis went away is excused: nobody could see the job's lease lapse. A job that never moved
-    again is lost, and has no recovery.
+    A kill shortly before an outage is excused: the expired lease could not be detected. A job without a later start or
+    end is lost and has no recovery.
     """
     window_ms = 1000 * (lease_s + RECOVERY_ALLOWANCE_S)
     recoveries, excused = [], 0
-    for wound in evidence.wounds:
-        if wound.blow is not Blow.KILL or wound.point not in HELD | UNCLAIMED:
+    for fault in evidence.faults:
+        if fault.kind is not FaultKind.KILL or fault.point not in HELD | UNCLAIMED:
             continue
-        if any(wound.at_ms <= outage <= wound.at_ms + window_ms for outage in evidence.outages_ms):
+        if any(fault.at_ms <= outage <= fault.at_ms + window_ms for outage in evidence.outages_ms):
             excused += 1
             continue
-        later = [at for at in evidence.moves_ms.get(wound.job, ()) if at >= wound.at_ms]
+        later = [at for at in evidence.moves_ms.get(fault.job, ()) if at >= fault.at_ms]
         if later:
-            recoveries.append(Recovery(wound.point, (min(later) - wound.at_ms) / 1000))
+            recoveries.append(Recovery(fault.point, (min(later) - fault.at_ms) / 1000))
     return recoveries, excused
 
 
 def figures(verdict: Verdict, *, least_jobs: int, recovery_goal_s: float | None) -> list[Figure]:
-    """The figures with their goals. `recovery_goal_s` is None where the storm is too short to say."""
+    """The figures with their goals. `recovery_goal_s` is None for a short run."""
     none = Goal(most=0)
     found = [
         _figure("chaos_jobs", "jobs", verdict.jobs, Goal(least=least_jobs)),
@@ -160,24 +160,24 @@ def figures(verdict: Verdict, *, least_jobs: int, recovery_goal_s: float | None)
 
 
 def missed(found: Sequence[Figure]) -> list[str]:
-    """The names of the figures that miss their goal."""
+    """The names of figures that miss their goal."""
     return [figure.name for figure in found if figure.goal is not None and not figure.goal.is_met(figure.value)]
 
 
-def wounds_in_words(wounds: Sequence[Wound]) -> str:
-    """How many of each, for people."""
-    by_blow: dict[Blow, Counter[str]] = defaultdict(Counter)
-    for wound in wounds:
-        by_blow[wound.blow][wound.point.value] += 1
+def faults_in_words(faults: Sequence[InjectedFault]) -> str:
+    """The number of faults by kind and point, as text."""
+    by_kind: dict[FaultKind, Counter[str]] = defaultdict(Counter)
+    for fault in faults:
+        by_kind[fault.kind][fault.point.value] += 1
     each = [
-        f"{counts.total()} × {blow} ({', '.join(f'{count} {point}' for point, count in counts.items())})"
-        for blow, counts in by_blow.items()
+        f"{counts.total()} × {kind} ({', '.join(f'{count} {point}' for point, count in counts.items())})"
+        for kind, counts in by_kind.items()
     ]
     return "; ".join(each) or "none"
 
 
 def recoveries_in_words(recoveries: Sequence[Recovery]) -> str:
-    """The times by point, for people."""
+    """The times by point, as text."""
     by_point: dict[str, list[float]] = defaultdict(list)
     for recovery in recoveries:
         by_point[recovery.point].append(recovery.seconds)

@@ -1,6 +1,6 @@
-"""Gauges: the backlog and the workers of all pools, read from the ledger each second beside a run.
+"""The backlog and the workers of all pools, read from the ledger each second during a run.
 
-`samples.py` has memory and descriptors. Both need Redis, as `darkroom audit` does.
+`samples.py` reads memory and descriptors. Both need access to Redis, as `darkroom audit` does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logger(__name__)
 
 @dataclass(frozen=True)
 class Gauge:
-    """All pools together, at `at` (seconds since the epoch). `backlog` waits, `workers` are ready or busy."""
+    """The sum of all pools at `at` (seconds since the epoch). `backlog` jobs wait, `workers` are ready or busy."""
 
     at: float
     backlog: int
@@ -34,7 +34,7 @@ class Gauge:
 
 
 class Gauges:
-    """A context manager: read in a thread from its beginning to its end. While Redis is away there is a hole."""
+    """A context manager that reads in a thread. While Redis is unavailable there is a gap."""
 
     def __init__(self, client: Any, namespace: str) -> None:
         self.read: list[Gauge] = []
@@ -56,15 +56,15 @@ class Gauges:
     def _run(self) -> None:
         while True:
             try:
-                gauge = self._look()
-            except Exception:  # one reading is missing, and not all that follow
+                gauge = self._read_gauge()
+            except Exception:  # one missing reading must not stop the later ones
                 _log.exception("gauge_failed")
             else:
                 self.read += [] if gauge is None else [gauge]
             if self._over.wait(EVERY_S):
                 return
 
-    def _look(self) -> Gauge | None:
+    def _read_gauge(self) -> Gauge | None:
         try:
             names = [name.decode() for name in self._client.smembers(self._ledger.keys.pools)]
             readings = [self._ledger.run(calls.observe(name)) for name in names]

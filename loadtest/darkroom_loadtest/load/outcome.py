@@ -1,6 +1,6 @@
-"""The outcome of a run: what clients saw (`journal.py`), what the system says of their jobs, and the audit, in figures.
+"""The outcome of a run in figures: from the clients' journal (`journal.py`), the job views, and the audit.
 
-Pure functions. A job is judged by the client's own list of 202s: the system is asked only what became of it.
+Pure functions. The clients' list of 202 responses defines the jobs; the system only provides their outcome.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from itertools import pairwise
 from statistics import median
 
 from darkroom_loadtest.bench.figures import percentile
-from darkroom_loadtest.chaos.journal import Note
-from darkroom_loadtest.profiling.profiles import Thresholds
+from darkroom_loadtest.load.journal import Note
+from darkroom_loadtest.load.profiles import Thresholds
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 FAILED = frozenset({"failed", "expired"})
 
 WINDOWS = 40
-"""So many points a curve over time has: more would show noise in a run of a minute."""
+"""Points of a curve over time: more would show noise in a run of a minute."""
 
 SHOWN = 10
-"""So many are named of jobs and errors."""
+"""Maximum number of jobs and errors that are listed."""
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A job as the system shows it; times are seconds since the epoch, by its own clock."""
+    """A job's view; times are seconds since the epoch, by the system's clock."""
 
     id: str
     state: str
@@ -39,7 +39,7 @@ class JobView:
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles in ms, and of how many."""
+    """Percentiles in ms, and the number of values."""
 
     count: int
     p50: float
@@ -54,8 +54,8 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Window:
-    """A part of the run: rates are a second, but images, which are a minute."""
+class TimeWindow:
+    """A part of the run: rates per second, images per minute."""
 
     at_s: float
     offered: float
@@ -68,22 +68,23 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Around:
-    """What is around the engine, in ms: medians.
+class EngineOverhead:
+    """Medians in ms of the time around the engine.
 
-    `attempt` is from the claim to the end, the engine in it; `between` is from one end to the next start of the same
-    worker while that job waited already, and `between_percent` its part of both; `told` is from the end to the client.
+    `attempt` is from the claim to the end, including the engine; `between` is from a worker's previous end to its next
+    start if that job was already waiting, and `between_percent` its share of both; `notified` is from the end to the
+    client.
     """
 
     attempt: float | None
     between: float | None
     between_percent: float | None
-    told: float | None
+    notified: float | None
 
 
 @dataclass(frozen=True)
-class Check:
-    """A threshold: it is met where the value is known and no more than the limit, or there is no limit."""
+class ThresholdCheck:
+    """A threshold. It is met if the value is known and at most the limit, or if there is no limit."""
 
     name: str
     value: float | None
@@ -95,8 +96,8 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """All of it. `began` is when the first job was offered, in seconds since the epoch; 0 where none was."""
+class LoadOutcome:
+    """The whole outcome. `began` is the time of the first submission in seconds since the epoch; 0 without any."""
 
     began: float
     offered: int
@@ -105,7 +106,7 @@ class Outcome:
     ends: Mapping[str, int]
     lost: Sequence[str]
     doubled: Sequence[str]
-    untold: Sequence[str]
+    unnotified: Sequence[str]
     hostile: Mapping[str, Mapping[str, int]]
     errors: Mapping[str, int]
     submit: Latency | None
@@ -114,12 +115,12 @@ class Outcome:
     by_way: Mapping[str, Latency | None]
     images_per_min: float
     settle_s: float | None
-    around: Around
-    windows: Sequence[Window]
-    checks: Sequence[Check]
+    around: EngineOverhead
+    windows: Sequence[TimeWindow]
+    checks: Sequence[ThresholdCheck]
 
     @property
-    def missed(self) -> list[Check]:
+    def missed(self) -> list[ThresholdCheck]:
         return [check for check in self.checks if not check.is_met]
 
 
@@ -130,8 +131,8 @@ def judge(
     audit_findings: int | None,
     backlog_at_end: int | None,
     thresholds: Thresholds,
-) -> Outcome:
-    """`audit_findings` and `backlog_at_end` are None where nobody could look: that is not none."""
+) -> LoadOutcome:
+    """`audit_findings` and `backlog_at_end` are None if unknown, which is not zero."""
     by_kind: dict[str, list[Note]] = defaultdict(list)
     for note in notes:
         by_kind[note["kind"]].append(note)
@@ -140,7 +141,7 @@ def judge(
     terminal = {job for job in accepted if job in jobs and jobs[job].state in TERMINAL}
     doubled = _doubled(by_kind) & accepted.keys()
     lost = sorted(accepted.keys() - terminal)
-    untold = sorted(terminal - ended.keys())
+    unnotified = sorted(terminal - ended.keys())
     ends = Counter(jobs[job].state for job in terminal)
     submit = Latency.of([note["ms"] for note in accepted.values() if note["ms"] is not None])
     end_to_end = Latency.of([note["ms"] for note in ended.values()])
@@ -150,7 +151,7 @@ def judge(
     measured = {
         "lost": len(lost),
         "doubled": len(doubled),
-        "untold": len(untold),
+        "unnotified": len(unnotified),
         "audit_findings": audit_findings,
         "failed": sum(ends[state] for state in FAILED),
         "not_cancelled": sum(
@@ -162,14 +163,14 @@ def judge(
         "hostile_let_in": sum(not note["refused"] for note in by_kind["hostile"]),
         "refused_otherwise": otherwise,
         "refused_percent": 100 * len(by_kind["refused"]) / max(1, len(by_kind["offered"])),
-        # Who was promised nothing has measured nothing.
+        # Unknown without an accepted job.
         "submit_p95_ms": submit.p95 if submit else None,
         "end_to_end_p95_s": end_to_end.p95 / 1000 if end_to_end else None,
         "settle_s": settle_s,
         "backlog_at_end": backlog_at_end,
     }
     windows = _windows(by_kind, ended)
-    return Outcome(
+    return LoadOutcome(
         began=min((note["at"] for note in by_kind["offered"]), default=0.0),
         offered=len(by_kind["offered"]),
         accepted=len(accepted),
@@ -177,7 +178,7 @@ def judge(
         ends=dict(ends),
         lost=lost,
         doubled=sorted(doubled),
-        untold=untold,
+        unnotified=unnotified,
         hostile=_hostile(by_kind["hostile"]),
         errors=dict(errors.most_common(SHOWN)),
         submit=submit,
@@ -188,17 +189,17 @@ def judge(
         settle_s=settle_s,
         around=_around([jobs[job] for job in terminal], ended),
         windows=windows,
-        checks=[Check(name, measured[name], limit) for name, limit in asdict(thresholds).items()],
+        checks=[ThresholdCheck(name, measured[name], limit) for name, limit in asdict(thresholds).items()],
     )
 
 
 def _refusal(note: Note) -> str:
-    patience = "without Retry-After" if note["retry_after"] is None else "with Retry-After"
-    return f"{note['status']} {note['reason']}, {patience}"
+    header = "without Retry-After" if note["retry_after"] is None else "with Retry-After"
+    return f"{note['status']} {note['reason']}, {header}"
 
 
 def _first_ends(notes: Sequence[Note]) -> dict[str, Note]:
-    """By job, the first end that its caller was told of; ends without a time were told again."""
+    """The first terminal message by job; repeated messages have no time."""
     found: dict[str, Note] = {}
     for note in notes:
         if note["ms"] is not None:
@@ -207,10 +208,10 @@ def _first_ends(notes: Sequence[Note]) -> dict[str, Note]:
 
 
 def _doubled(by_kind: Mapping[str, Sequence[Note]]) -> set[str]:
-    told: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    seen: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for note in by_kind.get("ended", ()):
-        told[note["job"]].add((note["event"], note["state"]))
-    twice = {job for job, ends in told.items() if len(ends) > 1}
+        seen[note["job"]].add((note["event"], note["state"]))
+    twice = {job for job, ends in seen.items() if len(ends) > 1}
     promised = Counter(note["job"] for note in by_kind.get("accepted", ()))
     shared = {job for job, count in promised.items() if count > 1}
     return twice | shared | {note["job"] for note in by_kind.get("doubled", ())}
@@ -224,7 +225,7 @@ def _settle_s(by_kind: Mapping[str, Sequence[Note]], ended: Mapping[str, Note]) 
 
 
 def _hostile(notes: Sequence[Note]) -> dict[str, dict[str, int]]:
-    """By case: how many answers of each status, and whether one was not a refusal."""
+    """By case, the number of responses by status, and whether a request was not refused."""
     cases: dict[str, Counter[str]] = defaultdict(Counter)
     for note in notes:
         cases[note["case"]][f"{note['status']}{'' if note['refused'] else ' NOT REFUSED'}"] += 1
@@ -248,15 +249,15 @@ def _images_per_min(jobs: Mapping[str, JobView], accepted: Mapping[str, Note]) -
     return 60 * len(ends) / max(1.0, max(ends) - min(job.created for job in done))
 
 
-def _around(jobs: Sequence[JobView], ended: Mapping[str, Note]) -> Around:
+def _around(jobs: Sequence[JobView], ended: Mapping[str, Note]) -> EngineOverhead:
     by_worker: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    told: list[float] = []
+    notified: list[float] = []
     for job in jobs:
         if job.state != "completed" or job.started is None or job.ended is None:
             continue
         by_worker[job.worker or ""].append((job.started, job.ended, job.created))
         if job.id in ended:
-            told.append(1000 * (ended[job.id]["at"] - job.ended))
+            notified.append(1000 * (ended[job.id]["at"] - job.ended))
     attempts = [1000 * (end - start) for spans in by_worker.values() for start, end, _ in spans]
     between = [
         1000 * (start - before)
@@ -267,11 +268,11 @@ def _around(jobs: Sequence[JobView], ended: Mapping[str, Note]) -> Around:
     attempt = median(attempts) if attempts else None
     gap = median(between) if between else None
     part = 100 * gap / (gap + attempt) if gap is not None and attempt else None
-    return Around(attempt, gap, part, median(told) if told else None)
+    return EngineOverhead(attempt, gap, part, median(notified) if notified else None)
 
 
-def _windows(by_kind: Mapping[str, Sequence[Note]], ended: Mapping[str, Note]) -> list[Window]:
-    """The run in parts of equal length. A latency counts where it ended."""
+def _windows(by_kind: Mapping[str, Sequence[Note]], ended: Mapping[str, Note]) -> list[TimeWindow]:
+    """The run in windows of equal length. A latency belongs to the window in which it ended."""
     series = {kind: by_kind.get(kind, ()) for kind in ("offered", "accepted", "refused", "started")}
     series["ended"] = list(ended.values())
     times = [note["at"] for notes in series.values() for note in notes]
@@ -288,7 +289,7 @@ def _windows(by_kind: Mapping[str, Sequence[Note]], ended: Mapping[str, Note]) -
         part = parts[number]
         images = sum(note["state"] == "completed" for note in part["ended"])
         found.append(
-            Window(
+            TimeWindow(
                 at_s=(number + 0.5) * width,
                 offered=len(part["offered"]) / width,
                 accepted=len(part["accepted"]) / width,

@@ -1,6 +1,6 @@
-"""The report of a run: one HTML page that needs nothing else, and the same as JSON.
+"""The report of a run: one self-contained HTML page, and the same content as JSON.
 
-The plots are matplotlib's SVG, within the page: it prints as it is shown, and holds no script.
+The plots are inline SVG by matplotlib, so that the page needs no script and can be printed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from darkroom_loadtest.bench.samples import Trend
 from darkroom_loadtest.load.gauges import Gauge
-from darkroom_loadtest.load.outcome import SHOWN, Latency, Outcome, Window
-from darkroom_loadtest.profiling.profiles import Plan
+from darkroom_loadtest.load.outcome import SHOWN, Latency, LoadOutcome, TimeWindow
+from darkroom_loadtest.load.profiles import LoadPlan
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1c1c1c; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -33,7 +33,7 @@ figcaption, .note { color: #555; } section { break-inside: avoid; } code { font-
 """
 
 COLOURS = ("#0b5394", "#b45f06", "#8a1c1c", "#3f6b34")
-"""Told apart in print by the dashes as well."""
+"""In print the dashes distinguish the curves as well."""
 
 DASHES = ("-", "--", ":", "-.")
 
@@ -41,13 +41,13 @@ Cells = Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """The contents of the report. `audit` is the summary of `darkroom audit`, or why there is none; `remark` says what
-    ended the run early.
+class LoadRun:
+    """The contents of the report. `audit` is the summary of `darkroom audit`, or the reason why there is none; `remark`
+    is the reason of an early end.
     """
 
-    plan: Plan
-    outcome: Outcome
+    plan: LoadPlan
+    outcome: LoadOutcome
     began: str
     wall_s: float
     capacity_per_s: float | None
@@ -60,8 +60,8 @@ class Run:
     load_average: str
 
 
-def write(run: Run, folder: Path) -> Path:
-    """Write `report.json` and `report.html`; answers the latter."""
+def write(run: LoadRun, folder: Path) -> Path:
+    """Write `report.json` and `report.html`; returns the path of the latter."""
     raw = asdict(run) | {"passed": not run.outcome.missed}
     (folder / "report.json").write_text(json.dumps(raw, indent=2) + "\n")
     page = folder / "report.html"
@@ -69,8 +69,8 @@ def write(run: Run, folder: Path) -> Path:
     return page
 
 
-def render(run: Run) -> str:
-    """The page."""
+def render(run: LoadRun) -> str:
+    """The report as HTML."""
     plan, outcome, windows = run.plan, run.outcome, run.outcome.windows
     title = f"darkroom under load: {plan.profile}, {plan.shape}"
     parts = [
@@ -78,32 +78,32 @@ def render(run: Run) -> str:
         f'<p class="note">{escape(_about(run))}</p>',
         f'<p class="note">{escape(run.remark)}</p>' if run.remark else "",
         _verdict(outcome),
-        _table("Thresholds", ("what", "measured", "at most", "met"), _checks(outcome), numbers=(1, 2)),
-        _table("In all", ("figure", "value"), _totals(run), numbers=(1,)),
+        _table("Thresholds", ("threshold", "measured", "at most", "met"), _checks(outcome), numbers=(1, 2)),
+        _table("Totals", ("figure", "value"), _totals(run), numbers=(1,)),
         _table(
             "Latency (ms)",
-            ("what", "count", "p50", "p95", "p99"),
+            ("latency", "count", "p50", "p95", "p99"),
             _latencies(outcome),
             numbers=(1, 2, 3, 4),
-            note="From just before the request, at the client, with all that runs on its machine. "
-            "End to end is to the terminal message on a socket, or to the answer of who waited.",
+            note="From just before the request, measured at the client. End to end is to the terminal message on a "
+            "socket, or to the response of a waiting request.",
         ),
         _figure("Offered, accepted and refused", draw(windows, lambda axes: _rates(axes, windows))),
         _figure("Images completed", draw(windows, lambda axes: _images(axes, windows))),
         _figure("Submission: to the 202", draw(windows, lambda axes: _percentiles(axes, windows, "submit"))),
-        _figure("Start: to the message that it runs", draw(windows, lambda axes: _percentiles(axes, windows, "start"))),
+        _figure("Start: to the message `started`", draw(windows, lambda axes: _percentiles(axes, windows, "start"))),
         _figure("End to end", draw(windows, lambda axes: _percentiles(axes, windows, "end_to_end"))),
         _figure("Backlog and replicas", draw(windows, lambda axes: _gauges(axes, run.gauges, began=outcome.began)))
         if run.gauges
-        else '<p class="note">Backlog and replicas: Redis could not be reached from here.</p>',
-        _table("Around the engine", ("what", "median"), _around(outcome), numbers=(1,)),
-        _table("Refusals", ("status and reason", "how many"), _counts(outcome.refused), numbers=(1,)),
-        _table("Hostile input", ("case", "answers"), _hostile(outcome)),
-        _table("Errors", ("what", "how many"), _counts(outcome.errors), numbers=(1,)),
-        _table("Lost, doubled, untold", ("what", "jobs"), _wronged(outcome)),
+        else '<p class="note">Backlog and replicas: Redis could not be reached.</p>',
+        _table("Around the engine", ("time", "median"), _around(outcome), numbers=(1,)),
+        _table("Refusals", ("status and reason", "count"), _counts(outcome.refused), numbers=(1,)),
+        _table("Hostile input", ("case", "responses"), _hostile(outcome)),
+        _table("Errors", ("error", "count"), _counts(outcome.errors), numbers=(1,)),
+        _table("Lost, doubled, unnotified", ("kind", "jobs"), _violations(outcome)),
         _audit(run.audit),
         _memory(run.memory),
-        _table("Versions and machine", ("what", ""), [*run.versions.items(), ("machine", run.machine)]),
+        _table("Versions and machine", ("name", ""), [*run.versions.items(), ("machine", run.machine)]),
     ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -113,8 +113,8 @@ def render(run: Run) -> str:
     )
 
 
-def draw(windows: Sequence[Window], plot: Callable[[Any], None]) -> str:
-    """An SVG element, from what `plot` does to the axes, which are as long as the windows."""
+def draw(windows: Sequence[TimeWindow], plot: Callable[[Any], None]) -> str:
+    """An SVG element of the plot that `plot` draws; the time axis covers the windows."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -137,30 +137,30 @@ def draw(windows: Sequence[Window], plot: Callable[[Any], None]) -> str:
     return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
 
 
-def _about(run: Run) -> str:
+def _about(run: LoadRun) -> str:
     plan = run.plan
     capacity = (
-        "" if run.capacity_per_s is None else f" The capacity was measured as {run.capacity_per_s:.2f} jobs a second."
+        "" if run.capacity_per_s is None else f" The capacity was measured as {run.capacity_per_s:.2f} jobs per second."
     )
     return (
-        f"{run.began}, against {plan.host}: {plan.duration_s:g} s, {plan.peak_per_s:.3g} jobs a second at the peak, "
+        f"{run.began}, against {plan.host}: {plan.duration_s:g} s, {plan.peak_per_s:.3g} jobs per second at the peak, "
         f"model {plan.model} with {json.dumps(plan.parameters)}.{capacity} Load average of the machine at the end: "
         f"{run.load_average}."
     )
 
 
-def _verdict(outcome: Outcome) -> str:
+def _verdict(outcome: LoadOutcome) -> str:
     if not outcome.missed:
         return '<p class="verdict passed">Passed: every threshold is met.</p>'
     names = ", ".join(check.name for check in outcome.missed)
     return f'<p class="verdict failed">Failed: {escape(names)}.</p>'
 
 
-def _checks(outcome: Outcome) -> list[Cells]:
+def _checks(outcome: LoadOutcome) -> list[Cells]:
     return [
         (
             check.name,
-            "not known" if check.value is None else _short(check.value),
+            "unknown" if check.value is None else _short(check.value),
             "" if check.limit is None else _short(check.limit),
             "" if check.limit is None else "yes" if check.is_met else "NO",
         )
@@ -168,7 +168,7 @@ def _checks(outcome: Outcome) -> list[Cells]:
     ]
 
 
-def _totals(run: Run) -> list[Cells]:
+def _totals(run: LoadRun) -> list[Cells]:
     outcome = run.outcome
     ends = ", ".join(f"{count} {state}" for state, count in sorted(outcome.ends.items()))
     backlog = [gauge.backlog for gauge in run.gauges]
@@ -176,15 +176,15 @@ def _totals(run: Run) -> list[Cells]:
         ("jobs offered", str(outcome.offered)),
         ("jobs accepted (202)", str(outcome.accepted)),
         ("jobs refused", str(sum(outcome.refused.values()))),
-        ("how the accepted ended", ends or "none did"),
-        ("images a minute", _short(outcome.images_per_min)),
+        ("terminal states of accepted jobs", ends or "none"),
+        ("images per minute", _short(outcome.images_per_min)),
         ("from the last submission to the last end", "" if outcome.settle_s is None else f"{outcome.settle_s:.1f} s"),
-        ("backlog at most, and at the end", f"{max(backlog)}, {backlog[-1]}" if backlog else "not known"),
-        ("the whole run", f"{run.wall_s:.0f} s"),
+        ("maximum backlog, and backlog at the end", f"{max(backlog)}, {backlog[-1]}" if backlog else "unknown"),
+        ("duration of the run", f"{run.wall_s:.0f} s"),
     ]
 
 
-def _latencies(outcome: Outcome) -> list[Cells]:
+def _latencies(outcome: LoadOutcome) -> list[Cells]:
     rows = [("submission", outcome.submit), ("start", outcome.start), ("end to end", outcome.end_to_end)]
     rows += [(f"end to end: {way}", latency) for way, latency in outcome.by_way.items()]
     return [
@@ -197,18 +197,18 @@ def _values(latency: Latency) -> tuple[float, float, float]:
     return latency.p50, latency.p95, latency.p99
 
 
-def _around(outcome: Outcome) -> list[Cells]:
+def _around(outcome: LoadOutcome) -> list[Cells]:
     around = outcome.around
 
     def ms(value: float | None) -> str:
-        return "not seen" if value is None else f"{value:.1f} ms"
+        return "unknown" if value is None else f"{value:.1f} ms"
 
-    part = "not seen" if around.between_percent is None else f"{around.between_percent:.1f} %"
+    part = "unknown" if around.between_percent is None else f"{around.between_percent:.1f} %"
     return [
-        ("an attempt, from its claim to its end, the engine within", ms(around.attempt)),
-        ("between an end and the next start of a worker, while that job waited", ms(around.between)),
-        ("that, of both together", part),
-        ("from a job's end to its client (two clocks where they are two machines)", ms(around.told)),
+        ("an attempt, from claim to end, including the engine", ms(around.attempt)),
+        ("between a worker's end and next start, while that job waited", ms(around.between)),
+        ("its share of both", part),
+        ("from a job's end to its client (different clocks on different machines)", ms(around.notified)),
     ]
 
 
@@ -216,21 +216,21 @@ def _counts(counts: Mapping[str, int]) -> list[Cells]:
     return [(name, str(count)) for name, count in counts.items()]
 
 
-def _hostile(outcome: Outcome) -> list[Cells]:
+def _hostile(outcome: LoadOutcome) -> list[Cells]:
     return [
         (case, ", ".join(f"{count} × {status}" for status, count in counts.items()))
         for case, counts in outcome.hostile.items()
     ]
 
 
-def _wronged(outcome: Outcome) -> list[Cells]:
-    groups = (("lost", outcome.lost), ("doubled", outcome.doubled), ("untold", outcome.untold))
+def _violations(outcome: LoadOutcome) -> list[Cells]:
+    groups = (("lost", outcome.lost), ("doubled", outcome.doubled), ("unnotified", outcome.unnotified))
     return [(f"{name}: {len(jobs)}", ", ".join(jobs[:SHOWN])) for name, jobs in groups if jobs]
 
 
 def _audit(audit: Mapping[str, Any] | str) -> str:
-    said = audit if isinstance(audit, str) else json.dumps(audit)
-    return f"<section><h2>darkroom audit</h2><p><code>{escape(said)}</code></p></section>"
+    text = audit if isinstance(audit, str) else json.dumps(audit)
+    return f"<section><h2>darkroom audit</h2><p><code>{escape(text)}</code></p></section>"
 
 
 def _memory(trends: Sequence[Trend]) -> str:
@@ -247,17 +247,17 @@ def _memory(trends: Sequence[Trend]) -> str:
     ]
     return _table(
         "Memory, descriptors and keys",
-        ("series", "first", "last", "most", "unit", "slope an hour"),
+        ("series", "first", "last", "max", "unit", "slope per hour"),
         rows,
         numbers=(1, 2, 3, 5),
-        note="After the first quarter of the run, while all fills up. A short run's slope an hour says little.",
+        note="After the first quarter of the run, the warm-up. The hourly slope of a short run is not meaningful.",
     )
 
 
 def _table(
     title: str, headings: Sequence[str], rows: Iterable[Cells], *, numbers: Sequence[int] = (), note: str = ""
 ) -> str:
-    """Empty where there are no rows."""
+    """A section with a table; a note if there are no rows."""
     listed = list(rows)
     if not listed:
         return f'<section><h2>{escape(title)}</h2><p class="note">None.</p></section>'
@@ -277,26 +277,26 @@ def _figure(title: str, svg: str) -> str:
     return f"<figure><h2>{escape(title)}</h2>{svg}</figure>"
 
 
-def _rates(axes: Any, windows: Sequence[Window]) -> None:
+def _rates(axes: Any, windows: Sequence[TimeWindow]) -> None:
     at = [window.at_s for window in windows]
-    for place, name in enumerate(("offered", "accepted", "refused")):
+    for index, name in enumerate(("offered", "accepted", "refused")):
         values = [getattr(window, name) for window in windows]
-        axes.plot(at, values, DASHES[place], color=COLOURS[place], label=name)
-    axes.set_ylabel("jobs a second")
+        axes.plot(at, values, DASHES[index], color=COLOURS[index], label=name)
+    axes.set_ylabel("jobs per second")
 
 
-def _images(axes: Any, windows: Sequence[Window]) -> None:
+def _images(axes: Any, windows: Sequence[TimeWindow]) -> None:
     axes.plot([window.at_s for window in windows], [window.images_per_min for window in windows], color=COLOURS[0])
-    axes.set_ylabel("images a minute")
+    axes.set_ylabel("images per minute")
 
 
-def _percentiles(axes: Any, windows: Sequence[Window], what: str) -> None:
-    """A line has a hole where nothing was measured."""
+def _percentiles(axes: Any, windows: Sequence[TimeWindow], what: str) -> None:
+    """A curve has a gap where nothing was measured."""
     latencies = [getattr(window, what) for window in windows]
     at = [window.at_s for window in windows]
-    for place, percent in enumerate(("p50", "p95", "p99")):
+    for index, percent in enumerate(("p50", "p95", "p99")):
         values = [nan if latency is None else getattr(latency, percent) for latency in latencies]
-        axes.plot(at, values, DASHES[place], marker=".", color=COLOURS[place], label=percent)
+        axes.plot(at, values, DASHES[index], marker=".", color=COLOURS[index], label=percent)
     axes.set_ylabel("ms")
 
 

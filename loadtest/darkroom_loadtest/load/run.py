@@ -1,9 +1,9 @@
-"""`make run-loadtest`: load against a running darkroom, and a report that says whether it held.
+"""`make run-loadtest`: load against a running darkroom, and a report of the thresholds.
 
-A plan is made of a profile and a shape (`profiles.py`) and carried out by locust in processes of its own (`users.py`),
-since gevent patches whatever is in its process. Beside it the backlog, the workers and the memory are read where Redis
-can be reached. Afterwards each job of the client's own list is asked for, `darkroom audit` looks, and the outcome
-(`outcome.py`) is written as a page and as JSON (`load_report.py`). The exit status is 1 where a threshold is passed.
+A plan is made from a profile and a shape (`profiles.py`). Locust runs it in processes of its own (`users.py`), since
+gevent patches its process. If Redis can be reached, the backlog, the workers and the memory are read meanwhile. Then
+the views of all accepted jobs are read, `darkroom audit` runs, and the outcome (`outcome.py`) is written as a page and
+as JSON (`report.py`). The exit status is 1 if a threshold is exceeded.
 """
 
 from __future__ import annotations
@@ -27,64 +27,63 @@ from typing import Any
 import httpx
 from darkroom.errors import DarkroomError
 from darkroom.ledger.connection import connect
-from darkroom_cli.client import Unreachable
 from darkroom_cli.local import installation
 from darkroom_cli.local.data_folder import DataFolder
 from darkroom_cli.local.run_record import RunRecord
+from darkroom_cli.problems import Unreachable
 
 from darkroom_loadtest.bench.figures import FOLDER, this_machine
 from darkroom_loadtest.bench.samples import Sampler, Trend, trends
-from darkroom_loadtest.chaos import journal
-from darkroom_loadtest.load import report
+from darkroom_loadtest.load import journal, report
 from darkroom_loadtest.load.gauges import Gauge, Gauges
-from darkroom_loadtest.load.outcome import TERMINAL, JobView, Outcome, judge
-from darkroom_loadtest.profiling.profiles import PLAN_VARIABLE, PROFILES, SCALES, SHAPES, Plan
+from darkroom_loadtest.load.outcome import TERMINAL, JobView, LoadOutcome, judge
+from darkroom_loadtest.load.profiles import PLAN_VARIABLE, PROFILES, SCALES, SHAPES, LoadPlan
 
-LOCUSTFILE = Path(__file__).resolve().parents[1] / "locustfile.py"
+LOCUSTFILE = Path(__file__).resolve().with_name("locustfile.py")
 
 HOST = "http://127.0.0.1:8000"
-"""Where `darkroom up` serves unless told otherwise."""
+"""The default address of `darkroom up`."""
 
 MODEL = "sd"
 PARAMETERS = '{"width": 64, "height": 64, "steps": 4}'
-"""The smallest picture of the stand-in: what is loaded is darkroom, not the engine."""
+"""The smallest picture of the stand-in, to load darkroom and not the engine."""
 
 WAIT_S = 50
-"""What callers prefer to wait at most; below the functions' own limit, 55 s."""
+"""The `wait` of waiting users; below the functions' limit, 55 s."""
 
 CAPACITY_JOBS = 24
-"""So many at once, to measure the capacity: more than a few seconds of work, and less than a backlog holds."""
+"""Concurrent jobs to measure the capacity: some seconds of work, and less than the limit of the backlog."""
 
-CAPACITY_LIMIT_S = 120
-HTTP_LIMIT_S = 30
+CAPACITY_TIMEOUT_S = 120
+HTTP_TIMEOUT_S = 30
 LATE_S = 10.0
-"""What a job that its client has not seen end may take to be seen as ended, when all else is over."""
+"""Additional time for unfinished jobs after the run."""
 
 PAGE = 100
 SAMPLE_S = 2.0
-FILLS_UP = 0.25
-"""Of the run: before, memory grows as everything is used for the first time."""
+WARM_UP = 0.25
+"""Share of the run that is warm-up, in which memory grows."""
 
 GONE_S = 30.0
-"""After so long without an answer the load is stopped: a restart of darkroom takes less."""
+"""After this long without a response the load is stopped. A restart of darkroom is shorter."""
 
 SILENT_PART = 1 / 6
-"""After this part of that time the server is reported as away, while the load goes on."""
+"""After this share of that time the server is reported as unavailable, while the load continues."""
 
 STOP_GRACE_S = 30
 FAILED, INTERRUPTED = 1, 130
 
 WEB_PORT = 8089
-"""Locust's own."""
+"""Locust's default."""
 
 
 class CannotRun(Exception):
-    """What the run needs is not there; the message says what."""
+    """A precondition of the run is missing; the message names it."""
 
 
 @dataclass
-class Seen:
-    """What was read beside the load; nothing where Redis could not be reached."""
+class Observed:
+    """Values read during the load; empty if Redis could not be reached."""
 
     gauges: list[Gauge] = field(default_factory=list)
     memory: list[Trend] = field(default_factory=list)
@@ -110,25 +109,25 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return FAILED
     except httpx.HTTPError as error:
-        sys.stderr.write(f"{plan.host} does not answer: {error}\n")
+        sys.stderr.write(f"{plan.host} is unavailable: {error}\n")
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def run(plan: Plan, options: argparse.Namespace) -> int:
-    """The load, the report, and the exit status."""
+def run(plan: LoadPlan, options: argparse.Namespace) -> int:
+    """Run the load and write the report; returns the exit status."""
     began, started = datetime.now(UTC), time.monotonic()
     capacity = None
     with _client(plan) as client:
-        _see_that_it_answers(client)
+        _check_ready(client)
         if plan.peak_per_s == 0 and options.judge is None:
             capacity = _capacity(client, plan)
             plan = _at_rate(plan, 2 * capacity)
     folder = (options.report or FOLDER / "load" / f"{plan.profile}-{plan.shape}-{began:%Y%m%d-%H%M%S}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     notes = options.judge or folder / "client.jsonl"
-    seen = Seen()
+    seen = Observed()
     if options.judge is None:
         print(_in_words(plan, options), flush=True)
         notes.write_text("")
@@ -139,7 +138,7 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
             jobs = _views(client, accepted)
         except httpx.HTTPError as error:
             jobs = {}
-            seen.remark = f"{plan.host} does not answer ({error}): none of the {len(accepted)} jobs could be read"
+            seen.remark = f"{plan.host} is unavailable ({error}): none of the {len(accepted)} jobs could be read"
             print(seen.remark, flush=True)
     audit, findings = _audit(options)
     outcome = judge(
@@ -150,7 +149,7 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
         thresholds=plan.thresholds,
     )
     page = report.write(
-        report.Run(
+        report.LoadRun(
             plan=plan,
             outcome=outcome,
             began=f"{began:%Y-%m-%d %H:%M} UTC",
@@ -166,45 +165,53 @@ def run(plan: Plan, options: argparse.Namespace) -> int:
         ),
         folder,
     )
-    _say(outcome, page)
+    _print(outcome, page)
     return FAILED if outcome.missed or seen.remark else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run-loadtest", description=__doc__)
-    parser.add_argument("--profile", choices=sorted(PROFILES), default="smoke", help="who calls, and the thresholds")
-    parser.add_argument("--shape", choices=sorted(SHAPES), help="how many over time; each profile has its own")
-    parser.add_argument("--host", default=HOST, help=f"where darkroom is ({HOST})")
-    parser.add_argument("--duration", type=float, help="seconds; each shape has its own")
-    parser.add_argument("--rate", type=float, help="requests a second at the peak; each shape has its own")
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--parameters", default=PARAMETERS, help="of each job beside its prompt, as JSON")
-    parser.add_argument("--threshold", action="append", default=[], metavar="NAME=MOST", help="NAME=none: any number")
-    parser.add_argument("--data", type=Path, help="the data folder of `darkroom up`, for the audit and the backlog")
-    parser.add_argument("--no-audit", action="store_true", help="where Redis cannot be reached: a run without its word")
-    parser.add_argument("--workers", type=int, default=0, help="processes of locust beside its master, on this machine")
-    parser.add_argument("--ui", action="store_true", help="locust's web UI on this machine; Ctrl-C ends it")
-    parser.add_argument("--web-port", type=int, default=WEB_PORT, help=f"where the web UI is ({WEB_PORT})")
-    parser.add_argument("--report", type=Path, help="the folder to write to (.bench/load/...)")
+    parser.add_argument("--profile", choices=sorted(PROFILES), default="smoke", help="kinds of users, and thresholds")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="load over time (default: the profile's)")
+    parser.add_argument("--host", default=HOST, help=f"address of darkroom (default: {HOST})")
+    parser.add_argument("--duration", type=float, help="duration in seconds (default: the shape's)")
+    parser.add_argument("--rate", type=float, help="requests per second at the peak (default: the shape's)")
+    parser.add_argument("--model", default=MODEL, help=f"model of the jobs (default: {MODEL})")
+    parser.add_argument("--parameters", default=PARAMETERS, help="parameters of each job besides its prompt, as JSON")
     parser.add_argument(
-        "--judge", type=Path, metavar="CLIENT_JSONL", help="no load: report on that of a cluster's locust"
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="NAME=MAX",
+        help="change a threshold; NAME=none removes the limit",
+    )
+    parser.add_argument("--data", type=Path, help="the data folder of `darkroom up`, for the audit and the backlog")
+    parser.add_argument(
+        "--no-audit", action="store_true", help="run without the audit, for a server whose Redis cannot be reached"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="number of locust worker processes on this machine")
+    parser.add_argument("--ui", action="store_true", help="serve locust's web UI on this machine until Ctrl-C")
+    parser.add_argument("--web-port", type=int, default=WEB_PORT, help=f"port of the web UI (default: {WEB_PORT})")
+    parser.add_argument("--report", type=Path, help="the folder of the report (default: .bench/load/...)")
+    parser.add_argument(
+        "--judge", type=Path, metavar="CLIENT_JSONL", help="make no load; report on a journal of locust in a cluster"
     )
     parser.add_argument(
-        "--write-plan", type=Path, metavar="FILE", help="write the plan, for a cluster's locust, and end"
+        "--write-plan", type=Path, metavar="FILE", help="write the plan for locust in a cluster, and exit"
     )
     parser.add_argument(
         "--server-timeout",
         type=float,
         default=GONE_S,
         metavar="SECONDS",
-        help=f"stop when the server does not answer for so long ({GONE_S:g})",
+        help=f"stop after this long without a response (default: {GONE_S:g})",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, and do nothing")
     return parser
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    """Raises ValueError for what cannot be one."""
+def _plan(options: argparse.Namespace) -> LoadPlan:
+    """The plan of the options. Raises ValueError."""
     profile = PROFILES[options.profile]
     shape = options.shape or profile.shape
     duration_s, peak_per_s = SCALES[shape]
@@ -218,8 +225,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     if options.no_audit:
         changes["audit_findings"] = changes["backlog_at_end"] = None
     if options.judge:
-        changes["backlog_at_end"] = None  # it was not read beside that run
-    return Plan(
+        changes["backlog_at_end"] = None  # unknown for a past run
+    return LoadPlan(
         profile=options.profile,
         shape=shape,
         host=options.host.rstrip("/"),
@@ -236,41 +243,43 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _at_rate(plan: Plan, per_s: float) -> Plan:
-    return Plan.decode(json.dumps(json.loads(plan.encode()) | {"peak_per_s": per_s}))
+def _at_rate(plan: LoadPlan, per_s: float) -> LoadPlan:
+    return LoadPlan.decode(json.dumps(json.loads(plan.encode()) | {"peak_per_s": per_s}))
 
 
-def _in_words(plan: Plan, options: argparse.Namespace) -> str:
+def _in_words(plan: LoadPlan, options: argparse.Namespace) -> str:
     times = [plan.duration_s * part / 10 for part in range(10)]
     rates = (
-        " ".join(f"{plan.rate(at):.2g}" for at in times) if plan.peak_per_s else "twice the capacity, measured first"
+        " ".join(f"{plan.rate(at):.2g}" for at in times)
+        if plan.peak_per_s
+        else "twice the capacity, which is measured first"
     )
     return "\n".join(
         [
             f"profile {plan.profile}, shape {plan.shape}: {plan.duration_s:g} s against {plan.host}",
-            f"  callers: {', '.join(plan.kinds)}; each asks every {plan.pace_s:g} s",
-            f"  requests a second, in tenths of the run: {rates}",
+            f"  users: {', '.join(plan.kinds)}; each submits every {plan.pace_s:g} s",
+            f"  requests per second, by tenth of the run: {rates}",
             f"  jobs: model {plan.model}, {json.dumps(plan.parameters)}",
             f"  locust: {' '.join(_locust(plan, options))}",
         ]
     )
 
 
-def _client(plan: Plan) -> httpx.Client:
-    return httpx.Client(base_url=plan.host, timeout=HTTP_LIMIT_S, trust_env=False)
+def _client(plan: LoadPlan) -> httpx.Client:
+    return httpx.Client(base_url=plan.host, timeout=HTTP_TIMEOUT_S, trust_env=False)
 
 
-def _see_that_it_answers(client: httpx.Client) -> None:
+def _check_ready(client: httpx.Client) -> None:
     try:
         is_ready = client.get("/readyz").is_success
     except httpx.TransportError as error:
-        raise CannotRun(f"nobody answers at {client.base_url}: {error}. Is `darkroom up` running?") from error
+        raise CannotRun(f"no server answers at {client.base_url}: {error}. Is `darkroom up` running?") from error
     if not is_ready:
         raise CannotRun(f"{client.base_url} is not ready")
 
 
-def _capacity(client: httpx.Client, plan: Plan) -> float:
-    """Jobs a second: so many at once, and the time from the first end to the last, in which no worker waited."""
+def _capacity(client: httpx.Client, plan: LoadPlan) -> float:
+    """Jobs per second, from the first end to the last of concurrent jobs, while no worker is idle."""
     body = {"prompt": "capacity", **plan.parameters}
     ids = set()
     for _ in range(CAPACITY_JOBS):
@@ -278,18 +287,18 @@ def _capacity(client: httpx.Client, plan: Plan) -> float:
         if answer.status_code != httpx.codes.ACCEPTED:
             raise CannotRun(f"the capacity cannot be measured: {answer.status_code} {answer.text[:300]}")
         ids.add(answer.json()["job_id"])
-    deadline = time.monotonic() + CAPACITY_LIMIT_S
+    deadline = time.monotonic() + CAPACITY_TIMEOUT_S
     while True:
         views = _list(client, ids)
         ends = [view.ended for view in views.values() if view.ended is not None]
         if len(ends) == len(ids) and max(ends) > min(ends):
             return (len(ends) - 1) / (max(ends) - min(ends))
         if time.monotonic() > deadline:
-            raise CannotRun(f"{len(ids)} jobs have not ended in {CAPACITY_LIMIT_S} s: is a worker running?")
+            raise CannotRun(f"{len(ids)} jobs have not finished in {CAPACITY_TIMEOUT_S} s: is a worker running?")
         time.sleep(1)
 
 
-def _locust(plan: Plan, options: argparse.Namespace) -> list[str]:
+def _locust(plan: LoadPlan, options: argparse.Namespace) -> list[str]:
     command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--host", plan.host]
     command += ["--stop-timeout", "10", "--exit-code-on-error", "0"]
     if options.ui:
@@ -301,14 +310,14 @@ def _locust(plan: Plan, options: argparse.Namespace) -> list[str]:
     return command
 
 
-def _environment(plan: Plan, notes: Path) -> dict[str, str]:
-    roots = os.pathsep.join([str(LOCUSTFILE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+def _environment(plan: LoadPlan, notes: Path) -> dict[str, str]:
+    roots = os.pathsep.join([str(LOCUSTFILE.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": roots, PLAN_VARIABLE: plan.encode(), journal.FILE_VARIABLE: str(notes)}
 
 
-def _under_load(plan: Plan, options: argparse.Namespace, folder: Path, notes: Path) -> Seen:
-    """Run locust to its end, with the gauges read beside it."""
-    seen = Seen()
+def _under_load(plan: LoadPlan, options: argparse.Namespace, folder: Path, notes: Path) -> Observed:
+    """Run locust, and read the gauges meanwhile."""
+    seen = Observed()
     with ExitStack() as stack:
         gauges, sampler = _gauges(options, stack)
         log = stack.enter_context((folder / "locust.log").open("wb"))
@@ -322,20 +331,19 @@ def _under_load(plan: Plan, options: argparse.Namespace, folder: Path, notes: Pa
         )
         status, seen.remark = _await(process, plan, gone_s=options.server_timeout)
     if status != 0 and not options.ui:
-        raise CannotRun(f"locust ended with {status}; its log is {folder / 'locust.log'}")
+        raise CannotRun(f"locust exited with {status}; its log is {folder / 'locust.log'}")
     if gauges is not None and sampler is not None:
         seen.gauges = gauges.read
         began = sampler.samples[0].at_s
         whole = sampler.samples[-1].at_s - began
-        seen.memory = trends(sampler.samples, after_s=began + FILLS_UP * whole)
+        seen.memory = trends(sampler.samples, after_s=began + WARM_UP * whole)
     return seen
 
 
-def _await(process: subprocess.Popen[bytes], plan: Plan, *, gone_s: float) -> tuple[int, str | None]:
-    """The exit status of locust, and why it was stopped, if it was.
+def _await(process: subprocess.Popen[bytes], plan: LoadPlan, *, gone_s: float) -> tuple[int, str | None]:
+    """The exit status of locust, and the reason if it was stopped early.
 
-    A Ctrl-C goes to locust too, which ends in order; the report follows. So does a server that has not answered for
-    `gone_s`.
+    A Ctrl-C, or a server without a response for `gone_s`, stops locust in order; the report follows.
     """
     answered, is_reported = time.monotonic(), False
     try:
@@ -344,17 +352,19 @@ def _await(process: subprocess.Popen[bytes], plan: Plan, *, gone_s: float) -> tu
                 with suppress(subprocess.TimeoutExpired):
                     return process.wait(1), None
                 with suppress(httpx.TransportError):
-                    client.get("/healthz")  # any status is an answer
+                    client.get("/healthz")  # any status is a response
                     if is_reported:
-                        print(f"{plan.host} answers again", flush=True)
+                        print(f"{plan.host} responds again", flush=True)
                     answered, is_reported = time.monotonic(), False
                 silent_s = time.monotonic() - answered
                 if silent_s > gone_s * SILENT_PART and not is_reported:
                     is_reported = True
-                    print(f"{plan.host} does not answer; the load stops if that lasts {gone_s:g} s", flush=True)
+                    print(
+                        f"{plan.host} is unavailable; the load stops after {gone_s:g} s without a response", flush=True
+                    )
                 if silent_s > gone_s:
                     _stop(process)
-                    return 0, f"{plan.host} did not answer for {silent_s:.0f} s: the load was stopped"
+                    return 0, f"{plan.host} was unavailable for {silent_s:.0f} s: the load was stopped"
     except KeyboardInterrupt:
         _stop(process)
         return 0, None
@@ -370,7 +380,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _gauges(options: argparse.Namespace, stack: ExitStack) -> tuple[Gauges | None, Sampler | None]:
-    """Both, running until the stack ends; none where Redis cannot be reached."""
+    """Both, running until the stack closes; None if Redis cannot be reached."""
     try:
         found = installation.find(options.data)
         client = stack.enter_context(connect(found.redis_url))
@@ -383,7 +393,7 @@ def _gauges(options: argparse.Namespace, stack: ExitStack) -> tuple[Gauges | Non
 
 
 def _pids(data: Path | None) -> Mapping[str, int]:
-    """The processes of the `darkroom up` on this machine, where there is one."""
+    """The processes of the `darkroom up` on this machine; empty without one."""
     settings = DataFolder((data or Path(os.environ.get("DARKROOM_HOME", ".darkroom"))).absolute())
     try:
         record = RunRecord.read(settings.record)
@@ -393,7 +403,7 @@ def _pids(data: Path | None) -> Mapping[str, int]:
 
 
 def _views(client: httpx.Client, accepted: set[str]) -> dict[str, JobView]:
-    """The jobs of the client's list as the system shows them. Who has not ended gets a little more time."""
+    """The views of the accepted jobs. Unfinished jobs get LATE_S more time."""
     deadline = time.monotonic() + LATE_S
     while True:
         views = _list(client, accepted)
@@ -403,7 +413,7 @@ def _views(client: httpx.Client, accepted: set[str]) -> dict[str, JobView]:
 
 
 def _list(client: httpx.Client, wanted: set[str]) -> dict[str, JobView]:
-    """Pages, the newest jobs first, until all that are wanted were there, or the pages end."""
+    """Read pages, newest jobs first, until all wanted jobs are found or the pages end."""
     found: dict[str, JobView] = {}
     query: dict[str, str] = {"limit": str(PAGE)}
     while wanted - found.keys():
@@ -433,16 +443,16 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _audit(options: argparse.Namespace) -> tuple[dict[str, Any] | str, int | None]:
-    """The summary of `darkroom audit` and how much it found; or why nothing is known."""
+    """The summary of `darkroom audit` and its number of findings; or the reason why they are unknown."""
     if options.no_audit:
-        return "not asked for (--no-audit)", None
+        return "skipped (--no-audit)", None
     command = [sys.executable, "-m", "darkroom_cli", "audit", "--json"]
     command += ["--data", str(options.data)] if options.data else []
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     summary = next((line for line in lines if "findings" in line), None)
     if summary is None:
-        return f"it ended with {ended.returncode}: {(ended.stderr or ended.stdout).strip()[-500:]}", None
+        return f"it exited with {ended.returncode}: {(ended.stderr or ended.stdout).strip()[-500:]}", None
     return {**summary, "found": [line for line in lines if "finding" in line]}, sum(summary["findings"].values())
 
 
@@ -458,14 +468,14 @@ def _version(name: str) -> str:
         return "from the checkout" if name == "darkroom" else "not installed here"
 
 
-def _say(outcome: Outcome, page: Path) -> None:
+def _print(outcome: LoadOutcome, page: Path) -> None:
     print(
         f"offered {outcome.offered}, accepted {outcome.accepted}, refused {sum(outcome.refused.values())}; "
-        f"{outcome.images_per_min:.0f} images a minute; lost {len(outcome.lost)}, doubled {len(outcome.doubled)}"
+        f"{outcome.images_per_min:.0f} images per minute; lost {len(outcome.lost)}, doubled {len(outcome.doubled)}"
     )
     for check in outcome.checks:
         if check.limit is not None:
-            value = "not known" if check.value is None else f"{check.value:.4g}"
+            value = "unknown" if check.value is None else f"{check.value:.4g}"
             print(f"  {'ok  ' if check.is_met else 'MISS'} {check.name}: {value} (at most {check.limit:g})")
     print(f"report: {page}")
 

@@ -1,8 +1,8 @@
-"""Users: the kinds of callers, as locust runs them; only its processes import this.
+"""The kinds of locust users; only locust's processes import this.
 
-Each asks at its pace and waits in the background, so that a slow system is not asked less (an open loop). Every job
-that was accepted is watched to its end: the time from before the request to the terminal message is a request of the
-type `end-to-end`. A refusal with `Retry-After` is no failure, but it is counted and shown with its reason.
+Each user submits at a constant rate and waits in the background, so that a slow system receives the same load (an open
+loop). Each accepted job is followed until it finishes: the time from before the request to the terminal message is a
+request of the type `end-to-end`. A refusal with `Retry-After` is not a failure; the report shows it with its reason.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ import gevent
 from locust import FastHttpUser, task
 from locust.env import Environment
 
-from darkroom_loadtest.chaos import hostile
-from darkroom_loadtest.chaos.journal import Journal
+from darkroom_loadtest.load import hostile
+from darkroom_loadtest.load.journal import Journal
+from darkroom_loadtest.load.profiles import LoadPlan
 from darkroom_loadtest.load.prompts import PROMPTS
-from darkroom_loadtest.load.watchers import Watched, Watchers
-from darkroom_loadtest.profiling.profiles import Plan
+from darkroom_loadtest.load.watchers import WatchedJob, Watchers
 
 BATCH = 5
-"""Events of a batch; such a caller asks as much less often."""
+"""Events of a batch; a batch user submits that many times less often."""
 
 REPEATED = 10
-"""Every so many events are sent twice with the same id and source: one job."""
+"""One in this many events is sent twice with the same id and source, which is one job."""
 
 REFUSALS = frozenset({429, 503})
 ACCEPTED = 202
 DONE = 200
 
 RECEIPTS = frozenset({"dequeued", "interrupting", "too_late"})
-"""What a cancel may be answered with."""
+"""The valid receipts of a cancel."""
 
-ENDED_AS_IT_MUST = frozenset({"completed", "cancelled"})
+EXPECTED_STATES = frozenset({"completed", "cancelled"})
 
 
 class Session:
-    """What the callers of one process share."""
+    """The state that the users of one process share."""
 
-    def __init__(self, plan: Plan, environment: Environment) -> None:
+    def __init__(self, plan: LoadPlan, environment: Environment) -> None:
         self.plan = plan
         self.environment = environment
         self.journal = Journal()
-        self.watchers = Watchers(plan.host, self.journal, self._told)
+        self.watchers = Watchers(plan.host, self.journal, self._on_end)
         self.prompts = itertools.cycle(PROMPTS)
-        self.asking = 0
-        """Requests that are not answered yet."""
+        self.in_flight = 0
+        """Requests without a response yet."""
 
     @property
     def outstanding(self) -> int:
-        """Jobs that have not ended as far as their callers know, and requests that are not answered."""
-        return len(self.watchers.outstanding) + self.asking
+        """Jobs without a terminal message, and requests without a response."""
+        return len(self.watchers.outstanding) + self.in_flight
 
     def report(self, name: str, ms: float, *, failure: str | None = None) -> None:
         self.environment.events.request.fire(
@@ -69,13 +69,13 @@ class Session:
             context={},
         )
 
-    def _told(self, watched: Watched, state: str, ms: float) -> None:
-        self.report(watched.way, ms, failure=None if state in ENDED_AS_IT_MUST else f"ended as {state}")
+    def _on_end(self, watched: WatchedJob, state: str, ms: float) -> None:
+        self.report(watched.way, ms, failure=None if state in EXPECTED_STATES else f"finished as {state}")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An answer; `ms` is how long it took, from `asked`. `document` is empty where there was no JSON object."""
+class SubmitResponse:
+    """A response; `ms` is the latency from `asked`. `document` is empty if the body is not a JSON object."""
 
     status: int
     document: Mapping[str, Any]
@@ -83,8 +83,8 @@ class Answer:
     ms: float
 
 
-class Caller(FastHttpUser):
-    """One caller. `session` is set before locust makes any."""
+class LoadUser(FastHttpUser):
+    """The base of all users. `session` is set before locust creates users."""
 
     abstract = True
     session: ClassVar[Session]
@@ -96,12 +96,12 @@ class Caller(FastHttpUser):
     way: ClassVar[str] = ""
 
     def on_start(self) -> None:
-        """Callers that begin together do not ask together; in a short run each has asked by its first quarter."""
+        """Spread the first requests of users that start together, over at most a quarter of the run."""
         plan = self.session.plan
         gevent.sleep(random.uniform(0, min(plan.pace_s, plan.duration_s / 4)))
 
     def wait_time(self) -> float:
-        """Until the next request is due: the pace is even, whatever a request takes."""
+        """The time until the next request is due, at a constant rate."""
         pace_s = self.session.plan.pace_s * self.jobs_at_once
         now = time.monotonic()
         self._due = max(now, getattr(self, "_due", now) + pace_s)
@@ -112,17 +112,17 @@ class Caller(FastHttpUser):
         gevent.spawn(self._counted)
 
     def _counted(self) -> None:
-        self.session.asking += 1
+        self.session.in_flight += 1
         try:
             self.act()
-        except Exception as error:  # a caller goes on; the run fails for it
+        except Exception as error:  # the user continues; the run fails
             self.session.journal.note("error", what=f"{self.way}: {type(error).__name__} {error}"[:300])
             raise
         finally:
-            self.session.asking -= 1
+            self.session.in_flight -= 1
 
     def act(self) -> None:
-        """One turn; each kind of caller has its own. locust's metaclass leaves no room for that of abstract classes."""
+        """One request. Subclasses implement it; locust's metaclass does not allow an abstract base class."""
         raise NotImplementedError
 
     def input(self) -> dict[str, Any]:
@@ -130,8 +130,8 @@ class Caller(FastHttpUser):
 
     def ask(
         self, path: str, body: bytes, headers: Mapping[str, str], *, name: str, jobs: int = 1, offered: bool = True
-    ) -> Answer | None:
-        """POST a submission; None for what was refused or is an error, which is noted."""
+    ) -> SubmitResponse | None:
+        """POST a submission; None if it was refused or failed, which is recorded."""
         journal = self.session.journal
         if offered:
             for _ in range(jobs):
@@ -144,13 +144,13 @@ class Caller(FastHttpUser):
             retry_after = (response.headers or {}).get("retry-after")
             if status in (ACCEPTED, DONE):
                 response.success()
-                return Answer(status, found, asked, ms)
+                return SubmitResponse(status, found, asked, ms)
             if status in REFUSALS and found.get("type"):
                 response.success()
                 for _ in range(jobs):
                     self.refused(status, found, retry_after, ms)
                 return None
-            what = f"{self.way}: answered with {status} {found.get('detail') or response.error or ''}"[:300]
+            what = f"{self.way}: response {status} {found.get('detail') or response.error or ''}"[:300]
             response.failure(what)
             journal.note("error", what=what)
         return None
@@ -159,13 +159,13 @@ class Caller(FastHttpUser):
         reason = str(problem.get("type", "")).rpartition("/")[2]
         self.session.journal.note("refused", way=self.way, status=status, reason=reason, retry_after=retry_after, ms=ms)
 
-    def accepted(self, job: str, answer: Answer) -> None:
-        """Note the promise, and watch the job to its end."""
+    def accepted(self, job: str, answer: SubmitResponse) -> None:
+        """Record the acceptance, and follow the job until it finishes."""
         self.session.journal.note("accepted", job=job, way=self.way, ms=answer.ms)
-        self.session.watchers.follow(Watched(job, self.way, answer.asked), own_socket=self.own_socket)
+        self.session.watchers.follow(WatchedJob(job, self.way, answer.asked), own_socket=self.own_socket)
 
     def submit_rest(self) -> str | None:
-        """The id of the job that was accepted."""
+        """Submit a job by REST; returns its id."""
         body = json.dumps(self.input()).encode()
         answer = self.ask(
             f"/{self.session.plan.model}", body, {"content-type": "application/json"}, name=f"submit: {self.way}"
@@ -188,8 +188,8 @@ class Caller(FastHttpUser):
         }
 
 
-class BinaryUser(Caller):
-    """CloudEvents in binary mode; every REPEATED-th is sent again, as a Broker may."""
+class BinaryUser(LoadUser):
+    """CloudEvents in binary mode; one in REPEATED is sent again, as a Broker may do."""
 
     way = "binary"
 
@@ -209,7 +209,7 @@ class BinaryUser(Caller):
                 self.session.journal.note("doubled", job=job, other=again.document["job_id"])
 
 
-class StructuredUser(Caller):
+class StructuredUser(LoadUser):
     """CloudEvents in structured mode."""
 
     way = "structured"
@@ -221,8 +221,8 @@ class StructuredUser(Caller):
             self.accepted(str(answer.document["job_id"]), answer)
 
 
-class BatchUser(Caller):
-    """Batches of CloudEvents; each of them has its own verdict."""
+class BatchUser(LoadUser):
+    """Batches of CloudEvents; each event has its own result."""
 
     way = "batch"
     jobs_at_once = BATCH
@@ -235,12 +235,12 @@ class BatchUser(Caller):
             if "job_id" in verdict:
                 self.accepted(str(verdict["job_id"]), answer)  # type: ignore[arg-type]
             else:
-                # A verdict has no headers: that it may pass is said by its status.
+                # The result of an event in a batch has no headers: its status defines whether it can be retried.
                 self.refused(verdict["status"], verdict["problem"], "in a batch", answer.ms)  # type: ignore[union-attr]
 
 
-class RestUser(Caller):
-    """REST; the job is followed over a socket with others."""
+class RestUser(LoadUser):
+    """REST; the job is followed over a shared socket."""
 
     way = "rest"
 
@@ -249,20 +249,20 @@ class RestUser(Caller):
 
 
 class SharedSocketUser(RestUser):
-    """As `rest`: many jobs on a socket, which subscribes as they come. It has a name of its own in mixes."""
+    """The same as `rest`, under a separate name for mixes: many jobs on one socket, which subscribes to new jobs."""
 
     way = "shared-socket"
 
 
 class SocketUser(RestUser):
-    """REST, and a socket for each job, as the documents' clients do it."""
+    """REST, and a socket for each job, as the documented clients do."""
 
     way = "socket"
     own_socket = True
 
 
-class WaitingUser(Caller):
-    """`Prefer: wait`: the answer is the job's end, or the slip when the time is over."""
+class WaitingUser(LoadUser):
+    """`Prefer: wait`: the response is the finished job, or the receipt after the timeout."""
 
     way = "waiting"
 
@@ -278,14 +278,14 @@ class WaitingUser(Caller):
             return
         state = str(answer.document["state"])
         journal = self.session.journal
-        # Its 202 was never sent: how long the promise took is not known.
+        # No 202 was sent, so the latency of the submission is unknown.
         journal.note("accepted", job=job, way=self.way, ms=None)
         journal.note("ended", job=job, state=state, event=f"{job}:end", ms=answer.ms, way="wait")
-        self.session.report(self.way, answer.ms, failure=None if state in ENDED_AS_IT_MUST else f"ended as {state}")
+        self.session.report(self.way, answer.ms, failure=None if state in EXPECTED_STATES else f"finished as {state}")
 
 
-class CancellingUser(Caller):
-    """Changes its mind: sooner or later, so that some jobs wait, some run and some have ended."""
+class CancellingUser(LoadUser):
+    """Cancels its jobs after different times, so that some are pending, some running and some finished."""
 
     way = "cancelling"
 
@@ -301,13 +301,13 @@ class CancellingUser(Caller):
                 response.success()
                 self.session.journal.note("cancelled", job=job, receipt=receipt)
             else:
-                what = f"a cancel was answered with {response.status_code}"
+                what = f"a cancel's response was {response.status_code}"
                 response.failure(what)
                 self.session.journal.note("error", what=what)
 
 
-class HostileUser(Caller):
-    """Sends what nobody may take: every case there is, each time."""
+class HostileUser(LoadUser):
+    """Sends every case of hostile input."""
 
     way = "hostile"
 
@@ -335,18 +335,18 @@ class HostileUser(Caller):
             self.session.journal.note("hostile", case=case.name, refused=refused, status=response.status_code, ms=ms)
 
 
-KINDS: Mapping[str, type[Caller]] = {
+KINDS: Mapping[str, type[LoadUser]] = {
     kind.way: kind
     for kind in (
         *(BinaryUser, StructuredUser, BatchUser, RestUser, WaitingUser),
         *(SocketUser, SharedSocketUser, CancellingUser, HostileUser),
     )
 }
-"""By the names that profiles use."""
+"""User classes by their name in profiles."""
 
 
 def _raw(body: bytes) -> Any:
-    """A body that need not be text: the client takes bytes, though its types do not say so."""
+    """A body that may be bytes, which the client accepts although its types do not include them."""
     return body or None
 
 

@@ -1,7 +1,7 @@
-"""Watchers: sockets that tell callers of their jobs, under gevent; only locust's processes import this.
+"""WebSockets that follow jobs, under gevent; only locust's processes import this.
 
-Two ways, as clients have them: a socket for each job, and sockets that follow many and subscribe as jobs come. A socket
-that closes too early is opened again for the jobs that have not ended; whoever comes late is told the newest state.
+Two kinds, as clients use them: a socket for each job, and sockets that follow many jobs and subscribe to new ones. A
+socket that closes early is reopened for the unfinished jobs, and starts with their current state.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from urllib.parse import urlsplit
 import gevent
 import websocket
 
-from darkroom_loadtest.chaos.journal import Journal
+from darkroom_loadtest.load.journal import Journal
 
 TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
-COME_AGAIN = frozenset({"time-is-up", "idle"})
-"""Codes with which a server closes a socket that did nothing wrong."""
+RECONNECT_CODES = frozenset({"time-is-up", "idle"})
+"""Codes of a normal close, after which a client reconnects."""
 
 JOBS_OF_A_SOCKET = 100
-"""The server's limit, of those that have not ended."""
+"""The server's limit of unfinished jobs per socket."""
 
-CONNECT_LIMIT_S = 30.0
+CONNECT_TIMEOUT_S = 30.0
 LINGER_S = 20.0
-"""How long a socket stays that has nothing to tell; the server closes it after a minute."""
+"""How long an idle socket stays open; the server closes it after a minute."""
 
-AGAIN_AFTER_S = 1.0
-"""Between two tries to open a socket."""
+RETRY_AFTER_S = 1.0
+"""Between two attempts to open a socket."""
 
 
 @dataclass
-class Watched:
-    """A job that a caller waits for; `asked` is just before its request, on the clock of `time.perf_counter`."""
+class WatchedJob:
+    """A job that a user waits for; `asked` is just before its request (`time.perf_counter`)."""
 
     job: str
     way: str
@@ -44,25 +44,25 @@ class Watched:
     is_started: bool = False
 
 
-Told = Callable[[Watched, str, float], None]
-"""Is called once for the end of each job: with its state, and the milliseconds since the request."""
+OnEnd = Callable[[WatchedJob, str, float], None]
+"""Called once when a job finishes, with its state and the milliseconds since the request."""
 
 
 class Watchers:
     """All sockets of one process."""
 
-    def __init__(self, host: str, journal: Journal, told: Told) -> None:
+    def __init__(self, host: str, journal: Journal, on_end: OnEnd) -> None:
         address = urlsplit(host)
         scheme = "wss" if address.scheme == "https" else "ws"
         self._url = f"{scheme}://{address.netloc}{address.path.rstrip('/')}"
         self._host = address.hostname or ""
         self._journal = journal
-        self._told = told
+        self._on_end = on_end
         self._shared: list[_Shared] = []
-        self.outstanding: dict[str, Watched] = {}
+        self.outstanding: dict[str, WatchedJob] = {}
 
-    def follow(self, watched: Watched, *, own_socket: bool) -> None:
-        """Answers at once; the watching goes on until the job's end."""
+    def follow(self, watched: WatchedJob, *, own_socket: bool) -> None:
+        """Follow a job in the background until it finishes."""
         self.outstanding[watched.job] = watched
         if own_socket:
             gevent.spawn(self._follow_alone, watched.job)
@@ -74,17 +74,17 @@ class Watchers:
         shared.subscribe(watched.job)
 
     def open(self, path: str) -> Any:
-        """A socket, or None where it could not be opened; that is an error."""
+        """A socket; None if it could not be opened, which is recorded as an error."""
         try:
             return websocket.create_connection(
-                self._url + path, timeout=CONNECT_LIMIT_S, http_no_proxy=[self._host], enable_multithread=True
+                self._url + path, timeout=CONNECT_TIMEOUT_S, http_no_proxy=[self._host], enable_multithread=True
             )
         except (OSError, websocket.WebSocketException) as error:
             self._journal.note("error", what=f"a socket could not be opened: {error}"[:300])
             return None
 
     def read(self, connection: Any, *, jobs: Collection[str]) -> None:
-        """Read until the socket closes or fails, or there was nothing to wait for for a while. `jobs` may change."""
+        """Read until the socket closes, fails, or is idle without outstanding jobs. `jobs` may change."""
         connection.settimeout(LINGER_S)
         try:
             while True:
@@ -96,7 +96,7 @@ class Watchers:
                     return
                 if not text:
                     return
-                self._take(json.loads(text))
+                self._handle(json.loads(text))
         except (OSError, websocket.WebSocketException, ValueError) as error:
             self._journal.note("error", what=f"a socket failed: {type(error).__name__} {error}"[:300])
 
@@ -107,13 +107,15 @@ class Watchers:
                 self.read(connection, jobs=[job])
                 connection.close()
             if job in self.outstanding:
-                gevent.sleep(AGAIN_AFTER_S)
+                gevent.sleep(RETRY_AFTER_S)
 
-    def _take(self, message: dict[str, Any]) -> None:
-        """Ends are noted as often as they are told: a second, different one must show."""
+    def _handle(self, message: dict[str, Any]) -> None:
+        """Record every terminal message, so that a second, different one is detected."""
         job, status = message.get("job_id"), message.get("status")
-        if message.get("type") == "error" and message.get("code") not in COME_AGAIN:
-            self._journal.note("error", what=f"a socket was told: {message.get('code')} {message.get('detail')}"[:300])
+        if message.get("type") == "error" and message.get("code") not in RECONNECT_CODES:
+            self._journal.note(
+                "error", what=f"a socket received an error: {message.get('code')} {message.get('detail')}"[:300]
+            )
         if job is None:
             return
         watched = self.outstanding.get(job)
@@ -124,14 +126,14 @@ class Watchers:
             )
             if watched is not None and elapsed_ms is not None:
                 del self.outstanding[job]
-                self._told(watched, message["state"], elapsed_ms)
+                self._on_end(watched, message["state"], elapsed_ms)
         elif status == "started" and watched is not None and not watched.is_started:
             watched.is_started = True
             self._journal.note("started", job=job, ms=elapsed_ms)
 
 
 class _Shared:
-    """A socket for up to JOBS_OF_A_SOCKET jobs at a time. It closes itself when it has had none for a while."""
+    """A socket for up to JOBS_OF_A_SOCKET jobs at a time. It closes when it has been idle for a while."""
 
     def __init__(self, watchers: Watchers) -> None:
         self._watchers = watchers
@@ -141,7 +143,7 @@ class _Shared:
 
     @property
     def has_room(self) -> bool:
-        self._forget_ended()
+        self._drop_finished()
         return len(self._jobs) < JOBS_OF_A_SOCKET
 
     def subscribe(self, job: str) -> None:
@@ -150,33 +152,33 @@ class _Shared:
             try:
                 self._connection.send(json.dumps({"type": "subscribe", "job_ids": [job]}))
             except (OSError, websocket.WebSocketException):
-                self._connection = None  # whoever reads it opens another, for this job too
+                self._connection = None  # the reader opens a new one, for this job too
         if not self._is_read:
             self._is_read = True
             gevent.spawn(self._run)
 
     def _run(self) -> None:
         while True:
-            self._forget_ended()
+            self._drop_finished()
             if not self._jobs:
                 break
             connection = self._watchers.open(f"/ws/jobs?job_ids={','.join(sorted(self._jobs))}")
             if connection is None:
-                gevent.sleep(AGAIN_AFTER_S)
+                gevent.sleep(RETRY_AFTER_S)
                 continue
             self._catch_up(connection)
             self._watchers.read(connection, jobs=self._jobs)
             self._connection = None
             connection.close()
-            self._forget_ended()
+            self._drop_finished()
             if self._jobs:
-                gevent.sleep(AGAIN_AFTER_S)
+                gevent.sleep(RETRY_AFTER_S)
         self._is_read = False
 
     def _catch_up(self, connection: Any) -> None:
-        """Jobs that came while the socket was being opened."""
+        """Subscribe to the jobs that were added while the socket was being opened."""
         self._connection = connection
         connection.send(json.dumps({"type": "subscribe", "job_ids": sorted(self._jobs)}))
 
-    def _forget_ended(self) -> None:
-        self._jobs.intersection_update(self._watchers.outstanding)  # in place: a reader has it
+    def _drop_finished(self) -> None:
+        self._jobs.intersection_update(self._watchers.outstanding)  # in place: the reader holds a reference

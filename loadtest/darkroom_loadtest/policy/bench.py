@@ -1,11 +1,10 @@
-"""What a fleet costs for the wait that it gives: our policy against other autoscalers, on simulated days.
+"""Replica hours against wait: our policy compared with other autoscalers, on simulated days.
 
-Each way of scaling is tried with many settings (the sweep). A setting makes a point: the wait that 95 % of the jobs do
-not exceed, and the hours that the replicas took. The points that no other of the same side beats in both are its
-frontier. Two sides are compared at equal wait: for waits all along the other's frontier, the hours of the cheapest of
-ours that waits no longer, to those of the cheapest of the other's. The figure is the median of these ratios, day by
-day; so it does not depend on where the other's settings happen to lie close together. Nothing runs but the simulation
-(`darkroom.scaling.simulation`).
+Each autoscaler is simulated with many settings (the sweep). The result of a setting is the 95th percentile of waits and
+the replica hours. The results that no other result of the same autoscaler beats in both form its frontier. Two
+autoscalers are compared at equal wait: for waits along the other's frontier, the hours of our cheapest setting that
+waits no longer, divided by the hours of the other's cheapest setting. The figure is the median of these ratios by day,
+which does not depend on the density of the other's settings. Only the simulation runs (`darkroom.scaling.simulation`).
 """
 
 from __future__ import annotations
@@ -35,22 +34,22 @@ BENCH = "policy"
 HOUR_MS = 3_600_000
 COLD_START_MS = 60_000
 MOST = 40
-"""Replicas of any side at most."""
+"""Maximum number of replicas of any autoscaler."""
 
 WAITS = 41
 SHORTEST_S = 1.0
-"""How many waits are compared; those below a second are one."""
+"""The number of compared waits; those below a second count as a second."""
 
 OURS, KEDA, TUNED, RUNPOD, FIXED = "darkroom", "KEDA", "KEDA tuned", "queue delay", "fixed"
 SIDES = (OURS, KEDA, TUNED, RUNPOD, FIXED)
 
 BURSTY = "bursty"
-"""The day that the goals are for. The others are swept more coarsely, on one day each."""
+"""The kind of day with goals. The others have a coarser sweep, on one day each."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of one side. Numbers by name, as the table of the points shows them."""
+    """One setting of one autoscaler. Numbers by name, as in the table."""
 
     side: str
     numbers: tuple[tuple[str, float], ...]
@@ -82,8 +81,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Point:
-    """What a setting made of a day. Waits are in seconds."""
+class PolicyResult:
+    """The result of a setting on a day. Waits are in seconds."""
 
     kind: str
     seed: int
@@ -107,7 +106,7 @@ def _policy(number: Mapping[str, float]) -> ScalingPolicy:
 
 
 def settings(*, coarse: bool) -> Iterator[Setting]:
-    """All that are tried. A coarse sweep takes some of them, of every side."""
+    """All settings of the sweep. A coarse sweep has some of each autoscaler."""
     least = (0,) if coarse else (0, 1, 4)
     idle = (30, 60, 300) if coarse else (10, 20, 30, 60)
     waits = (5, 120, 300) if coarse else (5, 70, 90, 120, 150, 200, 300, 600)
@@ -134,12 +133,12 @@ def _setting(side: str, **numbers: float) -> Setting:
     return Setting(side, tuple(numbers.items()))
 
 
-def measured(kind: str, seed: int, setting: Setting, hours: float) -> Point:
-    """The point of one setting on the first hours of one day."""
+def measured(kind: str, seed: int, setting: Setting, hours: float) -> PolicyResult:
+    """The result of one setting on the first hours of one day."""
     until = int(hours * HOUR_MS)
     jobs = [job for job in day(kind, seed) if job.arrival < until]
     outcome = simulate(jobs, setting.scaler(), cold_start_ms=COLD_START_MS, until=until, seed=seed)
-    return Point(
+    return PolicyResult(
         kind,
         seed,
         setting.side,
@@ -152,36 +151,36 @@ def measured(kind: str, seed: int, setting: Setting, hours: float) -> Point:
     )
 
 
-def frontier(points: Sequence[Point]) -> list[Point]:
-    """Those that no other beats in both, the shortest wait first."""
-    best: list[Point] = []
+def frontier(points: Sequence[PolicyResult]) -> list[PolicyResult]:
+    """The results that no other beats in both values, shortest wait first."""
+    best: list[PolicyResult] = []
     for point in sorted(points, key=lambda each: (each.p95, each.hours)):
         if not best or point.hours < best[-1].hours:
             best.append(point)
     return best
 
 
-def ratios(ours: Sequence[Point], other: Sequence[Point]) -> list[float]:
-    """Our hours to the other's at equal wait, for `WAITS` waits from the shortest to the longest of the other's
-    frontier, as evenly as their logarithms go; waits that are shorter than all of ours are left out.
+def ratios(ours: Sequence[PolicyResult], other: Sequence[PolicyResult]) -> list[float]:
+    """The ratios of our hours to the other's at equal wait, for `WAITS` waits along the other's frontier, evenly spaced
+    by logarithm; waits shorter than all of ours are left out.
     """
     edge = frontier(other)
     shortest, longest = max(edge[0].p95, SHORTEST_S), max(edge[-1].p95, SHORTEST_S)
     waits = [shortest * (longest / shortest) ** (step / (WAITS - 1)) for step in range(WAITS)]
-    waits[-1] = longest  # whatever the rounding
+    waits[-1] = longest  # independent of rounding
     pairs = [(_cheapest(ours, wait), _cheapest(edge, wait)) for wait in waits]
     return [mine / theirs for mine, theirs in pairs if mine is not None and theirs is not None]
 
 
-def _cheapest(points: Sequence[Point], wait: float) -> float | None:
+def _cheapest(points: Sequence[PolicyResult], wait: float) -> float | None:
     return min((each.hours for each in points if each.p95 <= wait), default=None)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-policy", description=__doc__)
     parser.add_argument("--runs", type=int, default=len(SEEDS), help=f"bursty days (at most {len(SEEDS)}, the default)")
-    parser.add_argument("--coarse", action="store_true", help="sweep coarsely, to see that it works")
-    parser.add_argument("--hours", type=float, default=24.0, help="of each day (default 24, all)")
+    parser.add_argument("--coarse", action="store_true", help="run a coarse sweep, as a smoke test")
+    parser.add_argument("--hours", type=float, default=24.0, help="hours of each day (default: 24, all)")
     options = parser.parse_args(arguments)
     began = time.monotonic()
     try:
@@ -189,12 +188,12 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
-    tell(points, took_s=time.monotonic() - began)
+    publish(points, took_s=time.monotonic() - began)
     return 0
 
 
-def measure(seeds: Sequence[int], *, coarse: bool, hours: float) -> list[Point]:
-    """All points, worked out on all cores side by side."""
+def measure(seeds: Sequence[int], *, coarse: bool, hours: float) -> list[PolicyResult]:
+    """All results, computed on all cores in parallel."""
     days = [(kind, seeds[0], setting, hours) for kind in KINDS if kind != BURSTY for setting in settings(coarse=True)]
     days += [(BURSTY, seed, setting, hours) for seed in seeds for setting in settings(coarse=coarse)]
     cores = ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
@@ -204,8 +203,8 @@ def measure(seeds: Sequence[int], *, coarse: bool, hours: float) -> list[Point]:
         cores.shutdown(cancel_futures=True)
 
 
-def tell(points: Sequence[Point], *, took_s: float) -> None:
-    """The figures, all frontiers as a table, the points as a file, and the plot."""
+def publish(points: Sequence[PolicyResult], *, took_s: float) -> None:
+    """Write the figures, all frontiers as a table, the results as a file, and the plot."""
     figures = [
         _compared("policy_replica_hours_vs_keda", points, BURSTY, KEDA, Goal(most=0.7)),
         _compared("policy_replica_hours_vs_keda_tuned", points, BURSTY, TUNED, Goal(most=0.9)),
@@ -235,22 +234,22 @@ def tell(points: Sequence[Point], *, took_s: float) -> None:
     notes = [
         "Ratios are of replica hours at equal p95 wait: the median along the other's frontier, day by day.",
         _range_note(points),
-        f"{len(points)} days were simulated; all points are in {listed}, the plot is {plot}.",
-        *(f"{name}: nowhere on the other's frontier did ours wait as little." for name in not_comparable),
+        f"{len(points)} days were simulated; all results are in {listed}, the plot is {plot}.",
+        *(f"{name}: ours waits longer on all of the other's frontier." for name in not_comparable),
         f"{took_s:.0f} s in all",
     ]
     report(BENCH, figures, redis="not used", notes=notes)
 
 
-def _of(points: Sequence[Point], kind: str, side: str, seed: int | None = None) -> list[Point]:
+def _of(points: Sequence[PolicyResult], kind: str, side: str, seed: int | None = None) -> list[PolicyResult]:
     return [each for each in points if each.kind == kind and each.side == side and seed in {None, each.seed}]
 
 
-def _seeds(points: Sequence[Point], kind: str) -> list[int]:
+def _seeds(points: Sequence[PolicyResult], kind: str) -> list[int]:
     return sorted({each.seed for each in points if each.kind == kind}, key=SEEDS.index)
 
 
-def _compared(name: str, points: Sequence[Point], kind: str, side: str, goal: Goal | None = None) -> Figure:
+def _compared(name: str, points: Sequence[PolicyResult], kind: str, side: str, goal: Goal | None = None) -> Figure:
     runs: list[float] = []
     for seed in _seeds(points, kind):
         found = ratios(_of(points, kind, OURS, seed), _of(points, kind, side, seed))
@@ -258,18 +257,18 @@ def _compared(name: str, points: Sequence[Point], kind: str, side: str, goal: Go
     return Figure(name=name, unit="ratio", runs=runs, goal=goal)
 
 
-def _kills(points: Sequence[Point], side: str) -> int:
+def _kills(points: Sequence[PolicyResult], side: str) -> int:
     return sum(each.kills for each in points if each.side == side)
 
 
-def _kills_a_day(points: Sequence[Point], side: str) -> list[float]:
-    """Per bursty day: of the settings on the side's frontier, the middle one."""
+def _kills_a_day(points: Sequence[PolicyResult], side: str) -> list[float]:
+    """Interrupted jobs per bursty day, by the median setting on the frontier."""
     days = [_of(points, BURSTY, side, seed) for seed in _seeds(points, BURSTY)]
     return [median(float(each.kills) for each in frontier(of_day)) for of_day in days]
 
 
-def _range_note(points: Sequence[Point]) -> str:
-    """From the best to the worst place of the frontier, so that the median hides nothing."""
+def _range_note(points: Sequence[PolicyResult]) -> str:
+    """A note with the range of ratios along the frontier."""
     words = []
     for side in (KEDA, TUNED):
         found = [
@@ -278,10 +277,10 @@ def _range_note(points: Sequence[Point]) -> str:
             for ratio in ratios(_of(points, BURSTY, OURS, seed), _of(points, BURSTY, side, seed))
         ]
         words.append(f"against {side} from {min(found):.2f} to {max(found):.2f}" if found else f"{side}: none")
-    return f"Over the bursty frontiers the ratio goes {'; '.join(words)}."
+    return f"Over the bursty frontiers the ratio ranges {'; '.join(words)}."
 
 
-def _rows(points: Sequence[Point], kind: str) -> Iterator[str]:
+def _rows(points: Sequence[PolicyResult], kind: str) -> Iterator[str]:
     seed = _seeds(points, kind)[0]
     for side in SIDES:
         for point in frontier(_of(points, kind, side, seed)):
@@ -289,8 +288,8 @@ def _rows(points: Sequence[Point], kind: str) -> Iterator[str]:
             yield f"{side:12} {point.p95:8.1f} s {point.hours:8.1f} h {point.kills:5d}   {numbers}"
 
 
-def draw(points: Sequence[Point], path: Path) -> Path:
-    """All points and the frontiers, a panel a day."""
+def draw(points: Sequence[PolicyResult], path: Path) -> Path:
+    """Plot all results and the frontiers, a panel per day."""
     import matplotlib as mpl
 
     mpl.use("svg")

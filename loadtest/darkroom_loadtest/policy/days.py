@@ -1,7 +1,7 @@
-"""Days to scale for: when jobs come, and how long each runs. The same seed is the same day, on every machine.
+"""Simulated days: arrivals and durations of jobs. A seed defines the same day on every machine.
 
-How long a job runs is heavy-tailed (lognormal): half of them take less than 8 s, one in a hundred more than two
-minutes, and the longest are cut at a quarter of an hour, as a run timeout does.
+Durations are heavy-tailed (lognormal): half of the jobs take less than 8 s, one in a hundred more than two minutes, and
+the longest are cut at 15 minutes, as by a run timeout.
 """
 
 from __future__ import annotations
@@ -20,32 +20,31 @@ SEEDS = (20261120, 7, 1839)
 MEDIAN_S, SIGMA, LONGEST_S = 8.0, 1.2, 900.0
 
 STEADY_PER_S = 0.08
-"""At 16 s a job in the mean: 1.3 workers' work."""
+"""With a mean duration of 16 s: the load of 1.3 workers."""
 
 PEAK_PER_S, NIGHT_PER_S = 0.18, 0.005
-"""Of the diurnal day: at noon three workers' work, at midnight next to nothing."""
+"""The diurnal day: the load of three workers at noon, almost none at midnight."""
 
 QUIET_PER_S = 0.004
 BURSTS = 30
 BURST_JOBS = (10, 120)
 BURST_S = (20.0, 300.0)
-"""Of the bursty day: somebody submits a batch, about thirty times, of so many jobs within so long; a job every four
-minutes otherwise."""
+"""The bursty day: about thirty batches with this range of jobs and durations; a job every four minutes otherwise."""
 
 
 def steady(dice: random.Random) -> Iterator[float]:
-    """The same all day."""
+    """A constant rate."""
     return _thinned(dice, STEADY_PER_S, lambda _: 1.0)
 
 
 def diurnal(dice: random.Random) -> Iterator[float]:
-    """Much at noon, little at night."""
+    """A high rate at noon, a low rate at night."""
     lowest = NIGHT_PER_S / PEAK_PER_S
     return _thinned(dice, PEAK_PER_S, lambda at: lowest + (1 - lowest) * math.sin(math.pi * at / DAY_S) ** 2)
 
 
 def bursty(dice: random.Random) -> Iterator[float]:
-    """Batches at any time, and little between them."""
+    """Batches at random times, with few jobs between them."""
     yield from _thinned(dice, QUIET_PER_S, lambda _: 1.0)
     for _ in range(BURSTS):
         start, lasts = dice.uniform(0, DAY_S), dice.uniform(*BURST_S)
@@ -54,7 +53,7 @@ def bursty(dice: random.Random) -> Iterator[float]:
 
 
 def _thinned(dice: random.Random, highest_per_s: float, share: Callable[[float], float]) -> Iterator[float]:
-    """Independent arrivals, at a rate that is `share(time)` of the highest."""
+    """Independent arrivals, at a rate of `share(time)` times the highest."""
     at = dice.expovariate(highest_per_s)
     while at < DAY_S:
         if dice.random() < share(at):
@@ -70,7 +69,7 @@ KINDS: Mapping[str, Callable[[random.Random], Iterator[float]]] = {
 
 
 def day(kind: str, seed: int) -> list[SimulatedJob]:
-    """The jobs of a day, in the order in which they come."""
+    """The jobs of a day in order of arrival."""
     dice = random.Random(f"{kind} {seed}")
     arrivals = sorted(at for at in KINDS[kind](dice) if at < DAY_S)
     return [

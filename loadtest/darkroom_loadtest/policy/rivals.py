@@ -1,19 +1,19 @@
-"""Other ways of scaling, by their documented rules, as `Scaler`s of a simulated day.
+"""Other autoscalers, by their documented rules, as `Scaler`s of a simulated day.
 
 KEDA 2.x with the HorizontalPodAutoscaler that it makes:
-- KEDA polls the queue each `pollingInterval`. It alone goes from zero to one, when the queue is not empty, and to zero,
-  when it was empty for `cooldownPeriod`. https://keda.sh/docs/latest/concepts/scaling-deployments/
-- The HPA goes between one and the maximum, every 15 s: by `ceil(metric / target)` (an `AverageValue`), where that is
-  more than a tenth away from what there is; up by at most four pods or 100 % in 15 s, whichever is more; down to the
-  highest recommendation of the stabilisation window.
+- KEDA polls the queue each `pollingInterval`. It scales from zero to one when the queue is not empty, and to zero when
+  the queue was empty for `cooldownPeriod`. https://keda.sh/docs/latest/concepts/scaling-deployments/
+- The HPA scales between one and the maximum, every 15 s: to `ceil(metric / target)` (an `AverageValue`), if that is
+  more than a tenth off; up by at most four pods or 100 % in 15 s, whichever is more; down to the highest recommendation
+  of the stabilisation window.
   https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/#configurable-scaling-behavior
-- The metric is the length of the list, asked for anew at each of the HPA's readings. The messages that workers hold
-  unacknowledged are not in it; the tuned variant adds them.
-- Which pods go is the ReplicaSet's choice, who knows nothing of jobs.
+- The metric is the length of the list, read at each sync of the HPA. It excludes the workers' unacknowledged messages;
+  the tuned variant adds them.
+- The ReplicaSet chooses the pods to remove, independent of jobs.
 
-RunPod's queue delay: a worker more while a request has waited longer than the delay (4 s by default) and no worker that
-is starting stands for it; a worker goes when it was idle for the idle timeout (5 s by default). How many at once is not
-documented; here one for each such request. https://docs.runpod.io/serverless/endpoints/endpoint-configurations
+RunPod's queue delay: one more worker while a request has waited longer than the delay (4 s by default) and no starting
+worker accounts for it; a worker is removed after the idle timeout (5 s by default). The number of concurrent starts is
+not documented; here one for each such request. https://docs.runpod.io/serverless/endpoints/endpoint-configurations
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ TOLERANCE = 0.1
 """Its `--horizontal-pod-autoscaler-tolerance`."""
 
 PODS_AT_ONCE = 4
-"""The HPA's default policy for scaling up: so many, or as many as there are, in 15 s."""
+"""The HPA's default policy for scaling up: this many pods, or 100 %, in 15 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KedaSettings:
-    """What somebody sets on a ScaledObject. Spans are in milliseconds."""
+    """The settings of a ScaledObject. Durations are in milliseconds."""
 
     target: float
     least: int
@@ -60,7 +60,7 @@ class Keda:
         self._recommended: deque[tuple[int, int]] = deque()
 
     def ask(self, fleet: SimulatedFleet, jobs: Sequence[SimulatedJob], now: int) -> tuple[int, int | None]:
-        """What both say, when it is their turn; they look at their own times only."""
+        """Poll and sync when they are due."""
         metric = len(fleet.waiting) + (len(fleet.busy) if self._settings.counts_unacked else 0)
         replicas = fleet.replicas
         if now % self._settings.poll == 0:
@@ -71,7 +71,7 @@ class Keda:
         return replicas, again
 
     def _poll(self, metric: int, replicas: int, now: int) -> int:
-        """KEDA's own part: whether the workload is active."""
+        """KEDA's part: activation of the workload."""
         if metric > 0:
             self._active_at = now
             return max(replicas, self._settings.least, 1)
@@ -110,7 +110,7 @@ class QueueDelay:
         late = 0
         for job in fleet.waiting:
             if now - jobs[job].arrival < self._delay:
-                break  # those behind came later
+                break  # the remaining jobs arrived later
             late += 1
         expired = [each for each in fleet.idle.values() if now - each.since >= self._idle]
         replicas = fleet.replicas
@@ -123,7 +123,7 @@ class QueueDelay:
 
 
 class Fixed:
-    """So many, whatever comes."""
+    """A constant number of replicas."""
 
     removal_order = RemovalOrder.IDLE
     listens = False

@@ -1,8 +1,8 @@
-"""What a load takes, and what holds it: `make capacity`. Arithmetic alone; docs/capacity.md says what it rests on.
+"""The resources that a load needs: `make capacity`. Arithmetic only; docs/capacity.md has its assumptions.
 
-A load is jobs a second of one kind. Every cost is one of `make bench-job` and `make bench-broadcast`, times how often
-it comes up; nothing queues and nothing is shared, so it holds where no resource is nearly used up. The columns are the
-load and its multiples; below stands how much one Redis holds, by what is used up first.
+A load is jobs per second of one kind. Each cost is a figure of `make bench-job` or `make bench-broadcast` times its
+frequency. Queueing is ignored, so the result holds while no resource is nearly exhausted. The columns are the load and
+its multiples; below is the capacity of one Redis by each resource.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from darkroom.ledger.connection import CONNECTIONS
 from darkroom_loadtest.bench.figures import align
 
 BUSY = 0.7
-"""A share of a core, or of a worker, above which waits grow fast."""
+"""Share of a core or a worker above which waits grow quickly."""
 
 MEMORY_SHARE = 0.8
 """Of `maxmemory`: above, submissions are refused (`Memory.high`)."""
@@ -30,17 +30,17 @@ MAX_CLIENTS = 10_000
 HOUR_S = 3600
 
 RECORD_KEPT_H = 24
-LOG_KEPT_H = 1
-"""How long a job's record and its log stay in Redis after its end (`lua/prelude.lua`)."""
+LOG_RETENTION_H = 1
+"""Retention of a finished job's record and log in Redis (`lua/prelude.lua`)."""
 
-TOLD_PER_S = 4
-"""Progress is told so often at most (`TELL_EVERY_S` of the worker); each step is a call of the ledger nonetheless."""
+PUBLISHED_PER_S = 4
+"""Maximum rate of published progress of a job (`LOG_PROGRESS_EVERY_S` of the worker); every step calls the ledger."""
 
 OTHER_MESSAGES = 3
-"""Of a job to each of its sockets beside progress: the snapshot, its start, its end."""
+"""Messages to each socket of a job besides progress: snapshot, start and end."""
 
 TICK_S = 1.0
-"""Between two looks of the operator at all pools."""
+"""Interval of the operator's observation of all pools."""
 
 SLOTS = 256
 """The values of a job id's last byte (`darkroom.jobs.slot_of`): the most Redis servers that jobs can be spread over."""
@@ -49,8 +49,8 @@ GROWTH = (1, 10, 100, 10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """Jobs of one kind. `sockets` watch each job; it waits for `wait_s` before it starts."""
+class PlannedLoad:
+    """Jobs of one kind. `sockets` follow each job, which waits for `wait_s` before its start."""
 
     jobs_per_s: float = 1.0
     engine_s: float = 5.0
@@ -61,8 +61,8 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Costs:
-    """What one of each takes, as measured on two cores of an AMD EPYC (docs/capacity.md). Times are processor time."""
+class UnitCosts:
+    """The cost per unit, measured on two cores of an AMD EPYC (docs/capacity.md). Times are processor time."""
 
     submit_functions_us: float = 520
     run_functions_us: float = 560
@@ -78,7 +78,7 @@ class Costs:
     pending_bytes: float = 3700
     ended_bytes: float = 6400
     log_bytes: float = 1580
-    told_bytes: float = 170
+    published_bytes: float = 170
     file_bytes: float = 9_800
     step_file_bytes: float = 190
     worker_connections: float = 9
@@ -88,7 +88,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a load takes. Processes are whole ones, each below BUSY; `…_cores` are of the one Redis."""
+    """The resources of a load. Processes are integers, each below BUSY; `…_cores` are of the single Redis."""
 
     functions: int
     results: int
@@ -104,21 +104,21 @@ class Needs:
     bends_at: str
 
 
-def needs(load: Load, costs: Costs) -> Needs:
-    """What it takes to hold the load."""
+def needs(load: PlannedLoad, costs: UnitCosts) -> Needs:
+    """The resources that the load needs."""
     workers = load.jobs_per_s * (load.engine_s + costs.run_worker_us / 1e6) / BUSY
     functions = load.jobs_per_s * (costs.submit_functions_us + costs.run_functions_us) / 1e6 / BUSY
     couriers = load.jobs_per_s * costs.run_courier_us / 1e6 / BUSY
-    told = min(load.steps, TOLD_PER_S * load.engine_s)
-    results = load.jobs_per_s * load.sockets * (told + OTHER_MESSAGES) * costs.message_us / 1e6 / BUSY
+    published = min(load.steps, PUBLISHED_PER_S * load.engine_s)
+    results = load.jobs_per_s * load.sockets * (published + OTHER_MESSAGES) * costs.message_us / 1e6 / BUSY
     whole = [max(1, math.ceil(count)) for count in (functions, results, couriers, workers)]
     each_job_us = costs.submit_redis_us + costs.run_redis_us + load.steps * costs.step_redis_us
     observe_us_per_s = workers * costs.observe_worker_us / TICK_S
     lives_us_per_s = workers * costs.call_us * 3000 * (1 / WORKER_TTL_MS + BUSY / LEASE_MS)
     pools_us_per_s = load.pools * costs.call_us / TICK_S
     cores = (load.jobs_per_s * each_job_us + observe_us_per_s + lives_us_per_s + pools_us_per_s) / 1e6
-    log_bytes = costs.log_bytes + max(0, told - 1) * costs.told_bytes
-    kept = HOUR_S * (costs.record_kept_h * (costs.ended_bytes - costs.log_bytes) + LOG_KEPT_H * log_bytes)
+    log_bytes = costs.log_bytes + max(0, published - 1) * costs.published_bytes
+    kept = HOUR_S * (costs.record_kept_h * (costs.ended_bytes - costs.log_bytes) + LOG_RETENTION_H * log_bytes)
     gb = load.jobs_per_s * (kept + (load.wait_s + load.engine_s) * costs.pending_bytes) / 1e9
     connections = whole[3] * costs.worker_connections + sum(whole[:3]) * CONNECTIONS
     uses = {
@@ -142,9 +142,9 @@ def needs(load: Load, costs: Costs) -> Needs:
     )
 
 
-def most_of_one_redis(load: Load, costs: Costs) -> dict[str, float]:
-    """Jobs a second of this kind at which one Redis is full, by what fills it."""
-    much = replace(load, jobs_per_s=1e6)  # where whole processes and pools make no difference
+def most_of_one_redis(load: PlannedLoad, costs: UnitCosts) -> dict[str, float]:
+    """The jobs per second that exhaust one Redis, by resource."""
+    much = replace(load, jobs_per_s=1e6)  # so large that rounding of processes and pools is negligible
     taken = needs(much, costs)
     return {
         "processor": much.jobs_per_s * BUSY / taken.redis_cores,
@@ -153,42 +153,42 @@ def most_of_one_redis(load: Load, costs: Costs) -> dict[str, float]:
     }
 
 
-def table(load: Load, costs: Costs) -> str:
-    """The load and its multiples."""
+def table(load: PlannedLoad, costs: UnitCosts) -> str:
+    """The table of the load and its multiples."""
     loads = [replace(load, jobs_per_s=load.jobs_per_s * growth) for growth in GROWTH]
     columns = [needs(each, costs) for each in loads]
     rows = [
         ("", *(f"{growth:,}×" for growth in GROWTH)),
-        ("jobs a second", *(f"{each.jobs_per_s:,g}" for each in loads)),
+        ("jobs per second", *(f"{each.jobs_per_s:,g}" for each in loads)),
         ("workers", *(f"{each.workers:,}" for each in columns)),
         ("functions: submit, jobs, result", *(f"{each.functions:,}" for each in columns)),
-        ("result: for sockets", *(f"{each.results:,}" for each in columns)),
+        ("functions: result", *(f"{each.results:,}" for each in columns)),
         ("couriers", *(f"{each.couriers:,}" for each in columns)),
         ("open sockets", *(f"{each.sockets:,.0f}" for each in columns)),
-        ("their memory, MB", *(f"{each.sockets * costs.socket_kib / 1024:,.0f}" for each in columns)),
+        ("memory of sockets, MB", *(f"{each.sockets * costs.socket_kib / 1024:,.0f}" for each in columns)),
         ("Redis: cores", *(_short(each.redis_cores) for each in columns)),
         ("Redis: memory, GB", *(_short(each.redis_gb) for each in columns)),
         ("Redis: connections", *(f"{each.redis_connections:,.0f}" for each in columns)),
         ("Redis: file, MB/s", *(_short(each.redis_file_mb_per_s) for each in columns)),
-        ("Redis: a look of the operator, ms", *(_short(each.observe_ms) for each in columns)),
+        ("Redis: operator observation, ms", *(_short(each.observe_ms) for each in columns)),
         ("Redis servers", *(_servers(each) for each in columns)),
-        ("bends first", *(each.bends_at for each in columns)),
+        ("first bottleneck", *(each.bends_at for each in columns)),
     ]
     return align(rows)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="capacity", description=__doc__)
-    for part, about in ((Load(), "of the load"), (Costs(), "a cost")):
+    for part, about in ((PlannedLoad(), "of the load"), (UnitCosts(), "a cost")):
         for item in fields(part):
             value = getattr(part, item.name)
             option = f"--{item.name.replace('_', '-')}"
             parser.add_argument(option, type=float, default=value, help=f"{about} (default {value:g})")
     chosen = vars(parser.parse_args(arguments))
-    load = Load(**{item.name: chosen[item.name] for item in fields(Load)})
-    costs = Costs(**{item.name: chosen[item.name] for item in fields(Costs)})
+    load = PlannedLoad(**{item.name: chosen[item.name] for item in fields(PlannedLoad)})
+    costs = UnitCosts(**{item.name: chosen[item.name] for item in fields(UnitCosts)})
     print(table(load, costs))
-    print(f"\nOne Redis of {costs.redis_gb:g} GB holds, in jobs of this kind a second:")
+    print(f"\nOne Redis of {costs.redis_gb:g} GB sustains, in jobs of this kind per second:")
     for name, most in sorted(most_of_one_redis(load, costs).items(), key=lambda item: item[1]):
         print(f"  {most:8,.1f}  by its {name}")
     return 0

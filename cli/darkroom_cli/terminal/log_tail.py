@@ -1,7 +1,7 @@
-"""The end of a process' log, for people: what `up` shows when the process did not start.
+"""The end of a process' log in a readable form, which `up` shows when the process did not start.
 
-Our parts log one JSON object a line (`darkroom.logs`), with whole stack traces in it; other programs write what they
-like. The file has all of it, so what is shown may be short.
+The parts log one JSON object per line (`darkroom.logs`), including stack traces; other programs log plain text. The
+excerpt may be short, since the file has the whole log.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import json
 from pathlib import Path
 
 LINES = 15
-"""So many lines are looked at: what ended a process is in its last ones."""
+"""The number of lines to read: the reason of an exit is in the last ones."""
 
 WIDTH = 300
-"""Characters of one line."""
+"""Maximum number of characters of a line."""
 
 NOT_SHOWN = frozenset({"event", "exception", "level", "logger", "part", "timestamp"})
 
 
 def log_tail(log: Path) -> str:
-    """The last lines, indented. Where there are errors among them, or lines that are not ours, only those."""
+    """The last lines, indented. If some are errors or not JSON, only those."""
     entries = [_entry(line) for line in log.read_text(errors="replace").splitlines()[-LINES:]]
-    matters = [text for text, matter in entries if matter]
-    shown = dict.fromkeys(matters or [text for text, _ in entries])
+    errors = [text for text, is_error in entries if is_error]
+    shown = dict.fromkeys(errors or [text for text, _ in entries])
     return "\n".join(f"  {text[:WIDTH]}" for text in shown)
 
 
 def _entry(line: str) -> tuple[str, bool]:
-    """The line for people, and whether it tells of something wrong."""
+    """The line in a readable form, and whether it reports an error."""
     try:
         members = json.loads(line)
         event = str(members["event"])

@@ -1,6 +1,6 @@
-"""The environment of each process that `up` starts: what it needs of ours, and nothing else.
+"""The environment of each process that `up` starts: the variables that it needs, and no others.
 
-A shell's environment is full of other people's secrets; a process that has not got them cannot lose them.
+A shell's environment may hold unrelated secrets; a process without them cannot leak them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ KEPT = frozenset(
         *("SSL_CERT_DIR", "SSL_CERT_FILE", "USER", "XDG_CACHE_HOME"),
     }
 )
-"""What any program may need to run at all."""
+"""Variables that any program may need."""
 
-OURS = "DARKROOM_"
-NOT_HANDED_ON = frozenset(
+PREFIX = "DARKROOM_"
+NOT_INHERITED = frozenset(
     {
         *("DARKROOM_HOME", "DARKROOM_URL"),
         *("DARKROOM_DATABASE_URL", "DARKROOM_HOST", "DARKROOM_LINK_KEY", "DARKROOM_MODELS", "DARKROOM_NAMESPACE"),
@@ -25,23 +25,23 @@ NOT_HANDED_ON = frozenset(
         *("DARKROOM_WEBHOOK_ALLOW", "DARKROOM_WEBHOOK_KEYS"),
     }
 )
-"""Settings of the command line itself, and those that `up` gives to each part that needs them. All others of ours are
-settings of the parts, and only the parts know which."""
+"""Settings of the command line itself, and those that `up` sets for each part. All other settings with the prefix are
+inherited."""
 
 DEVICES = ("ACCELERATE_", "CUDA_", "HF_", "MKL_", "NVIDIA_", "OMP_", "PYTORCH_", "TORCH_", "TRANSFORMERS_")
-"""What else libraries of a worker read: which GPU, how many threads, where models are kept, and the hub's token."""
+"""Variables of a worker's libraries: GPU, threads, the folder of models, and the hub's token."""
 
 PROXIES = frozenset({"ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE"})
-"""How a worker reaches the hub. Nobody else leaves this machine."""
+"""Proxies by which a worker reaches the hub. No other part connects to another machine."""
 
 
 def environment(own: Mapping[str, str], *, for_worker: bool = False, **more: str) -> dict[str, str]:
-    """The whole environment of a process: `own` and `more`, and of ours what it needs."""
+    """The complete environment of a process: `own`, `more`, and the inherited variables."""
 
     def is_kept(name: str) -> bool:
         return (
             name in KEPT
-            or (name.startswith(OURS) and name not in NOT_HANDED_ON)
+            or (name.startswith(PREFIX) and name not in NOT_INHERITED)
             or (for_worker and (name.startswith(DEVICES) or name.upper() in PROXIES))
         )
 

@@ -1,7 +1,7 @@
-"""The journal of a run: what clients offered, what they were promised and what they were told, a JSON line each.
+"""The journal of a load test: the clients' submissions, responses and messages, a JSON line each.
 
-It is the client's own list, which the system is held against afterwards. Each process of locust notes what its own
-callers see; in a distributed run the notes travel to the master with locust's own reports, so there is one file.
+The system is compared with it afterwards. Each process of locust records the notes of its users; in a distributed run
+locust's reports carry the notes to the master, which writes the one file.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from pathlib import Path
 from typing import Any, TextIO
 
 FILE_VARIABLE = "DARKROOM_LOAD_JOURNAL"
-"""Where locust's processes find the path of the file."""
+"""The environment variable with the path of the file."""
 
 Note = dict[str, Any]
 """`kind` and `at` (seconds since the epoch), and by kind:
 
-| kind | beside it |
+| kind | members |
 |---|---|
-| offered | `way`: one job was asked for |
-| accepted | `job`, `way`, `ms`: it was promised, so long after the request |
+| offered | `way`: one job was submitted |
+| accepted | `job`, `way`, `ms` since the request |
 | refused | `way`, `status`, `reason`, `retry_after` (null without), `ms` |
 | started | `job`, `ms` since the request |
 | ended | `job`, `state`, `event`, `ms` since the request |
-| cancelled | `job`, `receipt`: what the cancel was answered with |
+| cancelled | `job`, `receipt` of the cancel |
 | doubled | `job`, `other`: one request, two jobs |
 | hostile | `case`, `refused`, `status`, `ms` |
-| error | `what`: an answer or a socket that was not as it must be |
+| error | `what`: an unexpected response or an error of a socket |
 """
 
 
 class Journal:
-    """Notes of one process. With a file they are written at once; otherwise they wait until they are taken."""
+    """The notes of one process. With a file they are written immediately, otherwise buffered until `take`."""
 
     def __init__(self) -> None:
         self._waiting: list[Note] = []
@@ -46,20 +46,20 @@ class Journal:
         self.add([{"kind": kind, "at": time.time(), **about}])
 
     def add(self, notes: Sequence[Note]) -> None:
-        """Also those of other processes."""
+        """Add notes, also of other processes."""
         if self._file is None:
             self._waiting += notes
         else:
             self._file.writelines(json.dumps(note) + "\n" for note in notes)
 
     def take(self) -> list[Note]:
-        """What waited; nothing of it waits any longer."""
+        """Return and clear the buffered notes."""
         taken, self._waiting = self._waiting, []
         return taken
 
 
 def read(path: Path) -> Iterator[Note]:
-    """The notes, as they came."""
+    """The notes in the order of the file."""
     with path.open() as lines:
         for line in lines:
             yield json.loads(line)

@@ -1,7 +1,7 @@
-"""`python -m darkroom_loadtest.load.receivers PORT…`: receivers of webhooks, one a port, that do as little as they can.
+"""`python -m darkroom_loadtest.clients.receivers PORT…`: receivers of webhooks, one per port, with minimal overhead.
 
-A post to `/hang` is never answered. Every other is noted, by the job in its `webhook-id` and the time (ms, monotonic)
-at which it was there whole: a line of each on the standard output. Other processes of the machine share that clock.
+A post to `/hang` is never answered. Every other delivery is written to standard output as a line: the job in its
+`webhook-id`, and the time of complete arrival (ms, monotonic, a clock that all processes of the machine share).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-TAKEN = b"HTTP/1.1 204 No Content\r\n\r\n"
+ACCEPTED = b"HTTP/1.1 204 No Content\r\n\r\n"
 NOT_ALLOWED = b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n"
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _JOB = re.compile(rb"\r\nwebhook-id: *([^:]+):", re.IGNORECASE)
 
 
-class Receiver(asyncio.Protocol):
+class ReceiverConnection(asyncio.Protocol):
     """One connection."""
 
     def __init__(self) -> None:
@@ -44,14 +44,14 @@ class Receiver(asyncio.Protocol):
                 continue
             if job := _JOB.search(head):
                 sys.stdout.write(f"{job[1].decode()} {1000 * time.monotonic():.3f}\n")
-            self._transport.write(TAKEN if head.startswith(b"POST") else NOT_ALLOWED)
+            self._transport.write(ACCEPTED if head.startswith(b"POST") else NOT_ALLOWED)
 
 
 async def serve(ports: Sequence[int]) -> None:
-    """Until the process is ended."""
+    """Serve until the process is killed."""
     loop = asyncio.get_running_loop()
     for port in ports:
-        await loop.create_server(Receiver, "127.0.0.1", port)
+        await loop.create_server(ReceiverConnection, "127.0.0.1", port)
     while True:
         await asyncio.sleep(0.05)
         sys.stdout.flush()

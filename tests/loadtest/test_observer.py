@@ -1,10 +1,10 @@
-"""The witness of a storm: which deliveries it counts as out of order."""
+"""The observer of a chaos run: deliveries that count as out of order."""
 
 from __future__ import annotations
 
 import httpx
 import pytest
-from darkroom_loadtest.chaos.witness import Way, Witness
+from darkroom_loadtest.chaos.observer import Observer, SinkMode
 
 from tests.ports import free_port
 
@@ -16,13 +16,13 @@ from tests.ports import free_port
         pytest.param([1, 5, 2, 6], {"a"}, id="an earlier event after a later one"),
     ],
 )
-async def test_a_job_is_disordered_when_the_sink_gets_an_earlier_event_after_a_later_one(
+async def test_a_job_is_disordered_if_the_sink_receives_an_earlier_event_after_a_later_one(
     sequence: list[int], disordered: set[str]
 ) -> None:
     port = free_port()
-    witness = Witness("http://127.0.0.1:1", path="/", socket_jobs=1)
-    await witness.serve_sink(port)
-    await witness.fail(Way.FORGETS)
+    observer = Observer("http://127.0.0.1:1", path="/", socket_jobs=1)
+    await observer.serve_sink(port)
+    await observer.fail(SinkMode.DROPS)
     try:
         async with httpx.AsyncClient(trust_env=False) as courier:
             for seq in sequence:
@@ -30,5 +30,5 @@ async def test_a_job_is_disordered_when_the_sink_gets_an_earlier_event_after_a_l
                 answer = await courier.post(f"http://127.0.0.1:{port}/", json=event)
                 assert answer.status_code == 202
     finally:
-        await witness.aclose()
-    assert witness.disordered == disordered
+        await observer.aclose()
+    assert observer.disordered == disordered

@@ -1,6 +1,6 @@
-"""What locust runs: the callers and the shape of the plan that `darkroom_loadtest.load.run` made.
+"""The locustfile: the users and the shape of the plan that `darkroom_loadtest.load.run` made.
 
-It starts locust with this file and the plan in the environment.
+`run.py` starts locust with this file and the plan in the environment.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from locust import LoadTestShape, events
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
-from darkroom_loadtest.chaos.journal import FILE_VARIABLE
+from darkroom_loadtest.load.journal import FILE_VARIABLE
+from darkroom_loadtest.load.profiles import PLAN_VARIABLE, LoadPlan
 from darkroom_loadtest.load.users import (
     KINDS,
     BatchUser,
     BinaryUser,
-    Caller,
     CancellingUser,
     HostileUser,
+    LoadUser,
     RestUser,
     Session,
     SharedSocketUser,
@@ -29,7 +30,6 @@ from darkroom_loadtest.load.users import (
     StructuredUser,
     WaitingUser,
 )
-from darkroom_loadtest.profiling.profiles import PLAN_VARIABLE, Plan
 
 __all__ = [
     "BatchUser",
@@ -43,18 +43,18 @@ __all__ = [
     "StructuredUser",
     "WaitingUser",
 ]
-"""What locust finds here."""
+"""The classes that locust finds here."""
 
 REPORTS_S = 7.0
-"""Two reports of a worker (3 s each) and a second: after so long the master knows what the last request became of."""
+"""Two reports of a worker (3 s each) and a second: by then the master has the result of the last request."""
 
-_PLAN = Plan.decode(os.environ[PLAN_VARIABLE])
+_PLAN = LoadPlan.decode(os.environ[PLAN_VARIABLE])
 _OUTSTANDING_AT: dict[str, int] = {}
-"""By worker, as each reported last."""
+"""The outstanding jobs by worker, from its last report."""
 
 
 def _weigh() -> None:
-    """Kinds that the plan does not name weigh nothing, and locust leaves them out."""
+    """Kinds that the plan does not name have weight 0, and locust skips them."""
     for name, kind in KINDS.items():
         kind.weight = _PLAN.kinds.count(name)
         kind.host = _PLAN.host
@@ -64,9 +64,9 @@ _weigh()
 
 
 def _begin(environment: Environment, **_: Any) -> None:
-    """One session for each process; the journal's file is that of the process that has no master."""
+    """Create the session of the process; the process without a master writes the journal's file."""
     session = Session(_PLAN, environment)
-    Caller.session = session
+    LoadUser.session = session
     if isinstance(environment.runner, WorkerRunner):
         environment.events.report_to_master.add_listener(_report)
         return
@@ -76,11 +76,11 @@ def _begin(environment: Environment, **_: Any) -> None:
 
 
 def _report(client_id: str, data: dict[str, Any]) -> None:
-    data["darkroom"] = {"notes": Caller.session.journal.take(), "outstanding": Caller.session.outstanding}
+    data["darkroom"] = {"notes": LoadUser.session.journal.take(), "outstanding": LoadUser.session.outstanding}
 
 
 def _take_report(client_id: str, data: dict[str, Any]) -> None:
-    Caller.session.journal.add(data["darkroom"]["notes"])
+    LoadUser.session.journal.add(data["darkroom"]["notes"])
     _OUTSTANDING_AT[client_id] = data["darkroom"]["outstanding"]
 
 
@@ -88,7 +88,7 @@ events.init.add_listener(_begin)
 
 
 class Shape(LoadTestShape):
-    """The plan's curve, then nobody until every job has ended, as far as the callers know, or patience is over."""
+    """The plan's curve, then no users until every job has finished or the settle time is over."""
 
     abstract = False
 
@@ -96,7 +96,7 @@ class Shape(LoadTestShape):
         at_s = time.perf_counter() - self.start_time
         over_s = at_s - _PLAN.duration_s
         if over_s < 0:
-            return (_PLAN.callers(at_s), _PLAN.spawn_per_s)
+            return (_PLAN.users(at_s), _PLAN.spawn_per_s)
         if over_s > _PLAN.settle_s or self._is_settled(over_s):
             return None
         return (0, _PLAN.spawn_per_s)
@@ -104,4 +104,4 @@ class Shape(LoadTestShape):
     def _is_settled(self, over_s: float) -> bool:
         if isinstance(self.runner, MasterRunner):
             return over_s > REPORTS_S and sum(_OUTSTANDING_AT.values()) == 0
-        return over_s > 1 and Caller.session.outstanding == 0
+        return over_s > 1 and LoadUser.session.outstanding == 0

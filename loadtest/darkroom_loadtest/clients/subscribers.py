@@ -1,16 +1,16 @@
-"""The crowd: a process that holds thousands of WebSockets and takes what they are told, as cheaply as Python can.
+"""A process that holds thousands of WebSockets and counts their messages with minimal overhead.
 
-`bench_broadcast` starts it, says a line of JSON and reads one in answer. One thread waits on all sockets at once;
-frames are walked over and never decoded, since the server sends each message as one frame and masks none (RFC 6455,
-section 5.2). Between commands it goes on taking, and answers the server's pings.
+`bench/broadcast.py` starts it, writes a command as a line of JSON and reads a line in response. One thread polls all
+sockets. Frames are counted and never decoded, since the server sends each message as one unmasked frame (RFC 6455,
+section 5.2). Between commands it continues to receive, and answers the server's pings.
 
-| said | answered, once it is so |
+| command | the condition for the response |
 |---|---|
-| `{"open": PORT, "paths": […], "times": T}` | a socket is open at each of the paths; where T, times are noted |
-| `{"until": N, "limit_s": S}` | every socket has had N messages since it was opened |
-| `{"close": true}` | none is open any more |
+| `{"open": PORT, "paths": […], "times": T}` | a socket is open at each path; with T, arrival times are recorded |
+| `{"until": N, "limit_s": S}` | every socket has received N messages since it was opened |
+| `{"close": true}` | all sockets are closed |
 
-Every answer is a `Report`.
+Every response is a `SubscriberReport`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-CONNECT_LIMIT_S = 30.0
-"""For one socket; it takes a millisecond or two."""
+CONNECT_TIMEOUT_S = 30.0
+"""For one socket, which takes a millisecond or two."""
 
 RECEIVED_AT_ONCE = 16 * 1024
-"""Bytes: room for sixty messages of ours. Much more would be a new mapping of memory for each read."""
+"""Bytes, enough for sixty messages. A much larger buffer would map new memory for each read."""
 
-NAP_S = 0.001
-"""Between two looks at the sockets: what has come by then is taken in one go, and no write of the server has to wake
-anybody. A time that is noted is late by so much at most."""
+POLL_PAUSE_S = 0.001
+"""Pause between two polls: messages that arrive meanwhile are read together, and the server's writes wake no process.
+Also the largest error of a recorded time."""
 
 SPARE_FILES = 64
-"""What the process has open beside its sockets, and then some."""
+"""An upper bound of the other files that the process has open."""
 
 TEXT, CLOSE, PING = 0x81, 0x88, 0x89
 MASKED = 0x80
@@ -46,18 +46,18 @@ LENGTH_IN_EIGHT_BYTES = 127
 
 PONG = 0x8A
 NO_MASK = bytes(4)
-"""A client's frames must be masked; with this one the content stays as it is."""
+"""A client's frames must be masked; this mask leaves the content unchanged."""
 
 HEAD_END = b"\r\n\r\n"
 
 
 @dataclass
-class Report:
-    """What the crowd saw. Times are of `time.perf_counter`, which is one for all processes on Linux.
+class SubscriberReport:
+    """The response to a command. Times are of `time.perf_counter`, which all processes share on Linux.
 
-    `lost` are sockets that the server closed since the last command, `late` those that have not had what was waited
-    for; `ended` is when the command was carried out. Where times were noted, `arrived` has a list for each message
-    since the last report, in order, of when the sockets got it.
+    `lost` counts sockets that the server closed since the last command, `late` those that did not receive the expected
+    messages in time; `ended` is when the command was complete. If times are recorded, `arrived` has, for each message
+    since the last report, in order, the arrival times at the sockets.
     """
 
     sockets: int
@@ -68,51 +68,51 @@ class Report:
 
 
 class Subscriber:
-    """One socket: how many messages it had, and the beginning of a frame whose end has not come yet."""
+    """One socket: the number of its messages, and an incomplete frame."""
 
-    __slots__ = ("rest", "socket", "taken")
+    __slots__ = ("received", "rest", "socket")
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
-        self.taken = 0
+        self.received = 0
         self.rest = b""
 
 
-class Crowd:
-    """All sockets, and whoever commands them."""
+class Subscribers:
+    """All sockets, and the command loop."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._subscribers: dict[int, Subscriber] = {}
         self._lost = 0
         self._until = 0
-        self._behind = 0  # sockets that have had fewer than `_until` messages
+        self._behind = 0  # sockets with fewer than `_until` messages
         self._arrived: dict[int, list[float]] = {}
-        self._notes_times = False
+        self._records_times = False
 
     def run(self) -> None:
-        """Until there is nobody to command it."""
+        """Run until standard input is closed."""
         commands = sys.stdin.fileno()
-        said = b""
+        buffer = b""
         self._epoll.register(commands, select.EPOLLIN)
         while True:
             self._wait(1.0)
             if not select.select([commands], [], [], 0)[0]:
                 continue
-            heard = os.read(commands, RECEIVED_AT_ONCE)
-            if not heard:
+            data = os.read(commands, RECEIVED_AT_ONCE)
+            if not data:
                 return
-            said += heard
-            while b"\n" in said:
-                line, _, said = said.partition(b"\n")
-                print(json.dumps(asdict(self._obey(json.loads(line)))), flush=True)
+            buffer += data
+            while b"\n" in buffer:
+                line, _, buffer = buffer.partition(b"\n")
+                print(json.dumps(asdict(self._execute(json.loads(line)))), flush=True)
 
-    def _obey(self, command: dict[str, Any]) -> Report:
+    def _execute(self, command: dict[str, Any]) -> SubscriberReport:
         if "open" in command:
-            self._notes_times = command["times"]
+            self._records_times = command["times"]
             self._open(command["open"], command["paths"])
         elif "until" in command:
-            self._take(command["until"], time.perf_counter() + command["limit_s"])
+            self._wait_for(command["until"], time.perf_counter() + command["limit_s"])
         else:
             self._close()
         ended = time.perf_counter()
@@ -120,35 +120,35 @@ class Crowd:
         self._arrived.clear()
         lost, self._lost = self._lost, 0
         late, self._behind = self._behind, 0
-        return Report(len(self._subscribers), lost, late, ended, arrived)
+        return SubscriberReport(len(self._subscribers), lost, late, ended, arrived)
 
     def _open(self, port: int, paths: Sequence[str]) -> None:
         for path in paths:
-            connection = socket.create_connection(("127.0.0.1", port), timeout=CONNECT_LIMIT_S)
+            connection = socket.create_connection(("127.0.0.1", port), timeout=CONNECT_TIMEOUT_S)
             connection.sendall(
                 f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
                 "sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
             )
             received = b""
             while HEAD_END not in received:
-                heard = connection.recv(4096)
-                if not heard:
+                data = connection.recv(4096)
+                if not data:
                     raise ConnectionError(f"the server closed after {received!r}")
-                received += heard
+                received += data
             head, _, frames = received.partition(HEAD_END)
             if not head.startswith(b"HTTP/1.1 101"):
-                raise ConnectionError(f"the socket was answered with {head!r}")
+                raise ConnectionError(f"the socket's response was {head!r}")
             connection.setblocking(False)
             subscriber = self._subscribers[connection.fileno()] = Subscriber(connection)
             self._epoll.register(connection.fileno(), select.EPOLLIN)
-            self._walk(subscriber, frames)
+            self._count(subscriber, frames)
             self._wait(0)
 
-    def _take(self, until: int, deadline: float) -> None:
+    def _wait_for(self, until: int, deadline: float) -> None:
         self._until = until
-        self._behind = sum(subscriber.taken < until for subscriber in self._subscribers.values())
+        self._behind = sum(subscriber.received < until for subscriber in self._subscribers.values())
         while self._behind > 0 and time.perf_counter() < deadline:
-            time.sleep(NAP_S)
+            time.sleep(POLL_PAUSE_S)
             self._wait(0.1)
 
     def _close(self) -> None:
@@ -158,7 +158,7 @@ class Crowd:
         self._subscribers.clear()
 
     def _wait(self, limit_s: float) -> None:
-        """Take what has come, or comes first."""
+        """Receive what has arrived, or the first message."""
         for number, _ in self._epoll.poll(limit_s, len(self._subscribers) + 1):
             subscriber = self._subscribers.get(number)
             if subscriber is not None:
@@ -166,17 +166,17 @@ class Crowd:
 
     def _receive(self, subscriber: Subscriber) -> None:
         try:
-            heard = subscriber.socket.recv(RECEIVED_AT_ONCE)
+            data = subscriber.socket.recv(RECEIVED_AT_ONCE)
         except BlockingIOError:
             return
         except OSError:
-            heard = b""
-        if heard:
-            self._walk(subscriber, subscriber.rest + heard if subscriber.rest else heard)
+            data = b""
+        if data:
+            self._count(subscriber, subscriber.rest + data if subscriber.rest else data)
         else:
             self._lose(subscriber)
 
-    def _walk(self, subscriber: Subscriber, frames: bytes) -> None:
+    def _count(self, subscriber: Subscriber, frames: bytes) -> None:
         """Count the messages in `frames`."""
         now = time.perf_counter()
         at, end = 0, len(frames)
@@ -190,10 +190,10 @@ class Crowd:
                 break
             kind = frames[at]
             if kind == TEXT:
-                subscriber.taken += 1
-                if self._notes_times:
-                    self._arrived.setdefault(subscriber.taken, []).append(now)
-                if subscriber.taken == self._until:
+                subscriber.received += 1
+                if self._records_times:
+                    self._arrived.setdefault(subscriber.received, []).append(now)
+                if subscriber.received == self._until:
                     self._behind -= 1
             elif kind == PING:
                 subscriber.socket.send(bytes([PONG, MASKED | size]) + NO_MASK + frames[start : start + size])
@@ -204,7 +204,7 @@ class Crowd:
         subscriber.rest = frames[at:]
 
     def _lose(self, subscriber: Subscriber) -> None:
-        """The server has closed it, which is never what is measured."""
+        """Remove a socket that the server closed, which fails the measurement."""
         number = subscriber.socket.fileno()
         if number not in self._subscribers:
             return
@@ -212,11 +212,11 @@ class Crowd:
         subscriber.socket.close()
         del self._subscribers[number]
         self._lost += 1
-        self._behind -= subscriber.taken < self._until
+        self._behind -= subscriber.received < self._until
 
 
 def allow_sockets(count: int) -> bool:
-    """Let this process, and what it starts, have so many sockets open; False where the machine does not."""
+    """Raise the limit of open files for this process and its children; False if the machine's limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -227,4 +227,4 @@ def allow_sockets(count: int) -> bool:
 
 
 if __name__ == "__main__":
-    Crowd().run()
+    Subscribers().run()

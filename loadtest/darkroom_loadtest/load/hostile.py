@@ -1,4 +1,4 @@
-"""Hostile input: requests that nobody may take. Each must be refused with a 4xx and a problem+json, soon."""
+"""Hostile input: invalid requests, each of which must be refused quickly with a 4xx and problem details."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 JSON = "application/json"
 JOBS = "/api/v1/generation-jobs/"
-NOBODY = "01890000-0000-7000-8000-000000000000"
-"""The id of no job."""
+UNKNOWN_JOB = "01890000-0000-7000-8000-000000000000"
+"""The id of a job that does not exist."""
 
 TOO_LARGE = 2 * 1024 * 1024 + 1
-"""A byte more than the functions read, unless they were told otherwise."""
+"""One byte more than the functions' default limit."""
 
 EVENT = {
     "specversion": "1.0",
@@ -26,7 +26,7 @@ EVENT = {
 
 @dataclass(frozen=True)
 class Case:
-    """One request. `body` is called when it is sent: some are large."""
+    """One request. `body` is called when the request is sent, since some bodies are large."""
 
     name: str
     method: str
@@ -36,7 +36,7 @@ class Case:
 
 
 def cases(model: str) -> list[Case]:
-    """All of them, against this model."""
+    """All cases, for this model."""
     structured = {"content-type": "application/cloudevents+json"}
     batch = {"content-type": "application/cloudevents-batch+json"}
     rest = {"content-type": JSON}
@@ -72,9 +72,9 @@ def cases(model: str) -> list[Case]:
         Case("REST: not JSON by its type", "POST", JOBS, lambda: b"prompt=x", {"content-type": "text/plain"}),
         Case("REST: no such model", "POST", "/no-such-model", _json({"prompt": "x"}), rest),
         Case("REST: a method that is none", "PUT", JOBS, _json({"prompt": "x"}), rest),
-        Case("REST: no such job", "GET", JOBS + NOBODY),
+        Case("REST: no such job", "GET", JOBS + UNKNOWN_JOB),
         Case("REST: an id that is none", "GET", JOBS + "..%2f..%2fetc"),
-        Case("REST: cancel nobody's job", "POST", f"{JOBS}{NOBODY}/cancel"),
+        Case("REST: cancel an unknown job", "POST", f"{JOBS}{UNKNOWN_JOB}/cancel"),
         to_model("an array", ["x"]),
         to_model("a prompt of the wrong type", {"prompt": {"a": 1}}),
         to_model("a seed of the wrong type", {"prompt": "x", "seed": "7; DROP TABLE jobs"}),
@@ -85,7 +85,7 @@ def cases(model: str) -> list[Case]:
 
 
 def is_refused(status: int, content_type: str) -> bool:
-    """Whether that is how it must be answered."""
+    """Whether the response is a correct refusal."""
     return 400 <= status < 500 and content_type.partition(";")[0].strip() == "application/problem+json"
 
 

@@ -1,6 +1,6 @@
-"""A caller of darkroom that takes next to no time itself, so that the system is measured and no client library.
+"""A client of darkroom with minimal overhead, so that the system is measured and not a client library.
 
-It submits over one connection that stays open, and waits on a WebSocket until its job has ended.
+It submits over one persistent connection, and waits on a WebSocket until its job has finished.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, Self, cast
 
 from darkroom_loadtest.bench.rig import BenchmarkFailed
 
-LIMIT_S = 30.0
-"""How long any answer or message may take; all take milliseconds."""
+TIMEOUT_S = 30.0
+"""Timeout of any response or message; they take milliseconds."""
 
 TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
@@ -28,15 +28,15 @@ LENGTH_IN_TWO_BYTES = 126
 
 
 @dataclass(frozen=True)
-class Told:
-    """How the socket told of a job's end: the last message, and when it came (on the clock of `time.perf_counter`)."""
+class TerminalMessage:
+    """The status in a job's last message, and the time of its arrival (`time.perf_counter`)."""
 
     status: str
     at: float
 
 
-class Caller:
-    """A context manager; `port` is that of the functions on loopback."""
+class JobClient:
+    """A context manager; `port` is the functions' port on loopback."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -52,19 +52,19 @@ class Caller:
         self._connection.close()
 
     def submit(self, path: str, body: str) -> str:
-        """The id of the job that was accepted."""
+        """Submit a job; returns its id."""
         content = body.encode()
         head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\ncontent-type: application/json\r\n"
         self._connection.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
         status, headers = _head(self._stream)
         answer = json.loads(self._stream.read(int(headers["content-length"])))
         if status != 202:
-            raise BenchmarkFailed(f"the submission was answered with {status}: {answer}")
+            raise BenchmarkFailed(f"the submission's response was {status}: {answer}")
         job_id: str = answer["job_id"]
         return job_id
 
-    def await_end(self, job_id: str) -> Told:
-        """Open a socket for the job, and read it until the job has ended."""
+    def await_end(self, job_id: str) -> TerminalMessage:
+        """Open a socket for the job, and read it until the job has finished."""
         connection, stream = self._connect()
         with connection, stream:
             key = base64.b64encode(os.urandom(16)).decode()
@@ -74,20 +74,20 @@ class Caller:
             )
             status, _ = _head(stream)
             if status != 101:
-                raise BenchmarkFailed(f"the socket was answered with {status}")
+                raise BenchmarkFailed(f"the socket's response was {status}")
             while True:
                 message = _message(stream)
                 if message.get("status") in TERMINAL:
-                    return Told(message["status"], time.perf_counter())
+                    return TerminalMessage(message["status"], time.perf_counter())
 
     def _connect(self) -> tuple[socket.socket, BinaryIO]:
-        connection = socket.create_connection(("127.0.0.1", self._port), timeout=LIMIT_S)
+        connection = socket.create_connection(("127.0.0.1", self._port), timeout=TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection, cast(BinaryIO, connection.makefile("rb"))
 
 
 def _head(stream: BinaryIO) -> tuple[int, dict[str, str]]:
-    """The status of an answer, and its headers by lower-case name."""
+    """The status of a response, and its headers by lower-case name."""
     status = int(stream.readline().split()[1])
     headers: dict[str, str] = {}
     while line := stream.readline().decode("latin-1").strip():
@@ -97,7 +97,7 @@ def _head(stream: BinaryIO) -> tuple[int, dict[str, str]]:
 
 
 def _message(stream: BinaryIO) -> dict[str, Any]:
-    """The next message of a socket. The server sends each as one frame, and masks none."""
+    """The next message of a socket. The server sends each message as one unmasked frame."""
     kind, size = stream.read(2)
     if size == LENGTH_IN_TWO_BYTES:
         size = int.from_bytes(stream.read(2), "big")

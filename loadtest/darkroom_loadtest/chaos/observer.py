@@ -1,7 +1,7 @@
-"""The witness of a storm: what people were promised and what they were told, kept outside Redis.
+"""The observer of a chaos run: accepted jobs and their terminal messages, recorded outside Redis.
 
-It submits jobs, over and over until each is taken, and keeps every 202. It stands between the courier and the result
-function as the sink, and misbehaves there when the storm says so. It follows every job on a socket, as its owner would.
+It submits each job until it is accepted, and records every 202. It is the sink between the courier and the result
+function, and fails there as the plan demands. It follows every job on a socket, as a client does.
 """
 
 from __future__ import annotations
@@ -24,60 +24,59 @@ from darkroom_loadtest.chaos.verdict import End
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 
-AGAIN_S = 0.25
-"""Before a submission, a delivery or a socket is tried again."""
+RETRY_S = 0.25
+"""Pause before a submission, a delivery or a socket is retried."""
 
 POLL_S = 0.02
 
-PATIENCE_S = 5.0
-"""For an answer; whoever waits longer asks again."""
+TIMEOUT_S = 5.0
+"""Timeout of a response, after which the request is retried."""
 
 HANG_S = 60.0
-"""A sink that hangs does so for longer than any courier waits."""
+"""A hanging sink hangs for longer than the courier's timeout."""
 
 
-class Way(StrEnum):
-    """How the sink fails: nobody listens, it answers 503, it does not answer, or it answers 202 and forgets."""
+class SinkMode(StrEnum):
+    """How the sink fails: it refuses connections, answers 503, hangs, or answers 202 and drops the event."""
 
     CLOSED = "closed"
     REFUSES = "refuses"
     HANGS = "hangs"
-    FORGETS = "forgets"
+    DROPS = "drops"
 
 
-class Witness:
-    """What was seen, and who sees. `url` is where the functions are; jobs are submitted at `path` of it."""
+class Observer:
+    """The recorded messages, and the tasks that record them. `url` is the functions' address, `path` the model's."""
 
     def __init__(self, url: str, *, path: str, socket_jobs: int) -> None:
         self._url, self._path, self._socket_jobs = url, path, socket_jobs
         self.accepted: dict[str, int] = {}
-        self.told: set[str] = set()
-        self.shown: set[str] = set()
+        self.applied: set[str] = set()
+        self.received: set[str] = set()
         self.ends: defaultdict[str, set[End]] = defaultdict(set)
         self.disordered: set[str] = set()
         self._posted: dict[str, int] = {}
         self._sent: dict[str, int] = {}
-        self._failing: Way | None = None
+        self._failing: SinkMode | None = None
         self.refused_submissions = 0
-        self.untold_posts = 0
+        self.failed_posts = 0
         self._unfollowed: list[str] = []
-        # Each caller has its own connection: in a pool with a limit hundreds wait during an outage, and httpx looks
-        # through all of them for each request.
+        # Unlimited: with a limit hundreds of requests wait during an outage, and httpx scans them for each request.
         unlimited = httpx.Limits(max_connections=None)
-        self._client = httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S, limits=unlimited)
+        self._client = httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, limits=unlimited)
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._port = 0
-        self._callers: set[asyncio.StreamWriter] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._closing = asyncio.Event()
 
     @property
     def has_seen_all(self) -> bool:
-        """Whether the end of every accepted job was told at the sink and on a socket."""
-        return self.accepted.keys() <= self.told and self.accepted.keys() <= self.shown
+        """Whether the terminal event of every accepted job was applied, and received on a socket."""
+        return self.accepted.keys() <= self.applied and self.accepted.keys() <= self.received
 
     async def aclose(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections."""
         self._closing.set()
         for task in self._tasks:
             task.cancel()
@@ -88,7 +87,7 @@ class Witness:
     # -- submitting ----------------------------------------------------------------------------------------------------
 
     async def submit(self, body: Mapping[str, Any]) -> str:
-        """Submit one job, under one key, until it is accepted; return its id."""
+        """Submit one job under one idempotency key until it is accepted; returns its id."""
         key = uuid4().hex
         while True:
             answer = None
@@ -99,9 +98,9 @@ class Witness:
                 self._accept(job_id)
                 return job_id
             if answer is not None and answer.status_code < 500 and answer.status_code != 429:
-                raise AssertionError(f"a submission was answered with {answer.status_code}: {answer.text}")
+                raise AssertionError(f"a submission's response was {answer.status_code}: {answer.text}")
             self.refused_submissions += 1
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_S)
 
     def _accept(self, job_id: str) -> None:
         self.accepted[job_id] = time.time_ns() // 1_000_000
@@ -118,78 +117,78 @@ class Witness:
             self._unfollowed = []
 
     async def _follow(self, jobs: frozenset[str]) -> None:
-        while not jobs <= self.shown:
+        while not jobs <= self.received:
             with suppress(OSError, TimeoutError, WebSocketException):
                 await self._watch(jobs)
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_S)
 
     async def _watch(self, jobs: frozenset[str]) -> None:
-        """Listen until the socket is closed: it stays for a while after the last end, and may yet tell of another."""
+        """Read until the socket is closed: it stays open after the last end, and may send another message."""
         address = f"ws{self._url.removeprefix('http')}/ws/jobs?job_ids={','.join(sorted(jobs))}"
-        async with connect(address, proxy=None, open_timeout=PATIENCE_S) as socket:
+        async with connect(address, proxy=None, open_timeout=TIMEOUT_S) as socket:
             async for text in socket:
                 message = json.loads(text)
                 self._check_order(message, self._sent)
                 if message.get("state") in TERMINAL:
                     self._note(message)
-                    self.shown.add(message["job_id"])
+                    self.received.add(message["job_id"])
 
     # -- the sink ------------------------------------------------------------------------------------------------------
 
     async def serve_sink(self, port: int) -> None:
-        """Listen where the courier posts."""
+        """Serve the sink's port."""
         self._port = port
-        self._server = await asyncio.start_server(self._converse, "127.0.0.1", port)
+        self._server = await asyncio.start_server(self._serve_connection, "127.0.0.1", port)
 
-    async def fail(self, way: Way | None) -> None:
-        """From now on the sink fails in this way, or in none."""
+    async def fail(self, way: SinkMode | None) -> None:
+        """Set how the sink fails from now on; None: it does not."""
         was, self._failing = self._failing, way
-        if way is Way.CLOSED:
+        if way is SinkMode.CLOSED:
             await self._stop_listening()
-        elif was is Way.CLOSED:
+        elif was is SinkMode.CLOSED:
             await self.serve_sink(self._port)
 
     async def _stop_listening(self) -> None:
         if self._server is not None:
             self._server.close()
-        while self._callers:
-            for writer in self._callers:
+        while self._writers:
+            for writer in self._writers:
                 writer.close()
             await asyncio.sleep(POLL_S)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._callers.add(writer)
-        # A task of a stream that was cancelled, by a Ctrl-C say, would be reported as a fault.
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        # A cancelled task of a stream, for example by Ctrl-C, would be reported as an error.
         with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             while not self._closing.is_set():
                 _, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
                 headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
-                status = await self._take(headers, body)
+                status = await self._handle(headers, body)
                 writer.write(f"HTTP/1.1 {status} -\r\ncontent-length: 0\r\n\r\n".encode())
                 await writer.drain()
         writer.close()
-        self._callers.discard(writer)
+        self._writers.discard(writer)
 
-    async def _take(self, headers: Mapping[str, str], body: bytes) -> int:
-        """The status for one post of an event."""
+    async def _handle(self, headers: Mapping[str, str], body: bytes) -> int:
+        """Handle one post of an event; returns the status."""
         message = json.loads(body)
         self._check_order(message, self._posted)
         self._note(message)
         if self._failing is not None:
-            self.untold_posts += 1
-        if self._failing is Way.REFUSES:
+            self.failed_posts += 1
+        if self._failing is SinkMode.REFUSES:
             return 503
-        if self._failing is Way.HANGS:
+        if self._failing is SinkMode.HANGS:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), HANG_S)
             return 503
-        if self._failing is Way.FORGETS:
+        if self._failing is SinkMode.DROPS:
             return 202
         return await self._deliver(headers, body, job_id=message["job_id"])
 
     async def _deliver(self, headers: Mapping[str, str], body: bytes, *, job_id: str) -> int:
-        """Hand an event to the result function. Once it may have arrived, ask until there is an answer."""
+        """Forward an event to the result function; retried until there is a response, since it may have arrived."""
         kept = {name: value for name, value in headers.items() if name.startswith("ce-") or name == "content-type"}
         while not self._closing.is_set():
             try:
@@ -197,18 +196,18 @@ class Witness:
             except httpx.ConnectError:
                 return 502
             except httpx.TransportError:
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_S)
                 continue
             if answer.status_code >= 500:
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_S)
                 continue
             if answer.is_success:
-                self.told.add(job_id)
+                self.applied.add(job_id)
             return answer.status_code
         return 503
 
     def _check_order(self, message: Mapping[str, Any], last: dict[str, int]) -> None:
-        """Note the job whose `seq` falls on one way of delivery; `last` has the highest of each job there."""
+        """Record the job if its `seq` decreases on one path of delivery; `last` has the highest by job."""
         if "seq" not in message:
             return
         job_id, seq = message["job_id"], message["seq"]

@@ -1,10 +1,10 @@
-"""The load generator: a process of its own that sends one request again and again, over connections that stay open.
+"""The load generator: a process that repeats one request over persistent connections.
 
-`bench_submit` starts it with a `Plan` as JSON and reads an `Outcome`. Two ways of load:
+`bench/submit.py` starts it with a `RequestPlan` as JSON and reads a `RequestResult`. Two kinds of load:
 
-- closed: each connection sends its next request when the answer to the last has come;
-- open (`rate`): requests are due at even intervals whatever the server does, and each one's time counts from when it
-  was due, so that a server which stalls is charged for those that it held up (no coordinated omission).
+- closed: each connection sends its next request when the previous one has been answered;
+- open (`rate`): requests are due at a constant rate. The latency of a request counts from its due time, so that the
+  requests that a stalled server delays are included (no coordinated omission).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LENGTH = b"content-length: "
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is sent, and how: `requests` in all, but none after `limit_s` seconds. `rate` is in requests a second."""
+class RequestPlan:
+    """A request to repeat: `requests` in total, none after `limit_s` seconds. `rate` is in requests per second."""
 
     port: int
     path: str
@@ -49,8 +49,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of it. Times of answers are in milliseconds; `processor_s` is what the generator itself used."""
+class RequestResult:
+    """The result. Latencies are in milliseconds; `processor_s` is the generator's own processor time."""
 
     answered: int
     refused: int
@@ -64,12 +64,12 @@ class Outcome:
         return self.answered / self.seconds
 
 
-class Client(asyncio.Protocol):
-    """One connection, with one request on its way at most. `done` is called with the status of each answer."""
+class Connection(asyncio.Protocol):
+    """One connection, with at most one request in flight. `done` is called with the status of each response."""
 
-    def __init__(self, done: Callable[[Client, bytes], None]) -> None:
+    def __init__(self, done: Callable[[Connection, bytes], None]) -> None:
         self._done = done
-        self._transport: Any = None  # uvloop's transports are no kind of asyncio's
+        self._transport: Any = None  # uvloop's transports are not subclasses of asyncio's
         self._received = b""
         self.since = 0.0
 
@@ -77,7 +77,7 @@ class Client(asyncio.Protocol):
         self._transport = transport
 
     def send(self, request: bytes, *, since: float) -> None:
-        """Send one; its time counts from `since`."""
+        """Send a request; its latency counts from `since`."""
         self.since = since
         self._transport.write(request)
 
@@ -101,25 +101,25 @@ class Client(asyncio.Protocol):
             self._done(self, b"")
 
 
-class Load:
-    """One plan as it is carried out."""
+class RequestRun:
+    """One run of a plan."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: RequestPlan) -> None:
         self._plan = plan
         self._request = plan.request
         self._times_ms: list[float] = []
         self._refused = 0
         self._left = plan.requests
-        self._on_the_way = 0
-        self._idle: list[Client] = []
-        self._late: deque[float] = deque()  # when requests were due that no connection was free for
+        self._in_flight = 0
+        self._idle: list[Connection] = []
+        self._late: deque[float] = deque()  # due times of requests that wait for a free connection
         self._finished = asyncio.Event()
 
-    async def run(self) -> Outcome:
+    async def run(self) -> RequestResult:
         loop = asyncio.get_running_loop()
-        clients: list[Client] = []
+        clients: list[Connection] = []
         for _ in range(self._plan.connections):
-            _, client = await loop.create_connection(lambda: Client(self._answered), "127.0.0.1", self._plan.port)
+            _, client = await loop.create_connection(lambda: Connection(self._answered), "127.0.0.1", self._plan.port)
             clients.append(client)
         began = time.perf_counter()
         self._stop_at = began + self._plan.limit_s
@@ -133,7 +133,7 @@ class Load:
         seconds = time.perf_counter() - began
         for client in clients:
             client.close()
-        return Outcome(
+        return RequestResult(
             answered=len(self._times_ms),
             refused=self._refused,
             seconds=seconds,
@@ -153,33 +153,33 @@ class Load:
             else:
                 self._late.append(due)
 
-    def _send(self, client: Client, *, since: float) -> None:
+    def _send(self, client: Connection, *, since: float) -> None:
         self._left -= 1
-        self._on_the_way += 1
+        self._in_flight += 1
         client.send(self._request, since=since)
 
-    def _answered(self, client: Client, status: bytes) -> None:
+    def _answered(self, client: Connection, status: bytes) -> None:
         now = time.perf_counter()
-        self._on_the_way -= 1
+        self._in_flight -= 1
         self._times_ms.append(1000 * (now - client.since))
         self._refused += status != ACCEPTED
         if self._plan.rate is None:
             if self._left and now < self._stop_at:
                 self._send(client, since=now)
-            elif not self._on_the_way:
+            elif not self._in_flight:
                 self._finished.set()
         elif self._late:
             self._send(client, since=self._late.popleft())
         else:
             self._idle.append(client)
-            if not (self._left or self._on_the_way):
+            if not (self._left or self._in_flight):
                 self._finished.set()
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out the plan that the one argument is."""
+    """Run the plan in the one argument."""
     (plan,) = arguments
-    outcome = uvloop.run(Load(Plan(**json.loads(plan))).run())
+    outcome = uvloop.run(RequestRun(RequestPlan(**json.loads(plan))).run())
     print(json.dumps(asdict(outcome)))
     return 0
 

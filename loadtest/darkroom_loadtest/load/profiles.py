@@ -1,8 +1,8 @@
-"""Profiles and shapes: who calls, how often over time, and what a run must reach. `run_load.py` makes a `Plan` of them.
+"""Profiles and shapes: kinds of users, load over time, and thresholds. `load/run.py` makes a `LoadPlan` from them.
 
-A shape is a curve: parts of the duration, and parts of the peak. Callers ask at an even pace each, whatever the system
-does (an open loop), so the rate follows the number of callers: that is what locust changes. The plan goes to locust's
-processes as JSON in one variable of their environment.
+A shape is a curve: parts of the duration, and parts of the peak. Each user submits at a constant rate (an open loop),
+so that the number of users, which locust changes, defines the rate. Locust's processes receive the plan as JSON in an
+environment variable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 PLAN_VARIABLE = "DARKROOM_LOAD_PLAN"
-"""Where locust's processes find the plan."""
+"""The environment variable with the plan."""
 
 Curve = tuple[tuple[float, float], ...]
 
@@ -31,7 +31,7 @@ SHAPES: Mapping[str, Curve] = {
     # 10 a minute, then 30.
     "ten-then-thirty": ((0, 1 / 3), (0.5, 1 / 3), (0.5, 1), (1, 1)),
 }
-"""(part of the duration, part of the peak rate), in order: straight lines, and a step where a part stands twice."""
+"""(part of the duration, part of the peak rate), in order: linear between points, a step where a part occurs twice."""
 
 SCALES: Mapping[str, tuple[float, float]] = {
     "smoke": (20, 2),
@@ -41,59 +41,59 @@ SCALES: Mapping[str, tuple[float, float]] = {
     "diurnal": (120, 4),
     "soak": (1200, 1),
     "twice-capacity": (120, 0),
-    "ten-users": (81, 1),  # with the callers coming one by one, about once each of the 71 prompts
+    "ten-users": (81, 1),  # with users that start one by one, about once each of the 71 prompts
     "ten-then-thirty": (120, 0.5),
 }
-"""Seconds, and jobs a second at the peak, unless told otherwise: what two cores hold beside locust, with the stand-in
-models. The rate of `twice-capacity` is measured before it begins."""
+"""The default duration in seconds and jobs per second at the peak: the load that two cores sustain beside locust, with
+the stand-in models. The rate of `twice-capacity` is measured before the run."""
 
 ALL_KINDS = ("binary", "structured", "batch", "rest", "waiting", "socket", "shared-socket", "cancelling", "hostile")
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The most that a run may have of each; its exit status is 1 where one is passed. None: any number."""
+    """The maximum of each value; the exit status of a run that exceeds one is 1. None: no limit."""
 
     lost: float | None = 0
-    """Jobs that a 202 promised, and that have not ended or are not there."""
+    """Accepted jobs (202) that have not finished or do not exist."""
     doubled: float | None = 0
-    """Jobs with two different ends, and requests that became two jobs."""
-    untold: float | None = 0
-    """Jobs that have ended, and whose client was not told."""
+    """Jobs with two different terminal messages, and requests that became two jobs."""
+    unnotified: float | None = 0
+    """Finished jobs whose client received no terminal message."""
     audit_findings: float | None = 0
-    """What `darkroom audit` finds."""
+    """Findings of `darkroom audit`."""
     failed: float | None = 0
-    """Jobs that ended as failed or expired."""
+    """Failed or expired jobs."""
     not_cancelled: float | None = 0
-    """Jobs that were to be cancelled in time, by the answer, and ended otherwise."""
+    """Jobs whose cancel was accepted but that finished in another state."""
     errors: float | None = 0
-    """Answers and sockets that were not as they must be."""
+    """Unexpected responses, and errors of sockets."""
     hostile_let_in: float | None = 0
     """Hostile requests that were not refused with a 4xx and a problem+json."""
     refused_otherwise: float | None = 0
     """Refusals that were not 429, or had no `Retry-After`."""
     refused_percent: float | None = 0
-    """Of what was offered."""
+    """Refusals in percent of the submissions."""
     submit_p95_ms: float | None = 500
-    """A guess for a busy machine; what one process does is measured by `make bench-submit`."""
+    """A guess for a busy machine; `make bench-submit` measures one process."""
     end_to_end_p95_s: float | None = 30
-    """From just before the submission to the end as the client was told of it."""
+    """From just before the submission to the terminal message at the client."""
     settle_s: float | None = 60
-    """From the last submission to the last end."""
+    """From the last submission to the last terminal message."""
     backlog_at_end: float | None = 0
-    """Jobs that wait when all is over, whoever submitted them."""
+    """Jobs of all clients that wait after the run."""
 
     def but(self, changes: Mapping[str, float | None]) -> Thresholds:
-        """These, with some changed. Raises ValueError for a name that is none."""
+        """These thresholds with changes. Raises ValueError for an unknown name."""
         known = {each.name for each in fields(self)}
         if unknown := sorted(set(changes) - known):
-            raise ValueError(f"there is no threshold {', '.join(unknown)}: there are {', '.join(sorted(known))}")
+            raise ValueError(f"unknown threshold {', '.join(unknown)}; the thresholds are {', '.join(sorted(known))}")
         return Thresholds(**{**asdict(self), **changes})
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Who calls: `kinds` of callers, each as often as it stands there; `pace_s` is between two requests of one."""
+    """The kinds of users, weighted by their number in `kinds`; `pace_s` is the time between two requests of a user."""
 
     shape: str
     kinds: tuple[str, ...] = ALL_KINDS
@@ -105,14 +105,14 @@ class Profile:
 PROFILES: Mapping[str, Profile] = {
     "smoke": Profile("smoke", pace_s=9),
     "mixed": Profile("steady"),
-    # Most shapes are about jobs: hostile callers offer none.
+    # For most shapes: hostile users submit no jobs.
     "jobs": Profile("steady", kinds=("binary", "structured", "batch", "rest", "waiting", "socket", "shared-socket")),
     "twice-capacity": Profile(
         "twice-capacity",
         kinds=("binary", "structured", "rest", "shared-socket"),
         thresholds=Thresholds(refused_percent=None, end_to_end_p95_s=120, settle_s=180),
     ),
-    # The two documents' own: ten callers, one more each second; then ten requests a minute and thirty.
+    # The two load tests of the requirements: ten users, one more each second; then ten requests per minute, and thirty.
     "ten-users": Profile(
         "ten-users", kinds=("socket",), spawn_per_s=1, thresholds=Thresholds(end_to_end_p95_s=10, settle_s=10)
     ),
@@ -123,8 +123,8 @@ PROFILES: Mapping[str, Profile] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One run, whole. `peak_per_s` is what callers offer at the peak; hostile ones offer no jobs, but count."""
+class LoadPlan:
+    """One run. `peak_per_s` is the rate of all users at the peak, including hostile ones, which submit no jobs."""
 
     profile: str
     shape: str
@@ -141,11 +141,11 @@ class Plan:
     thresholds: Thresholds
 
     def rate(self, at_s: float) -> float:
-        """Requests a second, `at_s` after the beginning."""
+        """Requests per second at `at_s`, relative to the start."""
         return self.peak_per_s * height(SHAPES[self.shape], at_s / self.duration_s)
 
-    def callers(self, at_s: float) -> int:
-        """How many it takes. A rate above zero has at least one."""
+    def users(self, at_s: float) -> int:
+        """The number of users for that rate; at least one for a rate above zero."""
         rate = self.rate(at_s)
         return max(1, round(rate * self.pace_s)) if rate > 0 else 0
 
@@ -153,13 +153,13 @@ class Plan:
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, text: str) -> Plan:
+    def decode(cls, text: str) -> LoadPlan:
         raw = json.loads(text)
         return cls(**{**raw, "kinds": tuple(raw["kinds"]), "thresholds": Thresholds(**raw["thresholds"])})
 
 
 def height(curve: Curve, part: float) -> float:
-    """The curve at this part of the duration: at a step the later height, and none after the end."""
+    """The curve's value at this part of the duration: at a step the later value, 0 after the end."""
     if not 0 <= part < 1:
         return 0.0
     found = 0.0
