@@ -9,13 +9,8 @@ from pathlib import Path
 
 import pytest
 from darkroom_loadtest.profiling import capacity
-<<<<<<< HEAD
-from darkroom_loadtest.profiling.capacity import Costs, Load, most_of_one_redis, needs
-from darkroom_worker.child import progress
-=======
 from darkroom_loadtest.profiling.capacity import PlannedLoad, UnitCosts, most_of_one_redis, needs
-from darkroom_worker.child import run
->>>>>>> 0f2daa3 (Split the command line by group of commands, and sort the load test by what runs its modules)
+from darkroom_worker.child import progress
 
 EASY = UnitCosts(
     submit_functions_us=300,
@@ -85,11 +80,7 @@ def test_the_model_uses_the_times_of_the_ledger_and_the_worker(repository: Path)
     for name, hours in (("RECORD_TTL_MS", capacity.RECORD_KEPT_H), ("LOG_TTL_MS", capacity.LOG_RETENTION_H)):
         (factors,) = re.findall(rf"^local {name} = ([\d *]+)$", prelude, re.MULTILINE)
         assert math.prod(int(factor) for factor in factors.split("*")) == 1000 * capacity.HOUR_S * hours
-<<<<<<< HEAD
-    assert progress.LOG_PROGRESS_EVERY_S == 1 / capacity.TOLD_PER_S
-=======
-    assert run.LOG_PROGRESS_EVERY_S == 1 / capacity.PUBLISHED_PER_S
->>>>>>> 0f2daa3 (Split the command line by group of commands, and sort the load test by what runs its modules)
+    assert progress.LOG_PROGRESS_EVERY_S == 1 / capacity.PUBLISHED_PER_S
 
 
 def test_the_tables_of_the_document_are_those_of_the_model(

@@ -72,7 +72,7 @@ def test_a_failed_benchmark_is_named_and_its_old_file_is_not_shown(capfd: pytest
 def test_a_benchmark_is_stopped_at_its_timeout(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "LIMIT_S", 0.1)
+    monkeypatch.setattr(run, "TIMEOUT_S", 0.1)
     endless = [sys.executable, "-c", "import time; time.sleep(600)"]
     assert run.run_all({"worker": endless}, repeat=1, into=None) == 1
     assert "not done within 0.1 s" in capfd.readouterr().out
@@ -108,7 +108,7 @@ def test_a_change_is_judged_by_its_goal_and_noise_is_ignored(
     last = {line.split()[0]: line.split()[-1] for line in said.splitlines() if line}
     assert (last["rate"], last["time_ms"], last["goes_up"], last["once"]) == ("better", "better", "changed", "runs")
     assert last["same"].endswith("%")
-    assert "NOT THE SAME MACHINE" in said
+    assert "DIFFERENT MACHINES" in said
     assert compare.main([str(after), str(before)]) == 0
     assert capsys.readouterr().out.count("WORSE") == 2
 

@@ -140,7 +140,7 @@ def test_a_dead_server_ends_the_run_with_a_report(system: System, tmp_path: Path
         process.wait()
     assert process.returncode == 1
     assert "Traceback" not in printed
-    assert f"{dying.url} does not answer; the load stops if that lasts 6 s" in printed
+    assert f"{dying.url} is unavailable; the load stops after 6 s without a response" in printed
     figures = json.loads((report / "report.json").read_text())
     assert "the load was stopped" in figures["remark"] or "none of the" in figures["remark"]
     assert (report / "report.html").exists()
