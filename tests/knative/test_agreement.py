@@ -140,8 +140,8 @@ def test_a_setting_has_the_same_type_and_default_in_every_part() -> None:
 
 
 def _secrets(bootstrap: ModuleType) -> dict[str, dict[str, str]]:
-    told_it = {"DARKROOM_NAMESPACE": "any", "REDIS_DATABASE": "0"}
-    return {name: make(told_it) for name, make in bootstrap.SECRETS.items()}
+    settings = {"DARKROOM_NAMESPACE": "any", "REDIS_DATABASE": "0"}
+    return {name: make(settings) for name, make in bootstrap.SECRETS.items()}
 
 
 def _names(container: Object) -> set[str]:
@@ -220,8 +220,8 @@ def test_the_triggers_select_the_events_that_the_functions_accept(rendered: Rend
         filters = find(rendered["k3d"], "Trigger", trigger)["spec"]["filters"]
         return {each["exact"]["type"] for one in filters for each in one.get("any", [one])}
 
-    told_of = {JobEvent.STARTED, *(JobEvent(state) for state in TERMINAL)}
-    assert types("applied") == {events.type_of(event) for event in told_of}
+    published = {JobEvent.STARTED, *(JobEvent(state) for state in TERMINAL)}
+    assert types("applied") == {events.type_of(event) for event in published}
     assert types("requested") == {events.REQUESTED}
 
 

@@ -90,8 +90,8 @@ def test_it_logs_no_secret(job: Bootstrap, bootstrap: ModuleType) -> None:
 
 
 def test_all_values_differ(bootstrap: ModuleType) -> None:
-    told_it = {"DARKROOM_NAMESPACE": "darkroom", "REDIS_DATABASE": "0"}
-    made = [value for _ in range(2) for make in bootstrap.SECRETS.values() for value in make(told_it).values()]
+    settings = {"DARKROOM_NAMESPACE": "darkroom", "REDIS_DATABASE": "0"}
+    made = [value for _ in range(2) for make in bootstrap.SECRETS.values() for value in make(settings).values()]
     assert len(set(made)) == len(made)
 
 
