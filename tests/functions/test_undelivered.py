@@ -53,7 +53,7 @@ def api(redis_servers: RedisServers, sink: Sink, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(autouse=True)
-def fresh(api: Api, sink: Sink) -> None:
+def emptied(api: Api, sink: Sink) -> None:
     """The tests of this file share a ledger and a sink; each begins with nothing kept and a sink that takes."""
     for event_id in listed(api):
         assert api.request("DELETE", f"{UNDELIVERED}/{event_id}").status_code == 204

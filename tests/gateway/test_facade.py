@@ -48,7 +48,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-class Desk:
+class SubmissionClient:
     """Submissions that are held, and what becomes of their jobs."""
 
     def __init__(self, front: Front, pool: ThreadPoolExecutor) -> None:
@@ -83,30 +83,30 @@ class Desk:
 
 
 @pytest.fixture
-def desk(front: Front, pool: ThreadPoolExecutor) -> Desk:
-    return Desk(front, pool)
+def submissions(front: Front, pool: ThreadPoolExecutor) -> SubmissionClient:
+    return SubmissionClient(front, pool)
 
 
 @pytest.mark.parametrize("path", SUBMISSIONS)
-def test_the_answer_is_the_job_when_it_has_ended(path: str, desk: Desk) -> None:
+def test_the_answer_is_the_job_when_it_has_ended(path: str, submissions: SubmissionClient) -> None:
     headers = {} if path.startswith("/sync") else {"Prefer": f"wait={LONG_S}"}
-    answer, job_id = desk.post(path, json={"prompt": "a lighthouse"}, headers=headers)
-    desk.complete(job_id)
+    answer, job_id = submissions.post(path, json={"prompt": "a lighthouse"}, headers=headers)
+    submissions.complete(job_id)
     response = answer.result()
     assert response.status_code == 200
     assert response.headers["location"] == JOBS + job_id
     assert response.headers.get(APPLIED) == (f"wait={LONG_S}" if headers else None)
-    assert response.json().keys() == desk.client.get(JOBS + job_id).json().keys()
+    assert response.json().keys() == submissions.client.get(JOBS + job_id).json().keys()
     view = response.json()
     assert (view["id"], view["state"], view["input"]["prompt"]) == (job_id, "completed", "a lighthouse")
-    assert desk.front.gateway.request_logged(response.headers["x-request-id"])["job"] == job_id
+    assert submissions.front.gateway.request_logged(response.headers["x-request-id"])["job"] == job_id
 
 
-def test_who_accepts_a_picture_gets_it(desk: Desk) -> None:
-    answer, job_id = desk.post(
+def test_who_accepts_a_picture_gets_it(submissions: SubmissionClient) -> None:
+    answer, job_id = submissions.post(
         "/sync/flux", headers={"Accept": "image/png", "If-None-Match": "*", "Range": "bytes=0-1"}
     )
-    desk.complete(job_id)
+    submissions.complete(job_id)
     response = answer.result()
     assert (response.status_code, response.content) == (200, PICTURE)
     assert response.headers["content-type"] == "image/png"
@@ -129,11 +129,13 @@ def test_who_accepts_a_picture_gets_it(desk: Desk) -> None:
         ("image/webp", False),
     ],
 )
-def test_json_is_for_who_does_not_rather_have_a_picture(accept: str, is_picture: bool, desk: Desk) -> None:
+def test_json_is_for_who_does_not_rather_have_a_picture(
+    accept: str, is_picture: bool, submissions: SubmissionClient
+) -> None:
     key = f"accept {accept}"
-    desk.completed(key)
+    submissions.completed(key)
     headers = {"Idempotency-Key": key, "Accept": accept, "Prefer": f"wait={LONG_S}"}
-    response = desk.client.post("/flux", headers=headers)
+    response = submissions.client.post("/flux", headers=headers)
     assert response.status_code == 200
     assert response.headers.get_list(APPLIED) == [f"wait={LONG_S}"]
     assert response.headers["content-type"] == ("image/png" if is_picture else "application/json")
@@ -145,22 +147,24 @@ ENDS: dict[str, dict[str, Any]] = {"failed": {}, "cancelled": {}, "expired": {"s
 ACCEPTS = ("application/json", "image/png")
 
 
-def is_expired(desk: Desk, job_id: str) -> bool:
-    desk.jobs.run(calls.expire())
-    return desk.jobs.state(job_id) is State.EXPIRED
+def is_expired(submissions: SubmissionClient, job_id: str) -> bool:
+    submissions.jobs.run(calls.expire())
+    return submissions.jobs.state(job_id) is State.EXPIRED
 
 
 @pytest.mark.parametrize(("end", "status"), [("failed", 500), ("cancelled", 409), ("expired", 504)])
-def test_a_job_that_is_not_completed_is_refused_with_its_reason(end: str, status: int, desk: Desk) -> None:
-    held = [desk.post("/sync/flux", json=ENDS[end], headers={"Accept": accept}) for accept in ACCEPTS]
+def test_a_job_that_is_not_completed_is_refused_with_its_reason(
+    end: str, status: int, submissions: SubmissionClient
+) -> None:
+    held = [submissions.post("/sync/flux", json=ENDS[end], headers={"Accept": accept}) for accept in ACCEPTS]
     for _, job_id in held:
         if end == "failed":
-            desk.jobs.start(job_id)
-            desk.jobs.fail(job_id, message="no memory left")
+            submissions.jobs.start(job_id)
+            submissions.jobs.fail(job_id, message="no memory left")
         elif end == "cancelled":
-            desk.jobs.cancel(job_id)
+            submissions.jobs.cancel(job_id)
         else:
-            eventually(lambda job_id=job_id: is_expired(desk, job_id), what="its deadline to pass")  # type: ignore[misc]
+            eventually(lambda job_id=job_id: is_expired(submissions, job_id), what="its deadline to pass")  # type: ignore[misc]
     in_json, in_place_of_picture = (answer.result() for answer, _ in held)
     assert (in_json.status_code, in_json.json()["state"]) == (200, end)
     assert in_place_of_picture.headers["content-type"] == PROBLEM_TYPE
@@ -173,25 +177,25 @@ def test_a_job_that_is_not_completed_is_refused_with_its_reason(end: str, status
 
 
 @pytest.mark.parametrize("path", SUBMISSIONS)
-def test_when_the_time_is_over_the_response_is_the_receipt(path: str, desk: Desk) -> None:
-    response = desk.client.post(path, json={"prompt": "x"}, headers={"Prefer": "wait=1", "Accept": "image/png"})
+def test_when_the_time_is_over_the_response_is_the_receipt(path: str, submissions: SubmissionClient) -> None:
+    response = submissions.client.post(path, json={"prompt": "x"}, headers={"Prefer": "wait=1", "Accept": "image/png"})
     assert response.status_code == 202
     assert response.headers[APPLIED] == "wait=1"
     assert response.headers["location"] == JOBS + response.json()["id"]
     assert response.json()["status"] == "pending"
-    assert desk.client.get(response.headers["location"]).json()["state"] == "pending"
+    assert submissions.client.get(response.headers["location"]).json()["state"] == "pending"
 
 
-def test_a_wait_goes_on_where_a_long_poll_ends(desk: Desk) -> None:
+def test_a_wait_goes_on_where_a_long_poll_ends(submissions: SubmissionClient) -> None:
     """One asks for two seconds here, and for 55 where nothing else is set."""
-    answer, job_id = desk.post("/sync/flux")
+    answer, job_id = submissions.post("/sync/flux")
 
     def polls() -> list[dict[str, Any]]:
-        return [line for line in desk.front.api.functions.said("waits") if line["job"] == job_id]
+        return [line for line in submissions.front.api.functions.said("waits") if line["job"] == job_id]
 
     eventually(lambda: len(polls()) >= 3, what="a third look at the job")
     assert {line["seconds"] for line in polls()} == {2}
-    desk.complete(job_id)
+    submissions.complete(job_id)
     assert answer.result().json()["state"] == "completed"
 
 
@@ -229,9 +233,9 @@ def test_a_wait_goes_on_where_a_long_poll_ends(desk: Desk) -> None:
     ],
     ids=lambda prefer: "+".join(prefer)[:30],
 )
-def test_a_preference_is_read_as_submit_reads_it(prefer: list[str], desk: Desk, ended: str) -> None:
+def test_a_preference_is_read_as_submit_reads_it(prefer: list[str], submissions: SubmissionClient, ended: str) -> None:
     headers = [("Idempotency-Key", ended), *(("Prefer", text) for text in prefer)]
-    response = desk.client.post("/flux", headers=headers)
+    response = submissions.client.post("/flux", headers=headers)
     wait = preferred(prefer, most_s=LONG_S)
     assert response.status_code == 200
     assert response.headers.get(APPLIED) == wait.headers.get(APPLIED)
@@ -243,7 +247,7 @@ def test_a_preference_is_read_as_submit_reads_it(prefer: list[str], desk: Desk, 
 @pytest.fixture(scope="module")
 def ended(front: Front, pool: ThreadPoolExecutor) -> str:
     """The idempotency key of a job that has ended."""
-    Desk(front, pool).completed("ended")
+    SubmissionClient(front, pool).completed("ended")
     return "ended"
 
 
@@ -256,93 +260,97 @@ def ended(front: Front, pool: ThreadPoolExecutor) -> str:
         ("/flux", {"prompt": 7}),
     ],
 )
-def test_what_submit_refuses_is_refused_in_its_words(path: str, body: dict[str, Any], desk: Desk) -> None:
+def test_what_submit_refuses_is_refused_in_its_words(
+    path: str, body: dict[str, Any], submissions: SubmissionClient
+) -> None:
     """A long body, which nginx keeps in a file, among them."""
-    direct = desk.front.api.client.post(path, json=body)
-    held = desk.client.post(f"/sync{path}", json=body)
+    direct = submissions.front.api.client.post(path, json=body)
+    held = submissions.client.post(f"/sync{path}", json=body)
     assert direct.status_code >= 400
     assert (held.status_code, held.json()) == (direct.status_code, direct.json())
     assert held.headers["content-type"] == direct.headers["content-type"] == PROBLEM_TYPE
 
 
-def test_a_body_that_is_long_or_comes_in_chunks_arrives_whole(desk: Desk) -> None:
+def test_a_body_that_is_long_or_comes_in_chunks_arrives_whole(submissions: SubmissionClient) -> None:
     text = ('{"prompt": "' + "a lighthouse " * 150 + '"}' + " " * 100_000).encode()
     for content in (text, iter([text[:5000], text[5000:]])):
         headers = {"Content-Type": "application/json"}
-        answer, job_id = desk.post("/sync/flux", content=content, headers=headers)
-        desk.complete(job_id)
+        answer, job_id = submissions.post("/sync/flux", content=content, headers=headers)
+        submissions.complete(job_id)
         assert answer.result().json()["input"]["prompt"].strip() == ("a lighthouse " * 150).strip()
 
 
-def test_the_path_is_one_model_and_the_method_post(desk: Desk) -> None:
-    refused = desk.client.get("/sync/flux")
+def test_the_path_is_one_model_and_the_method_post(submissions: SubmissionClient) -> None:
+    refused = submissions.client.get("/sync/flux")
     assert (refused.status_code, refused.headers["allow"], slug(refused)) == (405, "POST", "method-not-allowed")
     for path in ("/sync/", "/sync/flux/more", "/sync/api/v1/generation-jobs/"):
-        assert desk.client.post(path).status_code == 404, path
+        assert submissions.client.post(path).status_code == 404, path
 
 
-def test_an_event_does_not_wait(desk: Desk) -> None:
+def test_an_event_does_not_wait(submissions: SubmissionClient) -> None:
     headers = {**binary("sync-1"), "Prefer": f"wait={LONG_S}"}
-    response = desk.client.post("/", headers=headers, json={"model": "flux"})
+    response = submissions.client.post("/", headers=headers, json={"model": "flux"})
     assert response.status_code == 202
     assert response.headers["ce-type"]
 
 
-def test_a_wait_outlives_the_function_that_it_waits_at(desk: Desk) -> None:
-    answer, job_id = desk.post("/sync/flux")
-    desk.front.api.functions.stop()
-    desk.front.api.functions.start()
-    desk.complete(job_id)
+def test_a_wait_outlives_the_function_that_it_waits_at(submissions: SubmissionClient) -> None:
+    answer, job_id = submissions.post("/sync/flux")
+    submissions.front.api.functions.stop()
+    submissions.front.api.functions.start()
+    submissions.complete(job_id)
     assert answer.result().json()["state"] == "completed"
 
 
-def leave(desk: Desk, gateway: Gateway) -> str:
+def leave(submissions: SubmissionClient, gateway: Gateway) -> str:
     """A client that submits to /sync/flux and disconnects when its request waits. Returns its job."""
-    known = desk.waited_for()
+    known = submissions.waited_for()
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as client:
         client.sendall(b"POST /sync/flux HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
-        (job_id,) = eventually(lambda: desk.waited_for() - known, what="the submission to wait for its job")
+        (job_id,) = eventually(lambda: submissions.waited_for() - known, what="the submission to wait for its job")
     return job_id
 
 
-def test_a_client_that_leaves_leaves_its_job_to_go_on(desk: Desk) -> None:
-    job_id = leave(desk, desk.front.gateway)
+def test_a_client_that_leaves_leaves_its_job_to_go_on(submissions: SubmissionClient) -> None:
+    job_id = leave(submissions, submissions.front.gateway)
 
     def gone() -> bool:
-        lines = desk.front.api.functions.said("waited")
+        lines = submissions.front.api.functions.said("waited")
         return any((line["job"], line["over"]) == (job_id, "gone") for line in lines)
 
     eventually(gone, what="the function to wait no more")
     (line,) = eventually(
-        lambda: [line for line in desk.front.gateway.lines("request") if line["job"] == job_id],
+        lambda: [line for line in submissions.front.gateway.lines("request") if line["job"] == job_id],
         what="the request in the access log",
     )
     assert line["status"] == 499
-    assert desk.jobs.state(job_id) is State.PENDING
+    assert submissions.jobs.state(job_id) is State.PENDING
 
 
-def test_a_client_that_leaves_has_its_job_cancelled_where_that_is_set(desk: Desk, tmp_path: Path) -> None:
-    with in_front_of(desk.front.api, tmp_path / "gateway", DARKROOM_GATEWAY_CANCEL="true") as gateway:
-        job_id = leave(desk, gateway)
-        eventually(lambda: desk.jobs.state(job_id) is State.CANCELLED, what="the job to be cancelled")
+def test_a_client_that_leaves_has_its_job_cancelled_where_that_is_set(
+    submissions: SubmissionClient, tmp_path: Path
+) -> None:
+    with in_front_of(submissions.front.api, tmp_path / "gateway", DARKROOM_GATEWAY_CANCEL="true") as gateway:
+        job_id = leave(submissions, gateway)
+        eventually(lambda: submissions.jobs.state(job_id) is State.CANCELLED, what="the job to be cancelled")
 
 
 def test_requests_that_are_held_end_in_order_with_the_gateway(
-    desk: Desk, pool: ThreadPoolExecutor, tmp_path: Path
+    submissions: SubmissionClient, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     """A request whose job completes in time gets the result; another gets the receipt when its long-poll ends."""
-    with in_front_of(desk.front.api, tmp_path / "gateway", DARKROOM_MAX_WAIT_S="5") as gateway:
+    with in_front_of(submissions.front.api, tmp_path / "gateway", DARKROOM_MAX_WAIT_S="5") as gateway:
 
         def ask() -> tuple[Future[httpx.Response], str]:
-            known = desk.waited_for()
+            known = submissions.waited_for()
             answer = pool.submit(httpx.post, f"{gateway.url}/sync/flux", timeout=60, trust_env=False)
-            (job_id,) = eventually(lambda: desk.waited_for() - known, what="a submission to wait for its job")
+            (job_id,) = eventually(lambda: submissions.waited_for() - known, what="a submission to wait for its job")
             return answer, job_id
 
         slow, slow_id = ask()
         fast, fast_id = ask()
         gateway.signal(signal.SIGTERM)
-        desk.complete(fast_id)
+        submissions.complete(fast_id)
         assert fast.result().status_code in (200, 202)
         assert slow.result().status_code == 202
         assert slow.result().headers["location"] == JOBS + slow_id
