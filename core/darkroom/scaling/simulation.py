@@ -182,7 +182,7 @@ class _Simulation:
         self, jobs: Sequence[SimulatedJob], scaler: Scaler, *, cold_start_ms: int, until: int, seed: int
     ) -> None:
         self._jobs, self._scaler, self._cold_start_ms, self._until = jobs, scaler, cold_start_ms, until
-        self._dice = random.Random(seed)  # noqa: S311 - which pod goes, in a simulation
+        self._dice = random.Random(seed)  # noqa: S311 - a simulation
         self._fleet = SimulatedFleet()
         self._leaving: dict[int, Replica] = {}
         self._events: list[tuple[int, int, int, _EventKind, int]] = []

@@ -282,7 +282,7 @@ class DiffusersEngine:
     def _cached(self, threshold: float | None) -> Iterator[None]:
         """Skip blocks that change less than `threshold` between steps, if the model supports it.
 
-        The cache is enabled for each picture anew: otherwise one picture would affect the next.
+        The cache is enabled for each picture separately: otherwise one picture would affect the next.
         """
         denoiser: Any = getattr(self._pipeline, "transformer", None)
         if not threshold or not hasattr(denoiser, "enable_cache"):

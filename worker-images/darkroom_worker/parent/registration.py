@@ -61,7 +61,7 @@ class Registration:
             self._dropped_reason = reason
 
     def update(self, state: WorkerState, now: float) -> None:
-        """Register the state where it changed, where the registration is due, or with a report of dropped messages."""
+        """Register the state if it changed, if the registration is due, or with a report of dropped messages."""
         self._prepare_report(now)
         if state is self._state and now < self._renew_at and self._report is None:
             return

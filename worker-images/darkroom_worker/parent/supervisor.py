@@ -1,7 +1,7 @@
 """The thread of the worker's parent that talks to the ledger and limits what the child may do.
 
 The supervisor keeps the worker registered, renews the lease of the job that the child runs, kills a child that does not
-stop in time, finishes attempts that a dead child cannot, and completes a drain. While Redis is unavailable it goes on
+stop in time, finishes attempts that a dead child cannot, and completes a drain. While Redis is unavailable it continues
 and retries.
 
 The parent's other thread is Celery's event loop. The supervisor schedules on it what only the loop may do
@@ -280,7 +280,7 @@ class Supervisor(threading.Thread):
         self._registration.update(state, now)
 
     def _enforce_limits(self, now: float) -> None:
-        """Kill the child where the job must not continue and the engine did not stop by itself."""
+        """Kill the child if the job must not continue and the engine did not stop by itself."""
         running = self._current
         if running is None:
             return
