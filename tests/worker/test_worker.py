@@ -30,6 +30,7 @@ from darkroom.ledger.calls import Receipt, ReleaseReason, WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect, connect_async
 from darkroom.ledger.records import JobRecord
+from darkroom.supervision import FAILED
 
 from tests.conftest import RedisServers
 from tests.parts import Part, environment
@@ -604,6 +605,36 @@ async def test_a_job_that_finishes_during_an_outage_is_recorded_afterwards(names
         server.stop()
 
 
+async def test_a_worker_that_requests_no_more_messages_exits_and_logs_what_it_holds(testbed: Testbed) -> None:
+    worker = await testbed.ready_worker(loses=True)
+    assert (await testbed.ended(await testbed.submit())).state is State.COMPLETED
+    testbed.losing.touch()
+    job_id = await testbed.submit()
+
+    line = (await testbed.said(worker, "consumer_stalled"))[0]
+
+    assert line["reserved"] == [job_id]
+    assert len(line["handed_over"]) == 1
+    assert worker.wait() == FAILED
+
+
+async def test_a_worker_that_is_idle_or_stopped_is_not_taken_for_stalled(testbed: Testbed) -> None:
+    worker = await testbed.ready_worker(loses=True)
+
+    async def registered_for(seconds: float) -> bool | None:
+        record = await testbed.registration(worker)
+        return True if record is not None and record.seen > began.seen + 1000 * seconds else None
+
+    began = await testbed.registered(worker, WorkerState.READY)
+    await testbed.until(partial(registered_for, 4), "it has been idle for longer than a stalled worker may be")
+    os.kill(worker.pid, signal.SIGSTOP)
+    await asyncio.sleep(4)  # as long
+    os.kill(worker.pid, signal.SIGCONT)
+
+    assert (await testbed.ended(await testbed.submit())).state is State.COMPLETED
+    assert worker.said("consumer_stalled") == []
+
+
 async def test_a_run_continues_while_redis_is_frozen_and_its_timeout_excludes_the_wait(
     namespace: str, tmp_path: Path
 ) -> None:
@@ -769,7 +800,7 @@ async def test_an_invalid_setting_is_reported_in_one_line(
     testbed: Testbed, variable: str, value: str, said: str
 ) -> None:
     settings = {"redis_url": testbed.redis_url, variable: value}
-    worker = testbed.worker(None, breakable=False, **settings)
+    worker = testbed.worker(None, breakable=False, loses=False, **settings)
 
     assert worker.wait() == 2
     (line,) = worker.log.read_text().splitlines()

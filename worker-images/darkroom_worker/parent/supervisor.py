@@ -2,7 +2,7 @@
 
 The supervisor keeps the worker registered, renews the lease of the job that the child runs, kills a child that does not
 stop in time, finishes attempts that a dead child cannot, and completes a drain. While Redis is unavailable it continues
-and retries.
+and retries. When Celery stops requesting messages, it ends the process.
 
 The parent's other thread is Celery's event loop. The supervisor schedules on it what only the loop may do
 (`Hub.call_soon`); the loop queues for the supervisor what may block.
@@ -11,8 +11,10 @@ The parent's other thread is Celery's event loop. The supervisor schedules on it
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -55,6 +57,11 @@ RETRY_EVERY_S = 1.0
 
 FORCED_STOP_AFTER_S = 5.0
 """A drain that still waits so long after its grace, for a message that no child will run, is cut short."""
+
+STALLED_AFTER_S = 60.0
+"""How long a ready worker may request no message while Redis is available. It requests one each second; a connection
+that is dead without a sign blocks the event loop for up to half a minute (`socket_timeout`).
+"""
 
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long the exit of the process waits for Redis to accept what is still to be recorded. Past that, the lease
@@ -112,6 +119,8 @@ class Supervisor(threading.Thread):
         self._current: _RunningAttempt | None = None
         self._changing = threading.Lock()
         self.last_round_at = time.monotonic()
+        self._asked_at: float | None = None
+        self._stalled_s = 0.0
         self._unavailable_since: float | None = None
         self._retry_at: float | None = None
         self._drains_requested = 0
@@ -172,14 +181,18 @@ class Supervisor(threading.Thread):
             self._supervise()
         except BaseException:  # without this thread no lease is renewed, and no drain completes
             self._log.critical("thread_ended", thread=self.name, exc_info=True)
-            self.has_failed = True
-            celery_state.should_terminate = FAILED
-            self._in_loop(lambda: None)
+            self._fail()
 
     def _supervise(self) -> None:
         while not self._closing:
             now = time.monotonic()
-            for step in (self._begin_drain, self._update_ledger, self._enforce_limits, self._stop_when_drained):
+            for step in (
+                self._begin_drain,
+                self._update_ledger,
+                self._enforce_limits,
+                self._detect_stall,
+                self._stop_when_drained,
+            ):
                 try:
                     step(now)
                 except Exception:  # the other steps do not depend on this one
@@ -300,6 +313,38 @@ class Supervisor(threading.Thread):
             running.attempt.kill_reason = reason
             kill_child(running.attempt.worker_pid)
         self._log.warning("child_ended", reason=reason, **running.attempt.about)
+
+    def _detect_stall(self, now: float) -> None:
+        """End the process when it is ready, Redis is available, and Celery requests no message.
+
+        Observed once, after an outage of Redis of 21 s: Celery kept a request reserved that its child had never
+        received, and requests no other message until that one has finished. The process is started again by Kubernetes
+        or `darkroom up`; the ledger requeues the job.
+        """
+        if self._worker is None:
+            return
+        asked_at = self._worker.consumer.asked_at
+        idle = self._gate.state is WorkerState.READY and self._current is None and self._unavailable_since is None
+        if not idle or asked_at != self._asked_at:
+            self._asked_at, self._stalled_s = asked_at, 0.0
+        else:
+            # Not the whole time since the last round: the process may have been stopped.
+            self._stalled_s += min(now - self.last_round_at, 2 * CHECK_EVERY_S)
+        if self._stalled_s > STALLED_AFTER_S and not self.has_failed:
+            self._log.critical(
+                "consumer_stalled",
+                seconds=round(self._stalled_s),
+                reserved=[request.id for request in celery_state.reserved_requests],
+                handed_over=[repr(result) for result in list(self._worker.pool._pool._cache.values())],
+                stack=traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0]),
+            )
+            self._fail()
+
+    def _fail(self) -> None:
+        """End the process with the exit status of one that must be started again."""
+        self.has_failed = True
+        celery_state.should_terminate = FAILED
+        self._in_loop(lambda: None)
 
     def _begin_drain(self, now: float) -> None:
         if self._drains_requested == self._drains_seen:

@@ -59,6 +59,14 @@ class BatchingConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
             self._send_at = now + SEND_EVENTS_EVERY_S
             self.hub.call_later(SEND_EVENTS_EVERY_S, self._flush_events)
 
+    @property
+    def asked_at(self) -> float | None:
+        """Time of the last request for a message, on the monotonic clock. None before the first on a connection.
+
+        While the queue is consumed and no job runs, a request is sent at least each second.
+        """
+        return None if self.task_consumer is None else self.task_consumer.channel.asked_at
+
     def stop(self) -> None:
         """Send the buffered events before the connection is closed."""
         self._flush_events()
@@ -108,6 +116,12 @@ class Channel(kombu_redis.Channel):
     do_restore = False
 
     _own_client: Any = None
+
+    @property
+    def asked_at(self) -> float | None:
+        """Time of the last request for a message, on the monotonic clock."""
+        sent_at: float | None = self._brpop_sent_at
+        return sent_at
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
