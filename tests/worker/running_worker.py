@@ -214,6 +214,8 @@ class WorkerHost:
 class Testbed(WorkerHost):
     """A host of workers with the steps of a test: submit jobs, observe them, wait."""
 
+    __test__ = False  # pytest collects classes by their name
+
     def __init__(self, ledger: AsyncLedger, *, redis_url: str, namespace: str, folder: Path) -> None:
         super().__init__(redis_url=redis_url, namespace=namespace, folder=folder)
         self.ledger = ledger
