@@ -68,7 +68,7 @@ def test_each_job_is_counted_once_by_whichever_courier_archives_it(start: Start,
         return counted(ports, "darkroom_jobs_ended_total") >= done
 
     eventually(all_counted, what="every end is counted")
-    # As a courier leaves them that was killed before it said that they are archived, or whose reply was lost.
+    # As a courier leaves them that was killed before it reported that they are archived, or whose reply was lost.
     jobs.redis.zadd(f"{jobs.namespace}:history", dict.fromkeys(ended, 0))
     eventually(lambda: jobs.redis.zcard(f"{jobs.namespace}:history") == 0, what="they are archived again")
     marker = jobs.submit()
@@ -90,20 +90,22 @@ def test_a_result_is_counted_when_its_terminal_event_is_applied_even_long_after_
     port = courier(start)
     applied_job, deleted_job = jobs.completed(), jobs.completed()
     eventually(lambda: ask(port).value("darkroom_jobs_ended_total") == 2, what="both are archived")
-    said = ask(port)
-    assert said.value("darkroom_job_submit_to_result_seconds_count") == 0
-    assert said.value("darkroom_outbox_jobs") == 2
-    assert said.value("darkroom_outbox_age_seconds") >= 0
+    metrics = ask(port)
+    assert metrics.value("darkroom_job_submit_to_result_seconds_count") == 0
+    assert metrics.value("darkroom_outbox_jobs") == 2
+    assert metrics.value("darkroom_outbox_age_seconds") >= 0
     # A deleted job is dropped.
     jobs.run(calls.delete_job(deleted_job, tenant="default"))
     created = int(jobs.redis.hget(f"{jobs.namespace}:job:{applied_job}", "created"))
     apply(jobs, applied_job)
     applied = int(jobs.redis.hget(f"{jobs.namespace}:job:{applied_job}", "applied"))
     eventually(lambda: ask(port).value("darkroom_job_submit_to_result_seconds_count") == 1, what="the result")
-    said = ask(port)
-    assert said.value("darkroom_job_submit_to_result_seconds_sum", **JOB) == pytest.approx((applied - created) / 1000)
-    assert said.value("darkroom_outbox_jobs") == 0
-    assert said.value("darkroom_outbox_age_seconds") == 0
+    metrics = ask(port)
+    assert metrics.value("darkroom_job_submit_to_result_seconds_sum", **JOB) == pytest.approx(
+        (applied - created) / 1000
+    )
+    assert metrics.value("darkroom_outbox_jobs") == 0
+    assert metrics.value("darkroom_outbox_age_seconds") == 0
 
 
 def test_the_backlog_and_the_memory_of_redis_are_read_on_each_scrape(start: Start, jobs: DrivenJobs) -> None:
@@ -111,11 +113,11 @@ def test_the_backlog_and_the_memory_of_redis_are_read_on_each_scrape(start: Star
     assert ask(port).value("darkroom_pool_queue_age_seconds", pool=POOL) == 0
     job_id = jobs.submit()
     jobs.redis.hset(f"{jobs.namespace}:job:{job_id}", "created", int(time.time() * 1000) - 90_000)
-    said = ask(port)
-    assert 89 < said.value("darkroom_pool_queue_age_seconds", pool=POOL) < 600
-    assert said.value("darkroom_redis_memory_used_bytes") > 100_000
-    assert ("darkroom_redis_memory_limit_bytes", frozenset()) in said.values
-    assert said.value("darkroom_ledger_known") == 1
+    metrics = ask(port)
+    assert 89 < metrics.value("darkroom_pool_queue_age_seconds", pool=POOL) < 600
+    assert metrics.value("darkroom_redis_memory_used_bytes") > 100_000
+    assert ("darkroom_redis_memory_limit_bytes", frozenset()) in metrics.values
+    assert metrics.value("darkroom_ledger_known") == 1
 
 
 def test_foreign_messages_that_workers_dropped_are_counted(start: Start, jobs: DrivenJobs) -> None:
@@ -208,26 +210,28 @@ def test_a_job_that_never_started_used_no_worker() -> None:
 
 async def test_metrics_use_the_times_of_the_record() -> None:
     """Also while Redis is unavailable: the metrics of the ledger are left out then, and not reported as 0."""
-    said = await _told_of([THRICE])
-    assert said.value("darkroom_job_submit_to_start_seconds_sum", **JOB) == 1
-    assert said.value("darkroom_job_start_to_end_seconds_sum", **JOB) == 18
-    assert said.value("darkroom_job_gpu_seconds_sum", **JOB) == 12.5
-    assert said.value("darkroom_tenant_gpu_seconds_total", tenant="default") == 12.5
-    assert said.value("darkroom_wasted_gpu_seconds_total", pool=POOL, reason="drain") == 2
-    assert said.value("darkroom_wasted_gpu_seconds_total", pool=POOL, reason="out_of_memory") == 0.5
-    assert said.value("darkroom_images_total", **JOB) == 2
-    assert said.value("darkroom_ledger_known") == 0
+    metrics = await _metrics_of([THRICE])
+    assert metrics.value("darkroom_job_submit_to_start_seconds_sum", **JOB) == 1
+    assert metrics.value("darkroom_job_start_to_end_seconds_sum", **JOB) == 18
+    assert metrics.value("darkroom_job_gpu_seconds_sum", **JOB) == 12.5
+    assert metrics.value("darkroom_tenant_gpu_seconds_total", tenant="default") == 12.5
+    assert metrics.value("darkroom_wasted_gpu_seconds_total", pool=POOL, reason="drain") == 2
+    assert metrics.value("darkroom_wasted_gpu_seconds_total", pool=POOL, reason="out_of_memory") == 0.5
+    assert metrics.value("darkroom_images_total", **JOB) == 2
+    assert metrics.value("darkroom_ledger_known") == 0
     of_the_ledger = {"darkroom_outbox_jobs", "darkroom_outbox_age_seconds", "darkroom_redis_memory_used_bytes"}
-    assert not of_the_ledger & {name for name, _ in said.values}
+    assert not of_the_ledger & {name for name, _ in metrics.values}
     assert set(AttemptResult) == {
-        dict(labels)["outcome"] for name, labels in said.values if name == "darkroom_delivery_try_seconds_count"
+        dict(labels)["outcome"] for name, labels in metrics.values if name == "darkroom_delivery_try_seconds_count"
     }
 
 
 async def test_a_clock_that_was_set_back_causes_no_negative_times() -> None:
-    said = await _told_of([past((-5_000, JobEvent.STARTED, STARTED), (-9_000, JobEvent.COMPLETED, {"artifacts": []}))])
+    metrics = await _metrics_of(
+        [past((-5_000, JobEvent.STARTED, STARTED), (-9_000, JobEvent.COMPLETED, {"artifacts": []}))]
+    )
     for series in ("submit_to_start", "start_to_end", "gpu"):
-        assert said.value(f"darkroom_job_{series}_seconds_sum") == 0
+        assert metrics.value(f"darkroom_job_{series}_seconds_sum") == 0
 
 
 async def test_the_number_of_series_of_tenants_is_limited() -> None:
@@ -235,14 +239,14 @@ async def test_the_number_of_series_of_tenants_is_limited() -> None:
         past((0, JobEvent.STARTED, STARTED), (1_000, JobEvent.COMPLETED, {"artifacts": []}), tenant=f"tenant-{number}")
         for number in range(MAX_TENANTS + 5)
     ]
-    said = await _told_of([*jobs, jobs[0]])
-    series = [labels for name, labels in said.values if name == "darkroom_tenant_gpu_seconds_total"]
+    metrics = await _metrics_of([*jobs, jobs[0]])
+    series = [labels for name, labels in metrics.values if name == "darkroom_tenant_gpu_seconds_total"]
     assert len(series) == MAX_TENANTS + 1
-    assert said.value("darkroom_tenant_gpu_seconds_total", tenant="tenant-0") == 2
-    assert said.value("darkroom_tenant_gpu_seconds_total", tenant=OTHER) == 5
+    assert metrics.value("darkroom_tenant_gpu_seconds_total", tenant="tenant-0") == 2
+    assert metrics.value("darkroom_tenant_gpu_seconds_total", tenant=OTHER) == 5
 
 
-async def _told_of(jobs: list[PastJob]) -> Served:
+async def _metrics_of(jobs: list[PastJob]) -> Served:
     """The metrics of a courier that counted these, and cannot reach Redis."""
     client = connect_async(f"redis://127.0.0.1:{free_port()}")
     try:

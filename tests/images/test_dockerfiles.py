@@ -27,12 +27,12 @@ OURS = "dev.local/"
 @pytest.fixture(scope="session")
 def built(repository: Path) -> dict[str, str]:
     """The Dockerfile of each image that `make images` builds, from the arguments of its builder."""
-    every = _told(repository, "images") | _told(repository, "images", "IMAGES=worker-diffusers")
+    every = _dockerfiles(repository, "images") | _dockerfiles(repository, "images", "IMAGES=worker-diffusers")
     assert set(every.values()) == set(DOCKERFILES)
     return every
 
 
-def _told(repository: Path, *arguments: str) -> dict[str, str]:
+def _dockerfiles(repository: Path, *arguments: str) -> dict[str, str]:
     done = subprocess.run(
         ["make", "--no-print-directory", *arguments, "BUILDER=echo", "TAG=any"],
         cwd=repository,
