@@ -3,7 +3,7 @@
 A socket first sends the present state of each of its jobs (one message each), then every entry of their logs as it is
 written (`follower.py`); the messages are those of `darkroom.updates`. With `since=` it sends the entries behind the
 cursor instead (`cursors.py`). `/ws/events` sends the stream of the tenant: the entries of all of its jobs, without
-progress. What a client may send, and every code that closes a socket, is in `docs/results.md`.
+progress. What a client may send (`frames.py`), and every code that closes a socket, is in `docs/results.md`.
 
 A client that sends neither a cursor nor a message receives updates of its jobs and nothing else, as in earlier systems.
 Whichever side closes, a client may connect again at any time.
@@ -15,11 +15,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from darkroom.catalogue.parameters import shown
-from darkroom.cloudevents import strict_json
-from darkroom.errors import DarkroomError, FieldError, Gone, InvalidInput, NotFound, PermanentError, TemporaryError
+from darkroom.errors import DarkroomError, Gone, InvalidInput, NotFound, PermanentError, TemporaryError
 from darkroom.jobs import is_job_id
 from darkroom.logs import logger
 from starlette.requests import HTTPConnection
@@ -28,13 +26,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.tenants import tenant_of
-from darkroom_functions.streams import cursors
+from darkroom_functions.streams import cursors, frames
 from darkroom_functions.streams.feed import Feed, TooSlow
 from darkroom_functions.streams.follower import Follower
 from darkroom_functions.streams.messages import ControlMessage, control
-
-MAX_JOBS = 100
-"""Jobs of one socket at a time. A guess: a page of pictures."""
 
 MAX_BAD_FRAMES = 16
 """Invalid messages before the socket is closed: enough to see the mistake in a console."""
@@ -118,7 +113,7 @@ async def follow_jobs(websocket: WebSocket) -> None:
     """`/ws/jobs?job_ids=a,b,c`: up to MAX_JOBS."""
 
     def opening(sockets: Sockets) -> AbstractAsyncContextManager[Feed]:
-        job_ids = _ids_of(",".join(websocket.query_params.getlist("job_ids")))
+        job_ids = frames.ids_of(",".join(websocket.query_params.getlist("job_ids")))
         text = since_of(websocket)
         since = {} if text is None else cursors.of_jobs(text, job_ids)
         return sockets.jobs.follow(job_ids, tenant=tenant_of(websocket), since=since)
@@ -168,22 +163,6 @@ async def _serve(websocket: WebSocket, opening: Opening, *, can_subscribe: bool 
         await _end(websocket, DarkroomError("The socket met an internal error. It has been logged."))
     else:
         await _close(websocket, NORMAL, "all jobs have ended")
-
-
-def _ids_of(text: str) -> list[str]:
-    job_ids = text.split(",")
-    if not text:
-        _refuse_ids("must name at least one job")
-    if len(job_ids) > MAX_JOBS:
-        _refuse_ids(f"must name at most {MAX_JOBS} jobs, not {len(job_ids)}")
-    for job_id in job_ids:
-        if not is_job_id(job_id):
-            _refuse_ids(f"must be job ids separated by commas, not {job_id[:64]!a}")
-    return job_ids
-
-
-def _refuse_ids(detail: str) -> NoReturn:
-    raise InvalidInput(f"job_ids {detail}", fields=[FieldError("job_ids", detail)])
 
 
 class _Conversation:
@@ -241,7 +220,7 @@ class _Conversation:
                 raise WebSocketDisconnect(message.get("code", NORMAL))
             try:
                 await self._answer(message.get("text"))
-            except _BadFrame as error:
+            except frames.BadFrame as error:
                 bad_frames += 1
                 if bad_frames > MAX_BAD_FRAMES:
                     raise BadFrames(f"more than {MAX_BAD_FRAMES} messages were invalid") from None
@@ -250,30 +229,30 @@ class _Conversation:
                 self._feed.put(_error(error.slug, error.detail))
 
     async def _answer(self, text: str | None) -> None:
-        """Raises _BadFrame for an invalid message, and the errors of a subscription, which then changes nothing."""
-        frame = _frame_of(text)
+        """Raises BadFrame for an invalid message, and the errors of a subscription, which then changes nothing."""
+        frame = frames.parse(text)
         match frame.get("type"):
             case "ping":
                 self._feed.put(PONG)
             case "subscribe" if self._can_subscribe:
                 await self._subscribe(frame)
             case "unsubscribe" if self._can_subscribe:
-                job_ids = _ids_in(frame, {"type", "job_ids"})
+                job_ids = frames.ids_in(frame, {"type", "job_ids"})
                 self._feed.leave(job_ids)
                 self._subscribes = True
                 self._feed.put(control("unsubscribed", job_ids=job_ids))
             case _:
                 known = '"ping", "subscribe", "unsubscribe"' if self._can_subscribe else '"ping"'
-                raise _BadFrame(f"type must be one of {known}")
+                raise frames.BadFrame(f"type must be one of {known}")
 
     async def _subscribe(self, frame: dict[str, Any]) -> None:
-        job_ids = _ids_in(frame, {"type", "job_ids", cursors.SINCE})
+        job_ids = frames.ids_in(frame, {"type", "job_ids", cursors.SINCE})
         try:
             since = cursors.of_frame(frame.get(cursors.SINCE, {}), job_ids)
         except InvalidInput as error:
-            raise _BadFrame(error.detail) from None
-        if len({*job_ids, *self._feed.sources}) > MAX_JOBS:
-            _refuse_ids(f"must not exceed {MAX_JOBS} jobs, together with those that the socket follows")
+            raise frames.BadFrame(error.detail) from None
+        if len({*job_ids, *self._feed.sources}) > frames.MAX_JOBS:
+            frames.refuse_ids(f"must not exceed {frames.MAX_JOBS} jobs, together with those that the socket follows")
         greeting = control("subscribed", job_ids=job_ids)
         async with ledger_timeout():
             await self._sockets.jobs.subscribe(self._feed, job_ids, since=since, greeting=greeting)
@@ -292,35 +271,6 @@ async def first_of(*ways: Coroutine[Any, Any, object]) -> None:
     for task in tasks:
         if not task.cancelled() and (failure := task.exception()) is not None:
             raise failure
-
-
-class _BadFrame(Exception):
-    """Why a client's message is invalid."""
-
-
-def _frame_of(text: str | None) -> dict[str, Any]:
-    if text is None:
-        raise _BadFrame("the message must be text, not binary")
-    try:
-        frame = strict_json.parse(text.encode())
-    except strict_json.JsonError as error:
-        raise _BadFrame(f"the message {error}") from None
-    if not isinstance(frame, dict):
-        raise _BadFrame('the message must be an object such as {"type": "ping"}')
-    return frame
-
-
-def _ids_in(frame: dict[str, Any], members: set[str]) -> list[str]:
-    """The `job_ids` of a frame that may have these members and no others."""
-    if unknown := frame.keys() - members:
-        raise _BadFrame(f'"{shown(sorted(unknown)[0])}" is not a member of messages of this type')
-    job_ids = frame.get("job_ids")
-    if not isinstance(job_ids, list) or not 1 <= len(job_ids) <= MAX_JOBS:
-        raise _BadFrame(f"job_ids must be a list of 1 to {MAX_JOBS} job ids")
-    for job_id in job_ids:
-        if not isinstance(job_id, str) or not is_job_id(job_id):
-            raise _BadFrame(f"job_ids must be job ids, not {str(job_id)[:64]!a}")
-    return list(dict.fromkeys(job_ids))
 
 
 def _error(code: str, detail: str) -> ControlMessage:
