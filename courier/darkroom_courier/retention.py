@@ -87,4 +87,4 @@ class Retention:
         return True
 
     async def _bury(self, *, before: int, now: int) -> list[Tombstone]:
-        return await self._deletion.history.bury_older(before, limit=SLICE, now=now)
+        return await self._deletion.history.replace_older(before, limit=SLICE, now=now)

@@ -688,7 +688,7 @@ async def test_an_archived_job_that_the_history_has_not_or_has_otherwise_is_foun
 
 
 async def test_a_job_that_is_being_deleted_is_no_finding(jobs: TimedJobs, look: Audit, history: History) -> None:
-    await history.bury(jobs.record(_settled(jobs)), now=jobs.now)
+    await history.write_tombstone(jobs.record(_settled(jobs)), now=jobs.now)
     assert (await look(history=history)).findings == ()
 
 

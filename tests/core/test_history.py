@@ -165,7 +165,7 @@ async def test_a_batch_with_a_job_that_the_database_does_not_take_is_not_taken_a
 
 async def test_nothing_is_written_in_no_time(history: History) -> None:
     await history.write([])
-    await history.cleared([], now=ENDED)
+    await history.mark_cleared([], now=ENDED)
 
 
 async def test_a_job_is_of_its_tenant_only(history: History) -> None:
@@ -221,7 +221,7 @@ async def test_a_page_that_has_all_asks_for_no_other(history: History) -> None:
 async def test_a_tombstone_takes_the_place_of_a_job_and_holds_nothing_else(history: History) -> None:
     job = past(state=State.FAILED)
     await history.write([job])
-    tombstone = await history.bury(job.record, now=ENDED + 5)
+    tombstone = await history.write_tombstone(job.record, now=ENDED + 5)
     assert tombstone == Tombstone(job.record.id, TENANT, State.FAILED, ENDED, ENDED + 5)
     assert await history.job(job.record.id, tenant=TENANT) == tombstone
     assert await history.job(job.record.id, tenant="another") is None
@@ -234,20 +234,20 @@ async def test_a_tombstone_takes_the_place_of_a_job_and_holds_nothing_else(histo
 
 async def test_the_first_tombstone_stays(history: History) -> None:
     of = record()
-    first = await history.bury(of, now=ENDED + 5)
-    assert await history.bury(replace(of, state=State.FAILED), now=ENDED + 9) == first
+    first = await history.write_tombstone(of, now=ENDED + 5)
+    assert await history.write_tombstone(replace(of, state=State.FAILED), now=ENDED + 9) == first
 
 
 async def test_a_courier_that_comes_late_brings_nothing_back(history: History) -> None:
     job = past()
-    tombstone = await history.bury(job.record, now=ENDED)
+    tombstone = await history.write_tombstone(job.record, now=ENDED)
     await history.write([job])
     assert await history.job(job.record.id, tenant=TENANT) == tombstone
 
 
 async def test_however_a_deletion_and_a_late_courier_meet_the_job_is_gone(history: History) -> None:
     jobs = [past() for _ in range(40)]
-    moves = [history.write([job]) for job in jobs] + [history.bury(job.record, now=ENDED) for job in jobs]
+    moves = [history.write([job]) for job in jobs] + [history.write_tombstone(job.record, now=ENDED) for job in jobs]
     random.Random(5).shuffle(moves)
     await asyncio.gather(*moves)
     for job in jobs:
@@ -257,18 +257,23 @@ async def test_however_a_deletion_and_a_late_courier_meet_the_job_is_gone(histor
 async def test_jobs_whose_time_is_over_are_buried_in_slices_the_oldest_first(history: History) -> None:
     jobs = [past(ended=ENDED + hour, tenant=random.choice(["a", "b"])) for hour in range(10)]
     await history.write(jobs)
-    buried = [await history.bury_older(ENDED + 7, limit=3, now=ENDED + 50) for _ in range(4)]
-    assert [sorted(tombstone.ended - ENDED for tombstone in some) for some in buried] == [[0, 1, 2], [3, 4, 5], [6], []]
+    replaced = [await history.replace_older(ENDED + 7, limit=3, now=ENDED + 50) for _ in range(4)]
+    assert [sorted(tombstone.ended - ENDED for tombstone in some) for some in replaced] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6],
+        [],
+    ]
     left = [of for tenant in "ab" for of in (await history.page(tenant, limit=10)).jobs]
     assert {of.ended for of in left} == {ENDED + 7, ENDED + 8, ENDED + 9}
 
 
 async def test_a_deletion_is_unfinished_until_it_is_said_to_be_cleared(history: History) -> None:
     first, second = record(), record()
-    tombstones = [await history.bury(first, now=ENDED), await history.bury(second, now=ENDED + 1)]
+    tombstones = [await history.write_tombstone(first, now=ENDED), await history.write_tombstone(second, now=ENDED + 1)]
     assert await history.unfinished(limit=10) == tombstones
     assert await history.unfinished(limit=1) == tombstones[:1]
-    await history.cleared([first.id], now=ENDED + 2)
+    await history.mark_cleared([first.id], now=ENDED + 2)
     assert await history.unfinished(limit=10) == tombstones[1:]
     assert await history.job(first.id, tenant=TENANT) == tombstones[0]
 

@@ -526,12 +526,12 @@ def test_a_model_crosses_to_a_spawned_process() -> None:
         pytest.param(PLAIN + "timeout = 3", "timeout: is no key here", id="unknown key"),
         pytest.param(PLAIN + "run_timeout = 3", 'did you mean "run_timeout_s"?', id="unknown key, near"),
         pytest.param(PLAIN + 'default = "yes"', "default: must be true or false", id="text as flag"),
-        pytest.param(PLAIN + "default = true", "default: one model file has to say true; ", id="two defaults"),
+        pytest.param(PLAIN + "default = true", "default: exactly one file must set it; ", id="two defaults"),
         pytest.param('extends = "flux"\ndefault = false', "to say true; none does", id="no default"),
         pytest.param(PLAIN + "run_timeout_s = 0", "run_timeout_s: must be an integer from 1 to", id="no time"),
         pytest.param(PLAIN + "run_timeout_s = 99999", "run_timeout_s: must be", id="beyond the visibility timeout"),
         pytest.param(PLAIN + "load_timeout_s = true", "load_timeout_s: must be an integer", id="true as time"),
-        pytest.param(PLAIN + "max_pixels = 4096", "max_pixels: asks for the parameters", id="pixels without sides"),
+        pytest.param(PLAIN + "max_pixels = 4096", "max_pixels: requires the parameters", id="pixels without sides"),
         pytest.param(PLAIN + "parameters = 1", "parameters: must hold tables", id="parameters as a number"),
         pytest.param(PLAIN + "[parameters]\nwidth = 1", "parameters.width: must be a table", id="parameter as number"),
         pytest.param(PLAIN + "[parameters]\nwidth = false", "parameters.width: must be a table", id="taken from none"),
@@ -556,7 +556,7 @@ def test_a_model_crosses_to_a_spawned_process() -> None:
         pytest.param(PLAIN + WIDTH + "needs_above = {x = 1}", 'needs_above: "x" is no number', id="unknown level"),
         pytest.param(PLAIN + WIDTH + "needs_above = {x = nan}", "needs_above.x: must be within", id="level NaN"),
         pytest.param(
-            PLAIN + WIDTH.replace("default = 64", "needs_above = {x = 1}"), "asks for a default", id="effect unknown"
+            PLAIN + WIDTH.replace("default = 64", "needs_above = {x = 1}"), "requires a default", id="effect unknown"
         ),
         pytest.param(
             PLAIN + '[parameters.width]\ntype = "string"\ndescription = "W."', "width.type: must be integer", id="words"
@@ -575,7 +575,7 @@ def test_a_model_crosses_to_a_spawned_process() -> None:
         pytest.param('extends = "nothing"', 'extends: "nothing" was not read before', id="no base"),
         pytest.param("extends = 3", "extends: must be a string", id="base as a number"),
         pytest.param('extends = "flux"\nparameters = 3', "parameters: must hold tables", id="changes as a number"),
-        pytest.param('extends = "flux"\n[parameters]\nx = false', "no such parameter to take away", id="taken twice"),
+        pytest.param('extends = "flux"\n[parameters]\nx = false', "no such parameter to remove", id="taken twice"),
         pytest.param('extends = "flux"\n[parameters]\nseed = true', "parameters.seed: must be a table", id="true"),
         pytest.param('extends = "flux"\n[parameters]\nwidth = false', "max_pixels: asks for", id="pixels of no width"),
         pytest.param('extends = "flux"\n[parameters]\nguidance = false', '"guidance" is no number', id="level gone"),

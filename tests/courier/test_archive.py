@@ -315,7 +315,7 @@ def unfinished_deletion(watched: Watched) -> str:
     job_id = watched.jobs.completed()
     put_picture(watched, job_id)
     record = watched.record(job_id)
-    watched.in_history(lambda history: history.bury(record, now=time.time_ns() // 1_000_000))
+    watched.in_history(lambda history: history.write_tombstone(record, now=time.time_ns() // 1_000_000))
     return job_id
 
 
@@ -339,8 +339,8 @@ def test_artifacts_that_no_job_publishes_are_deleted_and_those_of_unknown_jobs_a
     watched.jobs.run(calls.finish(cancelled, token="token", outcome=State.CANCELLED, data={}))
     deleted = watched.record(watched.jobs.completed())
     now = time.time_ns() // 1_000_000
-    watched.in_history(lambda history: history.bury(deleted, now=now))
-    watched.in_history(lambda history: history.cleared([deleted.id], now=now))
+    watched.in_history(lambda history: history.write_tombstone(deleted, now=now))
+    watched.in_history(lambda history: history.mark_cleared([deleted.id], now=now))
     unknown = new_job_id(now)
     for job_id in (completed, cancelled, living, deleted.id, unknown):
         put_picture(watched, job_id)

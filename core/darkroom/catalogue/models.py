@@ -135,7 +135,7 @@ class Catalogue:
                 files[model.name], tables[model.name], models[model.name] = file, table, model
         defaults = [f"{file} ({name})" for name, file in sorted(files.items()) if models[name].default]
         if len(defaults) != 1:
-            raise SettingError(f"default: one model file has to say true; {' and '.join(defaults) or 'none'} does")
+            raise SettingError(f"default: exactly one file must set it; {' and '.join(defaults) or 'none'} does")
         return cls({name: models[name] for name in sorted(models)})
 
     @cached_property
@@ -201,7 +201,7 @@ def _extended(file: str, own: dict[str, object], read: Mapping[str, dict[str, ob
     for name, change in changes.items():
         if change is False:
             if parameters.pop(name, None) is None:
-                raise table.fault(f"parameters.{name}", f'"{base_name}" has no such parameter to take away')
+                raise table.fault(f"parameters.{name}", f'"{base_name}" has no such parameter to remove')
         elif name in before and isinstance(change, dict) and "type" not in change:
             parameters[name] = {**before[name], **change}
         else:
@@ -250,7 +250,7 @@ def _check_together(table: Table, model: Model) -> None:
     if model.max_pixels is not None:
         defaults = [side.default for side in sides if isinstance(side.default, int)]
         if len(defaults) != len(SIDES) or math.prod(defaults) > model.max_pixels:
-            raise table.fault("max_pixels", "asks for the parameters width and height, with defaults within it")
+            raise table.fault("max_pixels", "requires the parameters width and height, with defaults within it")
 
 
 def _parameter(model: Table, name: str, raw: Mapping[str, object]) -> Parameter:
@@ -293,7 +293,7 @@ def _parameter(model: Table, name: str, raw: Mapping[str, object]) -> Parameter:
     if default is not None and parameter.required:
         raise table.fault("default", "is of no use to a parameter that is required")
     if default is None and parameter.needs_above:
-        raise table.fault("needs_above", "asks for a default: the value that has no effect")
+        raise table.fault("needs_above", "requires a default: the value that has no effect")
     table.nothing_else()
     return parameter
 

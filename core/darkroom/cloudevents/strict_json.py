@@ -26,7 +26,7 @@ _SHOWN_CHARS = 64
 """The longest part of a caller's name that a message repeats."""
 
 _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
-_TOO_LARGE = "holds a number beyond any that can be kept"
+_TOO_LARGE = "contains a number that is too large"
 
 
 class JsonError(ValueError):

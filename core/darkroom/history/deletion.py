@@ -41,7 +41,7 @@ class Deletion:
         """
         if not record.state.is_terminal:
             raise NotEnded(f"job {record.id} is {record.state}: cancel it first, and wait until it is terminal")
-        await self.finish([await self.history.bury(record, now=now)], now=now)
+        await self.finish([await self.history.write_tombstone(record, now=now)], now=now)
 
     async def finish(self, tombstones: Sequence[Tombstone], *, now: int) -> None:
         """Remove the remaining data of these jobs beside their tombstones. Raises as `delete`."""
@@ -57,7 +57,7 @@ class Deletion:
                 gone.append(tombstone)
         limit = asyncio.Semaphore(AT_ONCE)
         await asyncio.gather(*(self._remove_artifacts(tombstone, limit) for tombstone in gone))
-        await self.history.cleared([tombstone.job_id for tombstone in gone], now=now)
+        await self.history.mark_cleared([tombstone.job_id for tombstone in gone], now=now)
 
     async def _remove_artifacts(self, tombstone: Tombstone, limit: asyncio.Semaphore) -> None:
         async with limit:

@@ -73,7 +73,7 @@ class Lookup:
             raise found.gone
         return None if found is None else found.record
 
-    async def story(self, job_id: str, *, tenant: str) -> tuple[JobRecord, Sequence[LogEntry]]:
+    async def job_with_log(self, job_id: str, *, tenant: str) -> tuple[JobRecord, Sequence[LogEntry]]:
         """The job, and the stored part of its log: in the history, the entries of its attempts.
 
         Raises NotFound, and Gone for a job that was deleted.

@@ -192,24 +192,28 @@ class History:
 
     # -- deletion ------------------------------------------------------------------------------------------------------
 
-    async def bury(self, record: JobRecord, *, now: int) -> Tombstone:
+    async def write_tombstone(self, record: JobRecord, *, now: int) -> Tombstone:
         """Replace a terminal job by a tombstone, whether or not it has been written yet. An earlier tombstone stays."""
         if record.ended is None:
             raise ValueError(f"job {record.id} is not terminal")
         insert = self._insert().values(
             id=record.id, tenant=record.tenant, state=record.state.value, ended=record.ended, deleted=now
         )
-        statement = insert.on_conflict_do_update(index_elements=[jobs.c.id], set_=_burial(now)).returning(jobs)
+        statement = insert.on_conflict_do_update(index_elements=[jobs.c.id], set_=_tombstone_values(now)).returning(
+            jobs
+        )
         async with self._transaction() as connection:
             return _tombstone((await connection.execute(statement)).one())
 
-    async def bury_older(self, before: int, *, limit: int, now: int) -> list[Tombstone]:
+    async def replace_older(self, before: int, *, limit: int, now: int) -> list[Tombstone]:
         """Replace up to `limit` jobs of any tenant that finished before then by tombstones, the oldest first."""
         oldest = select(jobs.c.id).where(_is_job(), jobs.c.ended < before).order_by(jobs.c.ended).limit(limit)
         async with self._transaction() as connection:
             # Two statements: PostgreSQL may apply the limit of a locking subquery more than once.
             mine = (await connection.scalars(oldest.with_for_update(skip_locked=True))).all()
-            statement = update(jobs).where(jobs.c.id.in_(mine), _is_job()).values(_burial(now)).returning(jobs)
+            statement = (
+                update(jobs).where(jobs.c.id.in_(mine), _is_job()).values(_tombstone_values(now)).returning(jobs)
+            )
             return [_tombstone(row) for row in await connection.execute(statement)]
 
     async def unfinished(self, *, limit: int) -> list[Tombstone]:
@@ -223,7 +227,7 @@ class History:
         async with self._transaction() as connection:
             return [_tombstone(row) for row in await connection.execute(question)]
 
-    async def cleared(self, job_ids: Sequence[str], *, now: int) -> None:
+    async def mark_cleared(self, job_ids: Sequence[str], *, now: int) -> None:
         """Mark these deleted jobs as removed from Redis and the object store."""
         if not job_ids:
             return
@@ -318,7 +322,7 @@ def _is_job() -> ColumnElement[bool]:
     return jobs.c.deleted.is_(None)
 
 
-def _burial(now: int) -> dict[str, Any]:
+def _tombstone_values(now: int) -> dict[str, Any]:
     return {**dict.fromkeys(CONTENT), "deleted": func.coalesce(jobs.c.deleted, now)}
 
 

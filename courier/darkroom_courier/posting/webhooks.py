@@ -230,7 +230,7 @@ class WebhookPosts(PostingLoop[DueDelivery]):
             record = record or await self._lookup.job(delivery.job_id, tenant=delivery.tenant)
             entry = record.end
         else:
-            record, log = await self._lookup.story(delivery.job_id, tenant=delivery.tenant)
+            record, log = await self._lookup.job_with_log(delivery.job_id, tenant=delivery.tenant)
             entry = next((each for each in log if each.seq == delivery.seq), None)
         if entry is None:
             raise NotFound(f"entry {delivery.seq} of the job's log has been deleted")

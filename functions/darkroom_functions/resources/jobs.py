@@ -53,8 +53,8 @@ async def read_job(request: Request) -> Response:
     job_id = checked_id(request.path_params["id"])
     await services.waiting.for_end(job_id, tenant=tenant, wait=asked, request=request)
     async with ledger_timeout():
-        record, log = await services.lookup.story(job_id, tenant=tenant)
-    view = views.story(record, log, catalogue=services.catalogue, links=services.links, now_s=time.time())
+        record, log = await services.lookup.job_with_log(job_id, tenant=tenant)
+    view = views.job_with_attempts(record, log, catalogue=services.catalogue, links=services.links, now_s=time.time())
     return answer(view, headers=asked.headers)
 
 
@@ -89,7 +89,7 @@ async def cancel_job(request: Request) -> Response:
         done = await services.ledger.run(cancel(job_id, tenant=tenant))
         receipt, state = done.receipt, done.state
         if receipt is None or state is None:
-            record, log = await services.lookup.story(job_id, tenant=tenant)
+            record, log = await services.lookup.job_with_log(job_id, tenant=tenant)
             receipt, state = _receipt(record.state, log), record.state
     _log.info("cancel", job=job_id, tenant=tenant, receipt=receipt, state=state)
     return answer(CancelledBody(job_id=job_id, receipt=receipt, status=state))

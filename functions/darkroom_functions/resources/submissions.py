@@ -225,7 +225,7 @@ async def _terminal_view(record: JobRecord | None, services: SubmitServices) -> 
     except LedgerUnavailable as error:
         _log.warning("not_viewed", job=record.id, error=error.detail)
         return None
-    return views.story(record, log, catalogue=services.catalogue, links=services.links, now_s=time.time())
+    return views.job_with_attempts(record, log, catalogue=services.catalogue, links=services.links, now_s=time.time())
 
 
 def _idempotency_key(request: Request) -> str | None:

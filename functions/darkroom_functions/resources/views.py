@@ -88,7 +88,7 @@ def _recorded(record: JobRecord) -> dict[str, Any]:
     return members
 
 
-def story(
+def job_with_attempts(
     record: JobRecord, log: Sequence[LogEntry], *, catalogue: Catalogue, links: Links, now_s: float
 ) -> dict[str, Any]:
     """A single job, with its attempts: `log` is the stored part of its log."""
