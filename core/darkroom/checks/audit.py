@@ -227,7 +227,7 @@ def dead_letter_fault(tenant: str, job: JobSnapshot) -> Fault | None:
 
 def delivery_fault(delivery: DeliverySnapshot) -> Fault | None:
     """The fault of a delivery that has a record."""
-    if delivery.state is None:
+    if delivery.state is None or isinstance(delivery.state, UnknownValue):
         return None
     wrong = [
         words
@@ -239,7 +239,7 @@ def delivery_fault(delivery: DeliverySnapshot) -> Fault | None:
         )
         if is_wrong
     ]
-    if delivery.state != DeliveryState.OPEN:
+    if delivery.state is not DeliveryState.OPEN:
         wrong = ["is still due"] if delivery.is_due else []
     if not wrong:
         return None

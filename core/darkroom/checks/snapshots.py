@@ -13,6 +13,7 @@ from typing import Any
 
 from darkroom.jobs import State, UnknownValue, read_value
 from darkroom.ledger.calls import Call
+from darkroom.webhooks.subscriptions import DeliveryState
 
 POOL_SETS = ("waiting", "dispatched", "due", "running")
 """The sets of each pool: an unfinished job is in one of them."""
@@ -90,7 +91,7 @@ class DeliverySnapshot:
     """
 
     id: str
-    state: str | None
+    state: DeliveryState | UnknownValue | None
     target: str
     is_due: bool
     is_known: bool
@@ -141,7 +142,7 @@ def _decode_delivery(delivery_id: str, reply: list[Any]) -> DeliverySnapshot:
     (state, _, target), due, known, open_of_job, ttl = reply
     return DeliverySnapshot(
         id=delivery_id,
-        state=None if state is None else state.decode(),
+        state=None if state is None else read_value(DeliveryState, state.decode()),
         target="" if target is None else target.decode(),
         is_due=due is not None,
         is_known=known is not None,
