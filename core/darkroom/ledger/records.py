@@ -1,4 +1,4 @@
-"""What the ledger stores, as values, and how Redis' replies are decoded into them."""
+"""The values that the ledger stores, the table of a job's fields, and the decoding of Redis' replies."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ FIELDS = tuple(_declared())
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One entry of a job's log: the `seq`-th thing that happened to it, at `at` (ms), and the state after it."""
+    """One entry of a job's log: its `seq`-th event, at `at` (ms), and the state after it."""
 
     job_id: str
     seq: int
@@ -183,7 +183,7 @@ class LogEntry:
 
     @property
     def event_id(self) -> str:
-        """Identifies the event for ever, on every transport; a terminal one keeps its id over a rollback of Redis."""
+        """The permanent id of the event on every transport; that of a terminal one survives a rollback of Redis."""
         return f"{self.job_id}:end" if self.state.is_terminal else f"{self.job_id}:{self.seq}"
 
 
@@ -205,7 +205,7 @@ STREAM_START_ID = "0-0"
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """A worker as it registered itself."""
+    """The registration of a worker."""
 
     name: str
     pool: str
@@ -217,7 +217,7 @@ class WorkerRecord:
 
 @dataclass(frozen=True)
 class Page:
-    """One page of a tenant's jobs, newest first. `after` asks for the next page; None when nothing is left."""
+    """One page of a tenant's jobs, newest first. `after` is the cursor of the next page; None for the last one."""
 
     jobs: tuple[JobRecord, ...]
     after: str | None
@@ -232,13 +232,13 @@ class Memory:
 
     @property
     def high(self) -> bool:
-        """Above 80 %: what has been accepted must still find room to run and end."""
+        """Whether more than 80 % is used: accepted jobs need memory to run and finish."""
         return self.limit > 0 and self.used > 0.8 * self.limit
 
 
 @dataclass(frozen=True)
 class ForeignMessages:
-    """How many messages that are no job's the workers of a pool dropped, ever; when (ms) and why the last of them."""
+    """Number of foreign messages that a pool's workers dropped; time (ms) and reason of the last one."""
 
     count: int
     last: int
@@ -255,7 +255,7 @@ class Outbox:
 
 @dataclass(frozen=True)
 class Marks:
-    """Of a job that has ended: when its end was applied (ms, None: not yet), and whether it became a dead letter."""
+    """Of a terminal job: the time when its end was applied (ms, None: not yet), and whether it became a dead letter."""
 
     applied: int | None
     is_dead: bool
@@ -286,7 +286,7 @@ def decode_stream_entry(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogE
 
 
 def pairs(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> dict[str, str]:
-    """A hash or a stream entry as Redis answers it: a map, or names and values in turn."""
+    """A hash or a stream entry as Redis returns it: a map, or names and values in turn."""
     pairs = fields.items() if isinstance(fields, Mapping) else zip(fields[::2], fields[1::2], strict=True)
     return {name.decode(): value.decode() for name, value in pairs}
 
