@@ -36,7 +36,7 @@ async def content_of(store: ArtifactStore, key: str) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
-def test_a_key_says_whose_it_is_and_which_attempt_wrote_it() -> None:
+def test_a_key_names_tenant_job_and_attempt() -> None:
     key = artifact_key(tenant="default", job_id="job", attempt=1, index=0, sha256="abc", extension="png")
     assert key == KEY
     assert key.startswith(artifact_folder(tenant="default", job_id="job"))
@@ -46,7 +46,7 @@ def test_a_hash_is_sha256_in_hex() -> None:
     assert sha256_of(b"picture") == hashlib.sha256(b"picture").hexdigest()
 
 
-async def test_what_was_put_is_read(store: ArtifactStore) -> None:
+async def test_a_stored_object_is_read(store: ArtifactStore) -> None:
     store.put(KEY, b"picture")
     stored, _ = await store.open(KEY)
     assert (stored.size, await content_of(store, KEY)) == (7, b"picture")
@@ -62,14 +62,14 @@ async def test_a_large_object_is_read_in_chunks(store: ArtifactStore) -> None:
     assert len(read) > 1
 
 
-async def test_what_is_there_is_never_overwritten(store: ArtifactStore) -> None:
+async def test_an_existing_object_is_not_overwritten(store: ArtifactStore) -> None:
     store.put(KEY, b"first")
     store.put(KEY, b"second")
     assert await content_of(store, KEY) == b"first"
 
 
 @pytest.mark.parametrize("key", ["nothing", "default/job/1/1-abc.png", "default", "default/job/1"])
-async def test_what_is_not_there_is_not_found(store: ArtifactStore, key: str) -> None:
+async def test_a_missing_object_is_not_found(store: ArtifactStore, key: str) -> None:
     store.put(KEY, b"picture")
     with pytest.raises(NotFound):
         await store.open(key)
@@ -120,7 +120,7 @@ async def test_a_probe_shows_whether_the_store_accepts_anything_and_leaves_nothi
         store.probe("worker-1", b"picture")
 
 
-async def test_all_objects_are_listed_in_pages_and_may_be_discarded_twice(
+async def test_all_objects_are_listed_in_pages_and_may_be_removed_twice(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("darkroom.artifacts.PAGE", 2)
@@ -149,7 +149,7 @@ async def test_keys_are_listed_in_order_below_a_prefix(store: ArtifactStore) -> 
     assert await store.keys("unknown") == []
 
 
-async def test_a_job_is_removed_whole_and_no_other(store: ArtifactStore) -> None:
+async def test_all_artifacts_of_a_job_are_removed_and_no_others(store: ArtifactStore) -> None:
     for key in ("default/job/1/0.png", "default/job/2/0.png", "default/job-2/1/0.png"):
         store.put(key, b"picture")
     await store.remove(artifact_folder(tenant="default", job_id="job"))
@@ -181,7 +181,7 @@ async def test_only_threads_of_python_wake_the_event_loop(
     assert all(name == "MainThread" or name.startswith("darkroom-store") for name in waking), waking
 
 
-async def test_a_store_that_takes_nothing_is_unavailable(store: ArtifactStore, tmp_path: Path) -> None:
+async def test_a_store_that_refuses_writes_is_unavailable(store: ArtifactStore, tmp_path: Path) -> None:
     (tmp_path / "store").rmdir()
     (tmp_path / "store").write_text("a file in its place")
     with pytest.raises(StoreUnavailable):
@@ -269,9 +269,7 @@ async def test_a_bucket_needs_no_prefix(bucket: dict[str, bytes]) -> None:
     assert list(bucket) == [f"/pictures/{KEY}"]
 
 
-async def test_an_object_that_breaks_off_is_unavailable(
-    bucket: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_interrupted_object_is_unavailable(bucket: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("darkroom.artifacts.RETRY_TIMEOUT", timedelta(seconds=1))
     bucket[f"/pictures/{KEY}"] = BROKEN
     stored, chunks = await ArtifactStore("s3://pictures").open(KEY)
@@ -280,7 +278,7 @@ async def test_an_object_that_breaks_off_is_unavailable(
         [chunk async for chunk in chunks]
 
 
-async def test_a_bucket_that_is_away_is_unavailable_soon(
+async def test_an_unreachable_bucket_is_reported_soon(
     bucket: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("darkroom.artifacts.RETRY_TIMEOUT", timedelta(seconds=1))

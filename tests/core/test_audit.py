@@ -137,7 +137,7 @@ async def test_a_target_outside_of_the_set_of_targets_is_found_and_repaired(jobs
     assert jobs.redis.zscore(jobs.key("targets"), TARGET) is not None
 
 
-async def test_jobs_of_another_namespace_are_none_of_ours(jobs: TimedJobs, look: Audit, any_redis_url: str) -> None:
+async def test_jobs_of_another_namespace_are_ignored(jobs: TimedJobs, look: Audit, any_redis_url: str) -> None:
     others = TimedJobs(any_redis_url, f"{jobs.namespace}-other")
     others.redis.zrem(others.key("dispatched", POOL), others.submit())
     others.close()
@@ -145,7 +145,7 @@ async def test_jobs_of_another_namespace_are_none_of_ours(jobs: TimedJobs, look:
     assert (report.jobs, report.findings) == (0, ())
 
 
-async def test_no_more_than_a_slice_is_asked_of_redis_at_once(jobs: TimedJobs, look: Audit) -> None:
+async def test_redis_is_read_in_slices(jobs: TimedJobs, look: Audit) -> None:
     for _ in range(3 * reads.SLICE):
         jobs.submit()
     before = jobs.redis.info("commandstats").get("cmdstat_keys", {"calls": 0})["calls"]
@@ -154,7 +154,7 @@ async def test_no_more_than_a_slice_is_asked_of_redis_at_once(jobs: TimedJobs, l
     assert jobs.redis.info("commandstats").get("cmdstat_keys", {"calls": 0})["calls"] == before
 
 
-async def test_jobs_that_move_while_they_are_looked_at_are_no_finding(
+async def test_jobs_that_change_during_the_audit_are_no_finding(
     look: Audit, any_redis_url: str, namespace: str
 ) -> None:
     driven = DrivenJobs(any_redis_url, namespace)
@@ -403,7 +403,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-async def test_what_is_wrong_is_found_and_nothing_else(jobs: TimedJobs, look: Audit, damage: Damage) -> None:
+async def test_each_damage_is_found_and_nothing_else(jobs: TimedJobs, look: Audit, damage: Damage) -> None:
     job_id = damage.situation(jobs)
     damage.harm(jobs, job_id)
     report = await look()
@@ -415,7 +415,7 @@ async def test_what_is_wrong_is_found_and_nothing_else(jobs: TimedJobs, look: Au
 @pytest.mark.parametrize(
     "damage", [pytest.param(damage, id=name) for name, damage in DAMAGES.items() if damage.place is not None]
 )
-async def test_what_can_be_put_right_is_put_right_once(jobs: TimedJobs, look: Audit, damage: Damage) -> None:
+async def test_each_repairable_damage_is_repaired_once(jobs: TimedJobs, look: Audit, damage: Damage) -> None:
     job_id = damage.situation(jobs)
     damage.harm(jobs, job_id)
     report = await look(repair=True)
@@ -428,12 +428,12 @@ async def test_what_can_be_put_right_is_put_right_once(jobs: TimedJobs, look: Au
     assert jobs.run(calls.repair(job_id)) == []
 
 
-def test_all_that_is_said_to_be_repairable_is_tested() -> None:
+def test_every_repairable_kind_is_tested() -> None:
     repaired = {damage.kind for damage in DAMAGES.values() if damage.place is not None}
     assert repaired | {FaultKind.NO_RECORD} >= REPAIRABLE
 
 
-async def test_a_waiting_job_is_put_back_at_its_order(jobs: TimedJobs, look: Audit) -> None:
+async def test_a_waiting_job_is_restored_at_its_queue_position(jobs: TimedJobs, look: Audit) -> None:
     first, second, third = jobs.submit(), jobs.submit(), jobs.submit()
     out_of("waiting")(jobs, second)
     await look(repair=True)
@@ -444,7 +444,7 @@ async def test_a_waiting_job_is_put_back_at_its_order(jobs: TimedJobs, look: Aud
     assert jobs.receive_message() == third
 
 
-async def test_a_running_job_that_is_given_back_counts_the_attempt_and_refuses_its_worker(
+async def test_a_running_job_that_is_requeued_counts_the_attempt_and_refuses_its_worker(
     jobs: TimedJobs, look: Audit
 ) -> None:
     job_id = _lapsed(jobs)
@@ -466,7 +466,7 @@ async def test_a_member_without_a_record_is_found_and_removed(jobs: TimedJobs, l
     assert (await look()).findings == ()
 
 
-async def test_a_pool_that_was_never_announced_is_looked_at_too(jobs: TimedJobs, look: Audit) -> None:
+async def test_a_pool_that_was_never_announced_is_checked(jobs: TimedJobs, look: Audit) -> None:
     into("waiting", "unheard-of")(jobs, GHOST)
     report = await look()
     assert [(fault.kind, fault.pool) for fault in report.findings] == [(FaultKind.NO_RECORD, "unheard-of")]
@@ -481,7 +481,7 @@ async def test_a_record_that_vanished_is_a_loss_that_no_repair_hides(jobs: Timed
     assert kinds(await look()) == {FaultKind.VANISHED}
 
 
-async def test_a_record_that_was_kept_for_its_time_may_go(jobs: TimedJobs, look: Audit) -> None:
+async def test_a_record_may_expire_after_its_time_to_live(jobs: TimedJobs, look: Audit) -> None:
     job_id = _settled(jobs)
     jobs.redis.delete(jobs.key("job", job_id), jobs.key("log", job_id))
     assert (await look()).findings == ()
@@ -493,7 +493,7 @@ async def test_a_lease_that_lapsed_while_redis_was_unavailable_is_no_fault(jobs:
     assert (await look()).findings == ()
 
 
-async def test_what_is_put_right_between_the_looks_is_no_finding(
+async def test_a_fault_that_is_repaired_between_the_passes_is_no_finding(
     jobs: TimedJobs, look: Audit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = jobs.running()
@@ -544,7 +544,7 @@ async def test_messages_of_jobs_that_need_none_are_stale_and_no_finding(jobs: Ti
     assert report.findings == ()
 
 
-async def test_messages_that_are_no_jobs_are_named_whatever_they_hold(jobs: TimedJobs, look: Audit) -> None:
+async def test_foreign_messages_are_reported_whatever_they_contain(jobs: TimedJobs, look: Audit) -> None:
     foreign = [
         b"\xff\xfe",
         b'"x"',
@@ -560,7 +560,7 @@ async def test_messages_that_are_no_jobs_are_named_whatever_they_hold(jobs: Time
     assert report.findings == ()
 
 
-async def test_messages_that_a_killed_worker_left_are_named(jobs: TimedJobs, look: Audit, any_redis_url: str) -> None:
+async def test_messages_of_a_killed_worker_are_reported(jobs: TimedJobs, look: Audit, any_redis_url: str) -> None:
     ended, running = jobs.submit(), jobs.submit()
     push(jobs, running, 1)
     push(jobs, running, 2)
@@ -600,7 +600,7 @@ def published(jobs: TimedJobs, *contents: bytes) -> tuple[str, list[Artifact]]:
     return job_id, artifacts
 
 
-async def test_published_artifacts_are_read_and_are_right(jobs: TimedJobs, look: Audit, store: ArtifactStore) -> None:
+async def test_published_artifacts_are_read_and_compared(jobs: TimedJobs, look: Audit, store: ArtifactStore) -> None:
     contents = [b"one", b"two" * 500_000]
     _, artifacts = published(jobs, *contents)
     for artifact, content in zip(artifacts, contents, strict=True):
@@ -647,7 +647,7 @@ async def test_artifacts_that_no_job_publishes_are_named_and_are_no_fault(
     assert report.findings == ()
 
 
-async def test_without_a_store_no_artifact_is_looked_at(jobs: TimedJobs, look: Audit) -> None:
+async def test_without_a_store_no_artifact_is_read(jobs: TimedJobs, look: Audit) -> None:
     published(jobs, b"one")
     report = await look()
     assert (report.artifacts, report.findings) == (None, ())
@@ -673,7 +673,7 @@ async def test_archived_jobs_are_compared_with_the_history(jobs: TimedJobs, look
     assert (report.past, report.findings) == (4, ())
 
 
-async def test_an_archived_job_that_the_history_has_not_or_has_otherwise_is_found(
+async def test_an_archived_job_that_the_history_lacks_or_has_with_differences_is_found(
     jobs: TimedJobs, look: Audit, history: History
 ) -> None:
     missing, other = _settled(jobs), _settled(jobs)
@@ -695,7 +695,7 @@ async def test_a_job_that_is_being_deleted_is_no_finding(jobs: TimedJobs, look: 
 # -- canaries ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_claims_a_canary_signs_for_it_and_drops_it(jobs: TimedJobs) -> None:
+def test_a_worker_that_claims_a_canary_records_its_name_and_drops_it(jobs: TimedJobs) -> None:
     canary = f"{queues.CANARY}1"
     send = calls.canary(canary, pool=POOL, now=jobs.now)
     assert jobs.run(send) is None

@@ -122,7 +122,7 @@ async def test_what_is_wrong_with_redis_is_found(
 
 
 @pytest.mark.parametrize("kind", RedisKind)
-async def test_cluster_mode_is_found_and_what_cannot_be_looked_at_is_said(
+async def test_cluster_mode_is_found_and_skipped_checks_are_listed(
     kind: RedisKind, namespace: str, tmp_path: Path
 ) -> None:
     with own_server(kind, tmp_path, cluster_enabled="yes") as (server, _):
@@ -132,9 +132,7 @@ async def test_cluster_mode_is_found_and_what_cannot_be_looked_at_is_said(
 
 
 @pytest.mark.parametrize("kind", RedisKind)
-async def test_a_server_without_config_is_looked_at_all_the_same(
-    kind: RedisKind, namespace: str, tmp_path: Path
-) -> None:
+async def test_a_server_without_config_is_examined(kind: RedisKind, namespace: str, tmp_path: Path) -> None:
     with own_server(kind, tmp_path, rename_command="CONFIG unlikely", appendonly="no") as (server, client):
         with pytest.raises(redis.ResponseError):
             client.config_get("appendonly")
@@ -143,7 +141,7 @@ async def test_a_server_without_config_is_looked_at_all_the_same(
     assert diagnosis.not_made == []
 
 
-async def test_a_redis_that_is_away_is_found_and_nothing_else_is_claimed(namespace: str, tmp_path: Path) -> None:
+async def test_an_unavailable_redis_is_the_only_finding(namespace: str, tmp_path: Path) -> None:
     with own_server(RedisKind.EMBEDDED, tmp_path) as (server, _):
         server.stop()
         diagnosis = await diagnosed(server.url, namespace)
@@ -151,7 +149,7 @@ async def test_a_redis_that_is_away_is_found_and_nothing_else_is_claimed(namespa
     assert list(diagnosis.made) == ["redis-reachable"]
 
 
-async def test_a_wrong_password_is_said_and_not_shown(namespace: str, tmp_path: Path) -> None:
+async def test_a_wrong_password_is_reported_and_not_shown(namespace: str, tmp_path: Path) -> None:
     with own_server(RedisKind.EMBEDDED, tmp_path) as (server, client):
         client.config_set("requirepass", "the-right-word")
         diagnosis = await diagnosed(server.url.replace("redis://", "redis://:the-wrong-word@"), namespace)
@@ -217,14 +215,14 @@ def long_ago(jobs: TimedJobs, act: Callable[[], Any]) -> Any:
         jobs.now += LONG_AGO_MS
 
 
-async def test_nothing_is_found_where_all_is_well(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_healthy_system_has_no_findings(jobs: TimedJobs, ask: Ask) -> None:
     jobs.worker(WORKER, WorkerState.BUSY)
     jobs.running()
     jobs.submit()
     assert await ask() == {}
 
 
-async def test_a_pool_without_workers_and_jobs_is_well(ask: Ask) -> None:
+async def test_a_pool_without_workers_and_jobs_is_no_finding(ask: Ask) -> None:
     assert await ask() == {}
 
 
@@ -235,19 +233,19 @@ async def test_jobs_that_wait_for_a_first_worker_are_found_after_its_time_to_sta
     assert "no ready worker (none registered)" in (await ask(Limits(scaling_s=0)))["workers"]
 
 
-async def test_a_worker_that_is_out_as_faulty_is_found(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_faulty_worker_is_found(jobs: TimedJobs, ask: Ask) -> None:
     jobs.worker(WORKER, WorkerState.FAULTY)
     assert WORKER in (await ask())["faulty-workers"]
 
 
-async def test_a_worker_that_went_silent_is_found(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_worker_without_heartbeats_is_found(jobs: TimedJobs, ask: Ask) -> None:
     jobs.now -= 20_000
     jobs.worker(WORKER, WorkerState.BUSY)
     jobs.now += 20_000
     assert "20 s" in (await ask())["silent-workers"]
 
 
-async def test_a_worker_that_says_it_is_ready_and_takes_nothing_is_found(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_ready_worker_that_consumes_nothing_is_found(jobs: TimedJobs, ask: Ask) -> None:
     jobs.worker(WORKER, WorkerState.READY)
     assert WORKER in (await ask())["deaf-workers"]
     assert jobs.redis.llen(jobs.list_key) == 0
@@ -255,14 +253,12 @@ async def test_a_worker_that_says_it_is_ready_and_takes_nothing_is_found(jobs: T
 
 
 @pytest.mark.parametrize("state", [WorkerState.BUSY, WorkerState.STARTING, WorkerState.DRAINING])
-async def test_a_worker_that_does_not_say_it_is_ready_is_not_judged(
-    jobs: TimedJobs, ask: Ask, state: WorkerState
-) -> None:
+async def test_a_worker_that_is_not_ready_is_not_examined(jobs: TimedJobs, ask: Ask, state: WorkerState) -> None:
     jobs.worker(WORKER, state)
     assert await ask() == {}
 
 
-async def test_a_worker_that_runs_a_job_is_not_judged(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_worker_that_runs_a_job_is_not_examined(jobs: TimedJobs, ask: Ask) -> None:
     jobs.worker(WORKER, WorkerState.READY)  # it says so once a second
     jobs.running()
     assert await ask() == {}
@@ -291,7 +287,7 @@ async def test_a_retry_that_is_overdue_is_stuck(jobs: TimedJobs, ask: Ask) -> No
     assert job_id in (await ask())["stuck-jobs"]
 
 
-async def test_messages_in_a_list_that_are_no_jobs_are_found(jobs: TimedJobs, ask: Ask) -> None:
+async def test_foreign_messages_in_a_list_are_found(jobs: TimedJobs, ask: Ask) -> None:
     jobs.worker(WORKER, WorkerState.BUSY)
     jobs.submit()
     jobs.redis.lpush(jobs.list_key, b"\xff", b'"x"')
@@ -352,12 +348,12 @@ async def test_a_backlog_is_found_when_it_is_full_or_nearly(
     assert words is not None or await ask(Limits(backlog=limit)) == {}
 
 
-async def test_a_courier_that_went_away_is_found(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_courier_that_stopped_is_found(jobs: TimedJobs, ask: Ask) -> None:
     jobs.redis.hset(jobs.key("pool", POOL), "reaped", jobs.now - LONG_AGO_MS)
     assert "10 min" in (await ask())["courier"]
 
 
-async def test_a_courier_that_was_never_there_is_found(jobs: TimedJobs, ask: Ask) -> None:
+async def test_a_courier_that_was_never_started_is_found(jobs: TimedJobs, ask: Ask) -> None:
     jobs.redis.hdel(jobs.key("pool", POOL), "reaped")
     assert await ask() == {}, "a pool that was just announced"
     jobs.redis.hset(jobs.key("pool", POOL), "announced", jobs.now - LONG_AGO_MS)
@@ -388,7 +384,7 @@ async def test_a_sink_that_drops_events_is_distinguished_from_one_that_refuses(j
     assert "accepts and forgets" in (await ask())["sink"]
 
 
-async def test_ends_that_the_history_does_not_take_are_found(jobs: TimedJobs, ask: Ask) -> None:
+async def test_jobs_that_are_not_archived_are_found(jobs: TimedJobs, ask: Ask) -> None:
     job_id = ended_long_ago(jobs)
     seq = jobs.record(job_id).end_seq
     assert seq is not None
@@ -399,7 +395,7 @@ async def test_ends_that_the_history_does_not_take_are_found(jobs: TimedJobs, as
     assert await ask() == {}
 
 
-async def test_only_what_is_old_enough_counts(jobs: TimedJobs, ask: Ask) -> None:
+async def test_recent_jobs_are_no_finding(jobs: TimedJobs, ask: Ask) -> None:
     jobs.finish(jobs.running())
     assert await ask() == {}
 

@@ -45,7 +45,7 @@ def test_every_kind_has_a_name_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", NAMED)
-def test_what_may_succeed_later_has_the_status_of_that(kind: type[DarkroomError]) -> None:
+def test_temporary_errors_have_their_status(kind: type[DarkroomError]) -> None:
     """Knative and most clients repeat after 429 and 503. Only a part's own settings are its fault (500)."""
     if issubclass(kind, TemporaryError):
         assert kind.status in {429, 503}
@@ -54,7 +54,7 @@ def test_what_may_succeed_later_has_the_status_of_that(kind: type[DarkroomError]
         assert kind.status != 429
 
 
-def test_a_problem_says_what_happened() -> None:
+def test_a_problem_has_the_detail_of_the_error() -> None:
     assert InvalidInput("width must be a multiple of 8").problem() == {
         "type": f"{PROBLEM_BASE}invalid-input",
         "title": "The request is not valid",
@@ -63,7 +63,7 @@ def test_a_problem_says_what_happened() -> None:
     }
 
 
-def test_a_problem_names_the_fields_at_fault() -> None:
+def test_a_problem_names_the_invalid_fields() -> None:
     fields = [FieldError("input.width", "must be a multiple of 8"), FieldError("input.prompt", "is missing")]
     assert InvalidInput("2 faults", fields=fields).problem()["errors"] == [
         {"field": "input.width", "detail": "must be a multiple of 8"},
@@ -71,7 +71,7 @@ def test_a_problem_names_the_fields_at_fault() -> None:
     ]
 
 
-def test_a_temporary_error_says_when_to_come_again() -> None:
+def test_a_temporary_error_has_a_retry_after() -> None:
     assert MemoryHigh("full").retry_after == 1
     assert MemoryHigh("full", retry_after=10).retry_after == 10
 
@@ -80,7 +80,7 @@ def test_a_method_that_is_not_allowed_comes_with_those_that_are() -> None:
     assert MethodNotAllowed("no", allow=["GET", "HEAD"]).allow == ("GET", "HEAD")
 
 
-def test_a_deleted_job_keeps_what_its_tombstone_says() -> None:
+def test_a_problem_of_a_deleted_job_has_the_members_of_its_tombstone() -> None:
     problem = Gone("deleted", state="completed", ended_at="2026-11-20T15:00:00.000Z").problem()
     assert (problem["status"], problem["state"]) == (410, "completed")
     assert (problem["ended_at"], problem["deleted_at"]) == ("2026-11-20T15:00:00.000Z", None)

@@ -130,13 +130,13 @@ async def test_a_job_is_read_back_as_the_ledger_had_it(history: History, timed_j
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.RUNNING])
-def test_a_job_that_lives_is_no_history(state: State) -> None:
+def test_an_unfinished_job_cannot_be_archived(state: State) -> None:
     living = record(state=state, ended=None, end_seq=None, end_data=None)
     with pytest.raises(ValueError, match="is not terminal"):
         PastJob.of(living, [])
 
 
-async def test_who_comes_second_changes_nothing(history: History) -> None:
+async def test_a_second_write_has_no_effect(history: History) -> None:
     first, other = past(), past()
     await history.write([first])
     late = replace(first.record, state=State.FAILED, end_data={"error": {"kind": "transient", "message": "no"}})
@@ -145,7 +145,7 @@ async def test_who_comes_second_changes_nothing(history: History) -> None:
     assert await history.job(other.record.id, tenant=TENANT) == other
 
 
-async def test_two_that_write_the_same_jobs_at_once_write_each_once(history: History, database: Database) -> None:
+async def test_concurrent_writers_write_each_job_once(history: History, database: Database) -> None:
     jobs = [past() for _ in range(200)]
     async with opened(database.url) as another:
         backwards = jobs[::-1]
@@ -154,7 +154,7 @@ async def test_two_that_write_the_same_jobs_at_once_write_each_once(history: His
     assert [of.id for of in page.jobs] == sorted((job.record.id for job in jobs), reverse=True)
 
 
-async def test_a_batch_with_a_job_that_the_database_does_not_take_is_not_taken_at_all(history: History) -> None:
+async def test_a_batch_with_a_refused_job_is_rolled_back(history: History) -> None:
     """It is no outage, after which the same would succeed."""
     good, bad = past(), past(fields={"user_id": ["no", "text"]})
     with pytest.raises(SQLAlchemyError):
@@ -163,7 +163,7 @@ async def test_a_batch_with_a_job_that_the_database_does_not_take_is_not_taken_a
     await history.write([good])
 
 
-async def test_nothing_is_written_in_no_time(history: History) -> None:
+async def test_an_empty_batch_is_no_statement(history: History) -> None:
     await history.write([])
     await history.mark_cleared([], now=ENDED)
 
@@ -209,7 +209,7 @@ async def test_pages_have_every_job_once_newest_first_with_every_filter(history:
                 ]
 
 
-async def test_a_page_that_has_all_asks_for_no_other(history: History) -> None:
+async def test_the_last_page_has_no_cursor(history: History) -> None:
     await history.write([past() for _ in range(3)])
     assert (await history.page(TENANT, limit=3)).after is None
     assert (await history.page(TENANT, limit=2)).after is not None
@@ -218,7 +218,7 @@ async def test_a_page_that_has_all_asks_for_no_other(history: History) -> None:
 # Deletion
 
 
-async def test_a_tombstone_takes_the_place_of_a_job_and_holds_nothing_else(history: History) -> None:
+async def test_a_tombstone_replaces_a_job_without_its_content(history: History) -> None:
     job = past(state=State.FAILED)
     await history.write([job])
     tombstone = await history.write_tombstone(job.record, now=ENDED + 5)
@@ -238,14 +238,14 @@ async def test_the_first_tombstone_stays(history: History) -> None:
     assert await history.write_tombstone(replace(of, state=State.FAILED), now=ENDED + 9) == first
 
 
-async def test_a_courier_that_comes_late_brings_nothing_back(history: History) -> None:
+async def test_a_late_courier_does_not_restore_a_deleted_job(history: History) -> None:
     job = past()
     tombstone = await history.write_tombstone(job.record, now=ENDED)
     await history.write([job])
     assert await history.job(job.record.id, tenant=TENANT) == tombstone
 
 
-async def test_however_a_deletion_and_a_late_courier_meet_the_job_is_gone(history: History) -> None:
+async def test_concurrent_deletion_and_archiving_leave_a_tombstone(history: History) -> None:
     jobs = [past() for _ in range(40)]
     moves = [history.write([job]) for job in jobs] + [history.write_tombstone(job.record, now=ENDED) for job in jobs]
     random.Random(5).shuffle(moves)
@@ -254,7 +254,7 @@ async def test_however_a_deletion_and_a_late_courier_meet_the_job_is_gone(histor
         assert isinstance(await history.job(job.record.id, tenant=TENANT), Tombstone)
 
 
-async def test_jobs_whose_time_is_over_are_buried_in_slices_the_oldest_first(history: History) -> None:
+async def test_old_jobs_are_replaced_in_slices_the_oldest_first(history: History) -> None:
     jobs = [past(ended=ENDED + hour, tenant=random.choice(["a", "b"])) for hour in range(10)]
     await history.write(jobs)
     replaced = [await history.replace_older(ENDED + 7, limit=3, now=ENDED + 50) for _ in range(4)]
@@ -268,7 +268,7 @@ async def test_jobs_whose_time_is_over_are_buried_in_slices_the_oldest_first(his
     assert {of.ended for of in left} == {ENDED + 7, ENDED + 8, ENDED + 9}
 
 
-async def test_a_deletion_is_unfinished_until_it_is_said_to_be_cleared(history: History) -> None:
+async def test_a_deletion_is_unfinished_until_it_is_marked_as_cleared(history: History) -> None:
     first, second = record(), record()
     tombstones = [await history.write_tombstone(first, now=ENDED), await history.write_tombstone(second, now=ENDED + 1)]
     assert await history.unfinished(limit=10) == tombstones
@@ -295,7 +295,7 @@ async def test_the_migrations_make_the_table_that_the_code_has(history: History)
             assert "CHECK ((deleted IS NULL) = (input IS NOT NULL))" in made["jobs"]
 
 
-async def test_any_number_may_migrate_at_once_and_again(database: Database) -> None:
+async def test_migrations_may_run_concurrently_and_repeatedly(database: Database) -> None:
     histories = [History(SecretStr(database.url)) for _ in range(6)]
     assert set(await asyncio.gather(*(migrate(history) for history in histories))) == {"0002"}
     assert await migrate(histories[0]) == "0002"
@@ -311,16 +311,14 @@ async def test_a_database_that_a_newer_version_has_changed_is_left_as_it_is(hist
     await history.write([past()])
 
 
-async def test_without_its_table_the_history_is_away_and_knows_nothing(database: Database) -> None:
+async def test_without_its_table_the_history_is_unavailable(database: Database) -> None:
     history = History(SecretStr(database.url))
     with pytest.raises(HistoryUnavailable):
         await history.job(record().id, tenant=TENANT)
     await history.aclose()
 
 
-async def test_a_database_that_is_away_is_said_to_be_and_is_found_when_it_is_back(
-    history: History, database: Database
-) -> None:
+async def test_an_unavailable_database_is_reported_until_it_is_back(history: History, database: Database) -> None:
     job = past()
     with database.away():
         with pytest.raises(HistoryUnavailable) as caught:
@@ -331,7 +329,7 @@ async def test_a_database_that_is_away_is_said_to_be_and_is_found_when_it_is_bac
     assert await history.job(job.record.id, tenant=TENANT) == job
 
 
-async def test_an_absent_database_is_away_too(database: Database) -> None:
+async def test_an_absent_database_is_unavailable(database: Database) -> None:
     history = History(SecretStr(database.url))
     with database.absent(), pytest.raises(HistoryUnavailable):
         await history.ping()
@@ -374,7 +372,7 @@ def test_another_address_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatc
     assert "secret" not in caught.value.detail
 
 
-def test_a_port_that_is_none_is_refused_when_the_part_starts() -> None:
+def test_an_invalid_port_is_refused_when_the_part_starts() -> None:
     with pytest.raises(SettingError, match="DARKROOM_DATABASE_URL"):
         History(SecretStr("postgresql+asyncpg://user:secret@host:port/name"))
 
@@ -404,7 +402,7 @@ def test_a_time_to_live_starts_when_a_job_is_applied_and_archived(jobs: TimedJob
     assert 23 * 3600 * 1000 < jobs.redis.pttl(jobs.key("job", job_id)) <= 24 * 3600 * 1000
 
 
-def test_only_the_end_that_was_written_is_archived(jobs: TimedJobs) -> None:
+def test_only_the_written_terminal_entry_is_archived(jobs: TimedJobs) -> None:
     """After a rollback of Redis a job may end anew: what was written was another end."""
     living, ended = jobs.submit(), jobs.running()
     jobs.finish(ended)
@@ -451,7 +449,7 @@ def test_a_lease_of_the_history_is_exclusive_and_independent_of_the_relay(jobs: 
 
 
 @pytest.mark.parametrize("state", State)
-def test_forget_takes_everything_of_an_ended_job_and_nothing_of_a_living_one(jobs: TimedJobs, state: State) -> None:
+def test_delete_job_deletes_all_keys_of_a_terminal_job_and_none_of_another(jobs: TimedJobs, state: State) -> None:
     empty = jobs.everything()
     job_id = jobs.submit(start_deadline=jobs.now + 1 if state is State.EXPIRED else None)
     match state:

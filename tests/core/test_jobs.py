@@ -54,7 +54,7 @@ def test_no_two_ids_of_one_millisecond_are_alike() -> None:
         "01a1f999-2b9e-7804-88d9-9fd5d3c0601٦",
     ],
 )
-def test_what_is_not_written_as_an_id_is_none(text: str) -> None:
+def test_other_texts_are_no_ids(text: str) -> None:
     assert not is_job_id(text)
 
 
@@ -71,7 +71,7 @@ def test_four_states_are_terminal() -> None:
     assert sorted(TERMINAL) == ["cancelled", "completed", "expired", "failed"]
 
 
-def test_a_terminal_state_never_changes_and_every_other_can_end() -> None:
+def test_a_terminal_state_never_changes_and_every_other_can_finish() -> None:
     for state, following in TRANSITIONS.items():
         assert bool(following & TERMINAL) is not state.is_terminal
         if state.is_terminal:
@@ -82,7 +82,7 @@ def test_the_table_has_every_state() -> None:
     assert TRANSITIONS.keys() == set(State)
 
 
-def test_every_end_is_an_event_of_the_same_name() -> None:
+def test_every_terminal_state_is_an_event_of_the_same_name() -> None:
     assert {state.value for state in TERMINAL} <= {event.value for event in JobEvent}
 
 
@@ -95,12 +95,12 @@ def test_an_artifact_is_read_as_it_was_written() -> None:
     assert Artifact.decode(ARTIFACT.encode()) == ARTIFACT
 
 
-def test_what_a_later_version_wrote_beside_is_ignored() -> None:
+def test_unknown_members_of_an_artifact_are_ignored() -> None:
     assert Artifact.decode({**ARTIFACT.encode(), "thumbnails": []}) == ARTIFACT
 
 
 @pytest.mark.parametrize("name", ARTIFACT.encode())
-def test_what_is_missing_is_named(name: str) -> None:
+def test_a_missing_member_is_named(name: str) -> None:
     raw = ARTIFACT.encode()
     del raw[name]
     with pytest.raises(KeyError, match=name):

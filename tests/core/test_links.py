@@ -28,7 +28,7 @@ def test_a_link_is_absolute_and_names_the_artifact() -> None:
     assert read(url)[0] == KEY
 
 
-def test_a_link_is_good_until_its_time_is_over() -> None:
+def test_a_link_is_valid_until_it_expires() -> None:
     key, query = read(LINKS.to(KEY, now_s=NOW_S))
     for later in (0.0, 599.2):
         LINKS.check(key, query, now_s=NOW_S + later)
@@ -93,7 +93,7 @@ def test_the_signing_key_is_not_shown() -> None:
     assert LINKS.key.get_secret_value() not in repr(LINKS)
 
 
-def test_links_are_made_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_PUBLIC_URL", "https://darkroom.test/api/")
     monkeypatch.setenv("DARKROOM_LINK_KEY", LINKS.key.get_secret_value())
     monkeypatch.setenv("DARKROOM_LINK_TTL_S", "600")

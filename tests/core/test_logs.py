@@ -53,14 +53,14 @@ def test_an_event_is_a_line_with_its_fields(said: Any) -> None:
     }
 
 
-def test_what_libraries_log_has_the_same_form(said: Any) -> None:
+def test_lines_of_libraries_have_the_same_form(said: Any) -> None:
     (line,) = said("logging.getLogger('uvicorn.error').warning('started on %s', 8000)")
     assert (line["event"], line["level"], line["logger"]) == ("started on 8000", "warning", "uvicorn.error")
     assert line["part"] == "worker"
     times.parse(line["timestamp"])
 
 
-def test_what_is_bound_to_a_job_is_on_every_line(said: Any) -> None:
+def test_bound_fields_are_on_every_line(said: Any) -> None:
     lines = said(
         "with structlog.contextvars.bound_contextvars(job='j-1'):",
         "    log.info('ours')",
@@ -89,12 +89,12 @@ def test_no_value_breaks_the_line(said: Any) -> None:
 
 
 @pytest.mark.parametrize("logger", ["log", "logging.getLogger('theirs')"])
-def test_what_is_below_the_level_is_not_said(said: Any, logger: str) -> None:
+def test_lines_below_the_level_are_not_written(said: Any, logger: str) -> None:
     lines = said(f"{logger}.info('quiet')", f"{logger}.warning('loud')", level="logging.WARNING")
     assert [line["event"] for line in lines] == ["loud"]
 
 
-def test_a_line_is_said_once_however_often_logs_are_configured(said: Any) -> None:
+def test_a_line_is_written_once_however_often_logs_are_configured(said: Any) -> None:
     lines = said("logs.configure('again')", "log.info('ours')", "logging.getLogger('theirs').info('theirs')")
     assert [(line["event"], line["part"]) for line in lines] == [("ours", "again"), ("theirs", "again")]
 
@@ -137,7 +137,7 @@ log.info("five")
     assert [line["event"] for line in lines] == ["four", "five"]
 
 
-def test_a_process_without_standard_error_runs_all_the_same(repository: Path, tmp_path: Path) -> None:
+def test_a_process_without_standard_error_runs(repository: Path, tmp_path: Path) -> None:
     """What is opened next may get its descriptor, and no log lines."""
     program = """
 import logging
@@ -163,7 +163,7 @@ with open("data", "w") as data:
     assert (tmp_path / "data").read_text() == "whole"
 
 
-def test_a_field_that_cannot_be_shown_costs_the_fields_and_not_the_line(said: Any) -> None:
+def test_a_line_with_an_unrenderable_field_has_the_standard_fields(said: Any) -> None:
     (line,) = said(
         "class Odd:",
         "    def __repr__(self): raise ValueError",

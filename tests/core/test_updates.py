@@ -37,7 +37,7 @@ def shape(event: JobEvent, state: State, data: Mapping[str, Any]) -> dict[str, A
     return {name: whole[name] for name in whole if name not in {"job_id", "timestamp", "seq", "event_id", "state"}}
 
 
-def test_every_message_says_of_which_job_when_and_where_it_is_in_the_log() -> None:
+def test_every_message_has_its_job_time_and_sequence() -> None:
     assert update(JobEvent.STARTED, State.RUNNING, {"attempt": 1, "worker": "one"}) == {
         "job_id": JOB_ID,
         "status": "started",
@@ -48,7 +48,7 @@ def test_every_message_says_of_which_job_when_and_where_it_is_in_the_log() -> No
     }
 
 
-def test_the_event_of_an_end_has_the_same_id_wherever_it_is_in_the_log() -> None:
+def test_a_terminal_event_has_the_same_id_at_every_sequence() -> None:
     ids = {update(JobEvent.COMPLETED, State.COMPLETED, COMPLETED, seq=seq)["event_id"] for seq in (3, 9)}
     assert ids == {f"{JOB_ID}:end"}
 
@@ -73,13 +73,13 @@ def test_the_event_of_an_end_has_the_same_id_wherever_it_is_in_the_log() -> None
     ],
     ids=lambda value: value.value if isinstance(value, JobEvent) else "",
 )
-def test_each_event_has_its_words(
+def test_each_event_has_its_members(
     event: JobEvent, state: State, data: Mapping[str, Any], expected: dict[str, Any]
 ) -> None:
     assert shape(event, state, data) == expected
 
 
-def test_a_completed_job_comes_with_links_that_are_good() -> None:
+def test_a_completed_job_has_valid_links() -> None:
     whole = shape(JobEvent.COMPLETED, State.COMPLETED, COMPLETED)
     assert (whole["status"], whole["progress"], whole["content_id"]) == ("completed", 100, "aaa")
     assert whole["output_paths"] == [LINKS.to(picture.key, now_s=NOW_S) for picture in PICTURES]
@@ -90,23 +90,23 @@ def test_a_completed_job_without_pictures_has_no_content() -> None:
     assert (whole["output_paths"], whole["content_id"]) == ([], None)
 
 
-def test_every_event_has_a_status_and_every_state_celerys_word() -> None:
+def test_every_event_has_a_status_and_every_state_one_of_celery() -> None:
     assert STATUS.keys() == set(JobEvent)
     assert CELERY_STATUS.keys() == set(State)
     assert set(STATUS.values()) == {"pending", "started", "processing", "completed", "failed", "cancelled"}
 
 
-def test_what_has_not_ended_has_no_outcome() -> None:
+def test_an_unfinished_job_has_no_outcome() -> None:
     assert outcome(State.RUNNING, None, LINKS, now_s=NOW_S) == {}
     assert outcome(State.PENDING, ERROR, LINKS, now_s=NOW_S) == {}
 
 
-def test_the_pictures_of_an_end_are_its_artifacts() -> None:
+def test_the_artifacts_of_a_terminal_entry_are_decoded() -> None:
     assert artifacts_of(COMPLETED) == PICTURES
     assert artifacts_of(ERROR) == []
 
 
-def test_celerys_word_for_a_job_follows_it(redis_url: str, namespace: str) -> None:
+def test_celerys_state_follows_the_job(redis_url: str, namespace: str) -> None:
     jobs = TimedJobs(redis_url, namespace)
     words = []
     job_id = jobs.submit()
@@ -127,5 +127,5 @@ def test_celerys_word_for_a_job_follows_it(redis_url: str, namespace: str) -> No
     ("state", "word"),
     [(State.FAILED, "FAILURE"), (State.CANCELLED, "REVOKED"), (State.EXPIRED, "REVOKED")],
 )
-def test_celerys_word_for_an_end(state: State, word: str) -> None:
+def test_celerys_state_of_a_terminal_job(state: State, word: str) -> None:
     assert CELERY_STATUS[state] == word
