@@ -375,13 +375,13 @@ async def test_a_terminal_event_that_no_courier_posts_is_found(jobs: TimedJobs, 
 async def test_a_sink_that_drops_events_is_distinguished_from_one_that_refuses(jobs: TimedJobs, ask: Ask) -> None:
     job_id = ended_long_ago(jobs)
     assert long_ago(jobs, lambda: jobs.lease(call="1")) == [job_id]
-    assert "accepts and forgets" in (await ask())["sink"]
+    assert "accepts events and drops them" in (await ask())["sink"]
     jobs.run(calls.reschedule_relay(job_id, delay_ms=1))
     assert "refuses" in (await ask())["sink"]
     for call in ("2", "3"):
         jobs.now += LONG_AGO_MS
         assert jobs.lease(call=call) == [job_id]
-    assert "accepts and forgets" in (await ask())["sink"]
+    assert "accepts events and drops them" in (await ask())["sink"]
 
 
 async def test_jobs_that_are_not_archived_are_found(jobs: TimedJobs, ask: Ask) -> None:

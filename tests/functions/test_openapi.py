@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import pytest
 from darkroom.catalogue.models import Catalogue
-from darkroom.jobs import State
 from darkroom.ledger import calls
 from darkroom.links import Links
 from darkroom_functions import api as api_routes
@@ -253,9 +252,11 @@ def provoke_jobs(api: Api) -> None:
         for headers in ({}, {"if-none-match": "*"}):
             api.get(path, headers=headers)
     broken = api.get(JOBS).json()["jobs"][0]["id"]
-    api.jobs.redis.hset(f"{api.jobs.namespace}:job:{broken}", "state", "undeveloped")
+    key = f"{api.jobs.namespace}:job:{broken}"
+    created = api.jobs.redis.hget(key, "created")
+    api.jobs.redis.hset(key, "created", "long ago")
     assert api.get(JOBS + broken).status_code == 500
-    api.jobs.redis.hset(f"{api.jobs.namespace}:job:{broken}", "state", State.PENDING)
+    api.jobs.redis.hset(key, "created", created)
 
 
 def documents(api: Api) -> list[str]:
