@@ -456,7 +456,7 @@ def test_names_are_followed_to_new_addresses_and_requests_under_way_are_answered
     known.write_text("127.0.0.1 STREAM\n")
 
     def look_ups() -> int:
-        return asked.read_text().count("dead")
+        return asked.read_text().count("undelivered")
 
     old = StandIn("old")
     new = StandIn("new", address="127.0.0.2", port=old.server.server_port)
