@@ -15,7 +15,7 @@ from darkroom.ledger.calls import AttemptEnd
 from tests.darkroom_command import darkroom
 from tests.functions.api import Api, serving
 
-NOBODYS_ID = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
+UNKNOWN_ID = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
 
 
 @pytest.fixture
@@ -82,15 +82,15 @@ def test_more_dead_letters_than_a_page_are_all_listed(api: Api, tmp_path: Path) 
 
 def test_an_invalid_action_is_reported_and_exits_with_2(api: Api, tmp_path: Path) -> None:
     for action in ("show", "redrive", "purge"):
-        done = letters(api, tmp_path, action, NOBODYS_ID)
-        assert (done.returncode, done.stderr) == (2, f"darkroom: there is no dead letter {NOBODYS_ID}\n")
+        done = letters(api, tmp_path, action, UNKNOWN_ID)
+        assert (done.returncode, done.stderr) == (2, f"darkroom: there is no dead letter {UNKNOWN_ID}\n")
     done = letters(api, tmp_path, "redrive", dead(api), "-p", "colour=red")
     assert done.returncode == 2
     assert "colour" in done.stderr
 
 
 @pytest.mark.parametrize(
-    "arguments", [["purge"], ["purge", NOBODYS_ID, "--all"], []], ids=["none", "both", "no action"]
+    "arguments", [["purge"], ["purge", UNKNOWN_ID, "--all"], []], ids=["none", "both", "no action"]
 )
 def test_purge_needs_an_id_or_all(arguments: list[str], tmp_path: Path) -> None:
     done = darkroom(["dead-letters", *arguments], folder=tmp_path)
