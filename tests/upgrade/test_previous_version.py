@@ -80,7 +80,7 @@ async def test_jobs_of_the_previous_version_finish_and_are_published(
         async def nothing_is_left() -> bool | None:
             done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **settings)
             counts = json.loads(done.stdout.splitlines()[-1])
-            return (counts["findings"], counts["untold"], counts["history"]) == ({}, 0, len(ids)) or None
+            return (counts["findings"], counts["unapplied"], counts["history"]) == ({}, 0, len(ids)) or None
 
         await house.until(nothing_is_left, "all ends are applied and archived, and the audit finds nothing")
         async with httpx.AsyncClient(base_url=functions.url, trust_env=False, timeout=60) as client:

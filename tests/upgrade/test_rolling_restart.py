@@ -254,7 +254,7 @@ async def test_a_rolling_restart_of_every_part_under_load_loses_no_job_and_no_ev
         async def nothing_is_left() -> bool | None:
             done = await asyncio.to_thread(darkroom, ["audit", "--json"], folder=tmp_path, **settings)
             counts = json.loads(done.stdout.splitlines()[-1])
-            return (counts["findings"], counts["untold"]) == ({}, 0) or None
+            return (counts["findings"], counts["unapplied"]) == ({}, 0) or None
 
         await house.until(nothing_is_left, "no event is pending, and the audit finds nothing")
 
