@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from darkroom_loadtest.chaos.faults import FaultKind, FaultOrder, FaultPoint, InjectedFault
+from darkroom_loadtest.chaos.faults import FaultOrder, FaultPoint, FaultSignal, InjectedFault
 from darkroom_loadtest.chaos.plan import orders
 from darkroom_loadtest.chaos.verdict import End, Evidence, Recovery, Verdict, figures, judge, missed
 
@@ -37,7 +37,7 @@ def judged(**differs: object) -> Verdict:
 
 
 def kill(point: FaultPoint, at_s: float = 0) -> InjectedFault:
-    return InjectedFault(FaultKind.KILL, point, "a", 1, T + round(1000 * at_s))
+    return InjectedFault(FaultSignal.KILL, point, "a", 1, T + round(1000 * at_s))
 
 
 def test_a_job_that_was_applied_and_received_is_neither_lost_nor_doubled() -> None:
@@ -114,7 +114,7 @@ def test_a_kill_after_the_end_has_nothing_to_recover(point: FaultPoint) -> None:
 
 
 def test_a_stop_is_not_a_kill() -> None:
-    stop = replace(kill(FaultPoint.STORED), kind=FaultKind.STOP)
+    stop = replace(kill(FaultPoint.STORED), kind=FaultSignal.STOP)
     assert judged(faults=[stop], moves_ms={"a": [T + 15_500]}).recoveries == ()
 
 
@@ -157,6 +157,6 @@ def test_every_figure_misses_its_own_goal(verdict: Verdict, names: list[str]) ->
 def test_a_plan_orders_kills_at_each_point_and_stops(kills: int, stops: int) -> None:
     ordered = orders(kills=kills, stops=stops)
     for point in set(FaultPoint) - {FaultPoint.DEVELOPED}:
-        assert ordered.count(FaultOrder(FaultKind.KILL, point)) == kills
-    assert sum(order.kind is FaultKind.STOP for order in ordered) == stops
+        assert ordered.count(FaultOrder(FaultSignal.KILL, point)) == kills
+    assert sum(order.kind is FaultSignal.STOP for order in ordered) == stops
     assert len(ordered) == 5 * kills + stops

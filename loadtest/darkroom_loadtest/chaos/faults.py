@@ -43,7 +43,7 @@ HELD = frozenset({FaultPoint.DEVELOPED, FaultPoint.STORED})
 """Points at which the job is claimed and unfinished: only there does a fault cost an attempt."""
 
 
-class FaultKind(StrEnum):
+class FaultSignal(StrEnum):
     """The signal to the worker: SIGKILL, or SIGSTOP until the chaos run resumes it."""
 
     KILL = "kill"
@@ -57,14 +57,14 @@ class PoisonKind(StrEnum):
     KILL_CHILD = "kill the child"
 
 
-SIGNALS = {FaultKind.KILL: signal.SIGKILL, FaultKind.STOP: signal.SIGSTOP}
+SIGNALS = {FaultSignal.KILL: signal.SIGKILL, FaultSignal.STOP: signal.SIGSTOP}
 
 
 @dataclass(frozen=True)
 class FaultOrder:
     """A fault to inject into a worker at the next job that passes the point."""
 
-    kind: FaultKind
+    kind: FaultSignal
     point: FaultPoint
 
     def give(self, file: Path) -> None:
@@ -80,14 +80,14 @@ class FaultOrder:
             kind, point = file.read_text().split()
         except FileNotFoundError:
             return None
-        return cls(FaultKind(kind), FaultPoint(point))
+        return cls(FaultSignal(kind), FaultPoint(point))
 
 
 @dataclass(frozen=True)
 class InjectedFault:
     """A fault of the worker whose first process has the id `worker`, with this job, at `at_ms` (epoch)."""
 
-    kind: FaultKind
+    kind: FaultSignal
     point: FaultPoint
     job: str
     worker: int
@@ -102,7 +102,7 @@ def read_faults(log: Path) -> list[InjectedFault]:
     for line in log.read_text().splitlines():
         raw = json.loads(line)
         faults.append(
-            InjectedFault(FaultKind(raw["kind"]), FaultPoint(raw["point"]), raw["job"], raw["worker"], raw["at_ms"])
+            InjectedFault(FaultSignal(raw["kind"]), FaultPoint(raw["point"]), raw["job"], raw["worker"], raw["at_ms"])
         )
     return faults
 

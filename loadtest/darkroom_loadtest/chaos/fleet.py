@@ -15,8 +15,8 @@ from darkroom_loadtest.bench.rig import Rig, signal_group
 from darkroom_loadtest.chaos.faults import (
     LOG_VARIABLE,
     ORDER_VARIABLE,
-    FaultKind,
     FaultOrder,
+    FaultSignal,
     InjectedFault,
     read_faults,
 )
@@ -96,7 +96,7 @@ class WorkerFleet:
                 self.members.remove(member)
                 if fault is None:
                     unexpected.append(member.process.program.log.read_text(errors="replace")[-2000:])
-            elif fault is not None and fault != member.last and fault.kind is FaultKind.STOP:
+            elif fault is not None and fault != member.last and fault.kind is FaultSignal.STOP:
                 member.ordered, member.stopped, member.last = False, fault, fault
             if member.stopped is not None and self._may_resume(member.stopped, now_ms):
                 member.stopped = None

@@ -9,7 +9,7 @@ from itertools import chain, repeat
 
 from darkroom.ledger import calls
 
-from darkroom_loadtest.chaos.faults import FaultKind, FaultOrder, FaultPoint, PoisonKind
+from darkroom_loadtest.chaos.faults import FaultOrder, FaultPoint, FaultSignal, PoisonKind
 from darkroom_loadtest.chaos.observer import SinkMode
 from darkroom_loadtest.chaos.protections import Protection
 
@@ -91,9 +91,9 @@ class ChaosPlan:
 def orders(kills: int, stops: int) -> list[FaultOrder]:
     """That many kills at each point, with the stops spread among them, at the two points of a held job in turn."""
     points = [point for point in FaultPoint if point is not FaultPoint.DEVELOPED]
-    killing = [FaultOrder(FaultKind.KILL, point) for _ in range(kills) for point in points]
+    killing = [FaultOrder(FaultSignal.KILL, point) for _ in range(kills) for point in points]
     stopping = [
-        FaultOrder(FaultKind.STOP, (FaultPoint.DEVELOPED, FaultPoint.STORED)[turn % 2]) for turn in range(stops)
+        FaultOrder(FaultSignal.STOP, (FaultPoint.DEVELOPED, FaultPoint.STORED)[turn % 2]) for turn in range(stops)
     ]
     stride = max(1, len(killing) // max(1, stops))
     groups = [killing[start : start + stride] for start in range(0, len(killing), stride)]
@@ -178,11 +178,11 @@ SHORT = ChaosPlan(
 def directed(protection: Protection) -> ChaosPlan:
     """The shortest plan for one protection: the fault that it protects from happens twice."""
     faults = {
-        Protection.REAPER: [FaultOrder(FaultKind.KILL, FaultPoint.STORED)] * 2,
-        Protection.SWEEP: [FaultOrder(FaultKind.KILL, FaultPoint.POPPED)] * 2,
-        Protection.FENCING: [FaultOrder(FaultKind.STOP, FaultPoint.STORED)] * 2,
+        Protection.REAPER: [FaultOrder(FaultSignal.KILL, FaultPoint.STORED)] * 2,
+        Protection.SWEEP: [FaultOrder(FaultSignal.KILL, FaultPoint.POPPED)] * 2,
+        Protection.FENCING: [FaultOrder(FaultSignal.STOP, FaultPoint.STORED)] * 2,
         Protection.OUTBOX: [],
-        Protection.ATTEMPT_KEYS: [FaultOrder(FaultKind.STOP, FaultPoint.DEVELOPED)] * 2,
+        Protection.ATTEMPT_KEYS: [FaultOrder(FaultSignal.STOP, FaultPoint.DEVELOPED)] * 2,
     }
     forgets = (SinkFailure(0.0, 2.0, SinkMode.DROPS),)
     return ChaosPlan(

@@ -21,7 +21,7 @@ from darkroom_cli.local import redis_server
 from kombu.exceptions import OperationalError
 
 from darkroom_loadtest.bench.rig import Rig
-from darkroom_loadtest.chaos.faults import FaultKind, FaultOrder, InjectedFault
+from darkroom_loadtest.chaos.faults import FaultOrder, FaultSignal, InjectedFault
 from darkroom_loadtest.chaos.fleet import WorkerFleet
 
 WORKERS = 5
@@ -57,7 +57,7 @@ class StockOutcome:
 
 def run_stock_storm(rig: Rig, *, jobs: int, faults: Sequence[FaultOrder]) -> StockOutcome:
     """Run the kills and return the outcome."""
-    return _StockStorm(rig, jobs, [order for order in faults if order.kind is FaultKind.KILL]).run()
+    return _StockStorm(rig, jobs, [order for order in faults if order.kind is FaultSignal.KILL]).run()
 
 
 class _StockStorm:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from darkroom.jobs import State
 
 from darkroom_loadtest.bench.figures import Figure, Goal, percentile
-from darkroom_loadtest.chaos.faults import HELD, UNCLAIMED, FaultKind, FaultPoint, InjectedFault
+from darkroom_loadtest.chaos.faults import HELD, UNCLAIMED, FaultPoint, FaultSignal, InjectedFault
 
 RECOVERY_ALLOWANCE_S = 2.0
 """Allowed time of a recovery beyond the lease."""
@@ -126,7 +126,7 @@ def _recoveries(evidence: Evidence, lease_s: float) -> tuple[list[Recovery], int
     window_ms = 1000 * (lease_s + RECOVERY_ALLOWANCE_S)
     recoveries, excused = [], 0
     for fault in evidence.faults:
-        if fault.kind is not FaultKind.KILL or fault.point not in HELD | UNCLAIMED:
+        if fault.kind is not FaultSignal.KILL or fault.point not in HELD | UNCLAIMED:
             continue
         if any(fault.at_ms <= outage <= fault.at_ms + window_ms for outage in evidence.outages_ms):
             excused += 1
@@ -166,7 +166,7 @@ def missed(found: Sequence[Figure]) -> list[str]:
 
 def faults_in_words(faults: Sequence[InjectedFault]) -> str:
     """The number of faults by kind and point, as text."""
-    by_kind: dict[FaultKind, Counter[str]] = defaultdict(Counter)
+    by_kind: dict[FaultSignal, Counter[str]] = defaultdict(Counter)
     for fault in faults:
         by_kind[fault.kind][fault.point.value] += 1
     each = [
