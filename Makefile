@@ -34,7 +34,7 @@ lint: setup ## Check style, format, types and imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@PYTHONPATH=loadtest $(BIN)/lint-imports
 
 format: setup ## Format the code
 	@$(BIN)/ruff check --fix .

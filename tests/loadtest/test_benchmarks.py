@@ -20,8 +20,8 @@ import pytest
 from baselines import task
 from darkroom.catalogue.models import Catalogue
 from darkroom.settings import load
-from darkroom_loadtest.bench.figures import Figure, Goal, percentile, table
 from darkroom_loadtest.clients.generator import RequestPlan, RequestRun
+from darkroom_loadtest.measurement.figures import Figure, Goal, percentile, table
 from darkroom_loadtest.profiling.capacity import UnitCosts
 from darkroom_worker.celery_app import configuration
 from darkroom_worker.settings import WorkerSettings

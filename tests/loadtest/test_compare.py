@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from darkroom_loadtest.bench import compare, run
-from darkroom_loadtest.bench.figures import Figure, Goal, read, write
+from darkroom_loadtest.measurement.figures import Figure, Goal, read, write
 
 WRITES = """
 import sys
-from darkroom_loadtest.bench.figures import Figure, Goal, write
+from darkroom_loadtest.measurement.figures import Figure, Goal, write
 name, value = sys.argv[1:]
 ratio = Figure.ratio(f"{name}_vs_other", ours=[float(value)] * 3, baseline=[2.0] * 3, goal=Goal(least=2))
 write(name, [ratio, Figure(name=f"{name}_ms", unit="ms", runs=[1.0, 9.0, 2.0])], machine="a machine")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from darkroom_loadtest.bench.samples import Sample, Sampler, of_processes, trends
+from darkroom_loadtest.measurement.samples import Sample, Sampler, of_processes, trends
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 

@@ -32,8 +32,10 @@ from darkroom.ledger.records import LogEntry
 from darkroom.links import Links
 from pydantic import SecretStr
 
-from darkroom_loadtest.bench.figures import Figure, Goal, percentile, report
-from darkroom_loadtest.bench.rig import (
+from darkroom_loadtest.clients.jobs import JobClient
+from darkroom_loadtest.clients.subscribers import SubscriberReport, allow_sockets
+from darkroom_loadtest.measurement.figures import Figure, Goal, percentile, report
+from darkroom_loadtest.measurement.rig import (
     NAMESPACE,
     REPOSITORY,
     ROOTS,
@@ -45,8 +47,6 @@ from darkroom_loadtest.bench.rig import (
     processor_s,
     run_benchmark,
 )
-from darkroom_loadtest.clients.jobs import JobClient
-from darkroom_loadtest.clients.subscribers import SubscriberReport, allow_sockets
 
 BENCH = "broadcast"
 

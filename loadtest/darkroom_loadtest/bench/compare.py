@@ -20,8 +20,8 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
-from darkroom_loadtest.bench.figures import Figure, Findings, align, read
 from darkroom_loadtest.bench.run import BENCHES
+from darkroom_loadtest.measurement.figures import Figure, Findings, align, read
 
 LEVEL = 0.99
 

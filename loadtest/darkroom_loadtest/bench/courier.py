@@ -23,8 +23,8 @@ from darkroom.webhooks.subscriptions import Webhook
 from darkroom_cli.local import redis_server
 from darkroom_cli.local.processes import Process
 
-from darkroom_loadtest.bench.figures import Figure, Goal, percentile, report
-from darkroom_loadtest.bench.rig import BenchmarkFailed, Cores, Rig, on_cores, run_benchmark, signal_group
+from darkroom_loadtest.measurement.figures import Figure, Goal, percentile, report
+from darkroom_loadtest.measurement.rig import BenchmarkFailed, Cores, Rig, on_cores, run_benchmark, signal_group
 
 BENCH = "courier"
 

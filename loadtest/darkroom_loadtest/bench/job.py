@@ -22,11 +22,11 @@ from darkroom.ledger.calls import WorkerState
 from darkroom.ledger.keys import Keys
 from darkroom_cli.local.processes import Process
 
-from darkroom_loadtest.bench.figures import Figure, Goal, report
-from darkroom_loadtest.bench.rig import NAMESPACE, BenchmarkFailed, Rig, processor_s, run_benchmark
-from darkroom_loadtest.bench.samples import tree_of
 from darkroom_loadtest.bench.worker import paused
 from darkroom_loadtest.clients.jobs import JobClient
+from darkroom_loadtest.measurement.figures import Figure, Goal, report
+from darkroom_loadtest.measurement.rig import NAMESPACE, BenchmarkFailed, Rig, processor_s, run_benchmark
+from darkroom_loadtest.measurement.samples import tree_of
 
 BENCH = "job"
 

@@ -16,9 +16,9 @@ from typing import Any
 from baselines import task
 from darkroom.ledger.keys import Keys
 
-from darkroom_loadtest.bench.figures import Figure, Goal, percentile, report
-from darkroom_loadtest.bench.rig import NAMESPACE, BenchmarkFailed, Rig, run_benchmark
 from darkroom_loadtest.clients.jobs import JobClient
+from darkroom_loadtest.measurement.figures import Figure, Goal, percentile, report
+from darkroom_loadtest.measurement.rig import NAMESPACE, BenchmarkFailed, Rig, run_benchmark
 
 BENCH = "latency"
 

@@ -28,8 +28,16 @@ from darkroom.ledger.calls import Accepted, Submission
 from darkroom.ledger.keys import Keys
 from darkroom_cli.local.processes import Process
 
-from darkroom_loadtest.bench.figures import Figure, Goal, percentile, report
-from darkroom_loadtest.bench.rig import NAMESPACE, REPOSITORY, ROOTS, BenchmarkFailed, Rig, processor_s, run_benchmark
+from darkroom_loadtest.measurement.figures import Figure, Goal, percentile, report
+from darkroom_loadtest.measurement.rig import (
+    NAMESPACE,
+    REPOSITORY,
+    ROOTS,
+    BenchmarkFailed,
+    Rig,
+    processor_s,
+    run_benchmark,
+)
 from tests.operator.control_plane import ControlPlane, assets
 from tests.operator.kubelet import Kubelet
 from tests.operator.worker_standins import StandIns

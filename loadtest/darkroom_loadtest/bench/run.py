@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from darkroom_loadtest.bench.figures import FOLDER, Findings, read, table
-from darkroom_loadtest.bench.rig import INTERRUPTED
+from darkroom_loadtest.measurement.figures import FOLDER, Findings, read, table
+from darkroom_loadtest.measurement.rig import INTERRUPTED
 
 BENCHES = ("submit", "latency", "worker", "job", "courier", "broadcast", "operator", "policy")
 

@@ -18,8 +18,9 @@ from statistics import median
 
 from darkroom.ledger import calls
 
-from darkroom_loadtest.bench.figures import Figure, Goal, report
-from darkroom_loadtest.bench.rig import (
+from darkroom_loadtest.clients.generator import RequestPlan, RequestResult
+from darkroom_loadtest.measurement.figures import Figure, Goal, report
+from darkroom_loadtest.measurement.rig import (
     SHOWN_CHARS,
     BenchmarkFailed,
     Cores,
@@ -29,7 +30,6 @@ from darkroom_loadtest.bench.rig import (
     processor_s,
     run_benchmark,
 )
-from darkroom_loadtest.clients.generator import RequestPlan, RequestResult
 
 BENCH = "submit"
 

@@ -29,8 +29,8 @@ from darkroom.ledger.calls import Submission
 from darkroom.ledger.keys import Keys
 from darkroom_cli.local.processes import Process
 
-from darkroom_loadtest.bench.figures import Figure, Goal, report
-from darkroom_loadtest.bench.rig import NAMESPACE, BenchmarkFailed, Rig, run_benchmark, signal_group
+from darkroom_loadtest.measurement.figures import Figure, Goal, report
+from darkroom_loadtest.measurement.rig import NAMESPACE, BenchmarkFailed, Rig, run_benchmark, signal_group
 
 BENCH = "worker"
 

@@ -11,7 +11,6 @@ from signal import SIGCONT, SIGKILL
 
 from darkroom_cli.local.processes import Process
 
-from darkroom_loadtest.bench.rig import Rig, signal_group
 from darkroom_loadtest.chaos.faults import (
     LOG_VARIABLE,
     ORDER_VARIABLE,
@@ -20,6 +19,7 @@ from darkroom_loadtest.chaos.faults import (
     InjectedFault,
     read_faults,
 )
+from darkroom_loadtest.measurement.rig import Rig, signal_group
 
 
 @dataclass

@@ -26,8 +26,6 @@ from darkroom.ledger.connection import connect_async
 from darkroom.ledger.records import JobRecord
 from darkroom.updates import artifacts_of
 
-from darkroom_loadtest.bench.figures import Figure, report
-from darkroom_loadtest.bench.rig import NAMESPACE, READY_TIMEOUT_S, BenchmarkFailed, Rig, run_benchmark
 from darkroom_loadtest.chaos import verdict
 from darkroom_loadtest.chaos.fleet import WorkerFleet
 from darkroom_loadtest.chaos.observer import Observer
@@ -43,6 +41,8 @@ from darkroom_loadtest.chaos.verdict import (
     missed,
     recoveries_in_words,
 )
+from darkroom_loadtest.measurement.figures import Figure, report
+from darkroom_loadtest.measurement.rig import NAMESPACE, READY_TIMEOUT_S, BenchmarkFailed, Rig, run_benchmark
 
 BENCH = "chaos"
 

@@ -20,9 +20,9 @@ from baselines.stock_celery import DONE_VARIABLE, QUEUE, TASK, make_app
 from darkroom_cli.local import redis_server
 from kombu.exceptions import OperationalError
 
-from darkroom_loadtest.bench.rig import Rig
 from darkroom_loadtest.chaos.faults import FaultOrder, FaultSignal, InjectedFault
 from darkroom_loadtest.chaos.fleet import WorkerFleet
+from darkroom_loadtest.measurement.rig import Rig
 
 WORKERS = 5
 JOB_S = 0.02

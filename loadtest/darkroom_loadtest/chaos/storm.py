@@ -21,12 +21,12 @@ from darkroom.ledger.keys import Keys
 from darkroom_cli.local import redis_server
 from darkroom_cli.local.processes import Process
 
-from darkroom_loadtest.bench.rig import NAMESPACE, BenchmarkFailed, Rig
 from darkroom_loadtest.chaos.faulty_worker import LEASE_VARIABLE
 from darkroom_loadtest.chaos.fleet import WorkerFleet
 from darkroom_loadtest.chaos.observer import Observer
 from darkroom_loadtest.chaos.plan import ChaosPlan, OutageKind
 from darkroom_loadtest.chaos.protections import VARIABLE, Protection
+from darkroom_loadtest.measurement.rig import NAMESPACE, BenchmarkFailed, Rig
 
 POOL = "instant"
 PATH = "/instant"

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from darkroom.jobs import State
 
-from darkroom_loadtest.bench.figures import Figure, Goal, percentile
 from darkroom_loadtest.chaos.faults import HELD, UNCLAIMED, FaultPoint, FaultSignal, InjectedFault
+from darkroom_loadtest.measurement.figures import Figure, Goal, percentile
 
 RECOVERY_ALLOWANCE_S = 2.0
 """Allowed time of a recovery beyond the lease."""

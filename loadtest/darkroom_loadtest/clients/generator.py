@@ -20,7 +20,7 @@ from typing import Any
 
 import uvloop
 
-from darkroom_loadtest.bench.figures import percentile
+from darkroom_loadtest.measurement.figures import percentile
 
 ACCEPTED = b"202"
 

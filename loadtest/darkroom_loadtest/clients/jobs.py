@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
-from darkroom_loadtest.bench.rig import BenchmarkFailed
+from darkroom_loadtest.measurement.rig import BenchmarkFailed
 
 TIMEOUT_S = 30.0
 """Timeout of any response or message; they take milliseconds."""

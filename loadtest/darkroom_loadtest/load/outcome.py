@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import median
 
-from darkroom_loadtest.bench.figures import percentile
 from darkroom_loadtest.load.journal import Note
 from darkroom_loadtest.load.profiles import Thresholds
+from darkroom_loadtest.measurement.figures import percentile
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 FAILED = frozenset({"failed", "expired"})

@@ -14,10 +14,10 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from darkroom_loadtest.bench.samples import Trend
 from darkroom_loadtest.load.gauges import Gauge
 from darkroom_loadtest.load.outcome import SHOWN, Latency, LoadOutcome, TimeWindow
 from darkroom_loadtest.load.profiles import LoadPlan
+from darkroom_loadtest.measurement.samples import Trend
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1c1c1c; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }

@@ -32,12 +32,12 @@ from darkroom_cli.local.data_folder import DataFolder
 from darkroom_cli.local.run_record import RunRecord
 from darkroom_cli.problems import Unreachable
 
-from darkroom_loadtest.bench.figures import FOLDER, this_machine
-from darkroom_loadtest.bench.samples import Sampler, Trend, trends
 from darkroom_loadtest.load import journal, report
 from darkroom_loadtest.load.gauges import Gauge, Gauges
 from darkroom_loadtest.load.outcome import TERMINAL, JobView, LoadOutcome, judge
 from darkroom_loadtest.load.profiles import PLAN_VARIABLE, PROFILES, SCALES, SHAPES, LoadPlan
+from darkroom_loadtest.measurement.figures import FOLDER, this_machine
+from darkroom_loadtest.measurement.samples import Sampler, Trend, trends
 
 LOCUSTFILE = Path(__file__).resolve().with_name("locustfile.py")
 

@@ -24,8 +24,8 @@ from statistics import median
 from darkroom.scaling.policy import ScaleDown, ScalingPolicy
 from darkroom.scaling.simulation import PolicyScaler, Scaler, simulate
 
-from darkroom_loadtest.bench.figures import FOLDER, Figure, Goal, report
-from darkroom_loadtest.bench.rig import INTERRUPTED
+from darkroom_loadtest.measurement.figures import FOLDER, Figure, Goal, report
+from darkroom_loadtest.measurement.rig import INTERRUPTED
 from darkroom_loadtest.policy.days import KINDS, SEEDS, day
 from darkroom_loadtest.policy.rivals import Fixed, Keda, KedaSettings, QueueDelay
 

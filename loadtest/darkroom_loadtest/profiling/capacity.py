@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from darkroom.ledger.calls import LEASE_MS, WORKER_TTL_MS
 from darkroom.ledger.connection import CONNECTIONS
 
-from darkroom_loadtest.bench.figures import align
+from darkroom_loadtest.measurement.figures import align
 
 BUSY = 0.7
 """Share of a core or a worker above which waits grow quickly."""

@@ -26,9 +26,9 @@ from darkroom.ledger import calls
 
 from darkroom_loadtest.bench import submit
 from darkroom_loadtest.bench import worker as bench_worker
-from darkroom_loadtest.bench.figures import FOLDER
-from darkroom_loadtest.bench.rig import SHOWN_CHARS, BenchmarkFailed, Cores, Rig, on_cores, run_benchmark
 from darkroom_loadtest.clients.generator import RequestPlan
+from darkroom_loadtest.measurement.figures import FOLDER
+from darkroom_loadtest.measurement.rig import SHOWN_CHARS, BenchmarkFailed, Cores, Rig, on_cores, run_benchmark
 
 RATE_HZ = 250
 
