@@ -20,6 +20,7 @@ import pytest
 from baselines import task
 from darkroom.catalogue.models import Catalogue
 from darkroom.settings import load
+from darkroom_loadtest.bench.run import module_of
 from darkroom_loadtest.clients.generator import RequestPlan, RequestRun
 from darkroom_loadtest.measurement.figures import Figure, Goal, percentile, table
 from darkroom_loadtest.profiling.capacity import UnitCosts
@@ -78,7 +79,7 @@ class Benchmark:
         self.temporary.mkdir()
         roots = ("core", "functions", "operator", "worker-images", "courier", "cli", "loadtest", ".")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"darkroom_loadtest.bench_{name}", *SHORT[name]],
+            [sys.executable, "-m", module_of(name), *SHORT[name]],
             cwd=folder,
             env={
                 "PATH": os.environ["PATH"],

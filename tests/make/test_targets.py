@@ -192,7 +192,7 @@ def test_no_step_changes_another_cluster(stand_ins: StandIns) -> None:
 def test_a_step_without_its_cluster_names_the_step_that_creates_it(target: str, stand_ins: StandIns) -> None:
     done = stand_ins.run(target)
     assert done.returncode == 1
-    assert "`make setup-cluster` makes it" in done.stderr
+    assert "`make setup-cluster` creates it" in done.stderr
     assert [call for call in stand_ins.calls if not call.startswith("k3d cluster list")] == []
 
 

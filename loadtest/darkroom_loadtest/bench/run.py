@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := set(options.benches) - set(BENCHES):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}")
     chosen = [name for name in BENCHES if name in (options.benches or BENCHES)]
-    commands = {name: [sys.executable, "-m", _module(name)] for name in chosen}
+    commands = {name: [sys.executable, "-m", module_of(name)] for name in chosen}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run_all(commands, repeat=options.repeat, into=options.into)
@@ -88,7 +88,8 @@ def summary(found: Sequence[Findings], skipped: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _module(name: str) -> str:
+def module_of(name: str) -> str:
+    """The module of a benchmark."""
     return "darkroom_loadtest.policy.bench" if name == "policy" else f"darkroom_loadtest.bench.{name}"
 
 
