@@ -124,6 +124,24 @@ InstantEngine.run = breaking
 popen_spawn_posix.spawnv_passfds = refusing
 """
 
+# As above. What the pool is handed for its child is lost while a file is there; a stalled worker is found soon.
+LOSING_HOOK = """
+import os
+from pathlib import Path
+from celery.concurrency.asynpool import AsynPool
+from darkroom_worker import registration
+
+create_write_handlers = AsynPool._create_write_handlers
+
+def losing(self, *arguments, **more):
+    create_write_handlers(self, *arguments, **more)
+    put = self._quick_put
+    self._quick_put = lambda task: None if Path(os.environ["TEST_LOSING"]).exists() else put(task)
+
+AsynPool._create_write_handlers = losing
+registration.STALLED_AFTER_S = 3.0
+"""
+
 
 class Place:
     """Where workers are started: a Redis, a model folder, a store. It may be opened again while they run."""
@@ -159,7 +177,14 @@ class Place:
         """While this file is there, such a worker cannot start a process."""
         return self.folder / "refused"
 
-    def worker(self, hold_load: Path | None = None, *, breakable: bool = False, **settings: str) -> WorkerProcess:
+    @property
+    def losing(self) -> Path:
+        """While this file is there, such a worker hands its child no message."""
+        return self.folder / "losing"
+
+    def worker(
+        self, hold_load: Path | None = None, *, breakable: bool = False, loses: bool = False, **settings: str
+    ) -> WorkerProcess:
         """Start a worker. `settings` are variables without their prefix, in small letters."""
         variables = self.environment() | {f"DARKROOM_{name.upper()}": value for name, value in settings.items()}
         if hold_load is not None:
@@ -171,6 +196,10 @@ class Place:
             folder.mkdir()
             variables = hooked(variables, folder, BREAKING_HOOK)
             variables |= {"TEST_BROKEN": str(self.broken), "TEST_REFUSED": str(self.refused)}
+        if loses:
+            folder = self.folder / "loses"
+            folder.mkdir()
+            variables = hooked(variables, folder, LOSING_HOOK) | {"TEST_LOSING": str(self.losing)}
         worker = WorkerProcess(variables, self.folder / f"worker-{secrets.token_hex(4)}.log")
         self._workers.append(worker)
         return worker
@@ -189,9 +218,9 @@ class House(Place):
         self.ledger = ledger
         self.store = ArtifactStore(self.store_folder.as_uri())
 
-    async def ready_worker(self, *, breakable: bool = False, **settings: str) -> WorkerProcess:
+    async def ready_worker(self, *, breakable: bool = False, loses: bool = False, **settings: str) -> WorkerProcess:
         """A worker that takes jobs."""
-        worker = self.worker(None, breakable=breakable, **settings)
+        worker = self.worker(None, breakable=breakable, loses=loses, **settings)
         await self.registered(worker, WorkerState.READY)
         return worker
 

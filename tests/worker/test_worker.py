@@ -27,6 +27,7 @@ from celery import Celery
 from darkroom import queues, transitions
 from darkroom.jobs import Artifact, ErrorKind, JobEvent, State
 from darkroom.ledger import AsyncLedger, JobRecord, connect, connect_async
+from darkroom.supervision import FAILED
 from darkroom.transitions import Reason, Receipt, WorkerState
 
 from tests.conftest import RedisServers
@@ -573,6 +574,36 @@ async def test_a_running_job_outlives_an_outage_of_redis(namespace: str, tmp_pat
         server.stop()
 
 
+async def test_a_worker_that_takes_no_more_messages_ends_and_names_what_it_holds(house: House) -> None:
+    worker = await house.ready_worker(loses=True)
+    assert (await house.ended(await house.submit())).state is State.COMPLETED
+    house.losing.touch()
+    job_id = await house.submit()
+
+    said = (await house.said(worker, "consumer_stalled"))[0]
+
+    assert said["reserved"] == [job_id]
+    assert len(said["handed_over"]) == 1
+    assert worker.wait() == FAILED
+
+
+async def test_a_worker_that_waits_for_jobs_or_stands_still_is_not_taken_for_stalled(house: House) -> None:
+    worker = await house.ready_worker(loses=True)
+
+    async def heard_for(seconds: float) -> bool | None:
+        record = await house.registration(worker)
+        return True if record is not None and record.seen > began.seen + 1000 * seconds else None
+
+    began = await house.registered(worker, WorkerState.READY)
+    await house.until(partial(heard_for, 4), "it has waited for longer than a stalled one may")
+    os.kill(worker.pid, signal.SIGSTOP)
+    await asyncio.sleep(4)  # as long
+    os.kill(worker.pid, signal.SIGCONT)
+
+    assert (await house.ended(await house.submit())).state is State.COMPLETED
+    assert worker.said("consumer_stalled") == []
+
+
 async def test_a_job_that_ends_while_redis_is_away_is_told_when_it_is_back(namespace: str, tmp_path: Path) -> None:
     binary = needed_binary(RedisKind.EMBEDDED)
     (tmp_path / "redis").mkdir()
@@ -752,7 +783,7 @@ async def test_a_worker_without_redis_waits_for_it_and_can_be_ended(tmp_path: Pa
 )
 async def test_a_setting_of_no_use_is_named_in_one_line(house: House, variable: str, value: str, said: str) -> None:
     settings = {"redis_url": house.redis_url, variable: value}
-    worker = house.worker(None, breakable=False, **settings)
+    worker = house.worker(None, breakable=False, loses=False, **settings)
 
     assert worker.wait() == 2
     (line,) = worker.log.read_text().splitlines()

@@ -59,6 +59,14 @@ class GatheringConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
             self._tell_at = now + TELL_EVENTS_EVERY_S
             self.hub.call_later(TELL_EVENTS_EVERY_S, self._flush_events)
 
+    @property
+    def asked_at(self) -> float | None:
+        """When the pool's list was last asked for a message, by the monotonic clock. None: not yet on this connection.
+
+        It is asked each second at least while the queue is consumed and no job runs.
+        """
+        return None if self.task_consumer is None else self.task_consumer.channel.asked_at
+
     def stop(self) -> None:
         """What is still to be emitted is emitted, before the connection goes."""
         self._flush_events()
@@ -106,6 +114,12 @@ class Channel(kombu_redis.Channel):
     do_restore = False
 
     _kept: Any = None
+
+    @property
+    def asked_at(self) -> float | None:
+        """As for the consumer, which has one channel."""
+        sent_at: float | None = self._brpop_sent_at
+        return sent_at
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:

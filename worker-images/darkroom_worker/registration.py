@@ -2,7 +2,7 @@
 
 The `Watch` registers the worker and says so again before that is forgotten, renews the lease of the job that the child
 runs, ends a child that does not stop where it should, books what a dead child could not, and sees a drain through. When
-Redis goes away it stays, and catches up later.
+Redis goes away it stays, and catches up later. Where Celery takes no messages any more, it ends the process.
 
 The parent's other thread is Celery's event loop. This thread hands it what only the loop may do (`Hub.call_soon`); the
 loop hands over, as mail, what may block.
@@ -11,8 +11,10 @@ loop hands over, as mail, what may block.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -54,6 +56,11 @@ RETRY_EVERY_S = 1.0
 
 COLD_STOP_AFTER_S = 5.0
 """A drain that still waits so long after its grace, for a message that no child will take, is cut short."""
+
+STALLED_AFTER_S = 60.0
+"""How long the worker may be ready, with Redis there, and ask for no message. It asks each second; the event loop may
+be held up for half a minute by a connection that gives no sign (`socket_timeout`).
+"""
 
 FAREWELL_S = 10.0
 """How long the end of the process waits for Redis to take what is still to be booked. Past that, the lease lapses."""
@@ -126,6 +133,8 @@ class Watch(threading.Thread):
         self._tell_at = 0.0
         self._told_at = -math.inf
         self.went_round_at = time.monotonic()
+        self._asked_at: float | None = None
+        self._stalled_s = 0.0
         self._away_since: float | None = None
         self._away_until: float | None = None
         self._drains_asked = 0
@@ -190,14 +199,12 @@ class Watch(threading.Thread):
             self._watch()
         except BaseException:  # whatever it is: without this thread no lease is renewed, and no drain is seen through
             self._log.critical("thread_ended", thread=self.name, exc_info=True)
-            self.has_failed = True
-            celery_state.should_terminate = FAILED
-            self._in_loop(lambda: None)
+            self._fail()
 
     def _watch(self) -> None:
         while not self._closing:
             now = time.monotonic()
-            for duty in (self._begin_drain, self._say, self._judge, self._stop_when_drained):
+            for duty in (self._begin_drain, self._say, self._judge, self._end_where_stalled, self._stop_when_drained):
                 try:
                     duty(now)
                 except Exception:  # the worker is not let alone because of one of them
@@ -340,6 +347,38 @@ class Watch(threading.Thread):
             run.attempt.sentence = sentence
             kill_child(run.attempt.worker_pid)
         self._log.warning("child_ended", reason=sentence, **run.attempt.about)
+
+    def _end_where_stalled(self, now: float) -> None:
+        """End the process where it is ready, Redis answers, and Celery asks for no message all the same.
+
+        Seen once, after Redis had been away for 21 s: Celery counted a message as reserved that its child never got,
+        and asks for another only when that one has ended. Whoever starts the process anew has a worker again; the
+        message's job is pushed again by the ledger.
+        """
+        if self._program is None:
+            return
+        asked_at = self._program.consumer.asked_at
+        waits = self._gate.state is WorkerState.READY and self._current is None and self._away_since is None
+        if not waits or asked_at != self._asked_at:
+            self._asked_at, self._stalled_s = asked_at, 0.0
+        else:
+            # Not the whole time since the last look: this process may have been stopped.
+            self._stalled_s += min(now - self.went_round_at, 2 * TICK_S)
+        if self._stalled_s > STALLED_AFTER_S and not self.has_failed:
+            self._log.critical(
+                "consumer_stalled",
+                seconds=round(self._stalled_s),
+                reserved=[request.id for request in celery_state.reserved_requests],
+                handed_over=[repr(result) for result in list(self._program.pool._pool._cache.values())],
+                stack=traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0]),
+            )
+            self._fail()
+
+    def _fail(self) -> None:
+        """End the process, with the status of one that is to be started anew."""
+        self.has_failed = True
+        celery_state.should_terminate = FAILED
+        self._in_loop(lambda: None)
 
     def _begin_drain(self, now: float) -> None:
         if self._drains_asked == self._drains_seen:
