@@ -56,7 +56,9 @@ async def test_redis_that_is_killed_while_functions_write_is_a_503_or_1013(storm
             await asyncio.gather(*callers)
     unforeseen = [line for event in ("unexpected", "socket_failed") for line in storm.functions.said(event)]
     assert not unforeseen, Counter(str(line.get("exception", line))[-300:] for line in unforeseen)
-    assert outcomes.keys() <= {"200", "202", "204", f"503 {AWAY}", "closed 1012", "closed 1013"}, outcomes
+    foreseen = {"200", "202", "204", f"503 {AWAY}", "closed 1012", "closed 1013"}
+    foreseen.add("429 too-many-replays")  # of the tenant's events from their start, where many callers wait for Redis
+    assert outcomes.keys() <= foreseen, outcomes
     assert storm.get(JOBS).status_code == 200
 
 
