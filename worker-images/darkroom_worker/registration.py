@@ -349,11 +349,11 @@ class Watch(threading.Thread):
         self._log.warning("child_ended", reason=sentence, **run.attempt.about)
 
     def _end_where_stalled(self, now: float) -> None:
-        """End the process where it is ready, Redis answers, and Celery asks for no message all the same.
+        """End the process when it is ready, Redis is available, and Celery requests no message.
 
-        Seen once, after Redis had been away for 21 s: Celery counted a message as reserved that its child never got,
-        and asks for another only when that one has ended. Whoever starts the process anew has a worker again; the
-        message's job is pushed again by the ledger.
+        Observed once, after an outage of Redis of 21 s: Celery kept a request reserved that its child had never
+        received, and requests no other message until that one has finished. Kubernetes or `darkroom up` starts the
+        process again; the ledger requeues the job.
         """
         if self._program is None:
             return
@@ -365,6 +365,7 @@ class Watch(threading.Thread):
             # Not the whole time since the last look: this process may have been stopped.
             self._stalled_s += min(now - self.went_round_at, 2 * TICK_S)
         if self._stalled_s > STALLED_AFTER_S and not self.has_failed:
+            self._fail()  # first: no fault of the report keeps the worker
             self._log.critical(
                 "consumer_stalled",
                 seconds=round(self._stalled_s),
@@ -372,7 +373,6 @@ class Watch(threading.Thread):
                 handed_over=[repr(result) for result in list(self._program.pool._pool._cache.values())],
                 stack=traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0]),
             )
-            self._fail()
 
     def _fail(self) -> None:
         """End the process, with the status of one that is to be started anew."""
