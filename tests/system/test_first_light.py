@@ -100,7 +100,7 @@ def test_a_running_and_a_waiting_job_can_be_cancelled(system: System) -> None:
     waiting = system.submit(**SMALL)
     assert f"{waiting} is pending, at position 1" in system.run("status", waiting).stdout
     assert "will not run" in system.run("cancel", waiting).stdout
-    assert "is being stopped" in system.run("cancel", running).stdout
+    assert "will be stopped" in system.run("cancel", running).stdout
     watched = system.run("watch", running)
     assert watched.returncode == 1
     assert f"{running} is cancelled" in watched.stderr

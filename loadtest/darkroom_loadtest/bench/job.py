@@ -54,7 +54,7 @@ EMOJI_JOBS = 500
 MOST_EMOJI_BYTES = 20_000
 """The input once, in UTF-8, and the rest of the record, the log and the queue."""
 
-OF_EACH_JOB = ("accept", "claim", "progress", "finish", "applied", "archived")
+OF_EACH_JOB = ("accept", "claim", "progress", "finish", "mark_applied", "mark_archived")
 """The scripts that run once per job or step, without those that lease many jobs at once."""
 
 SLOWLOG_LENGTH = 1_000_000

@@ -331,6 +331,7 @@ class Supervisor(threading.Thread):
             # Not the whole time since the last round: the process may have been stopped.
             self._stalled_s += min(now - self.last_round_at, 2 * CHECK_EVERY_S)
         if self._stalled_s > STALLED_AFTER_S and not self.has_failed:
+            self._fail()  # first: a fault of the report must not keep the worker
             self._log.critical(
                 "consumer_stalled",
                 seconds=round(self._stalled_s),
@@ -338,7 +339,6 @@ class Supervisor(threading.Thread):
                 handed_over=[repr(result) for result in list(self._worker.pool._pool._cache.values())],
                 stack=traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0]),
             )
-            self._fail()
 
     def _fail(self) -> None:
         """End the process with the exit status of one that must be started again."""
