@@ -10,16 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from darkroom.errors import SettingError
+from darkroom.logs import logger
 
 REQUEST_TIMEOUT_S = 5.0
 """The longest silence of a client, and the longest time that a response may take: kubelet waits for less."""
+
+_log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ class ProbeServer(ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log a failed response, unless the client closed its connection, as kubelet does after its timeout."""
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("probe_failed")
+
     def start(self) -> None:
         """Serve in a thread until the process ends or `close` is called."""
         threading.Thread(target=self.serve_forever, name="probes", daemon=True).start()
@@ -68,14 +78,19 @@ class ProbeServer(ThreadingHTTPServer):
 async def served(
     respond: Callable[[str], Awaitable[ProbeResponse]], *, host: str, port: int, variable: str
 ) -> AsyncIterator[None]:
-    """Serve `respond` in the event loop while the block runs. A loop that hangs leaves requests without a response."""
+    """Serve `respond` in the event loop while the block runs. While the loop hangs, the response is 503."""
     loop = asyncio.get_running_loop()
 
     async def responded(path: str) -> ProbeResponse:
         return await respond(path)
 
     def in_loop(path: str) -> ProbeResponse:
-        return asyncio.run_coroutine_threadsafe(responded(path), loop).result(REQUEST_TIMEOUT_S)
+        response = asyncio.run_coroutine_threadsafe(responded(path), loop)
+        try:
+            return response.result(REQUEST_TIMEOUT_S)
+        except TimeoutError:
+            response.cancel()
+            raise
 
     server = ProbeServer(in_loop, host=host, port=port, variable=variable)
     server.start()
@@ -94,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             response = self.server.respond(self.path.partition("?")[0])
         except TimeoutError:
             response = ProbeResponse.of_json(503, {"status": "busy"})
-        self.send_response(response.status)
+        self.send_response_only(response.status)  # without the headers Server and Date
         self.send_header("Content-Type", response.media_type)
         self.send_header("Content-Length", str(len(response.content)))
         self.end_headers()

@@ -11,6 +11,7 @@ import pytest
 from darkroom import probes
 from darkroom.errors import SettingError
 from darkroom.probes import ProbeResponse, ProbeServer
+from structlog.testing import capture_logs
 
 from tests.ports import free_port
 
@@ -35,6 +36,28 @@ def test_a_response_has_the_status_the_type_and_the_body_for_its_path(host: str)
     server.close()
     assert (up.status_code, up.json(), up.headers["content-type"]) == (200, {"path": "/up"}, "application/json")
     assert (down.status_code, down.json()) == (503, {"path": "/down"})
+    assert "server" not in up.headers, "a response does not show the version of Python"
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [(BrokenPipeError("the client is gone"), []), (ValueError("a fault"), ["probe_failed"])],
+    ids=["client-is-gone", "fault"],
+)
+def test_a_failed_response_is_logged_unless_the_client_is_gone(
+    error: Exception, logged: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def respond(_path: str) -> ProbeResponse:
+        raise error
+
+    port = free_port()
+    server = ProbeServer(respond, host="127.0.0.1", port=port, variable=VARIABLE)
+    server.start()
+    with capture_logs() as lines, pytest.raises(httpx.RemoteProtocolError):
+        get(f"http://127.0.0.1:{port}/up")
+    server.close()
+    assert [line["event"] for line in lines] == logged
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_refused_in_the_name_of_its_setting() -> None:
@@ -62,12 +85,19 @@ async def test_a_response_that_takes_too_long_is_503(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probes, "REQUEST_TIMEOUT_S", 0.1)
     port = free_port()
 
+    cancelled = asyncio.Event()
+
     async def respond(_path: str) -> ProbeResponse:
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
         raise AssertionError
 
     async with probes.served(respond, host="127.0.0.1", port=port, variable=VARIABLE):
         response = await asyncio.to_thread(get, f"http://127.0.0.1:{port}/up")
+        async with asyncio.timeout(30):
+            await cancelled.wait()
     assert (response.status_code, response.json()) == (503, {"status": "busy"})
 
 
