@@ -49,6 +49,13 @@ async def test_the_tenant_stream_is_read_on_from_a_position(jobs: TimedJobs, led
     assert await reads.tenant_stream(ledger, TENANT, after=rest[-1].position, limit=10) == []
 
 
+async def test_words_of_a_later_version_are_ignored(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    job_id = jobs.submit()
+    jobs.redis.xadd(jobs.key("news", TENANT), {"entry": f"{job_id} 2 paused resting {jobs.now} gpu-1", "node": "gpu-1"})
+    *_, last = await reads.tenant_stream(ledger, TENANT, after=STREAM_START_ID, limit=10)
+    assert (last.entry.job_id, last.entry.seq, last.entry.event, last.entry.at) == (job_id, 2, "paused", jobs.now)
+
+
 async def test_each_tenant_has_a_stream_of_its_own(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     own, anothers = jobs.submit(), jobs.submit(tenant="stranger")
     for tenant, job_id in ((TENANT, own), ("stranger", anothers)):

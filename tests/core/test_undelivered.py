@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,15 @@ async def test_an_event_is_stored_whole_with_its_failure(jobs: TimedJobs, ledger
     assert (found.event, found.failure, found.first, found.last) == (sent, FAILURE, jobs.now, jobs.now)
     assert found.replayed is None
     assert await UndeliveredEvents(ledger).find(event_id, tenant="stranger") is None
+
+
+async def test_members_of_a_later_version_are_ignored(jobs: TimedJobs, ledger: AsyncLedger) -> None:
+    event_id = keep(jobs, event())
+    failure = {"destination": None, "code": 500, "answer": None, "attempts": 3}
+    jobs.redis.hset(jobs.key("undelivered", event_id), "failure", json.dumps(failure))
+    found = await UndeliveredEvents(ledger).find(event_id, tenant=TENANT)
+    assert found is not None
+    assert found.failure == DeliveryFailure(None, 500, None)
 
 
 async def test_the_list_leaves_the_data_out(jobs: TimedJobs, ledger: AsyncLedger) -> None:

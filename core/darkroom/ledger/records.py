@@ -281,7 +281,7 @@ def decode_entry(job_id: str, entry_id: bytes, fields: Mapping[bytes, bytes] | S
 
 
 def decode_stream_entry(fields: Mapping[bytes, bytes] | Sequence[bytes]) -> LogEntry:
-    job_id, seq, event, state, at = pairs(fields)["entry"].split(" ")
+    job_id, seq, event, state, at, *_ = pairs(fields)["entry"].split(" ")  # a later version may append words
     return LogEntry(job_id, int(seq), read_value(JobEvent, event), read_value(State, state), int(at), {})
 
 

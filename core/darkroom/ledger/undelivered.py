@@ -14,7 +14,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,11 +160,12 @@ def _decode(event_id: str, head: Sequence[str | None], *, data: str | None) -> U
     members: dict[str, Any] = json.loads(attributes)
     if data is not None:
         members["data"] = json.loads(data)
+    failed: Mapping[str, Any] = json.loads(failure)
     return Undelivered(
         id=event_id,
         tenant=tenant,
         event=Event.decode_structured(members),
-        failure=DeliveryFailure(**json.loads(failure)),
+        failure=DeliveryFailure(failed["destination"], failed["code"], failed["answer"]),
         size=int(size),
         first=int(first),
         last=int(last),
