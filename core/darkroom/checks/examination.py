@@ -317,7 +317,7 @@ class Examination:
             for job_id, lease in zip(ids, leases, strict=True):
                 age_s = 0.0 if lease.finished is None else (now - lease.finished) / 1000
                 if age_s > self._limits.unapplied_s:
-                    found.append(OverdueJob(job_id, age_s, lease.leases, lease.refusals))
+                    found.append(OverdueJob(job_id, age_s, lease.leases, lease.refused))
         return found
 
 

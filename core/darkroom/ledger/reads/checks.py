@@ -16,13 +16,13 @@ SLICE = 100
 
 @dataclass(frozen=True)
 class OutboxLeases:
-    """The leases of a finished job in a queue of the outbox: when it finished (ms), how often it was leased, and how
-    often the other side refused it.
+    """The leases of a finished job in a queue of the outbox: when it finished (ms), how often it was leased, and the
+    number of the last lease that the other side refused (0: none).
     """
 
     finished: int | None
     leases: int
-    refusals: int
+    refused: int
 
 
 def job_ids(ledger: AsyncLedger) -> AsyncIterator[list[str]]:
@@ -103,6 +103,6 @@ async def outbox_leases(ledger: AsyncLedger, job_ids: Sequence[str], *, kind: st
     names = ("ended", f"{kind}_takes", f"{kind}_refused")
     replies = await ledger.ask_each([("HMGET", ledger.keys.job(job_id), *names) for job_id in job_ids])
     return [
-        OutboxLeases(int(finished) if finished else None, int(leases or 0), int(refusals or 0))
-        for finished, leases, refusals in replies
+        OutboxLeases(int(finished) if finished else None, int(leases or 0), int(refused or 0))
+        for finished, leases, refused in replies
     ]
