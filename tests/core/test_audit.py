@@ -428,6 +428,23 @@ async def test_each_repairable_damage_is_repaired_once(jobs: TimedJobs, look: Au
     assert jobs.run(calls.repair(job_id)) == []
 
 
+@pytest.mark.parametrize(
+    "situation", [_waiting, TimedJobs.submit, _due, TimedJobs.running, _completed], ids=lambda made: made.__name__
+)
+async def test_a_job_in_a_state_of_a_later_version_has_no_fault_and_stays_where_it_is(
+    jobs: TimedJobs, look: Audit, situation: Callable[[TimedJobs], str]
+) -> None:
+    job_id = situation(jobs)
+    jobs.redis.hset(jobs.key("job", job_id), "state", "resting")
+    jobs.redis.zadd(jobs.key("dead", TENANT), {job_id: jobs.now})
+    jobs.redis.hset(jobs.key("busy"), WORKER, job_id)
+    before = jobs.everything()
+    report = await look(repair=True)
+    assert report.findings == ()
+    assert jobs.run(calls.repair(job_id)) == []
+    assert jobs.everything() == before
+
+
 def test_every_repairable_kind_is_tested() -> None:
     repaired = {damage.kind for damage in DAMAGES.values() if damage.place is not None}
     assert repaired | {FaultKind.NO_RECORD} >= REPAIRABLE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from darkroom.jobs import JobEvent, State
+from darkroom.jobs import JobEvent, State, UnknownValue
 from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import AttemptEnd, Cancelled, Claim, LeaseStatus, Receipt, ReleaseReason
 from darkroom.ledger.client import AsyncLedger
@@ -528,6 +528,14 @@ def test_a_stranger_cannot_cancel(jobs: TimedJobs) -> None:
 def test_a_part_of_darkroom_cancels_for_any_tenant(jobs: TimedJobs) -> None:
     job_id = jobs.submit(tenant="another")
     assert jobs.cancel(job_id, tenant=None).receipt is Receipt.DEQUEUED
+
+
+def test_a_cancel_in_a_state_of_a_later_version_returns_and_logs_that_state(jobs: TimedJobs) -> None:
+    job_id = jobs.running()
+    jobs.redis.hset(jobs.key("job", job_id), "state", "resting")
+    assert jobs.cancel(job_id) == Cancelled(Receipt.INTERRUPTING, UnknownValue("resting"))
+    assert (jobs.log(job_id)[-1].event, jobs.log(job_id)[-1].state) == (JobEvent.CANCELLING, "resting")
+    assert jobs.cancel(job_id) == Cancelled(Receipt.INTERRUPTING, UnknownValue("resting"))
 
 
 def test_an_unknown_job_cannot_be_cancelled(jobs: TimedJobs) -> None:

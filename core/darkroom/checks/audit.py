@@ -163,7 +163,7 @@ def _unfinished(job: JobSnapshot, state: State) -> Iterator[Fault]:
     allowed = {"running"} if state is State.RUNNING else {"waiting", "dispatched", "due"}
     found = [name for name in POOL_SETS if name in job.scores]
     if not allowed & set(found):
-        also = f", but {', '.join(found)}" if found else ""
+        also = f", but in {', '.join(found)}" if found else ""
         yield Fault(
             FaultKind.NOWHERE,
             job.id,
@@ -218,7 +218,9 @@ def member_fault(name: str, pool: str | None, job: JobSnapshot) -> Fault | None:
 
 def dead_letter_fault(tenant: str, job: JobSnapshot) -> Fault | None:
     """The fault of a tenant's dead letters that name the job."""
-    if not job.is_letter or (job.state is State.FAILED and job.dead and job.tenant == tenant):
+    if not job.is_letter or isinstance(job.state, UnknownValue):
+        return None
+    if job.state is State.FAILED and job.dead and job.tenant == tenant:
         return None
     actual = "has no record" if job.state is None else f"is {job.state}, of tenant {job.tenant}, and no dead letter"
     seen = f"the dead letters of tenant {tenant} name it, and it {actual}"
@@ -267,7 +269,7 @@ def vanished(job_id: str, tenant: str) -> Fault:
 
 def worker_entry_fault(worker: str, job: JobSnapshot) -> Fault | None:
     """The fault of a worker's entry that names the job."""
-    if job.state is State.RUNNING and job.worker == worker:
+    if isinstance(job.state, UnknownValue) or (job.state is State.RUNNING and job.worker == worker):
         return None
     actual = "has no record" if job.state is None else f"is {job.state}, on worker {job.worker or 'none'}"
     return Fault(

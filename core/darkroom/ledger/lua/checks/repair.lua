@@ -65,6 +65,9 @@ if is_terminal(state) then
   return done
 end
 
+-- A later version wrote this state, and defines which sets the job is in.
+if state ~= 'running' and state ~= 'pending' then return done end
+
 if rec[11] then join(outbox_key, 'the outbox') else leave(outbox_key, 'the outbox') end
 leave(history_key, 'the history to be written')
 if state == 'running' then

@@ -1,6 +1,6 @@
 -- pending → cancelled at once (`dequeued`), without a worker too; running: a mark that the worker sees at its next step
--- (`interrupting`) and after which `cancelled` is the only outcome. `too_late` for a job in another terminal state.
--- Repeatable.
+-- (`interrupting`) and after which `cancelled` is the only outcome; the same mark in a state of a later version.
+-- `too_late` for a job in another terminal state. Repeatable.
 allow_at_maxmemory()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'tenant', 'pool', 'cancel_receipt')
@@ -14,5 +14,5 @@ if rec[1] == 'pending' then
   return {'dequeued', 'cancelled'}
 end
 redis.call('HSET', key, 'cancel_receipt', 'interrupting')
-log(a.job, 'cancelling', 'running', '{}')
-return {'interrupting', 'running'}
+log(a.job, 'cancelling', rec[1], '{}')
+return {'interrupting', rec[1]}
