@@ -214,14 +214,6 @@ def test_a_retry_logs_its_reason_and_time(jobs: TimedJobs) -> None:
     assert entry.data == {"error": HICCUP, "attempt": 1, "worker": "one", "not_before": START_MS + 10_000}
 
 
-def test_a_job_that_waits_after_a_counted_attempt_is_retrying(jobs: TimedJobs) -> None:
-    job_id = jobs.submit()
-    assert not jobs.record(job_id).retrying
-    jobs.start(job_id)
-    jobs.retry(job_id)
-    assert jobs.record(job_id).retrying
-
-
 def test_the_last_counted_attempt_fails_with_its_own_error(jobs: TimedJobs) -> None:
     job_id = jobs.submit(max_attempts=2)
     jobs.claim(job_id, token="1")

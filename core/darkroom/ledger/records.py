@@ -146,11 +146,6 @@ class JobRecord:
         return Webhook.of(self.fields)
 
     @property
-    def retrying(self) -> bool:
-        """Whether the job waits for another attempt after one that counted."""
-        return self.state is State.PENDING and self.counted > 0
-
-    @property
     def end(self) -> LogEntry | None:
         """The terminal entry of its log, which the record outlives; None before the terminal state."""
         if self.end_seq is None or self.ended is None:
