@@ -214,8 +214,8 @@ def courier(ledger: LedgerInfo, limits: Limits) -> Iterator[Symptom]:
 
 def sink(ledger: LedgerInfo, _limits: Limits) -> Iterator[Symptom]:
     """Terminal events that are not applied: never posted, refused by the sink, or accepted and dropped by it."""
-    unposted = [job for job in ledger.unapplied if job.takes == 0]
-    refused = [job for job in ledger.unapplied if job.refused and job.refused >= job.takes - 1]
+    unposted = [job for job in ledger.unapplied if job.leases == 0]
+    refused = [job for job in ledger.unapplied if job.refused and job.refused >= job.leases - 1]
     dropped = [job for job in ledger.unapplied if job not in unposted and job not in refused]
     if refused:
         yield problem(

@@ -95,7 +95,7 @@ class OverdueJob:
 
     job: str
     seconds: float
-    takes: int
+    leases: int
     refused: int
 
 
