@@ -9,12 +9,12 @@ from __future__ import annotations
 import gc
 
 
-def spare_what_is_loaded(*, look_every: int | None = None) -> None:
+def freeze_loaded_objects(*, collect_every: int | None = None) -> None:
     """Exclude all present objects from collections, and collect after so many new objects.
 
     Python's default is 700, which two requests create. A process whose garbage may hold much memory keeps the default.
     """
     gc.collect()
     gc.freeze()
-    if look_every is not None:
-        gc.set_threshold(look_every)
+    if collect_every is not None:
+        gc.set_threshold(collect_every)

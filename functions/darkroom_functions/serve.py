@@ -87,7 +87,7 @@ def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvico
 
 def settle() -> None:
     """Everything is loaded, and requests may arrive."""
-    collector.spare_what_is_loaded(look_every=COLLECT_EVERY)
+    collector.freeze_loaded_objects(collect_every=COLLECT_EVERY)
 
 
 async def _serve(app: assembly.Together | Starlette, settings: ServeSettings) -> None:

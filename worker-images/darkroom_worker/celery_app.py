@@ -174,7 +174,7 @@ def _tune_collector(**_: object) -> None:
     """The parent has loaded everything. It collects garbage rarely; a child does not, since its garbage may hold GPU
     memory.
     """
-    collector.spare_what_is_loaded(look_every=COLLECT_EVERY)
+    collector.freeze_loaded_objects(collect_every=COLLECT_EVERY)
 
 
 def _open(app: WorkerApp) -> None:
@@ -182,4 +182,4 @@ def _open(app: WorkerApp) -> None:
     from darkroom_worker.child.runner import open_runner
 
     app.runner = open_runner(app)
-    collector.spare_what_is_loaded()
+    collector.freeze_loaded_objects()

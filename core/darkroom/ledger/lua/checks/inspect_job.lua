@@ -1,6 +1,6 @@
 -- Reads a job at one moment, for the audit: its record, and the sets that list it. `pool`: the pool to search, where a
 -- set there lists the job and its record names another pool or is gone; `letter_of`: the tenant whose dead letters list
--- it. The order is that of `audit.py`.
+-- it. `checks/snapshots.py` decodes it in this order.
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'tenant', 'seq', 'end_seq', 'applied', 'archived', 'worker',
   'lease', 'pushed', 'end_data', PENDING_STARTS, 'dead')
