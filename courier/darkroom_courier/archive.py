@@ -1,7 +1,7 @@
 """The archive: from the ledger's history entries to the history database.
 
 It leases finished jobs in batches, reads their records and logs, commits them in one transaction, and marks them as
-`archived` in the ledger; only then does their time to live in Redis start. While the database is unavailable the
+archived in the ledger; only then does their time to live in Redis start. While the database is unavailable the
 entries stay in the ledger.
 
 A job is written at least once, by any number of couriers, and stored once: its id is the key, and a second insert has

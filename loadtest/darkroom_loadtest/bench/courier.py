@@ -3,8 +3,8 @@
 Jobs are driven through the ledger, each with its own webhook, so that only the courier is measured. It has its own core
 if there are two. When terminal events are *applied*, as the result function does, the deliveries are stored.
 Throughput: a backlog of deliveries to twenty receivers, stored while the courier is stopped. Delays: at a constant
-rate, from just before `applied` to the complete post at the receiver, with twenty responsive receivers and with one of
-them hanging.
+rate, from just before `mark_applied` to the complete post at the receiver, with twenty responsive receivers and with
+one of them hanging.
 """
 
 from __future__ import annotations
