@@ -1,4 +1,4 @@
-"""Submissions as in the previous systems: a FastAPI route that calls `task.delay` on the Redis broker.
+"""Submissions without a ledger: a FastAPI route that calls `task.delay` on the Redis broker.
 
 The route is `async`, so `delay` blocks the loop; in the thread pool, where a plain `def` runs, it is slower still.
 """

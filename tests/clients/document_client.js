@@ -1,4 +1,4 @@
-// The JavaScript client of the document (Genonaut, "WebSocket Real-Time Updates", Example Client Usage), word for word.
+// A client that exists already (Genonaut, "WebSocket Real-Time Updates", Example Client Usage), word for word.
 // `documents.py` runs it with another address and another id; `websocket_for_node.cjs` lends it the browser's WebSocket.
 
 const ws = new WebSocket('ws://localhost:8001/ws/jobs/123');

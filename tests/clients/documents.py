@@ -1,4 +1,8 @@
-"""The clients that the document shows, JavaScript and Python, as processes: only the address and the id are changed."""
+"""Two clients that exist already, in JavaScript and Python, as processes: only the address and the id are changed.
+
+`document_client.js` and `document_client.py.txt` are examples of Genonaut's documentation ("WebSocket Real-Time
+Updates"), word for word: clients of the same API, which darkroom serves unchanged.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ PYTHON = FOLDER / "document_client.py.txt"
 LENT_WEBSOCKET = FOLDER / "websocket_for_node.cjs"
 
 ADDRESS = "ws://localhost:8001"
-"""Of the document."""
+"""The address in the examples."""
 JOB_ID = "123"
 
 DEADLINE_S = 300
@@ -32,20 +36,20 @@ class Ran:
 
 
 def run_python_client(base_ws_url: str, job_id: str) -> Ran:
-    """Run the document's Python client until it exits, which it does when the job has completed or failed."""
+    """Run the Python client until it exits, which it does when the job has completed or failed."""
     return _run([sys.executable, "-u", "-"], _python(base_ws_url, job_id))
 
 
 def run_javascript_client(base_ws_url: str, job_id: str) -> Ran:
-    """Run the document's JavaScript client until its socket is closed. Raises LookupError without node or its `ws`."""
+    """Run the JavaScript client until its socket is closed. Raises LookupError without node or its `ws`."""
     node = shutil.which("node")
     if node is None or not (FOLDER / "node_modules" / "ws").is_dir():
-        raise LookupError("the document's JavaScript client needs node and `npm ci` in tests/clients: see `make setup`")
+        raise LookupError("the JavaScript client needs node and `npm ci` in tests/clients: see `make setup`")
     return _run([node, "--require", str(LENT_WEBSOCKET), "-"], _javascript(base_ws_url, job_id))
 
 
 def _python(base_ws_url: str, job_id: str) -> str:
-    """The document's ids are numbers and darkroom's are strings, so the argument of the call is put in quotes."""
+    """The example's ids are numbers and darkroom's are strings, so the argument of the call is put in quotes."""
     text = _replaced(PYTHON.read_text(), ADDRESS, base_ws_url)
     return _replaced(text, f"monitor_job({JOB_ID})", f"monitor_job({job_id!r})")
 
@@ -56,7 +60,7 @@ def _javascript(base_ws_url: str, job_id: str) -> str:
 
 
 def _replaced(text: str, old: str, new: str) -> str:
-    assert old in text, f"the document's client no longer names {old}"
+    assert old in text, f"the client does not contain {old}"
     return text.replace(old, new)
 
 

@@ -1,4 +1,4 @@
-"""The document's clients, against all functions on one port, with a job that the test drives through the ledger."""
+"""Existing clients (`documents.py`) against all functions on one port. The test drives the job in the ledger."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_both_clients_can_follow_a_completed_job(functions: Functions, jobs: Dri
 def test_both_clients_end_with_a_job_that_never_starts(
     functions: Functions, jobs: DrivenJobs, run_client: RunClient
 ) -> None:
-    """The document has no `cancelled` or `expired`: its clients end because the server closes, or at `failed`."""
+    """The clients know no `cancelled` or `expired`: they end because the server closes, or at `failed`."""
     cancelled, expired = jobs.submit(), jobs.submit(start_deadline=1)
     jobs.cancel(cancelled)
     jobs.expire(expired)

@@ -1,4 +1,4 @@
-// A global WebSocket, which browsers have and Node 20 has not. The document's client pings for ever, so its process exits
+// A global WebSocket, which browsers have and Node 20 has not. `document_client.js` pings for ever, so its process exits
 // once the socket is closed and the client was notified.
 const { WebSocket } = require('ws');
 

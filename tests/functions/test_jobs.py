@@ -64,11 +64,11 @@ def fetch(api: Api, link: str, *, method: str = "GET", **more: Any) -> httpx.Res
     return api.request(method, link.removeprefix(PUBLIC_URL), **more)
 
 
-# The documents' own lines
+# Requests as existing clients send them
 
 
 def typed(api: Api, line: str, **ids: str) -> Any:
-    """The JSON that a line prints that the documents show a user typing; only addresses and ids are changed."""
+    """Run a command line of an existing client with this address and these ids; returns its JSON output."""
     for address in ("http://localhost:8000", "http://localhost:8001"):
         line = line.replace(address, api.functions.url)
     for name, value in ids.items():
@@ -77,7 +77,7 @@ def typed(api: Api, line: str, **ids: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_lines_of_000_42b2e379951954bf_work_as_typed(api: Api) -> None:
+def test_a_client_that_knows_celery_submits_and_reads_a_task(api: Api) -> None:
     submitted = typed(api, "curl -X POST http://localhost:8000/flux")
     assert submitted["status"] == "pending"
     line = "curl -X GET http://localhost:8000/tasks/task-uuid"
@@ -85,7 +85,7 @@ def test_the_lines_of_000_42b2e379951954bf_work_as_typed(api: Api) -> None:
     assert printed == {"task_id": submitted["task_id"], "status": "PENDING"}
 
 
-def test_the_lines_of_004_6b4b53464eb8a0d4_work_as_typed(api: Api) -> None:
+def test_a_client_that_knows_generation_jobs_creates_reads_and_cancels_one(api: Api) -> None:
     create = """
 # Create a generation job (returns immediately with job_id)
 curl -X POST http://localhost:8001/api/v1/generation-jobs/ \\

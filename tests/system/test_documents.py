@@ -1,4 +1,4 @@
-"""The commands of the two seed documents and of the README, run against a system: only address and id change."""
+"""Commands of existing clients and of the README, run against a system: only address and id change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALL = {"model": "sd", "width": 64, "height": 64}
 
 
 def typed(system: System, line: str, job_id: str = "") -> dict[str, Any]:
-    """Run a command of a document against the running system; returns its JSON output."""
+    """Run a command against the running system; returns its JSON output."""
     line = line.replace("http://localhost:8000", system.url).replace("http://localhost:8001", system.url)
     line = line.replace("task-uuid", job_id).replace("{job_id}", job_id)
     done = system.shell(line)
@@ -43,14 +43,14 @@ def typed(system: System, line: str, job_id: str = "") -> dict[str, Any]:
     return answer
 
 
-def test_the_lines_of_the_first_document_submit_and_follow_a_flux_task(system: System) -> None:
+def test_a_client_that_knows_celery_submits_and_follows_a_flux_task(system: System) -> None:
     answer = typed(system, FLUX)
     assert answer["status"] == "pending"
     system.wait_for(answer["task_id"], "completed")
     assert typed(system, FLUX_STATUS, answer["task_id"]) == {"task_id": answer["task_id"], "status": "SUCCESS"}
 
 
-def test_the_lines_of_the_second_document_create_read_and_cancel_a_job(system: System) -> None:
+def test_a_client_that_knows_generation_jobs_creates_reads_and_cancels_one(system: System) -> None:
     job_id = typed(system, CREATE)["job_id"]
     job = typed(system, STATUS, job_id)
     assert (job["job_id"], job["celery_task_id"], job["user_id"]) == (job_id, job_id, "your-user-id")
@@ -66,7 +66,7 @@ def test_the_lines_of_the_second_document_create_read_and_cancel_a_job(system: S
 
 
 @pytest.mark.parametrize("language", ["javascript", "python"])
-def test_the_second_documents_client_follows_a_real_job_to_its_end(system: System, language: str) -> None:
+def test_an_existing_client_follows_a_real_job_to_its_end(system: System, language: str) -> None:
     job_id = system.submit(**SMALL)
     run_client = {"javascript": run_javascript_client, "python": run_python_client}[language]
     ran = run_client(system.url.replace("http", "ws"), job_id)

@@ -93,7 +93,7 @@ def call(system: System, method: str, path: str, **more: Any) -> Any:
 
 
 def typed(system: System, line: str, receiver: Receiver) -> Any:
-    """Run a command of the document against the running system; returns its JSON output."""
+    """Run a command of docs/webhooks.md against the running system; returns its JSON output."""
     line = line.replace("http://localhost:8000", system.url).replace("http://localhost:9000/", receiver.url)
     done = system.shell(line.replace("curl ", "curl --silent --show-error --fail ", 1))
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ SLOW = 10
 
 
 def typed(repository: Path, start: str, server: RedisServer) -> str:
-    """The command of the document that begins with `start`, with the data folder of this Redis."""
+    """The command of docs/operations.md that begins with `start`, with the data folder of this Redis."""
     text = (repository / "docs" / "operations.md").read_text()
     (line,) = re.findall(rf"exec (?:-i )?[a-z0-9-]+ -- sh -c '({start}.*)'", text)
     return str(line).replace("/data", str(server.folder))

@@ -155,7 +155,7 @@ def _refusals(route: ApiRoute) -> Schema:
 def _problem(kinds: Sequence[type[DarkroomError]]) -> Schema:
     types = [errors.PROBLEM_BASE + kind.slug for kind in kinds]
     described: Schema = {
-        "description": "; or ".join(kind.title for kind in kinds),
+        "description": " Or: ".join(f"{kind.title}." for kind in kinds),
         "content": {
             PROBLEM_TYPE: {"schema": {"allOf": [ref("Problem"), {"properties": {"type": {"enum": types}}}]}},
         },
@@ -196,7 +196,7 @@ def json_response(body: object, description: str, headers: Mapping[str, Schema] 
 
 
 _ANY_PROBLEM: Schema = {
-    "description": "Any other refusal, such as a method that the path does not take (405) or an internal error (500).",
+    "description": "Any other refusal, such as of a method that the path lacks (405), or an internal error (500).",
     "content": {PROBLEM_TYPE: {"schema": ref("Problem")}},
 }
 _VALIDATED: Schema = {

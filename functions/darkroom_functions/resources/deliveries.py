@@ -107,9 +107,9 @@ ROUTES = [
         routes.JOBS + "{id}/deliveries/{delivery}",
         read_delivery,
         operation="readDelivery",
-        summary="Read a delivery with its tries",
+        summary="Read a delivery with its attempts",
         parameters=[BY_ID, _BY_DELIVERY],
-        responses={"200": json_response(DeliveryBody, "The delivery with its tries.")},
+        responses={"200": json_response(DeliveryBody, "The delivery with its attempts.")},
         refusals=(*NO_JOB, *UNAVAILABLE),
     ),
     ApiRoute(

@@ -148,7 +148,7 @@ def described(parameters: QueryParameters) -> list[Schema]:
 
 
 def _cursor(read: Callable[[str], object], schema: Schema) -> QueryParameter:
-    return QueryParameter("after", read, schema, "The `next` of the page before.")
+    return QueryParameter("after", read, schema, "The `next` of the previous page.")
 
 
 _LIMIT = QueryParameter(

@@ -314,7 +314,7 @@ class PurgedBody(TypedDict):
 
 
 class UndeliveredEventBody(TypedDict):
-    """An event that Knative could not deliver. The newest are stored until they are discarded."""
+    """An event that Knative could not deliver. The newest are stored until they are deleted."""
 
     id: str
     state: Literal["undelivered", "replayed"]
@@ -426,13 +426,13 @@ class WebhookKeysBody(TypedDict):
 
 
 class TryBody(TypedDict):
-    """One try to post an event."""
+    """One attempt to post an event."""
 
     number: Number
     at: Time
     took_ms: Count
     status: Annotated[int | None, Field(description="The status of the receiver's response; null without one.")]
-    error: Annotated[str | None, Field(description="The reason why the try failed.")]
+    error: Annotated[str | None, Field(description="The reason why the attempt failed.")]
 
 
 class DeliveryBody(TypedDict):
@@ -440,7 +440,7 @@ class DeliveryBody(TypedDict):
 
     id: str
     job_id: JobId
-    event_id: Annotated[str, Field(description="The id of the event, which the receiver gets as `webhook-id`.")]
+    event_id: Annotated[str, Field(description="The id of the event, which the receiver receives as `webhook-id`.")]
     event: EventName
     sequence: Number
     subscription: Annotated[SubscriptionId | None, Field(description="Null for the webhook of the job's own request.")]
@@ -449,13 +449,13 @@ class DeliveryBody(TypedDict):
     reason: Annotated[str | None, Field(description="The reason why it was given up.")]
     created_at: Time
     ended_at: Time | None
-    due_at: Annotated[Time | None, Field(description="Time of the next try of an open delivery.")]
-    tried: Annotated[int, Field(ge=0, description="Number of tries.")]
-    tries: Annotated[list[TryBody], Field(description="The most recent tries.")]
+    due_at: Annotated[Time | None, Field(description="Time of the next attempt of an open delivery.")]
+    tried: Annotated[int, Field(ge=0, description="Number of attempts.")]
+    tries: Annotated[list[TryBody], Field(description="The most recent attempts.")]
 
 
 class DeliveriesBody(TypedDict):
-    """A page of a job's deliveries, oldest first. They are stored for a day after they ended."""
+    """A page of a job's deliveries, oldest first. They are stored for a day after they finished."""
 
     deliveries: Page[DeliveryBody]
     next: Next

@@ -414,8 +414,8 @@ JOB_EVENT: Schema = {
     "operationId": "jobEvent",
     "summary": "A job event as a CloudEvent, signed according to Standard Webhooks",
     "parameters": [
-        in_header("webhook-id", {"type": "string"}, "The id of the event, the same in every try and transport."),
-        in_header("webhook-timestamp", {"type": "string"}, "The time of this try, in seconds since 1970."),
+        in_header("webhook-id", {"type": "string"}, "The id of the event, the same for each attempt and transport."),
+        in_header("webhook-timestamp", {"type": "string"}, "The time of this attempt, in seconds since 1970."),
         in_header("webhook-signature", {"type": "string"}, "Signatures `v1` and `v1a`, separated by spaces."),
     ],
     "requestBody": {
@@ -441,8 +441,8 @@ JOB_EVENT: Schema = {
     },
     "responses": {
         "2XX": {"description": "The receiver accepted the event."},
-        "410": {"description": "The receiver wants no more events: the subscription ends."},
-        "default": {"description": "The event is posted again, for about three days; `Retry-After` is obeyed."},
+        "410": {"description": "The receiver requests no more events: the subscription ends."},
+        "default": {"description": "The event is posted again, for about three days; `Retry-After` is honoured."},
     },
 }
 """The webhook of the OpenAPI document."""

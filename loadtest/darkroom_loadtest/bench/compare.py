@@ -40,8 +40,8 @@ class Shift:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench-compare", description=__doc__)
-    parser.add_argument("before", type=Path, metavar="A")
-    parser.add_argument("after", type=Path, metavar="B")
+    parser.add_argument("before", type=Path, metavar="A", help="folder of the version before")
+    parser.add_argument("after", type=Path, metavar="B", help="folder of the version after")
     options = parser.parse_args(arguments)
     sides = [gather(folder) for folder in (options.before, options.after)]
     for folder, side in zip((options.before, options.after), sides, strict=True):

@@ -1,6 +1,6 @@
 """The throughput of submissions of one function process, and their latency at an ordinary rate.
 
-The same request, `POST /flux`, goes to the submit function, to a server as the previous systems had it
+The same request, `POST /flux`, goes to the submit function, to a server that calls Celery directly
 (`baselines.seed_submit`) and to a bare server with one write to Redis (`baselines.bare_submit`), in turn. The measured
 process has its own core; Redis and the generator share the others.
 """

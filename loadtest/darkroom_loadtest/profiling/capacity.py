@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Annotated, get_type_hints
 
 from darkroom.ledger.calls import LEASE_MS, WORKER_TTL_MS
 from darkroom.ledger.connection import CONNECTIONS
@@ -50,40 +51,40 @@ GROWTH = (1, 10, 100, 10_000)
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedLoad:
-    """Jobs of one kind. `sockets` follow each job, which waits for `wait_s` before its start."""
+    """Jobs of one kind. The annotations are the help texts of the options."""
 
-    jobs_per_s: float = 1.0
-    engine_s: float = 5.0
-    steps: float = 30
-    sockets: float = 1.0
-    wait_s: float = 10.0
-    pools: float = 10
+    jobs_per_s: Annotated[float, "jobs per second"] = 1.0
+    engine_s: Annotated[float, "seconds of the engine per job"] = 5.0
+    steps: Annotated[float, "the engine's steps per job"] = 30
+    sockets: Annotated[float, "sockets that follow each job"] = 1.0
+    wait_s: Annotated[float, "seconds that a job waits for its start"] = 10.0
+    pools: Annotated[float, "number of worker pools"] = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitCosts:
     """The cost per unit, measured on two cores of an AMD EPYC (docs/capacity.md). Times are processor time."""
 
-    submit_functions_us: float = 520
-    run_functions_us: float = 560
-    run_courier_us: float = 2400
-    run_worker_us: float = 1820
-    submit_redis_us: float = 150
-    run_redis_us: float = 700
-    step_redis_us: float = 45
-    call_us: float = 20
-    observe_worker_us: float = 1.9
-    message_us: float = 57
-    socket_kib: float = 35
-    pending_bytes: float = 3700
-    ended_bytes: float = 6400
-    log_bytes: float = 1580
-    published_bytes: float = 170
-    file_bytes: float = 9_800
-    step_file_bytes: float = 190
-    worker_connections: float = 9
-    record_kept_h: float = RECORD_KEPT_H
-    redis_gb: float = 16
+    submit_functions_us: Annotated[float, "functions: µs to submit a job"] = 520
+    run_functions_us: Annotated[float, "functions: µs to apply its event and read it"] = 560
+    run_courier_us: Annotated[float, "courier: µs to publish and archive a job"] = 2400
+    run_worker_us: Annotated[float, "worker: µs around the engine per job"] = 1820
+    submit_redis_us: Annotated[float, "Redis: µs to submit a job"] = 150
+    run_redis_us: Annotated[float, "Redis: µs of a job after its submission"] = 700
+    step_redis_us: Annotated[float, "Redis: µs per step"] = 45
+    call_us: Annotated[float, "Redis: µs per heartbeat and per pool observed"] = 20
+    observe_worker_us: Annotated[float, "Redis: µs per worker observed"] = 1.9
+    message_us: Annotated[float, "functions: µs per message to a socket"] = 57
+    socket_kib: Annotated[float, "functions: KiB per socket"] = 35
+    pending_bytes: Annotated[float, "Redis: bytes of a waiting job"] = 3700
+    ended_bytes: Annotated[float, "Redis: bytes of a finished job, with its log"] = 6400
+    log_bytes: Annotated[float, "Redis: bytes of a log with one published step"] = 1580
+    published_bytes: Annotated[float, "Redis: bytes of a log per further published step"] = 170
+    file_bytes: Annotated[float, "Redis: bytes of the append-only file per job"] = 9_800
+    step_file_bytes: Annotated[float, "Redis: bytes of the append-only file per step"] = 190
+    worker_connections: Annotated[float, "connections of a worker to Redis"] = 9
+    record_kept_h: Annotated[float, "hours that a finished job stays in Redis"] = RECORD_KEPT_H
+    redis_gb: Annotated[float, "GB of one Redis (maxmemory)"] = 16
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,13 @@ def table(load: PlannedLoad, costs: UnitCosts) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="capacity", description=__doc__)
-    for part, about in ((PlannedLoad(), "of the load"), (UnitCosts(), "a cost")):
+    for part in (PlannedLoad(), UnitCosts()):
+        meanings = get_type_hints(type(part), include_extras=True)
         for item in fields(part):
             value = getattr(part, item.name)
             option = f"--{item.name.replace('_', '-')}"
-            parser.add_argument(option, type=float, default=value, help=f"{about} (default {value:g})")
+            (meaning,) = meanings[item.name].__metadata__
+            parser.add_argument(option, type=float, default=value, help=f"{meaning} (default: {value:g})")
     chosen = vars(parser.parse_args(arguments))
     load = PlannedLoad(**{item.name: chosen[item.name] for item in fields(PlannedLoad)})
     costs = UnitCosts(**{item.name: chosen[item.name] for item in fields(UnitCosts)})

@@ -49,7 +49,7 @@ _FRAME = re.compile(r"(.+) \(([^()]+?)(?::\d+)?\)")
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="profile", description=__doc__)
-    parser.add_argument("what", choices=("submit", "worker"))
+    parser.add_argument("what", choices=("submit", "worker"), help="the process to sample")
     parser.add_argument("--seconds", type=float, default=8.0, help="seconds of sampling per file (default: 8)")
     options = parser.parse_args(arguments)
     load = under_submissions if options.what == "submit" else with_a_backlog
