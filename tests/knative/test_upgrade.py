@@ -5,6 +5,7 @@ The tags and a setting change; a real API server takes the manifests before and 
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,25 @@ def test_a_changed_model_replaces_the_parts_that_use_it(manifests: Path) -> None
     (manifests / "base" / "models.example.toml").write_text("# another\n")
     readers = {("Service", "submit"), ("Service", "jobs"), ("Deployment", "darkroom-operator")}
     assert replaced(before, rendered_of(manifests)) == readers
+
+
+FORMER_OBJECTS = {("ksvc", "dead-letter"), ("sinkbinding", "dead-letter")}
+"""Objects of 0.1 that have another name now, without ConfigMaps: `kubectl apply` leaves them."""
+
+
+def test_the_operations_guide_deletes_each_object_that_was_renamed(repository: Path) -> None:
+    guide = (repository / "docs" / "operations.md").read_text()
+    (command,) = re.findall(r"^kubectl -n darkroom delete (.*) --ignore-not-found$", guide, re.MULTILINE)
+    assert {tuple(each.split("/")) for each in command.split()} == FORMER_OBJECTS
+
+
+def test_a_renamed_function_reaches_redis_until_it_is_deleted() -> None:
+    """The Broker may still send it the events that it failed to deliver just before the upgrade."""
+    path = KNATIVE / "components" / "networkpolicies" / "networkpolicies.yaml"
+    redis = find(list(yaml.safe_load_all(path.read_text())), "NetworkPolicy", "redis")
+    (functions, _) = redis["spec"]["ingress"][0]["from"]
+    (label,) = functions["podSelector"]["matchExpressions"]
+    assert {name for kind, name in FORMER_OBJECTS if kind == "ksvc"} < set(label["values"])
 
 
 def without_jobs(objects: list[Object]) -> list[Object]:
