@@ -65,7 +65,7 @@ PARTS := api celery flower redis-keys redis-info redis-flush
 .PHONY: $(foreach part,$(PARTS),$(part)-dev $(part)-demo $(part)-test)
 
 $(BIN)/python:
-	@echo "$@ is not there: make setup comes first" >&2; exit 2
+	@echo "$@ does not exist: run make setup first" >&2; exit 2
 
 api-dev api-demo api-test: api-%: $(READY) ## Run the functions and the courier, until Ctrl-C
 	@$(ENVIRONMENT) $* api $(DRY) $(ARGS)

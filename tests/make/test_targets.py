@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.make.targets import ENVIRONMENTS, ROOT, make, program, targets
 from tests.test_layout import committed_files
@@ -101,7 +102,16 @@ def test_a_dry_run_of_a_load_test_prints_its_plan() -> None:
 def test_a_dry_run_installs_nothing() -> None:
     done = make("celery-dev", "DRY_RUN=1", "BIN=nowhere")
     assert done.returncode == 2
-    assert "nowhere/python is not there: make setup comes first" in done.stderr
+    assert "nowhere/python does not exist: run make setup first" in done.stderr
+
+
+def test_the_hooks_of_pre_commit_run_the_commands_of_lint() -> None:
+    (group,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = {hook["entry"].removeprefix("env ").replace(" --force-exclude", "") for hook in group["hooks"]}
+    recipe = make("lint", "--dry-run", "--always-make", "BIN=.venv/bin").stdout.splitlines()
+    commands = {line.removesuffix(" .") for line in recipe if re.search(r"\.venv/bin/(ruff|mypy|lint)", line)}
+    assert len(commands) == 4
+    assert commands < entries
 
 
 def test_shellcheck_has_no_findings(tmp_path: Path) -> None:
