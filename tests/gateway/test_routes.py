@@ -158,6 +158,16 @@ def test_without_an_address_of_undelivered_its_paths_are_not_found(staged: Stage
             assert problem(httpx.get(gateway.url + path, trust_env=False))["status"] == 404
 
 
+def test_the_former_name_of_an_address_is_read_with_a_warning(staged: Staged, tmp_path: Path) -> None:
+    places = {name: each.place for name, each in staged.functions.items()}
+    places["DEAD_LETTER"] = places.pop("UNDELIVERED")
+    with running(tmp_path / "gateway", places) as gateway:
+        assert httpx.get(gateway.url + routes.UNDELIVERED, trust_env=False).json()["function"] == "undelivered"
+    (line,) = gateway.lines("setting_renamed")
+    assert line["level"] == "warning"
+    assert line["message"] == "DARKROOM_GATEWAY_DEAD_LETTER is deprecated: use DARKROOM_GATEWAY_UNDELIVERED"
+
+
 def test_a_body_may_be_as_large_as_the_functions_take(client: httpx.Client) -> None:
     def chunks(size: int) -> Iterator[bytes]:
         for _ in range(size // 1024):
