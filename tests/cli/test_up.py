@@ -83,7 +83,7 @@ def test_a_reused_pid_is_left_alone(taken_port: int, tmp_path: Path, sleeper: su
     recorded(tmp_path, sleeper, started="another time")
     done = darkroom(["up", "--port", str(taken_port)], folder=tmp_path)
     assert done.returncode == 1
-    assert "ending" not in done.stderr
+    assert "stopping" not in done.stderr
     assert sleeper.poll() is None
 
 
