@@ -99,6 +99,7 @@ class Courier:
                 upkeep = Upkeep(ledger, settings)
                 archive = Archive(ledger, history, metrics, settings, owner=owner)
                 retention = Retention(Deletion(ledger, history, ArtifactStore(settings.store)), settings)
+                posting = (relay, webhooks, notices)
                 wakes = {b"outbox": relay.wake, b"deliveries": webhooks.wake}
 
                 def on_message(_channel: str, payload: bytes) -> None:
@@ -106,8 +107,8 @@ class Courier:
                         wakes[payload]()
 
                 def wake_all() -> None:
-                    for wake in wakes.values():
-                        wake()
+                    for each in posting:
+                        each.wake()
 
                 channels = Channels(redis, on_message=on_message, on_subscribed=lambda _channel: wake_all())
                 loops = [
@@ -126,7 +127,7 @@ class Courier:
                 for task in (*loops, listening):
                     task.cancel()
                 await asyncio.wait([*loops, listening])
-                await asyncio.gather(*(each.finish(timeout_s=FINISH_TIMEOUT_S) for each in (relay, webhooks, notices)))
+                await asyncio.gather(*(each.finish(timeout_s=FINISH_TIMEOUT_S) for each in posting))
         finally:
             await history.aclose()
             await redis.aclose()

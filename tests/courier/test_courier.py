@@ -6,6 +6,7 @@ A test drives the jobs through the ledger itself, in place of `submit` and a wor
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from datetime import UTC, datetime
@@ -17,8 +18,12 @@ from darkroom.cloudevents.event import Event
 from darkroom.jobs import State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Applied
+from darkroom.settings import load
 from darkroom.webhooks.subscriptions import DEFAULT_EVENTS, new_subscription_id
+from darkroom_courier.courier import Courier
 from darkroom_courier.posting.sink import BACKOFF, Refusal, pause_after, retry_after
+from darkroom_courier.settings import CourierSettings
+from structlog.testing import capture_logs
 
 from tests.courier.conftest import Start
 from tests.courier.sink import HANG, Answer, Sink
@@ -379,6 +384,25 @@ class TestProcess:
         assert posted == [f"{job_id}:end"]
         assert courier.said("relayed")
         assert courier.said("stopped")
+
+    async def test_an_idle_courier_stops_at_once(
+        self, redis_url: str, namespace: str, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A stop ends the pause of each loop. Else it would take as long as the interval, or the timeout of a round."""
+        monkeypatch.setattr("darkroom_courier.courier.ROUND_TIMEOUT_S", 60.0)
+        settings = environment(redis_url, namespace, K_SINK=sink.url, DARKROOM_POLL_INTERVAL_S="10")
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        courier = Courier(load(CourierSettings))
+        with capture_logs() as logged:
+            running = asyncio.create_task(courier.run())
+            while not any(line["event"] == "started" for line in logged):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(1)  # until all loops pause
+            began = time.monotonic()
+            courier.stop()
+            await running
+        assert time.monotonic() - began < 5
 
     def test_an_outage_of_redis_ends_nothing_and_work_goes_on_after_it(
         self, start: Start, sink: Sink, tmp_path: Path, namespace: str
