@@ -117,6 +117,24 @@ async def test_the_events_of_a_task_match_the_state_of_its_job(testbed: Testbed)
     assert celery_status(await testbed.job(released)) == "RETRY"
 
 
+async def test_a_state_of_a_later_version_does_not_end_a_worker_that_sends_events(testbed: Testbed) -> None:
+    worker = await testbed.ready_worker()
+    with Celery("tests", broker=testbed.redis_url, set_as_current=False) as app, connect(testbed.redis_url) as redis:
+        app.conf.broker_transport_options = queues.transport_options(testbed.namespace, POOL)
+
+        async def sends_events() -> list[Any] | None:
+            return await asyncio.to_thread(app.control.enable_events, reply=True, limit=1) or None
+
+        await testbed.until(sends_events, "the worker sends events")
+        job_id = await testbed.submit(steps=600, seconds=60)
+        await testbed.running(job_id)
+        redis.hset(testbed.ledger.keys.job(job_id), "state", "resting")
+        await testbed.said(worker, "attempt_ended", job=job_id, ended="lost")
+
+        assert (await testbed.ended(await testbed.submit())).state is State.COMPLETED
+        assert worker.stop() == 0
+
+
 SECRET = "a prompt that no other user may read"
 
 JOBLESS = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"

@@ -16,7 +16,7 @@ from celery.exceptions import TimeLimitExceeded
 from celery.worker import state as celery_state
 from celery.worker.request import Request
 from darkroom import traces
-from darkroom.jobs import ErrorKind, State
+from darkroom.jobs import ErrorKind, State, UnknownValue
 from darkroom.ledger import calls
 from darkroom.ledger.calls import AttemptEnd, Call, ReleaseReason
 from darkroom.ledger.records import JobRecord
@@ -102,8 +102,11 @@ class Attempt(Request):  # type: ignore[misc]  # Celery has no types
     def send_final_event(self, record: JobRecord | None) -> None:
         """Send Celery's event for the job's state, so that Flower shows the status of `GET /tasks/{id}`.
 
-        To be called in the event loop's thread. For a job that runs again, its next worker sends the event.
+        To be called in the event loop's thread, which an exception would end. For a job that runs again, its next
+        worker sends the event. Celery has none for a state that a later version wrote.
         """
+        if record is not None and isinstance(record.state, UnknownValue):
+            return
         match "REVOKED" if record is None else celery_status(record):
             case "SUCCESS":
                 self.send_event("task-succeeded", result=repr(str(AttemptEnd.COMPLETED)), runtime=None)
