@@ -74,6 +74,40 @@ def test_the_base_is_pinned_and_can_be_another(dockerfile: str, repository: Path
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_what_it_copies_is_in_the_build_context(dockerfile: str, repository: Path) -> None:
+    kept = [line[1:] for line in (repository / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    sources = [source for copied, _ in _copies(repository / dockerfile) for source in copied]
+    assert sources
+    assert [source for source in sources if not (repository / source).exists()] == []
+    assert [source for source in sources if not any(f"{source}/".startswith(f"{path}/") for path in kept)] == []
+
+
+def test_flowers_image_has_all_that_its_part_of_darkroom_imports(repository: Path, tmp_path: Path) -> None:
+    for copied, folder in _copies(repository / "worker-images/flower/Dockerfile"):
+        if folder.startswith("/opt/darkroom/parts/"):
+            target = tmp_path / folder.removeprefix("/opt/darkroom/parts/")
+            target.mkdir(parents=True, exist_ok=True)
+            for source in copied:
+                shutil.copy(repository / source, target)
+    script = "from darkroom.ledger.address import RedisAddress; RedisAddress.parse('rediss://h').broker_settings"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script],  # without the packages of this environment
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def _copies(dockerfile: Path) -> list[tuple[list[str], str]]:
+    """What each COPY takes from the build context, and where to."""
+    lines = [line.split()[1:] for line in _lines(dockerfile) if line.startswith("COPY ") and "--from=" not in line]
+    return [(words[:-1], words[-1]) for words in lines]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
 def test_what_runs_is_no_root_and_hears_signals(dockerfile: str, repository: Path) -> None:
     """A numeric user, which a kubelet can distinguish from root, and a program without a shell around it."""
     *_, user, command = (repository / dockerfile).read_text().splitlines()
