@@ -54,7 +54,9 @@ class Retention:
             return False
         now = await reads.now(self._deletion.ledger)
         left = await self._deletion.history.unfinished(limit=SLICE)
-        over = [] if self._days is None else await self._bury(before=now - self._days * DAY_MS, now=now)
+        over: list[Tombstone] = []
+        if self._days is not None:
+            over = await self._deletion.history.replace_older(now - self._days * DAY_MS, limit=SLICE, now=now)
         await self._deletion.finish([*left, *over], now=now)
         for event, tombstones in (("deletions_finished", left), ("retention_over", over)):
             if tombstones:
@@ -85,6 +87,3 @@ class Retention:
             _log.info("orphans_removed", jobs=sorted({orphan.job for orphan in found}), artifacts=len(found))
         self._listing = listing
         return True
-
-    async def _bury(self, *, before: int, now: int) -> list[Tombstone]:
-        return await self._deletion.history.replace_older(before, limit=SLICE, now=now)
