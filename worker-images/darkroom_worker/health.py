@@ -1,6 +1,6 @@
 """`python -m darkroom_worker.health [--ready]`: the exec probe of a worker, for pod templates that name it.
 
-The worker answers probes over HTTP (`probes.py`), which costs no process.
+The worker answers probes over HTTP (`parent/probes.py`), which costs no process.
 
 It reads from the ledger whether a worker of this host and pool renewed its registration lately. Exit status 0 is yes, 1
 is no. A faulty worker is alive, so that Kubernetes does not restart it before an operator has looked. While the ledger

@@ -55,8 +55,7 @@ PROMPT_TOKENS = 77
 
 VAE_CHANNELS = (8, 8, 16, 16)
 """Channels of the picture decoder, from the full size to an eighth of it. With so few, decoding the million pixels of
-an
-832×1216 picture takes less than a second."""
+an 832×1216 picture takes less than a second."""
 
 SD_PROMPT_GAIN = 20.0
 SD_OUTPUT_GAIN = 3.0

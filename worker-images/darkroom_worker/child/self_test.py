@@ -23,8 +23,7 @@ from darkroom_worker.engines.registry import Engine, WorkerFault
 
 MAX_FAILED_JOBS = 3
 """Consecutive failed attempts of different jobs that cause a self-test. A job that fails at every attempt is no
-evidence
-about the device. Three is a guess: two may be chance, and each costs an attempt."""
+evidence about the device. Three is a guess: two may be chance, and each costs an attempt."""
 
 TRIES = 4
 """Runs of one model, of which one must succeed: an engine that fails sometimes is no evidence of a broken device."""

@@ -68,8 +68,8 @@ SCHEDULERS: Mapping[str, str] = {
 
 OTHER_STREAM = 0x9E3779B9
 """Mixed into the seed of torch's global generator, from which some schedulers draw (FlowMatchLCM under Flux): their
-noise
-is reproducible too, and differs from the picture's first noise. Any number would do; this one is the golden ratio's."""
+noise is reproducible too, and differs from the picture's first noise. Any number would do; this one is the golden
+ratio's."""
 
 LIBRARY_FAILURES = (
     ArithmeticError,
