@@ -12,7 +12,7 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,16 +76,13 @@ class ProbeServer(ThreadingHTTPServer):
 
 @asynccontextmanager
 async def served(
-    respond: Callable[[str], Awaitable[ProbeResponse]], *, host: str, port: int, variable: str
+    respond: Callable[[str], Coroutine[Any, Any, ProbeResponse]], *, host: str, port: int, variable: str
 ) -> AsyncIterator[None]:
     """Serve `respond` in the event loop while the block runs. While the loop hangs, the response is 503."""
     loop = asyncio.get_running_loop()
 
-    async def responded(path: str) -> ProbeResponse:
-        return await respond(path)
-
     def in_loop(path: str) -> ProbeResponse:
-        response = asyncio.run_coroutine_threadsafe(responded(path), loop)
+        response = asyncio.run_coroutine_threadsafe(respond(path), loop)
         try:
             return response.result(REQUEST_TIMEOUT_S)
         except TimeoutError:
