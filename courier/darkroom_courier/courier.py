@@ -3,7 +3,7 @@
 The relay (`posting/relay.py`) posts jobs' events to the sink until they are applied. `posting/webhooks.py` posts them
 to webhooks, and the notices (`posting/notices.py`) report subscriptions that were disabled. The upkeep (`upkeep.py`)
 runs the ledger's timers, the archive (`archive.py`) writes finished jobs to the history, and retention (`retention.py`)
-deletes them. A failure of a loop is logged and the loop goes on after a back-off, so that neither a bad job nor an
+deletes them. A failure of a loop is logged and the loop continues after a back-off, so that neither a bad job nor an
 unavailable Redis or database ends the process. It ends on SIGTERM, after the posts in flight, or when a loop has ended.
 """
 
@@ -46,7 +46,7 @@ ROUND_LIMIT_S = 20.0
 """The limit of one round of a loop: a Redis that accepts connections and does not answer is a failure too."""
 
 LONGEST_PAUSE_S = 5.0
-"""The longest pause of a loop that fails repeatedly: short, so that it goes on soon after Redis is back."""
+"""The longest pause of a loop that fails repeatedly: short, so that it continues soon after Redis is back."""
 
 ROUND_TIMEOUT_S = 3.0
 """How long a round may take after SIGTERM, so that the items that it leased are posted and wait for no lease."""

@@ -273,7 +273,7 @@ def test_a_job_is_deleted_with_its_pictures_after_its_retention_and_leaves_a_tom
 ) -> None:
     over, young = old_jobs(watched, 3, days=30.1), old_jobs(watched, 3, days=29.9)
     courier = start(DARKROOM_RETENTION_DAYS="30", **watched.settings)
-    eventually(lambda: courier.said("retention_over"), what="the look for old jobs")
+    eventually(lambda: courier.said("retention_over"), what="the search for old jobs")
     for job_id in over:
         tombstone = watched.find(job_id)
         assert isinstance(tombstone, Tombstone)
@@ -288,7 +288,7 @@ def test_retention_is_counted_by_redis_clock(start: Start, watched: Watched, tmp
     over, young = old_jobs(watched, 1, days=30.1), old_jobs(watched, 1, days=29)
     path = ahead(tmp_path, seconds=2 * 24 * 3600)
     courier = start(DARKROOM_RETENTION_DAYS="30", PYTHONPATH=path, **watched.settings)
-    eventually(lambda: courier.said("retention_over"), what="the look for old jobs")
+    eventually(lambda: courier.said("retention_over"), what="the search for old jobs")
     assert isinstance(watched.find(over[0]), Tombstone)
     assert isinstance(watched.find(young[0]), PastJob)
 
@@ -297,7 +297,7 @@ def test_without_a_retention_no_job_is_deleted(start: Start, watched: Watched) -
     kept = old_jobs(watched, 1, days=10_000)
     start(**watched.settings)
     marker = unfinished_deletion(watched)
-    eventually(lambda: marker not in pictures(watched), what="a look at deletions")
+    eventually(lambda: marker not in pictures(watched), what="a search for deletions")
     assert all(isinstance(watched.find(job_id), PastJob) for job_id in kept)
     assert pictures(watched) == set(kept)
 
@@ -322,7 +322,7 @@ def unfinished_deletion(watched: Watched) -> str:
 def test_an_interrupted_deletion_is_completed(start: Start, watched: Watched) -> None:
     job_id = unfinished_deletion(watched)
     courier = start(**watched.settings)
-    eventually(lambda: courier.said("deletions_finished"), what="the look for unfinished deletions")
+    eventually(lambda: courier.said("deletions_finished"), what="the search for unfinished deletions")
     assert pictures(watched) == set()
     assert watched.jobs.redis.exists(f"{watched.jobs.namespace}:job:{job_id}") == 0
     assert isinstance(watched.find(job_id), Tombstone)
@@ -361,7 +361,7 @@ def test_new_artifacts_that_no_job_publishes_are_not_deleted(start: Start, watch
     courier = start(**watched.settings)
     for _ in range(2):  # the second one is deleted after the search that follows the first
         unfinished_deletion(watched)
-        eventually(lambda: pictures(watched) == {completed}, what="a look at deletions")
+        eventually(lambda: pictures(watched) == {completed}, what="a search for deletions")
     assert courier.said("orphans_removed") == []
 
 

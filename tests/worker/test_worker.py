@@ -479,8 +479,8 @@ async def test_a_job_of_an_invalid_tenant_fails(shared_testbed: Testbed, worker:
     "given",
     [
         pytest.param({"steps": 0}, id="a value beyond the limits of the model's file"),
-        pytest.param({"nonsense": 1}, id="a parameter that the model has not"),
-        pytest.param({"failure": ErrorKind.INVALID_INPUT}, id="what only the engine refuses"),
+        pytest.param({"nonsense": 1}, id="an unknown parameter"),
+        pytest.param({"failure": ErrorKind.INVALID_INPUT}, id="a value that only the engine rejects"),
     ],
 )
 async def test_invalid_input_fails_the_job_with_one_event(shared_testbed: Testbed, given: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def pause_after(refusal: Refusal, *, age_s: float, dice: float | None = None) ->
     """Seconds until a refused event is posted again. `dice`, from 0 to 1, is drawn if not given.
 
     The event waits as long again as it has waited since it occurred. That doubles the pause each time without a stored
-    count, so that any courier goes on where another one stopped. A `Retry-After` of the sink counts instead.
+    count, so that any courier continues where another one stopped. A `Retry-After` of the sink counts instead.
     """
     if refusal.retry_after_s is None:
         return BACKOFF.within(age_s, dice=dice)

@@ -44,7 +44,7 @@ from darkroom_courier.posting.streaks import Streaks
 from darkroom_courier.settings import CourierSettings
 
 JITTER = 0.2
-"""Up to this share is added to a pause, so that what failed together does not come back together."""
+"""Up to this share is added to a pause, so that deliveries that failed together are not repeated together."""
 
 RETRY_AFTER_MAX_S = 24 * 3600.0
 """The longest `Retry-After` that is honoured: as long as the longest pause of the schedule."""

@@ -110,7 +110,7 @@ class DiffusersEngine:
             pipeline_class = _pipeline_class(self._model.pipeline)
             self._call = inspect.signature(pipeline_class.__call__).parameters
             if missing := NEEDED_ARGUMENTS - self._call.keys():
-                raise ValueError(f"{self._model.pipeline} takes no {', '.join(sorted(missing))}")
+                raise ValueError(f"{self._model.pipeline} lacks the arguments {', '.join(sorted(missing))}")
             folder, self._origin = _fetched(pipeline_class, self._model)
             diffusers.utils.logging.disable_progress_bar()
             transformers.utils.logging.disable_progress_bar()
