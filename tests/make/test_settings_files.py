@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from darkroom_operator.settings import OperatorSettings
 from darkroom_worker.settings import WorkerSettings
 from pydantic import SecretStr
 
-from tests.darkroom_command import darkroom
+from tests.darkroom_command import darkroom, environment
 from tests.knative import bootstrap_program
 from tests.knative.rendering import KNATIVE
 from tests.redis_server import RedisKind, needed_binary
@@ -113,6 +115,25 @@ def test_a_renamed_setting_is_read_under_its_former_name(kind: type[Settings]) -
     found = {former_name(field): name.upper() for name, field in kind.model_fields.items()}
     found.pop(None, None)
     assert found == {PREFIX + former: current for former, current in FORMER_NAMES.get(kind, {}).items()}
+
+
+@pytest.mark.parametrize(
+    ("part", "former"),
+    [
+        (["darkroom_courier"], "DARKROOM_POSTS"),
+        (["darkroom_operator"], "DARKROOM_TICK_S"),
+        (["darkroom_functions.serve", "result"], "DARKROOM_LOOK_EVERY_S"),
+    ],
+    ids=["courier", "operator", "functions"],
+)
+def test_a_part_logs_a_former_name_as_a_json_line(part: Sequence[str], former: str, tmp_path: Path) -> None:
+    """The process stops afterwards, since its other settings are missing."""
+    command = [sys.executable, "-m", *part]
+    variables = environment(**{former: "1"})
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    (line,) = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert (line["event"], line["level"], line["variable"]) == ("setting_renamed", "warning", former)
 
 
 def test_the_example_sets_nothing(repository: Path, tmp_path: Path) -> None:
