@@ -1,1 +1,1 @@
-"""The command line: `darkroom up` runs everything on one machine, the other commands are clients."""
+"""The command line `darkroom`: `up` runs all parts on one machine, most other commands use a running darkroom."""

@@ -1,1 +1,1 @@
-"""The commands that are clients of a running darkroom, one module each; `main.py` parses their arguments."""
+"""The commands that use a running darkroom, over HTTP or, for operators, its Redis; `parsers/` has their arguments."""

@@ -1,4 +1,4 @@
-"""`darkroom up`: runs all parts on this stack until a signal arrives.
+"""`darkroom up`: runs all parts on this machine until a signal arrives.
 
 In order: lock the data folder, stop the processes that a killed `up` left, check that the port is free, then start the
 parts and watch them (`stack.py`).

@@ -1,3 +1,3 @@
-"""What every measurement stands on: the processes of a run (`rig.py`), its figures and goals (`figures.py`), and
-samples of processes (`samples.py`).
+"""The basis of every measurement: the processes of a run (`rig.py`), its figures and goals (`figures.py`), and samples
+of processes and of Redis (`samples.py`).
 """

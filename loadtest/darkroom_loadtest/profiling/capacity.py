@@ -163,7 +163,7 @@ def table(load: PlannedLoad, costs: UnitCosts) -> str:
         ("jobs per second", *(f"{each.jobs_per_s:,g}" for each in loads)),
         ("workers", *(f"{each.workers:,}" for each in columns)),
         ("functions: submit, jobs, result", *(f"{each.functions:,}" for each in columns)),
-        ("functions: result", *(f"{each.results:,}" for each in columns)),
+        ("functions: result, for sockets", *(f"{each.results:,}" for each in columns)),
         ("couriers", *(f"{each.couriers:,}" for each in columns)),
         ("open sockets", *(f"{each.sockets:,.0f}" for each in columns)),
         ("memory of sockets, MB", *(f"{each.sockets * costs.socket_kib / 1024:,.0f}" for each in columns)),
