@@ -1,4 +1,4 @@
-"""What the tests of the core ask for: jobs at a time of the test's own, and the ledger as the functions have it."""
+"""Fixtures of the core's tests: jobs whose time the test sets, and the ledger as an asyncio client."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.redis_server import RedisKind, RedisServer, needed_binary
 
 @pytest.fixture(params=list(RedisKind), scope="module")
 def redis_binary(request: pytest.FixtureRequest) -> Path:
-    """The server of each kind in turn, for tests that start one of their own. As for `any_redis_url`, one may lack."""
+    """The server of each kind in turn, for tests that start their own. Without a current one they are skipped."""
     return needed_binary(request.param)
 
 
 @pytest.fixture
 def own_redis(redis_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, of each kind in turn."""
+    """A separate server, of each kind in turn."""
     server = RedisServer(redis_binary, tmp_path)
     server.start()
     yield server
@@ -30,7 +30,7 @@ def own_redis(redis_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
-    """A pool without a worker, on either kind of Redis."""
+    """A pool without a worker, on each kind of Redis."""
     jobs = TimedJobs(any_redis_url, namespace)
     yield jobs
     jobs.remove_all()

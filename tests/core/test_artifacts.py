@@ -1,4 +1,4 @@
-"""The object store, as a folder and as S3: written once, read in chunks, and never another's fault for being away."""
+"""The object store, as a folder and as S3: written once, read in chunks, and unavailable without blame on a job."""
 
 from __future__ import annotations
 
@@ -194,11 +194,11 @@ async def test_a_store_that_refuses_writes_is_unavailable(store: ArtifactStore, 
 
 
 BROKEN = b"half of a picture"
-"""An object that is announced twice as long as it is and then breaks off."""
+"""An object whose response ends at half of its declared length."""
 
 
 class Bucket(BaseHTTPRequestHandler):
-    """As much of S3 as one object needs: PUT that may ask to create, and GET."""
+    """The part of S3 that one object needs: PUT, also with `If-None-Match`, and GET."""
 
     objects: dict[str, bytes]
     protocol_version = "HTTP/1.1"
@@ -229,12 +229,12 @@ class Bucket(BaseHTTPRequestHandler):
         self.close_connection = broken
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    """An S3 of the test's own, found by AWS' variables; what is in it, by path."""
+    """A separate S3, configured by AWS' variables; its objects by path."""
     objects: dict[str, bytes] = {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnBucket", (Bucket,), {"objects": objects}))
     thread = threading.Thread(target=server.serve_forever)

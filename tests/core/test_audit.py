@@ -1,4 +1,4 @@
-"""The audit, on a real Redis: nothing is found in what the ledger made, and everything in what was broken by hand."""
+"""The audit, on a real Redis: a ledger in any state has no findings, and each damage made by a test is found."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.databases import opened
 from tests.driven_jobs import DrivenJobs
 
 GHOST = "01900000-0000-7000-8000-000000000000"
-"""The id of a job that never was."""
+"""The id of an unknown job."""
 
 LONG_AGO_MS = 120_000
 
@@ -39,7 +39,7 @@ TARGET = target_of(TENANT, WEBHOOK.url)
 
 @pytest.fixture
 def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
-    """Jobs of now: the audit goes by Redis' clock."""
+    """Jobs at the present time: the audit uses Redis' clock."""
     jobs = TimedJobs(any_redis_url, namespace)
     jobs.now = time.time_ns() // 1_000_000
     yield jobs
@@ -48,7 +48,7 @@ def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
 
 @dataclass
 class Audit:
-    """The auditor, with a second look at once where a test does not say otherwise."""
+    """The auditor, whose second pass follows at once by default."""
 
     redis_url: str
     namespace: str
@@ -79,7 +79,7 @@ def kinds(report: AuditReport) -> set[FaultKind]:
 
 
 def everything(jobs: TimedJobs) -> dict[str, str]:
-    """A job in each place. The pool's list is full, as there is no worker, so one waits."""
+    """A job in each place. The pool's list is full, since there is no worker, so that one job waits."""
     there = {
         "completed": jobs.running(),
         "failed": jobs.running(),
@@ -128,7 +128,7 @@ async def test_pending_events_and_deliveries_are_no_faults(jobs: TimedJobs, look
 
 
 async def test_a_target_outside_of_the_set_of_targets_is_found_and_repaired(jobs: TimedJobs, look: Audit) -> None:
-    """With every delivery to it: `_applied` stores two."""
+    """With all deliveries to it: `_applied` stores two."""
     job_id = _applied(jobs)
     jobs.redis.zrem(jobs.key("targets"), TARGET)
     assert {fault.job for fault in (await look()).findings} == {job_id}
@@ -200,7 +200,7 @@ def _completed(jobs: TimedJobs) -> str:
 
 
 def _lapsed(jobs: TimedJobs) -> str:
-    """Its lease lapsed long ago, and it was not reaped."""
+    """A job whose lease lapsed long ago, and which was not reaped."""
     jobs.now -= LONG_AGO_MS
     job_id = jobs.running()
     jobs.now += LONG_AGO_MS
@@ -208,7 +208,7 @@ def _lapsed(jobs: TimedJobs) -> str:
 
 
 def _lost(jobs: TimedJobs) -> str:
-    """Its message was received long ago, and no courier swept."""
+    """A job whose message was received long ago, while no courier swept."""
     jobs.now -= LONG_AGO_MS
     job_id = jobs.submit()
     assert jobs.receive_message() == job_id
@@ -226,7 +226,7 @@ def _settled(jobs: TimedJobs) -> str:
 
 
 def _applied(jobs: TimedJobs) -> str:
-    """Its end is applied, and is to be delivered."""
+    """A job whose terminal event is applied, with open deliveries."""
     job_id = jobs.running(webhook=WEBHOOK)
     jobs.run(calls.mark_applied(job_id, seq=2, now=jobs.now))
     jobs.finish(job_id)
@@ -262,12 +262,12 @@ def into(name: str, pool: str | None = POOL) -> Callable[[TimedJobs, str], Any]:
 
 
 def nothing(jobs: TimedJobs, job_id: str) -> None:
-    """The situation itself is wrong."""
+    """Do nothing: the situation itself is the damage."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to a job in a situation, what the audit must find, and where a repair takes the job."""
+    """A damage to a job in a situation, the finding that it must cause, and where a repair moves the job."""
 
     situation: Callable[[TimedJobs], str]
     harm: Callable[[TimedJobs, str], Any]
@@ -531,14 +531,14 @@ async def test_a_fault_that_is_repaired_between_the_passes_is_no_finding(
 
 
 def push(jobs: TimedJobs, job_id: str, number: int) -> str:
-    """One more message of the job, as the ledger would push it. Answers its tag."""
+    """Push another message of the job, as the ledger does. Returns its tag."""
     message = queues.build_message(job_id=job_id, pool=POOL, traceparent=None)
     jobs.redis.lpush(jobs.list_key, f"{message.head}{job_id}:{number}{message.tail}")
     return f"{job_id}:{number}"
 
 
 def take(any_redis_url: str, jobs: TimedJobs, count: int) -> None:
-    """Messages that kombu received and did not acknowledge: their worker was killed."""
+    """Receive messages as kombu does, without an acknowledgement: their worker was killed."""
     with Connection(any_redis_url, transport_options=queues.transport_options(jobs.namespace, POOL)) as connection:
         channel = connection.channel()
         for _ in range(count):
@@ -606,7 +606,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def published(jobs: TimedJobs, *contents: bytes) -> tuple[str, list[Artifact]]:
-    """A completed job that published these."""
+    """A completed job that published these artifacts."""
     job_id = jobs.running()
     artifacts = []
     for index, content in enumerate(contents):

@@ -1,4 +1,4 @@
-"""The doctor, on real servers: each check is provoked, and nothing is found where all is well."""
+"""The doctor, on real servers: each finding is provoked, and a healthy system has none."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.worker.running_worker import POOL as WORKER_POOL
 from tests.worker.running_worker import Testbed
 
 QUICK = Limits(canary_s=0.2)
-"""For workers that do not exist, so that no canary is claimed, however long the doctor waits."""
+"""The doctor's wait for workers that do not exist, so that no canary is ever claimed."""
 
 LONG_AGO_MS = 600_000
 
@@ -45,7 +45,7 @@ async def diagnosed(redis_url: str, namespace: str, limits: Limits = QUICK) -> D
 
 
 def found(diagnosis: Diagnosis) -> dict[str, str]:
-    """What was seen, by check."""
+    """The symptoms by check."""
     assert all(finding.symptom.remedy for finding in diagnosis.findings)
     return {finding.check: finding.symptom.seen for finding in diagnosis.findings}
 
@@ -54,12 +54,12 @@ def found(diagnosis: Diagnosis) -> dict[str, str]:
 
 
 CLUSTER_PORT = 10_000
-"""So much above its port is another one that Redis takes in cluster mode."""
+"""Distance to the second port that Redis opens in cluster mode."""
 
 
 @contextmanager
 def own_server(kind: RedisKind, folder: Path, **options: str) -> Iterator[tuple[RedisServer, Any]]:
-    """A server of the test's own, with a client; `options` are of its configuration, with _ for -."""
+    """A separate server, with a client; `options` are of its configuration, with _ for -."""
     server = RedisServer(
         needed_binary(kind), folder, {name.replace("_", "-"): value for name, value in options.items()}
     )
@@ -184,7 +184,7 @@ def test_an_append_only_file_that_cannot_be_written_is_found() -> None:
 
 @pytest.fixture
 def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
-    """A pool of now, whose courier has just looked after it."""
+    """A pool at the present time, which a courier has just visited."""
     jobs = TimedJobs(any_redis_url, namespace)
     jobs.now = time.time_ns() // 1_000_000
     jobs.run(calls.announce_pool(POOL, models=["sd"], now=jobs.now))
@@ -195,7 +195,7 @@ def jobs(any_redis_url: str, namespace: str) -> Iterator[TimedJobs]:
 
 @pytest.fixture
 def ask(jobs: TimedJobs, any_redis_url: str) -> Callable[..., Any]:
-    """What is found there, by check; as a coroutine."""
+    """Examine this Redis; the coroutine returns the symptoms by check."""
 
     async def asked(limits: Limits = QUICK) -> dict[str, str]:
         return found(await diagnosed(any_redis_url, jobs.namespace, limits))
@@ -207,7 +207,7 @@ Ask = Callable[..., Any]
 
 
 def long_ago(jobs: TimedJobs, act: Callable[[], Any]) -> Any:
-    """Something that happened long ago."""
+    """A time long ago."""
     jobs.now -= LONG_AGO_MS
     try:
         return act()

@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457): names that programs know, a status, and what was wrong this time."""
+"""Errors as problem details (RFC 9457): type, status, and the detail of the occurrence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from darkroom.errors import (
 
 
 def kinds(base: type[DarkroomError] = DarkroomError) -> Iterator[type[DarkroomError]]:
-    """Every kind that this module names, however deep."""
+    """All subclasses of the class, direct and indirect."""
     for kind in base.__subclasses__():
         if kind.__module__ == errors.__name__:
             yield kind
@@ -46,7 +46,7 @@ def test_every_kind_has_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", NAMED)
 def test_temporary_errors_have_their_status(kind: type[DarkroomError]) -> None:
-    """Knative and most clients repeat after 429 and 503. Only a part's own settings are its fault (500)."""
+    """429 or 503, after which Knative and most clients retry; 500 for the settings of a part."""
     if issubclass(kind, TemporaryError):
         assert kind.status in {429, 503}
     else:

@@ -1,6 +1,6 @@
-"""CloudEvents: read in three modes as strictly as the specification allows, and written so that others read them.
+"""CloudEvents: parsed in three modes as strictly as the specification allows, and written for any other library.
 
-The requests stand in `tests/core/vectors/` (see `tests/event_vectors.py`); what a list of requests cannot say is here.
+The requests are in `tests/core/vectors/` (see `tests/event_vectors.py`); the other cases are here.
 """
 
 from __future__ import annotations
@@ -360,7 +360,7 @@ EVENTS = st.builds(
 
 
 def as_text(event: Event) -> Event:
-    """What remains of an event in headers: extensions are text, and the type of data is never left to guess."""
+    """The event after binary mode: extensions are text, and the type of the data is always set."""
     return replace(
         event,
         extensions={name: canonical(value) for name, value in event.extensions.items()},
@@ -420,7 +420,7 @@ def test_the_cloudevents_sdk_reads_our_structured_mode(event: Event) -> None:
 
 @given(EVENTS)
 def test_the_cloudevents_sdk_reads_our_binary_mode(event: Event) -> None:
-    """It leaves headers percent-encoded, which HTTP binding 3.1.3.2 has a receiver decode: that is done here for it."""
+    """The SDK does not decode percent-encoded headers (HTTP binding, 3.1.3.2), so the test does."""
     expected = {"data": None, **as_text(event).encode_structured()}
     read = foreign(from_http(*event.encode_binary()))
     read = {

@@ -1,4 +1,4 @@
-"""Submissions that arrive together: one round trip, and each its own answer, or its own failure."""
+"""Concurrent submissions: one round trip, in which each has its own response or failure."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ async def test_a_redis_that_hangs_is_unavailable_after_the_timeout(own_redis: Re
 
 
 async def until_asked(ledger: ListeningLedger, groups: int) -> None:
-    """The ledger has begun that many round trips."""
+    """Return once the ledger has begun so many round trips."""
     async with asyncio.timeout(PATIENCE_S):
         while len(ledger.groups) < groups:
             await asyncio.sleep(0.001)

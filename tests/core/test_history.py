@@ -1,4 +1,4 @@
-"""The history of ended jobs, on SQLite and on a real PostgreSQL: what it keeps, gives back and never brings back."""
+"""The history of finished jobs, on SQLite and on a real PostgreSQL: writes, reads, deletion and migrations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ENDS = [state for state in State if state.is_terminal]
 
 @pytest.fixture
 async def history(database: Database) -> AsyncIterator[History]:
-    """Empty, with its table."""
+    """An empty history with its table."""
     async with opened(database.url) as history:
         yield history
 
@@ -50,7 +50,7 @@ def timed_jobs(redis_url: str, namespace: str) -> Any:
 
 
 def record(**more: Any) -> JobRecord:
-    """A job that has ended; `more` are fields of its record."""
+    """A finished job; `more` are fields of its record."""
     job_id = more.pop("id", None) or new_job_id(ENDED + random.randrange(DAY_MS))
     fields: dict[str, Any] = {field.name: field.absent for field in FIELDS}
     fields |= {
@@ -89,7 +89,7 @@ def past(**more: Any) -> PastJob:
 
 
 async def ended_jobs(jobs: TimedJobs) -> list[str]:
-    """One job for each way to its end."""
+    """A job for each way to finish."""
     completed = jobs.running(start_deadline=jobs.now + 60_000, priority=9, traceparent="00-trace")
     for step in range(1, 5):
         jobs.progress(completed, op=step, step=step, steps=4)
@@ -155,7 +155,7 @@ async def test_concurrent_writers_write_each_job_once(history: History, database
 
 
 async def test_a_batch_with_a_refused_job_is_rolled_back(history: History) -> None:
-    """It is no outage, after which the same would succeed."""
+    """The refusal is no outage, after which a repetition would succeed."""
     good, bad = past(), past(fields={"user_id": ["no", "text"]})
     with pytest.raises(SQLAlchemyError):
         await history.write([good, bad])
@@ -403,7 +403,7 @@ def test_a_time_to_live_starts_when_a_job_is_applied_and_archived(jobs: TimedJob
 
 
 def test_only_the_written_terminal_entry_is_archived(jobs: TimedJobs) -> None:
-    """After a rollback of Redis a job may end anew: what was written was another end."""
+    """After Redis lost data a job may finish again: the written terminal entry was another one."""
     living, ended = jobs.submit(), jobs.running()
     jobs.finish(ended)
     before = jobs.everything()

@@ -1,4 +1,4 @@
-"""Job ids, states, and what a record's artifacts are written as."""
+"""Job ids, states, and the encoding of a record's artifacts."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def test_the_error_of_a_retry_is_stored_byte_for_byte(jobs: TimedJobs) -> None:
 
 
 async def submit_many(jobs: TimedJobs, ledger: AsyncLedger, count: int, **more: Any) -> list[str]:
-    """Jobs of `count` milliseconds, in the order of their ids."""
+    """Submit a job in each of `count` milliseconds; returns their ids in order."""
     batch = []
     for number in range(count):
         job = jobs.submission(job_id=new_job_id(START_MS + number), **more)
@@ -302,7 +302,7 @@ async def test_a_worker_without_a_heartbeat_is_removed(jobs: TimedJobs, ledger: 
 
 
 class Cutter:
-    """A TCP proxy that passes a request on, waits until it was answered, and then cuts the connection instead."""
+    """A TCP proxy that forwards a request, waits for its reply, and closes the connection instead of returning it."""
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -311,7 +311,7 @@ class Cutter:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, from its beginning to its end."""
+        """Serve one connection until it closes."""
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         try:
             while request := await reader.read(1 << 20):
@@ -330,7 +330,7 @@ class Cutter:
 
 @asynccontextmanager
 async def cutter(redis_url: str) -> AsyncIterator[tuple[Cutter, str]]:
-    """A cutter before that Redis, and the address to use instead."""
+    """A cutter in front of this Redis, and its address."""
     proxy = Cutter(urlsplit(redis_url).port or 0)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     async with server:
@@ -471,7 +471,7 @@ READS: dict[str, Callable[[AsyncLedger], Awaitable[Any]]] = {
 
 
 async def refusals(url: str, namespace: str) -> dict[str, object]:
-    """What each way into the ledger raises."""
+    """The exceptions of each kind of call."""
     client, sync_client = connect_async(url), connect(url)
     ledger, sync_ledger = AsyncLedger(client, namespace), Ledger(sync_client, namespace)
     attempts = {name: read(ledger) for name, read in READS.items()}
@@ -547,7 +547,7 @@ def is_loading(url: str) -> bool:
 
 
 async def test_a_redis_that_cannot_write_is_unavailable_for_changes(own_redis: RedisServer, namespace: str) -> None:
-    """As the old primary after a failover."""
+    """Like the old primary after a failover."""
     jobs = TimedJobs(own_redis.url, namespace)
     client = connect_async(own_redis.url)
     ledger = AsyncLedger(client, namespace)

@@ -22,7 +22,7 @@ DAY_MS = 24 * 3600 * 1000
 def offer(
     jobs: TimedJobs, job: Submission, *, backlog_limit: int = 10_000, memory_high: bool = False
 ) -> Accepted | DarkroomError:
-    """Hand the job in; a refusal is an answer too."""
+    """Submit the job. Returns the receipt or the refusal."""
     return jobs.run(calls.accept(job, backlog_limit=backlog_limit, memory_high=memory_high, now=jobs.now))
 
 

@@ -607,7 +607,7 @@ HOUR_MS = 3_600_000
 
 
 def tick(jobs: TimedJobs) -> None:
-    """As the courier does each second."""
+    """Run `adjust_clock`, as the courier does each second."""
     jobs.run(calls.adjust_clock(clock_ms=jobs.now, now=jobs.now))
     jobs.expire()
     jobs.reap()
@@ -622,7 +622,7 @@ def tick_for(jobs: TimedJobs, time_ms: int) -> None:
 
 
 def set_back(jobs: TimedJobs) -> None:
-    """Redis' clock, between two ticks."""
+    """Set Redis' clock back between two ticks."""
     tick(jobs)
     jobs.now -= HOUR_MS
     tick(jobs)
@@ -707,7 +707,7 @@ def outbox_entry(jobs: TimedJobs, kind: str) -> tuple[Any, Any, str]:
 async def test_a_worker_that_is_lost_gets_no_message_though_the_clock_was_set_back(
     jobs: TimedJobs, ledger: AsyncLedger
 ) -> None:
-    """It counts neither as a worker nor as a free slot once its sign of life is too old."""
+    """It counts neither as a worker nor as a free slot once its heartbeat is too old."""
     jobs.worker()
     set_back(jobs)
     tick_for(jobs, calls.WORKER_TTL_MS + 2_000)

@@ -189,7 +189,7 @@ class TestOrder:
 
 
 class TestLeases:
-    """Who gets what to post, and how much of it."""
+    """Which courier leases which deliveries, and how many."""
 
     def test_what_is_leased_has_one_owner_while_the_lease_lasts(self, jobs: TimedJobs) -> None:
         permit(jobs)

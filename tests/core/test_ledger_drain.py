@@ -1,4 +1,4 @@
-"""What the operator asks of the ledger: demand and workers as they are, a mark on workers that run nothing, and a log
+"""The operator's calls of the ledger: demand and workers, marks on workers that run nothing, and a log
 of what was decided.
 """
 
@@ -69,7 +69,7 @@ def test_a_busy_worker_is_never_marked(jobs: TimedJobs) -> None:
 
 
 def test_a_worker_that_reports_busy_without_a_job_may_be_marked(jobs: TimedJobs) -> None:
-    """It reports this state for up to a second after its job; a message that it has not claimed is requeued."""
+    """A worker reports this state for up to a second after its job; a message that it has not claimed is requeued."""
     worker(jobs, "a", WorkerState.BUSY)
     assert drain(jobs, 1) == ["a"]
 
@@ -143,7 +143,7 @@ def test_a_smaller_count_removes_the_other_marks(jobs: TimedJobs) -> None:
 
 
 def test_marked_workers_are_no_slots(jobs: TimedJobs) -> None:
-    """So the queue has no more messages than the others can run; removing the mark restores the slot at once."""
+    """So that the queue has no more messages than the others can run. Removing a mark restores the slot at once."""
     for name in "ab":
         worker(jobs, name)
     drain(jobs, 1)

@@ -1,4 +1,4 @@
-"""Redis at the limit of its memory: nothing more is accepted, and accepted jobs run, finish and make room.
+"""Redis at the limit of its memory: no job is accepted, and accepted jobs run, finish and free memory.
 
 Each server here is a test's own, of either kind.
 """
@@ -58,7 +58,7 @@ def used(jobs: TimedJobs) -> int:
 
 
 def fill(jobs: TimedJobs) -> None:
-    """From now on Redis is above its limit."""
+    """Fill Redis to above its limit."""
     jobs.redis.config_set("maxmemory", used(jobs) // 2)
 
 

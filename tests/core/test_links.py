@@ -1,4 +1,4 @@
-"""Links to artifacts: who has one may fetch that artifact, for a while, and nothing else."""
+"""Links to artifacts: a link gives access to one artifact, for a limited time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINKS = Links("https://darkroom.test/api", SecretStr("0123456789abcdef0123456789
 
 
 def read(url: str) -> tuple[str, dict[str, str]]:
-    """The artifact's key and the query, as the jobs function gets them."""
+    """The artifact's key and the query, as the function `jobs` receives them."""
     parts = urlsplit(url)
     assert parts.path.startswith(f"/api{PATH}")
     return unquote(parts.path.removeprefix(f"/api{PATH}")), dict(parse_qsl(parts.query))
@@ -37,7 +37,7 @@ def test_a_link_is_valid_until_it_expires() -> None:
 
 
 def test_links_that_are_written_shortly_after_another_are_the_same() -> None:
-    """So a view of a job stays the same, and a client that has it is answered 304."""
+    """So that the view of a job stays the same, and a client that has it gets 304."""
     assert LINKS.to(KEY, now_s=NOW_S + 59) == LINKS.to(KEY, now_s=NOW_S)
     later = LINKS.to(KEY, now_s=NOW_S + 119)
     assert later != LINKS.to(KEY, now_s=NOW_S)

@@ -14,7 +14,7 @@ from darkroom import times
 
 @pytest.fixture
 def said(repository: Path) -> Any:
-    """What a process that runs these lines, logs configured, says on stderr: each line decoded."""
+    """The decoded log lines of a process that runs this code with logs configured."""
 
     def run(*lines: str, level: str = "logging.INFO") -> list[dict[str, Any]]:
         program = "\n".join(
@@ -138,7 +138,7 @@ log.info("five")
 
 
 def test_a_process_without_standard_error_runs(repository: Path, tmp_path: Path) -> None:
-    """What is opened next may get its descriptor, and no log lines."""
+    """The next opened file may get its descriptor, and must receive no log lines."""
     program = """
 import logging
 from darkroom import logs

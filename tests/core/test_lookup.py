@@ -1,4 +1,4 @@
-"""Where a list goes from the ledger to the history: nothing is missing there, and nothing comes twice."""
+"""Lists across ledger and history: no job is missing, and none is listed twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAST = {job_id: record(id=job_id, worker="as the history has it") for job_id in 
 
 
 def page(known: dict[str, str], source: str, *, limit: int, after: str | None, early: int) -> Page:
-    """What the ledger or the history answers: up to `limit` jobs below `after`, fewer if it looks at `early` only."""
+    """A page of the ledger or the history: up to `limit` jobs below `after`, fewer if it reads `early` jobs only."""
     records = {"recent": RECENT, "past": PAST}[source]
     ids = sorted((job_id for job_id in known if source in known[job_id]), reverse=True)
     below = [job_id for job_id in ids if after is None or job_id < after]
@@ -29,7 +29,7 @@ def page(known: dict[str, str], source: str, *, limit: int, after: str | None, e
     early=st.lists(st.integers(1, 10), min_size=40, max_size=40),
 )
 def test_pages_of_both_have_every_job_once_newest_first(known: dict[str, str], limit: int, early: list[int]) -> None:
-    """Wherever a job is, and however early the ledger stops looking for more that match."""
+    """For any distribution of the jobs, and however early the ledger stops to search for matching ones."""
     found: list[str] = []
     after: str | None = None
     for looked_at in early:

@@ -1,4 +1,4 @@
-"""The model files, the check of a request against them, and the schema that says the same."""
+"""The model files, the validation of a request against them, and the equivalent JSON Schema."""
 
 from __future__ import annotations
 
@@ -87,13 +87,15 @@ def test_without_anything_the_defaults_make_a_complete_input(model: Model) -> No
 @pytest.mark.parametrize(
     "raw",
     [
-        pytest.param({"prompt": "a beautiful sunset over mountains", "width": 832, "height": 1216}, id="B's body"),
+        pytest.param(
+            {"prompt": "a beautiful sunset over mountains", "width": 832, "height": 1216}, id="width and height"
+        ),
         pytest.param({"prompt": "x", "size": "832x1216"}, id="size"),
         pytest.param({"size": "832x1216", "width": 832, "height": 1216}, id="size that agrees"),
         pytest.param({"size": "832x1216", "height": 1216}, id="size and one side"),
     ],
 )
-def test_the_size_of_the_documents_is_taken(model: Model, raw: dict[str, object]) -> None:
+def test_each_form_of_a_size_is_accepted(model: Model, raw: dict[str, object]) -> None:
     full = validate(model, raw)
     assert (full["width"], full["height"]) == (832, 1216)
     assert "size" not in full
@@ -112,7 +114,7 @@ def test_a_seed_that_is_not_given_stays_absent(model: Model, raw: dict[str, obje
 
 
 @BOTH
-def test_the_fields_of_the_documents_are_taken(model: Model) -> None:
+def test_the_fields_of_existing_clients_are_accepted(model: Model) -> None:
     full = validate(model, {"enable_base64_output": True, "cache_threshold": 0})
     assert (full["enable_base64_output"], full["cache_threshold"]) == (True, 0.0)
 
@@ -283,7 +285,7 @@ ABOUT_THE_LIMITS: Mapping[ParameterType, st.SearchStrategy[object]] = {
 
 @st.composite
 def declarations(draw: st.DrawFn, name: str) -> Parameter:
-    """A parameter as a model file could declare it."""
+    """A parameter as a model file could define it."""
     kind = draw(st.sampled_from(ParameterType))
     low, high = sorted((draw(LIMITS), draw(LIMITS)))
     possible: Mapping[ParameterType, Mapping[str, object]] = {
@@ -301,7 +303,7 @@ def declarations(draw: st.DrawFn, name: str) -> Parameter:
 
 @st.composite
 def models_and_inputs(draw: st.DrawFn) -> tuple[dict[str, Parameter], dict[str, object]]:
-    """Two parameters of any type, one that needs a level and the level; and an input that is often nearly right."""
+    """Two parameters of any type, one that needs a level and the level; and an input that is often nearly valid."""
     floor = draw(LIMITS)
     usual = float(floor + draw(st.sampled_from([-1, 0, 1])))
     level = Parameter(name="level", type=ParameterType.NUMBER, description="A level.", default=usual)

@@ -1,4 +1,4 @@
-"""The message of a job: what Celery itself would have written, with the job's own id and trace in it."""
+"""The message of a job: equal to one of Celery itself, with the job's id and trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def built(**changes: Any) -> dict[str, Any]:
-    """A message as it will be in the list, read back."""
+    """A decoded message of the list."""
     call: dict[str, Any] = {"job_id": JOB_ID, "pool": "flux", "traceparent": TRACEPARENT, **changes}
     template = queues.build_message(**call)
     message: dict[str, Any] = json.loads(f"{template.head}{JOB_ID}:1{template.tail}")
@@ -38,7 +38,7 @@ def body_of(message: Mapping[str, Any]) -> Any:
 
 
 def flat(message: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    """Each field by its path; a body decoded, since the spacing of JSON may differ."""
+    """Each field by its path, with the body decoded, since the spacing of JSON may differ."""
     fields: dict[str, Any] = {}
     for name, value in message.items():
         if isinstance(value, dict):
@@ -49,7 +49,7 @@ def flat(message: Mapping[str, Any], within: str = "") -> dict[str, Any]:
 
 
 def run() -> None:
-    """A task of that name, which never runs."""
+    """Does nothing: only messages of this task are built."""
 
 
 def test_a_message_is_field_by_field_what_celery_writes(redis_url: str, namespace: str) -> None:
@@ -77,7 +77,7 @@ def test_a_message_is_field_by_field_what_celery_writes(redis_url: str, namespac
 
 
 FUTURE_TRACEPARENT = "cc" + TRACEPARENT[2:] + '-"\\darkroom-traceparent darkroom-job darkroom-delivery-tag'
-"""Well-formed: what follows the flags of a later version is free."""
+"""Well-formed: a later version may add text after the flags."""
 
 
 @pytest.mark.parametrize("traceparent", [TRACEPARENT, FUTURE_TRACEPARENT, None])
@@ -136,7 +136,7 @@ def run(self):
 
 @pytest.fixture
 def stock_worker(redis_url: str, namespace: str, tmp_path: Path, repository: Path) -> Iterator[Path]:
-    """`celery worker` as anybody starts it, and its log."""
+    """A plain `celery worker`, and its log."""
     (tmp_path / "stock.py").write_text(STOCK_WORKER)
     log = tmp_path / "log"
     environment = {

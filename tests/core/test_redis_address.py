@@ -24,7 +24,7 @@ LOGIN = f":{quote(PASSWORD, safe='')}@"
 
 @pytest.fixture(scope="module", params=list(RedisKind))
 def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server of either kind with a Unix socket beside its port, which asks for no password."""
+    """A server of each kind with a Unix socket besides its port, without a password."""
     folder = tmp_path_factory.mktemp("plain")
     server = RedisServer(needed_binary(request.param), folder, {"unixsocket": f"{folder}/redis.sock"})
     server.start()

@@ -1,4 +1,4 @@
-"""Strict JSON: what Python's own reader takes and this one does not, and that no text brings it down.
+"""Strict JSON: what Python's own parser accepts and this one refuses; no text crashes it.
 
 Most refusals are among the vectors of `test_events.py`; here stands what no CloudEvent shows.
 """

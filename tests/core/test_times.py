@@ -1,4 +1,4 @@
-"""Times: RFC 3339 text and milliseconds, and the way between."""
+"""Times: RFC 3339 text and milliseconds, and the conversion between them."""
 
 from __future__ import annotations
 

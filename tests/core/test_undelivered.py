@@ -1,4 +1,4 @@
-"""Undelivered events in the ledger: one per source and id, the newest only, and never in the way of jobs."""
+"""Undelivered events in the ledger: one per source and id, within limits that protect the jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wire to Redis: whatever becomes of a connection, callers see a lost connection, and the command is repeated."""
+"""Commands over connections to Redis: any failure is a lost connection to the caller, and the command is repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.redis_server import RedisServer
 
 
 def on_uvloop(act: Callable[[redis.asyncio.Redis], Coroutine[Any, Any, None]], url: str) -> None:
-    """What the functions do, on the event loop that they have."""
+    """Run on uvloop, as the functions do."""
 
     async def run() -> None:
         async with connect_async(url) as client:
@@ -32,7 +32,7 @@ def on_uvloop(act: Callable[[redis.asyncio.Redis], Coroutine[Any, Any, None]], u
 
 
 async def closed(connection: Any) -> None:
-    """Close its transport, as the kernel's news of a killed Redis does."""
+    """Close its transport, as the kernel does when Redis is killed."""
     connection._writer.transport.abort()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -75,7 +75,7 @@ def test_a_command_is_repeated_when_its_transport_was_closed(redis_url: str, in_
 
 
 def test_a_redis_that_restarts_while_a_script_is_loaded_is_away(own_redis: RedisServer) -> None:
-    """EVALSHA, SCRIPT LOAD, and EVALSHA again to a Redis that has restarted since."""
+    """EVALSHA, SCRIPT LOAD, and EVALSHA again on a Redis that has restarted in between."""
 
     class Forgetful(AsyncLedger):
         async def _load(self) -> None:

@@ -67,7 +67,7 @@ class TimedJobs:
     # -- submitters ----------------------------------------------------------------------------------------------------
 
     def submission(self, **more: Any) -> Submission:
-        """A job as submit makes it; `more` are fields of it."""
+        """A submission as the function `submit` makes it; `more` are its fields."""
         job_id = more.pop("job_id", None) or new_job_id(self.now)
         job: dict[str, Any] = {
             "job_id": job_id,
@@ -81,7 +81,7 @@ class TimedJobs:
         return Submission(**{**job, **more})
 
     def submit(self, **more: Any) -> str:
-        """A job that was accepted."""
+        """Submit a job that is accepted; returns its id."""
         answer = self.run(calls.accept(self.submission(**more), backlog_limit=10_000, now=self.now))
         assert isinstance(answer, Accepted), answer
         return answer.job_id
@@ -92,7 +92,7 @@ class TimedJobs:
     # -- workers -------------------------------------------------------------------------------------------------------
 
     def worker(self, name: str = WORKER, state: WorkerState = WorkerState.READY) -> None:
-        """Its heartbeat."""
+        """Send the heartbeat of a worker."""
         self.run(calls.register_worker(name, pool=POOL, state=state, pod="", models=["sd"], now=self.now))
 
     def receive_message(self) -> str | None:
@@ -148,7 +148,7 @@ class TimedJobs:
         return self.run(calls.reap(POOL, now=self.now))
 
     def reap_until(self, time: int) -> list[str]:
-        """As a courier does: a reap each second up to `time`, which becomes `now`. All that was reaped."""
+        """Reap each second up to `time`, as a courier does; `time` becomes `now`. Returns the reaped jobs."""
         reaped = self.reap()
         while self.now < time:
             self.now = min(self.now + 1_000, time)
@@ -197,7 +197,7 @@ class TimedJobs:
         return {member.decode() for member in self.redis.zrange(self.key("outbox"), 0, -1)}
 
     def counter(self, name: str) -> int:
-        """How often that was counted."""
+        """The value of this counter."""
         return int(self.redis.hget(self.key("counters"), name) or 0)
 
     def everything(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class TimedJobs:
         return {key.decode(): (content, limit > 0) for key, content, limit in zip(keys, contents, limits, strict=True)}
 
     def remove_all(self) -> None:
-        """Nothing of these jobs is left, so that later tests read little more than their own keys."""
+        """Delete all keys of these jobs, so that later tests read little more than their own."""
         keys = list(self.redis.scan_iter(self.key("*"), 1000))
         if keys:
             self.redis.unlink(*keys)

@@ -1,4 +1,4 @@
-"""The HTTP API as tests use it: a real process, and a client that holds every answer against `/openapi.json`."""
+"""The HTTP API as tests use it: a real process, and a client that validates every response against `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GENERIC = f"{_DOCUMENT}#/components/schemas/Problem"
 
 
 class Contract:
-    """What `/openapi.json` promises. `seen` are the operations and statuses that it was held against."""
+    """The document of `/openapi.json`. `seen` has the operations and statuses that responses were validated against."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -41,7 +41,7 @@ class Contract:
         self._templates = sorted(document["paths"], key=lambda template: "{" in template)
 
     def promised(self) -> set[tuple[str, str]]:
-        """Every operation with every status that the document names."""
+        """Every operation with every status in the document."""
         return {
             (operation["operationId"], status)
             for path in self.document["paths"].values()
@@ -50,7 +50,7 @@ class Contract:
         }
 
     def check(self, response: httpx.Response) -> None:
-        """Fails unless the answer is as promised; one to a request that no operation describes must be a problem."""
+        """Fail unless the response matches the document; without an operation for the request it must be a problem."""
         method = {"HEAD": "get"}.get(response.request.method, response.request.method.lower())
         template = self._template_of(response.request.url.path)
         if template is None:
@@ -86,12 +86,12 @@ class Contract:
             self._check_body(response, self._schema_of(template, method, status, media_type))
 
     def is_valid(self, value: object, name: str) -> bool:
-        """Whether the schema of that name takes `value`."""
+        """Whether `value` is valid under the schema of that name."""
         return self._validator(f"{_DOCUMENT}#/components/schemas/{name}").is_valid(value)
 
     @staticmethod
     def _schema_of(template: str, method: str, status: str, media_type: str) -> str:
-        """A reference to the schema of one answer."""
+        """A reference to the schema of one response."""
         parts = ("paths", template, method, "responses", status, "content", media_type, "schema")
         return f"{_DOCUMENT}#/" + "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)
 
@@ -130,7 +130,7 @@ class Api:
         self.contract = Contract(self.client.get("/openapi.json").json())
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """The answer, which is as the API describes it."""
+        """The response, validated against the document."""
         response = self.client.request(method, path, **more)
         self.contract.check(response)
         return response
@@ -142,7 +142,7 @@ class Api:
         return self.request("POST", path, **more)
 
     def submit(self, body: object | None = None, **more: Any) -> str:
-        """The id of a job that was taken over REST."""
+        """Submit a job over REST; returns its id."""
         response = self.post(JOBS, json={} if body is None else body, **more)
         assert response.status_code == 202, response.text
         job_id: str = response.json()["id"]
@@ -203,11 +203,11 @@ def slug(response: httpx.Response) -> str:
 
 
 def binary(event_id: str, *, source: str = "/tests", **attributes: str) -> dict[str, str]:
-    """The headers of an event in binary mode that asks for a job."""
+    """The headers of an event in binary mode that requests a job."""
     named = {"specversion": "1.0", "id": event_id, "source": source, "type": EVENT_TYPE, **attributes}
     return {"content-type": "application/json"} | {f"ce-{name}": value for name, value in named.items()}
 
 
 def structured(event_id: str, *, source: str = "/tests", **members: object) -> dict[str, object]:
-    """An event in structured mode that asks for a job."""
+    """An event in structured mode that requests a job."""
     return {"specversion": "1.0", "id": event_id, "source": source, "type": EVENT_TYPE, **members}

@@ -1,4 +1,4 @@
-"""What the tests of the HTTP API ask for: all functions in one process, once for each file of tests."""
+"""Fixtures of the HTTP API's tests: all functions in one process for each file of tests."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.parts import Functions
 DEADLINE_S = 60.0
 
 MAX_STREAM_ENTRIES = 10_000
-"""Entries of a tenant's stream that are kept (`MAX_STREAM` in `lua/prelude.lua`)."""
+"""Maximum length of a tenant's stream (`MAX_STREAM` in `lua/prelude.lua`)."""
 
 REPLAYS = 40
 """Clients that replay at one time: about twice as many as one process admits."""
@@ -70,7 +70,7 @@ class StreamEvent:
 
 @asynccontextmanager
 async def stream(function: Functions, path: str, **more: Any) -> AsyncIterator[httpx.Response]:
-    """The answer to a request for an event stream; its messages are read by `events`."""
+    """The response to a request for an event stream; `events` reads its messages."""
     async with (
         httpx.AsyncClient(base_url=function.url, timeout=DEADLINE_S, trust_env=False) as http,
         http.stream("GET", path, **more) as response,
@@ -79,7 +79,7 @@ async def stream(function: Functions, path: str, **more: Any) -> AsyncIterator[h
 
 
 async def events(response: httpx.Response) -> AsyncGenerator[StreamEvent]:
-    """What EventSource would make of the answer.
+    """The events of a response as EventSource parses them.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
     """
@@ -95,7 +95,7 @@ async def events(response: httpx.Response) -> AsyncGenerator[StreamEvent]:
 
 
 async def got(function: Functions, path: str, *, method: str = "GET", **more: Any) -> httpx.Response:
-    """A whole answer."""
+    """A complete response."""
     async with httpx.AsyncClient(base_url=function.url, timeout=DEADLINE_S, trust_env=False) as http:
         return await http.request(method, path, **more)
 

@@ -1,4 +1,4 @@
-"""Clients that send and do not read, send too much, or too slowly: what is kept for them has an end, with an answer."""
+"""Clients that send and do not read, send too much, or too slowly: what is buffered for them has a limit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.waiting import eventually
 
 DEADLINE_S = 60
 MUCH = 32 * 1024 * 1024
-"""Far more than the kernel keeps for a client that does not read."""
+"""Far more than the kernel buffers for a client that does not read."""
 
 PING = b"\x89\xfd\0\0\0\0" + bytes(125)
 FIRST_FRAGMENT, EMPTY_FRAGMENT = b"\x01\x80\0\0\0\0", b"\x00\x80\0\0\0\0"
@@ -50,7 +50,7 @@ def result(own_redis: RedisServer, tmp_path: Path) -> Iterator[Functions]:
 
 @asynccontextmanager
 async def served(answer: bytes = b"", *, holds_s: float = 0, **settings: object) -> AsyncIterator[tuple[int, Server]]:
-    """At `/` reads a body and answers it, or `answer` and closes, after `holds_s`; yields the port and the server."""
+    """Serve `/`: it returns the body, or sends `answer` and closes, after `holds_s`. Yields the port and the server."""
 
     async def whole(request: Request) -> Response:
         body = await request.body()
@@ -87,7 +87,7 @@ def on_a_socket(function: Functions) -> socket.socket:
     return client
 
 
-async def test_a_connection_that_closes_is_cut_where_its_client_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_closing_connection_is_aborted_if_its_client_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "LOOK_EVERY_S", 1)
     async with served(bytes(MUCH)) as (port, _):
         with closing(connected(port)) as client:
@@ -97,7 +97,7 @@ async def test_a_connection_that_closes_is_cut_where_its_client_takes_nothing(mo
                     await asyncio.sleep(0.1)
 
 
-async def test_a_connection_that_closes_is_not_cut_while_its_client_takes_something(
+async def test_a_closing_connection_is_not_aborted_while_its_client_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "LOOK_EVERY_S", 1)
@@ -144,7 +144,7 @@ async def test_a_request_that_is_too_long_is_answered(result: Functions) -> None
 HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 SHORT_S = 1.0
-"""For bounds of time in these tests; what must not be cut lasts longer."""
+"""The timeouts in these tests; what must not time out lasts longer."""
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:
-    """The status of the answer and its problem; the connection has been closed after it."""
+    """The status of the response and its problem, after which the connection is closed."""
     async with asyncio.timeout(DEADLINE_S):
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head
@@ -164,7 +164,7 @@ async def answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:
 
 
 async def flooded(port: int, first: bytes, more: bytes, *, times: int) -> tuple[int, dict[str, Any]]:
-    """The answer to a client that first sends everything and reads then, as most do."""
+    """The response to a client that sends everything before it reads, as most do."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(first)
     with suppress(ConnectionError):
@@ -189,7 +189,7 @@ async def flooded(port: int, first: bytes, more: bytes, *, times: int) -> tuple[
     ],
     ids=["header", "headers", "target", "trailer", "trailers", "chunk-extension"],
 )
-async def test_a_flood_of_headers_is_refused_while_it_comes(first: bytes, more: bytes, status: int) -> None:
+async def test_a_flood_of_headers_is_refused_as_it_arrives(first: bytes, more: bytes, status: int) -> None:
     async with served() as (port, server):
         found, _ = await flooded(port, first, more, times=64)
         assert found == status
@@ -201,7 +201,7 @@ async def test_a_flood_of_headers_is_refused_while_it_comes(first: bytes, more: 
 @pytest.mark.parametrize(
     ("count", "size", "status"), [(50, 1_000, 200), (70, 1_000, 431), (1, 70_000, 431)], ids=["fits", "many", "large"]
 )
-async def test_headers_that_come_at_once_have_the_same_bound(count: int, size: int, status: int) -> None:
+async def test_headers_that_arrive_at_once_have_the_same_limit(count: int, size: int, status: int) -> None:
     async with served() as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         headers = b"".join(b"X-%d: %b\r\n" % (number, b"x" * size) for number in range(count))
@@ -212,7 +212,7 @@ async def test_headers_that_come_at_once_have_the_same_bound(count: int, size: i
 
 
 @pytest.mark.parametrize("start", [b"HELO darkroom", b"CONNECT localhost:443 HTTP/1.1"])
-async def test_what_is_no_http_is_a_problem(start: bytes) -> None:
+async def test_a_request_that_is_not_http_is_a_problem(start: bytes) -> None:
     async with served() as (port, _):
         assert (await flooded(port, start + b"\r\nHost: localhost\r\n\r\n", b"", times=0))[0] == 400
 
@@ -230,7 +230,7 @@ async def test_what_is_no_http_is_a_problem(start: bytes) -> None:
     ids=["headers", "body", "chunks", "nothing", "second-request"],
 )
 async def test_half_a_request_that_never_ends_is_refused_in_time(first: bytes, drop: bytes) -> None:
-    """However many bytes come, as long as they come more slowly than any line has them."""
+    """Also if its bytes keep arriving, more slowly than over any real connection."""
     async with served() as (port, server):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(first)
@@ -256,7 +256,7 @@ async def test_a_connection_without_a_request_is_closed_without_an_answer() -> N
 
 
 @pytest.mark.usefixtures("short_times")
-async def test_the_times_bound_neither_a_slow_answer_nor_a_slow_body_nor_the_pause_between_requests(
+async def test_no_timeout_applies_to_a_slow_response_a_slow_body_or_the_pause_between_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "BODY_BYTES_PER_S", 1)
@@ -274,7 +274,7 @@ async def test_the_times_bound_neither_a_slow_answer_nor_a_slow_body_nor_the_pau
         writer.close()
 
 
-async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_connection_of_a_client_that_reads_nothing_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "UNTAKEN_S", SHORT_S)
     async with served() as (port, _):
         with closing(connected(port)) as client:
@@ -288,7 +288,7 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch:
 
 
 async def test_idle_connections_make_room_for_new_ones() -> None:
-    """Those that have sent nothing, and those that have sent half a request; never one whose request is answered."""
+    """Both without a request and with half a request; never one whose request is being answered."""
     async with served(max_connections=20) as (port, server):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
         for _, writer in idle[::2]:
@@ -305,7 +305,7 @@ async def test_idle_connections_make_room_for_new_ones() -> None:
             writer.close()
 
 
-async def test_a_connection_too_many_is_refused_while_all_others_are_answered() -> None:
+async def test_a_connection_above_the_limit_is_refused_while_all_others_are_in_use() -> None:
     async with served(holds_s=2, max_connections=3) as (port, _):
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         for _, writer in held:
@@ -319,8 +319,8 @@ async def test_a_connection_too_many_is_refused_while_all_others_are_answered() 
 
 
 @pytest.mark.parametrize("first_read", [0, 90_000], ids=["whole", "its end"])
-async def test_a_large_body_in_one_read_with_the_next_request_counts_against_no_bound_of_that(first_read: int) -> None:
-    """A client that was answered early sends the rest of its body, and its next request at once behind that."""
+async def test_a_large_body_in_one_read_does_not_count_against_the_limits_of_the_next_request(first_read: int) -> None:
+    """A client with an early response sends the rest of its body, immediately followed by its next request."""
     content = bytes(100_000)
     first = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + content
     async with served() as (port, server):
@@ -342,7 +342,7 @@ async def test_a_large_body_in_one_read_with_the_next_request_counts_against_no_
         writer.close()
 
 
-async def test_a_refusal_is_not_taken_for_the_answer_to_the_request_before_it() -> None:
+async def test_a_refusal_is_not_sent_as_the_response_to_the_previous_request() -> None:
     async with served(holds_s=1) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         chunked = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n"
@@ -385,7 +385,7 @@ def test_idle_connections_beyond_the_files_of_a_process_reset_no_others_and_are_
 
 
 def _is_alive(port: int, client: socket.socket) -> bool:
-    """Whether the server has its end of the client's connection: as the kernel reports."""
+    """Whether the server's end of the connection is open, as the kernel reports."""
     ends = f"{_address(port)} {_address(client.getsockname()[1])} "
     return any(ends in line and line.split()[3] == "01" for line in Path("/proc/net/tcp").read_text().splitlines())
 

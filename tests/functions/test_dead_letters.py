@@ -25,7 +25,7 @@ def empty(api: Api) -> None:
 
 
 def kill(api: Api, job_id: str) -> str:
-    """Use its attempts up."""
+    """Use up the attempts of the job."""
     for number in range(3):
         api.jobs.start(job_id, token=f"{number}")
         error = {"kind": ErrorKind.TRANSIENT, "message": f"hiccup {number}"}
@@ -126,7 +126,7 @@ def test_a_query_that_cannot_be_taken_is_refused_by_name(api: Api, query: str, f
     assert faults(response) == fields
 
 
-def test_a_failure_that_used_up_nothing_is_no_letter(api: Api) -> None:
+def test_a_failure_that_is_not_retried_is_no_dead_letter(api: Api) -> None:
     job_id = api.submit()
     api.jobs.start(job_id)
     api.jobs.fail(job_id, message="no")

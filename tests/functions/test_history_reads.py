@@ -1,4 +1,4 @@
-"""Jobs beyond what Redis keeps, through real HTTP: reads that go on in the history, deletion, and what is left then."""
+"""Jobs that Redis has deleted, over real HTTP: reads that continue in the history, deletion, and tombstones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENDS = [state for state in State if state.is_terminal]
 
 
 class Aged:
-    """The API, and time that a test lets pass for some of its jobs."""
+    """The API, whose jobs a test can age."""
 
     def __init__(self, api: Api, redis_url: str, database: Database) -> None:
         self.api = api
@@ -44,7 +44,7 @@ class Aged:
         archive(self.jobs, self.redis_url, self.database_url, job_ids)
 
     def age(self, *job_ids: str) -> None:
-        """Only the history has them now."""
+        """Archive the jobs, and let them expire in Redis."""
         self.archive(*job_ids)
         forget(self.jobs, job_ids)
 
@@ -62,14 +62,14 @@ def aged(
     databases: Databases,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Aged]:
-    """One process for the tests of this file that do it no harm, with a database of each kind in turn."""
+    """One process for all tests of this file that leave it intact, with a database of each kind in turn."""
     redis_url, folder = redis_servers(RedisKind.EMBEDDED).url, tmp_path_factory.mktemp("functions")
     with running(redis_url, f"t-{secrets.token_hex(8)}", folder, databases(request.param)) as aged:
         yield aged
 
 
 def complete(api: Api, job_id: str, content: bytes) -> None:
-    """The running job ends with a picture, as a worker would have it."""
+    """Complete the running job with a picture, as a worker does."""
     sha256 = hashlib.sha256(content).hexdigest()
     key = artifact_key(tenant=TENANT, job_id=job_id, attempt=1, index=0, sha256=sha256, extension="png")
     ArtifactStore(api.store.as_uri()).put(key, content)
@@ -86,7 +86,7 @@ def complete(api: Api, job_id: str, content: bytes) -> None:
 
 
 def ended(api: Api, state: State, **body: object) -> str:
-    """A job that has come to this end; those that ran did so twice."""
+    """A job in this terminal state; one that ran did so twice."""
     job_id = api.submit(body | ({"start_deadline": "2020-01-01T00:00:00Z"} if state is State.EXPIRED else {}))
     if state is State.EXPIRED:
         api.jobs.expire(job_id)
@@ -104,7 +104,7 @@ def ended(api: Api, state: State, **body: object) -> str:
 
 
 def without_links(view: dict[str, Any]) -> dict[str, Any]:
-    """A link bears the time when it was made."""
+    """The view without links, which contain the time when they were made."""
     return {
         **view,
         "output_paths": len(view["output_paths"]),
@@ -126,11 +126,11 @@ def test_a_job_is_shown_as_before_when_only_the_history_has_it(aged: Aged, state
 
 
 LARGE = {"input": {"prompt": "\U0001f5fc" * 4_000}}
-"""More than Redis keeps of a job that the history has."""
+"""A prompt that is larger than what Redis stores of an archived job."""
 
 
 def test_a_large_input_is_shown_as_before_when_only_the_history_has_it(aged: Aged) -> None:
-    """One job, in a list, as a dead letter, and in what is redriven."""
+    """Alone, in a list, as a dead letter, and after a redrive."""
     job_id = aged.api.submit(LARGE)
     for attempt in ("1", "2", "3"):
         aged.jobs.start(job_id, token=attempt)
@@ -194,7 +194,7 @@ def test_an_old_job_of_another_tenant_is_not_there(aged: Aged) -> None:
 
 
 def everything(api: Api, *, limit: int, **query: str) -> list[dict[str, Any]]:
-    """All pages of a list, in order; each says that nothing is missing."""
+    """All pages of a list, in order; each is complete."""
     jobs: list[dict[str, Any]] = []
     after: dict[str, str] = {}
     while True:
@@ -207,10 +207,10 @@ def everything(api: Api, *, limit: int, **query: str) -> list[dict[str, Any]]:
         after = {"after": page["next"]}
 
 
-def test_the_list_goes_on_in_the_history_without_a_gap_or_a_repeat(
+def test_the_list_continues_in_the_history_without_a_gap_or_a_repeat(
     redis_url: str, namespace: str, tmp_path: Path, database: Database
 ) -> None:
-    """500 jobs: mostly the older ones are in the history alone, some of the newer too, and some of the oldest live."""
+    """500 jobs: mostly the older ones are only in the history, also some newer ones, and not some of the oldest."""
     with running(redis_url, namespace, tmp_path, database) as aged:
         check_list_of_500(aged, dice=random.Random(1))
 
@@ -250,10 +250,10 @@ def check_list_of_500(aged: Aged, *, dice: random.Random) -> None:
 # While the database is away
 
 
-def test_while_the_history_is_away_redis_answers_and_what_it_has_not_is_unknown(
+def test_while_the_history_is_unavailable_jobs_in_redis_are_returned_and_others_are_503(
     redis_url: str, namespace: str, tmp_path: Path, database: Database
 ) -> None:
-    """Unknown is not the same as not there: 503 and never 404."""
+    """An unknown answer is no absence: 503 and never 404."""
     with ExitStack() as stack:
         with database.absent():
             aged = stack.enter_context(running(redis_url, namespace, tmp_path, database, migrate_history=False))
@@ -292,13 +292,13 @@ def assert_unknown(response: httpx.Response) -> None:
 
 
 def pictures(api: Api, job_id: str) -> list[str]:
-    """What is in the job's folder of the store, and that folder."""
+    """The pictures of the job in the store, and their folder."""
     return [path.name for path in api.store.rglob("*") if job_id in path.parts]
 
 
 @pytest.mark.parametrize("where", ["redis", "both", "history"])
 @pytest.mark.parametrize("state", ENDS)
-def test_a_deleted_job_is_gone_wherever_it_was_and_that_is_said(aged: Aged, state: State, where: str) -> None:
+def test_a_deleted_job_is_410_wherever_it_was(aged: Aged, state: State, where: str) -> None:
     api = aged.api
     user = f"deletes what is {state} in {where}"
     job_id, kept = ended(api, state, user_id=user), api.submit({"user_id": user})
@@ -343,14 +343,14 @@ def test_a_job_that_has_not_ended_is_not_deleted(aged: Aged, state: State) -> No
 
 
 @pytest.mark.parametrize("job_id", ["123", NOBODYS_ID, "%00"])
-def test_what_never_was_is_404_and_not_410(aged: Aged, job_id: str) -> None:
+def test_an_unknown_job_is_404_and_not_410(aged: Aged, job_id: str) -> None:
     refused = aged.api.request("DELETE", JOBS + job_id)
     assert refused.status_code == 404
     assert slug(refused) == "not-found"
 
 
-def test_a_deletion_that_stopped_half_way_is_finished_by_repeating_it(aged: Aged) -> None:
-    """The store is in the way: the job is gone for readers, its pictures are still there."""
+def test_an_interrupted_deletion_is_completed_by_repeating_it(aged: Aged) -> None:
+    """The store was unavailable: the job is deleted for readers, and its pictures still exist."""
     api = aged.api
     job_id = ended(api, State.COMPLETED)
     obstacle = api.store / TENANT / job_id / "in the way"
@@ -366,8 +366,8 @@ def test_a_deletion_that_stopped_half_way_is_finished_by_repeating_it(aged: Aged
     assert pictures(api, job_id) == []
 
 
-def test_what_was_written_under_a_key_stays_known_and_is_no_new_job(aged: Aged) -> None:
-    """The same request under the same key names the job, also when that is deleted."""
+def test_a_request_of_a_deleted_job_is_no_new_job(aged: Aged) -> None:
+    """The same request under the same key returns the job, also once it is deleted."""
     headers = {"Idempotency-Key": "once"}
     job_id = aged.api.submit({}, headers=headers)
     aged.jobs.cancel(job_id)
@@ -380,7 +380,7 @@ def test_what_was_written_under_a_key_stays_known_and_is_no_new_job(aged: Aged) 
 # With a courier
 
 
-def test_a_job_goes_its_whole_way_and_is_still_there(aged: Aged, tmp_path: Path) -> None:
+def test_a_job_is_readable_after_its_whole_lifecycle(aged: Aged, tmp_path: Path) -> None:
     """A job that is submitted, run, published, applied, archived and expired in Redis by the parts themselves."""
     api, namespace = aged.api, aged.jobs.namespace
     variables = environment(

@@ -23,7 +23,7 @@ from tests.functions.test_openapi import RECEIVER, SUBSCRIPTIONS, UNKNOWN, UNKNO
 from tests.parts import PUBLIC_URL
 
 BYTES = bytes(range(256)) * 64
-"""An artifact whose bytes have their positions."""
+"""An artifact whose bytes are their positions."""
 
 
 # Documents
@@ -50,7 +50,7 @@ def test_a_job_that_changed_is_sent_again(api: Api) -> None:
     assert changed.headers["etag"] != tag
 
 
-def test_each_answer_says_whether_it_may_be_kept_and_is_not_sniffed(api: Api) -> None:
+def test_each_response_has_cache_headers_and_is_not_sniffed(api: Api) -> None:
     job = finished(api, PICTURE)
     picture = job["output_paths"][0].removeprefix(PUBLIC_URL)
     subscription = api.post(SUBSCRIPTIONS, json={"url": RECEIVER}).headers["location"]
@@ -108,7 +108,7 @@ def test_pictures_and_event_streams_are_not_compressed(api: Api) -> None:
 
 
 def raw(api: Api, path: str, accepted: str) -> httpx.Response:
-    """The answer as it was sent, not decoded."""
+    """The response as it was sent, not decoded."""
     with api.client.stream("GET", path, headers={"accept-encoding": accepted}) as response:
         content = b"".join(response.iter_raw())
     headers = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
@@ -210,7 +210,7 @@ def test_conditions_select_as_rfc_9110_orders_them(headers: dict[str, str], sele
 
 
 async def test_every_path_of_a_deleted_job_is_410(api: Api) -> None:
-    """Its picture too, whatever a cache has; a socket is closed with 4410, and refuses to subscribe."""
+    """Also that of its picture, for any cached copy. A socket is closed with 4410, and a subscription is refused."""
     job = finished(api, PICTURE)
     job_id, link, other = job["id"], job["output_paths"][0], api.submit()
     tag = fetch(api, link).headers["etag"]

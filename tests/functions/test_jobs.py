@@ -59,7 +59,7 @@ def finished(api: Api, *contents: bytes) -> dict[str, Any]:
 
 
 def fetch(api: Api, link: str, *, method: str = "GET", **more: Any) -> httpx.Response:
-    """What a link leads to: the address that callers use is not the one of this process."""
+    """The response to a link, whose public address is replaced by that of this process."""
     assert link.startswith(f"{PUBLIC_URL}/artifacts/")
     return api.request(method, link.removeprefix(PUBLIC_URL), **more)
 
@@ -141,7 +141,7 @@ def test_a_running_job_shows_its_progress_and_its_attempt(api: Api) -> None:
     assert job["updated_at"] >= job["started_at"] >= job["created_at"]
 
 
-def test_a_completed_job_shows_its_pictures_and_how_to_make_them_again(api: Api) -> None:
+def test_a_completed_job_shows_its_pictures_and_their_parameters(api: Api) -> None:
     job = finished(api, PICTURE, b"another")
     first, second = job["artifacts"]
     assert (job["state"], job["progress"]) == ("completed", 100)
@@ -156,7 +156,7 @@ def test_a_completed_job_shows_its_pictures_and_how_to_make_them_again(api: Api)
     assert job["error"] is None
 
 
-def test_a_failed_job_shows_why(api: Api) -> None:
+def test_a_failed_job_shows_its_error(api: Api) -> None:
     job_id = api.submit()
     api.jobs.start(job_id)
     api.jobs.fail(job_id, message="out of paper")
@@ -168,7 +168,7 @@ def test_a_failed_job_shows_why(api: Api) -> None:
     assert (attempt["outcome"], attempt["reason"], attempt["message"]) == ("failed", "transient", "out of paper")
 
 
-def test_every_attempt_is_shown_with_how_it_ended(api: Api) -> None:
+def test_every_attempt_is_shown_with_its_outcome(api: Api) -> None:
     job_id = api.submit()
     api.jobs.start(job_id, token="one")
     error = {"kind": ErrorKind.OUT_OF_MEMORY, "message": "too large"}
@@ -190,7 +190,7 @@ def test_every_attempt_is_shown_with_how_it_ended(api: Api) -> None:
     assert (job["attempt"], job["attempts_counted"], job["max_attempts"]) == (3, 1, 3)
 
 
-def test_a_job_whose_log_is_gone_does_not_pretend_that_it_was_never_tried(api: Api) -> None:
+def test_the_attempts_of_a_job_without_a_log_are_null(api: Api) -> None:
     job_id = finished(api, PICTURE)["id"]
     api.jobs.redis.delete(f"{api.jobs.namespace}:log:{job_id}")
     job = api.job(job_id)
@@ -216,7 +216,7 @@ def test_a_task_has_celerys_status_and_no_result(api: Api, state: str, word: str
 
 
 def in_state(api: Api, state: State, **body: object) -> str:
-    """A job that has come so far."""
+    """A job in this state."""
     job_id = api.submit(body | ({"start_deadline": "2020-01-01T00:00:00Z"} if state is State.EXPIRED else {}))
     if state is State.EXPIRED:
         api.jobs.expire(job_id)
@@ -262,7 +262,7 @@ def test_a_get_may_be_a_head(api: Api, path: str) -> None:
 # Cancel
 
 
-def test_a_waiting_job_is_cancelled_at_once_with_no_worker_there(api: Api) -> None:
+def test_a_waiting_job_is_cancelled_at_once_without_a_worker(api: Api) -> None:
     job_id = api.submit()
     for _ in range(2):
         answer = api.post(f"{JOBS}{job_id}/cancel")
@@ -339,7 +339,7 @@ def test_a_job_that_comes_between_two_pages_moves_nothing(api: Api) -> None:
     assert [job["id"] for job in (*first["jobs"], *second["jobs"])] == submitted[::-1]
 
 
-def test_the_list_shows_of_a_job_what_the_job_itself_does(api: Api) -> None:
+def test_the_list_shows_a_job_as_its_own_view_does(api: Api) -> None:
     user = "of the views"
     in_state(api, State.COMPLETED, user_id=user)
     in_state(api, State.FAILED, user_id=user)
@@ -462,7 +462,7 @@ def test_a_link_is_good_for_its_picture_and_its_time_only(api: Api) -> None:
 
 
 @pytest.mark.parametrize("key", ["default/nope.png", "../../etc/passwd", "a/b/1/0-" + "0" * 64 + ".exe"])
-def test_a_link_of_ours_to_what_is_no_artifact_is_404(api: Api, key: str) -> None:
+def test_a_valid_link_to_no_artifact_is_404(api: Api, key: str) -> None:
     link = Links(PUBLIC_URL, SecretStr(LINK_KEY), ttl_s=60).to(key, now_s=time.time())
     response = api.client.get(link.removeprefix(PUBLIC_URL).replace("../", "%2e%2e/"))
     api.contract.check(response)
@@ -476,7 +476,7 @@ def test_a_picture_that_is_gone_is_404(api: Api) -> None:
     assert fetch(api, job["output_paths"][0]).status_code == 404
 
 
-def test_a_store_that_does_not_answer_is_503(redis_url: str, namespace: str, tmp_path: Path) -> None:
+def test_an_unavailable_store_is_503(redis_url: str, namespace: str, tmp_path: Path) -> None:
     with serving(redis_url, namespace, tmp_path) as api:
         job = finished(api, PICTURE)
         (file,) = api.store.rglob(f"*{job['content_id']}*")
@@ -490,7 +490,7 @@ def test_a_store_that_does_not_answer_is_503(redis_url: str, namespace: str, tmp
 # Unexpected errors
 
 
-def test_an_error_of_ours_is_a_plain_500_and_logged_with_its_trace(api: Api) -> None:
+def test_an_internal_error_is_a_plain_500_and_logged_with_its_trace(api: Api) -> None:
     job_id = api.submit()
     api.jobs.redis.hset(f"{api.jobs.namespace}:job:{job_id}", "input", "{broken")
     response = api.get(JOBS + job_id)

@@ -33,7 +33,7 @@ def test_requests_are_counted_by_function_route_and_status(api: Api) -> None:
     assert more("jobs", f"GET {JOBS}{{id}}", "404") == 1
 
 
-def test_whatever_callers_ask_for_there_are_few_series(api: Api) -> None:
+def test_the_number_of_series_is_limited_for_any_requests(api: Api) -> None:
     for number in range(20):
         assert api.client.put(f"/nowhere/{number}").status_code == 404
         assert api.client.get(f"/nowhere-{number}").status_code in (404, 405)
@@ -43,7 +43,7 @@ def test_whatever_callers_ask_for_there_are_few_series(api: Api) -> None:
     assert not any("nowhere" in route for route in routes)
 
 
-def test_health_and_the_figures_themselves_are_not_counted(api: Api) -> None:
+def test_probes_and_metrics_are_not_counted(api: Api) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         assert api.client.get(path).status_code == 200
     said = ask(api.functions.port)
@@ -60,7 +60,7 @@ def test_open_sockets_are_counted(api: Api) -> None:
     )
 
 
-def test_a_request_that_is_held_is_open(api: Api) -> None:
+def test_a_waiting_request_is_open(api: Api) -> None:
     job_id = api.submit()
     with api.client.stream("GET", f"{JOBS}{job_id}/events") as answer:
         lines = answer.iter_lines()  # kept: without it the connection is closed
@@ -73,7 +73,7 @@ def test_a_request_that_is_held_is_open(api: Api) -> None:
 
 @pytest.mark.parametrize("header", FORWARDED)
 def test_a_request_through_a_proxy_gets_404(api: Api, header: str) -> None:
-    """What Knative's queue-proxy, its ingress and our gateway add to each request; a caller cannot take it out."""
+    """Knative's queue-proxy, its ingress and our gateway add this header to each request; a caller cannot remove it."""
     answer = api.client.get("/metrics", headers={header: "192.0.2.7"})
     assert answer.status_code == 404
     assert slug(answer) == "not-found"

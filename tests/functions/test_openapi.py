@@ -1,4 +1,4 @@
-"""The API's description is true: of every operation and status, of every answer, and of what is taken."""
+"""The OpenAPI document matches the API: every operation, status, response and accepted request."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ UNKNOWN = f"/und_{0:032x}"
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def test_the_description_is_served_as_it_was_made(api: Api) -> None:
+def test_the_document_is_served_as_it_was_generated(api: Api) -> None:
     made = api_routes.document(Catalogue.load(), public_url=PUBLIC_URL)
     assert api.get("/openapi.json").json() == json.loads(json.dumps(made))
     assert made["servers"] == [{"url": PUBLIC_URL}]
 
 
-def test_every_operation_is_described_where_it_is(api: Api) -> None:
+def test_every_operation_is_described_under_its_path_and_method(api: Api) -> None:
     described = {
         (operation["operationId"], method.upper(), template)
         for template, methods in api.contract.document["paths"].items()
@@ -117,7 +117,7 @@ def texts(value: object) -> list[str]:
     return [found for item in value for found in texts(item)] if isinstance(value, list) else []
 
 
-def test_every_schema_is_one_and_every_reference_leads_somewhere(api: Api) -> None:
+def test_every_schema_is_valid_and_every_reference_resolves(api: Api) -> None:
     document = api.contract.document
     schemas = document["components"]["schemas"]
     for schema in schemas.values():
@@ -126,8 +126,8 @@ def test_every_schema_is_one_and_every_reference_leads_somewhere(api: Api) -> No
         assert reference.removeprefix("#/components/schemas/") in schemas
 
 
-def test_a_method_that_a_path_does_not_take_is_refused_as_described(api: Api) -> None:
-    """The client holds each refusal against what every operation of the path promises."""
+def test_a_method_that_a_path_lacks_is_refused_as_described(api: Api) -> None:
+    """The client validates each refusal against every operation of the path."""
     for template, operations in api.contract.document["paths"].items():
         path = template.replace("{model}", "flux").replace("{id}", UNKNOWN_JOB).replace("{delivery}", "1")
         for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - {name.upper() for name in operations}:
@@ -154,10 +154,10 @@ ONE_EVENT_ID = f"{UNKNOWN_JOB}:12"
         (routes.UNDELIVERED, "after", [f"1-{UNKNOWN[1:]}"], ["", UNKNOWN[1:]]),
     ],
 )
-def test_what_a_parameter_may_be_is_described_as_it_is_judged(
+def test_the_schema_of_a_parameter_accepts_what_the_api_accepts(
     api: Api, template: str, name: str, good: list[str], bad: list[str]
 ) -> None:
-    """HEAD, which has a stream answered at once; the key comes with a submission."""
+    """By HEAD, so that a stream is answered at once; the key is sent with a submission."""
     is_key = name == "Idempotency-Key"
     (described,) = (
         parameter
@@ -186,8 +186,8 @@ def references(value: object) -> list[str]:
     return [found for item in value for found in references(item)] if isinstance(value, list) else []
 
 
-def test_every_status_that_is_described_is_answered(own_redis: RedisServer, namespace: str, tmp_path: Path) -> None:
-    """The client holds each answer against the description of its operation and status; here all of them come."""
+def test_every_status_that_is_described_is_returned(own_redis: RedisServer, namespace: str, tmp_path: Path) -> None:
+    """The client validates each response against its operation and status; here all of them are provoked."""
     with (
         Sink().running() as sink,
         serving(own_redis.url, namespace, tmp_path, DARKROOM_BACKLOG_LIMIT="10", K_SINK=sink.url) as api,
@@ -207,7 +207,7 @@ def test_every_status_that_is_described_is_answered(own_redis: RedisServer, name
 
 
 def provoke_submit(api: Api) -> None:
-    """Every answer to a submission but that of an outage."""
+    """Provoke every response to a submission except that of an outage."""
     as_json = {"content-type": "application/json"}
     too_large = b" " * (2 * 1024 * 1024 + 1)
     for path in (JOBS, "/flux"):
@@ -232,7 +232,7 @@ def provoke_submit(api: Api) -> None:
 
 
 def provoke_jobs(api: Api) -> None:
-    """Every answer of jobs but those of an outage."""
+    """Provoke every response about jobs except those of an outage."""
     living, *_, job_id = (job["id"] for job in api.get(JOBS).json()["jobs"])
     api.get(JOBS + job_id, params={"wait": "soon"})
     api.request("DELETE", JOBS + living)
@@ -260,7 +260,7 @@ def provoke_jobs(api: Api) -> None:
 
 
 def documents(api: Api) -> list[str]:
-    """A path of each operation that reads a document which changes."""
+    """A path of each operation that reads a document with an ETag."""
     job_id = api.jobs.completed()
     api.client.post(SUBSCRIPTIONS, json={"url": RECEIVER})
     api.jobs.run(calls.mark_applied(job_id, seq=api.jobs.end_seq(job_id)))
@@ -278,7 +278,7 @@ def documents(api: Api) -> list[str]:
 
 
 def dead_letter(api: Api, job_id: str) -> str:
-    """The job, whose attempts are used up."""
+    """Use up the attempts of the job; returns its id."""
     for number in range(3):
         api.jobs.start(job_id, token=f"{number}")
         error = {"kind": "transient", "message": "hiccup"}
@@ -287,7 +287,7 @@ def dead_letter(api: Api, job_id: str) -> str:
 
 
 def provoke_artifacts(api: Api) -> None:
-    """Every answer about a picture but those of an outage."""
+    """Provoke every response about a picture except those of an outage."""
     job_id = api.jobs.completed()
     key = f"default/{job_id}/1/0-{'0' * 64}.png"
     link = Links("", SecretStr(LINK_KEY), ttl_s=600).to(key, now_s=time.time())
@@ -302,7 +302,7 @@ def provoke_artifacts(api: Api) -> None:
 
 
 def provoke_streams(api: Api) -> None:
-    """Every answer of event streams but those of an outage."""
+    """Provoke every response of event streams except those of an outage."""
     stream = f"{JOBS}{api.jobs.completed()}/events"
     api.get(stream)
     for cursor in ("end", "soon"):
@@ -317,7 +317,7 @@ def provoke_streams(api: Api) -> None:
 
 
 async def provoke_refused_replay(api: Api) -> None:
-    """Ask for a replay, as many others do, until it is refused."""
+    """Request a replay, beside many others, until it is refused."""
 
     def ask() -> bool:
         with api.client.stream("GET", routes.TENANT_EVENTS, params={"since": "0"}) as response:
@@ -333,7 +333,7 @@ async def provoke_refused_replay(api: Api) -> None:
 
 
 def provoke_dead_letters(api: Api) -> None:
-    """Every answer about dead letters but those of an outage; the backlog is full when they begin."""
+    """Provoke every response about dead letters except those of an outage, beginning with a full backlog."""
     letters = []
     for _ in range(2):
         job_id = next(job["id"] for job in api.get(JOBS, params={"state": "pending"}).json()["jobs"])
@@ -361,7 +361,7 @@ def provoke_dead_letters(api: Api) -> None:
 
 
 def provoke_undelivered(api: Api) -> None:
-    """Every answer about undelivered events but those of an outage."""
+    """Provoke every response about undelivered events except those of an outage."""
     api.client.post(routes.UNDELIVERED_SINK, headers=binary("undelivered"))
     event_id = api.get(routes.UNDELIVERED).json()["undelivered_events"][0]["id"]
     api.get(routes.UNDELIVERED, params={"limit": "0"})
@@ -371,7 +371,7 @@ def provoke_undelivered(api: Api) -> None:
 
 
 def provoke_subscriptions(api: Api) -> None:
-    """Every answer about subscriptions, and about what verifies, but those of an outage."""
+    """Provoke every response about subscriptions, secrets and keys except those of an outage."""
     while (made := api.post(SUBSCRIPTIONS, json={"url": RECEIVER})).is_success:
         newest = made.headers["location"]
     elsewhere = api.post(SUBSCRIPTIONS, json={"url": "https://elsewhere.example.com/"}).headers["location"]
@@ -394,7 +394,7 @@ def provoke_subscriptions(api: Api) -> None:
 
 
 def refused_bodies() -> list[dict[str, Any]]:
-    """What to send to be refused for each thing that can be wrong with a body."""
+    """Requests that are refused for each fault of a body."""
     as_json = {"content-type": "application/json"}
     return [
         {"content": b"{", "headers": as_json},
@@ -405,7 +405,7 @@ def refused_bodies() -> list[dict[str, Any]]:
 
 
 def provoke_deliveries(api: Api) -> None:
-    """Every answer about deliveries but those of an outage; there are subscriptions when they begin."""
+    """Provoke every response about deliveries except those of an outage; subscriptions exist already."""
     job_id = api.jobs.completed()
     api.jobs.run(calls.mark_applied(job_id, seq=api.jobs.end_seq(job_id)))
     deliveries = f"{JOBS}{job_id}/deliveries"
@@ -423,7 +423,7 @@ def provoke_deliveries(api: Api) -> None:
 
 
 def provoke_outage(api: Api) -> str:
-    """Every answer of an outage, and of artifacts, which need no Redis. Answers an artifact's link."""
+    """Provoke every response of an outage, and those of artifacts, which need no Redis. Returns an artifact's link."""
     api.post(JOBS, json={})
     api.post("/flux")
     api.post("/", headers=binary("five"), json={})
@@ -485,7 +485,7 @@ ASCII = st.text(st.characters(codec="ascii"), max_size=40)
 
 
 def requests() -> st.SearchStrategy[dict[str, Any]]:
-    """Bodies that are often right, mostly nearly so, and sometimes not at all."""
+    """Bodies that are often valid, mostly nearly valid, and sometimes not at all."""
     mixed = {name: st.one_of(*[values] * 9, JUNK) for name, values in LIKELY.items()}
     likely = st.sets(st.sampled_from(sorted(LIKELY)), max_size=4).flatmap(
         lambda names: st.fixed_dictionaries({name: mixed[name] for name in sorted(names)})
@@ -498,7 +498,7 @@ def requests() -> st.SearchStrategy[dict[str, Any]]:
 
 @EXAMPLES
 @given(requests())
-def test_what_is_taken_is_what_the_description_takes(api: Api, body: dict[str, Any]) -> None:
+def test_the_schema_of_a_submission_accepts_what_the_api_accepts(api: Api, body: dict[str, Any]) -> None:
     for path, schema in ((JOBS, "JobRequest"), ("/sd", "ModelRequest")):
         response = api.post(path, json=body)
         assert response.status_code in (202, 404, 422), response.text
@@ -512,7 +512,7 @@ def test_what_is_taken_is_what_the_description_takes(api: Api, body: dict[str, A
 
 @EXAMPLES
 @given(st.dictionaries(st.sampled_from(["specversion", "id", "source", "type", "time", "data", "x"]), JUNK))
-def test_an_event_of_junk_is_refused_as_described(api: Api, members: dict[str, Any]) -> None:
+def test_an_event_of_random_members_is_refused_as_described(api: Api, members: dict[str, Any]) -> None:
     event = structured(str(time.time_ns())) | members
     response = api.post(
         "/", content=json.dumps(event), headers={"content-type": "application/cloudevents+json; charset=utf-8"}

@@ -282,7 +282,7 @@ def page_server() -> Iterator[Page]:
 
 
 def visited(page: Page, api: Api, folder: Path) -> dict[str, Any]:
-    """What the page could do with these functions, in a real browser."""
+    """The requests that a page can make to these functions in a real browser."""
     chromium = shutil.which("chromium")
     if chromium is None and os.environ.get("CI") != "true":
         pytest.skip("chromium is not installed")

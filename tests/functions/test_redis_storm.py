@@ -1,4 +1,4 @@
-"""Redis is killed again and again while requests of every kind are under way: no failure but the ones for that."""
+"""Redis is killed repeatedly while requests of every kind are in progress: each fails only with 503 or 1013."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.redis_server import RedisServer
 
 KILLS = 6
 CALLERS = 12
-"""Of each kind."""
+"""Requests of each kind."""
 
 AWAY = LedgerUnavailable.slug
 
@@ -35,7 +35,7 @@ def storm(own_redis: RedisServer, tmp_path: Path) -> Iterator[Api]:
 
 
 async def test_redis_that_is_killed_while_functions_write_is_a_503_or_1013(storm: Api, own_redis: RedisServer) -> None:
-    """Refusals say when to come again, nothing is logged as unexpected, and all is well afterwards."""
+    """Refusals have Retry-After, nothing is logged as unexpected, and all requests succeed afterwards."""
     outcomes: Counter[str] = Counter()
     over = asyncio.Event()
     job_id = storm.submit()

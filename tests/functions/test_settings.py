@@ -23,12 +23,12 @@ NOWHERE = "redis://127.0.0.1:1/0"
 
 
 def variables(folder: Path, **more: str) -> dict[str, str]:
-    """What a process needs; its Redis is not there."""
+    """The required variables of a process, with an unreachable Redis."""
     return environment(NOWHERE, "darkroom", DARKROOM_STORE=f"file://{folder}", **more)
 
 
 def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """A process that is to end by itself."""
+    """Run a process that exits by itself."""
     command = [sys.executable, "-m", "darkroom_functions.serve", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
@@ -107,7 +107,7 @@ def test_the_defaults_are_these(kind: type[Settings], defaults: Mapping[str, obj
 def test_a_bad_setting_ends_the_process_with_one_line_that_names_it(
     tmp_path: Path, name: str, variable: str, value: str
 ) -> None:
-    """Of a secret the value is not shown."""
+    """The value of a secret is not shown."""
     ended = serve(name, environment=variables(tmp_path) | {variable: value})
     (line,) = ended.stderr.splitlines()
     assert ended.returncode == 2
@@ -127,14 +127,16 @@ def test_every_missing_setting_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("nope",), ("submit", "jobs")])
-def test_the_process_says_what_it_can_be_asked_to_serve(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_without_a_valid_argument_the_process_lists_what_it_serves(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     ended = serve(*arguments, environment=variables(tmp_path))
     assert ended.returncode == 2
     assert "submit|jobs|result|undelivered|all" in ended.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_process_well(redis_url: str, namespace: str, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_the_process_with_status_0(
+    redis_url: str, namespace: str, tmp_path: Path, number: signal.Signals
+) -> None:
     functions = Functions(
         "all",
         environment=environment(redis_url, namespace, DARKROOM_STORE=f"file://{tmp_path}"),
@@ -146,7 +148,7 @@ def test_a_signal_ends_the_process_well(redis_url: str, namespace: str, tmp_path
     assert "Traceback" not in functions.log.read_text()
 
 
-def test_a_function_alone_answers_for_itself_only(redis_url: str, namespace: str, tmp_path: Path) -> None:
+def test_a_single_function_serves_only_its_own_routes(redis_url: str, namespace: str, tmp_path: Path) -> None:
     given = environment(redis_url, namespace, DARKROOM_STORE=f"file://{tmp_path}")
     for name, path, method in (("submit", "/openapi.json", "GET"), ("jobs", "/flux", "POST")):
         functions = Functions(name, environment=given, log=tmp_path / name)
@@ -160,7 +162,7 @@ def test_a_function_alone_answers_for_itself_only(redis_url: str, namespace: str
 
 
 @pytest.mark.parametrize("name", ["submit", "jobs", "result", "undelivered", "all"])
-def test_a_process_is_healthy_at_once_and_ready_once_redis_was_there(
+def test_a_process_is_healthy_at_once_and_ready_once_redis_was_reachable(
     own_redis: RedisServer, namespace: str, tmp_path: Path, name: str
 ) -> None:
     own_redis.stop()

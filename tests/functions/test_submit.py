@@ -1,4 +1,4 @@
-"""submit: what is taken, what is refused and why, through real HTTP and a real Redis."""
+"""submit: which requests are accepted and which are refused, over real HTTP, with a real Redis."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_response_to_an_event_is_a_receipt_as_an_event(api: Api) -> None:
 
 
 @pytest.mark.parametrize("vector", load(), ids=lambda vector: str(vector.id))
-def test_a_vector_is_taken_or_refused_by_name(api: Api, vector: Vector) -> None:
+def test_a_vector_is_accepted_or_refused_by_name(api: Api, vector: Vector) -> None:
     headers = [(name.encode(), value.encode("latin-1")) for name, value in vector.headers.items()]
     response = api.post("/", content=vector.body, headers=headers)
     if vector.verdicts is not None:
@@ -105,7 +105,7 @@ def test_a_vector_is_taken_or_refused_by_name(api: Api, vector: Vector) -> None:
     ],
     ids=lambda value: json.dumps(value)[:40],
 )
-def test_a_valid_event_that_cannot_be_taken_is_refused_with_422(
+def test_a_valid_event_that_cannot_be_accepted_is_refused_with_422(
     api: Api, change: dict[str, object], field: str
 ) -> None:
     """Knative would deliver it again for 404, so an unknown model is 422 here too."""
@@ -128,14 +128,14 @@ def test_a_batch_is_answered_with_a_verdict_for_each_event(api: Api) -> None:
     assert [error["field"] for error in third["problem"]["errors"]] == ["source", "type"]
 
 
-def test_the_events_of_a_batch_are_taken_in_their_order(api: Api) -> None:
-    """Also when it is the first of them that has Redis' memory looked at again, as after a pause."""
+def test_the_events_of_a_batch_are_accepted_in_their_order(api: Api) -> None:
+    """Also when the first event causes a new reading of Redis' memory, as after a pause."""
     time.sleep(1.1)
     response = post_batch(api, [structured("in order")] * 3)
     assert [verdict["status"] for verdict in response.json()["verdicts"]] == [202, 200, 200]
 
 
-def test_a_batch_of_which_nothing_is_taken_is_refused(api: Api) -> None:
+def test_a_batch_without_an_accepted_event_is_refused(api: Api) -> None:
     response = post_batch(api, [structured("none-1", type="x"), 7])
     assert response.status_code == 422
     assert slug(response) == "invalid-event"
@@ -154,7 +154,7 @@ def test_a_batch_has_a_limit(api: Api) -> None:
 
 
 def test_a_repeated_event_is_one_job(api: Api) -> None:
-    """However it is wrapped, spaced and ordered: a Broker between may change that."""
+    """In any mode, spacing and order of members: a Broker may change these."""
     data = {"prompt": "a lighthouse", "seed": 7}
     first = api.post("/", headers=binary("repeated"), json=data)
     second = api.post("/", headers=binary("repeated"), content=b'{ "seed": 7,\n"prompt": "a lighthouse" }')
@@ -190,7 +190,7 @@ def test_an_event_that_comes_again_with_other_data_is_refused(api: Api) -> None:
 
 
 def test_a_repeated_submission_is_answered_with_the_state_of_its_job(api: Api) -> None:
-    """Over REST, as an event, in a batch and as a redrive; null where the job was deleted since."""
+    """Over REST, as an event, in a batch and as a redrive; null if the job was deleted."""
     event, key = structured("repeated state", data={"prompt": "x"}), {"Idempotency-Key": "repeated state"}
     posts: list[Callable[[], httpx.Response]] = [
         lambda: api.post(JOBS, json={"prompt": "x"}, headers=key),
@@ -240,7 +240,7 @@ def test_without_a_key_the_same_request_is_another_job(api: Api) -> None:
 
 
 @pytest.mark.parametrize("keys", [[""], ["k" * 256], ["a", "b"], ["a\tb"], ["ü"]], ids=repr)
-def test_an_idempotency_key_that_is_none_is_refused(api: Api, keys: list[str]) -> None:
+def test_an_invalid_idempotency_key_is_refused(api: Api, keys: list[str]) -> None:
     headers = [(b"idempotency-key", key.encode("latin-1")) for key in keys]
     response = api.post("/flux", headers=headers)
     assert response.status_code == 422
@@ -277,14 +277,14 @@ async def test_the_same_event_a_hundred_times_at_once_is_one_job(api: Api) -> No
 # REST
 
 
-def test_a_model_is_asked_by_its_path(api: Api) -> None:
+def test_a_model_is_selected_by_its_path(api: Api) -> None:
     response = api.post("/sd", json={"input": {"prompt": "a lighthouse", "size": "512x768", "seed": 7}})
     job = api.job(response.json()["task_id"])
     assert response.status_code == 202
     assert (job["model"], job["width"], job["height"], job["seed"]) == ("sd", 512, 768, 7)
 
 
-def test_a_model_asked_without_a_body_uses_its_defaults(api: Api) -> None:
+def test_a_model_without_a_body_uses_its_defaults(api: Api) -> None:
     response = api.post("/flux")
     job = api.job(response.json()["id"])
     assert response.status_code == 202
@@ -292,8 +292,8 @@ def test_a_model_asked_without_a_body_uses_its_defaults(api: Api) -> None:
     assert job["prompt"]
 
 
-def test_document_as_body_is_taken_whole(api: Api) -> None:
-    """Every field that 000_42b2e379951954bf.txt's system knew under `input`."""
+def test_every_field_of_an_earlier_api_is_accepted_under_input(api: Api) -> None:
+    """The fields that existing clients send for this model."""
     sent = {"prompt": "x", "seed": 1, "enable_base64_output": True, "cache_threshold": 0.0, "size": "832x1216"}
     job = api.job(api.post("/flux", json={"input": sent}).json()["id"])
     assert {name: job["input"].get(name) for name in sent if name != "size"} == {
@@ -326,7 +326,7 @@ def test_null_is_as_good_as_absent(api: Api) -> None:
     assert (job["model"], job["job_type"], job["user_id"], job["priority"]) == ("flux", "image", None, 5)
 
 
-def test_the_job_keeps_what_was_asked_for(api: Api) -> None:
+def test_the_job_stores_what_was_requested(api: Api) -> None:
     job = api.job(
         api.submit({"model": "sd", "job_type": "image", "user_id": "anna", "priority": 2, "run_timeout": 12.5})
     )
@@ -364,7 +364,7 @@ def test_a_missing_seed_is_drawn_and_reported(api: Api) -> None:
 
 
 def test_a_more_urgent_job_comes_before_those_that_wait(api: Api) -> None:
-    """Of this model nothing else waits: its pool is this test's own."""
+    """The pool of this model has no other jobs."""
     later, sooner = (api.submit({"model": "sd", "priority": priority}) for priority in (9, 0))
     assert api.job(sooner)["place"] < api.job(later)["place"]
 
@@ -405,7 +405,7 @@ def test_an_events_expirytime_is_a_start_deadline_and_the_earlier_one_counts(api
 
 
 def test_a_deadline_that_has_passed_expires_the_job_rather_than_a_repeat_of_its_event(api: Api) -> None:
-    """A sender whose first answer was lost must learn that the job was taken, not that it is too late now."""
+    """A sender whose first response was lost must receive the job's id, and no refusal because it is too late."""
     event = structured("too late", data={"start_deadline": "2020-01-01T00:00:00Z"})
     first, second = post_event(api, event), post_event(api, event)
     assert (first.status_code, second.status_code) == (202, 200)
@@ -433,7 +433,7 @@ def test_without_a_well_formed_trace_one_begins(api: Api, given: str | None) -> 
 # What reaches the worker
 
 
-def test_the_message_is_a_celery_task_of_the_jobs_id_with_the_event_that_asked(
+def test_the_message_is_a_celery_task_of_the_jobs_id_with_the_requesting_event(
     redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     with serving(redis_url, namespace, tmp_path) as api:
@@ -675,7 +675,7 @@ def test_jobs_that_take_too_many_bytes_are_429_until_there_is_room(
         assert api.post("/sd", json=large).status_code == 202
 
 
-def test_while_memory_is_nearly_used_up_nothing_is_taken(
+def test_while_memory_is_nearly_used_up_nothing_is_accepted(
     own_redis: RedisServer, namespace: str, tmp_path: Path
 ) -> None:
     with serving(own_redis.url, namespace, tmp_path) as api:
@@ -693,7 +693,7 @@ def test_while_memory_is_nearly_used_up_nothing_is_taken(
         eventually(lambda: api.post("/flux").status_code == 202, what="a job that is taken again")
 
 
-def test_while_redis_is_away_everything_is_503_and_the_process_stays_ready(
+def test_while_redis_is_unavailable_everything_is_503_and_the_process_stays_ready(
     own_redis: RedisServer, namespace: str, tmp_path: Path
 ) -> None:
     with serving(own_redis.url, namespace, tmp_path) as api:
@@ -718,7 +718,7 @@ def test_while_redis_is_away_everything_is_503_and_the_process_stays_ready(
         assert api.job(job_id)["state"] == "pending"
 
 
-def test_a_redis_that_hangs_is_as_good_as_away(own_redis: RedisServer, namespace: str, tmp_path: Path) -> None:
+def test_a_redis_that_hangs_is_unavailable(own_redis: RedisServer, namespace: str, tmp_path: Path) -> None:
     with serving(own_redis.url, namespace, tmp_path) as api:
         api.submit()
         os.kill(own_redis.pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The dead-letter function: what Knative gave up on is kept, shown without secrets, and posted to the sink again."""
+"""The function `undelivered`: events that Knative could not deliver are stored, shown without secrets, and replayed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARKS = {
     "knativebrokerttl": "255",
     "knativearrivaltime": "2026-11-20T15:00:00Z",
 }
-"""What a Broker adds to an event that it gives up on."""
+"""The extensions that a Broker adds to an event that it could not deliver."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def api(redis_servers: RedisServers, sink: Sink, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(autouse=True)
 def emptied(api: Api, sink: Sink) -> None:
-    """The tests of this file share a ledger and a sink; each begins with nothing kept and a sink that takes."""
+    """The tests of this file share a ledger and a sink; each begins with no event stored and a sink that accepts."""
     for event_id in listed(api):
         assert api.request("DELETE", f"{UNDELIVERED}/{event_id}").status_code == 204
     sink.events.clear()
@@ -67,14 +67,14 @@ def event(name: str = "1", *, extensions: dict[str, str] | None = None, **member
 
 
 def give_up(url: str, undelivered: Event, *, structured: bool = False) -> httpx.Response:
-    """As a Broker does."""
+    """Post the event as a Broker does."""
     encoded = http.encode_structured(undelivered) if structured else undelivered.encode_binary()
     headers, body = encoded
     return httpx.post(url, headers=headers, content=body, trust_env=False, timeout=60)
 
 
 def kept(api: Api, undelivered: Event) -> str:
-    """Keep it; answers its id there."""
+    """Store the event; returns its id in the store."""
     response = give_up(api.functions.url + routes.UNDELIVERED_SINK, undelivered)
     assert (response.status_code, response.content) == (204, b"")
     return id_of(undelivered, tenant="default")
@@ -95,7 +95,7 @@ def shown(api: Api, event_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("structured", [False, True], ids=["binary", "structured"])
-def test_an_event_is_kept_and_shown_with_why_it_failed(api: Api, structured: bool) -> None:
+def test_an_event_is_stored_and_shown_with_its_failure(api: Api, structured: bool) -> None:
     sent = event(time="2026-11-20T15:00:00Z", extensions={"sequence": "07"})
     response = give_up(api.functions.url + routes.UNDELIVERED_SINK, sent, structured=structured)
     assert (response.status_code, response.content) == (204, b"")
@@ -126,9 +126,7 @@ def test_large_events_of_one_source_leave_those_of_others_in_place(api: Api) -> 
     assert found[:-3] == flood[:1:-1], "the newest that 64 MB hold"
 
 
-def test_in_a_cluster_the_function_takes_them_at_its_own_address(
-    redis_url: str, namespace: str, tmp_path: Path
-) -> None:
+def test_in_a_cluster_the_function_accepts_events_at_its_root(redis_url: str, namespace: str, tmp_path: Path) -> None:
     function = Functions("undelivered", environment=environment(redis_url, namespace), log=tmp_path / "log")
     function.start()
     try:
@@ -143,7 +141,7 @@ def test_in_a_cluster_the_function_takes_them_at_its_own_address(
         assert function.stop() == 0
 
 
-def test_a_repeat_is_a_success_and_kept_once(api: Api) -> None:
+def test_a_repeat_is_a_success_and_stored_once(api: Api) -> None:
     first, other = kept(api, event("1")), kept(api, event("2"))
     assert listed(api) == [other, first]
     assert kept(api, event("1")) == first
@@ -176,7 +174,7 @@ def test_an_event_of_another_tenant_is_not_there(api: Api) -> None:
         ),
     ],
 )
-def test_what_is_no_event_is_refused_for_good(
+def test_a_request_without_an_event_is_refused_permanently(
     api: Api, headers: dict[str, str], body: bytes, fields: list[str]
 ) -> None:
     url = api.functions.url + routes.UNDELIVERED_SINK
@@ -192,7 +190,7 @@ def test_a_body_above_the_limit_is_413(api: Api) -> None:
     assert response.status_code == 413
 
 
-def test_while_redis_is_away_the_event_is_asked_for_again(
+def test_while_redis_is_unavailable_the_broker_is_asked_to_retry(
     own_redis: RedisServer, namespace: str, tmp_path: Path
 ) -> None:
     function = Functions("undelivered", environment=environment(own_redis.url, namespace), log=tmp_path / "log")
@@ -240,7 +238,7 @@ def test_an_unknown_id_is_404(api: Api, method: str, path: str, event_id: str) -
     assert (response.status_code, slug(response)) == (404, "not-found")
 
 
-def test_a_discarded_event_is_there_no_more_and_may_be_discarded_again(api: Api) -> None:
+def test_a_deleted_event_is_gone_and_may_be_deleted_again(api: Api) -> None:
     event_id = kept(api, event())
     for _ in range(2):
         assert api.request("DELETE", f"{UNDELIVERED}/{event_id}").status_code == 204
@@ -275,7 +273,7 @@ def test_the_sinks_response_is_returned_and_the_event_stays_stored(api: Api, sin
     assert len(sink.events) == 1, "no redirect is followed"
 
 
-def test_an_answer_that_does_not_end_is_cut_off(api: Api, sink: Sink) -> None:
+def test_a_response_that_does_not_end_is_truncated(api: Api, sink: Sink) -> None:
     event_id = kept(api, event())
     sink.behave = lambda _event: Answer(body=b"x" * 1_000_000)
     replayed = api.post(f"{UNDELIVERED}/{event_id}/replay").json()
@@ -290,7 +288,7 @@ def test_an_event_that_fails_again_is_undelivered_again(api: Api) -> None:
     assert (view["state"], view["replayed_at"]) == ("undelivered", None)
 
 
-def test_an_event_that_fails_again_while_it_is_replayed_is_not_taken_for_delivered(api: Api, sink: Sink) -> None:
+def test_an_event_that_fails_again_while_it_is_replayed_is_not_reported_as_delivered(api: Api, sink: Sink) -> None:
     event_id = kept(api, event())
 
     def fails_at_once(_event: Event) -> Answer:
@@ -303,7 +301,7 @@ def test_an_event_that_fails_again_while_it_is_replayed_is_not_taken_for_deliver
 
 
 @pytest.mark.parametrize("trouble", ["away", "silent", "not set"])
-def test_a_sink_that_gives_no_answer_is_503_and_nothing_is_lost(
+def test_a_sink_without_a_response_is_503_and_nothing_is_lost(
     redis_url: str, namespace: str, tmp_path: Path, sink: Sink, trouble: str
 ) -> None:
     variables: dict[str, Any] = {"DARKROOM_REPLAY_TIMEOUT_S": "0.5"}
@@ -318,7 +316,7 @@ def test_a_sink_that_gives_no_answer_is_503_and_nothing_is_lost(
         assert shown(api, event_id)["state"] == "undelivered"
 
 
-def test_the_lines_of_the_page_do_what_it_says(api: Api, sink: Sink, repository: Path) -> None:
+def test_the_commands_of_the_page_do_what_it_describes(api: Api, sink: Sink, repository: Path) -> None:
     page = (repository / "docs" / "undelivered.md").read_text().replace("http://localhost:8000", api.functions.url)
     keep, rest = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     assert "204" in typed(keep)
@@ -335,7 +333,7 @@ def test_the_lines_of_the_page_do_what_it_says(api: Api, sink: Sink, repository:
 
 
 def typed(line: str) -> str:
-    """What a shell prints."""
+    """The output of a shell command."""
     done = subprocess.run(["bash", "-ec", line], capture_output=True, text=True, timeout=60, check=True)
     return done.stdout
 
@@ -369,7 +367,7 @@ def test_no_view_shows_a_secret_and_a_replay_has_it(api: Api, sink: Sink, hidden
     assert SECRET in json.dumps(sink.events[0].data)
 
 
-def test_what_knative_said_is_shown_without_secrets(api: Api) -> None:
+def test_the_failure_is_shown_without_secrets(api: Api) -> None:
     answer = base64.b64encode(f'dispatch error: Post "http://u:{SECRET}@host/?key={SECRET}"'.encode()).decode()
     where = f"http://u:{SECRET}@host/path?token={SECRET}"
     marked = event(extensions={"knativeerrordata": answer, "knativeerrordest": where, "authtoken": SECRET})
@@ -386,10 +384,10 @@ def test_what_knative_said_is_shown_without_secrets(api: Api) -> None:
     "plain",
     ["a lighthouse at dusk", "Basic colours", "the token of love", "http://host/path", "s3://bucket/key", "12:30"],
 )
-def test_what_is_no_secret_is_shown_as_it_is(plain: str) -> None:
+def test_other_text_is_shown_unchanged(plain: str) -> None:
     assert redacted({"prompt": plain, "n": 1, "b": True, "x": None}) == {"prompt": plain, "n": 1, "b": True, "x": None}
 
 
 @pytest.mark.parametrize("broken", ["http://[::1/", "http://[v1.x]:y/?q", "x://"])
-def test_an_address_that_is_none_is_not_shown(broken: str) -> None:
+def test_an_invalid_address_is_not_shown(broken: str) -> None:
     assert "q" not in redacted(broken)

@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: subscriptions and their secrets, and what became of deliveries. The courier is not here."""
+"""Webhooks over HTTP: subscriptions, their secrets, and the state of deliveries. No courier runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SIGNER = Signer([SecretStr(WEBHOOK_KEY)])
 
 @pytest.fixture(autouse=True)
 def none_left(api: Api) -> Iterator[None]:
-    """The tests of this file share a ledger; each leaves no subscription behind."""
+    """Delete all subscriptions after each test, since the tests of this file share a ledger."""
     yield
     for subscription in api.get(SUBSCRIPTIONS).json()["subscriptions"]:
         assert api.request("DELETE", f"{SUBSCRIPTIONS}/{subscription['id']}").status_code == 204
@@ -157,7 +157,7 @@ def test_a_change_of_another_kind_does_not_enable_it(api: Api) -> None:
     assert api.jobs.outbox().count(job_id) == 1
 
 
-def test_one_that_its_receiver_ended_can_be_begun_again(api: Api) -> None:
+def test_a_subscription_that_its_receiver_ended_can_be_enabled_again(api: Api) -> None:
     subscription_id = subscribe(api)["id"]
     job_id = ended(api)
     delivery = taken(api, f"{job_id}.{api.jobs.end_seq(job_id)}.{subscription_id}")
@@ -226,7 +226,7 @@ def test_a_change_that_cannot_be_made_is_refused_by_name_and_changes_nothing(
     assert shown(api, view["id"]) == view
 
 
-def test_a_tenant_has_so_many_subscriptions_and_no_more(api: Api) -> None:
+def test_the_subscriptions_of_a_tenant_are_limited(api: Api) -> None:
     for number in range(MAX_SUBSCRIPTIONS):
         subscribe(api, url=f"https://r{number}.example.com/")
     response = api.post(SUBSCRIPTIONS, json={"url": URL})
@@ -234,7 +234,7 @@ def test_a_tenant_has_so_many_subscriptions_and_no_more(api: Api) -> None:
     assert len(api.get(SUBSCRIPTIONS).json()["subscriptions"]) == MAX_SUBSCRIPTIONS
 
 
-def test_an_origin_has_so_many_subscriptions_and_no_more(api: Api) -> None:
+def test_the_subscriptions_to_an_origin_are_limited(api: Api) -> None:
     for number in range(MAX_PER_TARGET):
         subscribe(api, url=f"https://one.example.com/{number}")
     elsewhere = subscribe(api, url="https://another.example.com/")
@@ -271,7 +271,7 @@ def test_a_subscription_of_another_tenant_is_not_there(api: Api) -> None:
 
 @dataclass(frozen=True)
 class Post:
-    """What the courier would post."""
+    """The post that the courier would send."""
 
     headers: Mapping[str, str]
     body: bytes = b'{"specversion":"1.0"}'
@@ -320,7 +320,7 @@ def test_after_a_rotation_the_secret_before_is_shown_as_long_as_it_signs(api: Ap
     assert secret_of(api, subscription_id) == second | {"previous": None, "previous_until": None}
 
 
-def test_a_rotation_that_says_of_which_secret_may_be_repeated(api: Api) -> None:
+def test_a_rotation_that_names_the_secret_may_be_repeated(api: Api) -> None:
     subscription_id = subscribe(api)["id"]
     once = rotate(api, subscription_id, generation=1)
     assert rotate(api, subscription_id, generation=1) == once
@@ -343,7 +343,7 @@ def test_a_rotation_needs_no_body(api: Api) -> None:
     assert api.post(path).json()["generation"] == 2
 
 
-def test_the_published_keys_verify_what_is_posted_to_anybody(api: Api) -> None:
+def test_the_published_keys_verify_every_post(api: Api) -> None:
     (key,) = api.get(KEYS).json()["keys"]
     public = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(key["x"] + "="))
     post = post_to(signatures.tenant_recipient(STRANGER))
@@ -354,7 +354,7 @@ def test_the_published_keys_verify_what_is_posted_to_anybody(api: Api) -> None:
     public.verify(base64.b64decode(signature), signed)  # raises where it does not
 
 
-def test_no_secret_is_where_it_was_not_asked_for(api: Api) -> None:
+def test_no_secret_is_in_other_responses(api: Api) -> None:
     subscription_id = subscribe(api)["id"]
     job_id = ended(api)
     texts = [
@@ -370,7 +370,7 @@ def test_no_secret_is_where_it_was_not_asked_for(api: Api) -> None:
 
 
 def ended(api: Api, **more: Any) -> str:
-    """A job whose end the result function has applied."""
+    """A completed job whose terminal event is applied."""
     job_id = api.jobs.completed(**more)
     assert api.jobs.run(calls.mark_applied(job_id, seq=api.jobs.end_seq(job_id))) is Applied.APPLIED
     return job_id
@@ -384,7 +384,7 @@ def deliveries(api: Api, job_id: str, **query: Any) -> list[dict[str, Any]]:
 
 
 def taken(api: Api, delivery_id: str, *, tenant: str = "default") -> LeasedDelivery:
-    """As a courier takes it, with what other tests have left: the receiver consented, so it gets all at once."""
+    """The delivery, leased as by a courier. The receiver has consented, so all its deliveries are leased together."""
     api.jobs.run(calls.set_rate_limit(target_of(tenant, URL), rate=None))
     seen: dict[str, LeasedDelivery] = {}
 
@@ -403,7 +403,7 @@ def test_a_job_without_receivers_has_no_deliveries(api: Api) -> None:
         assert api.get(f"{JOBS}{job_id}/deliveries").json() == {"deliveries": [], "next": None}
 
 
-def test_a_delivery_is_shown_with_each_try(api: Api) -> None:
+def test_a_delivery_is_shown_with_each_attempt(api: Api) -> None:
     job_id = ended(api, webhook=Webhook(URL))
     (view,) = deliveries(api, job_id)
     seq = api.jobs.end_seq(job_id)
@@ -489,7 +489,7 @@ def test_a_query_that_cannot_be_taken_is_refused_by_name(api: Api, query: str, f
     assert (response.status_code, faults(response)) == (422, fields)
 
 
-def test_a_delivery_that_came_to_its_end_is_due_again_when_it_is_asked_for(api: Api) -> None:
+def test_a_finished_delivery_is_due_again_on_request(api: Api) -> None:
     job_id = ended(api, webhook=Webhook(URL))
     (view,) = deliveries(api, job_id)
     gone = calls.record_attempt(taken(api, view["id"]), outcome=DeliveryOutcome.GONE, status=410, error="status 410")
@@ -509,7 +509,7 @@ def test_a_delivery_that_came_to_its_end_is_due_again_when_it_is_asked_for(api: 
 
 
 @pytest.mark.parametrize("how", ["disabled", "deleted"])
-def test_nothing_is_delivered_again_to_a_subscription_that_takes_nothing(api: Api, how: str) -> None:
+def test_nothing_is_redelivered_to_a_subscription_that_is_not_enabled(api: Api, how: str) -> None:
     subscription_id = subscribe(api)["id"]
     job_id = ended(api)
     (view,) = deliveries(api, job_id)

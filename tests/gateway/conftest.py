@@ -1,4 +1,4 @@
-"""What the tests of the gateway share: stand-in functions, and the real ones, each with a gateway in front."""
+"""Fixtures of the gateway's tests: stand-in functions and the real ones, each behind a gateway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.gateway.running import FUNCTIONS, Gateway, StandIn, running, stand_in
 from tests.redis_server import RedisKind
 
 ALLOWED_ORIGIN = "https://app.example"
-"""Of pages that the real functions allow."""
+"""The origin of pages that the real functions allow."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Staged]:
 
 @dataclass(frozen=True)
 class Front:
-    """A gateway, a client of it, and the real functions behind."""
+    """A gateway, its client, and the real functions behind it."""
 
     gateway: Gateway
     client: httpx.Client
@@ -55,7 +55,7 @@ def in_front_of(api: Api, folder: Path, **more: str) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="session")
 def front(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """All functions behind one port, and a gateway that looks at a job every two seconds and cancels none."""
+    """All functions behind one port, and a gateway with long-polls of two seconds that cancels no job."""
     redis_url, folder = redis_servers(RedisKind.EMBEDDED).url, tmp_path_factory.mktemp("front")
     with (
         serving(redis_url, f"t-{secrets.token_hex(8)}", folder, DARKROOM_ALLOWED_ORIGINS=ALLOWED_ORIGIN) as api,

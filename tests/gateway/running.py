@@ -1,4 +1,4 @@
-"""The gateway as a process, as a pod or `darkroom up` runs it, and stand-in functions that say who they are."""
+"""The gateway as a process, as a pod or `darkroom up` runs it, and stand-in functions that return their name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOP_DEADLINE_S = 90
 
 
 def start_program() -> Path:
-    """What runs the gateway. Without nginx and its Lua the test is skipped, but not in the gate."""
+    """The program that runs the gateway. Without nginx and Lua the test is skipped, but fails in the gate."""
     why = fault()
     if why is not None:
         if "CI" in os.environ:
@@ -40,12 +40,12 @@ def start_program() -> Path:
 
 @cache
 def fault() -> str | None:
-    """Why there can be no gateway on this machine; None where there can."""
+    """The reason why the gateway cannot run on this machine, or None."""
     return gateway.Gateway("127.0.0.1", free_port(), free_port(), scratch() / "gateway-check").fault()
 
 
 class Gateway:
-    """One nginx with Lua. `environment` says where the functions are; `log` is where all that it says goes."""
+    """One nginx with Lua. `environment` has the addresses of the functions; `log` receives its output."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.port = free_port()
@@ -99,7 +99,7 @@ class Gateway:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """The exit status, once it has ended."""
+        """The exit status, once it has exited."""
         return self.process.wait(STOP_DEADLINE_S)
 
     def stop(self) -> int:
@@ -119,7 +119,7 @@ class Gateway:
         return [line for line in found if line["event"] == event]
 
     def request_logged(self, request_id: str) -> dict[str, Any]:
-        """The line of its access log on this request."""
+        """The line of its access log about this request."""
         (line,) = eventually(
             lambda: [line for line in self.lines("request") if line["request_id"] == request_id],
             what=f"request {request_id} in the access log",
@@ -129,7 +129,7 @@ class Gateway:
 
 @contextmanager
 def running(folder: Path, functions: Mapping[str, str], **more: str) -> Iterator[Gateway]:
-    """A gateway in front of `functions` (SUBMIT, JOBS, …: addresses), with `more` of its environment."""
+    """A gateway in front of `functions` (SUBMIT, JOBS, …: addresses), with `more` variables."""
     folder.mkdir(exist_ok=True)
     places = {f"DARKROOM_GATEWAY_{name}": place for name, place in functions.items()}
     found = Gateway(folder, {**places, **more})
@@ -141,7 +141,7 @@ def running(folder: Path, functions: Mapping[str, str], **more: str) -> Iterator
 
 
 class StandIn:
-    """A function that answers every request with its own name and what it was asked.
+    """A function that answers every request with its own name and the request.
 
     `POST /hold` is answered when `released` is set, `POST /chunked` is refused, in chunks. While there are `failures`,
     each request takes one, before all that: a status with headers, or status 0 for a connection that breaks.
@@ -219,7 +219,7 @@ class StandIn:
 
 @contextmanager
 def serving(*stand_ins: StandIn) -> Iterator[None]:
-    """They answer, until the end."""
+    """Serve the stand-ins until the block ends."""
     for each in stand_ins:
         each.thread.start()
     try:
@@ -234,14 +234,14 @@ def serving(*stand_ins: StandIn) -> Iterator[None]:
 
 @contextmanager
 def stand_ins() -> Iterator[dict[str, StandIn]]:
-    """Four of them, by the names that the gateway has for them."""
+    """Four stand-ins, by the names that the gateway has for the functions."""
     found = {name: StandIn(name.lower()) for name in FUNCTIONS}
     with serving(*found.values()):
         yield found
 
 
 def spoken(port: int, text: bytes) -> bytes:
-    """What a server on this port answers to these bytes, until it closes."""
+    """The response of the server on this port to these bytes, until it closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(text)
         connection.shutdown(socket.SHUT_WR)

@@ -30,7 +30,7 @@ from tests.gateway.running import Gateway
 from tests.waiting import eventually
 
 LONG_S = 120
-"""The longest that `front` holds a request."""
+"""The longest wait of a request at `front`."""
 
 HELD = 500
 
@@ -49,7 +49,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 class SubmissionClient:
-    """Submissions that are held, and what becomes of their jobs."""
+    """Submissions that wait, and the outcomes of their jobs."""
 
     def __init__(self, front: Front, pool: ThreadPoolExecutor) -> None:
         self.front = front
@@ -68,7 +68,7 @@ class SubmissionClient:
         return {line["job"] for line in self.front.api.functions.said("waits")}
 
     def complete(self, job_id: str) -> Artifact:
-        """A worker does it; its picture is there."""
+        """Complete the job with a picture, as a worker does."""
         self.jobs.start(job_id)
         artifacts = self.jobs.complete(job_id)
         path = self.front.api.store / artifacts[0].key
@@ -88,7 +88,7 @@ def submissions(front: Front, pool: ThreadPoolExecutor) -> SubmissionClient:
 
 
 @pytest.mark.parametrize("path", SUBMISSIONS)
-def test_the_answer_is_the_job_when_it_has_ended(path: str, submissions: SubmissionClient) -> None:
+def test_the_response_is_the_finished_job(path: str, submissions: SubmissionClient) -> None:
     headers = {} if path.startswith("/sync") else {"Prefer": f"wait={LONG_S}"}
     answer, job_id = submissions.post(path, json={"prompt": "a lighthouse"}, headers=headers)
     submissions.complete(job_id)
@@ -102,7 +102,7 @@ def test_the_answer_is_the_job_when_it_has_ended(path: str, submissions: Submiss
     assert submissions.front.gateway.request_logged(response.headers["x-request-id"])["job"] == job_id
 
 
-def test_who_accepts_a_picture_gets_it(submissions: SubmissionClient) -> None:
+def test_a_client_that_accepts_a_picture_gets_it(submissions: SubmissionClient) -> None:
     answer, job_id = submissions.post(
         "/sync/flux", headers={"Accept": "image/png", "If-None-Match": "*", "Range": "bytes=0-1"}
     )
@@ -129,7 +129,7 @@ def test_who_accepts_a_picture_gets_it(submissions: SubmissionClient) -> None:
         ("image/webp", False),
     ],
 )
-def test_json_is_for_who_does_not_rather_have_a_picture(
+def test_json_is_returned_unless_a_picture_is_preferred(
     accept: str, is_picture: bool, submissions: SubmissionClient
 ) -> None:
     key = f"accept {accept}"
@@ -142,7 +142,7 @@ def test_json_is_for_who_does_not_rather_have_a_picture(
 
 
 ENDS: dict[str, dict[str, Any]] = {"failed": {}, "cancelled": {}, "expired": {"start_deadline": 5}}
-"""What is asked for, so that a job ends so. A deadline that is over as the request comes would be refused."""
+"""The fields that lead to each outcome. A deadline that has passed on arrival would be refused."""
 
 ACCEPTS = ("application/json", "image/png")
 
@@ -177,7 +177,7 @@ def test_a_job_that_is_not_completed_is_refused_with_its_reason(
 
 
 @pytest.mark.parametrize("path", SUBMISSIONS)
-def test_when_the_time_is_over_the_response_is_the_receipt(path: str, submissions: SubmissionClient) -> None:
+def test_after_the_wait_the_response_is_202_with_the_id(path: str, submissions: SubmissionClient) -> None:
     response = submissions.client.post(path, json={"prompt": "x"}, headers={"Prefer": "wait=1", "Accept": "image/png"})
     assert response.status_code == 202
     assert response.headers[APPLIED] == "wait=1"
@@ -186,8 +186,8 @@ def test_when_the_time_is_over_the_response_is_the_receipt(path: str, submission
     assert submissions.client.get(response.headers["location"]).json()["state"] == "pending"
 
 
-def test_a_wait_goes_on_where_a_long_poll_ends(submissions: SubmissionClient) -> None:
-    """One asks for two seconds here, and for 55 where nothing else is set."""
+def test_a_wait_spans_several_long_polls(submissions: SubmissionClient) -> None:
+    """A long-poll takes two seconds here, and 55 by default."""
     answer, job_id = submissions.post("/sync/flux")
 
     def polls() -> list[dict[str, Any]]:
@@ -246,7 +246,7 @@ def test_a_preference_is_read_as_submit_reads_it(prefer: list[str], submissions:
 
 @pytest.fixture(scope="module")
 def ended(front: Front, pool: ThreadPoolExecutor) -> str:
-    """The idempotency key of a job that has ended."""
+    """The idempotency key of a finished job."""
     SubmissionClient(front, pool).completed("ended")
     return "ended"
 
@@ -260,10 +260,10 @@ def ended(front: Front, pool: ThreadPoolExecutor) -> str:
         ("/flux", {"prompt": 7}),
     ],
 )
-def test_what_submit_refuses_is_refused_in_its_words(
+def test_a_refusal_of_submit_is_returned_unchanged(
     path: str, body: dict[str, Any], submissions: SubmissionClient
 ) -> None:
-    """A long body, which nginx keeps in a file, among them."""
+    """Also of a long body, which nginx stores in a file."""
     direct = submissions.front.api.client.post(path, json=body)
     held = submissions.client.post(f"/sync{path}", json=body)
     assert direct.status_code >= 400
@@ -271,7 +271,7 @@ def test_what_submit_refuses_is_refused_in_its_words(
     assert held.headers["content-type"] == direct.headers["content-type"] == PROBLEM_TYPE
 
 
-def test_a_body_that_is_long_or_comes_in_chunks_arrives_whole(submissions: SubmissionClient) -> None:
+def test_a_body_that_is_long_or_chunked_arrives_complete(submissions: SubmissionClient) -> None:
     text = ('{"prompt": "' + "a lighthouse " * 150 + '"}' + " " * 100_000).encode()
     for content in (text, iter([text[:5000], text[5000:]])):
         headers = {"Content-Type": "application/json"}
@@ -294,7 +294,7 @@ def test_an_event_does_not_wait(submissions: SubmissionClient) -> None:
     assert response.headers["ce-type"]
 
 
-def test_a_wait_outlives_the_function_that_it_waits_at(submissions: SubmissionClient) -> None:
+def test_a_wait_continues_after_a_restart_of_the_function(submissions: SubmissionClient) -> None:
     answer, job_id = submissions.post("/sync/flux")
     submissions.front.api.functions.stop()
     submissions.front.api.functions.start()
@@ -311,7 +311,7 @@ def leave(submissions: SubmissionClient, gateway: Gateway) -> str:
     return job_id
 
 
-def test_a_client_that_leaves_leaves_its_job_to_go_on(submissions: SubmissionClient) -> None:
+def test_the_job_of_a_client_that_disconnects_continues(submissions: SubmissionClient) -> None:
     job_id = leave(submissions, submissions.front.gateway)
 
     def gone() -> bool:
@@ -327,7 +327,7 @@ def test_a_client_that_leaves_leaves_its_job_to_go_on(submissions: SubmissionCli
     assert submissions.jobs.state(job_id) is State.PENDING
 
 
-def test_a_client_that_leaves_has_its_job_cancelled_where_that_is_set(
+def test_the_job_of_a_client_that_disconnects_is_cancelled_if_that_is_set(
     submissions: SubmissionClient, tmp_path: Path
 ) -> None:
     with in_front_of(submissions.front.api, tmp_path / "gateway", DARKROOM_GATEWAY_CANCEL="true") as gateway:
@@ -335,10 +335,10 @@ def test_a_client_that_leaves_has_its_job_cancelled_where_that_is_set(
         eventually(lambda: submissions.jobs.state(job_id) is State.CANCELLED, what="the job to be cancelled")
 
 
-def test_requests_that_are_held_end_in_order_with_the_gateway(
+def test_waiting_requests_are_answered_when_the_gateway_shuts_down(
     submissions: SubmissionClient, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    """A request whose job completes in time gets the result; another gets the receipt when its long-poll ends."""
+    """A request whose job completes in time gets the result; another gets 202 when its long-poll ends."""
     with in_front_of(submissions.front.api, tmp_path / "gateway", DARKROOM_MAX_WAIT_S="5") as gateway:
 
         def ask() -> tuple[Future[httpx.Response], str]:
@@ -357,7 +357,7 @@ def test_requests_that_are_held_end_in_order_with_the_gateway(
         assert gateway.wait() == 0
 
 
-async def test_one_worker_holds_five_hundred_requests_and_answers_each_with_its_own(
+async def test_one_worker_holds_five_hundred_requests_and_answers_each_with_its_job(
     front: Front, tmp_path: Path
 ) -> None:
     limits = {"DARKROOM_GATEWAY_CONNECTIONS": "601", "DARKROOM_GATEWAY_CONNECTIONS_PER_ADDRESS": "600"}
@@ -378,7 +378,7 @@ async def test_one_worker_holds_five_hundred_requests_and_answers_each_with_its_
         assert [view["input"]["prompt"] for view in views] == [f"lighthouse {number}" for number in range(HELD)]
 
 
-async def test_the_bodies_of_requests_that_are_held_are_dropped(front: Front, tmp_path: Path) -> None:
+async def test_the_bodies_of_waiting_requests_are_dropped(front: Front, tmp_path: Path) -> None:
     """From memory and from the disk, once their jobs are submitted."""
     padding = b" " * (2 * 1024 * 1024 - 10_000)
     with in_front_of(front.api, tmp_path / "gateway") as gateway:
@@ -401,7 +401,7 @@ async def test_the_bodies_of_requests_that_are_held_are_dropped(front: Front, tm
 
 
 def nginx_worker(folder: Path) -> Path:
-    """What the kernel has of the one process that serves: the child of the one in nginx' file."""
+    """The kernel's figures of the process that serves: the child of the one in nginx' pid file."""
     master = int((folder / "gateway" / "nginx.pid").read_text())
     (worker,) = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     return Path("/proc") / worker
@@ -417,7 +417,7 @@ def waits(front: Front) -> int:
 
 
 async def submitted(port: int, prompt: str, *, padding: bytes = b"") -> dict[str, Any]:
-    """The job that /sync/flux answers with."""
+    """The job that /sync/flux returns."""
     body = json.dumps({"prompt": prompt}).encode() + padding
     head = f"POST /sync/flux HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -48,7 +48,7 @@ ODD = [
     ("POST", "/flux//"),
     ("GET", "/artifacts/a%2Fb/..%2f/c?expires=1&signature=%41"),
 ]
-"""Paths at the edges of the table, and some that are nowhere."""
+"""Paths at the edges of the table, and unknown ones."""
 
 ONLY_ON_THE_INSIDE = tuple(
     path + slash for path in ("/events", "/events/undelivered", "/metrics") for slash in ("", "/")
@@ -66,7 +66,7 @@ def client(staged: Staged) -> Iterator[httpx.Client]:
 
 
 def problem(response: httpx.Response) -> dict[str, Any]:
-    """The members of the problem that it is: in the functions' form, with the gateway's id."""
+    """The members of a problem of the gateway: in the functions' form, with the request's id."""
     assert response.headers["content-type"] == responses.PROBLEM_TYPE
     assert response.headers["x-request-id"]
     members: dict[str, Any] = response.json()
@@ -103,7 +103,7 @@ def test_a_request_of_no_route_reaches_the_function_that_serves_it_on_one_port(
     assert said["path"] == path
 
 
-def test_a_head_is_asked_as_one(client: httpx.Client) -> None:
+def test_a_head_request_is_forwarded_as_one(client: httpx.Client) -> None:
     response = client.head("/api/v1/models")
     assert response.status_code == 200
     assert int(response.headers["content-length"]) > 0
@@ -121,8 +121,8 @@ def test_a_function_gets_its_own_host_name_and_the_address_of_the_client(staged:
         assert said["body"] == '{"prompt": "x"}'
 
 
-def test_a_refusal_that_comes_in_chunks_is_handed_back_whole(client: httpx.Client) -> None:
-    """As from behind a proxy; the functions themselves say how long an answer is."""
+def test_a_chunked_refusal_is_returned_complete(client: httpx.Client) -> None:
+    """As from behind a proxy; the functions themselves send a Content-Length."""
     response = client.post("/sync/chunked", content=b"{}", headers={"X-Request-Id": "mine-2", "Prefer": "wait=1"})
     assert (response.status_code, response.headers["content-type"]) == (422, responses.PROBLEM_TYPE)
     assert (response.json()["path"], response.json()["body"]) == ("/chunked", "{}")
@@ -131,7 +131,7 @@ def test_a_refusal_that_comes_in_chunks_is_handed_back_whole(client: httpx.Clien
     assert "prefer" not in headers
 
 
-def test_a_request_id_is_made_or_kept_returned_and_logged(staged: Staged, client: httpx.Client) -> None:
+def test_a_request_id_is_created_or_kept_returned_and_logged(staged: Staged, client: httpx.Client) -> None:
     kept = client.get("/api/v1/models", headers={"X-Request-Id": "mine-1"})
     assert kept.json()["headers"]["x-request-id"] == kept.headers["x-request-id"] == "mine-1"
     made = client.get("/api/v1/models?signature=hidden")
@@ -146,7 +146,7 @@ def test_a_request_id_is_made_or_kept_returned_and_logged(staged: Staged, client
 
 
 @pytest.mark.parametrize("path", ONLY_ON_THE_INSIDE)
-def test_a_door_for_the_inside_is_not_there(path: str, client: httpx.Client) -> None:
+def test_an_internal_path_is_not_found(path: str, client: httpx.Client) -> None:
     for method in ("GET", "POST"):
         assert problem(client.request(method, path))["type"].endswith("/not-found")
 
@@ -168,7 +168,7 @@ def test_the_former_name_of_an_address_is_read_with_a_warning(staged: Staged, tm
     assert line["message"] == "DARKROOM_GATEWAY_DEAD_LETTER is deprecated: use DARKROOM_GATEWAY_UNDELIVERED"
 
 
-def test_a_body_may_be_as_large_as_the_functions_take(client: httpx.Client) -> None:
+def test_a_body_may_be_as_large_as_the_functions_accept(client: httpx.Client) -> None:
     def chunks(size: int) -> Iterator[bytes]:
         for _ in range(size // 1024):
             yield b"x" * 1024
@@ -199,7 +199,7 @@ def test_a_body_may_be_as_large_as_the_functions_take(client: httpx.Client) -> N
     ],
     ids=["TRACE", "control character", "version", "no host", "large header", "long line", "encoding"],
 )
-def test_what_nginx_refuses_is_a_problem_too(request_text: str, status: int, name: str, staged: Staged) -> None:
+def test_a_refusal_of_nginx_is_a_problem_too(request_text: str, status: int, name: str, staged: Staged) -> None:
     head, _, body = spoken(staged.gateway.port, request_text.encode()).decode().partition("\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ")
     assert f"\r\nContent-Type: {responses.PROBLEM_TYPE}\r\n" in head
@@ -221,17 +221,19 @@ def test_what_nginx_refuses_is_a_problem_too(request_text: str, status: int, nam
     ],
     ids=lambda value: value[:20],
 )
-def test_no_answer_of_its_own_may_be_kept_or_is_sniffed(method: str, path: str, client: httpx.Client) -> None:
+def test_responses_of_the_gateway_itself_are_not_cached_or_sniffed(
+    method: str, path: str, client: httpx.Client
+) -> None:
     are_headers_of_own(client.request(method, path))
 
 
 def are_headers_of_own(response: httpx.Response) -> None:
-    """Those that every answer of a function has too: once, whichever part wrote them."""
+    """Whether the headers that each response of a function has are present once."""
     assert response.headers.get_list("cache-control") == ["no-store"]
     assert response.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-def test_the_caching_that_a_function_allows_stands(front: Front) -> None:
+def test_the_cache_headers_of_a_function_are_unchanged(front: Front) -> None:
     job = front.client.post("/flux", json={}).headers["location"]
     for path, rule in (
         (job, "private, no-cache"),
@@ -243,7 +245,7 @@ def test_the_caching_that_a_function_allows_stands(front: Front) -> None:
         assert response.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
-def test_a_function_that_is_away_or_silent_is_a_problem_with_a_time_to_come_again(tmp_path: Path) -> None:
+def test_an_unavailable_or_silent_function_is_a_problem_with_retry_after(tmp_path: Path) -> None:
     with socket.socket() as full, socket.socket() as queued:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -265,7 +267,7 @@ def test_a_function_that_is_away_or_silent_is_a_problem_with_a_time_to_come_agai
                 assert (problem(response)["status"], problem(response)["type"][-14:]) == (504, "/function-late")
 
 
-def test_so_many_requests_are_open_and_no_more(staged: Staged, tmp_path: Path) -> None:
+def test_the_number_of_open_requests_is_limited(staged: Staged, tmp_path: Path) -> None:
     submit = staged.functions["SUBMIT"]
     submit.released.clear()
     places = {name: each.place for name, each in staged.functions.items()}
@@ -306,7 +308,9 @@ def test_so_many_requests_are_open_and_no_more(staged: Staged, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=lambda number: number.name)
-def test_a_request_under_way_is_answered_before_the_end(number: signal.Signals, tmp_path: Path, staged: Staged) -> None:
+def test_a_request_in_progress_is_answered_before_shutdown(
+    number: signal.Signals, tmp_path: Path, staged: Staged
+) -> None:
     submit = staged.functions["SUBMIT"]
     submit.released.clear()
     places = {name: each.place for name, each in staged.functions.items()}
@@ -338,7 +342,7 @@ def _refuses(gateway: Gateway) -> bool:
         return True
 
 
-def test_an_address_that_sends_too_fast_is_refused_and_no_other(staged: Staged, tmp_path: Path) -> None:
+def test_an_address_that_sends_too_fast_is_refused_and_others_are_not(staged: Staged, tmp_path: Path) -> None:
     places = {name: each.place for name, each in staged.functions.items()}
     limits = {"DARKROOM_GATEWAY_RATE": "5", "DARKROOM_GATEWAY_PROXIES": "127.0.0.0/8"}
     with (
@@ -376,10 +380,10 @@ KEY = {"Idempotency-Key": "any"}
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_may_be_repeated_is_where_its_function_fails(
+def test_a_request_that_may_be_repeated_is_repeated_when_its_function_fails(
     method: str, path: str, headers: dict[str, str], failures: list[tuple[int, dict[str, str]]], staged: Staged
 ) -> None:
-    """Its body is sent again, too, and the client is answered as if nothing had been."""
+    """With its body; the client receives only the last response."""
     name = "JOBS" if method != "POST" else "SUBMIT"
     function = staged.functions[name]
     function.failures[:] = failures
@@ -406,7 +410,7 @@ def test_what_may_be_repeated_is_where_its_function_fails(
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_may_not_be_repeated_is_not(
+def test_other_requests_are_not_repeated(
     method: str, path: str, headers: dict[str, str], failure: tuple[int, dict[str, str]], staged: Staged
 ) -> None:
     functions = staged.functions.values()
@@ -422,8 +426,10 @@ def test_what_may_not_be_repeated_is_not(
 
 
 @pytest.mark.parametrize("retry_after", ["1", "30"], ids=["for-a-while", "too-long"])
-def test_a_function_that_goes_on_failing_has_the_last_word(retry_after: str, staged: Staged, tmp_path: Path) -> None:
-    """At once where it asks for a longer pause than the gateway makes."""
+def test_the_response_of_a_function_that_keeps_failing_is_returned(
+    retry_after: str, staged: Staged, tmp_path: Path
+) -> None:
+    """At once if it requests a longer pause than the gateway's limit."""
     places = {name: each.place for name, each in staged.functions.items()}
     jobs = staged.functions["JOBS"]
     jobs.failures[:] = [(503, {"Retry-After": retry_after})] * 20
@@ -449,7 +455,7 @@ def test_a_function_that_goes_on_failing_has_the_last_word(retry_after: str, sta
         ("DARKROOM_GATEWAY_RETRY_S", "-1"),
     ],
 )
-def test_a_setting_of_no_use_is_one_line_and_status_2(name: str, value: str, tmp_path: Path) -> None:
+def test_an_invalid_setting_is_one_line_and_status_2(name: str, value: str, tmp_path: Path) -> None:
     places = {f"DARKROOM_GATEWAY_{each}": "127.0.0.1:1" for each in ("SUBMIT", "JOBS", "RESULT")}
     gateway = Gateway(tmp_path, {**places, name: value})
     gateway.launch()
@@ -458,8 +464,8 @@ def test_a_setting_of_no_use_is_one_line_and_status_2(name: str, value: str, tmp
     assert name in line["message"]
 
 
-def test_names_are_followed_to_new_addresses_and_requests_under_way_are_answered(tmp_path: Path) -> None:
-    """A resolver of the test's own answers for them; without an answer they stay where they were."""
+def test_names_are_resolved_again_and_requests_in_progress_are_answered(tmp_path: Path) -> None:
+    """By a resolver of the test; without an answer of it, the last addresses stay."""
     known, asked, resolver = (tmp_path / name for name in ("known", "asked", "getent"))
     resolver.write_text(f'#!/bin/sh\necho "$2" >>{asked}\ncat {known}\n')
     resolver.chmod(0o755)
@@ -500,7 +506,7 @@ def test_names_are_followed_to_new_addresses_and_requests_under_way_are_answered
         assert gateway.stop() == 0
 
 
-def test_a_port_that_is_taken_is_said_and_ends_it(staged: Staged, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_and_stops_the_gateway(staged: Staged, tmp_path: Path) -> None:
     places = {f"DARKROOM_GATEWAY_{name}": each.place for name, each in staged.functions.items()}
     gateway = Gateway(tmp_path, {**places, "DARKROOM_GATEWAY_PORT": str(staged.gateway.port)})
     gateway.launch()
@@ -549,7 +555,7 @@ def test_a_socket_that_the_function_refuses_is_refused(front: Front) -> None:
 def test_a_foreign_host_and_a_foreign_page_are_refused(
     path: str, headers: dict[str, str], status: int, front: Front
 ) -> None:
-    """By the functions, which learn from the gateway what host the client asked for."""
+    """By the functions, to which the gateway forwards the requested host."""
     assert front.client.post(path, headers=headers, json={}).status_code == status
 
 

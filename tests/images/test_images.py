@@ -21,7 +21,7 @@ from tests.operator.control_plane import ControlPlane
 from tests.waiting import eventually
 
 START_DEADLINE_S = 300
-"""A worker imports torch, on a machine that does much else."""
+"""A worker imports torch, on a busy machine."""
 
 PLACES = {
     "submit": SERVING,
@@ -41,7 +41,7 @@ BAKED = "dev.local/darkroom-worker-baked"
 def test_images_are_small(images: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
     said = [f"  darkroom-{name}: {size / MEGABYTE:.0f} MB over its base" for name, size in images.items()]
     with capsys.disabled():
-        sys.stderr.write("\n".join(["", *said, ""]))  # for who reads the gate's output
+        sys.stderr.write("\n".join(["", *said, ""]))  # for readers of the gate's output
     assert {name for name in ("functions", "courier", "operator") if images[name] > WORTH_MB * MEGABYTE} == set()
 
 
@@ -66,7 +66,7 @@ def test_the_operator_runs_from_its_image(
     cluster: ControlPlane,
     tmp_path: Path,
 ) -> None:
-    """With the rights of its own account, and the Lease that it takes."""
+    """With the rights of its own account: it acquires the Lease."""
     operator = find(objects, "Deployment", "darkroom-operator")
     pod = Pod(podman, operator["spec"]["template"]["spec"], objects, secrets, tmp_path)
     pod.with_account(cluster.token_of(NAMESPACE, "darkroom-operator"), cluster.authority)
@@ -76,7 +76,7 @@ def test_the_operator_runs_from_its_image(
 
 @pytest.fixture(scope="module")
 def pool(podman: Podman, objects: list[Object], secrets: Secrets, tmp_path_factory: pytest.TempPathFactory) -> Pod:
-    """A pod of the sample for machines without a GPU, as the operator makes it; its init container has made weights."""
+    """A pod of the sample without a GPU, as the operator creates it, after its init container has made the weights."""
     applied = sample("pools-cpu")
     asked = find(applied, "WorkerPool", "sd")
     made = pools.deployment(
@@ -95,7 +95,7 @@ def test_a_worker_runs_from_its_image_with_weights_of_an_init_container(pool: Po
 def test_a_worker_runs_with_weights_that_are_baked_in(
     pool: Pod, behind: dict[int, int], podman: Podman, repository: Path, tmp_path: Path
 ) -> None:
-    """As docs/images.md says, with the same weights. What the image holds is all that there is."""
+    """As docs/images.md describes, with the same weights, and without a volume for them."""
     shown = dict(re.findall(r"```(dockerfile|toml baked)\n(.*?)```", (repository / "docs/images.md").read_text(), re.S))
     (tmp_path / "Dockerfile").write_text(shown["dockerfile"])
     (tmp_path / "sd.toml").write_text(shown["toml baked"])
@@ -114,7 +114,7 @@ def test_a_worker_runs_with_weights_that_are_baked_in(
 def test_the_image_of_a_worker_can_fetch_from_the_hub(
     podman: Podman, images: dict[str, int], repository: Path, tmp_path: Path
 ) -> None:
-    """The command of docs/images.md is there, with its options; nothing is fetched."""
+    """The image has the command of docs/images.md with its options; nothing is downloaded."""
     assert "worker-cpu" in images
     (text,) = re.findall(r"```yaml volume\n(.*?)```", (repository / "docs/images.md").read_text(), re.DOTALL)
     container = main_container(yaml.safe_load(text))
@@ -132,7 +132,7 @@ def test_the_image_of_a_worker_can_fetch_from_the_hub(
 def starts_and_ends(
     pod: Pod, behind: Mapping[int, int], given: Mapping[str, str], container: Object | None = None
 ) -> None:
-    """The pod's one container, or another in its place."""
+    """Start the pod's only container, or another in its place; it must pass its probes and exit with status 0."""
     container = container or pod.spec["containers"][0]
     try:
         pod.start(container, TAG, to=behind, **given)

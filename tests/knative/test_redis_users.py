@@ -40,7 +40,7 @@ def users(
     bootstrap: ModuleType,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Users]:
-    """As the fixture of that name elsewhere, one server for all tests here: nearly all that they do is refused."""
+    """As the shared fixture of this name, but one server for all tests of this file, which change next to nothing."""
     secret = bootstrap.redis_secret({"DARKROOM_NAMESPACE": PREFIX, "REDIS_DATABASE": "4"})
     folder = tmp_path_factory.mktemp("redis")
     with manifest_redis.running(
@@ -67,11 +67,11 @@ SCRIPTS = {
     "flower": "",
     "admin": "announce_pool canary inspect_job inspect_delivery repair sweep read_job observe advance_epoch",
 }
-"""The scripts that each user runs (ARCHITECTURE.md, section 5)."""
+"""The scripts that each user runs (ARCHITECTURE.md, section 2)."""
 
 
 def _used_by(user: str, pattern: str) -> set[str]:
-    """What the scripts of the user name in this way, comments left out."""
+    """The names that match in the scripts of the user, without comments."""
     scripts = texts()
     return {
         found
@@ -95,7 +95,7 @@ def test_each_user_has_the_keys_and_channels_of_its_scripts(user: str, bootstrap
 
 @pytest.mark.parametrize("user", SCRIPTS)
 def test_each_user_has_the_commands_of_its_scripts(user: str, bootstrap: ModuleType, redis_url: str) -> None:
-    """Asked of Redis itself: commands are granted one by one or by category."""
+    """According to Redis itself: commands are granted one by one or by category."""
     commands = {each.lower() for each in _used_by(user, r"redis\.call\(\s*'([A-Z]+)'")}
     name = f"u-{user}"
     with redis.Redis.from_url(redis_url) as client:
@@ -117,13 +117,13 @@ _PROBED = "probed"
 
 
 def _arguments(client: redis.Redis, command: str) -> list[str]:
-    """As few as Redis takes, which counts them before it looks at rights."""
+    """The fewest arguments that Redis accepts: it counts them before it checks rights."""
     (about,) = client.execute_command("COMMAND", "INFO", command).values()
     return [_PROBED] * (abs(about["arity"]) - 1)
 
 
 def _is_refused(client: redis.Redis, *command: object) -> bool:
-    """Whether the user may not run it."""
+    """Whether Redis refuses the command to the user."""
     try:
         client.execute_command(*command)
     except redis.exceptions.NoPermissionError:
@@ -264,8 +264,8 @@ def test_operators_read_everything_of_the_environment_and_configure_nothing(user
 
 
 def test_each_part_does_its_work_under_its_user(users: Users, repository: Path, tmp_path: Path) -> None:
-    """Real parts; the operator and people are the test. Redis refuses no command of theirs, and none of them stops when
-    Redis has lost its scripts, as after a restart.
+    """Real parts; the test acts as the operator and the admin. Redis refuses none of their commands, and no part stops
+    when Redis has lost its scripts, as after a restart.
     """
     place = WorkerHost(redis_url=users["worker"], namespace=PREFIX, folder=tmp_path)
     settings = place.environment()
@@ -323,7 +323,7 @@ class _Flower(Part):
     port = 0
 
     def ask(self, path: str) -> Any:
-        """The answer of its API; None while it does not answer."""
+        """The response of its API; None while there is none."""
         try:
             answer = httpx.get(f"http://127.0.0.1:{self.port}/api/{path}", auth=("a", "b"), trust_env=False, timeout=30)
         except httpx.TransportError:

@@ -259,7 +259,7 @@ class ControlPlane:
         return self._folder / "audit.log"
 
     def asked_by(self, namespace: str, account: str) -> list[dict[str, Any]]:
-        """What this ServiceAccount has asked for, and was answered. a watch twice."""
+        """The entries of the audit log for requests of this ServiceAccount; a watch has two."""
         whole, _, _ = self._audit_log.read_text().rpartition("\n")
         found = map(json.loads, whole.splitlines())
         return [each for each in found if each["user"]["username"] == f"system:serviceaccount:{namespace}:{account}"]

@@ -1,7 +1,7 @@
 """Conversion of manifests for Kubernetes 1.20: rules in CEL are removed and policy/v1 is renamed, nothing else.
 
-What darkroom ships carries only what Kubernetes 1.31 and newer have. `older` converts a manifest. `Conversion` stands
-between the operator, which runs as it is shipped, and the API server, and converts what they say to one another.
+The manifests use features of Kubernetes 1.31. `older` converts a manifest. `Conversion` stands
+between the operator, which runs as it is shipped, and the API server, and converts requests and responses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parts for the upgrade tests: processes that can be replaced as Kubernetes replaces pods.
 
-The new one is started and ready before the old one gets its SIGTERM. Services are addresses that stay: what opens a
-connection is led to the newest part, and connections that are open stay where they are.
+The new one is started and ready before the old one gets its SIGTERM. Services are stable
+addresses: a new connection is forwarded to the newest part, and open connections stay where they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the previous version of darkroom has written ends under this one, and what a later one wrote is left to it.
+"""Jobs of the previous version finish under this one, and jobs of a later version are left to it.
 
-The fixture is all that Redis held when darkroom as it was before webhooks (records with `v` 1) had taken in these jobs,
-as commands that write it again; what had a time to live is left out, and times are moved into the past.
+The fixture has the contents of Redis after the previous version had accepted these jobs, as commands that write them
+again, without keys that had a time to live. Times are moved into the past.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ ENDS = {
 
 
 @pytest.fixture
-async def house(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[Testbed]:
+async def testbed(redis_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[Testbed]:
     client = connect_async(redis_url)
-    house = Testbed(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
-    yield house
-    house.stop()
+    testbed = Testbed(AsyncLedger(client, namespace), redis_url=redis_url, namespace=namespace, folder=tmp_path)
+    yield testbed
+    testbed.stop()
     await client.aclose()
 
 
@@ -56,22 +56,22 @@ def write_again(redis_url: str, namespace: str, commands: list[list[str]]) -> No
 
 
 async def test_jobs_of_the_previous_version_finish_and_are_published(
-    house: Testbed, redis_url: str, namespace: str, tmp_path: Path
+    testbed: Testbed, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     fixture = json.loads(FIXTURE.read_text())
     ids: dict[str, str] = fixture["jobs"]
     assert ids.keys() == ENDS.keys()
     write_again(redis_url, namespace, fixture["commands"])
 
-    settings = house.environment()
+    settings = testbed.environment()
     functions = Functions("all", environment=settings, log=tmp_path / "functions.log")
     soon = {"DARKROOM_ATTEMPT_LEASE_S": "1", "DARKROOM_SWEEP_AGE_S": "3", "K_SINK": f"{functions.url}/events"}
     courier = Part("darkroom_courier", environment=settings | soon, log=tmp_path / "courier.log")
     try:
         await asyncio.to_thread(functions.start)
         courier.start()
-        await house.ready_worker()
-        records = {what: await house.ended(job_id) for what, job_id in ids.items()}
+        await testbed.ready_worker()
+        records = {what: await testbed.ended(job_id) for what, job_id in ids.items()}
         assert {what: record.state for what, record in records.items()} == ENDS
         lost = records["running, and its worker is gone"]
         assert (lost.attempt, lost.counted) == (2, 1)
@@ -82,7 +82,7 @@ async def test_jobs_of_the_previous_version_finish_and_are_published(
             counts = json.loads(done.stdout.splitlines()[-1])
             return (counts["findings"], counts["unapplied"], counts["history"]) == ({}, 0, len(ids)) or None
 
-        await house.until(nothing_is_left, "all ends are applied and archived, and the audit finds nothing")
+        await testbed.until(nothing_is_left, "all ends are applied and archived, and the audit finds nothing")
         async with httpx.AsyncClient(base_url=functions.url, trust_env=False, timeout=60) as client:
             for what, job_id in ids.items():
                 answer = await client.get(f"/api/v1/generation-jobs/{job_id}")
@@ -95,23 +95,23 @@ async def test_jobs_of_the_previous_version_finish_and_are_published(
 
 
 async def test_a_job_of_a_later_version_is_left_to_newer_parts(
-    house: Testbed, redis_url: str, namespace: str, tmp_path: Path
+    testbed: Testbed, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
     """A worker requeues it without counting an attempt, and its terminal event is not applied."""
-    job_id = await house.submit()
-    result = Functions("result", environment=house.environment(), log=tmp_path / "result.log")
+    job_id = await testbed.submit()
+    result = Functions("result", environment=testbed.environment(), log=tmp_path / "result.log")
     try:
         with connect(redis_url) as client:
             client.hset(f"{namespace}:job:{job_id}", "v", RECORD_VERSION + 1)
-            worker = house.worker()
+            worker = testbed.worker()
             await asyncio.to_thread(result.start)
-            await house.said(worker, "dropped", reason="newer", job=job_id, times=2)
-            record = await house.job(job_id)
+            await testbed.said(worker, "dropped", reason="newer", job=job_id, times=2)
+            record = await testbed.job(job_id)
             assert (record.state, record.attempt, record.counted) == (State.PENDING, 0, 0)
             client.hset(f"{namespace}:job:{job_id}", "v", RECORD_VERSION)
-            assert (await house.ended(job_id)).state is State.COMPLETED
+            assert (await testbed.ended(job_id)).state is State.COMPLETED
 
-            (end,) = await house.entries(job_id, JobEvent.COMPLETED)
+            (end,) = await testbed.entries(job_id, JobEvent.COMPLETED)
             event: dict[str, Any] = {
                 "specversion": "1.0",
                 "id": end.event_id,
@@ -131,17 +131,19 @@ async def test_a_job_of_a_later_version_is_left_to_newer_parts(
         result.stop()
 
 
-async def test_a_job_whose_model_a_worker_does_not_know_is_run_by_one_that_does(house: Testbed, tmp_path: Path) -> None:
+async def test_a_job_whose_model_a_worker_does_not_know_is_run_by_one_that_does(
+    testbed: Testbed, tmp_path: Path
+) -> None:
     """The model is new, and the first worker has not been replaced yet."""
     newer, held = tmp_path / "newer", tmp_path / "held"
     newer.mkdir()
     (newer / "another.toml").write_text(MODEL_FILE.replace('name = "quick"', 'name = "another"'))
-    old = await house.ready_worker()
-    new = house.worker(held, models=str(newer))
-    await house.registered(new, WorkerState.STARTING)
-    job_id = await house.submit(model="another")
-    await house.said(old, "unknown_model", job=job_id)
+    old = await testbed.ready_worker()
+    new = testbed.worker(held, models=str(newer))
+    await testbed.registered(new, WorkerState.STARTING)
+    job_id = await testbed.submit(model="another")
+    await testbed.said(old, "unknown_model", job=job_id)
     (held / "go").touch()
-    record = await house.ended(job_id)
+    record = await testbed.ended(job_id)
     assert (record.state, record.counted) == (State.COMPLETED, 0)
     assert f"-{new.pid}-" in (record.worker or "")

@@ -1,8 +1,8 @@
 """A rolling restart of every part under load, by the signals that Kubernetes sends: no job and no event is lost.
 
-Jobs come in all the while, through the gateway. A client follows all of them on a socket and comes again with its
-cursor when it is cut off, and a receiver of webhooks receives each. The operator has no part in it: tests/operator
-replaces that one, under bursts of jobs.
+Jobs are submitted all the time, through the gateway. A client follows all of them on a socket and reconnects with its
+cursor, and a receiver of webhooks receives each. The operator does not run here: tests/operator replaces it under
+bursts of jobs.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ WORKERS = 2
 FEWEST_JOBS = 150
 RUN_S = 0.03
 PAUSE_S = 0.1
-"""Between two submissions; two workers manage several times as many."""
+"""The pause between two submissions; two workers could run several times as many jobs."""
 
 AGAIN_S = 0.05
 ACCEPTED, AWAY = {202, 200}, {502, 503, 504}
-"""A job, or the one that an unanswered request made; and what the gateway says of a function that went."""
+"""The statuses of a new job or of one that a request without a response made; and those of an unavailable function."""
 
 SOON = {
     "DARKROOM_DELIVERY_TIMEOUT_S": "10",
     "DARKROOM_DELIVERY_LEASE_S": "20",
     "DARKROOM_DELIVERY_SCHEDULE_S": ",".join(["0", *["1"] * 20]),
 }
-"""What a courier had to leave half done is done again within the test's deadline."""
+"""Settings with which posts that a courier did not complete are repeated within the test's deadline."""
 
 SERVICE_RESTART = 1012
 
