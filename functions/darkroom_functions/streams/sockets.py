@@ -12,7 +12,7 @@ Whichever side closes, a client may connect again at any time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ from darkroom_functions.streams import cursors, frames
 from darkroom_functions.streams.feed import Feed, TooSlow
 from darkroom_functions.streams.follower import Follower
 from darkroom_functions.streams.messages import ControlMessage, control
+from darkroom_functions.streams.race import first_of
 
 MAX_BAD_FRAMES = 16
 """Invalid messages before the socket is closed: enough to see the mistake in a console."""
@@ -257,20 +258,6 @@ class _Conversation:
         async with ledger_timeout():
             await self._sockets.jobs.subscribe(self._feed, job_ids, since=since, greeting=greeting)
         self._subscribes = True
-
-
-async def first_of(*ways: Coroutine[Any, Any, object]) -> None:
-    """Run all until one has finished, cancel the others, and raise what that one raised."""
-    tasks = [asyncio.create_task(way) for way in ways]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled() and (failure := task.exception()) is not None:
-            raise failure
 
 
 def _error(code: str, detail: str) -> ControlMessage:

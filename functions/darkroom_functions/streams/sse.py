@@ -36,7 +36,8 @@ from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.streams import cursors
 from darkroom_functions.streams.feed import Feed
 from darkroom_functions.streams.messages import MESSAGE, StreamMessage
-from darkroom_functions.streams.sockets import CLOSE_TIMEOUT_S, Sockets, first_of, since_of
+from darkroom_functions.streams.race import first_of
+from darkroom_functions.streams.sockets import CLOSE_TIMEOUT_S, Sockets, since_of
 from darkroom_functions.streams.wait import disconnected
 
 MEDIA_TYPE = "text/event-stream"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +30,7 @@ from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.streams.feed import Feed
 from darkroom_functions.streams.follower import Follower
 from darkroom_functions.streams.job_logs import JobLogs
+from darkroom_functions.streams.race import first_of
 
 PARAMETER = "wait"
 """The parameter of the query, in seconds, and the preference of that name."""
@@ -156,7 +157,12 @@ class JobWaits:
                 WaitResult.GONE: disconnected(request.receive),
                 WaitResult.CLOSING: self._closing.wait(),
             }
-            return await _first_of(ways, deadline=deadline)
+            left_s = max(0.0, deadline - asyncio.get_running_loop().time())
+            try:
+                first = await first_of(*ways.values(), timeout_s=left_s)
+            except DarkroomError:
+                return WaitResult.UNKNOWN
+            return WaitResult.TIME if first is None else tuple(ways)[first]
 
 
 async def _ended(feed: Feed) -> None:
@@ -168,19 +174,3 @@ async def disconnected(receive: Receive) -> None:
     """Return when the client has disconnected. The rest of a body that arrives before is read and dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _first_of(ways: Mapping[WaitResult, Coroutine[Any, Any, object]], *, deadline: float) -> WaitResult:
-    """The result whose coroutine finishes first, or TIME at the loop's time `deadline`."""
-    tasks = {asyncio.create_task(way): result for result, way in ways.items()}
-    try:
-        left_s = max(0.0, deadline - asyncio.get_running_loop().time())
-        done, _ = await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, Exception) and not isinstance(outcome, DarkroomError):
-            raise outcome
-    return next((result for task, result in tasks.items() if task in done), WaitResult.TIME)
