@@ -212,7 +212,7 @@ async def _read(
     services: JobsServices = request.app.state.services
     body = await read_body(request, limit=services.settings.max_body_bytes)
     sent = json_object(request, body, may_be_empty=may_be_empty)
-    rules = Rules(services.catalogue, services.settings.webhook_allow)
+    rules = SubscriptionRules(services.catalogue, services.settings.webhook_allow)
     fields: dict[str, Any] = {}
     faults = [
         FieldError(shown(name), f"is not a field of this request: use {', '.join(readers)}")
@@ -247,14 +247,14 @@ async def _known(subscription_id: str, tenant: str, services: JobsServices) -> S
 
 
 @dataclass(frozen=True)
-class Rules:
+class SubscriptionRules:
     """What the fields of a body are validated against."""
 
     catalogue: Catalogue
     allow: Allow
 
 
-Reader = Callable[[object, Rules], object]
+Reader = Callable[[object, SubscriptionRules], object]
 
 
 def checked_id(text: str) -> str:
@@ -273,28 +273,28 @@ def _no_subscription(subscription_id: str) -> NotFound:
     return NotFound(f"there is no subscription {subscription_id}")
 
 
-def _read_url(value: object, rules: Rules) -> object:
+def _read_url(value: object, rules: SubscriptionRules) -> object:
     return webhooks.read_url(value, allow=rules.allow)
 
 
-def _read_events(value: object, _rules: Rules) -> object:
+def _read_events(value: object, _rules: SubscriptionRules) -> object:
     return webhooks.read_events(value)
 
 
-def _read_models(value: object, rules: Rules) -> object:
+def _read_models(value: object, rules: SubscriptionRules) -> object:
     known = rules.catalogue.models
     if not isinstance(value, list) or not all(isinstance(name, str) and name in known for name in value):
         raise ValueError(f"must be a list of models, some of {', '.join(sorted(known))}, or none for all")
     return tuple(dict.fromkeys(value))
 
 
-def _read_state(value: object, _rules: Rules) -> object:
+def _read_state(value: object, _rules: SubscriptionRules) -> object:
     if value not in OWNER_STATES:
         raise ValueError(f"must be {' or '.join(OWNER_STATES)}")
     return SubscriptionState(str(value))
 
 
-def _read_generation(value: object, _rules: Rules) -> object:
+def _read_generation(value: object, _rules: SubscriptionRules) -> object:
     try:
         generation = read_integer(value)
     except ValueError:
