@@ -26,7 +26,7 @@ SILENCE_S = 10.0
 SUBSCRIBE_TIMEOUT_S = 5.0
 """How long `open` waits for Redis to confirm. It does so within a millisecond, or it is unavailable."""
 
-BACKOFF = Backoff(first_s=0.25, longest_s=2.0, jitter=0.25)
+BACKOFF = Backoff(first_s=0.25, longest_s=0.5, jitter=0.25)
 """Before a lost connection is made anew: short, because clients wait for updates."""
 
 CHANNELS_PER_COMMAND = 1_000
