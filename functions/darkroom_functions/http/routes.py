@@ -47,7 +47,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class ModelName(StringConvertor):
     """The name of a model in a path, known or not. The description's path is the one path of its form."""
 
-    regex = rf"(?!{re.escape(DESCRIPTION[1:])}$)[^/]+"
+    regex = rf"(?!{re.escape(DESCRIPTION[1:])}\Z)[^/]+"
 
 
 register_url_convertor("model", ModelName())
