@@ -67,8 +67,8 @@ def write(jobs: DrivenJobs, job_id: str) -> int:
 
 
 def read(api: Api, path: str) -> Any:
-    """The body of a response. The API's description has the states of this version alone."""
-    response = api.client.get(path)
+    """The body of a response, which the API's description allows."""
+    response = api.get(path)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -163,6 +163,14 @@ def test_artifacts_keep_members_of_a_later_version(api: Api) -> None:
     api.jobs.run(calls.finish(job_id, token="token", outcome=State.COMPLETED, data=data))
     (shown,) = read(api, JOBS + job_id)["artifacts"]
     assert shown["alt"] == "a lighthouse"
+
+
+def test_an_error_keeps_members_of_a_later_version(api: Api) -> None:
+    job_id = api.jobs.submit()
+    api.jobs.start(job_id)
+    error = {"kind": "transient", "message": "no luck", "advice": "try again"}
+    api.jobs.run(calls.finish(job_id, token="token", outcome=State.FAILED, data={"error": error}))
+    assert read(api, JOBS + job_id)["error"] == error
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ class Bodies:
 
 
 class _Generator(GenerateJsonSchema):
-    """Closed objects, whose fields have no titles made of their names."""
+    """Closed objects, unless their types allow more members, whose fields have no titles made of their names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -88,7 +88,7 @@ class _Generator(GenerateJsonSchema):
     def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
         made = super().typed_dict_schema(schema)
         made.pop("title", None)
-        return made | {"additionalProperties": False}
+        return {"additionalProperties": False, **made}
 
 
 def _renamed(schema: Any) -> Any:

@@ -23,7 +23,7 @@ from darkroom.webhooks.subscriptions import (
     SubscriptionState,
     WebhookEvent,
 )
-from pydantic import Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
 from darkroom_functions.resources import listing
@@ -60,6 +60,9 @@ def _known(values: Iterable[str]) -> WithJsonSchema:
         {"anyOf": [{"enum": known}, {"type": "string", "description": "A value of a later version."}]}
     )
 
+
+OPEN = with_config(ConfigDict(extra="allow"))
+"""The mark of objects that are shown as they are stored, with the members that a later version adds."""
 
 JobId = Annotated[str, Field(json_schema_extra={"pattern": f"^{JOB_ID_PATTERN}$"})]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time", "pattern": _INSTANT})]
@@ -181,6 +184,7 @@ class AttemptBody(TypedDict):
     message: str | None
 
 
+@OPEN
 class ArtifactBody(TypedDict):
     """An output file of a job. Its link expires; reading the job again returns a new one."""
 
@@ -192,6 +196,7 @@ class ArtifactBody(TypedDict):
     height: Number
 
 
+@OPEN
 class JobErrorBody(TypedDict):
     """The reason why a job has no result."""
 
