@@ -55,7 +55,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class LetterListing:
+class PageQuery:
     """The query of a list of dead letters, undelivered events or deliveries; `after` is the `next` of a page."""
 
     limit: int = DEFAULT_PAGE
@@ -67,19 +67,19 @@ def read(query: Sequence[tuple[str, str]]) -> Listing:
     return Listing(**_values(query, PARAMETERS))
 
 
-def read_letters(query: Sequence[tuple[str, str]]) -> LetterListing:
+def read_letters(query: Sequence[tuple[str, str]]) -> PageQuery:
     """The query of a list of dead letters. Raises InvalidInput."""
-    return LetterListing(**_values(query, LETTER_PARAMETERS))
+    return PageQuery(**_values(query, LETTER_PARAMETERS))
 
 
-def read_undelivered(query: Sequence[tuple[str, str]]) -> LetterListing:
+def read_undelivered(query: Sequence[tuple[str, str]]) -> PageQuery:
     """The query of a list of undelivered events. Raises InvalidInput."""
-    return LetterListing(**_values(query, UNDELIVERED_PARAMETERS))
+    return PageQuery(**_values(query, UNDELIVERED_PARAMETERS))
 
 
-def read_deliveries(query: Sequence[tuple[str, str]]) -> LetterListing:
+def read_deliveries(query: Sequence[tuple[str, str]]) -> PageQuery:
     """The query of a list of deliveries; `after` is the id of one of them. Raises InvalidInput."""
-    return LetterListing(**_values(query, DELIVERY_PARAMETERS))
+    return PageQuery(**_values(query, DELIVERY_PARAMETERS))
 
 
 def _values(query: Sequence[tuple[str, str]], parameters: QueryParameters) -> dict[str, Any]:
