@@ -113,7 +113,7 @@ async def _darkroom_error(request: Request, error: DarkroomError) -> Response:
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
-    """Starlette's own refusals, of the probes' routes."""
+    """Starlette's own refusals: of the probes' routes, and of paths that the catch-all does not take."""
     path = request.url.path
     if error.status_code == MethodNotAllowed.status:
         allow = (error.headers or {}).get("Allow", "").split(", ")
