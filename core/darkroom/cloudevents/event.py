@@ -293,7 +293,7 @@ def accepted_event(
 
 def _decode_base64(encoded: object, *, beside_data: bool) -> Any:
     if beside_data:
-        raise ValueError("must not come beside data")
+        raise ValueError("must not be set together with data")
     if not isinstance(encoded, str):
         raise ValueError("must be a string")
     try:

@@ -65,7 +65,7 @@ def parse_http(headers: Mapping[str, str], body: bytes) -> Parsed:
         elif name.startswith(_ATTRIBUTE_PREFIX):
             attributes.append((name[len(_ATTRIBUTE_PREFIX) :], value))
     if len(content_types) > 1:
-        raise _unsupported("must come once")
+        raise _unsupported("must be sent once")
     content_type = content_types[0].strip(" \t") if content_types else None
     mode = _mode_of(content_type)
     if mode is Mode.BATCH:
@@ -139,9 +139,9 @@ def _parse_binary(headers: list[tuple[str, str]], content_type: str | None, body
     for name, value in headers:
         try:
             if name == "datacontenttype":
-                raise ValueError("must not come as a header of its own: Content-Type carries it")
+                raise ValueError("must not be a separate header: Content-Type has it")
             if name in attributes:
-                raise ValueError("must come once")
+                raise ValueError("must be sent once")
             attributes[name] = _attribute_value(value)
         except ValueError as error:
             attributes.setdefault(name, "")
@@ -163,12 +163,12 @@ def _parse_binary(headers: list[tuple[str, str]], content_type: str | None, body
 def _attribute_value(header: str) -> str:
     """The attribute in a header (section 3.1.3.2): unquoted, then percent-decoded once. Raises ValueError."""
     if not (header.isascii() and header.replace("\t", " ").isprintable()):
-        raise ValueError("must be of printable ASCII in a header, with all else percent-encoded")
+        raise ValueError("must be printable ASCII in a header, with all other characters percent-encoded")
     value = header.strip(" \t")
     if value.startswith('"'):
         quoted = _QUOTED_STRING.fullmatch(value)
         if quoted is None:
-            raise ValueError("must end its double-quoted string, and end with it")
+            raise ValueError("must close its double-quoted string, with nothing after it")
         value = _ESCAPED_PAIR.sub(r"\1", quoted[1])
     if "%" not in value:
         return value

@@ -158,7 +158,7 @@ def _int_or_infinity(text: str) -> int | float:
 
 
 def _refuse_constant(name: str) -> float:
-    raise JsonError(f"is not JSON: {name} is no number of it")
+    raise JsonError(f"is not JSON: {name} is not a JSON number")
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_once, parse_float=_finite, parse_constant=_refuse_constant)

@@ -234,7 +234,7 @@ def _idempotency_key(request: Request) -> str | None:
         return None
     key = keys[0]
     if len(keys) > 1 or len(key) > reading.MAX_IDEMPOTENCY_KEY or not _IDEMPOTENCY_KEY.fullmatch(key):
-        detail = f"must come once, with 1 to {reading.MAX_IDEMPOTENCY_KEY} printable ASCII characters"
+        detail = f"must be sent once, with 1 to {reading.MAX_IDEMPOTENCY_KEY} printable ASCII characters"
         raise InvalidInput(f"Idempotency-Key {detail}", fields=[FieldError("Idempotency-Key", detail)])
     return key
 
