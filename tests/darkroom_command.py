@@ -12,7 +12,7 @@ from tests.parts import ROOTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 """A timeout far above what a command takes on a busy machine."""
 
 
@@ -36,6 +36,6 @@ def darkroom(arguments: Sequence[str], *, folder: Path, **own: str) -> subproces
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         check=False,
     )

@@ -13,7 +13,7 @@ import pytest
 from starlette.responses import HTMLResponse, JSONResponse
 
 from tests.cli.stage import JOB, PICTURE, Stage, message, says, view
-from tests.darkroom_command import PATIENCE_S, command, darkroom, environment
+from tests.darkroom_command import TIMEOUT_S, command, darkroom, environment
 
 PROBLEM = "application/problem+json"
 
@@ -117,7 +117,7 @@ def test_the_picture_goes_to_standard_output(stage: Stage, tmp_path: Path) -> No
     stage.scenes = [says([DONE])]
     arguments = command("submit", "a lighthouse", "-o", "-", "--url", stage.url)
     done = subprocess.run(
-        arguments, cwd=tmp_path, env=environment(), capture_output=True, timeout=PATIENCE_S, check=False
+        arguments, cwd=tmp_path, env=environment(), capture_output=True, timeout=TIMEOUT_S, check=False
     )
     assert (done.returncode, done.stdout) == (0, PICTURE)
     assert list(tmp_path.iterdir()) == []
@@ -194,7 +194,7 @@ def test_a_full_disk_is_one_line_and_exits_with_1(
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             check=False,
         )
     assert done.returncode == 1
@@ -215,7 +215,7 @@ def test_a_closed_reader_does_not_stop_the_command(stage: Stage, tmp_path: Path)
         process.stdout.close()
         assert process.stderr is not None
         words = process.stderr.read()
-        assert (process.wait(PATIENCE_S), words) == (0, "")
+        assert (process.wait(TIMEOUT_S), words) == (0, "")
 
 
 def test_jobs_are_listed_with_the_given_filters(stage: Stage, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_bash_completes_a_command(tmp_path: Path) -> None:
     printf '%s\\n' "${COMPREPLY[@]}"
     """
     done = subprocess.run(
-        ["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        ["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     assert sorted(done.stdout.split()) == ["submit", "subscriptions"], done.stderr
 
@@ -359,7 +359,7 @@ def test_ctrl_c_while_waiting_keeps_the_job_and_prints_how_to_resume(stage: Stag
     assert process.stderr is not None
     assert process.stderr.readline() == "running, 10 %\n"
     process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=PATIENCE_S)
+    _, words = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130
     assert f"watch {JOB} --output . --url {stage.url}" in words
     assert f"cancel {JOB} --url {stage.url}" in words

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.conftest import RedisServers
-from tests.darkroom_command import PATIENCE_S, command, environment
+from tests.darkroom_command import TIMEOUT_S, command, environment
 from tests.functions.api import serving
 from tests.redis_server import RedisKind
 from tests.tcp_proxy import CuttingProxy
@@ -39,7 +39,7 @@ def test_a_job_is_followed_over_cut_connections_and_each_message_is_printed_once
                 proxy.cut()
                 api.jobs.progress(job_id, step=step + 1, steps=2 * CUTS)
             api.jobs.complete(job_id)
-            assert watching.wait(PATIENCE_S) == 0
+            assert watching.wait(TIMEOUT_S) == 0
         finally:
             watching.kill()
             watching.wait()

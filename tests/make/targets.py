@@ -15,7 +15,7 @@ from tests.darkroom_command import environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-PATIENCE_S = 300
+TIMEOUT_S = 300
 """Longer than any step takes on a busy machine."""
 
 ENVIRONMENTS = ("dev", "demo", "test")
@@ -34,7 +34,7 @@ def make(*arguments: str, folder: Path = ROOT, given: str = "", **own: str) -> s
         input=given,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         check=False,
     )
 
