@@ -441,6 +441,7 @@ async def test_a_job_in_a_state_of_a_later_version_has_no_fault_and_stays_where_
     before = jobs.everything()
     report = await look(repair=True)
     assert report.findings == ()
+    assert "nowhere" not in report.places
     assert jobs.run(calls.repair(job_id)) == []
     assert jobs.everything() == before
 

@@ -7,13 +7,16 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis.asyncio
 from darkroom.errors import LedgerUnavailable
+from darkroom.ledger import channels
 from darkroom.ledger.channels import Channels
 from darkroom.ledger.connection import connect_async
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.redis_server import RedisKind, RedisServer, needed_binary
 
@@ -70,6 +73,34 @@ async def test_a_message_published_after_open_is_received(any_redis_url: str, na
         await client.publish(name, "two")
         await until(lambda: len(receiver.messages) == 2, "two messages")
         assert receiver.messages == [(name, b"one"), (name, b"two")]
+
+
+async def test_a_connection_that_succeeded_ends_the_series_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    connects = iter([RedisConnectionError("refused"), RedisConnectionError("refused"), None])
+    counted: list[int] = []
+
+    class Connection:
+        async def connect(self) -> None:
+            if error := next(connects):
+                raise error
+
+        async def read_response(self, **_: object) -> None:
+            raise RedisConnectionError("lost")
+
+        async def disconnect(self, *, nowait: bool) -> None:
+            """Nothing is open."""
+
+    class Counting:
+        def after(self, failures: int) -> float:
+            counted.append(failures)
+            return 0.0 if len(counted) < 3 else DEADLINE_S
+
+    monkeypatch.setattr(channels, "BACKOFF", Counting())
+    client: Any = SimpleNamespace(connection_pool=SimpleNamespace(make_connection=Connection))
+    running = asyncio.create_task(Receiver(client).channels.run())
+    await until(lambda: len(counted) == 3, "three failures")
+    running.cancel()
+    assert counted == [1, 2, 1]
 
 
 async def test_a_closed_channel_receives_no_messages(redis_url: str, name: str) -> None:

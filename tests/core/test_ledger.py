@@ -278,6 +278,14 @@ async def test_the_pools_are_those_that_were_announced(jobs: TimedJobs, ledger: 
     assert await reads.pools(ledger) == ["another", POOL]
 
 
+async def test_the_pools_of_an_owner_are_those_that_it_announced_and_that_accept_jobs(
+    jobs: TimedJobs, ledger: AsyncLedger
+) -> None:
+    for pool, models, owner in (("b", ["sd"], "one"), ("a", ["sd"], "one"), ("c", ["sd"], "two"), ("d", [], "one")):
+        jobs.run(calls.announce_pool(pool, models=models, owner=owner, now=jobs.now))
+    assert await reads.pools_of(ledger, "one") == ["a", "b"]
+
+
 async def test_the_workers_are_those_that_registered(jobs: TimedJobs, ledger: AsyncLedger) -> None:
     jobs.run(calls.register_worker("b", pool=POOL, state=WorkerState.BUSY, pod="pod-1", models=["sd"], now=jobs.now))
     jobs.worker("a", WorkerState.STARTING)

@@ -61,6 +61,10 @@ def test_fields_outside_of_the_table_are_ignored() -> None:
     assert decoded(smallest(paused_until=1, token="secret")) == decoded(smallest())
 
 
+def test_a_record_without_its_input_is_not_whole() -> None:
+    assert (decoded(smallest()).is_whole, decoded(smallest(input_archived=1)).is_whole) == (True, False)
+
+
 def test_an_unknown_state_is_no_member_and_keeps_its_text() -> None:
     pairs = smallest()
     pairs[pairs.index(b"state") + 1] = b"resting"

@@ -243,6 +243,17 @@ def test_an_invalid_value_under_a_former_name_is_reported_under_that_name(enviro
         load(RenamedSettings)
 
 
+@pytest.mark.parametrize("former", [None, "3"], ids=["current alone", "both"])
+def test_an_invalid_value_under_the_current_name_is_reported_under_that_name(
+    environment: pytest.MonkeyPatch, former: str | None
+) -> None:
+    environment.setenv("DARKROOM_INTERVAL_S", "-1")
+    if former is not None:
+        environment.setenv("DARKROOM_OFTEN_S", former)
+    with pytest.raises(SettingError, match=r"^DARKROOM_INTERVAL_S='-1': "):
+        load(RenamedSettings)
+
+
 # Webhooks
 
 
