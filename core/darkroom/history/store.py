@@ -177,7 +177,7 @@ class History:
         model: str | None = None,
         user_id: str | None = None,
     ) -> Page:
-        """As `AsyncLedger.page`, of terminal jobs that were not deleted."""
+        """As `reads.page`, of terminal jobs that were not deleted."""
         wanted = {"tenant": tenant, "state": state, "model": model, "user_id": user_id}
         if any("\0" in (value or "") for value in wanted.values()):
             return Page((), None)  # no name contains it, and PostgreSQL refuses it in a query

@@ -175,7 +175,7 @@ def drain(
 
 
 def append_decision(pool: str, *, at: int, entry: str, keep: int = DECISIONS_KEPT) -> Call[Recorded]:
-    """Append an entry to the pool's decision log: `scaling.Entry.encode` of the decision made at `at` (ms).
+    """Append an entry to the pool's decision log: `DecisionEntry.encode` of the decision made at `at` (ms).
 
     Idempotent by pool and time.
     """

@@ -49,7 +49,7 @@ async def foreign_messages(ledger: AsyncLedger, pools: Sequence[str]) -> dict[st
 
 
 async def decisions(ledger: AsyncLedger, pool: str, *, limit: int | None = None) -> list[str]:
-    """The pool's decision log, oldest entry first, each as `scaling.Entry.decode` reads it; the last `limit`."""
+    """The pool's decision log, oldest entry first, each as `DecisionEntry.decode` reads it; the last `limit`."""
     count = () if limit is None else ("COUNT", limit)
     entries = await ledger.ask("XREVRANGE", ledger.keys.decisions(pool), "+", "-", *count)
     return [pairs(fields)["entry"] for _, fields in reversed(entries)]

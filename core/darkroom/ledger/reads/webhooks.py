@@ -16,7 +16,7 @@ async def subscription(ledger: AsyncLedger, subscription_id: str, *, tenant: str
 
 
 async def subscriptions(ledger: AsyncLedger, tenant: str) -> list[Subscription]:
-    """All of the tenant's subscriptions, the oldest first: there are at most `webhooks.MAX_SUBSCRIPTIONS`."""
+    """All of the tenant's subscriptions, the oldest first: there are at most `MAX_SUBSCRIPTIONS`."""
     raw = await ledger.ask("ZRANGE", ledger.keys.subscriptions(tenant), 0, -1)
     return [found for found in await _subscriptions(ledger, [item.decode() for item in raw]) if found is not None]
 
