@@ -74,11 +74,11 @@ class PoolSpec:
     @property
     def objects_name(self) -> str:
         """The name of the pool's Deployment, ServiceAccount and PodDisruptionBudget."""
-        return f"darkroom-{self.name}"
+        return objects_name(self.name)
 
 
 def objects_name(pool: str) -> str:
-    """As `Pool.objects_name`, of a pool that is not understood."""
+    """The name of the objects of the pool with this name."""
     return f"darkroom-{pool}"
 
 
