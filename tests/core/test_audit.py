@@ -446,6 +446,12 @@ async def test_a_job_in_a_state_of_a_later_version_has_no_fault_and_stays_where_
     assert jobs.everything() == before
 
 
+async def test_a_delivery_in_a_state_of_a_later_version_has_no_fault(jobs: TimedJobs, look: Audit) -> None:
+    job_id = _applied(jobs)
+    jobs.redis.hset(jobs.key("delivery", delivery_of(job_id)), "state", "parked")
+    assert (await look()).findings == ()
+
+
 def test_every_repairable_kind_is_tested() -> None:
     repaired = {damage.kind for damage in DAMAGES.values() if damage.place is not None}
     assert repaired | {FaultKind.NO_RECORD} >= REPAIRABLE
