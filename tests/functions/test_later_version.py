@@ -31,7 +31,7 @@ from tests.darkroom_command import darkroom
 from tests.databases import opened
 from tests.driven_jobs import POOL, TENANT, DrivenJobs
 from tests.functions.api import JOBS, Api
-from tests.functions.stream_clients import events, following, next_event, next_message, stream
+from tests.functions.stream_clients import all_messages, events, following, next_event, next_message, stream
 from tests.parts import Part, environment
 from tests.waiting import eventually
 
@@ -53,15 +53,19 @@ def resting(api: Api) -> str:
     return job_id
 
 
-def write(jobs: DrivenJobs, job_id: str) -> int:
-    """What `log` of `lua/prelude.lua` would write for the event. Returns the number of the entry."""
-    prefix, now = jobs.namespace, time.time_ns() // 1_000_000
+def write(jobs: DrivenJobs, job_id: str, *, is_end: bool = False) -> int:
+    """What `log` of `lua/prelude.lua` would write for the event, and `finish` for the terminal one. Returns the number
+    of the entry.
+    """
+    prefix, now, event = jobs.namespace, time.time_ns() // 1_000_000, STATE if is_end else EVENT
     seq = int(jobs.redis.hincrby(f"{prefix}:job:{job_id}", "seq", 1))
     jobs.redis.hset(f"{prefix}:job:{job_id}", mapping={"state": STATE, "paused_until": "tomorrow"})
-    entry = {"event": EVENT, "state": STATE, "at": now, "data": json.dumps(DATA)}
+    if is_end:
+        jobs.redis.hset(f"{prefix}:job:{job_id}", mapping={"ended": now, "end_seq": seq, "end_data": json.dumps(DATA)})
+    entry = {"event": event, "state": STATE, "at": now, "data": json.dumps(DATA)}
     jobs.redis.xadd(f"{prefix}:log:{job_id}", entry, id=f"{seq}-0")
-    jobs.redis.publish(f"{prefix}:live:{job_id}", f"{seq}\n{EVENT}\n{STATE}\n{now}\n{json.dumps(DATA)}")
-    jobs.redis.xadd(f"{prefix}:news:{TENANT}", {"entry": f"{job_id} {seq} {EVENT} {STATE} {now}"})
+    jobs.redis.publish(f"{prefix}:live:{job_id}", f"{seq}\n{event}\n{STATE}\n{now}\n{json.dumps(DATA)}")
+    jobs.redis.xadd(f"{prefix}:news:{TENANT}", {"entry": f"{job_id} {seq} {event} {STATE} {now}"})
     jobs.redis.publish(f"{prefix}:news:{TENANT}", "")
     return seq
 
@@ -107,6 +111,34 @@ async def test_a_socket_replays_an_unknown_event(api: Api, resting: str) -> None
     async with following(api.functions, resting, since="0") as ws:
         messages = [await next_message(ws), await next_message(ws)]
     assert [message["status"] for message in messages] == ["pending", EVENT]
+
+
+@pytest.mark.parametrize(("since", "statuses"), [(None, [STATE]), ("0", ["pending", STATE]), ("1", [STATE])])
+async def test_a_socket_closes_after_an_unknown_terminal_state(
+    api: Api, since: str | None, statuses: list[str]
+) -> None:
+    job_id = api.jobs.submit()
+    write(api.jobs, job_id, is_end=True)
+    async with following(api.functions, job_id, since=since) as ws:
+        messages, code = await all_messages(ws)
+    assert ([message["status"] for message in messages], code) == (statuses, 1000)
+
+
+async def test_a_socket_closes_when_its_job_reaches_an_unknown_terminal_state(api: Api) -> None:
+    job_id = api.jobs.submit()
+    async with following(api.functions, job_id) as ws:
+        assert (await next_message(ws))["status"] == "pending"
+        write(api.jobs, job_id, is_end=True)
+        messages, code = await all_messages(ws)
+    assert ([message["status"] for message in messages], code) == ([STATE], 1000)
+
+
+def test_a_wait_ends_with_an_unknown_terminal_state(api: Api) -> None:
+    job_id = api.jobs.submit()
+    write(api.jobs, job_id, is_end=True)
+    began = time.monotonic()
+    assert api.get(JOBS + job_id, params={"wait": 50}).json()["state"] == STATE
+    assert time.monotonic() - began < 30
 
 
 @pytest.fixture

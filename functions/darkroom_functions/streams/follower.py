@@ -55,7 +55,7 @@ class Source(Protocol):
         """The channel of a log. Those of all logs begin with that of the empty name."""
 
     def decode(self, name: str, payload: bytes) -> Update | None:
-        """The entry that was published; None where the payload holds none, and the log has to be read.
+        """The entry that was published; None where the log has to be read for it.
 
         Entries that are published are numbered without gaps: their positions are (0, 1), (0, 2) and so on.
         """
