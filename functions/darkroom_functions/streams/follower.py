@@ -269,6 +269,7 @@ class Follower:
         for first in range(0, len(names), LOGS_PER_COMMAND):
             some = names[first : first + LOGS_PER_COMMAND]
             newest = await self._source.newest(some)
+            missed: list[_Topic] = []
             for name in some:
                 topic, update = self._topics.get(name), newest.get(name)
                 if topic is None or topic.head is None:
@@ -278,4 +279,5 @@ class Follower:
                 topic.behind = True
                 if not topic.reading:
                     topic.reading = True
-                    await self._read(topic)
+                    missed.append(topic)
+            await asyncio.gather(*map(self._read, missed))
