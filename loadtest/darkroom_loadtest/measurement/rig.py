@@ -129,6 +129,7 @@ class Rig:
             "DARKROOM_WEBHOOK_KEYS": WEBHOOK_KEY,
             "DARKROOM_BACKLOG_LIMIT": "10000000",
             "DARKROOM_BACKLOG_BYTES": str(2**40),
+            "DARKROOM_MAX_CONNECTIONS": "100000",
         }
         command = [sys.executable, "-m", module, *arguments]
         return self._start(name, command, environment({**common, **(own or {})}), folder=self.folder)
