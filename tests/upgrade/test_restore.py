@@ -82,8 +82,10 @@ async def test_after_a_restore_and_a_repair_all_jobs_of_the_backup_finish(
         records = await house.ledger.jobs([*jobs, *later], tenant=None)
         assert [record is not None for record in records] == [True] * BEFORE + [False] * AFTER
 
-        repaired = await asyncio.to_thread(darkroom, ["audit", "--repair"], folder=tmp_path, **settings)
-        assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+        repaired = await asyncio.to_thread(darkroom, ["audit", "--repair", "--json"], folder=tmp_path, **settings)
+        counts = json.loads(repaired.stdout.splitlines()[-1])
+        # A job may have run again before the audit looks: then it differs from the history, as below.
+        assert counts["findings"].keys() <= {FaultKind.WENT_BACK, FaultKind.HISTORY_DIFFERS}, repaired.stdout
         for job_id in jobs:
             assert (await house.ended(job_id)).state is State.COMPLETED
         # The history keeps the first result: a job that ran again finished at another time.
