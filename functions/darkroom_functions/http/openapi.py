@@ -196,7 +196,7 @@ def json_response(body: object, description: str, headers: Mapping[str, Schema] 
 
 
 _ANY_PROBLEM: Schema = {
-    "description": "Any other refusal: of a method that the path does not take (405), for instance, or an internal error (500).",
+    "description": "Any other refusal, such as of an unsupported method (405), or an internal error (500).",
     "content": {PROBLEM_TYPE: {"schema": ref("Problem")}},
 }
 _VALIDATED: Schema = {
