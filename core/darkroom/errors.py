@@ -185,6 +185,44 @@ class LinkRefused(PermanentError):
     slug, title, status = "link-refused", "The link is not valid or has expired", 403
 
 
+class CredentialRefused(PermanentError):
+    """A request without a credential, or with one that is not valid. `error` is that of RFC 6750, section 3.1."""
+
+    slug, title, status = "credential-refused", "A valid credential is required", 401
+
+    def __init__(self, detail: str, *, error: str | None = "invalid_token") -> None:
+        super().__init__(detail)
+        self.error = error
+
+
+class ScopeMissing(PermanentError):
+    """A credential that lacks the scope of the operation."""
+
+    slug, title, status = "scope-missing", "The credential does not permit this", 403
+
+    def __init__(self, detail: str, *, scope: str) -> None:
+        super().__init__(detail)
+        self.scope = scope
+
+
+class ModelNotPermitted(PermanentError):
+    """A credential that is limited to other models."""
+
+    slug, title, status = "model-not-permitted", "The credential does not permit this model", 403
+
+
+class NameTaken(PermanentError):
+    """A tenant or a key of that name exists."""
+
+    slug, title, status = "name-taken", "The name is taken", 409
+
+
+class TenantInUse(PermanentError):
+    """A tenant that has keys or jobs cannot be deleted."""
+
+    slug, title, status = "tenant-in-use", "The tenant is in use", 409
+
+
 class KeyReused(PermanentError):
     """An idempotency key that was used with another body."""
 
@@ -249,6 +287,12 @@ class TooManyReplays(TemporaryError):
 
 class LedgerUnavailable(TemporaryError):
     slug, title = "ledger-unavailable", "Redis is unavailable"
+
+
+class AccessUnavailable(TemporaryError):
+    """No keys have been published yet, as after Redis lost its data: it is unknown whether a credential is valid."""
+
+    slug, title = "access-unavailable", "The keys are not available yet"
 
 
 class NewerRecord(TemporaryError):

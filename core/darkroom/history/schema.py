@@ -21,7 +21,6 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
-    MetaData,
     SmallInteger,
     Table,
     Text,
@@ -29,9 +28,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
+from darkroom.database import metadata
 from darkroom.ledger.records import FIELDS, FieldType
-
-metadata = MetaData()
 
 _JSON = JSON(none_as_null=True)
 """PostgreSQL's `json` and not `jsonb`: it returns the text as it was stored and accepts U+0000, as in a prompt."""

@@ -2,64 +2,33 @@
 
 The courier writes it (`write`), from the ledger's history entries; the job's time to live in Redis starts only then.
 Readers use it for jobs that are no longer in the ledger (`lookup.py`). A deleted job leaves a tombstone
-(`deletion.py`). SQLite serves one machine, PostgreSQL a cluster; their differences are in this module alone.
+(`deletion.py`).
 
 Terminal states never change, so a job is written once: later writes of it have no effect.
 """
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from pydantic import SecretStr
-from sqlalchemy import ColumnElement, Row, Table, func, inspect, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import ColumnElement, Row, func, inspect, select, update
 
-from darkroom.errors import Gone, HistoryUnavailable, SettingError
+from darkroom.database import Database
+from darkroom.errors import Gone
 from darkroom.history.schema import CONTENT, RECORD_FIELDS, epochs, jobs
 from darkroom.jobs import JobEvent, State, UnknownValue, read_value
 from darkroom.ledger.epochs import Epoch
 from darkroom.ledger.records import FIELDS, JobRecord, LogEntry, Page
-from darkroom.logs import logger
 from darkroom.times import iso
-
-CONNECT_LIMIT_S = 3.0
-LOCK_LIMIT_S = 3.0
-"""How long SQLite waits for another writer; a batch takes some ten milliseconds."""
-
-LOCK_PAUSE_S = 0.05
-"""Pause between two attempts to lock a file that another process changes."""
-
-LIMIT_S = 6.0
-"""The longest transaction: beyond it the database is unavailable. More than the above, and less than callers wait."""
-
-LOCK = 0x6461726B726F6F6D
-"""The key of darkroom's advisory lock in PostgreSQL: "darkroom" as a number. Other applications must not use it."""
-
-CONNECTIONS = 8
-"""The most connections of one process. Reads of the history are rare compared with those of the ledger."""
 
 DROPPED_EVENTS = frozenset({JobEvent.ACCEPTED, JobEvent.PROGRESSED})
 """Entries of a log that are not stored: the record has the acceptance, and progress is of no use later.
 
 The terminal entry is in the record; those of attempts are stored, and those of a later version.
 """
-
-DATA_FAULTS = ("21", "22", "23")
-"""Classes of SQLSTATE for faults of the statement or its data.
-
-https://www.postgresql.org/docs/current/errcodes-appendix.html
-"""
-
-_log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,35 +68,8 @@ class Tombstone:
         )
 
 
-class History:
-    """The database. It connects on first use; every method may raise HistoryUnavailable."""
-
-    def __init__(self, url: SecretStr) -> None:
-        """Raises SettingError where the driver is not installed."""
-        self._is_file = url.get_secret_value().startswith("sqlite")
-        timeouts: dict[str, Any] = {"timeout": LOCK_LIMIT_S if self._is_file else CONNECT_LIMIT_S}
-        try:
-            self.engine: AsyncEngine = create_async_engine(
-                url.get_secret_value(),
-                connect_args=timeouts,
-                pool_size=CONNECTIONS,
-                max_overflow=0,
-                pool_timeout=CONNECT_LIMIT_S,
-                pool_pre_ping=True,  # replaces connections from before a restart of the database
-                hide_parameters=True,  # prompts must not be logged
-            )
-        except ModuleNotFoundError as error:
-            raise SettingError(f"DARKROOM_DATABASE_URL=(hidden): the package {error.name} is not installed") from error
-        except (ArgumentError, ValueError) as error:  # such as a port that is not a number
-            raise SettingError("DARKROOM_DATABASE_URL=(hidden): is not a valid address") from error
-
-    async def aclose(self) -> None:
-        await self.engine.dispose()
-
-    async def ping(self) -> None:
-        """Raises HistoryUnavailable unless the database answers."""
-        async with self._transaction() as connection:
-            await connection.execute(text("SELECT 1"))
+class History(Database):
+    """The tables of terminal jobs, and of epochs."""
 
     # -- writes of the courier -----------------------------------------------------------------------------------------
 
@@ -139,14 +81,14 @@ class History:
         if not past:
             return
         rows = sorted((_row(job) for job in past), key=itemgetter("id"))  # in one order, or two writers may lock up
-        async with self._transaction() as connection:
-            await connection.execute(self._insert().on_conflict_do_nothing(), rows)
+        async with self.transaction() as connection:
+            await connection.execute(self.insert(jobs).on_conflict_do_nothing(), rows)
 
     # -- reads ---------------------------------------------------------------------------------------------------------
 
     async def job(self, job_id: str, *, tenant: str) -> PastJob | Tombstone | None:
         """The tenant's job, or its tombstone."""
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             rows = await connection.execute(select(jobs).where(jobs.c.id == job_id, jobs.c.tenant == tenant))
             row = rows.one_or_none()
         if row is None:
@@ -155,7 +97,7 @@ class History:
 
     async def inputs(self, job_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """The inputs of these jobs of any tenant; jobs that are unknown or deleted are left out."""
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             rows = await connection.execute(select(jobs.c.id, jobs.c.input).where(jobs.c.id.in_(job_ids), _is_job()))
             return {row.id: row.input for row in rows}
 
@@ -163,7 +105,7 @@ class History:
         """These jobs of any tenant, by id, as far as they are known. For darkroom's own parts only."""
         if not job_ids:
             return {}
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             rows = (await connection.execute(select(jobs).where(jobs.c.id.in_(job_ids)))).all()
         return {row.id: _past_job(row) if row.deleted is None else _tombstone(row) for row in rows}
 
@@ -185,7 +127,7 @@ class History:
         if after is not None:
             conditions.append(jobs.c.id < after)
         one_more = select(jobs).where(_is_job(), *conditions).order_by(jobs.c.id.desc()).limit(limit + 1)
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             rows = (await connection.execute(one_more)).all()
         found = tuple(_record(row) for row in rows[:limit])
         return Page(found, found[-1].id if len(rows) > limit else None)
@@ -196,19 +138,19 @@ class History:
         """Replace a terminal job by a tombstone, whether or not it has been written yet. An earlier tombstone stays."""
         if record.ended is None:
             raise ValueError(f"job {record.id} is not terminal")
-        insert = self._insert().values(
+        insert = self.insert(jobs).values(
             id=record.id, tenant=record.tenant, state=record.state.value, ended=record.ended, deleted=now
         )
         statement = insert.on_conflict_do_update(index_elements=[jobs.c.id], set_=_tombstone_values(now)).returning(
             jobs
         )
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             return _tombstone((await connection.execute(statement)).one())
 
     async def replace_older(self, before: int, *, limit: int, now: int) -> list[Tombstone]:
         """Replace up to `limit` jobs of any tenant that finished before then by tombstones, the oldest first."""
         oldest = select(jobs.c.id).where(_is_job(), jobs.c.ended < before).order_by(jobs.c.ended).limit(limit)
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             # Two statements: PostgreSQL may apply the limit of a locking subquery more than once.
             mine = (await connection.scalars(oldest.with_for_update(skip_locked=True))).all()
             statement = (
@@ -224,14 +166,14 @@ class History:
             .order_by(jobs.c.deleted)
             .limit(limit)
         )
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             return [_tombstone(row) for row in await connection.execute(question)]
 
     async def mark_cleared(self, job_ids: Sequence[str], *, now: int) -> None:
         """Mark these deleted jobs as removed from Redis and the object store."""
         if not job_ids:
             return
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             await connection.execute(
                 update(jobs).where(jobs.c.id.in_(job_ids), jobs.c.deleted.is_not(None)).values(cleared=now)
             )
@@ -241,7 +183,7 @@ class History:
     async def epoch(self, namespace: str) -> Epoch | None:
         """The last epoch of the ledger with this prefix; None where no courier has stored it."""
         question = select(epochs.c.epoch, epochs.c.beats, epochs.c.at).where(epochs.c.namespace == namespace)
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             if not await connection.run_sync(lambda sync: inspect(sync).has_table(epochs.name)):
                 return None
             row = (await connection.execute(question)).one_or_none()
@@ -249,73 +191,13 @@ class History:
 
     async def note_epoch(self, namespace: str, epoch: Epoch) -> None:
         """Store the epoch of the ledger. Beats only increase: a courier that is late has no effect."""
-        insert = self._insert(epochs).values(namespace=namespace, epoch=epoch.number, beats=epoch.beats, at=epoch.at)
+        insert = self.insert(epochs).values(namespace=namespace, epoch=epoch.number, beats=epoch.beats, at=epoch.at)
         later = {name: insert.excluded[name] for name in ("epoch", "beats", "at")}
         statement = insert.on_conflict_do_update(
             index_elements=[epochs.c.namespace], set_=later, where=epochs.c.beats < insert.excluded.beats
         )
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             await connection.execute(statement)
-
-    # -- the database itself -------------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[AsyncConnection]:
-        """An exclusive transaction for a migration, without a time limit.
-
-        With SQLite it excludes all other writers; the file is set to WAL, so that readers continue during it and while
-        jobs are written.
-        """
-        async with self._transaction(limit_s=None) as connection:
-            if self._is_file:
-                await _when_free(connection, "PRAGMA journal_mode=WAL")
-                await _when_free(connection, "BEGIN IMMEDIATE")
-            else:
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-            yield connection
-
-    @asynccontextmanager
-    async def _transaction(self, *, limit_s: float | None = LIMIT_S) -> AsyncIterator[AsyncConnection]:
-        """Commit at the end of the block. Raises HistoryUnavailable; the statements may be repeated then."""
-        try:
-            async with asyncio.timeout(limit_s):
-                connection = await self._connect()
-                try:
-                    async with connection.begin():
-                        yield connection
-                finally:
-                    await connection.close()
-        except DBAPIError as error:
-            if _is_of_what_was_sent(error):
-                raise
-            raise _unavailable(error.orig or error) from error
-        except (TimeoutError, OSError) as error:
-            raise _unavailable(error) from error
-
-    async def _connect(self) -> AsyncConnection:
-        try:
-            return await self.engine.connect()
-        except Exception as error:  # absent, refusing, starting, no free connection: each driver has its own errors
-            raise _unavailable(error) from error
-
-    def _insert(self, table: Table = jobs) -> Any:
-        """SQLAlchemy's two inserts with ON CONFLICT have no common type."""
-        return sqlite.insert(table) if self._is_file else postgresql.insert(table)
-
-
-async def _when_free(connection: AsyncConnection, statement: str) -> None:
-    """Execute it once the file is unlocked: SQLite waits LOCK_LIMIT_S, and not at all to change the journal mode."""
-    while True:
-        try:
-            await connection.exec_driver_sql(statement)
-        except OperationalError as error:
-            if (
-                getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY
-            ):  # the higher bits have the reason
-                raise
-            await asyncio.sleep(LOCK_PAUSE_S)
-        else:
-            return
 
 
 def _is_job() -> ColumnElement[bool]:
@@ -324,21 +206,6 @@ def _is_job() -> ColumnElement[bool]:
 
 def _tombstone_values(now: int) -> dict[str, Any]:
     return {**dict.fromkeys(CONTENT), "deleted": func.coalesce(jobs.c.deleted, now)}
-
-
-def _is_of_what_was_sent(error: DBAPIError) -> bool:
-    """Whether the same statement would fail again; any other error is a temporary one of the database itself."""
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return str(sqlstate).startswith(DATA_FAULTS)
-    of_sqlite = isinstance(error.orig, sqlite3.Error) and not isinstance(error.orig, sqlite3.OperationalError)
-    return of_sqlite and type(error.orig) is not sqlite3.DatabaseError  # the file is damaged
-
-
-def _unavailable(error: BaseException) -> HistoryUnavailable:
-    """Log the reason, which may name hosts and users, and hide it from callers."""
-    _log.warning("history_unavailable", error=f"{type(error).__name__}: {error}")
-    return HistoryUnavailable("the database of finished jobs is unavailable", retry_after=5)
 
 
 def _row(past: PastJob) -> dict[str, Any]:

@@ -222,6 +222,11 @@ class Keys:
         """Hash: counters of the whole ledger, such as `unfinished_bytes`."""
         return f"{self.namespace}:counters"
 
+    @property
+    def access(self) -> str:
+        """Hash: the copy of tenants and keys (`access/directory.py`)."""
+        return f"{self.namespace}:access"
+
     def lease_reply(self, kind: str, owner: str) -> str:
         """Hash: what the last call for a lease returned to its owner, for a repeated call."""
         return f"{self.namespace}:taken:{kind}:{owner}"
@@ -244,3 +249,8 @@ class Keys:
     def wake_channel(self) -> str:
         """Channel: `outbox`, `deliveries` or `backlog <pool>`, when the courier or the operator has work."""
         return f"{self.namespace}:wake"
+
+    @property
+    def access_channel(self) -> str:
+        """Channel: the entry of `access` that has changed."""
+        return f"{self.namespace}:access-changed"

@@ -75,6 +75,7 @@ local history_key = P .. ':history'
 local retired_key = P .. ':retired'
 local deadlines_key = P .. ':deadlines'
 local counters_key = P .. ':counters'
+local access_key = P .. ':access'
 local busy_key = P .. ':busy'
 local undelivered_by_age_key = P .. ':undelivered-by-age'
 local undelivered_by_bytes_key = P .. ':undelivered-by-bytes'
@@ -83,6 +84,7 @@ local function lease_reply_key(kind, owner) return P .. ':taken:' .. kind .. ':'
 local never_key = P .. ':never'
 local function live_channel(id) return P .. ':live:' .. id end
 local wake_channel = P .. ':wake'
+local access_channel = P .. ':access-changed'
 
 -- The queues of the outbox by kind, for `lease_outbox` and `reschedule`.
 local lease_queues = {relay = outbox_key, history = history_key, notice = notices_key}

@@ -2,12 +2,13 @@
 
 `jobs.py` has pages of jobs and what is still to be published or archived of them, `job_logs.py` the logs of jobs and
 the streams of tenants, `letters.py` dead letters and undelivered events, `webhooks.py` subscriptions and deliveries,
-`scaling.py` pools and workers, `server.py` Redis itself, and `checks.py` what the audit and the doctor examine. One
-record is read with `AsyncLedger.job`.
+`scaling.py` pools and workers, `access.py` tenants and keys, `server.py` Redis itself, and `checks.py` what the audit
+and the doctor examine. One record is read with `AsyncLedger.job`.
 
 All raise LedgerUnavailable while Redis is away.
 """
 
+from darkroom.ledger.reads.access import access_entries, all_access_entries
 from darkroom.ledger.reads.checks import (
     SLICE,
     OutboxLeases,
@@ -40,6 +41,8 @@ __all__ = [
     "SLICE",
     "ListPosition",
     "OutboxLeases",
+    "access_entries",
+    "all_access_entries",
     "busy_jobs",
     "dead_letters",
     "decisions",

@@ -1,0 +1,1 @@
+"""Access: tenants, their API keys, and the verification of credentials."""

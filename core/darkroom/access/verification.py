@@ -1,0 +1,153 @@
+"""Verification of API keys, from the copy in Redis and a cache in each process.
+
+An entry of the cache is valid for `CACHE_S`, and shorter where the change of a key is published meanwhile: the channel
+may lose a message, so both are needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import redis.asyncio
+
+from darkroom.access.credentials import Credential
+from darkroom.access.directory import REVISION, Directory, Published, key_entry, tenant_entry
+from darkroom.access.principals import CredentialKind, Principal
+from darkroom.access.records import ApiKey, Tenant
+from darkroom.errors import AccessUnavailable, CredentialRefused, LedgerUnavailable
+from darkroom.ledger.channels import Channels
+from darkroom.ledger.client import AsyncLedger
+
+CACHE_S = 5.0
+"""How long a process may use what it has read about a key, in seconds."""
+
+MAX_CACHED = 10_000
+"""The most keys that a process remembers, unknown ones included; the oldest are forgotten first."""
+
+
+@dataclass(frozen=True)
+class _Cached:
+    published: Published
+    read_at: float
+
+
+class KeyVerifier:
+    """Verifies keys in one process. `run` must run in the background."""
+
+    def __init__(
+        self, ledger: AsyncLedger, client: redis.asyncio.Redis, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._directory = Directory(ledger)
+        self._channel = ledger.keys.access_channel
+        self._channels = Channels(client, on_message=self._forget, on_subscribed=lambda _: self._cached.clear())
+        self._clock = clock
+        self._cached: dict[str, _Cached] = {}
+        self._reading: dict[str, asyncio.Task[Published]] = {}
+        self._used: dict[str, int] = {}
+        self._changes = 0
+
+    async def run(self) -> None:
+        """Receive changes of keys until cancelled."""
+        opening = asyncio.ensure_future(self._open())
+        try:
+            await self._channels.run()
+        finally:
+            opening.cancel()
+
+    async def verify(self, credential: Credential) -> Principal:
+        """The principal of a key.
+
+        Raises CredentialRefused, AccessUnavailable where no keys have been published, and LedgerUnavailable.
+        """
+        published = await self.published(credential.key_id)
+        now = time.time_ns() // 1_000_000
+        key, tenant = checked(published, credential, now=now)
+        self._used[key.id] = now
+        return principal_of(key, tenant)
+
+    async def published(self, key_id: str) -> Published:
+        """A key and its tenant, at most CACHE_S old. Concurrent calls share one read."""
+        cached = self._cached.get(key_id)
+        if cached is not None and self._clock() - cached.read_at < CACHE_S:
+            return cached.published
+        task = self._reading.get(key_id)
+        if task is None:
+            task = self._reading[key_id] = asyncio.ensure_future(self._read(key_id))
+            task.add_done_callback(lambda task: self._has_read(key_id, task))
+        return await asyncio.shield(task)
+
+    def uses(self) -> Mapping[str, int]:
+        """When each key was used since the last call, in milliseconds since the epoch."""
+        used, self._used = self._used, {}
+        return used
+
+    async def _open(self) -> None:
+        with suppress(LedgerUnavailable):  # Redis is away: the channel is subscribed when it is back
+            await self._channels.open([self._channel])
+
+    async def _read(self, key_id: str) -> Published:
+        began, changes = self._clock(), self._changes
+        published = await self._directory.find(key_id)
+        if changes != self._changes:
+            return published  # it may be older than the change
+        self._cached.pop(key_id, None)
+        self._cached[key_id] = _Cached(published, began)
+        while len(self._cached) > MAX_CACHED:
+            del self._cached[next(iter(self._cached))]
+        return published
+
+    def _has_read(self, key_id: str, task: asyncio.Task[Published]) -> None:
+        if self._reading.get(key_id) is task:
+            del self._reading[key_id]
+
+    def _forget(self, _channel: str, payload: bytes) -> None:
+        name = payload.decode()
+        self._changes += 1
+        self._reading.clear()  # they may have read what was there before
+        if name == REVISION:
+            self._cached.clear()
+            return
+        for key_id, cached in list(self._cached.items()):
+            key = cached.published.key
+            if name == key_entry(key_id) or (key is not None and name == tenant_entry(key.tenant)):
+                del self._cached[key_id]
+
+
+def checked(published: Published, credential: Credential, *, now: int) -> tuple[ApiKey, Tenant]:
+    """The key that a credential belongs to, and its tenant. Raises CredentialRefused and AccessUnavailable.
+
+    A caller without the secret learns nothing about the key.
+    """
+    key, tenant = published.key, published.tenant
+    if key is None and not published.is_complete:
+        raise AccessUnavailable("the keys are not available yet")
+    if key is None or not key.accepts(credential.text, now=now):
+        raise CredentialRefused("the key is not valid")
+    if key.is_expired(now):
+        raise CredentialRefused(f"the key {key.id} has expired")
+    if key.disabled:
+        raise CredentialRefused(f"the key {key.id} is disabled")
+    if tenant is None:
+        raise CredentialRefused(f"the tenant {key.tenant} does not exist")
+    if tenant.disabled:
+        raise CredentialRefused(f"the tenant {key.tenant} is disabled")
+    return key, tenant
+
+
+def principal_of(key: ApiKey, tenant: Tenant) -> Principal:
+    """On whose behalf requests with the key run."""
+    return Principal(
+        tenant=key.tenant,
+        actor=key.id,
+        kind=CredentialKind.KEY,
+        scopes=key.scopes,
+        models=key.models,
+        limits=key.limits,
+        tenant_limits=tenant.limits,
+        weight=tenant.weight,
+        expires=None if key.expires is None else key.expires / 1000,
+    )
