@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from darkroom_functions.http import openapi, routes
+from darkroom_functions.http.access import Open
 from darkroom_functions.http.bodies import MAX_BODY_BYTES
 from darkroom_functions.http.openapi import json_response
 from darkroom_functions.http.responses import JSON_TYPE
@@ -52,6 +53,7 @@ ROUTES: Mapping[str, Sequence[BaseRoute]] = {
             "GET",
             routes.DESCRIPTION,
             describe,
+            scope=Open.PUBLIC,
             operation="describe",
             summary="Read this description of the API",
             responses={"200": json_response({"type": "object"}, "The OpenAPI document.")},

@@ -5,7 +5,7 @@ function. `api.ROUTES` come before it, so the function only refuses requests tha
 
 A function's file also has `lifespan(app)`, an async context manager: it reads the settings (SettingError ends the
 process) and sets what the handlers need on `app.state`, among it `ledger`, an AsyncLedger. `request.app.state` is that
-of the function, also behind one port.
+of the function, also behind one port. `app.state.access` verifies credentials; the functions of a process share it.
 
 `app.state.closing` is an asyncio.Event that is set when the process is about to end: a handler that holds its request
 open responds then.
@@ -23,6 +23,7 @@ from typing import Any
 import functions_framework.aio
 from darkroom import logs
 from darkroom.errors import DarkroomError, MethodNotAllowed, NotFound
+from darkroom.settings import load
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -32,9 +33,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from darkroom_functions import api
-from darkroom_functions.http import probes, responses
+from darkroom_functions.http import access, probes, responses
 from darkroom_functions.http.metrics import CLIENT_CLOSED, FunctionMetrics, Metrics, MetricsMiddleware
 from darkroom_functions.http.routes import ApiRoute
+from darkroom_functions.settings import AccessSettings
 
 FUNCTIONS = ("submit", "jobs", "result", "undelivered")
 """The functions there are; each is the file of its name in this folder."""
@@ -42,9 +44,22 @@ FUNCTIONS = ("submit", "jobs", "result", "undelivered")
 _log = logs.logger(__name__)
 
 
-def build(name: str, metrics: Metrics | None = None) -> Starlette:
-    """The application of one function; `metrics` are those of the process, where it serves others too."""
-    metrics = metrics or Metrics()
+def alone(name: str) -> Starlette:
+    """The application of one function, in a process of its own."""
+    app = build(name, Metrics())
+    own = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with access.running(load(AccessSettings)) as app.state.access, own(app):
+            yield
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def build(name: str, metrics: Metrics) -> Starlette:
+    """The application of one function, without `app.state.access`. `metrics` are those of the process."""
     source = Path(__file__).with_name(f"{name}.py")
     app: Starlette = functions_framework.aio.create_asgi_app(target=name, source=str(source))
     module = sys.modules[name]
@@ -98,7 +113,9 @@ class Together:
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         """The lifespans of all functions, closed in reverse order."""
         async with AsyncExitStack() as stack:
+            shared = await stack.enter_async_context(access.running(load(AccessSettings)))
             for app in self.functions.values():
+                app.state.access = shared
                 await stack.enter_async_context(app.router.lifespan_context(app))
             yield
 

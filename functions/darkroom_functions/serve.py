@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     logs.configure("functions" if name == ALL else name)
     try:
         settings = load(ServeSettings)
-        app = assembly.together() if name == ALL else assembly.build(name)
+        app = assembly.together() if name == ALL else assembly.alone(name)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(app, settings))
     except SettingError as error:

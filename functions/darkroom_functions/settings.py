@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
+from ipaddress import ip_address
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -24,15 +26,27 @@ from darkroom.settings import (
     WebUrl,
     listed,
 )
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from darkroom_functions.http.bodies import MAX_BODY_BYTES
+
+LOOPBACK_NAME = "localhost"
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _HOST = re.compile(r"[.]?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]+")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@,\s]+")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is a loopback address, `localhost` or a name below it (RFC 6761, section 6.3)."""
+    if host == LOOPBACK_NAME or host.endswith(f".{LOOPBACK_NAME}"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _host(value: str) -> str:
@@ -52,6 +66,25 @@ def origin_of(url: str) -> str:
     """The origin of a URL as browsers write it: in lower case, without a default port (RFC 6454, section 6.2)."""
     parts = urlsplit(url.lower())
     return f"{parts.scheme}://{parts.netloc.removesuffix(f':{DEFAULT_PORTS.get(parts.scheme)}')}"
+
+
+class AuthMode(StrEnum):
+    """`KEYS`: every request needs a credential. `NONE`: none does; for one machine."""
+
+    KEYS = "keys"
+    NONE = "none"
+
+
+class AuthSettings(Settings):
+    """Whether requests need a credential."""
+
+    auth: AuthMode = AuthMode.KEYS
+    """`keys`: every request needs an API key. `none`: every request belongs to the tenant `default` and may do
+    everything; the functions then listen on loopback only."""
+
+
+class AccessSettings(LedgerSettings, AuthSettings):
+    """What the verification of credentials needs."""
 
 
 class BodySettings(Settings):
@@ -132,7 +165,7 @@ class UndeliveredSettings(LedgerSettings, BodySettings):
     """The timeout of the sink when an undelivered event is replayed, in seconds."""
 
 
-class ServeSettings(Settings):
+class ServeSettings(AuthSettings):
     """The server: where it listens, and which requests it accepts."""
 
     public_url: WebUrl | None = None
@@ -155,6 +188,13 @@ class ServeSettings(Settings):
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """The address to listen on. In a container: 0.0.0.0."""
+
+    @field_validator("host")
+    @classmethod
+    def _no_open_door(cls, host: str, info: ValidationInfo) -> str:
+        if info.data.get("auth") is AuthMode.NONE and not is_loopback(host):
+            raise ValueError("without keys (DARKROOM_AUTH=none) it must be a loopback address, such as 127.0.0.1")
+        return host
 
     port: int = Field(default=8080, ge=1, le=65535, validation_alias="PORT")
     """The port to listen on. Knative sets it, as a variable without the prefix."""

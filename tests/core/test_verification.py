@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
 
 import pytest
 from darkroom.access.credentials import Credential
@@ -35,7 +37,7 @@ class Clock:
         return self.now
 
 
-def key_of(credential: Credential = RIGHT, **more: object) -> ApiKey:
+def key_of(credential: Credential = RIGHT, **more: Any) -> ApiKey:
     key = ApiKey(
         id=credential.key_id,
         tenant=TENANT.name,
@@ -94,7 +96,7 @@ async def test_a_right_key_is_its_tenants_principal(ledger: AsyncLedger, verifie
     ],
 )
 async def test_a_key_out_of_use_is_refused_with_the_reason_to_its_owner_alone(
-    key: dict[str, object], tenant: Tenant | None, said: str, ledger: AsyncLedger, verifier: KeyVerifier
+    key: dict[str, Any], tenant: Tenant | None, said: str, ledger: AsyncLedger, verifier: KeyVerifier
 ) -> None:
     await published(ledger, key_of(**key), tenant=tenant)
 
@@ -148,9 +150,9 @@ async def test_a_change_that_is_published_counts_at_once(
             (key_of(), TENANT.model_copy(update={"disabled": True})),
         ]
     ):
-        changes = verifier._changes
+        seen = verifier._changes
         await published(ledger, key, tenant=tenant, revision=revision)
-        await until(lambda before=changes: verifier._changes > before, what="the message")
+        await asyncio.to_thread(eventually, partial(has_heard, verifier, seen), what="the message")
         states.append(await is_accepted(verifier))
 
     assert states == [True, False, True, False]
@@ -159,6 +161,10 @@ async def test_a_change_that_is_published_counts_at_once(
 
 async def until(condition: Callable[[], bool], *, what: str) -> None:
     await asyncio.to_thread(eventually, condition, what=what)
+
+
+def has_heard(verifier: KeyVerifier, before: int) -> bool:
+    return verifier._changes > before
 
 
 async def is_accepted(verifier: KeyVerifier) -> bool:

@@ -31,10 +31,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from darkroom_functions.http.responses import problem
-from darkroom_functions.settings import DEFAULT_PORTS, ServeSettings, origin_of
-
-LOOPBACK_NAME = "localhost"
-"""It and all names below it are resolved without the network (RFC 6761, section 6.3)."""
+from darkroom_functions.settings import DEFAULT_PORTS, ServeSettings, is_loopback, origin_of
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Safe methods (RFC 9110, section 9.2.1)."""
@@ -61,7 +58,7 @@ class Policy:
 
     @classmethod
     def of(cls, settings: ServeSettings) -> Policy:
-        on_loopback = _is_loopback(settings.host)
+        on_loopback = is_loopback(settings.host)
         public = settings.public_url
         public_host = (urlsplit(public).hostname or "") if public else ""
         return cls(
@@ -76,7 +73,7 @@ class Policy:
         """Whether this `Host` is served."""
         host = _host_of(authority)
         return not self.checks_hosts or (
-            _is_loopback(host)
+            is_loopback(host)
             or (_is_address(host) and not self.on_loopback)
             or host in self.hosts
             or any(name.startswith(".") and host.endswith(name) for name in self.hosts)
@@ -159,9 +156,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    if _is_address(host):
-        return ipaddress.ip_address(host).is_loopback
-    return host == LOOPBACK_NAME or host.endswith(f".{LOOPBACK_NAME}")

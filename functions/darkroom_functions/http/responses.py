@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from darkroom.errors import BodyTooLarge, DarkroomError, MethodNotAllowed, RangeNotSatisfiable, TemporaryError
+from darkroom.errors import (
+    BodyTooLarge,
+    CredentialRefused,
+    DarkroomError,
+    MethodNotAllowed,
+    RangeNotSatisfiable,
+    ScopeMissing,
+    TemporaryError,
+)
 from starlette.responses import Response
 
 JSON_TYPE = "application/json"
@@ -22,6 +30,9 @@ NOT_STORED = "no-store"
 DEFAULT_HEADERS: Mapping[str, str] = {"Cache-Control": NOT_STORED, "X-Content-Type-Options": "nosniff"}
 """The default headers of every response."""
 
+REALM = "darkroom"
+"""The protection space of all credentials (RFC 9110, section 11.5)."""
+
 EVENT_REFUSED = 422
 """The status of a permanent refusal of a CloudEvent: Knative delivers an event again after 404, 408, 409 and 429."""
 
@@ -32,8 +43,8 @@ def answer(content: object, *, status: int = 200, headers: Mapping[str, str] | N
 
 
 def problem(error: DarkroomError, *, of_event: bool = False) -> Response:
-    """The response for an error, with `Retry-After` if it is temporary, `Allow` if the method was wrong and
-    `Content-Range` if the range was.
+    """The response for an error, with `Retry-After` if it is temporary, `WWW-Authenticate` if the credential
+    was refused, `Allow` if the method was wrong and `Content-Range` if the range was.
 
     `of_event` is for a route that takes CloudEvents: see `EVENT_REFUSED`.
     """
@@ -43,15 +54,27 @@ def problem(error: DarkroomError, *, of_event: bool = False) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
+    if isinstance(error, CredentialRefused | ScopeMissing):
+        headers["WWW-Authenticate"] = challenge(error)
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers["Allow"] = ", ".join(error.allow)
     return problem_of(members, headers=headers)
 
 
+def challenge(error: CredentialRefused | ScopeMissing) -> str:
+    """The value of `WWW-Authenticate` (RFC 6750, section 3)."""
+    parts = [f'realm="{REALM}"']
+    if isinstance(error, ScopeMissing):
+        parts += ['error="insufficient_scope"', f'scope="{error.scope}"']
+    elif error.error is not None:
+        parts += [f'error="{error.error}"']
+    return f"Bearer {', '.join(parts)}"
+
+
 def problem_members(error: DarkroomError, *, of_event: bool = False) -> dict[str, Any]:
     """The members of the problem document, with the status of the response."""
     members: dict[str, Any] = error.problem()
-    if of_event and not isinstance(error, TemporaryError | BodyTooLarge):
+    if of_event and not isinstance(error, TemporaryError | BodyTooLarge | CredentialRefused | ScopeMissing):
         members["status"] = EVENT_REFUSED
     return members
 

@@ -18,9 +18,11 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import Scope
+from starlette.websockets import WebSocket
 
+from darkroom_functions.http.access import Needed, authorize
 from darkroom_functions.http.semantics import Validators, canonical
 
 JOBS = "/api/v1/generation-jobs/"
@@ -42,6 +44,8 @@ Schema = dict[str, Any]
 Errors = tuple[type[DarkroomError], ...]
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+SocketHandler = Callable[[WebSocket], Awaitable[None]]
 
 
 class ModelName(StringConvertor):
@@ -68,7 +72,8 @@ class ApiRoute(Route):
     """A route of one method.
 
     `path` is the documented one, and may have a slash at its end. `operation` is the OpenAPI operation id; without one
-    the route is internal and not described. `scope` is the permission that a caller needs. `refusals` are the errors
+    the route is internal and not described. `scope` is the permission that a caller needs: it is checked before the
+    handler runs. `refusals` are the errors
     that the handler raises. `label` is the same for every request to the route. `takes_events` marks a route for
     CloudEvents, whose senders retry some permanent refusals (`responses.EVENT_REFUSED`).
     """
@@ -79,17 +84,17 @@ class ApiRoute(Route):
         path: str,
         handler: Handler,
         *,
+        scope: Needed,
         operation: str | None = None,
         summary: str = "",
         parameters: Sequence[Schema] = (),
         request: Schema | None = None,
         responses: Mapping[str, ApiResponse] | None = None,
         refusals: Errors = (),
-        scope: str | None = None,
         takes_events: bool = False,
     ) -> None:
         middleware = [Middleware(Validators)] if method == "GET" else []
-        super().__init__(canonical(path), handler, methods=[method], middleware=middleware)
+        super().__init__(canonical(path), authorized(handler, scope), methods=[method], middleware=middleware)
         # Starlette's `$` also matches before a line feed at the end.
         self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
         self.template = re.sub(r":\w+}", "}", path)
@@ -108,6 +113,24 @@ class ApiRoute(Route):
     def allowed(self) -> tuple[str, ...]:
         """The methods that reach the handler: Starlette answers HEAD where there is GET."""
         return ("GET", "HEAD") if self.method == "GET" else (self.method,)
+
+
+class SocketRoute(WebSocketRoute):
+    """A route of a WebSocket. `scope` is the permission that a caller needs; the handler checks it (`sockets.py`)."""
+
+    def __init__(self, path: str, handler: SocketHandler, *, scope: Needed) -> None:
+        super().__init__(path, handler)
+        self.scope = scope
+
+
+def authorized(handler: Handler, scope: Needed) -> Handler:
+    """The handler, called for callers with the scope only."""
+
+    async def checked(request: Request) -> Response:
+        await authorize(request, scope)
+        return await handler(request)
+
+    return checked
 
 
 def by_precedence(routes: Iterable[ApiRoute]) -> list[ApiRoute]:

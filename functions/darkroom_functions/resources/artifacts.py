@@ -21,6 +21,7 @@ from darkroom.errors import (
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from darkroom_functions.http.access import Open
 from darkroom_functions.http.openapi import header, in_path, in_query
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema, checked_id
@@ -102,6 +103,7 @@ ROUTES = [
         "GET",
         links.PATH + "{key:path}",
         read_artifact,
+        scope=Open.LINK,
         operation="readArtifact",
         summary="Read an artifact by the link in its job's view",
         parameters=[

@@ -7,6 +7,7 @@ it in the same step that removes the dead letter from the list. So it happens on
 from __future__ import annotations
 
 from darkroom import logs, traces
+from darkroom.access.principals import Scope
 from darkroom.cloudevents import event
 from darkroom.errors import DarkroomError, InvalidInput, LedgerUnavailable, NotFound
 from darkroom.jobs import State
@@ -16,12 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
+from darkroom_functions.http.access import tenant_of
 from darkroom_functions.http.bodies import json_object, read_body
 from darkroom_functions.http.openapi import json_body, json_response
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, checked_id
-from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.resources import listing, views
 from darkroom_functions.resources.jobs import BY_ID
 from darkroom_functions.resources.schemas import DeadLetterBody, DeadLettersBody, PurgedBody, RedriveRequestBody
@@ -121,6 +122,7 @@ ROUTES = [
         "GET",
         routes.DEAD_LETTERS,
         list_dead_letters,
+        scope=Scope.READ,
         operation="listDeadLetters",
         summary="List the dead letters, the most recent first",
         parameters=listing.described(listing.LETTER_PARAMETERS),
@@ -131,6 +133,7 @@ ROUTES = [
         "DELETE",
         routes.DEAD_LETTERS,
         purge_dead_letters,
+        scope=Scope.MANAGE,
         operation="purgeDeadLetters",
         summary="Purge all dead letters: their jobs stay failed, and their retention begins",
         responses={"200": json_response(PurgedBody, "The number of purged dead letters.")},
@@ -140,6 +143,7 @@ ROUTES = [
         "GET",
         routes.DEAD_LETTERS + "/{id}",
         read_dead_letter,
+        scope=Scope.READ,
         operation="readDeadLetter",
         summary="Read a dead letter",
         parameters=[BY_ID],
@@ -150,6 +154,7 @@ ROUTES = [
         "DELETE",
         routes.DEAD_LETTERS + "/{id}",
         purge_dead_letter_of,
+        scope=Scope.MANAGE,
         operation="purgeDeadLetter",
         summary="Purge a dead letter; may be repeated",
         parameters=[BY_ID],
@@ -160,6 +165,7 @@ ROUTES = [
         "POST",
         routes.DEAD_LETTERS + "/{id}/redrive",
         redrive_dead_letter,
+        scope=Scope.SUBMIT,
         operation="redriveDeadLetter",
         summary="Submit a dead letter again as a new job; a repeat submits nothing",
         parameters=[BY_ID, TRACEPARENT],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from darkroom import logs
+from darkroom.access.principals import Scope
 from darkroom.catalogue.parameters import shown
 from darkroom.errors import InvalidInput, NotEnabled, NotFound
 from darkroom.ledger import calls, reads
@@ -18,11 +19,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
+from darkroom_functions.http.access import tenant_of
 from darkroom_functions.http.openapi import in_path, json_response
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import answer
 from darkroom_functions.http.routes import ApiRoute, checked_id
-from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.resources import listing, views
 from darkroom_functions.resources.jobs import BY_ID, NO_JOB, UNAVAILABLE
 from darkroom_functions.resources.schemas import DeliveriesBody, DeliveryBody
@@ -96,6 +97,7 @@ ROUTES = [
         "GET",
         routes.JOBS + "{id}/deliveries",
         list_deliveries,
+        scope=Scope.READ,
         operation="listDeliveries",
         summary="List the deliveries of a job's events, oldest first",
         parameters=[BY_ID, *listing.described(listing.DELIVERY_PARAMETERS)],
@@ -106,6 +108,7 @@ ROUTES = [
         "GET",
         routes.JOBS + "{id}/deliveries/{delivery}",
         read_delivery,
+        scope=Scope.READ,
         operation="readDelivery",
         summary="Read a delivery with its attempts",
         parameters=[BY_ID, _BY_DELIVERY],
@@ -116,6 +119,7 @@ ROUTES = [
         "POST",
         routes.JOBS + "{id}/deliveries/{delivery}/redeliver",
         redeliver,
+        scope=Scope.MANAGE,
         operation="redeliver",
         summary="Post the event of a delivery again, now and by the whole schedule",
         parameters=[BY_ID, _BY_DELIVERY],

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
+from darkroom_functions.http.access import Open
 from darkroom_functions.http.bodies import read_event
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import ApiRoute
@@ -74,4 +75,4 @@ def _entry_of(event: Event) -> tuple[str, int]:
     return event.subject or "", int(sequence)
 
 
-ROUTES = [ApiRoute("POST", path, apply_event, takes_events=True) for path in ("/", routes.SINK)]
+ROUTES = [ApiRoute("POST", path, apply_event, scope=Open.INTERNAL, takes_events=True) for path in ("/", routes.SINK)]

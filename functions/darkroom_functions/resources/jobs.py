@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from darkroom import logs
+from darkroom.access.principals import Scope
 from darkroom.artifacts import StoreUnavailable
 from darkroom.errors import Gone, HistoryUnavailable, InvalidInput, LedgerUnavailable, NotEnded, NotFound
 from darkroom.history.store import Tombstone
@@ -23,11 +24,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
+from darkroom_functions.http.access import Open, tenant_of
 from darkroom_functions.http.openapi import in_path, in_query, json_response
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import JSON_TYPE, answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, checked_id
-from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.resources import listing, views
 from darkroom_functions.resources.schemas import CancelledBody, JobBody, JobsBody, ModelsBody, TaskBody
 from darkroom_functions.resources.services import JobsServices
@@ -138,6 +139,7 @@ ROUTES = [
         "GET",
         "/tasks/{id}",
         read_task,
+        scope=Scope.READ,
         operation="readTask",
         summary="Read the state of a job in Celery's terms, without its result",
         parameters=[BY_ID],
@@ -148,6 +150,7 @@ ROUTES = [
         "GET",
         routes.JOBS,
         list_jobs,
+        scope=Scope.READ,
         operation="listJobs",
         summary="List the jobs, newest first",
         parameters=listing.described(listing.PARAMETERS),
@@ -158,6 +161,7 @@ ROUTES = [
         "GET",
         routes.JOBS + "{id}",
         read_job,
+        scope=Scope.READ,
         operation="readJob",
         summary="Read a job, at once or when it is terminal",
         parameters=[
@@ -176,6 +180,7 @@ ROUTES = [
         "DELETE",
         routes.JOBS + "{id}",
         delete_job,
+        scope=Scope.MANAGE,
         operation="deleteJob",
         summary="Delete a terminal job with its artifacts; a repeat finishes an incomplete deletion",
         parameters=[BY_ID],
@@ -186,6 +191,7 @@ ROUTES = [
         "POST",
         routes.JOBS + "{id}/cancel",
         cancel_job,
+        scope=Scope.CANCEL,
         operation="cancelJob",
         summary="Cancel a job; may be repeated",
         parameters=[BY_ID],
@@ -196,6 +202,7 @@ ROUTES = [
         "GET",
         "/api/v1/models",
         list_models,
+        scope=Open.PUBLIC,
         operation="listModels",
         summary="List the models and their parameters",
         responses={"200": json_response(ModelsBody, "The models and their parameters.")},

@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from darkroom import logs, traces
+from darkroom.access.principals import Scope
 from darkroom.cloudevents import event as events
 from darkroom.cloudevents.event import REQUESTED, SPEC_VERSION, Event
 from darkroom.cloudevents.http import BATCH_TYPE, MAX_BATCH_EVENTS, STRUCTURED_TYPE, Mode, parse_http
@@ -51,12 +52,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
+from darkroom_functions.http.access import tenant_of
 from darkroom_functions.http.bodies import json_object, read_body
 from darkroom_functions.http.openapi import header, in_header, in_path, json_body, json_response, ref
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import JSON_TYPE, answer, problem_members, problem_of
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
-from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.resources import views
 from darkroom_functions.resources.schemas import AcceptedBody, JobBody, VerdictsBody
 from darkroom_functions.resources.services import SubmitServices
@@ -298,6 +299,7 @@ ROUTES = [
         "POST",
         "/",
         submit_events,
+        scope=Scope.SUBMIT,
         operation="submitEvents",
         summary="Submit a job as a CloudEvent, or several as a batch (for REST clients: no Trigger sends one)",
         parameters=[
@@ -338,6 +340,7 @@ ROUTES = [
         "POST",
         routes.JOBS,
         submit_job,
+        scope=Scope.SUBMIT,
         operation="submitJob",
         summary="Submit a job",
         parameters=_REST_HEADERS,
@@ -349,6 +352,7 @@ ROUTES = [
         "POST",
         routes.TO_MODEL,
         submit_job,
+        scope=Scope.SUBMIT,
         operation="submitToModel",
         summary="Submit a job to a model; without a body, with all defaults",
         parameters=[in_path("model", ref("ModelName"), "The name of the model."), *_REST_HEADERS],

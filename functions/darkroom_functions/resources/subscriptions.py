@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from darkroom import logs
+from darkroom.access.principals import Scope
 from darkroom.catalogue.models import Catalogue
 from darkroom.catalogue.parameters import MAX_FAULTS, read_integer, shown
 from darkroom.cloudevents.event import SPEC_VERSION, TYPE_PREFIX
@@ -45,12 +46,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
+from darkroom_functions.http.access import Open, tenant_of
 from darkroom_functions.http.bodies import json_object, read_body
 from darkroom_functions.http.openapi import header, in_header, in_path, json_body, json_response
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import NOT_STORED, answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
-from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.resources import listing, views
 from darkroom_functions.resources.schemas import (
     SUBSCRIPTION_ID_PATTERN,
@@ -319,6 +320,7 @@ ROUTES = [
         "GET",
         routes.SUBSCRIPTIONS,
         list_subscriptions,
+        scope=Scope.MANAGE,
         operation="listSubscriptions",
         summary="List the subscriptions",
         responses={"200": json_response(SubscriptionsBody, "All subscriptions of the tenant.")},
@@ -328,6 +330,7 @@ ROUTES = [
         "POST",
         routes.SUBSCRIPTIONS,
         create_subscription,
+        scope=Scope.MANAGE,
         operation="createSubscription",
         summary="Subscribe a webhook to the events of all jobs, or of some models' jobs",
         request=json_body(SubscriptionRequestBody, required=True),
@@ -344,6 +347,7 @@ ROUTES = [
         "GET",
         routes.SUBSCRIPTIONS + "/{id}",
         read_subscription,
+        scope=Scope.MANAGE,
         operation="readSubscription",
         summary="Read a subscription",
         parameters=[_BY_SUBSCRIPTION],
@@ -354,6 +358,7 @@ ROUTES = [
         "PATCH",
         routes.SUBSCRIPTIONS + "/{id}",
         change_subscription,
+        scope=Scope.MANAGE,
         operation="changeSubscription",
         summary="Change a subscription; `enabled` also restarts one that was disabled or has ended",
         parameters=[_BY_SUBSCRIPTION],
@@ -365,6 +370,7 @@ ROUTES = [
         "DELETE",
         routes.SUBSCRIPTIONS + "/{id}",
         delete_subscription,
+        scope=Scope.MANAGE,
         operation="deleteSubscription",
         summary="Delete a subscription",
         parameters=[_BY_SUBSCRIPTION],
@@ -375,6 +381,7 @@ ROUTES = [
         "GET",
         routes.SUBSCRIPTIONS + "/{id}/secret",
         read_subscription_secret,
+        scope=Scope.MANAGE,
         operation="readSubscriptionSecret",
         summary="Read the secret that verifies the deliveries of a subscription",
         parameters=[_BY_SUBSCRIPTION],
@@ -385,6 +392,7 @@ ROUTES = [
         "POST",
         routes.SUBSCRIPTIONS + "/{id}/rotate-secret",
         rotate_subscription_secret,
+        scope=Scope.MANAGE,
         operation="rotateSubscriptionSecret",
         summary="Replace the secret of a subscription; the previous one also signs for a day",
         parameters=[_BY_SUBSCRIPTION],
@@ -396,6 +404,7 @@ ROUTES = [
         "GET",
         "/api/v1/webhook-secret",
         read_webhook_secret,
+        scope=Scope.MANAGE,
         operation="readWebhookSecret",
         summary="Read the secret that verifies the deliveries to webhooks of single jobs",
         responses={"200": json_response(SecretBody, "The secret of the tenant.", _NOT_STORED)},
@@ -404,6 +413,7 @@ ROUTES = [
         "GET",
         routes.WEBHOOK_KEYS,
         read_webhook_keys,
+        scope=Open.PUBLIC,
         operation="readWebhookKeys",
         summary="Read the public keys that verify deliveries; they are the same for all tenants",
         responses={"200": json_response(WebhookKeysBody, "The public keys.")},

@@ -16,6 +16,7 @@ import re
 
 import httpx
 from darkroom import logs, traces
+from darkroom.access.principals import DEFAULT_TENANT, Scope
 from darkroom.cloudevents.event import Event
 from darkroom.errors import InvalidInput, LedgerUnavailable, NotFound, SinkUnavailable
 from darkroom.ledger import calls, undelivered
@@ -24,13 +25,13 @@ from darkroom.ledger.undelivered import Undelivered, id_of, is_undelivered_id, s
 from starlette.requests import Request
 from starlette.responses import Response
 
-from darkroom_functions.http import routes, tenants
+from darkroom_functions.http import routes
+from darkroom_functions.http.access import Open, tenant_of
 from darkroom_functions.http.bodies import read_event
 from darkroom_functions.http.openapi import in_path, json_response
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute
-from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.resources import listing, views
 from darkroom_functions.resources.redaction import redacted
 from darkroom_functions.resources.schemas import ReplayedBody, UndeliveredEventBody, UndeliveredEventsBody
@@ -148,7 +149,7 @@ def _checked(event_id: str) -> str:
 def _tenant_of_event(event: Event) -> str:
     """The tenant that an event of darkroom names."""
     named = str(event.extensions.get("tenant", ""))
-    return named if _TENANT.fullmatch(named) else tenants.DEFAULT
+    return named if _TENANT.fullmatch(named) else DEFAULT_TENANT
 
 
 _BY_EVENT = in_path(
@@ -156,11 +157,15 @@ _BY_EVENT = in_path(
 )
 
 ROUTES = [
-    *(ApiRoute("POST", path, store_undelivered, takes_events=True) for path in ("/", routes.UNDELIVERED_SINK)),
+    *(
+        ApiRoute("POST", path, store_undelivered, scope=Open.INTERNAL, takes_events=True)
+        for path in ("/", routes.UNDELIVERED_SINK)
+    ),
     ApiRoute(
         "GET",
         routes.UNDELIVERED,
         list_undelivered,
+        scope=Scope.READ,
         operation="listUndelivered",
         summary="List the events that Knative could not deliver, the most recent failure first",
         parameters=listing.described(listing.UNDELIVERED_PARAMETERS),
@@ -171,6 +176,7 @@ ROUTES = [
         "GET",
         routes.UNDELIVERED + "/{id}",
         read_undelivered,
+        scope=Scope.READ,
         operation="readUndelivered",
         summary="Read an event that Knative could not deliver",
         parameters=[_BY_EVENT],
@@ -181,6 +187,7 @@ ROUTES = [
         "DELETE",
         routes.UNDELIVERED + "/{id}",
         discard_undelivered,
+        scope=Scope.MANAGE,
         operation="discardUndelivered",
         summary="Delete an undelivered event; may be repeated",
         parameters=[_BY_EVENT],
@@ -191,6 +198,7 @@ ROUTES = [
         "POST",
         routes.UNDELIVERED + "/{id}/replay",
         replay_undelivered,
+        scope=Scope.MANAGE,
         operation="replayUndelivered",
         summary="Post an undelivered event to the sink again; it stays stored",
         parameters=[_BY_EVENT],

@@ -17,15 +17,26 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.errors import DarkroomError, Gone, InvalidInput, NotFound, PermanentError, TemporaryError
+from darkroom.access.principals import Scope
+from darkroom.errors import (
+    CredentialRefused,
+    DarkroomError,
+    Gone,
+    InvalidInput,
+    NotFound,
+    PermanentError,
+    ScopeMissing,
+    TemporaryError,
+)
 from darkroom.jobs import is_job_id
 from darkroom.logs import logger
 from starlette.requests import HTTPConnection
-from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.routing import BaseRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from darkroom_functions.http.access import authorize, tenant_of
 from darkroom_functions.http.probes import ledger_timeout
-from darkroom_functions.http.tenants import tenant_of
+from darkroom_functions.http.routes import SocketRoute
 from darkroom_functions.streams import cursors, frames
 from darkroom_functions.streams.feed import Feed, TooSlow
 from darkroom_functions.streams.follower import Follower
@@ -46,6 +57,8 @@ INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
 TRY_AGAIN_LATER = 1013
 BAD_QUERY = 4400
+UNAUTHENTICATED = 4401
+FORBIDDEN = 4403
 JOB_NOT_FOUND = 4404
 SLOW_CLIENT = 4408
 IDLE_CLIENT = 4409
@@ -134,9 +147,9 @@ async def follow_tenant(websocket: WebSocket) -> None:
 
 
 ROUTES: list[BaseRoute] = [
-    WebSocketRoute("/ws/jobs/{job_id}", follow_job),
-    WebSocketRoute("/ws/jobs", follow_jobs),
-    WebSocketRoute("/ws/events", follow_tenant),
+    SocketRoute("/ws/jobs/{job_id}", follow_job, scope=Scope.READ),
+    SocketRoute("/ws/jobs", follow_jobs, scope=Scope.READ),
+    SocketRoute("/ws/events", follow_tenant, scope=Scope.READ),
 ]
 
 
@@ -153,6 +166,7 @@ async def _serve(websocket: WebSocket, opening: Opening, *, can_subscribe: bool 
     try:
         async with AsyncExitStack() as stack:
             async with ledger_timeout():
+                await authorize(websocket, websocket.scope["route"].scope)
                 feed = await stack.enter_async_context(opening(sockets))
             await _Conversation(websocket, sockets, feed, can_subscribe=can_subscribe).run()
     except WebSocketDisconnect:
@@ -281,6 +295,10 @@ def _code_of(error: DarkroomError) -> int:
             return IDLE_CLIENT
         case TemporaryError():
             return TRY_AGAIN_LATER
+        case CredentialRefused():
+            return UNAUTHENTICATED
+        case ScopeMissing():
+            return FORBIDDEN
         case NotFound():
             return JOB_NOT_FOUND
         case Gone():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 
+from darkroom.access.principals import Scope
 from darkroom.errors import (
     DarkroomError,
     Gone,
@@ -24,15 +25,15 @@ from darkroom.errors import (
 )
 from darkroom.jobs import JOB_ID_PATTERN
 from darkroom.logs import logger
+from starlette import types
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from darkroom_functions.http import routes
+from darkroom_functions.http.access import tenant_of
 from darkroom_functions.http.openapi import in_header, in_path, in_query
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
-from darkroom_functions.http.tenants import tenant_of
 from darkroom_functions.streams import cursors
 from darkroom_functions.streams.feed import Feed
 from darkroom_functions.streams.messages import MESSAGE, StreamMessage
@@ -98,6 +99,7 @@ ROUTES = [
         "GET",
         f"{routes.JOBS}{{id}}/events",
         follow_job,
+        scope=Scope.READ,
         operation="followJob",
         summary="Follow a job until it is terminal, as server-sent events with the messages of a WebSocket",
         parameters=[
@@ -116,6 +118,7 @@ ROUTES = [
         "GET",
         routes.TENANT_EVENTS,
         follow_tenant,
+        scope=Scope.READ,
         operation="followTenant",
         summary="Follow all jobs, without their progress, as server-sent events",
         parameters=_cursors(cursors.OF_TENANT_PATTERN, "The `id` of a message; `0` for all stored events."),
@@ -154,7 +157,7 @@ class EventStream(Response):
         self._feed = feed
         self._stack = stack
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         end_of_life = self._sockets.end_in_time(self._feed)
         try:
             async with self._stack:
@@ -167,7 +170,7 @@ class EventStream(Response):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: types.Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send(_part(RETRY))
         while not self._feed.ended:
