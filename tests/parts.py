@@ -37,6 +37,7 @@ def environment(redis_url: str, namespace: str, **more: str) -> dict[str, str]:
         "DARKROOM_REDIS_URL": redis_url,
         "DARKROOM_NAMESPACE": namespace,
         "DARKROOM_PUBLIC_URL": PUBLIC_URL,
+        "DARKROOM_AUTH": "none",
         "DARKROOM_LINK_KEY": LINK_KEY,
         "DARKROOM_WEBHOOK_KEYS": WEBHOOK_KEY,
         "DARKROOM_STORE": (scratch() / f"{namespace}-store").as_uri(),
@@ -76,14 +77,14 @@ class Part:
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str], log: Path) -> None:
         self._command = [sys.executable, "-m", module, *arguments]
-        self._environment = dict(environment)
+        self.environment = dict(environment)
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                self._command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
 
     @property

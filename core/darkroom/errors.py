@@ -200,7 +200,7 @@ class ScopeMissing(PermanentError):
 
     slug, title, status = "scope-missing", "The credential does not permit this", 403
 
-    def __init__(self, detail: str, *, scope: str) -> None:
+    def __init__(self, detail: str, *, scope: str = "") -> None:
         super().__init__(detail)
         self.scope = scope
 

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
+from darkroom_functions.administration import keys, tenants
 from darkroom_functions.http import openapi, routes
 from darkroom_functions.http.access import Open
 from darkroom_functions.http.bodies import MAX_BODY_BYTES
@@ -49,6 +50,8 @@ ROUTES: Mapping[str, Sequence[BaseRoute]] = {
         *subscriptions.ROUTES,
         *deliveries.ROUTES,
         *artifacts.ROUTES,
+        *tenants.ROUTES,
+        *keys.ROUTES,
         ApiRoute(
             "GET",
             routes.DESCRIPTION,

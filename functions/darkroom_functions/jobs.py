@@ -12,6 +12,9 @@ from contextlib import asynccontextmanager
 
 import functions_framework.aio
 import orjson
+from darkroom.access.administration import Administration
+from darkroom.access.directory import Directory
+from darkroom.access.store import AccessStore
 from darkroom.artifacts import ArtifactStore
 from darkroom.catalogue import models
 from darkroom.history.deletion import Deletion
@@ -58,6 +61,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         store=store,
         links=Links.of(settings),
         signer=Signer.of(settings),
+        administration=Administration(AccessStore(history), Directory(ledger)),
         settings=settings,
         models=orjson.dumps(views.model_list(catalogue, schemas)),
         description=orjson.dumps(

@@ -147,6 +147,7 @@ class LocalStack:
         }
         for_front = for_all | {
             "DARKROOM_PUBLIC_URL": self._settings.public_url or self._url,
+            "DARKROOM_AUTH": "none",  # the functions listen on loopback
             "DARKROOM_LINK_KEY": self._folder.link_key,
             "DARKROOM_WEBHOOK_KEYS": self._folder.webhook_key,
             "DARKROOM_WEBHOOK_ALLOW": self._webhook_allow,

@@ -11,8 +11,17 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
+from darkroom.access import principals
 from darkroom.catalogue.parameters import shown
-from darkroom.errors import DarkroomError, MethodNotAllowed, NotFound
+from darkroom.errors import (
+    AccessUnavailable,
+    CredentialRefused,
+    DarkroomError,
+    LedgerUnavailable,
+    MethodNotAllowed,
+    NotFound,
+    ScopeMissing,
+)
 from darkroom.jobs import is_job_id
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.middleware import Middleware
@@ -42,6 +51,9 @@ UNDELIVERED_SINK = "/events/undelivered"
 Schema = dict[str, Any]
 
 Errors = tuple[type[DarkroomError], ...]
+
+REFUSED_CALLERS: Errors = (CredentialRefused, ScopeMissing, AccessUnavailable, LedgerUnavailable)
+"""The errors of every route that needs a scope."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -105,7 +117,9 @@ class ApiRoute(Route):
         self.parameters = tuple(parameters)
         self.request = request
         self.responses = dict(responses or {})
-        self.refusals = refusals
+        self.refusals = (
+            tuple(dict.fromkeys((*refusals, *REFUSED_CALLERS))) if isinstance(scope, principals.Scope) else refusals
+        )
         self.scope = scope
         self.takes_events = takes_events
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import httpx
+from darkroom.access.administration import Administration
 from darkroom.artifacts import ArtifactStore
 from darkroom.catalogue.models import Catalogue
 from darkroom.history.deletion import Deletion
@@ -46,6 +47,7 @@ class JobsServices:
     store: ArtifactStore
     links: Links
     signer: Signer
+    administration: Administration
     settings: JobsSettings
     models: bytes
     description: bytes

@@ -125,6 +125,7 @@ class Rig:
             "DARKROOM_STORE": (self.folder / "store").as_uri(),
             "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{self.folder / 'history.sqlite'}",
             "DARKROOM_PUBLIC_URL": "http://bench.invalid",
+            "DARKROOM_AUTH": "none",
             "DARKROOM_LINK_KEY": LINK_KEY,
             "DARKROOM_WEBHOOK_KEYS": WEBHOOK_KEY,
             "DARKROOM_BACKLOG_LIMIT": "10000000",

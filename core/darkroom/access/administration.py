@@ -1,0 +1,116 @@
+"""Changes of tenants and keys: in SQL first, then in the copy that processes verify with.
+
+A change counts once it is committed. Where Redis is unavailable then, the courier publishes it later (`directory.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from darkroom.access.credentials import Credential
+from darkroom.access.directory import Directory
+from darkroom.access.limits import UNLIMITED, Limits
+from darkroom.access.principals import Scope
+from darkroom.access.records import ApiKey, KeySecret, Tenant
+from darkroom.access.store import AccessStore
+from darkroom.errors import LedgerUnavailable
+from darkroom.logs import logger
+
+_log = logger(__name__)
+
+
+class Administration:
+    """Creates and changes tenants and keys. Every method may raise HistoryUnavailable.
+
+    `actor` is the key, or the part of darkroom, that makes the change.
+    """
+
+    def __init__(self, store: AccessStore, directory: Directory) -> None:
+        self.store = store
+        self._directory = directory
+
+    async def create_tenant(self, tenant: Tenant, *, actor: str) -> Tenant:
+        """Raises NameTaken."""
+        created = await self.store.create_tenant(tenant.model_copy(update={"created": _now(), "created_by": actor}))
+        _log.info("tenant_created", tenant=tenant.name, actor=actor)
+        await _publish(self._directory.publish_tenant(created))
+        return created.record
+
+    async def change_tenant(self, name: str, change: Callable[[Tenant], Tenant], *, actor: str) -> Tenant:
+        """Raises NotFound."""
+        changed = await self.store.change_tenant(name, change)
+        _log.info("tenant_changed", tenant=name, actor=actor)
+        await _publish(self._directory.publish_tenant(changed))
+        return changed.record
+
+    async def delete_tenant(self, name: str, *, actor: str) -> None:
+        """Raises NotFound and TenantInUse."""
+        revision = await self.store.delete_tenant(name)
+        _log.info("tenant_deleted", tenant=name, actor=actor)
+        await _publish(self._directory.remove_tenant(name, revision=revision))
+
+    async def create_key(
+        self,
+        *,
+        tenant: str,
+        name: str,
+        scopes: frozenset[Scope],
+        models: tuple[str, ...] = (),
+        limits: Limits = UNLIMITED,
+        expires: int | None = None,
+        actor: str,
+    ) -> tuple[ApiKey, Credential]:
+        """A new key, and its secret, which nothing else has. Raises NotFound for an unknown tenant."""
+        credential, now = Credential.generate(), _now()
+        created = await self.store.create_key(
+            ApiKey(
+                id=credential.key_id,
+                tenant=tenant,
+                name=name,
+                scopes=scopes,
+                models=models,
+                limits=limits,
+                created=now,
+                created_by=actor,
+                expires=expires,
+                secrets=(KeySecret(digest=credential.digest, created=now),),
+            )
+        )
+        _log.info("key_created", key=credential.key_id, tenant=tenant, actor=actor)
+        await _publish(self._directory.publish_key(created))
+        return created.record, credential
+
+    async def change_key(self, key_id: str, change: Callable[[ApiKey], ApiKey], *, actor: str) -> ApiKey:
+        """Raises NotFound."""
+        changed = await self.store.change_key(key_id, change)
+        _log.info("key_changed", key=key_id, actor=actor)
+        await _publish(self._directory.publish_key(changed))
+        return changed.record
+
+    async def rotate_key(self, key_id: str, *, overlap_s: int, actor: str) -> tuple[ApiKey, Credential]:
+        """The key and its new secret. The previous one stays valid for `overlap_s`. Raises NotFound."""
+        credential, now = Credential.generate(key_id), _now()
+        changed = await self.store.change_key(
+            key_id, lambda key: key.rotated(credential.digest, now=now, overlap_s=overlap_s)
+        )
+        _log.info("key_rotated", key=key_id, actor=actor)
+        await _publish(self._directory.publish_key(changed))
+        return changed.record, credential
+
+    async def delete_key(self, key_id: str, *, actor: str) -> None:
+        """Raises NotFound."""
+        revision = await self.store.delete_key(key_id)
+        _log.info("key_deleted", key=key_id, actor=actor)
+        await _publish(self._directory.remove_key(key_id, revision=revision))
+
+
+async def _publish(publication: Awaitable[None]) -> None:
+    try:
+        await publication
+    except LedgerUnavailable as error:
+        _log.warning("access_unpublished", error=error.detail)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

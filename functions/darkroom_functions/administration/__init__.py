@@ -1,0 +1,1 @@
+"""Operations of the scope `admin`: tenants and keys."""
