@@ -1,9 +1,9 @@
-"""The courier: one asyncio process with six loops and a subscription to Redis. Any number of couriers may run together.
+"""The courier: one asyncio process with seven loops and a subscription to Redis. Any number of couriers may run together.
 
 The relay (`posting/relay.py`) posts jobs' events to the sink until they are applied. `posting/webhooks.py` posts them
 to webhooks, and the notices (`posting/notices.py`) report subscriptions that were disabled. The upkeep (`upkeep.py`)
 runs the ledger's timers, the archive (`archive.py`) writes finished jobs to the history, and retention (`retention.py`)
-deletes them. A failure of a loop is logged and the loop continues after a back-off, so that neither a bad job nor an
+deletes them. `access.py` has the root key, and keeps the copy of tenants and keys in Redis. A failure of a loop is logged and the loop continues after a back-off, so that neither a bad job nor an
 unavailable Redis or database ends the process. It ends on SIGTERM, after the posts in flight, or when a loop has ended.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+from darkroom.access.credentials import Credential
 from darkroom.artifacts import ArtifactStore
 from darkroom.backoff import Backoff
 from darkroom.errors import DarkroomError
@@ -31,6 +32,7 @@ from darkroom.logs import logger
 from darkroom.supervision import vital
 from darkroom.webhooks.client import GuardedClient
 
+from darkroom_courier.access import AccessCopy
 from darkroom_courier.archive import Archive
 from darkroom_courier.health import Health, served
 from darkroom_courier.metrics import CourierMetrics
@@ -63,7 +65,7 @@ class Courier:
     def __init__(self, settings: CourierSettings) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._health = Health(("relay", "webhooks", "notices", "upkeep", "archive", "retention"))
+        self._health = Health(("relay", "webhooks", "notices", "upkeep", "archive", "retention", "access"))
 
     def stop(self) -> None:
         """Lease nothing more and finish the posts in flight."""
@@ -99,6 +101,10 @@ class Courier:
                 upkeep = Upkeep(ledger, settings)
                 archive = Archive(ledger, history, metrics, settings, owner=owner)
                 retention = Retention(Deletion(ledger, history, ArtifactStore(settings.store)), settings)
+                root = settings.root_key
+                access = AccessCopy(
+                    ledger, history, root=None if root is None else Credential.parse(root.get_secret_value())
+                )
                 posting = (relay, webhooks, notices)
                 wakes = {b"outbox": relay.wake, b"deliveries": webhooks.wake}
 
@@ -118,6 +124,7 @@ class Courier:
                     self._vital(self._loop("upkeep", upkeep.step), name="upkeep"),
                     self._vital(self._loop("archive", archive.step), name="archive"),
                     self._vital(self._loop("retention", retention.step, needs_redis=False), name="retention"),
+                    self._vital(self._loop("access", access.step), name="access"),
                 ]
                 listening = self._vital(_listen(channels, ledger.keys.wake_channel), name="listen")
                 _log.info("started", owner=owner, sink=settings.sink, namespace=settings.namespace)

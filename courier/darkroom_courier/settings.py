@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated
 
+from darkroom.access.credentials import Credential
 from darkroom.cloudevents.event import Event
 from darkroom.errors import InvalidEvent
 from darkroom.ledger.calls import (
@@ -30,7 +31,7 @@ from darkroom.settings import (
     StoreSettings,
     WebhookSettings,
 )
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 OWN_EXTENSIONS = frozenset({"sequence", "tenant", "traceparent"})
@@ -60,6 +61,12 @@ SCHEDULE_S = (0, 5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 2
 
 def _pauses(value: object) -> object:
     return value.split(",") if isinstance(value, str) else value
+
+
+def _root_key(value: SecretStr) -> SecretStr:
+    if Credential.parse(value.get_secret_value()) is None:
+        raise ValueError("is not a key: `darkroom keys generate` makes one")
+    return value
 
 
 class LedgerTimes(Settings):
@@ -131,6 +138,9 @@ class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettin
     """The pause between two rounds of the courier's loops, in seconds: expired leases, lost messages, due retries,
     start deadlines and, where no message from Redis arrived earlier, events and deliveries.
     """
+
+    root_key: Annotated[SecretStr, AfterValidator(_root_key)] | None = None
+    """The API key of administrators, which creates all others. Secret. A new value replaces the key."""
 
     retention_days: int | None = Field(default=None, ge=1, le=36_500)
     """Jobs are deleted with their artifacts so many days after they finished; without a value they are never deleted.

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from darkroom.access.credentials import Credential
 from darkroom.access.directory import Directory
 from darkroom.access.limits import UNLIMITED, Limits
-from darkroom.access.principals import Scope
+from darkroom.access.principals import DEFAULT_TENANT, Scope
 from darkroom.access.records import ApiKey, KeySecret, Tenant
 from darkroom.access.store import AccessStore
-from darkroom.errors import LedgerUnavailable
+from darkroom.errors import LedgerUnavailable, NameTaken, NotFound
 from darkroom.logs import logger
 
 _log = logger(__name__)
@@ -81,6 +82,12 @@ class Administration:
         await _publish(self._directory.publish_key(created))
         return created.record, credential
 
+    async def put_key(self, key: ApiKey, *, actor: str) -> None:
+        """Create or replace a key that a declaration defines. Raises NotFound for an unknown tenant."""
+        put = await self.store.put_key(key)
+        _log.info("key_declared", key=key.id, tenant=key.tenant, actor=actor)
+        await _publish(self._directory.publish_key(put))
+
     async def change_key(self, key_id: str, change: Callable[[ApiKey], ApiKey], *, actor: str) -> ApiKey:
         """Raises NotFound."""
         changed = await self.store.change_key(key_id, change)
@@ -103,6 +110,37 @@ class Administration:
         revision = await self.store.delete_key(key_id)
         _log.info("key_deleted", key=key_id, actor=actor)
         await _publish(self._directory.remove_key(key_id, revision=revision))
+
+
+ROOT = "root-key"
+"""What manages the root key, and creates its tenant."""
+
+
+async def ensure_root(administration: Administration, credential: Credential) -> None:
+    """Make this credential the root key: all scopes, of the default tenant. The root key before it is deleted."""
+    store = administration.store
+    if await store.tenant(DEFAULT_TENANT) is None:
+        with suppress(NameTaken):  # another courier was faster
+            await administration.create_tenant(Tenant(name=DEFAULT_TENANT), actor=ROOT)
+    known = await store.key(credential.key_id)
+    if known is None or known.secrets[0].digest != credential.digest:
+        await administration.put_key(
+            ApiKey(
+                id=credential.key_id,
+                tenant=DEFAULT_TENANT,
+                name="root",
+                scopes=frozenset(Scope),
+                created=_now(),
+                created_by=ROOT,
+                secrets=(KeySecret(digest=credential.digest, created=_now()),),
+                managed_by=ROOT,
+            ),
+            actor=ROOT,
+        )
+    for key in await store.keys(tenant=DEFAULT_TENANT):
+        if key.managed_by == ROOT and key.id != credential.key_id:
+            with suppress(NotFound):
+                await administration.delete_key(key.id, actor=ROOT)
 
 
 async def _publish(publication: Awaitable[None]) -> None:

@@ -102,6 +102,15 @@ class AccessStore:
             await self._put(connection, api_keys, _key_row(key, revision))
         return Revised(key, revision)
 
+    async def put_key(self, key: ApiKey) -> Revised[ApiKey]:
+        """Add a key or replace the one with its id. Raises NotFound for an unknown tenant."""
+        async with self._database.transaction() as connection:
+            revision = await _next_revision(connection)
+            if await _find(connection, tenants, tenants.c.name == key.tenant) is None:
+                raise NotFound(f"there is no tenant {key.tenant}")
+            await self._put(connection, api_keys, _key_row(key, revision))
+        return Revised(key, revision)
+
     async def change_key(self, key_id: str, change: Callable[[ApiKey], ApiKey]) -> Revised[ApiKey]:
         """Replace a key by what `change` returns for it. Raises NotFound."""
         async with self._database.transaction() as connection:
