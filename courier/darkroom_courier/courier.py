@@ -1,10 +1,11 @@
-"""The courier: one asyncio process with seven loops and a subscription to Redis. Any number of couriers may run together.
+"""The courier: one asyncio process with seven loops and a subscription to Redis. Any number of them may run together.
 
 The relay (`posting/relay.py`) posts jobs' events to the sink until they are applied. `posting/webhooks.py` posts them
 to webhooks, and the notices (`posting/notices.py`) report subscriptions that were disabled. The upkeep (`upkeep.py`)
 runs the ledger's timers, the archive (`archive.py`) writes finished jobs to the history, and retention (`retention.py`)
-deletes them. `access.py` has the root key, and keeps the copy of tenants and keys in Redis. A failure of a loop is logged and the loop continues after a back-off, so that neither a bad job nor an
-unavailable Redis or database ends the process. It ends on SIGTERM, after the posts in flight, or when a loop has ended.
+deletes them. `access.py` keeps the copy of tenants and keys in Redis. A failure of a loop is logged and the loop
+continues after a back-off, so that neither a bad job nor an unavailable Redis or database ends the process. It ends on
+SIGTERM, after the posts in flight, or when a loop has ended.
 """
 
 from __future__ import annotations
