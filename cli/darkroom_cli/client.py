@@ -15,7 +15,7 @@ from cloudevents.conversion import to_structured
 from cloudevents.http import CloudEvent
 from darkroom.errors import InvalidInput
 from darkroom.settings import Settings, WebUrl, load
-from pydantic import TypeAdapter, ValidationError
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from darkroom_cli.address import DEFAULT_URL, is_loopback
 from darkroom_cli.problems import Unreachable, error_of
@@ -24,6 +24,8 @@ JOBS = "/api/v1/generation-jobs/"
 MODELS = "/api/v1/models"
 DEAD_LETTERS = "/api/v1/dead-letters"
 SUBSCRIPTIONS = "/api/v1/subscriptions"
+TENANTS = "/api/v1/tenants"
+KEYS = "/api/v1/keys"
 
 REQUEST_TIMEOUT_S = 30.0
 """For one request. A submission takes milliseconds; a picture of some megabytes may take seconds."""
@@ -37,13 +39,18 @@ class ClientSettings(Settings):
     url: WebUrl = DEFAULT_URL
     """The server's address."""
 
+    key: SecretStr | None = None
+    """The API key for the server. Secret. It is no option of a command: other users see the arguments of processes."""
+
 
 def client_of(url: str | None) -> Client:
     """A client of the server at `url`, or of the one that DARKROOM_URL names. Raises SettingError, InvalidInput."""
+    settings = load(ClientSettings)
+    key = None if settings.key is None else settings.key.get_secret_value()
     if url is None:
-        return Client(load(ClientSettings).url)
+        return Client(settings.url, key=key)
     try:
-        return Client(TypeAdapter(WebUrl).validate_python(url))
+        return Client(TypeAdapter(WebUrl).validate_python(url), key=key)
     except ValidationError:
         raise InvalidInput(f"--url {url} is not an address such as {DEFAULT_URL}") from None
 
@@ -51,8 +58,9 @@ def client_of(url: str | None) -> Client:
 class Client:
     """A client of the darkroom at `url`, to be closed after use."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, key: str | None = None) -> None:
         self.url = url
+        self.credential: dict[str, str] = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._http = httpx.Client(
             timeout=httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S), trust_env=not is_loopback(url)
         )
@@ -103,6 +111,46 @@ class Client:
         """Delete a subscription."""
         self._send("DELETE", self.url + _subscription(subscription_id))
 
+    def tenants(self) -> list[dict[str, Any]]:
+        """All tenants, by name."""
+        found: list[dict[str, Any]] = self._json("GET", TENANTS)["tenants"]
+        return found
+
+    def create_tenant(self, members: Mapping[str, Any]) -> dict[str, Any]:
+        """Create a tenant."""
+        return self._json("POST", TENANTS, json=dict(members))
+
+    def change_tenant(self, name: str, members: Mapping[str, Any]) -> dict[str, Any]:
+        """Change a tenant's fields."""
+        return self._json("PATCH", f"{TENANTS}/{quote(name, safe='')}", json=dict(members))
+
+    def delete_tenant(self, name: str) -> None:
+        """Delete a tenant without keys."""
+        self._send("DELETE", f"{self.url}{TENANTS}/{quote(name, safe='')}")
+
+    def keys(self, *, tenant: str | None) -> list[dict[str, Any]]:
+        """The keys, of one tenant or all."""
+        found: list[dict[str, Any]] = self._json("GET", KEYS, params={} if tenant is None else {"tenant": tenant})[
+            "keys"
+        ]
+        return found
+
+    def create_key(self, members: Mapping[str, Any]) -> dict[str, Any]:
+        """Create a key; the answer has its secret."""
+        return self._json("POST", KEYS, json=dict(members))
+
+    def change_key(self, key_id: str, members: Mapping[str, Any]) -> dict[str, Any]:
+        """Change a key's fields."""
+        return self._json("PATCH", f"{KEYS}/{quote(key_id, safe='')}", json=dict(members))
+
+    def rotate_key(self, key_id: str, members: Mapping[str, Any]) -> dict[str, Any]:
+        """Give a key a new secret; the answer has it."""
+        return self._json("POST", f"{KEYS}/{quote(key_id, safe='')}/rotate", json=dict(members))
+
+    def delete_key(self, key_id: str) -> None:
+        """Delete a key."""
+        self._send("DELETE", f"{self.url}{KEYS}/{quote(key_id, safe='')}")
+
     def models(self) -> dict[str, Any]:
         """The models and their parameters."""
         return self._json("GET", MODELS)
@@ -128,7 +176,7 @@ class Client:
         return self._json("DELETE", DEAD_LETTERS)
 
     def picture(self, link: str) -> bytes:
-        """The content of an artifact's link."""
+        """The content of an artifact's link, whose signature is its credential."""
         return self._send("GET", link).content
 
     def _pages(self, path: str, name: str, filters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -151,6 +199,9 @@ class Client:
         return answer
 
     def _send(self, method: str, url: str, **content: Any) -> httpx.Response:
+        """The response. The key is sent to the server alone, and not to another host that a link may name."""
+        if url.startswith(f"{self.url}/api/") or url == f"{self.url}/":
+            content["headers"] = {**content.get("headers", {}), **self.credential}
         try:
             response = self._http.request(method, url, **content)
         except httpx.TransportError as error:

@@ -56,7 +56,7 @@ def follow(client: Client, job_id: str) -> Iterator[Message | None]:
     while True:
         has_progressed = False
         with suppress(OSError, WebSocketException):
-            for message in _socket(client.url, job_id, since=seq):
+            for message in _socket(client, job_id, since=seq):
                 reached, pauses = time.monotonic(), BACKOFF.pauses()
                 if message is None:
                     yield None
@@ -109,16 +109,18 @@ def _read(client: Client, job_id: str, *, reached: float) -> Message | None:
         return None
 
 
-def _socket(server: str, job_id: str, *, since: int) -> Iterator[Message | None]:
+def _socket(client: Client, job_id: str, *, since: int) -> Iterator[Message | None]:
     """The messages of one connection, None after each idle second; ends, or raises, with the connection.
 
     It starts after number `since`, with the messages that were missed; with 0, and after a gap, with the job's
     current state.
     """
     cursor = f"?since={since}" if since else ""
+    server = client.url
     url = f"ws{server.removeprefix('http')}/ws/jobs/{quote(job_id, safe='')}{cursor}"
     timeouts: dict[str, Any] = {"open_timeout": CONNECT_TIMEOUT_S, "close_timeout": CLOSE_TIMEOUT_S}
-    with connect(url, proxy=None if is_loopback(server) else True, **timeouts) as socket:
+    proxy = None if is_loopback(server) else True
+    with connect(url, proxy=proxy, additional_headers=client.credential, **timeouts) as socket:
         received = time.monotonic()
         while time.monotonic() - received < SILENCE_S:
             try:

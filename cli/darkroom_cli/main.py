@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from darkroom_cli.exits import BAD_INPUT, DONE, FAILED, HELP, INTERRUPTED, UNREACHABLE
-from darkroom_cli.parsers import dead_letters, environments, jobs, operators, subscriptions, up
+from darkroom_cli.parsers import access, dead_letters, environments, jobs, operators, subscriptions, up
 from darkroom_cli.parsers.arguments import Run, add_command
 from darkroom_cli.terminal.output import NotWritten, Output
 
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=_version())
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (up, jobs, subscriptions, dead_letters, operators, environments):
+    for group in (up, jobs, subscriptions, dead_letters, access, operators, environments):
         group.add(commands)
     _add_completion(commands)
     return root
