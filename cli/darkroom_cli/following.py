@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from darkroom.backoff import Backoff
@@ -119,7 +119,7 @@ def _socket(client: Client, job_id: str, *, since: int) -> Iterator[Message | No
     server = client.url
     url = f"ws{server.removeprefix('http')}/ws/jobs/{quote(job_id, safe='')}{cursor}"
     timeouts: dict[str, Any] = {"open_timeout": CONNECT_TIMEOUT_S, "close_timeout": CLOSE_TIMEOUT_S}
-    proxy = None if is_loopback(server) else True
+    proxy: Literal[True] | None = None if is_loopback(server) else True
     with connect(url, proxy=proxy, additional_headers=client.credential, **timeouts) as socket:
         received = time.monotonic()
         while time.monotonic() - received < SILENCE_S:
