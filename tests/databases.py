@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from darkroom.history.migrations import migrate
+from darkroom.database.migrations import migrate
 from darkroom.history.store import History
 from pydantic import SecretStr
 

@@ -12,7 +12,7 @@ from darkroom.access.administration import Administration, ensure_root
 from darkroom.access.credentials import Credential
 from darkroom.access.directory import Directory, reconcile
 from darkroom.access.store import AccessStore
-from darkroom.history.migrations import migrate
+from darkroom.database.migrations import migrate
 from darkroom.history.store import History
 from darkroom.ledger.client import AsyncLedger
 

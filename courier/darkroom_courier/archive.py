@@ -17,8 +17,8 @@ from dataclasses import replace
 from itertools import islice
 from uuid import uuid4
 
+from darkroom.database.migrations import migrate
 from darkroom.errors import DarkroomError, HistoryUnavailable
-from darkroom.history.migrations import migrate
 from darkroom.history.store import History, PastJob
 from darkroom.ledger import calls, reads
 from darkroom.ledger.calls import Archived

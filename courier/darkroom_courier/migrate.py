@@ -11,8 +11,8 @@ import asyncio
 import sys
 
 from darkroom import logs, settings
+from darkroom.database.migrations import migrate
 from darkroom.errors import HistoryUnavailable, SettingError
-from darkroom.history.migrations import migrate
 from darkroom.history.store import History
 from darkroom.settings import HistorySettings
 

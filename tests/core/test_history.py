@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from darkroom.database import metadata
+from darkroom.database.client import metadata
+from darkroom.database.migrations import migrate
 from darkroom.errors import HistoryUnavailable, SettingError
-from darkroom.history.migrations import migrate
 from darkroom.history.store import History, PastJob, Tombstone
 from darkroom.jobs import JobEvent, State, new_job_id
 from darkroom.ledger import calls, reads

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Column, Index, Integer, Table, Text
 
-from darkroom.database import metadata
+from darkroom.database.client import metadata
 
 STATE_ID = 1
 """The primary key of the one row of `access_state`."""

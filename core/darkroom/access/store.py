@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from darkroom.access.records import ApiKey, Tenant
 from darkroom.access.schema import STATE_ID, access_state, api_keys, tenants
-from darkroom.database import Database
+from darkroom.database.client import Database
 from darkroom.errors import NameTaken, NotFound, TenantInUse
 
 R = TypeVar("R")

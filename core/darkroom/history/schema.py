@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from darkroom.database import metadata
+from darkroom.database.client import metadata
 from darkroom.ledger.records import FIELDS, FieldType
 
 _JSON = JSON(none_as_null=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, func, inspect, select, update
 
-from darkroom.database import Database
+from darkroom.database.client import Database
 from darkroom.errors import Gone
 from darkroom.history.schema import CONTENT, RECORD_FIELDS, epochs, jobs
 from darkroom.jobs import JobEvent, State, UnknownValue, read_value

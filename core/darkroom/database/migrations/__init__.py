@@ -1,4 +1,4 @@
-"""Migrations: bring the history database to the schema of this version (`history/schema.py`), with alembic.
+"""Migrations: bring the database to the schema of this version, with alembic (`schema.py` of `history/` and `access/`).
 
 The courier migrates when it starts, and `python -m darkroom_courier.migrate` does so manually. Several processes may
 start at once: one migrates, the others wait. Each file in `versions` is one step. A step only adds what the version
@@ -14,21 +14,21 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from darkroom.history.store import History
+from darkroom.database.client import Database
 from darkroom.logs import logger
 
-FOLDER = "darkroom.history:migrations"
+FOLDER = "darkroom.database:migrations"
 """The folder of `env.py` and `versions`, in alembic's notation for a folder of a package."""
 
 _log = logger(__name__)
 
 
-async def migrate(history: History) -> str | None:
+async def migrate(database: Database) -> str | None:
     """Migrate the database to the newest known revision, without a time limit. Returns its revision afterwards.
 
     Raises HistoryUnavailable.
     """
-    async with history.alone() as connection:
+    async with database.alone() as connection:
         return await connection.run_sync(_migrate)
 
 
