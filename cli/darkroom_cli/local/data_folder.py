@@ -22,12 +22,13 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from darkroom.access.credentials import Credential
 from darkroom.errors import SettingError
 
 SECRET_BYTES = 32
@@ -36,7 +37,7 @@ OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 """The permissions that only the owner of a data folder has."""
 
 NAMES = frozenset(
-    "redis store history stand-ins models gateway logs link-key webhook-key run.json lock .gitignore".split()
+    "redis store history stand-ins models gateway logs link-key webhook-key root-key run.json lock .gitignore".split()
 )
 """The names in a data folder. A folder restored from a backup may lack some."""
 
@@ -97,6 +98,15 @@ class DataFolder:
         """The key that webhooks' secrets are derived from, created at the first call."""
         return secret(self.path / "webhook-key")
 
+    @property
+    def root_key_file(self) -> Path:
+        return self.path / "root-key"
+
+    @property
+    def root_key(self) -> str:
+        """The API key of administrators, created at the first call."""
+        return secret(self.root_key_file, lambda: Credential.generate().text)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Create the folder and lock it. Raises FolderLocked, and SettingError if it cannot be created.
@@ -156,12 +166,16 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
     return entry.name in NAMES or Path(entry, "lock").exists()
 
 
-def secret(path: Path) -> str:
-    """The secret in the file, which only its owner may read. A missing file is created with a random secret."""
+def _random() -> str:
+    return secrets.token_urlsafe(SECRET_BYTES)
+
+
+def secret(path: Path, make: Callable[[], str] = _random) -> str:
+    """The secret in the file, which only its owner may read. A missing file is created with what `make` returns."""
     if not path.exists():
         new = path.with_suffix(".new")
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(SECRET_BYTES))
+            file.write(make())
         new.replace(path)
     return path.read_text()

@@ -26,11 +26,15 @@ RATE = "2000"
 """Requests per second from one address. All clients share an address here: more than the functions can serve."""
 
 
+LOOPBACK = "127.0.0.1"
+
+
 @dataclass(frozen=True)
 class Gateway:
     """A gateway that listens on `port`, with all functions at `functions_port`. It writes only into `folder`."""
 
     host: str
+    """The address to listen on. The functions are on loopback."""
     port: int
     functions_port: int
     folder: Path
@@ -38,7 +42,7 @@ class Gateway:
     @property
     def environment(self) -> dict[str, str]:
         """The complete environment of the process."""
-        functions = f"{self.host}:{self.functions_port}"
+        functions = f"{LOOPBACK}:{self.functions_port}"
         return environment(
             {
                 **{f"DARKROOM_GATEWAY_{name}": functions for name in ("SUBMIT", "JOBS", "RESULT", "UNDELIVERED")},

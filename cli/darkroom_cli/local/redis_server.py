@@ -61,12 +61,12 @@ def free_port() -> int:
     return next(port for port in ports if can_listen(port))
 
 
-def can_listen(port: int) -> bool:
-    """Whether a server could listen on this port of loopback now."""
+def can_listen(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on this port of an address now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

@@ -29,6 +29,7 @@ from darkroom.ledger.records import WorkerRecord
 from darkroom.settings import DatabaseUrl, ModelSettings, Namespace, RedisUrl, WebUrl
 from pydantic import Field
 
+from darkroom_cli.address import is_loopback
 from darkroom_cli.local import gateway, processes, redis_server, welcome
 from darkroom_cli.local.child_environment import environment
 from darkroom_cli.local.data_folder import DataFolder
@@ -36,10 +37,14 @@ from darkroom_cli.local.models import ModelSource, own_files
 from darkroom_cli.local.processes import ProcessManager, ProcessSpec, RecordedProcess
 from darkroom_cli.local.run_record import RunRecord
 from darkroom_cli.local.stop_signals import StopSignals
+from darkroom_cli.local.welcome import FirstKey
 from darkroom_cli.terminal.log_tail import log_tail
 from darkroom_cli.terminal.output import Output
 
 HOST = "127.0.0.1"
+
+ANY = ("0.0.0.0", "::")  # noqa: S104 - what the user asked for
+"""All addresses of this machine, loopback included."""
 POOL = "local"
 
 THIS_MACHINE = "localhost,127.0.0.0/8,::1"
@@ -101,6 +106,8 @@ class UpOptions:
     """Redis address by process, for a Redis with one user per part."""
     worker: bool = True
     """Whether to start a worker."""
+    host: str = HOST
+    """The address to serve. On another than loopback every request needs a key."""
 
 
 class StartFailed(Exception):
@@ -111,14 +118,22 @@ class LocalStack:
     """One run of all parts."""
 
     def __init__(
-        self, settings: UpSettings, folder: DataFolder, *, port: int, signals: StopSignals, output: Output
+        self,
+        settings: UpSettings,
+        folder: DataFolder,
+        *,
+        port: int,
+        signals: StopSignals,
+        output: Output,
+        host: str = HOST,
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._port = port
         self._signals = signals
         self._output = output
-        self._url = f"http://{HOST}:{port}"
+        self._host = host
+        self._url = f"http://{HOST if host in ANY else host}:{port}"
         self._processes = ProcessManager(order=ORDER, write_record=self._write_record)
         self._has_started = False
         self._is_recorded = True
@@ -145,23 +160,30 @@ class LocalStack:
             "DARKROOM_MODELS": os.pathsep.join(map(str, folders)),
             "DARKROOM_STORE": self._folder.store.as_uri(),
         }
+        front = self._gateway()
         for_front = for_all | {
             "DARKROOM_PUBLIC_URL": self._settings.public_url or self._url,
-            "DARKROOM_AUTH": "none",  # the functions listen on loopback
+            "DARKROOM_AUTH": "none" if self._is_private else "keys",
             "DARKROOM_LINK_KEY": self._folder.link_key,
             "DARKROOM_WEBHOOK_KEYS": self._folder.webhook_key,
             "DARKROOM_WEBHOOK_ALLOW": self._webhook_allow,
             "DARKROOM_DATABASE_URL": self._database_url,
         }
-        front = self._gateway()
+        functions_host = self._host if front is None else HOST
         functions_port = self._port if front is None else front.functions_port
         functions_url = f"http://{HOST}:{functions_port}"
         for_front["K_SINK"] = f"{functions_url}/events"
         own_redis = {name: {"DARKROOM_REDIS_URL": url} for name, url in options.redis_urls.items()}
-        functions = environment(for_front | own_redis.get(FUNCTIONS, {}), PORT=str(functions_port))
+        functions = environment(
+            for_front | own_redis.get(FUNCTIONS, {}), PORT=str(functions_port), DARKROOM_HOST=functions_host
+        )
         self._start(FUNCTIONS, _module("darkroom_functions.serve", "all"), functions)
-        probes = {} if self._settings.probe_port is None else {"DARKROOM_PROBE_PORT": str(self._settings.probe_port)}
-        courier = environment(for_front | own_redis.get(COURIER, {}) | probes)
+        own = {} if self._settings.probe_port is None else {"DARKROOM_PROBE_PORT": str(self._settings.probe_port)}
+        is_known = self._folder.root_key_file.exists()
+        root = None if self._is_private else self._folder.root_key
+        if root is not None:
+            own["DARKROOM_ROOT_KEY"] = root
+        courier = environment(for_front | own_redis.get(COURIER, {}) | own)
         self._start(COURIER, _module("darkroom_courier"), courier)
         if options.worker:
             grace = str(DRAIN_GRACE_S)
@@ -178,7 +200,8 @@ class LocalStack:
             self._output.info(f"  {WORKER}: not started here; jobs wait until a worker is started")
         self.is_ready = True
         self._output.info(f"darkroom: ready after {time.monotonic() - began:.0f} s")
-        welcome.welcome(self._output, url=self._url, data=self._folder.path, models=models)
+        key = None if self._is_private else FirstKey(self._folder.root_key_file, None if is_known else root)
+        welcome.welcome(self._output, url=self._url, data=self._folder.path, models=models, key=key)
 
     def watch(self) -> NoReturn:
         """Restart processes that exit, until a signal arrives: raises StopRequested."""
@@ -209,6 +232,11 @@ class LocalStack:
             return self._settings.database_url.get_secret_value()
         return self._folder.database_url
 
+    @property
+    def _is_private(self) -> bool:
+        """Whether programs of this machine alone can connect: then no request needs a key."""
+        return is_loopback(self._url) and self._host not in ANY
+
     def _start_redis(self) -> str:
         """Redis' address, once Redis serves there."""
         if self._settings.redis_url is None:
@@ -224,7 +252,7 @@ class LocalStack:
 
     def _gateway(self) -> gateway.Gateway | None:
         """The gateway before the functions; None, with a line on the output, if it cannot run here."""
-        made = gateway.Gateway(HOST, self._port, redis_server.free_port(), self._folder.path / GATEWAY)
+        made = gateway.Gateway(self._host, self._port, redis_server.free_port(), self._folder.path / GATEWAY)
         fault = made.fault()
         if fault is None:
             return made

@@ -12,7 +12,7 @@ from darkroom_cli.exits import DONE, FAILED, INTERRUPTED
 from darkroom_cli.local import processes, redis_server, welcome
 from darkroom_cli.local.data_folder import DataFolder, FolderLocked
 from darkroom_cli.local.run_record import RunRecord
-from darkroom_cli.local.stack import HOST, LocalStack, StartFailed, UpOptions, UpSettings
+from darkroom_cli.local.stack import LocalStack, StartFailed, UpOptions, UpSettings
 from darkroom_cli.local.stop_signals import StopRequested, StopSignals
 from darkroom_cli.terminal.output import Output
 
@@ -32,10 +32,10 @@ def up(options: UpOptions, output: Output) -> int:
 
 def _up(options: UpOptions, settings: UpSettings, folder: DataFolder, signals: StopSignals, output: Output) -> int:
     _stop_leftovers(folder, signals, output)
-    port = _claim_port(options.port, output)
+    port = _claim_port(options.port, options.host, output)
     if port is None:
         return FAILED
-    stack = LocalStack(settings, folder, port=port, signals=signals, output=output)
+    stack = LocalStack(settings, folder, port=port, host=options.host, signals=signals, output=output)
     try:
         try:
             stack.start(options)
@@ -78,13 +78,13 @@ def _stop_leftovers(folder: DataFolder, signals: StopSignals, output: Output) ->
     folder.record.unlink(missing_ok=True)
 
 
-def _claim_port(port: int, output: Output) -> int | None:
+def _claim_port(port: int, host: str, output: Output) -> int | None:
     if port == 0:
         return redis_server.free_port()
-    if redis_server.can_listen(port):
+    if redis_server.can_listen(port, host):
         return port
     output.error(
-        f"darkroom: port {port} of {HOST} is used by another program; "
+        f"darkroom: port {port} of {host} is used by another program; "
         f"choose another one, for example `--port {port + 1}`"
     )
     return None

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from darkroom.catalogue.models import Model
@@ -34,19 +35,42 @@ Submit a job, wait for its picture and save it:
 Logs: {logs}   Ctrl-C stops darkroom.
 """
 
+WITH_KEYS = """
+Every request needs a key. The commands take it from DARKROOM_KEY:
+  export DARKROOM_KEY=$(cat {file})
+"""
+
+FIRST_KEY = """
+The first key, which may do everything and is shown once: {key}
+`darkroom keys create` makes others.
+"""
+
 STAND_INS = """
 {names}: untrained stand-ins, whose pictures are coloured noise.
 `--model {first}=FOLDER_OR_HUB_ID` serves real weights instead.
 """
 
 
-def welcome(output: Output, *, url: str, data: Path, models: Sequence[Model]) -> None:
-    """Print the address and the commands as text, or as JSON."""
+@dataclass(frozen=True)
+class FirstKey:
+    """The key of administrators, and its file; `text` is None where it was shown before."""
+
+    file: Path
+    text: str | None
+
+
+def welcome(output: Output, *, url: str, data: Path, models: Sequence[Model], key: FirstKey | None) -> None:
+    """Print the address and the commands as text, or as JSON. `key` is None where no request needs one."""
     program = own_program()
     where = "" if url == DEFAULT_URL else f" --url {url}"
     untrained = [model.name for model in models if model.served_as is not None]
     notes = STAND_INS.format(names=", ".join(untrained), first=untrained[0]) if untrained else ""
     curl = CURL.format(url=url, prompt=PROMPT)
+    if key is not None:
+        curl += ' -H "Authorization: Bearer $DARKROOM_KEY"'
+        notes = WITH_KEYS.format(file=shlex.quote(short(key.file))) + notes
+        if key.text is not None:
+            notes = FIRST_KEY.format(key=key.text) + notes
     submit = f'{program} submit "{PROMPT}"{where}'
     watch = f"{program} watch ID --output .{where}"
     output.result(READY.format(url=url, curl=curl, watch=watch, submit=submit, notes=notes, logs=short(data / "logs")))

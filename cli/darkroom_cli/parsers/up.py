@@ -11,6 +11,8 @@ from darkroom_cli.terminal.output import Output
 
 DEFAULT_PORT = 8000
 
+HOST = "127.0.0.1"
+
 DESCRIPTION = """\
 Run darkroom on this machine until Ctrl-C: Redis, the functions behind one port, a worker and a courier. Each is a
 process with its own log. Jobs and pictures are stored in the data folder, and the next `darkroom up` continues there.
@@ -26,6 +28,13 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "up", "run darkroom on this machine", DESCRIPTION, _run)
     parser.add_argument(
         "--port", type=port, default=DEFAULT_PORT, help=f"the port to serve (default: {DEFAULT_PORT}); 0: any free port"
+    )
+    parser.add_argument(
+        "--host",
+        default=HOST,
+        metavar="ADDRESS",
+        help=f"the address to serve, such as 0.0.0.0 for all of this machine (default: {HOST}); on another than "
+        "loopback every request needs a key, and `up` prints the first",
     )
     parser.add_argument(
         "--data",
@@ -48,4 +57,5 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     from darkroom_cli.local.stack import UpOptions
     from darkroom_cli.local.up import up
 
-    return up(UpOptions(options.port, options.data, tuple(map(ModelSource.parse, options.model))), output)
+    sources = tuple(map(ModelSource.parse, options.model))
+    return up(UpOptions(options.port, options.data, sources, host=options.host), output)

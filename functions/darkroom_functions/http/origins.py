@@ -31,7 +31,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from darkroom_functions.http.responses import problem
-from darkroom_functions.settings import DEFAULT_PORTS, ServeSettings, is_loopback, origin_of
+from darkroom_functions.settings import DEFAULT_PORTS, AuthMode, ServeSettings, is_loopback, origin_of
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Safe methods (RFC 9110, section 9.2.1)."""
@@ -63,7 +63,7 @@ class Policy:
         public_host = (urlsplit(public).hostname or "") if public else ""
         return cls(
             hosts=frozenset(filter(None, (*settings.allowed_hosts, public_host))),
-            checks_hosts=on_loopback or bool(settings.allowed_hosts),
+            checks_hosts=settings.auth is AuthMode.NONE or bool(settings.allowed_hosts),
             on_loopback=on_loopback,
             origins=frozenset(settings.allowed_origins),
             own_origins=frozenset({origin_of(public)} if public else ()),
