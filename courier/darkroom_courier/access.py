@@ -14,6 +14,8 @@ from darkroom.access.directory import Directory, reconcile
 from darkroom.access.store import AccessStore
 from darkroom.database.migrations import migrate
 from darkroom.history.store import History
+from darkroom.ledger import reads
+from darkroom.ledger.calls import record_key_use
 from darkroom.ledger.client import AsyncLedger
 
 RECONCILE_S = 5.0
@@ -25,6 +27,7 @@ class AccessCopy:
 
     def __init__(self, ledger: AsyncLedger, history: History, *, root: Credential | None) -> None:
         self._history = history
+        self._ledger = ledger
         self._store = AccessStore(history)
         self._directory = Directory(ledger)
         self._root = root
@@ -42,5 +45,8 @@ class AccessCopy:
             await ensure_root(Administration(self._store, self._directory), self._root)
             self._root = None
         await reconcile(self._store, self._directory)
+        if used := await reads.key_uses(self._ledger):
+            await self._store.note_use(used)
+            await self._ledger.run(record_key_use(used, stored=True))
         self._due = time.monotonic() + RECONCILE_S
         return False

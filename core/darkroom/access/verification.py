@@ -19,11 +19,17 @@ from darkroom.access.directory import REVISION, Directory, Published, key_entry,
 from darkroom.access.principals import CredentialKind, Principal
 from darkroom.access.records import ApiKey, Tenant
 from darkroom.errors import AccessUnavailable, CredentialRefused, LedgerUnavailable
+from darkroom.ledger.calls import record_key_use
 from darkroom.ledger.channels import Channels
 from darkroom.ledger.client import AsyncLedger
 
 CACHE_S = 5.0
 """How long a process may use what it has read about a key, in seconds."""
+
+USES_EVERY_S = 20.0
+"""The interval at which uses of keys are recorded."""
+
+MINUTE_MS = 60_000
 
 MAX_CACHED = 10_000
 """The most keys that a process remembers, unknown ones included; the oldest are forgotten first."""
@@ -41,6 +47,7 @@ class KeyVerifier:
     def __init__(
         self, ledger: AsyncLedger, client: redis.asyncio.Redis, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self._ledger = ledger
         self._directory = Directory(ledger)
         self._channel = ledger.keys.access_channel
         self._channels = Channels(client, on_message=self._forget, on_subscribed=lambda _: self._cached.clear())
@@ -52,11 +59,12 @@ class KeyVerifier:
 
     async def run(self) -> None:
         """Receive changes of keys until cancelled."""
-        opening = asyncio.ensure_future(self._open())
+        tasks = [asyncio.ensure_future(self._open()), asyncio.ensure_future(self._record_uses())]
         try:
             await self._channels.run()
         finally:
-            opening.cancel()
+            for task in tasks:
+                task.cancel()
 
     async def verify(self, credential: Credential) -> Principal:
         """The principal of a key.
@@ -66,7 +74,7 @@ class KeyVerifier:
         published = await self.published(credential.key_id)
         now = time.time_ns() // 1_000_000
         key, tenant = checked(published, credential, now=now)
-        self._used[key.id] = now
+        self._used[key.id] = now - now % MINUTE_MS
         return principal_of(key, tenant)
 
     async def published(self, key_id: str) -> Published:
@@ -81,13 +89,22 @@ class KeyVerifier:
         return await asyncio.shield(task)
 
     def uses(self) -> Mapping[str, int]:
-        """When each key was used since the last call, in milliseconds since the epoch."""
+        """When each key was used since the last call, to the minute, in milliseconds since the epoch."""
         used, self._used = self._used, {}
         return used
 
     async def _open(self) -> None:
         with suppress(LedgerUnavailable):  # Redis is away: the channel is subscribed when it is back
             await self._channels.open([self._channel])
+
+    async def _record_uses(self) -> None:
+        while True:
+            await asyncio.sleep(USES_EVERY_S)
+            if used := self.uses():
+                try:
+                    await self._ledger.run(record_key_use(used))
+                except LedgerUnavailable:
+                    self._used = {**used, **self._used}
 
     async def _read(self, key_id: str) -> Published:
         began, changes = self._clock(), self._changes

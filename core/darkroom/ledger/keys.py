@@ -227,6 +227,11 @@ class Keys:
         """Hash: the copy of tenants and keys (`access/directory.py`)."""
         return f"{self.namespace}:access"
 
+    @property
+    def key_uses(self) -> str:
+        """Hash: when each API key was last used, until SQL has it."""
+        return f"{self.namespace}:key-uses"
+
     def lease_reply(self, kind: str, owner: str) -> str:
         """Hash: what the last call for a lease returned to its owner, for a repeated call."""
         return f"{self.namespace}:taken:{kind}:{owner}"

@@ -7,7 +7,7 @@ Every call may be repeated with the same arguments, as by a client whose reply w
 returns the same. `now` (milliseconds since the epoch) is for tests; otherwise Redis' clock is used.
 """
 
-from darkroom.ledger.calls.access import publish_access
+from darkroom.ledger.calls.access import publish_access, record_key_use
 from darkroom.ledger.calls.attempts import (
     LEASE_MS,
     REAP_GAP_MS,
@@ -173,6 +173,7 @@ __all__ = [
     "purge_dead_letter",
     "reap",
     "record_attempt",
+    "record_key_use",
     "redeliver",
     "register_worker",
     "release",

@@ -1,4 +1,4 @@
-"""The call that publishes tenants and keys."""
+"""Calls of tenants and keys."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def publish_access(entries: Mapping[str, str], *, revision: int | None = None, r
     if restored:
         args += ("restored", "1")
     return Call("publish_access", tuple(args), int)
+
+
+def record_key_use(uses: Mapping[str, int], *, stored: bool = False) -> Call[str]:
+    """Record when keys were used, in milliseconds since the epoch; `stored`: SQL has these times."""
+    args = [part for key_id, at in uses.items() for part in (f"={key_id}", str(at))]
+    if stored:
+        args += ("stored", "1")
+    return Call("record_key_use", tuple(args), bytes.decode)

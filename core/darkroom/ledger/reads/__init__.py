@@ -8,7 +8,7 @@ and the doctor examine. One record is read with `AsyncLedger.job`.
 All raise LedgerUnavailable while Redis is away.
 """
 
-from darkroom.ledger.reads.access import access_entries, all_access_entries
+from darkroom.ledger.reads.access import access_entries, key_uses
 from darkroom.ledger.reads.checks import (
     SLICE,
     OutboxLeases,
@@ -42,7 +42,6 @@ __all__ = [
     "ListPosition",
     "OutboxLeases",
     "access_entries",
-    "all_access_entries",
     "busy_jobs",
     "dead_letters",
     "decisions",
@@ -55,6 +54,7 @@ __all__ = [
     "is_dead_letter",
     "job_ids",
     "job_time",
+    "key_uses",
     "log",
     "log_entries",
     "log_heads",

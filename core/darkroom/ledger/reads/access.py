@@ -13,7 +13,7 @@ async def access_entries(ledger: AsyncLedger, names: Sequence[str]) -> list[byte
     return found
 
 
-async def all_access_entries(ledger: AsyncLedger) -> Mapping[bytes, bytes]:
-    """All entries by name."""
-    found: Mapping[bytes, bytes] = await ledger.ask("HGETALL", ledger.keys.access)
-    return found
+async def key_uses(ledger: AsyncLedger) -> Mapping[str, int]:
+    """When keys were last used, in milliseconds since the epoch, as far as SQL does not have it."""
+    found: Mapping[bytes, bytes] = await ledger.ask("HGETALL", ledger.keys.key_uses)
+    return {key_id.decode(): int(at) for key_id, at in found.items()}
