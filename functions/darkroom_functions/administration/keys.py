@@ -181,7 +181,7 @@ ROUTES = [
         operation="readKey",
         summary="Read a key without its secret",
         parameters=[_BY_ID],
-        responses={"200": json_response(KeyBody, "The key.")},
+        responses={"200": json_response(KeyBody, "The key without its secret.")},
         refusals=(NotFound, HistoryUnavailable),
     ),
     ApiRoute(

@@ -32,9 +32,9 @@ def _time(value: str) -> str:
 TenantText = Annotated[str, Field(pattern=f"^{TENANT_PATTERN}$")]
 KeyId = Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
 KeyText = Annotated[str, Field(pattern=f"^{TEXT_PATTERN}$", description="The key. It is shown once.")]
-KeyName = Annotated[str, Field(min_length=1, max_length=MAX_NAME, description="What the key is for.")]
+KeyName = Annotated[str, Field(min_length=1, max_length=MAX_NAME, description="The purpose of the key.")]
 ScopeName = Literal["submit", "read", "cancel", "manage", "admin"]
-Scopes = Annotated[list[ScopeName], Field(min_length=1, description="What the key permits.")]
+Scopes = Annotated[list[ScopeName], Field(min_length=1, description="The scopes that the key grants.")]
 Models = Annotated[list[str], Field(description="The models that it may submit to; all where none is named.")]
 Weight = Annotated[float, Field(gt=0, le=1000, description="The share of each pool, relative to other tenants.")]
 SentTime = Annotated[str, AfterValidator(_time), Field(json_schema_extra={"format": "date-time"})]
@@ -68,7 +68,7 @@ class TenantBody(TypedDict):
     """A tenant: the owner of jobs, subscriptions and keys."""
 
     name: TenantText
-    disabled: Annotated[bool, Field(description="Its credentials are refused; its running jobs finish.")]
+    disabled: Annotated[bool, Field(description="Whether its credentials are refused. Running jobs finish.")]
     weight: Weight
     limits: Limits
     created_at: Time
@@ -112,7 +112,12 @@ class KeyRotationBody(TypedDict, total=False):
 
     overlap_s: Annotated[
         int,
-        Field(ge=0, le=MAX_OVERLAP_S, json_schema_extra={"default": DEFAULT_OVERLAP_S}, description="In seconds."),
+        Field(
+            ge=0,
+            le=MAX_OVERLAP_S,
+            json_schema_extra={"default": DEFAULT_OVERLAP_S},
+            description="The overlap in seconds.",
+        ),
     ]
 
 
@@ -128,9 +133,9 @@ class KeyBody(TypedDict):
     created_at: Time
     created_by: Annotated[str, Field(description="The key, or the part of darkroom, that created it.")]
     expires_at: Time | None
-    disabled: Annotated[bool, Field(description="Requests with it are refused.")]
-    last_used_at: Annotated[Time | None, Field(description="To the minute.")]
-    secrets: Annotated[int, Field(ge=1, description="How many secrets are valid: two during a rotation.")]
+    disabled: Annotated[bool, Field(description="Whether requests with the key are refused.")]
+    last_used_at: Annotated[Time | None, Field(description="The time of the last request with it, to the minute.")]
+    secrets: Annotated[int, Field(ge=1, description="The number of valid secrets: two during a rotation.")]
     managed_by: Annotated[str | None, Field(description="The declaration that defines it, if there is one.")]
 
 

@@ -128,7 +128,7 @@ ROUTES = [
         operation="readTenant",
         summary="Read a tenant",
         parameters=[_BY_NAME],
-        responses={"200": json_response(TenantBody, "The tenant.")},
+        responses={"200": json_response(TenantBody, "The tenant with its limits.")},
         refusals=(NotFound, HistoryUnavailable),
     ),
     ApiRoute(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from darkroom import errors
+from darkroom.access.principals import Scope
 from darkroom.errors import DarkroomError, TemporaryError
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
@@ -25,6 +26,18 @@ VERSION = "1"
 
 BODY = "Body"
 """Types of bodies are named `…Body`; their schemas are named without it."""
+
+KEY = "key"
+
+SECURITY_SCHEMES: Mapping[str, Schema] = {
+    KEY: {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key. The schemes `Token` and `Key` are equal to `Bearer`; in `Basic` the key is the "
+        "password. An operation names the scope that the key must have.",
+    }
+}
+"""How callers authenticate where `DARKROOM_AUTH` is `keys`."""
 
 _COMPONENTS = "#/components/schemas/"
 
@@ -52,7 +65,7 @@ def document(
         "servers": [{"url": public_url}],
         "paths": paths,
         "webhooks": dict(webhooks),
-        "components": {"schemas": {**bodies.components, **components}},
+        "components": {"schemas": {**bodies.components, **components}, "securitySchemes": SECURITY_SCHEMES},
     }
 
 
@@ -107,6 +120,7 @@ def _operation(route: ApiRoute, bodies: Bodies) -> Schema:
     operation: Schema = {
         "operationId": route.operation,
         "summary": route.summary,
+        "security": [{KEY: [route.scope.value]}] if isinstance(route.scope, Scope) else [],
         "parameters": list(route.parameters),
         "responses": {
             **{status: _response(response, bodies) for status, response in _validated(route).items()},
