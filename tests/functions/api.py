@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from darkroom.catalogue.models import Catalogue
 from darkroom.ledger import calls
+from darkroom_functions.http.routes import ApiRoute
 from darkroom_functions.http.semantics import canonical
 from jsonschema import Draft202012Validator
 from referencing import Registry
@@ -190,6 +191,18 @@ def serving(
         jobs.close()
     finally:
         functions.stop()
+
+
+def send(
+    api: Api, route: ApiRoute, *, headers: dict[str, str], job_id: str, tenant: str, method: str | None = None
+) -> httpx.Response:
+    """A request to a route, about this job and this tenant. Its body, where it has one, is an empty object."""
+    path = route.template
+    values = {"{id}": job_id, "{delivery}": f"{job_id}.1.job", "{model}": "sd", "{name}": tenant}
+    for name, value in values.items():
+        path = path.replace(name, value)
+    body: dict[str, Any] = {"json": {}} if route.method in {"POST", "PATCH"} else {}
+    return api.request(method or route.method, path, headers=headers, **body)
 
 
 def faults(response: httpx.Response) -> list[str]:

@@ -12,6 +12,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from darkroom.access.credentials import Credential
+from darkroom.access.principals import Scope
+from darkroom.access.records import Tenant
 from darkroom.catalogue.models import Catalogue
 from darkroom.ledger import calls
 from darkroom.links import Links
@@ -26,7 +29,8 @@ from jsonschema import Draft202012Validator
 from pydantic import SecretStr
 
 from tests.courier.sink import Sink
-from tests.functions.api import JOBS, Api, binary, serving, structured
+from tests.functions.administration import administering
+from tests.functions.api import JOBS, Api, binary, send, serving, structured
 from tests.functions.stream_clients import DEADLINE_S, fill_tenant_stream, replaying
 from tests.parts import LINK_KEY, PUBLIC_URL
 from tests.redis_server import RedisServer
@@ -194,6 +198,7 @@ def test_every_status_that_is_described_is_returned(own_redis: RedisServer, name
     ):
         provoke_submit(api)
         provoke_jobs(api)
+        provoke_administration(api)
         own_redis.stop()
         link = provoke_outage(api)
         own_redis.start()
@@ -201,9 +206,68 @@ def test_every_status_that_is_described_is_returned(own_redis: RedisServer, name
         folder.unlink()
         folder.symlink_to(folder)
         api.get(link)
-        missing = api.contract.promised() - api.contract.seen
+        missing = api.contract.promised() - api.contract.seen - refused_callers(own_redis.url, namespace, tmp_path)
     assert {(name, status) for name, status in missing if status != "default"} == set()
     assert ("readJob", "default") not in missing
+
+
+def refused_callers(redis_url: str, namespace: str, folder: Path) -> set[tuple[str, str]]:
+    """Provoke every response to a caller without the right credential, of functions that require one.
+
+    Before any key is published it is unknown whether a key is valid.
+    """
+    scoped = [route for route in api_routes.ALL if isinstance(route.scope, Scope)]
+    unknown = {"Authorization": f"Bearer {Credential.generate().text}"}
+    own = folder / "keys"
+    own.mkdir()
+    with serving(redis_url, f"{namespace}-keys", own, DARKROOM_AUTH="keys") as api:
+        for route in scoped:
+            send(api, route, headers=unknown, job_id=UNKNOWN_JOB, tenant="studio")
+            send(api, route, headers={}, job_id=UNKNOWN_JOB, tenant="studio")
+        weak = asyncio.run(key_without_scopes(redis_url, api))
+        for route in scoped:
+            send(api, route, headers={"Authorization": f"Bearer {weak}"}, job_id=UNKNOWN_JOB, tenant="studio")
+        return api.contract.seen
+
+
+async def key_without_scopes(redis_url: str, api: Api) -> str:
+    async with administering(redis_url, api) as administration:
+        await administration.create_tenant(Tenant(name="studio"), actor="tests")
+        _, credential = await administration.create_key(tenant="studio", name="weak", scopes=frozenset(), actor="tests")
+    return credential.text
+
+
+def provoke_administration(api: Api) -> None:
+    """Provoke every response about tenants and keys to callers who may ask."""
+    tenants, keys = "/api/v1/tenants", "/api/v1/keys"
+    for _ in range(2):
+        api.post(tenants, json={"name": "studio"})
+    made = {"tenant": "studio", "name": "backend", "scopes": ["submit"]}
+    key = f"{keys}/{api.post(keys, json=made).json()['id']}"
+    api.post(keys, json={**made, "tenant": "unknown"})
+    api.post(f"{key}/rotate", json={})
+    for method, path in (
+        ("POST", tenants),
+        ("PATCH", f"{tenants}/studio"),
+        ("POST", keys),
+        ("PATCH", key),
+        ("POST", f"{key}/rotate"),
+    ):
+        for body in refused_bodies():
+            api.request(method, path, **body)
+    api.get(keys, params={"owner": "studio"})
+    api.request("DELETE", f"{tenants}/studio")
+    for path in (tenants, keys):
+        for _ in range(2):
+            api.get(path)
+            api.get(path, headers={"if-none-match": "*"})
+    for path in (key, f"{tenants}/studio"):
+        api.get(path, headers={"if-none-match": "*"})
+        for _ in range(2):  # deleted when it is asked for again
+            api.get(path)
+            api.request("PATCH", path, json={"disabled": True})
+            api.request("DELETE", path)
+    api.post(f"{key}/rotate", json={})
 
 
 def provoke_submit(api: Api) -> None:
