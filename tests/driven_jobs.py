@@ -12,6 +12,7 @@ from darkroom.ledger import calls
 from darkroom.ledger.calls import Accepted, AttemptEnd, Call, Submission, WorkerState
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
+from darkroom.ledger.records import JobRecord
 
 T = TypeVar("T")
 
@@ -95,6 +96,11 @@ class DrivenJobs:
     def announce_worker(self) -> None:
         """Register a ready worker, so that the pool has a slot and its Celery list receives messages."""
         self.run(calls.register_worker(WORKER, pool=POOL, state=WorkerState.READY, pod="", models=["sd"]))
+
+    def record(self, job_id: str) -> JobRecord:
+        record = self._ledger.job(job_id)
+        assert record is not None
+        return record
 
     def state(self, job_id: str) -> State:
         return State(self.redis.hget(f"{self.namespace}:job:{job_id}", "state").decode())

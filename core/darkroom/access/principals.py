@@ -66,6 +66,11 @@ class Principal:
         """Whether the scope is granted."""
         return scope in self.scopes
 
+    @property
+    def key_id(self) -> str | None:
+        """Which of the tenant's credentials is charged for its jobs; None where authentication is off."""
+        return None if self.kind is CredentialKind.NONE else self.actor
+
     def may_use(self, model: str) -> bool:
         """Whether jobs of the model may be submitted."""
         return not self.models or model in self.models

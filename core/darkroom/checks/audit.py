@@ -18,7 +18,7 @@ from darkroom.checks.snapshots import POOL_SETS, DeliverySnapshot, JobSnapshot, 
 from darkroom.jobs import State, UnknownValue
 from darkroom.ledger import queues
 from darkroom.ledger.calls import SWEEP_AGE_MS
-from darkroom.ledger.records import JobRecord
+from darkroom.ledger.records import FIELDS, JobRecord
 from darkroom.webhooks.subscriptions import DeliveryState
 
 LOST_AFTER_MS = 2 * SWEEP_AGE_MS
@@ -328,8 +328,10 @@ def history_fault(record: JobRecord, past: JobRecord | None) -> Fault | None:
     """The fault of an archived job in the history, whose record is `past`."""
     if past is None:
         return Fault(FaultKind.HISTORY_MISSING, record.id, "it is archived, and the history lacks it")
-    only_past = set() if record.is_whole else {"is_whole", "input"}
-    compared = {each.name for each in fields(record)} - only_past
+    not_compared = {each.name for each in FIELDS if not each.in_history}
+    if not record.is_whole:
+        not_compared |= {"is_whole", "input"}
+    compared = {each.name for each in fields(record)} - not_compared
     differ = sorted(name for name in compared if getattr(record, name) != getattr(past, name))
     if not differ:
         return None

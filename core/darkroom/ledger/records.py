@@ -76,6 +76,10 @@ class JobRecord:
 
     id: Annotated[str, RecordField(_ID, "The job's id.", views=("id", "job_id", "task_id", "celery_task_id"))]
     tenant: Annotated[str, RecordField(_TEXT, "The tenant that the job belongs to.")]
+    key_id: Annotated[
+        str | None,
+        RecordField(_TEXT, "The credential that submitted the job: the id of an API key.", in_history=False),
+    ]
     model: Annotated[str, RecordField(_TEXT, "The name of the model.", views=("model",))]
     pool: Annotated[str, RecordField(_TEXT, "The worker pool that runs the job.")]
     state: Annotated[State | UnknownValue, RecordField(_STATE, "The job's state.", views=("state", "status"))]
@@ -94,6 +98,12 @@ class JobRecord:
     max_attempts: Annotated[
         int,
         RecordField(_INTEGER, "Limit of the attempts that count.", views=("max_attempts",), minimum=1),
+    ]
+    images: Annotated[
+        int | None, RecordField(_INTEGER, "Number of images that the job requests.", in_history=False, minimum=1)
+    ]
+    gpu_ms: Annotated[
+        int, RecordField(_INTEGER, "Duration of all its attempts in milliseconds.", in_history=False, absent=0)
     ]
     priority: Annotated[
         int, RecordField(_SMALL, "Priority, from 0 (first) to 9 (last).", views=("priority",), maximum=9)

@@ -15,6 +15,7 @@ from darkroom.errors import (
     CredentialRefused,
     DarkroomError,
     MethodNotAllowed,
+    ModelNotPermitted,
     RangeNotSatisfiable,
     ScopeMissing,
     TemporaryError,
@@ -74,7 +75,9 @@ def challenge(error: CredentialRefused | ScopeMissing) -> str:
 def problem_members(error: DarkroomError, *, of_event: bool = False) -> dict[str, Any]:
     """The members of the problem document, with the status of the response."""
     members: dict[str, Any] = error.problem()
-    if of_event and not isinstance(error, TemporaryError | BodyTooLarge | CredentialRefused | ScopeMissing):
+    if of_event and not isinstance(
+        error, TemporaryError | BodyTooLarge | CredentialRefused | ScopeMissing | ModelNotPermitted
+    ):
         members["status"] = EVENT_REFUSED
     return members
 

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
-from darkroom_functions.http.access import tenant_of
+from darkroom_functions.http.access import principal_of, tenant_of
 from darkroom_functions.http.bodies import json_object, read_body
 from darkroom_functions.http.openapi import json_body, json_response
 from darkroom_functions.http.probes import ledger_timeout
@@ -59,12 +59,12 @@ async def read_dead_letter(request: Request) -> Response:
 async def redrive_dead_letter(request: Request) -> Response:
     """`POST /api/v1/dead-letters/{id}/redrive`. A repeat returns the job of the first redrive, whatever it edits."""
     services: JobsServices = request.app.state.services
-    tenant = tenant_of(request)
+    principal = principal_of(request)
     body = await read_body(request, limit=services.settings.max_body_bytes)
     edits = reading.read_edits(json_object(request, body, may_be_empty=True))
     job_id = checked_id(request.path_params["id"])
     async with ledger_timeout():
-        record = await services.ledger.job(job_id, tenant=tenant)
+        record = await services.ledger.job(job_id, tenant=principal.tenant)
         found = [] if record is None else await services.lookup.completed([record])
     if not found or found[0].state is not State.FAILED:
         raise _not_found(job_id)
@@ -72,6 +72,7 @@ async def redrive_dead_letter(request: Request) -> Response:
         found[0],
         edits,
         catalogue=services.catalogue,
+        principal=principal,
         context=new_context(),
         source=services.settings.public_url,
         traceparent=traces.traceparent_of(request.headers.get("traceparent")),

@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from darkroom import logs, traces
-from darkroom.access.principals import Scope
+from darkroom.access.principals import Principal, Scope
 from darkroom.cloudevents import event as events
 from darkroom.cloudevents.event import REQUESTED, SPEC_VERSION, Event
 from darkroom.cloudevents.http import BATCH_TYPE, MAX_BATCH_EVENTS, STRUCTURED_TYPE, Mode, parse_http
@@ -39,6 +39,7 @@ from darkroom.errors import (
     LedgerUnavailable,
     MalformedRequest,
     MemoryHigh,
+    ModelNotPermitted,
     NoPool,
     TemporaryError,
     UnknownModel,
@@ -52,7 +53,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
-from darkroom_functions.http.access import tenant_of
+from darkroom_functions.http.access import principal_of, tenant_of
 from darkroom_functions.http.bodies import json_object, read_body
 from darkroom_functions.http.openapi import header, in_header, in_path, json_body, json_response, ref
 from darkroom_functions.http.probes import ledger_timeout
@@ -74,9 +75,9 @@ async def submit_events(request: Request) -> Response:
     """`POST /`."""
     services: SubmitServices = request.app.state.services
     parsed = parse_http(request.headers, await read_body(request, limit=services.settings.max_body_bytes))
-    tenant = tenant_of(request)
+    principal = principal_of(request)
     if parsed.mode is Mode.BATCH:
-        return await _submit_batch(parsed.events, tenant, services)
+        return await _submit_batch(parsed.events, principal, services)
     (event,) = parsed.events
     if isinstance(event, InvalidEvent):
         raise event
@@ -84,13 +85,13 @@ async def submit_events(request: Request) -> Response:
         event,
         catalogue=services.catalogue,
         allow=services.settings.webhook_allow,
-        tenant=tenant,
+        principal=principal,
         context=new_context(),
     )
     accepted = await services.intake.take(job, memory_high=await services.intake.is_memory_high())
     reply = events.accepted_event(
         job_id=accepted.job_id,
-        tenant=tenant,
+        tenant=principal.tenant,
         event_id=f"{accepted.job_id}:1",
         time_ms=accepted.created_ms,
         source=services.settings.public_url,
@@ -117,7 +118,7 @@ async def submit_job(request: Request) -> Response:
         rest,
         catalogue=services.catalogue,
         allow=services.settings.webhook_allow,
-        tenant=tenant_of(request),
+        principal=principal_of(request),
         context=new_context(),
         source=services.settings.public_url,
     )
@@ -138,14 +139,18 @@ async def submit_job(request: Request) -> Response:
     return answer(events.accepted_answer(accepted.job_id, state), status=202, headers=headers)
 
 
-async def _submit_batch(parsed: Sequence[Event | InvalidEvent], tenant: str, services: SubmitServices) -> Response:
+async def _submit_batch(
+    parsed: Sequence[Event | InvalidEvent], principal: Principal, services: SubmitServices
+) -> Response:
     """A verdict on each event, in their order.
 
     Where no event was accepted, the response is the first refusal that is temporary, so that the sender tries again.
     Where all are permanent, it is 422.
     """
     memory_high = await services.intake.is_memory_high()
-    outcomes = await asyncio.gather(*(_accepted(event, tenant, services, memory_high=memory_high) for event in parsed))
+    outcomes = await asyncio.gather(
+        *(_accepted(event, principal, services, memory_high=memory_high) for event in parsed)
+    )
     verdicts = [_verdict(outcome) for outcome in outcomes]
     refusals = [outcome for outcome in outcomes if isinstance(outcome, DarkroomError)]
     if len(refusals) < len(outcomes) or not outcomes:
@@ -157,7 +162,7 @@ async def _submit_batch(parsed: Sequence[Event | InvalidEvent], tenant: str, ser
 
 
 async def _accepted(
-    event: Event | InvalidEvent, tenant: str, services: SubmitServices, *, memory_high: bool
+    event: Event | InvalidEvent, principal: Principal, services: SubmitServices, *, memory_high: bool
 ) -> Accepted | DarkroomError:
     """The outcome of one event of a batch. The ledger is the first thing awaited, so events keep their order."""
     try:
@@ -167,7 +172,7 @@ async def _accepted(
             event,
             catalogue=services.catalogue,
             allow=services.settings.webhook_allow,
-            tenant=tenant,
+            principal=principal,
             context=new_context(),
         )
         return await services.intake.take(job, memory_high=memory_high)
@@ -243,6 +248,7 @@ def _idempotency_key(request: Request) -> str | None:
 REFUSED_JOB = (
     MalformedRequest,
     UnknownModel,
+    ModelNotPermitted,
     BodyTooLarge,
     UnsupportedMediaType,
     InvalidInput,

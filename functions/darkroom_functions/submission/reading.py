@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from darkroom import times
+from darkroom.access.principals import Principal
 from darkroom.catalogue import models
 from darkroom.catalogue.models import Catalogue, Model
 from darkroom.catalogue.parameters import MAX_FAULTS, SIDES, SIZE, read_integer, shown
 from darkroom.cloudevents.event import REQUESTED, Event
-from darkroom.errors import FieldError, InvalidEvent, InvalidInput, UnknownModel
+from darkroom.errors import FieldError, InvalidEvent, InvalidInput, ModelNotPermitted, UnknownModel
 from darkroom.ledger.calls import DEFAULT_PRIORITY, MAX_ATTEMPTS, Submission
 from darkroom.ledger.dead_letters import REDRIVE_OF
 from darkroom.ledger.records import JobRecord
@@ -131,11 +132,11 @@ class CheckedRequest:
 
 
 def of_event(
-    event: Event, *, catalogue: Catalogue, allow: Allow, tenant: str, context: SubmissionContext
+    event: Event, *, catalogue: Catalogue, allow: Allow, principal: Principal, context: SubmissionContext
 ) -> Submission:
     """The job that a CloudEvent requests; its `source` and `id` make repeats of it one job.
 
-    Raises InvalidEvent for its attributes, InvalidInput and UnknownModel for its data.
+    Raises InvalidEvent for its attributes, InvalidInput, UnknownModel and ModelNotPermitted for its data.
     """
     expiry = _checked(event)
     data = {} if event.data is None else event.data
@@ -147,7 +148,7 @@ def of_event(
         deadline = expiry
     return _submission(
         checked,
-        tenant=tenant,
+        principal=principal,
         context=context,
         start_deadline=replace(checked.start_deadline, at=deadline),
         event_id=event.id,
@@ -161,17 +162,23 @@ def of_event(
 
 
 def of_rest(
-    request: RestRequest, *, catalogue: Catalogue, allow: Allow, tenant: str, context: SubmissionContext, source: str
+    request: RestRequest,
+    *,
+    catalogue: Catalogue,
+    allow: Allow,
+    principal: Principal,
+    context: SubmissionContext,
+    source: str,
 ) -> Submission:
     """The job that a REST request requests, with a CloudEvent made for it whose `source` is the public URL.
 
-    Raises InvalidInput and UnknownModel.
+    Raises InvalidInput, UnknownModel and ModelNotPermitted.
     """
     checked = read(request.data, catalogue=catalogue, allow=allow, model_of_path=request.model)
     key = request.idempotency_key
     return _submission(
         checked,
-        tenant=tenant,
+        principal=principal,
         context=context,
         start_deadline=checked.start_deadline,
         event_id=context.job_id,
@@ -199,14 +206,15 @@ def of_redrive(
     edits: Mapping[str, object],
     *,
     catalogue: Catalogue,
+    principal: Principal,
     context: SubmissionContext,
     source: str,
     traceparent: str | None,
 ) -> Submission:
     """The job of a redrive: the dead letter with its webhook, and with `edits` over its input. It has no start
-    deadline, since that of the dead letter bound its first attempt only.
+    deadline, since that of the dead letter bound its first attempt only. `principal`, of the same tenant, is charged.
 
-    Raises InvalidInput and UnknownModel: the input is validated against the model as that is now.
+    Raises InvalidInput, UnknownModel and ModelNotPermitted: the input is validated against the model as that is now.
     """
     model = _model({"model": letter.model}, catalogue, None, "")
     kept: Mapping[str, object] = letter.input
@@ -222,7 +230,7 @@ def of_redrive(
     checked = read(data, catalogue=catalogue, allow=NOTHING)
     return _submission(
         replace(checked, webhook=letter.webhook),
-        tenant=letter.tenant,
+        principal=principal,
         context=context,
         start_deadline=StartDeadline(),
         event_id=context.job_id,
@@ -283,7 +291,7 @@ def read(
 def _submission(
     checked: CheckedRequest,
     *,
-    tenant: str,
+    principal: Principal,
     context: SubmissionContext,
     start_deadline: StartDeadline,
     event_id: str,
@@ -297,6 +305,8 @@ def _submission(
     is_event: bool = False,
 ) -> Submission:
     model, job_input = checked.model, _with_seed(checked, context.seed)
+    if not principal.may_use(model.name):
+        raise ModelNotPermitted(f"the credential {principal.actor} does not permit the model {model.name}")
     event = {"id": event_id, "source": event_source}
     if event_time is not None:  # otherwise the ledger sets the time of acceptance
         event["time"] = event_time
@@ -307,7 +317,7 @@ def _submission(
         fields[REDRIVE_OF] = redrive_of
     return Submission(
         job_id=context.job_id,
-        tenant=tenant,
+        tenant=principal.tenant,
         model=model.name,
         pool=model.pool,
         input=job_input,
@@ -324,7 +334,18 @@ def _submission(
         redrive_of=redrive_of,
         webhook=checked.webhook,
         is_event=is_event,
+        images=_images_of(job_input),
+        key_id=principal.key_id,
+        weight=principal.weight,
+        tenant_limits=principal.tenant_limits,
+        key_limits=principal.limits,
     )
+
+
+def _images_of(job_input: Mapping[str, object]) -> int:
+    """The number of images of a job; 1 for a model without that parameter."""
+    images = job_input.get("images")
+    return images if isinstance(images, int) else 1
 
 
 def _with_seed(checked: CheckedRequest, drawn: int) -> Mapping[str, object]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
+from darkroom.access.limits import UNLIMITED, Limits
 from darkroom.errors import (
     BacklogFull,
     DarkroomError,
@@ -76,6 +78,9 @@ class Submission:
     seconds. `idempotency_key` is a hash (no blanks), and `fingerprint` that of the request as it was sent. `redrive_of`
     is the dead letter that the job redrives. `webhook` becomes fields of the job too (`Webhook.encode`); `fields` do
     not need them. `is_event`: the caller sent a CloudEvent, whose `source` and `id` are the idempotency key.
+
+    `key_id` is the credential that is charged for the job, `weight` the tenant's share. `images` is the number of
+    images that the job requests.
     """
 
     job_id: str
@@ -96,6 +101,11 @@ class Submission:
     redrive_of: str | None = None
     webhook: Webhook | None = None
     is_event: bool = False
+    images: int = 1
+    key_id: str | None = None
+    weight: float = 1.0
+    tenant_limits: Limits = UNLIMITED
+    key_limits: Limits = UNLIMITED
 
     def __post_init__(self) -> None:
         """Raises InvalidInput for a tenant's name that the object store would refuse, once the job has run."""
@@ -183,8 +193,19 @@ def accept(
         backlog_limit=backlog_limit,
         backlog_bytes=backlog_bytes,
         memory_high=1 if memory_high else None,
+        images=job.images,
+        key_id=job.key_id,
+        weight=None if job.weight == 1 else job.weight,
+        **_limits_of("tenant", job.tenant_limits),
+        **_limits_of("key", job.key_limits),
         now=now,
     )
+
+
+@cache
+def _limits_of(owner: str, limits: Limits) -> Mapping[str, int]:
+    """The arguments of the limits that are set, such as `tenant_waiting_jobs`."""
+    return {f"{owner}_{name}": value for name, value in limits.model_dump(exclude_none=True).items()}
 
 
 def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:

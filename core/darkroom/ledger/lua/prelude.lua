@@ -203,10 +203,12 @@ local function remove_from_queues(id, pool)
   end
 end
 
--- Ends the attempt's hold on the job: removes the lease, the token and the worker's entry.
+-- Ends the attempt's hold on the job: removes the lease, the token and the worker's entry. The attempt's duration is
+-- added to that of the job's earlier ones.
 local function release_lease(id, pool)
-  local worker = redis.call('HGET', job_key(id), 'worker')
+  local worker, started = unpack(redis.call('HMGET', job_key(id), 'worker', 'attempt_started'))
   redis.call('ZREM', running_key(pool), id)
+  redis.call('HINCRBY', job_key(id), 'gpu_ms', math.max(0, now - tonumber(started or now)))
   redis.call('HDEL', job_key(id), 'token', 'lease')
   if worker and redis.call('HGET', busy_key, worker) == id then redis.call('HDEL', busy_key, worker) end
 end

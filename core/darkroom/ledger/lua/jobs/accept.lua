@@ -62,6 +62,8 @@ local arrival = redis.call('HINCRBY', pool_key(pool), 'arrivals', 1)
 -- 0 is the most urgent of ten priorities; within one, arrival. Both fit a double exactly for 2^49 arrivals.
 local order = tonumber(a.priority) * 562949953421312 + arrival
 redis.call('HSET', key, 'order', string.format('%.0f', order))
+redis.call('HSET', key, 'images', a.images)
+if a.key_id then redis.call('HSET', key, 'key_id', a.key_id) end
 if a.traceparent then redis.call('HSET', key, 'traceparent', a.traceparent) end
 if a.webhook then
   redis.call('HSET', key, 'webhook', a.webhook, 'webhook_events', a.webhook_events, 'webhook_target', a.webhook_target)
