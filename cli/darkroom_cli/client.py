@@ -1,6 +1,7 @@
 """The HTTP client of a running darkroom, for every command but `up` and those for operators.
 
-`following.py` follows a job over a WebSocket; `problems.py` has the errors.
+`following.py` follows a job over a WebSocket; `credential.py` reads the key that requests carry; `problems.py` has the
+errors.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import httpx
 from cloudevents.conversion import to_structured
 from cloudevents.http import CloudEvent
 from darkroom.errors import InvalidInput
-from darkroom.settings import Settings, WebUrl, load
-from pydantic import SecretStr, TypeAdapter, ValidationError
+from darkroom.settings import WebUrl, load
+from pydantic import TypeAdapter, ValidationError
 
 from darkroom_cli.address import DEFAULT_URL, is_loopback
+from darkroom_cli.credential import ClientCredential, ClientSettings, credential_of
 from darkroom_cli.problems import Unreachable, error_of
 
 JOBS = "/api/v1/generation-jobs/"
@@ -32,25 +34,17 @@ REQUEST_TIMEOUT_S = 30.0
 
 CONNECT_TIMEOUT_S = 5.0
 
-
-class ClientSettings(Settings):
-    """Settings of the commands that call a server."""
-
-    url: WebUrl = DEFAULT_URL
-    """The server's address."""
-
-    key: SecretStr | None = None
-    """The API key for the server. Secret. It is no option of a command: other users see the arguments of processes."""
+NO_CREDENTIAL = ClientCredential()
 
 
 def client_of(url: str | None) -> Client:
     """A client of the server at `url`, or of the one that DARKROOM_URL names. Raises SettingError, InvalidInput."""
     settings = load(ClientSettings)
-    key = None if settings.key is None else settings.key.get_secret_value()
+    credential = credential_of(settings)
     if url is None:
-        return Client(settings.url, key=key)
+        return Client(settings.url, credential=credential)
     try:
-        return Client(TypeAdapter(WebUrl).validate_python(url), key=key)
+        return Client(TypeAdapter(WebUrl).validate_python(url), credential=credential)
     except ValidationError:
         raise InvalidInput(f"--url {url} is not an address such as {DEFAULT_URL}") from None
 
@@ -58,9 +52,9 @@ def client_of(url: str | None) -> Client:
 class Client:
     """A client of the darkroom at `url`, to be closed after use."""
 
-    def __init__(self, url: str, *, key: str | None = None) -> None:
+    def __init__(self, url: str, *, credential: ClientCredential = NO_CREDENTIAL) -> None:
         self.url = url
-        self.credential: dict[str, str] = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self.credential = credential
         self._http = httpx.Client(
             timeout=httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S), trust_env=not is_loopback(url)
         )
@@ -116,6 +110,10 @@ class Client:
         found: list[dict[str, Any]] = self._json("GET", TENANTS)["tenants"]
         return found
 
+    def tenant(self, name: str) -> dict[str, Any]:
+        """The tenant with its limits."""
+        return self._json("GET", f"{TENANTS}/{quote(name, safe='')}")
+
     def create_tenant(self, members: Mapping[str, Any]) -> dict[str, Any]:
         """Create a tenant."""
         return self._json("POST", TENANTS, json=dict(members))
@@ -130,10 +128,13 @@ class Client:
 
     def keys(self, *, tenant: str | None) -> list[dict[str, Any]]:
         """The keys, of one tenant or all."""
-        found: list[dict[str, Any]] = self._json("GET", KEYS, params={} if tenant is None else {"tenant": tenant})[
-            "keys"
-        ]
+        query = {} if tenant is None else {"tenant": tenant}
+        found: list[dict[str, Any]] = self._json("GET", KEYS, params=query)["keys"]
         return found
+
+    def key(self, key_id: str) -> dict[str, Any]:
+        """The key, without its secret."""
+        return self._json("GET", f"{KEYS}/{quote(key_id, safe='')}")
 
     def create_key(self, members: Mapping[str, Any]) -> dict[str, Any]:
         """Create a key; the answer has its secret."""
@@ -201,7 +202,7 @@ class Client:
     def _send(self, method: str, url: str, **content: Any) -> httpx.Response:
         """The response. The key is sent to the server alone, and not to another host that a link may name."""
         if url.startswith(f"{self.url}/api/") or url == f"{self.url}/":
-            content["headers"] = {**content.get("headers", {}), **self.credential}
+            content["headers"] = {**content.get("headers", {}), **self.credential.headers}
         try:
             response = self._http.request(method, url, **content)
         except httpx.TransportError as error:
@@ -210,7 +211,7 @@ class Client:
             raise Unreachable(f"{url} is not a valid address: {error}") from error
         if response.is_success:
             return response
-        raise error_of(response, server=self.url)
+        raise error_of(response, server=self.url, credential=self.credential)
 
 
 def _letter(job_id: str) -> str:

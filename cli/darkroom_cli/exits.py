@@ -13,7 +13,7 @@ HELP = f"""\
 exit status:
   {DONE}    success: the job completed, the cancel was accepted, `up` was stopped, or nothing was found
   {FAILED}    the job failed, expired or was cancelled; `up` could not start; or something was found
-  {BAD_INPUT}    the command, a setting or the request is invalid; each invalid field is named
+  {BAD_INPUT}    the command, a setting or the request is invalid or not permitted; each invalid field is named
   {UNREACHABLE}    the server cannot be reached, or is unavailable
   {INTERRUPTED}  interrupted by Ctrl-C
 """

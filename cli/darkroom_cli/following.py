@@ -120,7 +120,7 @@ def _socket(client: Client, job_id: str, *, since: int) -> Iterator[Message | No
     url = f"ws{server.removeprefix('http')}/ws/jobs/{quote(job_id, safe='')}{cursor}"
     timeouts: dict[str, Any] = {"open_timeout": CONNECT_TIMEOUT_S, "close_timeout": CLOSE_TIMEOUT_S}
     proxy: Literal[True] | None = None if is_loopback(server) else True
-    with connect(url, proxy=proxy, additional_headers=client.credential, **timeouts) as socket:
+    with connect(url, proxy=proxy, additional_headers=client.credential.headers, **timeouts) as socket:
         received = time.monotonic()
         while time.monotonic() - received < SILENCE_S:
             try:

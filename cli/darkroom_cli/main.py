@@ -26,7 +26,8 @@ darkroom generates images from text. To run it on this machine:
   darkroom up                                  in one terminal; prints the address when ready
   darkroom submit "a lighthouse at dusk"       in another; waits, and saves the picture
 
-To use a server elsewhere, name it with --url or DARKROOM_URL.
+To use a server elsewhere, name it with --url or DARKROOM_URL. The key for it is read from DARKROOM_KEY, or from the
+file that DARKROOM_KEY_FILE names.
 """
 
 COMPLETION = 'Print a script that completes the commands in a shell: eval "$(darkroom completion bash)".'
@@ -61,15 +62,17 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _report(error: DarkroomError, output: Output) -> int:
     from darkroom.errors import TemporaryError
 
-    from darkroom_cli.problems import ServerUnavailable
+    from darkroom_cli.problems import RequestRefused, ServerUnavailable
 
     problem = error.problem()
     with suppress(NotWritten):
         output.record({"error": problem})
-    retry = f"; try again in {error.retry_after} s" if isinstance(error, ServerUnavailable) else ""
+    remedy = f"; try again in {error.retry_after} s" if isinstance(error, ServerUnavailable) else ""
+    if isinstance(error, RequestRefused) and error.advice:
+        remedy = f": {error.advice}"
     # The server often repeats a field's error in the problem's detail.
     is_repeated = any(fault.detail in error.detail for fault in error.fields)
-    output.error(f"darkroom: {problem.get('title') if is_repeated else error.detail}{retry}")
+    output.error(f"darkroom: {problem.get('title') if is_repeated else error.detail}{remedy}")
     for fault in error.fields:
         output.error(f"  {fault.field.removeprefix('data.').removeprefix('input.')} {fault.detail}")
     if isinstance(error, TemporaryError):

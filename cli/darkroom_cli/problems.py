@@ -11,16 +11,19 @@ from typing import Any
 import httpx
 from darkroom.errors import FieldError, PermanentError, TemporaryError
 
+from darkroom_cli.credential import ClientCredential
+
 
 class Unreachable(TemporaryError):
     slug, title = "unreachable", "The server cannot be reached"
 
 
 class RequestRefused(PermanentError):
-    """The server refused the request and gave a reason."""
+    """The server refused the request and gave a reason. `advice` is what to do where the credential is the reason."""
 
-    def __init__(self, problem: Mapping[str, Any]) -> None:
+    def __init__(self, problem: Mapping[str, Any], *, advice: str = "") -> None:
         super().__init__(_detail(problem), fields=_fields(problem))
+        self.advice = advice
         self._problem = dict(problem)
 
     def problem(self) -> dict[str, object]:
@@ -40,7 +43,7 @@ class ServerUnavailable(TemporaryError):
         return self._problem
 
 
-def error_of(response: httpx.Response, *, server: str) -> PermanentError | TemporaryError:
+def error_of(response: httpx.Response, *, server: str, credential: ClientCredential) -> PermanentError | TemporaryError:
     """The error that a response without success means; Unreachable if another program than darkroom answered."""
     problem = _problem(response)
     if problem is None:
@@ -49,7 +52,7 @@ def error_of(response: httpx.Response, *, server: str) -> PermanentError | Tempo
         return ServerUnavailable(problem, retry_after=_seconds(response.headers.get("retry-after")))
     if response.is_server_error:
         return ServerUnavailable(problem, retry_after=1)
-    return RequestRefused(problem)
+    return RequestRefused(problem, advice=credential.advice(problem))
 
 
 def _problem(response: httpx.Response) -> dict[str, Any] | None:

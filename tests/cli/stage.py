@@ -15,9 +15,11 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 JOB = "019aa000-0000-7000-8000-000000000000"
@@ -28,7 +30,9 @@ Scene = Callable[[WebSocket], Awaitable[None]]
 
 
 class Stage:
-    """One job and its responses, set by tests; `asked` has the received requests, `since` the cursor of each socket."""
+    """One job and its responses, which tests set. `asked` has the received requests, `since` the cursor of each socket,
+    and `credentials` the path and the header `Authorization` of each request and socket.
+    """
 
     def __init__(self) -> None:
         self.url = ""
@@ -41,9 +45,19 @@ class Stage:
         self.jobs: list[dict[str, Any]] = []
         self.queries: list[dict[str, str]] = []
         self.subscriptions: list[dict[str, Any]] = []
+        self.credentials: list[tuple[str, str | None]] = []
         self._connections = 0
 
-    def app(self) -> Starlette:
+    def app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        app = self._app()
+
+        async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
+            self.credentials.append((scope["path"], Headers(scope=scope).get("authorization")))
+            await app(scope, receive, send)
+
+        return recorded
+
+    def _app(self) -> Starlette:
         return Starlette(
             routes=[
                 Route("/", self._submit, methods=["POST"]),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from darkroom.errors import InvalidInput, TemporaryError
+from darkroom.errors import InvalidInput, PermanentError, TemporaryError
 from darkroom.jobs import State
 
 from darkroom_cli import following
@@ -34,6 +34,9 @@ def follow(client: Client, job_id: str, output: Output, *, target: PictureTarget
         return INTERRUPTED
     except TemporaryError:
         output.error(f"The job was accepted and continues when the server can. {hints(client, job_id)}")
+        raise
+    except PermanentError:  # the key may not read, or has been disabled meanwhile
+        output.error(f"The job {job_id} was accepted and continues.")
         raise
     job = client.job(job_id)
     completed = job["state"] == State.COMPLETED

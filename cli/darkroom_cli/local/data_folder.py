@@ -10,6 +10,7 @@
 | `logs/` | one file per process; `*.previous.log` is the run before |
 | `link-key` | the key that signs links to pictures |
 | `webhook-key` | the key that webhooks' secrets are derived from |
+| `root-key` | the API key of administrators, made by the first start with keys |
 | `run.json` | the running processes (`run_record.py`) |
 | `lock` | locked by the `up` that uses the folder |
 

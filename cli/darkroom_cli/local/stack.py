@@ -45,6 +45,7 @@ HOST = "127.0.0.1"
 
 ANY = ("0.0.0.0", "::")  # noqa: S104 - what the user asked for
 """All addresses of this machine, loopback included."""
+
 POOL = "local"
 
 THIS_MACHINE = "localhost,127.0.0.0/8,::1"
@@ -200,7 +201,8 @@ class LocalStack:
             self._output.info(f"  {WORKER}: not started here; jobs wait until a worker is started")
         self.is_ready = True
         self._output.info(f"darkroom: ready after {time.monotonic() - began:.0f} s")
-        key = None if self._is_private else FirstKey(self._folder.root_key_file, None if is_known else root)
+        is_remote = self._settings.public_url is not None or self._host not in ANY
+        key = None if root is None else FirstKey(self._folder.root_key_file, None if is_known else root, is_remote)
         welcome.welcome(self._output, url=self._url, data=self._folder.path, models=models, key=key)
 
     def watch(self) -> NoReturn:

@@ -22,6 +22,9 @@ curl {url}/ -H "ce-id: $(date +%s)" -H "ce-source: /curl" -H "ce-type: dev.darkr
 -H "ce-specversion: 1.0" -H "content-type: application/json" -d '{{"prompt": "{prompt}"}}'"""
 """A CloudEvent in binary mode. Its id is the time in seconds: the same id and source again would be the same job."""
 
+SEND_KEY = """printf 'Authorization: Bearer %s\\n' "$DARKROOM_KEY" | """
+"""curl reads the header from its input: other users see the arguments of processes, and printf is part of the shell."""
+
 READY = """
 darkroom is ready at {url}
 
@@ -36,13 +39,19 @@ Logs: {logs}   Ctrl-C stops darkroom.
 """
 
 WITH_KEYS = """
-Every request needs a key. The commands take it from DARKROOM_KEY:
+Every request needs a key, and the commands above take it from DARKROOM_KEY:
   export DARKROOM_KEY=$(cat {file})
+`darkroom tenants create` and `darkroom keys create` make others for your team (docs/access.md).
 """
 
 FIRST_KEY = """
-The first key, which may do everything and is shown once: {key}
-`darkroom keys create` makes others.
+The first key, which permits everything: {key}
+It is stored in {file}, and is not printed again.
+"""
+
+REMOTE = """
+Links to pictures begin with {url}. For clients on other machines set DARKROOM_PUBLIC_URL
+to the address of this machine and start again. HTTP does not hide keys: put TLS in front.
 """
 
 STAND_INS = """
@@ -53,10 +62,14 @@ STAND_INS = """
 
 @dataclass(frozen=True)
 class FirstKey:
-    """The key of administrators, and its file; `text` is None where it was shown before."""
+    """The key of administrators and its file; `text` is None where an earlier start has shown it.
+
+    `is_remote`: whether links can be fetched from other machines.
+    """
 
     file: Path
     text: str | None
+    is_remote: bool
 
 
 def welcome(output: Output, *, url: str, data: Path, models: Sequence[Model], key: FirstKey | None) -> None:
@@ -67,10 +80,11 @@ def welcome(output: Output, *, url: str, data: Path, models: Sequence[Model], ke
     notes = STAND_INS.format(names=", ".join(untrained), first=untrained[0]) if untrained else ""
     curl = CURL.format(url=url, prompt=PROMPT)
     if key is not None:
-        curl += ' -H "Authorization: Bearer $DARKROOM_KEY"'
-        notes = WITH_KEYS.format(file=shlex.quote(short(key.file))) + notes
+        curl = f"{SEND_KEY}{curl} -H @-"
+        file = shlex.quote(short(key.file))
+        notes = WITH_KEYS.format(file=file) + ("" if key.is_remote else REMOTE.format(url=url)) + notes
         if key.text is not None:
-            notes = FIRST_KEY.format(key=key.text) + notes
+            notes = FIRST_KEY.format(key=key.text, file=file) + notes
     submit = f'{program} submit "{PROMPT}"{where}'
     watch = f"{program} watch ID --output .{where}"
     output.result(READY.format(url=url, curl=curl, watch=watch, submit=submit, notes=notes, logs=short(data / "logs")))
@@ -82,6 +96,7 @@ def welcome(output: Output, *, url: str, data: Path, models: Sequence[Model], ke
             "submit": submit,
             "models": {model.name: model.served for model in models},
             "data": str(data),
+            **({} if key is None else {"key_file": str(key.file), "key": key.text}),
         }
     )
 

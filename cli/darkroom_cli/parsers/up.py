@@ -33,8 +33,8 @@ def add(commands: Any) -> None:
         "--host",
         default=HOST,
         metavar="ADDRESS",
-        help=f"the address to serve, such as 0.0.0.0 for all of this machine (default: {HOST}); on another than "
-        "loopback every request needs a key, and `up` prints the first",
+        help=f"the address to serve, such as 0.0.0.0 for all of this machine (default: {HOST}); except on "
+        "loopback every request needs a key, and the first start prints one",
     )
     parser.add_argument(
         "--data",

@@ -11,6 +11,7 @@ from darkroom.access.records import DEFAULT_OVERLAP_S, MAX_NAME, TENANT_PATTERN,
 from darkroom.errors import FieldError, InvalidInput
 from darkroom.times import iso, to_ms
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
@@ -159,11 +160,27 @@ async def read(request: Request, kind: type[B], *, may_be_empty: bool = False) -
         found: B = TypeAdapter(kind).validate_python(sent)
     except ValidationError as error:
         faults = [
-            FieldError(".".join(map(str, fault["loc"])) or "body", fault["msg"].removeprefix("Value error, "))
+            FieldError(".".join(map(str, fault["loc"])) or "body", _in_words(fault, kind))
             for fault in error.errors(include_url=False, include_input=False)
         ]
         raise InvalidInput("; ".join(f"{fault.field}: {fault.detail}" for fault in faults[:3]), fields=faults) from None
     return found
+
+
+def _in_words(fault: ErrorDetails, kind: type[Any]) -> str:
+    """The fault of a field, with the values that would be valid."""
+    *path, name = fault["loc"] or ("",)
+    if fault["type"] == "extra_forbidden":
+        known = SentLimits.model_fields if path == ["limits"] else kind.__annotations__
+        return f"is not a field: use {', '.join(known)}"
+    if fault["type"] == "string_pattern_mismatch" and name in ("name", "tenant"):
+        return "must be 1 to 63 lower-case letters, digits and hyphens, with a letter or digit at both ends"
+    message = str(fault["msg"])
+    return (
+        message.removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("Field required", "is required")
+    )
 
 
 def tenant_view(tenant: Tenant) -> TenantBody:
