@@ -56,11 +56,13 @@ def users(
 SCRIPTS = {
     "functions": (
         "accept cancel mark_applied delete_job purge_dead_letter subscribe unsubscribe rotate_secret "
-        "redeliver store_undelivered mark_replayed delete_undelivered read_job"
+        "redeliver store_undelivered mark_replayed delete_undelivered read_job "
+        "publish_access record_key_use issue_grant redeem_ticket use_session end_session"
     ),
     "courier": (
         "adjust_clock reap sweep promote expire lease_outbox reschedule mark_archived lease_deliveries "
-        "record_attempt set_rate_limit ack_notice delete_job observe read_job advance_epoch"
+        "record_attempt set_rate_limit ack_notice delete_job observe read_job advance_epoch "
+        "publish_access record_key_use"
     ),
     "operator": "announce_pool drain append_decision reap release register_worker observe read_job",
     "worker": "claim renew progress finish retry release cancel register_worker read_job",
@@ -88,7 +90,7 @@ def _covers(patterns: tuple[str, ...], key: str) -> bool:
 @pytest.mark.parametrize("user", SCRIPTS)
 def test_each_user_has_the_keys_and_channels_of_its_scripts(user: str, bootstrap: ModuleType) -> None:
     keys = {key.replace("celery:pool.", "celery:pool.*") for key in _used_by(user, r"P \.\. ':([a-z:.-]+)'")}
-    channels = {"live:", "wake"}  # named like keys; what is published there is in no key
+    channels = {"live:", "wake", "access-changed"}  # named like keys; what is published there is in no key
     assert [key for key in sorted(keys - channels) if not _covers(bootstrap.REDIS_KEYS[user], key)] == []
     assert [name for name in keys & channels if not _covers(bootstrap.REDIS_CHANNELS[user], name)] == []
 

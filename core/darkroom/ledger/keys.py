@@ -232,6 +232,14 @@ class Keys:
         """Hash: when each API key was last used, until SQL has it."""
         return f"{self.namespace}:key-uses"
 
+    def grant(self, kind: str, digest: str) -> str:
+        """Hash: a ticket or a session, by the SHA-256 of its text."""
+        return f"{self.namespace}:grant:{kind}:{digest}"
+
+    def grants_of(self, kind: str, owner: str) -> str:
+        """Sorted set: the tickets or the sessions of a credential, by when they expire."""
+        return f"{self.namespace}:grants-of:{kind}:{owner}"
+
     def lease_reply(self, kind: str, owner: str) -> str:
         """Hash: what the last call for a lease returned to its owner, for a repeated call."""
         return f"{self.namespace}:taken:{kind}:{owner}"

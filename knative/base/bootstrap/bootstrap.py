@@ -55,9 +55,14 @@ _WEBHOOKS = (
 _CELERY = ("celery:_kombu.binding*", "celery:*.pidbox*", "celery:celeryev.*")
 """The keys of Celery's remote control and events: bindings and replies, no messages of jobs."""
 
+_ACCESS = ("access", "key-uses")
+
 REDIS_KEYS = {
-    "functions": (*_JOBS, *_WEBHOOKS, "tenant:*", "retired", "idem:*", "pools", "undelivered*", "log-draft", "clock"),
-    "courier": (*_JOBS, *_WORKERS, *_WEBHOOKS, "tenant:*", "retired", "taken:*", "pools", "epoch", "clock"),
+    "functions": (
+        *(*_JOBS, *_WEBHOOKS, *_ACCESS, "grant:*", "grants-of:*"),
+        *("tenant:*", "retired", "idem:*", "pools", "undelivered*", "log-draft", "clock"),
+    ),
+    "courier": (*_JOBS, *_WORKERS, *_WEBHOOKS, *_ACCESS, "tenant:*", "retired", "taken:*", "pools", "epoch", "clock"),
     "operator": (*_JOBS, *_WORKERS, "decisions:*", "pools"),
     "worker": (*_JOBS, *_WORKERS, *_CELERY, "canary:*", "starters:*"),
     "flower": (*_CELERY, "celery:pool.*"),
@@ -74,9 +79,11 @@ _PUBLISHED = ("live:*", "news:*", "wake")
 _REMOTE_CONTROL = ("/{database}.celery.pidbox", "/{database}.celeryev/*", "/{database}.celeryev/worker.*")
 """Celery subscribes by patterns, and Redis allows a pattern only if the user has exactly the same one."""
 
+_ACCESS_CHANGED = "access-changed"
+
 REDIS_CHANNELS = {
-    "functions": _PUBLISHED,
-    "courier": _PUBLISHED,
+    "functions": (*_PUBLISHED, _ACCESS_CHANGED),
+    "courier": (*_PUBLISHED, _ACCESS_CHANGED),
     "operator": _PUBLISHED,
     "worker": (*_PUBLISHED, *(f"celery:{channel}" for channel in _REMOTE_CONTROL)),
     "flower": tuple(f"celery:{channel}" for channel in _REMOTE_CONTROL),

@@ -7,7 +7,15 @@ Every call may be repeated with the same arguments, as by a client whose reply w
 returns the same. `now` (milliseconds since the epoch) is for tests; otherwise Redis' clock is used.
 """
 
-from darkroom.ledger.calls.access import publish_access, record_key_use
+from darkroom.ledger.calls.access import (
+    GrantKind,
+    end_session,
+    issue_grant,
+    publish_access,
+    record_key_use,
+    redeem_ticket,
+    use_session,
+)
 from darkroom.ledger.calls.attempts import (
     LEASE_MS,
     REAP_GAP_MS,
@@ -134,6 +142,7 @@ __all__ = [
     "DeliveryOutcome",
     "Drained",
     "DroppedMessages",
+    "GrantKind",
     "LeaseStatus",
     "Purged",
     "Reading",
@@ -157,8 +166,10 @@ __all__ = [
     "delete_job",
     "delete_undelivered",
     "drain",
+    "end_session",
     "expire",
     "finish",
+    "issue_grant",
     "lease_deliveries",
     "lease_history",
     "lease_notices",
@@ -174,6 +185,7 @@ __all__ = [
     "reap",
     "record_attempt",
     "record_key_use",
+    "redeem_ticket",
     "redeliver",
     "register_worker",
     "release",
@@ -189,4 +201,5 @@ __all__ = [
     "subscribe",
     "sweep",
     "unsubscribe",
+    "use_session",
 ]

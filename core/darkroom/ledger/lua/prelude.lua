@@ -77,6 +77,8 @@ local deadlines_key = P .. ':deadlines'
 local counters_key = P .. ':counters'
 local access_key = P .. ':access'
 local key_uses_key = P .. ':key-uses'
+local function grant_key(kind, digest) return P .. ':grant:' .. kind .. ':' .. digest end
+local function grants_of_key(kind, owner) return P .. ':grants-of:' .. kind .. ':' .. owner end
 local busy_key = P .. ':busy'
 local undelivered_by_age_key = P .. ':undelivered-by-age'
 local undelivered_by_bytes_key = P .. ':undelivered-by-bytes'
