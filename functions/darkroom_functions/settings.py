@@ -8,6 +8,8 @@ from ipaddress import ip_address
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from darkroom.access.tokens.addresses import issuer_fault
+from darkroom.access.tokens.claims import TokenRules
 from darkroom.catalogue.models import Catalogue
 from darkroom.errors import SettingError
 from darkroom.ledger.calls import BACKLOG_BYTES, BACKLOG_LIMIT
@@ -83,7 +85,68 @@ class AuthSettings(Settings):
     everything; the functions then listen on loopback only."""
 
 
-class AccessSettings(LedgerSettings, AuthSettings):
+class TokenSettings(AuthSettings):
+    """JWT bearer tokens of an OpenID Connect issuer."""
+
+    oidc_issuer: str | None = None
+    """The issuer of JWT bearer tokens, exactly as in their claim `iss`: `https://login.example.org/realms/studio`. Its
+    keys are read from `/.well-known/openid-configuration` below it. Without it no token is accepted. http is possible
+    for loopback only."""
+
+    oidc_audience: Annotated[str | None, Field(min_length=1, max_length=500)] = Field(
+        default=None, validate_default=True
+    )
+    """The audience that tokens must name in their claim `aud`: that of darkroom at the issuer. Required with an issuer.
+    """
+
+    oidc_tenant_claim: str = Field(default="tenant", min_length=1, max_length=200)
+    """The claim of tokens that has the name of the tenant; members of objects are separated by dots:
+    `organization.name`."""
+
+    oidc_scope_claim: str = Field(default="scope", min_length=1, max_length=200)
+    """The claim of tokens that has the scopes, as words or as a list: `scope`, `realm_access.roles`."""
+
+    oidc_scope_prefix: str = Field(default="darkroom:", max_length=100, pattern=r"^\S*$")
+    """The prefix of darkroom's scopes in that claim: `darkroom:submit`. Empty for scopes without a prefix; then every
+    word `admin` there, such as a role of the issuer itself, is the scope `admin`."""
+
+    oidc_clock_skew_s: float = Field(default=60, ge=0, le=600)
+    """How far the issuer's clock may differ, in seconds: for the claims `exp`, `nbf` and `iat`."""
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _is_issuer(cls, issuer: str | None, info: ValidationInfo) -> str | None:
+        if issuer is None:
+            return None
+        if fault := issuer_fault(issuer):
+            raise ValueError(fault)
+        if info.data.get("auth") is AuthMode.NONE:
+            raise ValueError("needs DARKROOM_AUTH=keys: without it no credential is verified")
+        return issuer
+
+    @field_validator("oidc_audience")
+    @classmethod
+    def _belongs_to_issuer(cls, audience: str | None, info: ValidationInfo) -> str | None:
+        if "oidc_issuer" in info.data and (audience is None) is not (info.data["oidc_issuer"] is None):
+            raise ValueError("must be set together with DARKROOM_OIDC_ISSUER")
+        return audience
+
+    @property
+    def token_rules(self) -> TokenRules | None:
+        """What tokens must contain; None where none is accepted."""
+        if self.oidc_issuer is None or self.oidc_audience is None:
+            return None
+        return TokenRules(
+            issuer=self.oidc_issuer,
+            audience=self.oidc_audience,
+            tenant_claim=self.oidc_tenant_claim,
+            scope_claim=self.oidc_scope_claim,
+            scope_prefix=self.oidc_scope_prefix,
+            skew_s=self.oidc_clock_skew_s,
+        )
+
+
+class AccessSettings(LedgerSettings, TokenSettings):
     """What the verification of credentials needs."""
 
 

@@ -76,13 +76,16 @@ class Directory:
         """A key with its tenant."""
         revision, found = await reads.access_entries(self._ledger, [REVISION, key_entry(key_id)])
         key = _decode(ApiKey, found)
-        if key is None:
-            return Published(None, None, is_complete=revision is not None)
-        return Published(key, await self.tenant(key.tenant), is_complete=revision is not None)
+        tenant = None if key is None else await self.tenant(key.tenant)
+        return Published(key, tenant, is_complete=revision is not None)
+
+    async def find_tenant(self, name: str) -> Published:
+        """A tenant without a key."""
+        revision, found = await reads.access_entries(self._ledger, [REVISION, tenant_entry(name)])
+        return Published(None, _decode(Tenant, found), is_complete=revision is not None)
 
     async def tenant(self, name: str) -> Tenant | None:
-        (found,) = await reads.access_entries(self._ledger, [tenant_entry(name)])
-        return _decode(Tenant, found)
+        return (await self.find_tenant(name)).tenant
 
     async def _put(self, entries: Mapping[str, str]) -> None:
         await self._ledger.run(publish_access(entries))

@@ -26,8 +26,13 @@ MAX_NAME = 100
 _TENANT = re.compile(TENANT_PATTERN + r"\Z")
 
 
+def is_tenant_name(text: str) -> bool:
+    """Whether the text has the form of a tenant's name."""
+    return _TENANT.match(text) is not None
+
+
 def _tenant_name(value: str) -> str:
-    if _TENANT.match(value) is None:
+    if not is_tenant_name(value):
         raise ValueError(f"{value!r} is not a name of 1 to 63 lower-case letters, digits and hyphens")
     return value
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import redis.asyncio
 
@@ -33,6 +34,8 @@ MINUTE_MS = 60_000
 
 MAX_CACHED = 10_000
 """The most keys that a process remembers, unknown ones included; the oldest are forgotten first."""
+
+Find = Callable[[], Awaitable[Published]]
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,23 @@ class KeyVerifier:
         self._used[key.id] = now - now % MINUTE_MS
         return principal_of(key, tenant)
 
+    async def tenant(self, name: str) -> Tenant:
+        """A tenant whose credentials are accepted. Raises what `verify` raises."""
+        return accepted(await self._current(tenant_entry(name), partial(self._directory.find_tenant, name)), name)
+
     async def published(self, key_id: str) -> Published:
         """A key and its tenant, at most CACHE_S old. Concurrent calls share one read."""
-        cached = self._cached.get(key_id)
+        return await self._current(key_entry(key_id), partial(self._directory.find, key_id))
+
+    async def _current(self, entry: str, find: Find) -> Published:
+        """What the cache has under the name of an entry, or `find` returns."""
+        cached = self._cached.get(entry)
         if cached is not None and self._clock() - cached.read_at < CACHE_S:
             return cached.published
-        task = self._reading.get(key_id)
+        task = self._reading.get(entry)
         if task is None:
-            task = self._reading[key_id] = asyncio.ensure_future(self._read(key_id))
-            task.add_done_callback(lambda task: self._has_read(key_id, task))
+            task = self._reading[entry] = asyncio.ensure_future(self._read(entry, find))
+            task.add_done_callback(lambda task: self._has_read(entry, task))
         return await asyncio.shield(task)
 
     def uses(self) -> Mapping[str, int]:
@@ -106,20 +117,20 @@ class KeyVerifier:
                 except LedgerUnavailable:
                     self._used = {**used, **self._used}
 
-    async def _read(self, key_id: str) -> Published:
+    async def _read(self, entry: str, find: Find) -> Published:
         began, changes = self._clock(), self._changes
-        published = await self._directory.find(key_id)
+        published = await find()
         if changes != self._changes:
             return published  # it may be older than the change
-        self._cached.pop(key_id, None)
-        self._cached[key_id] = _Cached(published, began)
+        self._cached.pop(entry, None)
+        self._cached[entry] = _Cached(published, began)
         while len(self._cached) > MAX_CACHED:
             del self._cached[next(iter(self._cached))]
         return published
 
-    def _has_read(self, key_id: str, task: asyncio.Task[Published]) -> None:
-        if self._reading.get(key_id) is task:
-            del self._reading[key_id]
+    def _has_read(self, entry: str, task: asyncio.Task[Published]) -> None:
+        if self._reading.get(entry) is task:
+            del self._reading[entry]
 
     def _forget(self, _channel: str, payload: bytes) -> None:
         name = payload.decode()
@@ -128,10 +139,10 @@ class KeyVerifier:
         if name == REVISION:
             self._cached.clear()
             return
-        for key_id, cached in list(self._cached.items()):
+        for entry, cached in list(self._cached.items()):
             key = cached.published.key
-            if name == key_entry(key_id) or (key is not None and name == tenant_entry(key.tenant)):
-                del self._cached[key_id]
+            if name == entry or (key is not None and name == tenant_entry(key.tenant)):
+                del self._cached[entry]
 
 
 def checked(published: Published, credential: Credential, *, now: int) -> tuple[ApiKey, Tenant]:
@@ -139,7 +150,7 @@ def checked(published: Published, credential: Credential, *, now: int) -> tuple[
 
     A caller without the secret learns nothing about the key.
     """
-    key, tenant = published.key, published.tenant
+    key = published.key
     if key is None and not published.is_complete:
         raise AccessUnavailable("the keys are not available yet")
     if key is None or not key.accepts(credential.text, now=now):
@@ -148,11 +159,19 @@ def checked(published: Published, credential: Credential, *, now: int) -> tuple[
         raise CredentialRefused(f"the key {key.id} has expired")
     if key.disabled:
         raise CredentialRefused(f"the key {key.id} is disabled")
+    return key, accepted(published, key.tenant)
+
+
+def accepted(published: Published, name: str) -> Tenant:
+    """The tenant of a credential that has been verified. Raises CredentialRefused and AccessUnavailable."""
+    tenant = published.tenant
+    if tenant is None and not published.is_complete:
+        raise AccessUnavailable("the tenants are not available yet")
     if tenant is None:
-        raise CredentialRefused(f"the tenant {key.tenant} does not exist")
+        raise CredentialRefused(f"the tenant {name} does not exist")
     if tenant.disabled:
-        raise CredentialRefused(f"the tenant {key.tenant} is disabled")
-    return key, tenant
+        raise CredentialRefused(f"the tenant {name} is disabled")
+    return tenant
 
 
 def principal_of(key: ApiKey, tenant: Tenant) -> Principal:

@@ -4,7 +4,8 @@ Each route declares the scope that it needs (`routes.py`). Before its handler ru
 of the connection, and the handler finds the caller with `principal_of`.
 
 A credential is sent in the header `Authorization`: `Bearer <key>`, `Token <key>` and `Key <key>` are equal, and in
-`Basic` it is the password. It is never part of a URL, which proxies log.
+`Basic` it is the password. It is never part of a URL, which proxies log. A text of three parts with dots between them
+is a JWT bearer token of the configured issuer (`darkroom.access.tokens`), every other one a key.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import base64
 import binascii
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from enum import StrEnum
 
 from darkroom.access.credentials import TEXT_PATTERN, Credential
 from darkroom.access.principals import EVERYONE, Principal, Scope
+from darkroom.access.tokens.issuer import IssuerKeys, issuer_client
+from darkroom.access.tokens.verification import TokenVerifier
 from darkroom.access.verification import KeyVerifier
 from darkroom.errors import CredentialRefused, MalformedRequest, ScopeMissing
 from darkroom.ledger.client import AsyncLedger
@@ -32,10 +35,14 @@ from darkroom_functions.settings import AccessSettings, AuthMode
 SCHEMES = frozenset({"bearer", "token", "key"})
 """The authentication schemes whose parameter is the credential, in lower case (RFC 9110, section 11.1)."""
 
+TOKEN_DOTS = 2
+"""The dots of a JWT with a signature (RFC 7515, section 3.1). A key has none."""
+
 PRINCIPAL = "darkroom.principal"
 """Where the principal is in the ASGI scope."""
 
-_KEY = re.compile(TEXT_PATTERN.encode())
+_SECRET = re.compile(TEXT_PATTERN.encode() + rb"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{16,}")
+"""A key or a JWT, whose header and claims begin with `{"` in base64url."""
 
 
 class Open(StrEnum):
@@ -53,10 +60,14 @@ Needed = Scope | Open
 
 
 class Access:
-    """The verification of one process. Without a verifier authentication is off, and all callers are `EVERYONE`."""
+    """The verification of one process. Without a verifier authentication is off, and all callers are `EVERYONE`.
 
-    def __init__(self, verifier: KeyVerifier | None) -> None:
+    Without `tokens` no issuer is configured, and JWTs are refused.
+    """
+
+    def __init__(self, verifier: KeyVerifier | None, tokens: TokenVerifier | None = None) -> None:
         self._verifier = verifier
+        self._tokens = tokens
 
     async def authenticate(self, connection: HTTPConnection) -> Principal:
         """The principal of a connection.
@@ -64,13 +75,19 @@ class Access:
         Raises CredentialRefused, MalformedRequest for a credential in the wrong place, AccessUnavailable and
         LedgerUnavailable.
         """
-        if _KEY.search(connection.scope.get("query_string", b"")) is not None:
-            raise MalformedRequest("a key must not be part of a URL, which proxies and browsers store: rotate this one")
+        if _SECRET.search(connection.scope.get("query_string", b"")) is not None:
+            raise MalformedRequest(
+                "a credential must not be part of a URL, which proxies and browsers store: replace this one"
+            )
         if self._verifier is None:
             return EVERYONE
         text = presented(connection.headers)
         if text is None:
             raise CredentialRefused("the request has no credential", error=None)
+        if text.count(".") == TOKEN_DOTS:
+            if self._tokens is None:
+                raise CredentialRefused("JWTs are not accepted: no issuer is configured (DARKROOM_OIDC_ISSUER)")
+            return await self._tokens.verify(text)
         credential = Credential.parse(text)
         if credential is None:
             raise CredentialRefused("the key is not valid")
@@ -83,17 +100,24 @@ async def running(settings: AccessSettings) -> AsyncIterator[Access]:
     if settings.auth is AuthMode.NONE:
         yield Access(None)
         return
-    client = connect_async(settings.redis_url.get_secret_value())
-    verifier = KeyVerifier(AsyncLedger(client, settings.namespace), client)
     ending = asyncio.Event()
-    following = vital(verifier.run(), name="follow keys", may_end=ending.is_set)
-    try:
-        yield Access(verifier)
-    finally:
-        ending.set()
-        following.cancel()
-        await asyncio.wait([following])
-        await client.aclose()
+    async with AsyncExitStack() as stack:
+        client = connect_async(settings.redis_url.get_secret_value())
+        stack.push_async_callback(client.aclose)
+        verifier = KeyVerifier(AsyncLedger(client, settings.namespace), client)
+        background = [vital(verifier.run(), name="follow keys", may_end=ending.is_set)]
+        tokens = None
+        if (rules := settings.token_rules) is not None:
+            issuer = IssuerKeys(rules.issuer, await stack.enter_async_context(issuer_client()))
+            background.append(vital(issuer.run(), name="read the issuer's keys", may_end=ending.is_set))
+            tokens = TokenVerifier(rules, issuer, verifier)
+        try:
+            yield Access(verifier, tokens)
+        finally:
+            ending.set()
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
 
 
 async def authorize(connection: HTTPConnection, scope: Needed) -> None:

@@ -12,12 +12,13 @@ Whichever side closes, a client may connect again at any time.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.access.principals import Scope
+from darkroom.access.principals import Principal, Scope
 from darkroom.errors import (
     CredentialRefused,
     DarkroomError,
@@ -34,7 +35,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from darkroom_functions.http.access import authorize, tenant_of
+from darkroom_functions.http.access import authorize, principal_of, tenant_of
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import SocketRoute
 from darkroom_functions.streams import cursors, frames
@@ -99,10 +100,15 @@ class Sockets:
     idle_s: float
     life_s: float
 
-    def end_in_time(self, feed: Feed) -> asyncio.TimerHandle:
-        """End the feed when the lifetime of its connection is over, before a proxy cuts it off in mid-message."""
-        error = ConnectionExpired(f"a connection lives for {self.life_s:g} s")
-        return asyncio.get_running_loop().call_later(self.life_s, feed.fail, error)
+    def end_in_time(self, feed: Feed, caller: Principal) -> asyncio.TimerHandle:
+        """End the feed when the lifetime of its connection is over, before a proxy cuts it off in mid-message, or when
+        the caller's credential expires.
+        """
+        life_s = self.life_s if caller.expires is None else max(caller.expires - time.time(), 0)
+        error: DarkroomError = CredentialRefused("the credential has expired")
+        if life_s >= self.life_s:
+            life_s, error = self.life_s, ConnectionExpired(f"a connection lives for {self.life_s:g} s")
+        return asyncio.get_running_loop().call_later(life_s, feed.fail, error)
 
 
 Opening = Callable[[Sockets], AbstractAsyncContextManager[Feed]]
@@ -197,7 +203,7 @@ class _Conversation:
         """Returns when all jobs have ended and the grace is over. Raises any other reason to close the socket."""
         if self._can_subscribe:
             _log.info("socket_follows", jobs=self._feed.sources)
-        end_of_life = self._sockets.end_in_time(self._feed)
+        end_of_life = self._sockets.end_in_time(self._feed, principal_of(self._websocket))
         try:
             await first_of(self._send(), self._receive(), self._feed.failure())
         finally:

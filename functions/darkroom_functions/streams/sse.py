@@ -30,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
-from darkroom_functions.http.access import tenant_of
+from darkroom_functions.http.access import principal_of, tenant_of
 from darkroom_functions.http.openapi import in_header, in_path, in_query
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
@@ -152,13 +152,14 @@ class EventStream(Response):
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._path = request.url.path
+        self._caller = principal_of(request)
         self._sockets: Sockets = request.app.state.sockets
         self._closing: asyncio.Event = request.app.state.closing
         self._feed = feed
         self._stack = stack
 
     async def __call__(self, _scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
-        end_of_life = self._sockets.end_in_time(self._feed)
+        end_of_life = self._sockets.end_in_time(self._feed, self._caller)
         try:
             async with self._stack:
                 await first_of(self._send(send), disconnected(receive), self._feed.failure(), self._closing.wait())

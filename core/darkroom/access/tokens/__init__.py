@@ -1,0 +1,1 @@
+"""JWT bearer tokens of an OpenID Connect issuer: `verification.py` is the entry."""
