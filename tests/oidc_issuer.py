@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from joserfc import jwt
-from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
+from joserfc.jwk import ECKey, Key, KeyParameters, OKPKey, RSAKey
 
 AUDIENCE = "darkroom"
 
@@ -76,7 +76,7 @@ class Issuer:
 
 
 def new_key(kind: str, key_id: str | None) -> Key:
-    parameters: dict[str, Any] = {"use": "sig"} if key_id is None else {"kid": key_id, "use": "sig"}
+    parameters: KeyParameters = {"use": "sig"} if key_id is None else {"kid": key_id, "use": "sig"}
     match kind:
         case "RSA":
             return RSAKey.generate_key(2048, parameters)

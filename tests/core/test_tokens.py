@@ -200,7 +200,8 @@ async def test_an_audience_may_be_one_of_several_and_a_tenant_a_list_of_one(
 async def test_the_issuers_clock_may_differ_by_the_skew_and_no_more(
     claim: str, offset_s: float, is_accepted: bool, verification: Verification, issuer: Issuer
 ) -> None:
-    token = issuer.token(**{claim: verification.clock.now + offset_s})
+    times: dict[str, Any] = {claim: verification.clock.now + offset_s}
+    token = issuer.token(**times)
     if is_accepted:
         await verification.tokens.verify(token)
     else:
@@ -368,7 +369,8 @@ async def test_claims_and_prefix_are_settings(verifying: Verifying, issuer: Issu
 
     principal = await verification.tokens.verify(token)
 
-    assert (principal.tenant, principal.scopes) == ("studio", {Scope.CANCEL})
+    assert principal.tenant == "studio"
+    assert principal.scopes == {Scope.CANCEL}
 
 
 # -- the issuer's keys -------------------------------------------------------------------------------------------------

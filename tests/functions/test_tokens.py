@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from darkroom.access.credentials import Credential
 from darkroom.access.principals import Scope
 from darkroom.access.records import Tenant
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from tests.conftest import RedisServers
 from tests.functions.administration import administering
@@ -54,7 +55,7 @@ async def _studio(redis_url: str, api: Api) -> str:
 def doors(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     redis_url, folder = redis_servers(RedisKind.EMBEDDED).url, tmp_path_factory.mktemp("tokens")
     with serving_issuer() as issuer:
-        settings = {"DARKROOM_OIDC_ISSUER": issuer.url, "DARKROOM_OIDC_AUDIENCE": AUDIENCE}
+        settings: dict[str, Any] = {"DARKROOM_OIDC_ISSUER": issuer.url, "DARKROOM_OIDC_AUDIENCE": AUDIENCE}
         with serving(redis_url, f"t-{time.time_ns()}", folder, DARKROOM_AUTH="keys", **settings) as api:
             yield Doors(api, issuer, asyncio.run(_studio(redis_url, api)))
 
@@ -86,7 +87,7 @@ def test_the_scopes_of_a_token_limit_what_it_may_do(doors: Doors) -> None:
         ({"tenant": None}, "names no tenant"),
     ],
 )
-def test_a_refused_token_is_explained_and_not_repeated(claims: dict[str, object], said: str, doors: Doors) -> None:
+def test_a_refused_token_is_explained_and_not_repeated(claims: dict[str, Any], said: str, doors: Doors) -> None:
     token = doors.issuer.token(**claims)
 
     response = doors.api.get(JOBS, headers=doors.bearer(token))
@@ -123,11 +124,14 @@ def test_a_socket_ends_when_its_token_expires(doors: Doors) -> None:
     """The skew of 60 s is part of a token's life."""
     token = doors.issuer.token(exp=time.time() - 60 + 3)
     url = f"{doors.api.functions.ws_url}/ws/events"
-    with connect(url, additional_headers=doors.bearer(token)) as socket:
-        messages = []
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                messages.append(json.loads(socket.recv(timeout=60)))
+    messages: list[dict[str, object]] = []
+
+    def read(socket: ClientConnection) -> None:
+        while True:
+            messages.append(json.loads(socket.recv(timeout=60)))
+
+    with connect(url, additional_headers=doors.bearer(token)) as socket, pytest.raises(ConnectionClosed) as closed:
+        read(socket)
 
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 4401
@@ -145,14 +149,15 @@ def test_an_event_stream_ends_when_its_token_expires(doors: Doors) -> None:
 def test_while_the_issuer_is_down_keys_work_and_tokens_wait(redis_url: str, namespace: str, tmp_path: Path) -> None:
     """At start the process is healthy without the issuer, and accepts its tokens once it is there."""
     port = free_port()
-    settings = {"DARKROOM_OIDC_ISSUER": f"http://127.0.0.1:{port}", "DARKROOM_OIDC_AUDIENCE": AUDIENCE}
+    url = f"http://127.0.0.1:{port}"
+    settings: dict[str, Any] = {"DARKROOM_OIDC_ISSUER": url, "DARKROOM_OIDC_AUDIENCE": AUDIENCE}
     with serving(redis_url, namespace, tmp_path, DARKROOM_AUTH="keys", **settings) as api:
         key = asyncio.run(_studio(redis_url, api))
         with serving_issuer() as other:
-            token = other.token(iss=f"http://127.0.0.1:{port}")
+            token = other.token(iss=url)
         response = api.get(JOBS, headers={"Authorization": f"Bearer {token}"})
         assert (response.status_code, slug(response)) == (503, "access-unavailable")
-        assert f"http://127.0.0.1:{port}" in response.json()["detail"]
+        assert url in response.json()["detail"]
         assert int(response.headers["retry-after"]) >= 1
         assert api.get(JOBS, headers={"Authorization": f"Bearer {key}"}).status_code == 200
         assert api.client.get("/readyz").status_code == 200

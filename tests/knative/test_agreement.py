@@ -21,6 +21,7 @@ from darkroom_cli.environments import environment as named_environment
 from darkroom_courier.settings import CourierSettings, LedgerTimes
 from darkroom_functions import assembly
 from darkroom_functions.settings import (
+    AccessSettings,
     JobsSettings,
     ResultSettings,
     ServeSettings,
@@ -48,10 +49,10 @@ from tests.knative.rendering import (
 Rendered = dict[str, list[Object]]
 
 FUNCTIONS: dict[str, tuple[type[Settings], ...]] = {
-    "submit": (SubmitSettings, ServeSettings),
-    "jobs": (JobsSettings, ServeSettings),
-    "result": (ResultSettings, ServeSettings),
-    "undelivered": (UndeliveredSettings, ServeSettings),
+    "submit": (SubmitSettings, ServeSettings, AccessSettings),
+    "jobs": (JobsSettings, ServeSettings, AccessSettings),
+    "result": (ResultSettings, ServeSettings, AccessSettings),
+    "undelivered": (UndeliveredSettings, ServeSettings, AccessSettings),
 }
 
 GIVEN = {"PORT", "K_SINK", "K_CE_OVERRIDES", "DARKROOM_POOL", "DARKROOM_DRAIN_GRACE_S", "DARKROOM_PROBE_PORT"}
@@ -106,6 +107,7 @@ def test_the_example_describes_each_setting_and_no_other(rendered: Rendered) -> 
 def test_the_example_has_the_defaults(rendered: Rendered) -> None:
     without = {"DARKROOM_PUBLIC_URL", "DARKROOM_STORE", "DARKROOM_RETENTION_DAYS", "DARKROOM_WEBHOOK_ALLOW"}
     without |= {"DARKROOM_ALLOWED_HOSTS", "DARKROOM_ALLOWED_ORIGINS"}
+    without |= {"DARKROOM_OIDC_ISSUER", "DARKROOM_OIDC_AUDIENCE"}
     described = {name: value for name, value in example(rendered["k3d"]).items() if name not in without | OBJECT_STORE}
     assert described == {name: written(EVERY[name].default) for name in described}
 

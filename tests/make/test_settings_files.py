@@ -13,7 +13,14 @@ import pytest
 from darkroom.settings import PREFIX, Settings, former_name
 from darkroom_cli.environments.environment import ENVIRONMENTS, LEDGER_USERS, EnvironmentSettings
 from darkroom_courier.settings import CourierSettings, LedgerTimes
-from darkroom_functions.settings import JobsSettings, ResultSettings, ServeSettings, SubmitSettings, UndeliveredSettings
+from darkroom_functions.settings import (
+    AccessSettings,
+    JobsSettings,
+    ResultSettings,
+    ServeSettings,
+    SubmitSettings,
+    UndeliveredSettings,
+)
 from darkroom_operator.settings import OperatorSettings
 from darkroom_worker.settings import WorkerSettings
 from pydantic import SecretStr
@@ -25,7 +32,7 @@ from tests.redis_server import RedisKind, needed_binary
 
 KINDS: tuple[type[Settings], ...] = (
     *(EnvironmentSettings, SubmitSettings, JobsSettings, ResultSettings, UndeliveredSettings, ServeSettings),
-    *(CourierSettings, WorkerSettings),
+    *(AccessSettings, CourierSettings, WorkerSettings),
 )
 
 DECIDED = {

@@ -94,7 +94,10 @@ def find(claims: Mapping[str, Any], path: str) -> object:
 
 
 def scopes_of(value: object, *, prefix: str) -> frozenset[Scope]:
-    """The scopes of a claim: words separated by blanks (RFC 8693, section 4.2), or a list. Other words permit nothing."""
+    """The scopes of a claim: words with blanks between them (RFC 8693, section 4.2), or a list of words.
+
+    Only a scope behind the prefix counts.
+    """
     words = value.split() if isinstance(value, str) else value if isinstance(value, list) else []
     known = {prefix + scope.value: scope for scope in Scope}
     return frozenset(known[word] for word in words if isinstance(word, str) and word in known)
