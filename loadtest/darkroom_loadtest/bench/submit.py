@@ -1,14 +1,16 @@
 """The throughput of submissions of one function process, and their latency at an ordinary rate.
 
-The same request, `POST /flux`, goes to the submit function, to a server that calls Celery directly
-(`baselines.seed_submit`) and to a bare server with one write to Redis (`baselines.bare_submit`), in turn. The measured
-process has its own core; Redis and the generator share the others.
+The same request, `POST /flux`, goes to the submit function, to one that requires keys, to a server that calls Celery
+directly (`baselines.seed_submit`) and to a bare server with one write to Redis (`baselines.bare_submit`), in turn. The
+measured process has its own core; Redis and the generator share the others. `verify_us` is the time of one verification
+of a key (`verification.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,11 +18,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
+from darkroom.access.credentials import Credential
 from darkroom.ledger import calls
 
-from darkroom_loadtest.clients.generator import RequestPlan, RequestResult
+from darkroom_loadtest.clients.generator import KEY, RequestPlan, RequestResult
 from darkroom_loadtest.measurement.figures import Figure, Goal, report
 from darkroom_loadtest.measurement.rig import (
+    NAMESPACE,
     SHOWN_CHARS,
     BenchmarkFailed,
     Cores,
@@ -48,6 +52,9 @@ RATE_CONNECTIONS = 64
 RUN_TIME_S = 7.0
 """Maximum duration of a run: five runs of three servers stay below three minutes on a slow machine too."""
 
+VERIFICATIONS = 20_000
+"""Verifications of a run: some tenths of a second."""
+
 BUSY = 0.9
 """Below this share of its core the measured process was waiting, and the figure is not its own."""
 
@@ -58,6 +65,7 @@ class SubmitTarget:
 
     name: str
     server: FunctionServer
+    key: Credential | None = None
     per_s: list[float] = field(default_factory=list)
     p95_ms: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
@@ -83,32 +91,41 @@ def main(arguments: Sequence[str]) -> int:
 def measure(rig: Rig, cores: Cores, *, runs: int, requests: int, rate_s: float) -> None:
     """Run all measurements and write the report. `rate_s` is the duration of a run of the open load in seconds."""
     began = time.monotonic()
+    key = Credential.generate()
+    verify_us: list[float] = []
     with on_cores(cores.measured):
         ours = SubmitTarget("darkroom", rig.serve("submit", "darkroom_functions.serve", "submit"))
+        with_keys = {"DARKROOM_AUTH": "keys"}
+        keyed = SubmitTarget("keys", rig.serve("keyed", "darkroom_functions.serve", "submit", own=with_keys), key)
         seed = SubmitTarget("seed", rig.serve("seed", "baselines.seed_submit"))
         bare = SubmitTarget("bare", rig.serve("bare", "baselines.bare_submit"))
     for run in range(1, runs + 1):
-        for side in (ours, seed, bare):
+        for side in (ours, keyed, seed, bare):
             outcome = _closed(rig, side, requests)
             print(f"run {run}: {side.name:9} {outcome.per_s:6.0f}/s, half within {outcome.p50_ms:.1f} ms", flush=True)
         for side in (ours, seed):
             outcome = _open(rig, side, rate_s)
             print(f"run {run}: {side.name:9} at {RATE}/s: 95 % within {outcome.p95_ms:.2f} ms", flush=True)
+        with on_cores(cores.measured):
+            verify_us.append(_verification(rig, key))
+        print(f"run {run}: a key is verified in {verify_us[-1]:.1f} µs", flush=True)
     figures = [
         Figure.ratio("submit_vs_seed", ours=ours.per_s, baseline=seed.per_s, goal=Goal(least=2)),
         Figure.ratio("submit_vs_limit", ours=ours.per_s, baseline=bare.per_s, goal=Goal(least=0.6)),
+        Figure.ratio("submit_keys_vs_open", ours=keyed.per_s, baseline=ours.per_s, goal=Goal(least=0.95)),
+        Figure(name="verify_us", unit="µs", runs=verify_us, goal=Goal(most=30)),
         Figure(name=f"submit_p95_ms_at_{RATE}rps", unit="ms", runs=ours.p95_ms, goal=Goal(most=50)),
         Figure(name=f"seed_p95_ms_at_{RATE}rps", unit="ms", runs=seed.p95_ms),
-        *(Figure(name=f"{side.name}_submissions", unit="1/s", runs=side.per_s) for side in (ours, seed, bare)),
+        *(Figure(name=f"{side.name}_submissions", unit="1/s", runs=side.per_s) for side in (ours, keyed, seed, bare)),
     ]
-    notes = [_shares(side) for side in (ours, seed, bare)]
+    notes = [_shares(side) for side in (ours, keyed, seed, bare)]
     notes.append(f"{time.monotonic() - began:.0f} s in all")
     report(BENCH, figures, redis=rig.redis_version, notes=notes)
 
 
 def _closed(rig: Rig, side: SubmitTarget, requests: int) -> RequestResult:
     """The closed load, over CONNECTIONS."""
-    _clear(rig)
+    _clear(rig, key=side.key)
     _load(side, requests=max(CONNECTIONS, requests // 20))
     server, redis = processor_s(side.server.process.pid), processor_s(rig.redis_pid)
     outcome = _load(side, requests=requests)
@@ -121,7 +138,7 @@ def _closed(rig: Rig, side: SubmitTarget, requests: int) -> RequestResult:
 
 def _open(rig: Rig, side: SubmitTarget, rate_s: float) -> RequestResult:
     """The open load, at RATE requests per second."""
-    _clear(rig)
+    _clear(rig, key=side.key)
     outcome = _load(side, requests=int(RATE * rate_s), rate=RATE)
     side.p95_ms.append(outcome.p95_ms)
     return outcome
@@ -131,7 +148,10 @@ def _load(side: SubmitTarget, *, requests: int, rate: float | None = None) -> Re
     connections = CONNECTIONS if rate is None else RATE_CONNECTIONS
     plan = RequestPlan(side.server.port, "/flux", BODY, connections, requests, RUN_TIME_S, rate)
     command = [sys.executable, "-m", "darkroom_loadtest.clients.generator", json.dumps(asdict(plan))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * RUN_TIME_S, check=False)
+    own = {} if side.key is None else {KEY: side.key.text}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=4 * RUN_TIME_S, check=False, env={**os.environ, **own}
+    )
     if done.returncode != 0:
         raise BenchmarkFailed(f"the generator failed:\n{(done.stdout + done.stderr)[-SHOWN_CHARS:]}")
     outcome = RequestResult(**json.loads(done.stdout))
@@ -140,10 +160,23 @@ def _load(side: SubmitTarget, *, requests: int, rate: float | None = None) -> Re
     return outcome
 
 
-def _clear(rig: Rig) -> None:
-    """Empty Redis and announce the model's pool."""
+def _verification(rig: Rig, key: Credential) -> float:
+    """Microseconds of one warm verification, in a process of its own."""
+    _clear(rig, key=key)
+    own = {KEY: key.text, "DARKROOM_REDIS_URL": rig.redis_url, "DARKROOM_NAMESPACE": NAMESPACE}
+    command = [sys.executable, "-m", "darkroom_loadtest.bench.verification", str(VERIFICATIONS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **own})
+    if done.returncode != 0:
+        raise BenchmarkFailed(f"the verification failed:\n{(done.stdout + done.stderr)[-SHOWN_CHARS:]}")
+    return float(done.stdout)
+
+
+def _clear(rig: Rig, *, key: Credential | None) -> None:
+    """Empty Redis, announce the model's pool, and publish the key."""
     rig.redis.flushall()
     rig.ledger.run(calls.announce_pool("flux", models=["flux"]))
+    if key is not None:
+        rig.publish_key(key)
 
 
 def _shares(side: SubmitTarget) -> str:

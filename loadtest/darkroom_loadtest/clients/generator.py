@@ -1,6 +1,7 @@
 """The load generator: a process that repeats one request over persistent connections.
 
-`bench/submit.py` starts it with a `RequestPlan` as JSON and reads a `RequestResult`. Two kinds of load:
+`bench/submit.py` starts it with a `RequestPlan` as JSON and reads a `RequestResult`. Where DARKROOM_KEY is set, each
+request carries it: other users see the arguments of processes. Two kinds of load:
 
 - closed: each connection sends its next request when the previous one has been answered;
 - open (`rate`): requests are due at a constant rate. The latency of a request counts from its due time, so that the
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -21,6 +23,8 @@ from typing import Any
 import uvloop
 
 from darkroom_loadtest.measurement.figures import percentile
+
+KEY = "DARKROOM_KEY"
 
 ACCEPTED = b"202"
 
@@ -40,11 +44,12 @@ class RequestPlan:
     limit_s: float
     rate: float | None = None
 
-    @property
-    def request(self) -> bytes:
+    def request(self, *, key: str | None = None) -> bytes:
         """The bytes of one request."""
         content = self.body.encode()
         head = f"POST {self.path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\ncontent-type: application/json\r\n"
+        if key is not None:
+            head += f"authorization: Bearer {key}\r\n"
         return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
 
 
@@ -104,9 +109,9 @@ class Connection(asyncio.Protocol):
 class RequestRun:
     """One run of a plan."""
 
-    def __init__(self, plan: RequestPlan) -> None:
+    def __init__(self, plan: RequestPlan, *, key: str | None = None) -> None:
         self._plan = plan
-        self._request = plan.request
+        self._request = plan.request(key=key)
         self._times_ms: list[float] = []
         self._refused = 0
         self._left = plan.requests
@@ -179,7 +184,7 @@ class RequestRun:
 def main(arguments: Sequence[str]) -> int:
     """Run the plan in the one argument."""
     (plan,) = arguments
-    outcome = uvloop.run(RequestRun(RequestPlan(**json.loads(plan))).run())
+    outcome = uvloop.run(RequestRun(RequestPlan(**json.loads(plan)), key=os.environ.get(KEY)).run())
     print(json.dumps(asdict(outcome)))
     return 0
 

@@ -6,6 +6,7 @@ pid together with its children. Redis listens on a free port and syncs its appen
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -20,10 +21,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from darkroom.access.credentials import Credential
+from darkroom.access.directory import Directory
+from darkroom.access.principals import DEFAULT_TENANT, Scope
+from darkroom.access.records import ApiKey, KeySecret, Tenant
+from darkroom.access.store import Revised, Snapshot
 from darkroom.ledger import calls
 from darkroom.ledger.calls import WorkerState
-from darkroom.ledger.client import Ledger
-from darkroom.ledger.connection import connect
+from darkroom.ledger.client import AsyncLedger, Ledger
+from darkroom.ledger.connection import connect, connect_async
 from darkroom.ledger.keys import Keys
 from darkroom_cli.local import processes, redis_server
 from darkroom_cli.local.child_environment import environment
@@ -141,12 +147,30 @@ class Rig:
         self._started[index] = Process(process.program)
         return self._started[index]
 
-    def serve(self, name: str, module: str, *arguments: str, path: str = "/readyz") -> FunctionServer:
+    def serve(
+        self,
+        name: str,
+        module: str,
+        *arguments: str,
+        path: str = "/readyz",
+        own: Mapping[str, str] | None = None,
+    ) -> FunctionServer:
         """Start a server on a free port, and wait until `path` responds."""
         port = redis_server.free_port()
-        server = FunctionServer(self.start(name, module, *arguments, own={"PORT": str(port)}), port)
+        server = FunctionServer(self.start(name, module, *arguments, own={"PORT": str(port), **(own or {})}), port)
         self.wait(lambda: server.answers(path), what=server.process)
         return server
+
+    def publish_key(self, credential: Credential) -> None:
+        """Publish a key with all scopes of the default tenant, as the courier publishes those of the database."""
+        key = ApiKey(
+            id=credential.key_id,
+            tenant=DEFAULT_TENANT,
+            name="bench",
+            scopes=frozenset(Scope),
+            secrets=(KeySecret(digest=credential.digest, created=0),),
+        )
+        asyncio.run(_publish(self.redis_url, key))
 
     def wait(self, condition: Callable[[], object], *, what: Process) -> None:
         """Wait until the condition is true. Raises BenchmarkFailed if `what` exits, or after the timeout."""
@@ -225,6 +249,12 @@ class FunctionServer:
             return httpx.get(self.url + path, trust_env=False).is_success
         except httpx.TransportError:
             return False
+
+
+async def _publish(redis_url: str, key: ApiKey) -> None:
+    snapshot = Snapshot(1, (Revised(Tenant(name=key.tenant), 1),), (Revised(key, 1),))
+    async with connect_async(redis_url) as client:
+        await Directory(AsyncLedger(client, NAMESPACE)).publish_all(snapshot)
 
 
 @contextmanager
