@@ -45,7 +45,10 @@ SHORT: Mapping[str, tuple[str, ...]] = {
 }
 
 FIGURES: Mapping[str, set[str]] = {
-    "submit": {"submit_vs_seed", "submit_vs_limit", "submit_p95_ms_at_200rps"},
+    "submit": {
+        *("submit_vs_seed", "submit_vs_limit", "submit_p95_ms_at_200rps"),
+        *("submit_keys_vs_open", "verify_us"),
+    },
     "latency": {"latency_start_p50_ms", "latency_ws_p50_ms", "latency_ws_p99_ms", "latency_vs_celery"},
     "worker": {"worker_overhead_vs_celery_task", "engine_overhead_percent"},
     "courier": {"courier_deliveries_per_s", "courier_p99_ms", "courier_p99_shift_percent"},

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from darkroom.access.credentials import Credential
 from darkroom.ledger import calls
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
@@ -70,11 +71,14 @@ class System:
 
 @pytest.fixture(scope="module")
 def system(redis_servers: RedisServers, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """All parts, as in `darkroom up`."""
+    """All parts, as in `darkroom up` with keys. The load's keys belong to two tenants."""
     folder = tmp_path_factory.mktemp("load")
     namespace = f"load-{secrets.token_hex(4)}"
     redis_url = redis_servers(RedisKind.EMBEDDED).url
-    variables = environment(redis_url, namespace, DARKROOM_MODELS=str(repository / "loadtest" / "models"))
+    variables = environment(
+        redis_url, namespace, DARKROOM_MODELS=str(repository / "loadtest" / "models"), DARKROOM_AUTH="keys"
+    )
+    root = Credential.generate().text
     with ExitStack() as stack:
         client = stack.enter_context(connect(redis_url))
         ledger = Ledger(client, namespace)
@@ -84,7 +88,7 @@ def system(redis_servers: RedisServers, repository: Path, tmp_path_factory: pyte
         functions.start()
         courier = Part(
             "darkroom_courier",
-            environment={**variables, "K_SINK": f"{functions.url}/events"},
+            environment={**variables, "K_SINK": f"{functions.url}/events", "DARKROOM_ROOT_KEY": root},
             log=folder / "courier.log",
         )
         worker = Part("darkroom_worker", environment={**variables, "DARKROOM_POOL": POOL}, log=folder / "worker.log")
@@ -93,7 +97,22 @@ def system(redis_servers: RedisServers, repository: Path, tmp_path_factory: pyte
             part.start()
         eventually(lambda: ledger.run(calls.observe(POOL)).idle, what="a worker that is ready")
         roots = os.pathsep.join(str(repository / root) for root in (*ROOTS, "loadtest"))
-        yield System(functions.url, {**variables, "PYTHONPATH": roots, "HOME": str(folder)}, folder)
+        file = folder / "keys"
+        file.write_text("\n".join(["# one per tenant", *tenant_keys(functions.url, root)]))
+        variables = {**variables, "PYTHONPATH": roots, "HOME": str(folder), "DARKROOM_LOAD_KEYS": str(file)}
+        yield System(functions.url, variables, folder)
+
+
+def tenant_keys(url: str, root: str) -> list[str]:
+    """The keys of two new tenants."""
+    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {root}"}, trust_env=False) as client:
+        eventually(lambda: client.get("/api/v1/tenants").is_success, what="the root key to be published")
+        keys = []
+        for tenant in ("studio", "agency"):
+            client.post("/api/v1/tenants", json={"name": tenant}).raise_for_status()
+            body = {"tenant": tenant, "name": "load", "scopes": ["submit", "read", "cancel"]}
+            keys.append(client.post("/api/v1/keys", json=body).raise_for_status().json()["key"])
+        return keys
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,14 @@ class Report:
     def figures(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
         return found
+
+
+def test_a_load_without_a_key_names_the_variables_to_set(system: System) -> None:
+    without = replace(system, variables={**system.variables, "DARKROOM_LOAD_KEYS": ""})
+    ended = without.run("--no-audit")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.endswith("set DARKROOM_KEY, or DARKROOM_LOAD_KEYS to a file with a key per line")
 
 
 def test_a_dead_server_ends_the_run_with_a_report(system: System, tmp_path: Path) -> None:
@@ -170,6 +197,17 @@ def test_all_hostile_input_was_refused(smoke: Report) -> None:
     answers = [answer for counts in smoke.figures["outcome"]["hostile"].values() for answer in counts]
     assert len(smoke.figures["outcome"]["hostile"]) > 20
     assert all(re.fullmatch(r"4\d\d", answer) for answer in answers)
+    assert any(case.startswith("credential:") for case in smoke.figures["outcome"]["hostile"])
+
+
+def test_the_jobs_of_two_tenants_were_followed_and_no_key_was_written(smoke: Report, system: System) -> None:
+    keys = Path(system.variables["DARKROOM_LOAD_KEYS"]).read_text().splitlines()[1:]
+    for key in keys:
+        listed = httpx.get(
+            f"{system.url}/api/v1/generation-jobs/", headers={"authorization": f"Bearer {key}"}, trust_env=False
+        )
+        assert listed.json()["jobs"]
+        assert [path.name for path in smoke.folder.iterdir() if key in path.read_text()] == []
 
 
 def test_a_browser_shows_the_report_without_an_error(smoke: Report, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ ID_PATTERN = rf"[0-9a-z]{{{ID_LENGTH}}}"
 TEXT_PATTERN = rf"{PREFIX}{ID_PATTERN}_[0-9A-Za-z]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
 """The pattern of a whole key, for secret scanners."""
 
+_PAIRS = [high + low for high in SECRET_ALPHABET for low in SECRET_ALPHABET]
+"""Numbers below 62 * 62 in base 62: every request with a key computes a checksum."""
+
 _ID = re.compile(ID_PATTERN + r"\Z")
 _TEXT = re.compile(
     rf"{PREFIX}(?P<id>{ID_PATTERN})_[0-9A-Za-z]{{{SECRET_LENGTH}}}(?P<checksum>[0-9A-Za-z]{{{CHECKSUM_LENGTH}}})\Z"
@@ -84,9 +87,6 @@ def _random(alphabet: str, length: int) -> str:
 
 def _checksum(body: str) -> str:
     """CRC-32 of everything before it, in base 62 with leading zeros."""
-    number = zlib.crc32(body.encode())
-    digits = ""
-    for _ in range(CHECKSUM_LENGTH):
-        number, digit = divmod(number, len(SECRET_ALPHABET))
-        digits = SECRET_ALPHABET[digit] + digits
-    return digits
+    number, low = divmod(zlib.crc32(body.encode()), len(_PAIRS))
+    high, middle = divmod(number, len(_PAIRS))
+    return _PAIRS[high] + _PAIRS[middle] + _PAIRS[low]

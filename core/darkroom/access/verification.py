@@ -38,10 +38,12 @@ MAX_CACHED = 10_000
 Find = Callable[[], Awaitable[Published]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Cached:
     published: Published
     read_at: float
+    principal: Principal | None = None
+    """That of the key, built at its first use and not for each request."""
 
 
 class KeyVerifier:
@@ -56,7 +58,7 @@ class KeyVerifier:
         self._channels = Channels(client, on_message=self._forget, on_subscribed=lambda _: self._cached.clear())
         self._clock = clock
         self._cached: dict[str, _Cached] = {}
-        self._reading: dict[str, asyncio.Task[Published]] = {}
+        self._reading: dict[str, asyncio.Task[_Cached]] = {}
         self._used: dict[str, int] = {}
         self._changes = 0
 
@@ -74,25 +76,28 @@ class KeyVerifier:
 
         Raises CredentialRefused, AccessUnavailable where no keys have been published, and LedgerUnavailable.
         """
-        published = await self.published(credential.key_id)
+        current = await self._current(key_entry(credential.key_id), partial(self._directory.find, credential.key_id))
         now = time.time_ns() // 1_000_000
-        key, tenant = checked(published, credential, now=now)
+        key, tenant = checked(current.published, credential, now=now)
         self._used[key.id] = now - now % MINUTE_MS
-        return principal_of(key, tenant)
+        if current.principal is None:
+            current.principal = principal_of(key, tenant)
+        return current.principal
 
     async def tenant(self, name: str) -> Tenant:
         """A tenant whose credentials are accepted. Raises what `verify` raises."""
-        return accepted(await self._current(tenant_entry(name), partial(self._directory.find_tenant, name)), name)
+        current = await self._current(tenant_entry(name), partial(self._directory.find_tenant, name))
+        return accepted(current.published, name)
 
     async def published(self, key_id: str) -> Published:
         """A key and its tenant, at most CACHE_S old. Concurrent calls share one read."""
-        return await self._current(key_entry(key_id), partial(self._directory.find, key_id))
+        return (await self._current(key_entry(key_id), partial(self._directory.find, key_id))).published
 
-    async def _current(self, entry: str, find: Find) -> Published:
+    async def _current(self, entry: str, find: Find) -> _Cached:
         """What the cache has under the name of an entry, or `find` returns."""
         cached = self._cached.get(entry)
         if cached is not None and self._clock() - cached.read_at < CACHE_S:
-            return cached.published
+            return cached
         task = self._reading.get(entry)
         if task is None:
             task = self._reading[entry] = asyncio.ensure_future(self._read(entry, find))
@@ -117,18 +122,18 @@ class KeyVerifier:
                 except LedgerUnavailable:
                     self._used = {**used, **self._used}
 
-    async def _read(self, entry: str, find: Find) -> Published:
+    async def _read(self, entry: str, find: Find) -> _Cached:
         began, changes = self._clock(), self._changes
-        published = await find()
+        read = _Cached(await find(), began)
         if changes != self._changes:
-            return published  # it may be older than the change
+            return read  # it may be older than the change
         self._cached.pop(entry, None)
-        self._cached[entry] = _Cached(published, began)
+        self._cached[entry] = read
         while len(self._cached) > MAX_CACHED:
             del self._cached[next(iter(self._cached))]
-        return published
+        return read
 
-    def _has_read(self, entry: str, task: asyncio.Task[Published]) -> None:
+    def _has_read(self, entry: str, task: asyncio.Task[_Cached]) -> None:
         if self._reading.get(entry) is task:
             del self._reading[entry]
 

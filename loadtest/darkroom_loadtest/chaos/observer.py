@@ -17,12 +17,15 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+from darkroom.access.credentials import Credential
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from darkroom_loadtest.chaos.verdict import End
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "expired"})
+
+LIST = "/api/v1/generation-jobs/?limit=1"
 
 RETRY_S = 0.25
 """Pause before a submission, a delivery or a socket is retried."""
@@ -46,10 +49,13 @@ class SinkMode(StrEnum):
 
 
 class Observer:
-    """The recorded messages, and the tasks that record them. `url` is the functions' address, `path` the model's."""
+    """The recorded messages, and the tasks that record them. `url` is the functions' address, `path` the model's; `key`
+    is the key of all requests.
+    """
 
-    def __init__(self, url: str, *, path: str, socket_jobs: int) -> None:
+    def __init__(self, url: str, *, path: str, socket_jobs: int, key: Credential | None = None) -> None:
         self._url, self._path, self._socket_jobs = url, path, socket_jobs
+        self._credential = {} if key is None else {"authorization": f"Bearer {key.text}"}
         self.accepted: dict[str, int] = {}
         self.applied: set[str] = set()
         self.received: set[str] = set()
@@ -86,13 +92,22 @@ class Observer:
 
     # -- submitting ----------------------------------------------------------------------------------------------------
 
+    async def await_key(self) -> None:
+        """Wait until the key is published. Until then it is unknown, and a submission would fail for good."""
+        while True:
+            with suppress(httpx.TransportError):
+                answer = await self._client.get(self._url + LIST, headers=self._credential)
+                if answer.is_success:
+                    return
+            await asyncio.sleep(RETRY_S)
+
     async def submit(self, body: Mapping[str, Any]) -> str:
         """Submit one job under one idempotency key until it is accepted; returns its id."""
-        key = uuid4().hex
+        headers = {**self._credential, "idempotency-key": uuid4().hex}
         while True:
             answer = None
             with suppress(httpx.TransportError):
-                answer = await self._client.post(self._url + self._path, json=body, headers={"idempotency-key": key})
+                answer = await self._client.post(self._url + self._path, json=body, headers=headers)
             if answer is not None and answer.status_code in {200, 202}:
                 job_id: str = answer.json()["job_id"]
                 self._accept(job_id)
@@ -125,7 +140,8 @@ class Observer:
     async def _watch(self, jobs: frozenset[str]) -> None:
         """Read until the socket is closed: it stays open after the last end, and may send another message."""
         address = f"ws{self._url.removeprefix('http')}/ws/jobs?job_ids={','.join(sorted(jobs))}"
-        async with connect(address, proxy=None, open_timeout=TIMEOUT_S) as socket:
+        own: dict[str, Any] = {"proxy": None, "open_timeout": TIMEOUT_S, "additional_headers": self._credential}
+        async with connect(address, **own) as socket:
             async for text in socket:
                 message = json.loads(text)
                 self._check_order(message, self._sent)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from darkroom.access.credentials import Credential
 from darkroom.jobs import new_job_id
 from darkroom.ledger import calls, queues
 from darkroom.ledger.keys import Keys
@@ -70,14 +71,20 @@ class Storm:
         self.harmful: set[str] = set()
         self._sink_port = redis_server.free_port()
         rig.ledger.run(calls.announce_pool(POOL, models=[POOL]))
-        functions = rig.serve("functions", "darkroom_functions.serve", "all")
+        key = Credential.generate()
+        functions = rig.serve("functions", "darkroom_functions.serve", "all", own={"DARKROOM_AUTH": "keys"})
         self._functions = functions.process
         self.observer = Observer(
             functions.url,
             path=PATH,
             socket_jobs=plan.socket_jobs,
+            key=key,
         )
-        own = {VARIABLE: without or "", "K_SINK": f"http://127.0.0.1:{self._sink_port}/"}
+        own = {
+            VARIABLE: without or "",
+            "K_SINK": f"http://127.0.0.1:{self._sink_port}/",
+            "DARKROOM_ROOT_KEY": key.text,
+        }
         self._couriers = [
             rig.start(f"courier-{number}", "darkroom_loadtest.chaos.faulty_courier", own={**own, **dict(plan.courier)})
             for number in range(1, COURIERS + 1)
@@ -115,6 +122,7 @@ class Storm:
             raise first from None
 
     async def _run(self) -> None:
+        await self.observer.await_key()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._keep_running())
             submitting = group.create_task(self._submit())

@@ -11,6 +11,9 @@ JOBS = "/api/v1/generation-jobs/"
 UNKNOWN_JOB = "01890000-0000-7000-8000-000000000000"
 """The id of a job that does not exist."""
 
+UNKNOWN_KEY = "dk_0123456789ab_0123456789ABCDEFGHIJKLMNOPQRSTUV3MnFCC"
+"""A key with the right checksum that no server has."""
+
 TOO_LARGE = 2 * 1024 * 1024 + 1
 """One byte more than the functions' default limit."""
 
@@ -35,8 +38,8 @@ class Case:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def cases(model: str) -> list[Case]:
-    """All cases, for this model."""
+def cases(model: str, *, with_keys: bool) -> list[Case]:
+    """All cases, for this model; those of credentials for a server that requires keys."""
     structured = {"content-type": "application/cloudevents+json"}
     batch = {"content-type": "application/cloudevents-batch+json"}
     rest = {"content-type": JSON}
@@ -81,6 +84,25 @@ def cases(model: str) -> list[Case]:
         to_model("steps below the limit", {"prompt": "x", "steps": -1}),
         to_model("an unknown parameter", {"prompt": "x", "__class__": "x"}),
         to_model("a webhook inside", {"prompt": "x", "webhook": "http://169.254.169.254/"}),
+        *(_of_credentials(model) if with_keys else ()),
+    ]
+
+
+def _of_credentials(model: str) -> list[Case]:
+    """Requests without a valid credential. A header here replaces that of the user's key."""
+
+    def with_credential(name: str, text: str, path: str = f"/{model}") -> Case:
+        headers = {"content-type": JSON, "authorization": text}
+        return Case(f"credential: {name}", "POST", path, _json({"prompt": "x"}), headers)
+
+    return [
+        with_credential("none", ""),
+        with_credential("of an unknown scheme", "Digest username=x"),
+        with_credential("that is no key", "Bearer dk_x"),
+        with_credential("with a wrong checksum", f"Bearer {UNKNOWN_KEY[:-1]}0"),
+        with_credential("of an unknown key", f"Bearer {UNKNOWN_KEY}"),
+        with_credential("that is not base64", "Basic %%%"),
+        with_credential("in the address", f"Bearer {UNKNOWN_KEY}", f"/{model}?key={UNKNOWN_KEY}"),
     ]
 
 

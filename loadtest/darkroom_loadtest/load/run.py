@@ -32,7 +32,7 @@ from darkroom_cli.local.data_folder import DataFolder
 from darkroom_cli.local.run_record import RunRecord
 from darkroom_cli.problems import Unreachable
 
-from darkroom_loadtest.load import journal, report
+from darkroom_loadtest.load import journal, keys, report
 from darkroom_loadtest.load.gauges import Gauge, Gauges
 from darkroom_loadtest.load.outcome import TERMINAL, JobView, LoadOutcome, judge
 from darkroom_loadtest.load.profiles import PLAN_VARIABLE, PROFILES, SCALES, SHAPES, LoadPlan
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         return run(plan, options)
-    except CannotRun as error:
+    except (CannotRun, keys.NoKeys) as error:
         sys.stderr.write(f"{error}\n")
         return FAILED
     except httpx.HTTPError as error:
@@ -119,7 +119,7 @@ def run(plan: LoadPlan, options: argparse.Namespace) -> int:
     """Run the load and write the report; returns the exit status."""
     began, started = datetime.now(UTC), time.monotonic()
     capacity = None
-    with _client(plan) as client:
+    with _client(plan, next(keys.in_turn(keys.read(os.environ)))) as client:
         _check_ready(client)
         if plan.peak_per_s == 0 and options.judge is None:
             capacity = _capacity(client, plan)
@@ -132,10 +132,11 @@ def run(plan: LoadPlan, options: argparse.Namespace) -> int:
         print(_in_words(plan, options), flush=True)
         notes.write_text("")
         seen = _under_load(plan, options, folder, notes)
-    with _client(plan) as client:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(_client(plan, key)) for key in keys.read(os.environ) or (None,)]
         accepted = {note["job"] for note in journal.read(notes) if note["kind"] == "accepted"}
         try:
-            jobs = _views(client, accepted)
+            jobs = _views(clients, accepted)
         except httpx.HTTPError as error:
             jobs = {}
             seen.remark = f"{plan.host} is unavailable ({error}): none of the {len(accepted)} jobs could be read"
@@ -265,17 +266,21 @@ def _in_words(plan: LoadPlan, options: argparse.Namespace) -> str:
     )
 
 
-def _client(plan: LoadPlan) -> httpx.Client:
-    return httpx.Client(base_url=plan.host, timeout=HTTP_TIMEOUT_S, trust_env=False)
+def _client(plan: LoadPlan, key: str | None) -> httpx.Client:
+    return httpx.Client(base_url=plan.host, timeout=HTTP_TIMEOUT_S, trust_env=False, headers=keys.headers(key))
 
 
 def _check_ready(client: httpx.Client) -> None:
     try:
         is_ready = client.get("/readyz").is_success
+        refused = client.get("/api/v1/generation-jobs/", params={"limit": "1"})
     except httpx.TransportError as error:
         raise CannotRun(f"no server answers at {client.base_url}: {error}. Is `darkroom up` running?") from error
     if not is_ready:
         raise CannotRun(f"{client.base_url} is not ready")
+    if refused.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        why = refused.json().get("detail", refused.status_code)
+        raise CannotRun(f"{client.base_url}: {why}: set {keys.ONE}, or {keys.SEVERAL} to a file with a key per line")
 
 
 def _capacity(client: httpx.Client, plan: LoadPlan) -> float:
@@ -402,11 +407,13 @@ def _pids(data: Path | None) -> Mapping[str, int]:
     return {each.name: each.pid for each in record.processes} if record else {}
 
 
-def _views(client: httpx.Client, accepted: set[str]) -> dict[str, JobView]:
-    """The views of the accepted jobs. Unfinished jobs get LATE_S more time."""
+def _views(clients: Sequence[httpx.Client], accepted: set[str]) -> dict[str, JobView]:
+    """The views of the accepted jobs, which each client's tenant lists. Unfinished jobs get LATE_S more time."""
     deadline = time.monotonic() + LATE_S
     while True:
-        views = _list(client, accepted)
+        views: dict[str, JobView] = {}
+        for client in clients:
+            views |= _list(client, accepted - views.keys())
         if all(job in views and views[job].state in TERMINAL for job in accepted) or time.monotonic() > deadline:
             return views
         time.sleep(1)

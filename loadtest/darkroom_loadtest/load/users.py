@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import time
 import uuid
@@ -20,7 +21,7 @@ import gevent
 from locust import FastHttpUser, task
 from locust.env import Environment
 
-from darkroom_loadtest.load import hostile
+from darkroom_loadtest.load import hostile, keys
 from darkroom_loadtest.load.journal import Journal
 from darkroom_loadtest.load.profiles import LoadPlan
 from darkroom_loadtest.load.prompts import PROMPTS
@@ -51,6 +52,8 @@ class Session:
         self.journal = Journal()
         self.watchers = Watchers(plan.host, self.journal, self._on_end)
         self.prompts = itertools.cycle(PROMPTS)
+        self.keys = keys.read(os.environ)
+        self.keys_in_turn = keys.in_turn(self.keys)
         self.in_flight = 0
         """Requests without a response yet."""
 
@@ -94,9 +97,11 @@ class LoadUser(FastHttpUser):
     jobs_at_once: ClassVar[int] = 1
     own_socket: ClassVar[bool] = False
     way: ClassVar[str] = ""
+    key: str | None = None
 
     def on_start(self) -> None:
         """Spread the first requests of users that start together, over at most a quarter of the run."""
+        self.key = next(self.session.keys_in_turn)
         plan = self.session.plan
         gevent.sleep(random.uniform(0, min(plan.pace_s, plan.duration_s / 4)))
 
@@ -137,7 +142,8 @@ class LoadUser(FastHttpUser):
             for _ in range(jobs):
                 journal.note("offered", way=self.way)
         asked = time.perf_counter()
-        with self.client.post(path, data=_raw(body), headers=dict(headers), name=name, catch_response=True) as response:
+        sent = {**headers, **keys.headers(self.key)}
+        with self.client.post(path, data=_raw(body), headers=sent, name=name, catch_response=True) as response:
             ms = (time.perf_counter() - asked) * 1000
             status = response.status_code
             found = _document(response.text)
@@ -162,7 +168,8 @@ class LoadUser(FastHttpUser):
     def accepted(self, job: str, answer: SubmitResponse) -> None:
         """Record the acceptance, and follow the job until it finishes."""
         self.session.journal.note("accepted", job=job, way=self.way, ms=answer.ms)
-        self.session.watchers.follow(WatchedJob(job, self.way, answer.asked), own_socket=self.own_socket)
+        watched = WatchedJob(job, self.way, answer.asked, self.key)
+        self.session.watchers.follow(watched, own_socket=self.own_socket)
 
     def submit_rest(self) -> str | None:
         """Submit a job by REST; returns its id."""
@@ -295,7 +302,8 @@ class CancellingUser(LoadUser):
             return
         gevent.sleep(random.choice((0.0, 0.05, 0.5)))
         path = f"/api/v1/generation-jobs/{job}/cancel"
-        with self.client.post(path, name="cancel", catch_response=True) as response:
+        own = keys.headers(self.key)
+        with self.client.post(path, headers=own, name="cancel", catch_response=True) as response:
             receipt = _document(response.text).get("receipt")
             if response.status_code == DONE and receipt in RECEIPTS:
                 response.success()
@@ -312,7 +320,7 @@ class HostileUser(LoadUser):
     way = "hostile"
 
     def act(self) -> None:
-        for case in hostile.cases(self.session.plan.model):
+        for case in hostile.cases(self.session.plan.model, with_keys=self.key is not None):
             self._send(case)
 
     def _send(self, case: hostile.Case) -> None:
@@ -321,7 +329,7 @@ class HostileUser(LoadUser):
             case.method,
             case.path,
             data=_raw(case.body()),
-            headers=dict(case.headers),
+            headers={**keys.headers(self.key), **case.headers},
             name=f"hostile: {case.name}",
             catch_response=True,
         ) as response:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import gevent
 import websocket
 
+from darkroom_loadtest.load import keys
 from darkroom_loadtest.load.journal import Journal
 
 TERMINAL = frozenset({"completed", "failed", "cancelled"})
@@ -36,11 +37,12 @@ RETRY_AFTER_S = 1.0
 
 @dataclass
 class WatchedJob:
-    """A job that a user waits for; `asked` is just before its request (`time.perf_counter`)."""
+    """A job that a user waits for; `asked` is just before its request (`time.perf_counter`), `key` the user's."""
 
     job: str
     way: str
     asked: float
+    key: str | None = None
     is_started: bool = False
 
 
@@ -65,19 +67,23 @@ class Watchers:
         """Follow a job in the background until it finishes."""
         self.outstanding[watched.job] = watched
         if own_socket:
-            gevent.spawn(self._follow_alone, watched.job)
+            gevent.spawn(self._follow_alone, watched.job, watched.key)
             return
-        shared = next((each for each in self._shared if each.has_room), None)
+        shared = next((each for each in self._shared if each.key == watched.key and each.has_room), None)
         if shared is None:
-            shared = _Shared(self)
+            shared = _Shared(self, watched.key)
             self._shared.append(shared)
         shared.subscribe(watched.job)
 
-    def open(self, path: str) -> Any:
+    def open(self, path: str, *, key: str | None) -> Any:
         """A socket; None if it could not be opened, which is recorded as an error."""
         try:
             return websocket.create_connection(
-                self._url + path, timeout=CONNECT_TIMEOUT_S, http_no_proxy=[self._host], enable_multithread=True
+                self._url + path,
+                timeout=CONNECT_TIMEOUT_S,
+                header=keys.headers(key),
+                http_no_proxy=[self._host],
+                enable_multithread=True,
             )
         except (OSError, websocket.WebSocketException) as error:
             self._journal.note("error", what=f"a socket could not be opened: {error}"[:300])
@@ -100,9 +106,9 @@ class Watchers:
         except (OSError, websocket.WebSocketException, ValueError) as error:
             self._journal.note("error", what=f"a socket failed: {type(error).__name__} {error}"[:300])
 
-    def _follow_alone(self, job: str) -> None:
+    def _follow_alone(self, job: str, key: str | None) -> None:
         while job in self.outstanding:
-            connection = self.open(f"/ws/jobs/{job}")
+            connection = self.open(f"/ws/jobs/{job}", key=key)
             if connection is not None:
                 self.read(connection, jobs=[job])
                 connection.close()
@@ -133,10 +139,11 @@ class Watchers:
 
 
 class _Shared:
-    """A socket for up to JOBS_OF_A_SOCKET jobs at a time. It closes when it has been idle for a while."""
+    """A socket for up to JOBS_OF_A_SOCKET jobs of one key at a time. It closes when it has been idle for a while."""
 
-    def __init__(self, watchers: Watchers) -> None:
+    def __init__(self, watchers: Watchers, key: str | None) -> None:
         self._watchers = watchers
+        self.key = key
         self._jobs: set[str] = set()
         self._connection: Any = None
         self._is_read = False
@@ -162,7 +169,7 @@ class _Shared:
             self._drop_finished()
             if not self._jobs:
                 break
-            connection = self._watchers.open(f"/ws/jobs?job_ids={','.join(sorted(self._jobs))}")
+            connection = self._watchers.open(f"/ws/jobs?job_ids={','.join(sorted(self._jobs))}", key=self.key)
             if connection is None:
                 gevent.sleep(RETRY_AFTER_S)
                 continue
