@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from darkroom.access.limits import Quota
 
 PROBLEM_BASE = "https://darkroom.dev/problems/"
 """The prefix of the `type` of every problem detail; the page of that name lists them (RFC 9457, section 3.1.1)."""
@@ -33,6 +36,9 @@ class DarkroomError(Exception):
     slug: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
     status: ClassVar[int] = 500
+
+    quotas: Sequence[Quota] = ()
+    """Of a submission that the ledger refused: what remains of the caller's limits."""
 
     def __init__(self, detail: str, *, fields: Sequence[FieldError] = ()) -> None:
         super().__init__(detail)
@@ -267,6 +273,40 @@ class NoPool(TemporaryError):
 
 class BacklogFull(TemporaryError):
     slug, title, status = "backlog-full", "The pool's backlog is full", 429
+
+
+class LimitExceeded(TemporaryError):
+    """A limit of the tenant or of the key is reached. `policies` name all such limits, as `RateLimit-Policy` does."""
+
+    slug, title, status = "limit-exceeded", "A limit is reached", 429
+
+    def __init__(self, detail: str, *, retry_after: int = 1, policies: Sequence[str] = ()) -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.policies = tuple(policies)
+
+    def problem(self) -> dict[str, object]:
+        """The members of every problem, and the extension member of the draft's own type `quota-exceeded`."""
+        return super().problem() | {"violated-policies": list(self.policies)}
+
+
+class SubmissionRateExceeded(LimitExceeded):
+    slug, title = "submission-rate-exceeded", "Too many submissions in this time"
+
+
+class WaitingJobsExceeded(LimitExceeded):
+    slug, title = "waiting-jobs-exceeded", "Too many jobs wait"
+
+
+class WaitingBytesExceeded(LimitExceeded):
+    slug, title = "waiting-bytes-exceeded", "The unfinished jobs use too many bytes"
+
+
+class ImageBudgetExceeded(LimitExceeded):
+    slug, title = "image-budget-exceeded", "The budget of images is used up"
+
+
+class GpuBudgetExceeded(LimitExceeded):
+    slug, title = "gpu-budget-exceeded", "The budget of GPU seconds is used up"
 
 
 class MemoryHigh(TemporaryError):

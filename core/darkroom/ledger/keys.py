@@ -227,6 +227,10 @@ class Keys:
         """Hash: the copy of tenants and keys (`access/directory.py`)."""
         return f"{self.namespace}:access"
 
+    def limits(self, tenant: str, key_id: str | None = None) -> str:
+        """Hash: the counts that limits of a tenant, or of one of its credentials, compare."""
+        return f"{self.namespace}:limits:{tenant}" + ("" if key_id is None else f":{key_id}")
+
     @property
     def key_uses(self) -> str:
         """Hash: when each API key was last used, until SQL has it."""

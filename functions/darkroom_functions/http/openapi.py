@@ -12,11 +12,12 @@ from typing import Any
 
 from darkroom import errors
 from darkroom.access.principals import Scope
-from darkroom.errors import DarkroomError, TemporaryError
+from darkroom.errors import DarkroomError, LimitExceeded, TemporaryError
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 
+from darkroom_functions.http.rate_limits import LIMIT_FIELD, POLICY_FIELD
 from darkroom_functions.http.responses import JSON_TYPE, PROBLEM_TYPE, problem_members
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
 from darkroom_functions.http.semantics import REVALIDATED
@@ -176,6 +177,8 @@ def _problem(kinds: Sequence[type[DarkroomError]]) -> Schema:
     }
     if any(issubclass(kind, TemporaryError) for kind in kinds):
         described["headers"] = {"Retry-After": header({"type": "integer", "minimum": 1}, "Seconds to wait.")}
+    if any(issubclass(kind, LimitExceeded) for kind in kinds):
+        described["headers"] |= LIMIT_HEADERS
     return described
 
 
@@ -208,6 +211,12 @@ def json_body(body: object, *, required: bool = False) -> Schema:
 def json_response(body: object, description: str, headers: Mapping[str, Schema] | None = None) -> ApiResponse:
     return ApiResponse(description, {JSON_TYPE: body}, headers or {})
 
+
+LIMIT_HEADERS: dict[str, Schema] = {
+    POLICY_FIELD: header({"type": "string"}, "Each limit of the tenant and of the key, a List of RFC 9651."),
+    LIMIT_FIELD: header({"type": "string"}, "The remaining quota of each limit, after the submission."),
+}
+"""The fields of `rate_limits.py`; absent where no limit is set."""
 
 _ANY_PROBLEM: Schema = {
     "description": "Any other refusal, such as of an unsupported method (405), or an internal error (500).",

@@ -22,6 +22,8 @@ from darkroom.errors import (
 )
 from starlette.responses import Response
 
+from darkroom_functions.http.rate_limits import rate_limit_fields
+
 JSON_TYPE = "application/json"
 PROBLEM_TYPE = "application/problem+json"
 
@@ -44,13 +46,14 @@ def answer(content: object, *, status: int = 200, headers: Mapping[str, str] | N
 
 
 def problem(error: DarkroomError, *, of_event: bool = False) -> Response:
-    """The response for an error, with `Retry-After` if it is temporary, `WWW-Authenticate` if the credential
-    was refused, `Allow` if the method was wrong and `Content-Range` if the range was.
+    """The response for an error, with the fields of the caller's limits, `Retry-After` if it is temporary,
+    `WWW-Authenticate` if the credential was refused, `Allow` if the method was wrong and `Content-Range` if the range
+    was.
 
     `of_event` is for a route that takes CloudEvents: see `EVENT_REFUSED`.
     """
     members = problem_members(error, of_event=of_event)
-    headers: dict[str, str] = {}
+    headers = rate_limit_fields(error.quotas)
     if isinstance(error, TemporaryError):
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, RangeNotSatisfiable):

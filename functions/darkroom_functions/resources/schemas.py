@@ -107,7 +107,17 @@ class FieldErrorBody(TypedDict):
     detail: str
 
 
-class ProblemBody(TypedDict):
+_OfLimits = TypedDict(
+    "_OfLimits",
+    {
+        "violated-policies": NotRequired[
+            Annotated[list[str], Field(description="The limits that are reached, as RateLimit-Policy names them.")]
+        ]
+    },
+)
+
+
+class ProblemBody(_OfLimits):
     """The reason why a request was refused (RFC 9457)."""
 
     type: Url

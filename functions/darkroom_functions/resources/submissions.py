@@ -33,6 +33,8 @@ from darkroom.errors import (
     DarkroomError,
     EventReused,
     FieldError,
+    GpuBudgetExceeded,
+    ImageBudgetExceeded,
     InvalidEvent,
     InvalidInput,
     KeyReused,
@@ -41,9 +43,12 @@ from darkroom.errors import (
     MemoryHigh,
     ModelNotPermitted,
     NoPool,
+    SubmissionRateExceeded,
     TemporaryError,
     UnknownModel,
     UnsupportedMediaType,
+    WaitingBytesExceeded,
+    WaitingJobsExceeded,
 )
 from darkroom.jobs import new_job_id
 from darkroom.ledger import reads
@@ -55,8 +60,9 @@ from starlette.responses import Response
 from darkroom_functions.http import routes
 from darkroom_functions.http.access import principal_of, tenant_of
 from darkroom_functions.http.bodies import json_object, read_body
-from darkroom_functions.http.openapi import header, in_header, in_path, json_body, json_response, ref
+from darkroom_functions.http.openapi import LIMIT_HEADERS, header, in_header, in_path, json_body, json_response, ref
 from darkroom_functions.http.probes import ledger_timeout
+from darkroom_functions.http.rate_limits import rate_limit_fields
 from darkroom_functions.http.responses import JSON_TYPE, answer, problem_members, problem_of
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
 from darkroom_functions.resources import views
@@ -153,12 +159,16 @@ async def _submit_batch(
     )
     verdicts = [_verdict(outcome) for outcome in outcomes]
     refusals = [outcome for outcome in outcomes if isinstance(outcome, DarkroomError)]
+    # The ledger accepts them in their order: the last reply has what remains after all of them.
+    quotas = next((outcome.quotas for outcome in reversed(outcomes) if outcome.quotas), ())
+    headers = rate_limit_fields(quotas)
     if len(refusals) < len(outcomes) or not outcomes:
-        return answer({"verdicts": verdicts}, status=202 if outcomes else 200)
+        return answer({"verdicts": verdicts}, status=202 if outcomes else 200, headers=headers)
     temporary = next((refusal for refusal in refusals if isinstance(refusal, TemporaryError)), None)
     whole = temporary or InvalidEvent(f"none of the {len(outcomes)} events was accepted")
-    retry = {"Retry-After": str(temporary.retry_after)} if temporary else None
-    return problem_of({**problem_members(whole, of_event=True), "verdicts": verdicts}, headers=retry)
+    if temporary:
+        headers["Retry-After"] = str(temporary.retry_after)
+    return problem_of({**problem_members(whole, of_event=True), "verdicts": verdicts}, headers=headers)
 
 
 async def _accepted(
@@ -191,8 +201,8 @@ def new_context() -> SubmissionContext:
 
 def receipt_of(accepted: Accepted) -> tuple[int, dict[str, str]]:
     """The status and the headers of the response to an accepted job."""
-    location = {"Location": routes.JOBS + accepted.job_id}
-    return (200, location | {REPEATED: "true"}) if accepted.repeated else (202, location)
+    headers = {"Location": routes.JOBS + accepted.job_id, **rate_limit_fields(accepted.quotas)}
+    return (200, headers | {REPEATED: "true"}) if accepted.repeated else (202, headers)
 
 
 def _verdict(outcome: Accepted | DarkroomError) -> dict[str, object]:
@@ -253,6 +263,11 @@ REFUSED_JOB = (
     UnsupportedMediaType,
     InvalidInput,
     BacklogFull,
+    SubmissionRateExceeded,
+    WaitingJobsExceeded,
+    WaitingBytesExceeded,
+    ImageBudgetExceeded,
+    GpuBudgetExceeded,
     NoPool,
     MemoryHigh,
     LedgerUnavailable,
@@ -262,6 +277,7 @@ REFUSED_JOB = (
 RECEIPT_HEADERS: dict[str, Schema] = {
     "Location": header({"type": "string"}, "The path of the job. Absent for a batch."),
     REPEATED: header({"const": "true"}, "With 200: the job was accepted by an earlier request."),
+    **LIMIT_HEADERS,
 }
 ACCEPTED = {
     "202": json_response(AcceptedBody, "The job is recorded and queued.", RECEIPT_HEADERS),

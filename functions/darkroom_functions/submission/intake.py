@@ -35,7 +35,10 @@ class Intake:
         self._memory_due = 0.0
 
     async def take(self, job: Submission, *, memory_high: bool) -> Accepted:
-        """Accept one job, after those of earlier calls. Raises the ledger's refusal."""
+        """Accept one job, after those of earlier calls. Raises the ledger's refusal.
+
+        Its `quotas`, as those of the accepted job, are for the header fields of the response (`http/rate_limits.py`).
+        """
         call = accept(
             job,
             backlog_limit=self._settings.backlog_limit,

@@ -37,8 +37,8 @@ as it. `probe` is the user of the pod's probes, which therefore need no password
 """
 
 _JOBS = (
-    *("job:*", "log:*", "news:*", "pool:*", "waiting:*", "dispatched:*", "slots:*", "celery:pool.*", "never", "due:*"),
-    *("running:*", "dead:*", "outbox", "history", "deadlines", "counters"),
+    *("job:*", "log:*", "news:*", "pool:*", "limits:*", "waiting:*", "dispatched:*", "slots:*", "celery:pool.*"),
+    *("never", "due:*", "running:*", "dead:*", "outbox", "history", "deadlines", "counters"),
 )
 """The keys of a job's transitions: its record, its log, and the sets that a job can be in. A terminal transition
 dispatches the next job, so every part that finishes jobs needs all of them, including the message lists. Redis compares

@@ -109,9 +109,19 @@ def progress(
 def finish(
     job_id: str, *, token: str, outcome: State, data: Mapping[str, Any], now: int | None = None
 ) -> Call[AttemptEnd]:
-    """running → completed, failed or cancelled. `data` goes into the terminal log entry: the result, or `error`."""
+    """running → completed, failed or cancelled. `data` goes into the terminal log entry: the result, or `error`.
+
+    The number of its artifacts is charged to the budgets of images.
+    """
     return make_call(
-        "finish", word(AttemptEnd), job=job_id, token=token, outcome=outcome, data=compact_json(data), now=now
+        "finish",
+        word(AttemptEnd),
+        job=job_id,
+        token=token,
+        outcome=outcome,
+        data=compact_json(data),
+        images=len(data.get("artifacts", ())),
+        now=now,
     )
 
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
-from darkroom.access.limits import UNLIMITED, Limits
+from darkroom.access.limits import UNLIMITED, Limits, Owner, Quota, policy_name
 from darkroom.errors import (
     BacklogFull,
     DarkroomError,
     EventReused,
+    GpuBudgetExceeded,
     IdConflict,
+    ImageBudgetExceeded,
     InvalidInput,
     KeyReused,
+    LimitExceeded,
     MemoryHigh,
     NoPool,
     NotFound,
+    SubmissionRateExceeded,
     TemporaryError,
+    WaitingBytesExceeded,
+    WaitingJobsExceeded,
 )
 from darkroom.jobs import RECORD_VERSION, State, UnknownValue, is_tenant, read_value
 from darkroom.ledger import queues
@@ -119,13 +125,15 @@ class Submission:
 class Accepted:
     """An accepted job: its id and when it was accepted (ms). `repeated`: it had been accepted before.
 
-    `state` is the job's state now; None for a repeat whose record Redis no longer has.
+    `state` is the job's state now; None for a repeat whose record Redis no longer has. `quotas` is what remains of each
+    limit of the tenant and the key.
     """
 
     job_id: str
     created_ms: int
     repeated: bool
     state: State | UnknownValue | None = State.PENDING
+    quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,8 +156,8 @@ def accept(
     redrives.
 
     A refusal is returned, not raised, so that many accepts can share a round trip: NoPool, BacklogFull, MemoryHigh,
-    KeyReused, IdConflict, and NotFound where `redrive_of` is not a dead letter. `memory_high`: the caller has read that
-    Redis' memory is nearly used up.
+    LimitExceeded, KeyReused, IdConflict, and NotFound where `redrive_of` is not a dead letter. `memory_high`: the
+    caller has read that Redis' memory is nearly used up.
     """
     message = queues.build_message(
         job_id=job.job_id, pool=job.pool, traceparent=job.traceparent, event=job.fields.get("event")
@@ -157,13 +165,17 @@ def accept(
     webhook = job.webhook
 
     def decode(reply: bytes) -> Accepted | DarkroomError:
-        answer, *about = reply.decode().split(" ")
+        words, *lines = reply.decode().split("\n")
+        answer, *about = words.split(" ")
+        quotas = tuple(_quota(line, job) for line in lines)
         if answer == "accepted":
-            return Accepted(about[0], int(about[1]), repeated=False)
+            return Accepted(about[0], int(about[1]), repeated=False, quotas=quotas)
         if answer == "repeated":
             state = read_value(State, about[2]) if about[2:] else None
-            return Accepted(about[0], int(about[1]), repeated=True, state=state)
-        return _refusal(answer, about, job)
+            return Accepted(about[0], int(about[1]), repeated=True, state=state, quotas=quotas)
+        refusal = _refusal(answer, about, job)
+        refusal.quotas = quotas
+        return refusal
 
     return make_call(
         "accept",
@@ -202,10 +214,48 @@ def accept(
     )
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _limits_of(owner: str, limits: Limits) -> Mapping[str, int]:
     """The arguments of the limits that are set, such as `tenant_waiting_jobs`."""
     return {f"{owner}_{name}": value for name, value in limits.model_dump(exclude_none=True).items()}
+
+
+def _quota(line: str, job: Submission) -> Quota:
+    """From a line of the reply: a limit, what remains of it, and when more remains (seconds, or `-`)."""
+    name, remaining, reset = line.split(" ")
+    owner, limit = _owner_and_limit(name)
+    limits = job.tenant_limits if owner is Owner.TENANT else job.key_limits
+    return Quota.of(owner, limit, limits, remaining=int(remaining), reset_s=None if reset == "-" else int(reset))
+
+
+def _owner_and_limit(name: str) -> tuple[Owner, str]:
+    owner, _, limit = name.partition("_")
+    return Owner(owner), limit
+
+
+_EXCEEDED: Mapping[str, type[LimitExceeded]] = {
+    "submissions_per_minute": SubmissionRateExceeded,
+    "waiting_jobs": WaitingJobsExceeded,
+    "waiting_bytes": WaitingBytesExceeded,
+    "images_per_day": ImageBudgetExceeded,
+    "images_per_month": ImageBudgetExceeded,
+    "gpu_seconds_per_day": GpuBudgetExceeded,
+    "gpu_seconds_per_month": GpuBudgetExceeded,
+}
+"""The errors of the limits, by name."""
+
+
+def _over_limit(wait_s: str, names: list[str], job: Submission) -> LimitExceeded:
+    """The refusal for the first limit that is reached, which names all of them."""
+    exceeded = [_owner_and_limit(name) for name in names]
+    owner, limit = exceeded[0]
+    most = getattr(job.tenant_limits if owner is Owner.TENANT else job.key_limits, limit)
+    whose = f"tenant {job.tenant}" if owner is Owner.TENANT else f"key {job.key_id}"
+    return _EXCEEDED[limit](
+        f"the limit of {whose} is reached: {most:,} {limit.replace('_', ' ')}",
+        retry_after=max(1, int(wait_s)),
+        policies=[policy_name(*each) for each in exceeded],
+    )
 
 
 def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
@@ -213,10 +263,12 @@ def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
         case "no_pool":
             return NoPool(f"there is no worker pool {job.pool!r}, which model {job.model!r} needs", retry_after=30)
         case "backlog_full":
-            return BacklogFull(f"{about[0]} jobs wait in pool {job.pool!r}", retry_after=_wait_s(about[1]))
+            return BacklogFull(f"{about[0]} jobs wait in pool {job.pool!r}", retry_after=int(about[1]))
         case "bytes_full":
             mib = int(about[0]) / 2**20
-            return BacklogFull(f"the unfinished jobs use {mib:.1f} MiB of Redis", retry_after=_wait_s(about[1]))
+            return BacklogFull(f"the unfinished jobs use {mib:.1f} MiB of Redis", retry_after=int(about[1]))
+        case "over_limit":
+            return _over_limit(about[0], about[1:], job)
         case "memory_high":
             return MemoryHigh("the memory of Redis is nearly used up; nothing was stored", retry_after=10)
         case "key_reused" if job.is_event:
@@ -228,10 +280,6 @@ def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
         case "conflict":
             return IdConflict(f"the id {job.job_id} belongs to a job of another tenant")
     return TemporaryError(f"the ledger returned {answer!r}")
-
-
-def _wait_s(estimate: str) -> int:
-    return min(max(int(estimate), 1), 600)
 
 
 def promote(pool: str, *, limit: int = 100, now: int | None = None) -> Call[list[str]]:

@@ -27,6 +27,9 @@ local CLOCK_SLACK_MS = 10000 -- a part's clock that differs from Redis' by less 
 local RECORD_TTL_MS = 24 * 3600 * 1000
 local LOG_TTL_MS = 3600 * 1000
 local TARGET_TTL_MS = 7 * 24 * 3600 * 1000 -- for the record of a target without deliveries
+local DAY_MS = 24 * 3600 * 1000
+local COUNTS_TTL_MS = 32 * DAY_MS -- for the counts of an owner without unfinished jobs: longer than any month
+local ROUNDING_MS = 0.001    -- of the times that the limit of submissions per minute stores
 local RATE_BURST_MS = 1000   -- deliveries of this period may be leased at once to a receiver that granted a rate
 
 -- Fields of a job record, each a list of log numbers with blanks between: the `started` events that are still to be
@@ -76,6 +79,7 @@ local retired_key = P .. ':retired'
 local deadlines_key = P .. ':deadlines'
 local counters_key = P .. ':counters'
 local access_key = P .. ':access'
+local function limits_key(tenant, key_id) return P .. ':limits:' .. tenant .. (key_id and ':' .. key_id or '') end
 local key_uses_key = P .. ':key-uses'
 local function grant_key(kind, digest) return P .. ':grant:' .. kind .. ':' .. digest end
 local function grants_of_key(kind, owner) return P .. ':grants-of:' .. kind .. ':' .. owner end
@@ -205,12 +209,154 @@ local function remove_from_queues(id, pool)
   end
 end
 
+-- Limits. A tenant and each of its credentials (`key_id`) is an *owner* of counts, in a hash: `jobs` that are pending,
+-- `bytes` of unfinished jobs, images and GPU milliseconds of the `day` and the `month`, and `tat`, the theoretical
+-- arrival time of the next submission (GCRA, https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm). Every job is
+-- counted, whether or not a limit is set. Its images and an estimate of its GPU time count from its acceptance, in the
+-- day and the month (UTC) of that; when it finishes, what it used replaces them. Days are counted since 1970-01-01, and
+-- a month is named by its first day.
+
+-- https://howardhinnant.github.io/date_algorithms.html#civil_from_days
+local function month_of(day)
+  local in_era = (day + 719468) % 146097
+  local year = math.floor((in_era - math.floor(in_era / 1460) + math.floor(in_era / 36524)
+    - math.floor(in_era / 146096)) / 365)
+  local in_year = in_era - (365 * year + math.floor(year / 4) - math.floor(year / 100))
+  local month = math.floor((5 * in_year + 2) / 153)
+  return day - (in_year - math.floor((153 * month + 2) / 5))
+end
+
+-- The keys of the counts that a job is in.
+local function owners_of(tenant, key_id)
+  return {limits_key(tenant), key_id and limits_key(tenant, key_id) or nil}
+end
+
+-- Adds to the counts of a job's owners. Records of earlier versions, without `reserved`, are not counted.
+local function add_to_counts(id, jobs, bytes, images, gpu_ms)
+  local rec = redis.call('HMGET', job_key(id), 'tenant', 'key_id', 'created', 'reserved')
+  if not rec[4] then return end
+  local day = math.floor(tonumber(rec[3]) / DAY_MS)
+  for _, key in ipairs(owners_of(rec[1], rec[2])) do
+    if jobs ~= 0 then redis.call('HINCRBY', key, 'jobs', jobs) end
+    if bytes ~= 0 and redis.call('HINCRBY', key, 'bytes', bytes) <= 0 then
+      redis.call('PEXPIRE', key, COUNTS_TTL_MS)
+    end
+    if images ~= 0 or gpu_ms ~= 0 then
+      local counted = redis.call('HMGET', key, 'day', 'month')
+      if tonumber(counted[1] or -1) == day then
+        redis.call('HINCRBY', key, 'day_images', images)
+        redis.call('HINCRBY', key, 'day_gpu_ms', gpu_ms)
+      end
+      if tonumber(counted[2] or -1) == month_of(day) then
+        redis.call('HINCRBY', key, 'month_images', images)
+        redis.call('HINCRBY', key, 'month_gpu_ms', gpu_ms)
+      end
+    end
+  end
+end
+
+-- The counts of an owner now, for `accept`.
+local function read_counts(key)
+  local rec = redis.call('HMGET', key, 'tat', 'jobs', 'bytes', 'day', 'day_images', 'day_gpu_ms', 'month',
+    'month_images', 'month_gpu_ms')
+  local day = math.floor(now / DAY_MS)
+  local month = month_of(day)
+  local of_day, of_month = tonumber(rec[4] or -1) == day, tonumber(rec[7] or -1) == month
+  return {
+    key = key, tat = tonumber(rec[1] or 0), jobs = tonumber(rec[2] or 0), bytes = tonumber(rec[3] or 0),
+    day = day, day_images = of_day and tonumber(rec[5]) or 0, day_gpu_ms = of_day and tonumber(rec[6]) or 0,
+    month = month, month_images = of_month and tonumber(rec[8]) or 0,
+    month_gpu_ms = of_month and tonumber(rec[9]) or 0,
+  }
+end
+
+-- The limit of submissions per minute of an owner, `tenant` or `key`: the milliseconds that one submission takes, those
+-- that the burst takes, and those that are taken now. A clock that was set back leaves at most a whole burst.
+local function rate_of(owner, counts)
+  local per_minute = tonumber(a[owner .. '_submissions_per_minute'])
+  if not per_minute then return end
+  local each = 60000 / per_minute
+  local burst = tonumber(a[owner .. '_burst']) or math.max(1, math.ceil(per_minute / 60))
+  return each, burst * each, math.min(math.max(counts.tat - now, 0), burst * each)
+end
+
+-- The limits of an owner that a job exceeds: names, and in `until_ms` and `by_jobs` when it may be submitted again: in
+-- that time, and when that many jobs have started. `used` has the job's bytes and images.
+local function exceeded(owner, counts, used, found)
+  local function note(name, until_ms, jobs)
+    found[#found + 1] = owner .. '_' .. name
+    found.until_ms = math.max(found.until_ms or 0, until_ms)
+    found.by_jobs = math.max(found.by_jobs or 0, jobs)
+  end
+  local function limit(name) return tonumber(a[owner .. '_' .. name] or math.huge) end
+  local each, burst, taken = rate_of(owner, counts)
+  if each and taken + each > burst + ROUNDING_MS then note('submissions_per_minute', taken + each - burst, 0) end
+  if counts.jobs >= limit('waiting_jobs') then note('waiting_jobs', 0, counts.jobs - limit('waiting_jobs') + 1) end
+  if counts.bytes + used.bytes > limit('waiting_bytes') then
+    note('waiting_bytes', 0, math.ceil((counts.bytes + used.bytes - limit('waiting_bytes')) / used.bytes))
+  end
+  local function budget(period, ends)
+    local is_over = counts[period .. '_images'] + used.images > limit('images_per_' .. period)
+    if is_over then note('images_per_' .. period, ends * DAY_MS - now, 0) end
+    is_over = counts[period .. '_gpu_ms'] >= limit('gpu_seconds_per_' .. period) * 1000
+    if is_over then note('gpu_seconds_per_' .. period, ends * DAY_MS - now, 0) end
+  end
+  budget('day', counts.day + 1)
+  budget('month', month_of(counts.month + 31))
+end
+
+-- Adds an accepted job to the counts of an owner.
+local function charge(owner, counts, used)
+  local each, _, taken = rate_of(owner, counts)
+  if counts.bytes <= 0 then redis.call('PERSIST', counts.key) end
+  counts.jobs, counts.bytes = counts.jobs + 1, counts.bytes + used.bytes
+  counts.day_images, counts.month_images = counts.day_images + used.images, counts.month_images + used.images
+  counts.day_gpu_ms, counts.month_gpu_ms = counts.day_gpu_ms + used.gpu_ms, counts.month_gpu_ms + used.gpu_ms
+  redis.call('HSET', counts.key, 'jobs', counts.jobs, 'bytes', counts.bytes, 'day', counts.day,
+    'day_images', counts.day_images, 'day_gpu_ms', counts.day_gpu_ms, 'month', counts.month,
+    'month_images', counts.month_images, 'month_gpu_ms', counts.month_gpu_ms)
+  if each then
+    counts.tat = now + taken + each
+    redis.call('HSET', counts.key, 'tat', string.format('%.3f', counts.tat))
+  end
+end
+
+-- Adds to `lines` what remains of each limit of an owner that is set: its name, the remaining quota, and the seconds
+-- until there is more (`-`: unknown, or nothing is used).
+local function remaining(owner, counts, lines)
+  local function add(name, left, until_ms)
+    local seconds = until_ms and string.format('%.0f', math.max(1, math.ceil(until_ms / 1000))) or '-'
+    lines[#lines + 1] = owner .. '_' .. name .. ' ' .. string.format('%.0f', math.max(0, left)) .. ' ' .. seconds
+  end
+  local function limit(name) return tonumber(a[owner .. '_' .. name]) end
+  local each, burst, taken = rate_of(owner, counts)
+  if each then
+    local most = math.floor(burst / each + 0.5)
+    local left = math.min(most, math.floor((burst - taken + ROUNDING_MS) / each))
+    add('submissions_per_minute', left, left < most and taken - (burst - (left + 1) * each))
+  end
+  if limit('waiting_jobs') then add('waiting_jobs', limit('waiting_jobs') - counts.jobs) end
+  if limit('waiting_bytes') then add('waiting_bytes', limit('waiting_bytes') - counts.bytes) end
+  local function budget(period, ends)
+    local images, seconds = limit('images_per_' .. period), limit('gpu_seconds_per_' .. period)
+    if images then add('images_per_' .. period, images - counts[period .. '_images'], ends * DAY_MS - now) end
+    if seconds then
+      local left = math.ceil(seconds - counts[period .. '_gpu_ms'] / 1000)
+      add('gpu_seconds_per_' .. period, left, ends * DAY_MS - now)
+    end
+  end
+  budget('day', counts.day + 1)
+  budget('month', month_of(counts.month + 31))
+end
+
 -- Ends the attempt's hold on the job: removes the lease, the token and the worker's entry. The attempt's duration is
 -- added to that of the job's earlier ones.
 local function release_lease(id, pool)
   local worker, started = unpack(redis.call('HMGET', job_key(id), 'worker', 'attempt_started'))
   redis.call('ZREM', running_key(pool), id)
-  redis.call('HINCRBY', job_key(id), 'gpu_ms', math.max(0, now - tonumber(started or now)))
+  local gpu_ms = math.max(0, now - tonumber(started or now))
+  redis.call('HINCRBY', job_key(id), 'gpu_ms', gpu_ms)
+  add_to_counts(id, 0, 0, 0, gpu_ms)
   redis.call('HDEL', job_key(id), 'token', 'lease')
   if worker and redis.call('HGET', busy_key, worker) == id then redis.call('HDEL', busy_key, worker) end
 end
@@ -239,12 +385,22 @@ local function uncount_bytes(id, pool)
   count_bytes(pool, -bytes)
 end
 
--- The only way into a terminal state: record, log, outbox, history. `data` is the JSON text of the terminal entry.
-local function finish_job(id, pool, state, data)
+-- Replaces what the job reserved by what it used; the durations of its attempts are counted already.
+local function settle(id, images)
+  local rec = redis.call('HMGET', job_key(id), 'state', 'images', 'reserved')
+  if not rec[3] then return end
+  local jobs = rec[1] == 'pending' and -1 or 0
+  add_to_counts(id, jobs, 0 - bytes_of(id), images - tonumber(rec[2]), 0 - tonumber(rec[3])) -- a bare minus makes "-0"
+end
+
+-- The only way into a terminal state: record, log, outbox, history. `data` is the JSON text of the terminal entry,
+-- `images` the number of images that it has (none by default).
+local function finish_job(id, pool, state, data, images)
   local key = job_key(id)
+  settle(id, images or 0)
   remove_from_queues(id, pool)
   uncount_bytes(id, pool)
-  redis.call('HDEL', key, 'message_head', 'message_tail', 'not_before')
+  redis.call('HDEL', key, 'message_head', 'message_tail', 'not_before', 'reserved')
   redis.call('HSET', key, 'state', state, 'ended', now, 'end_data', data)
   redis.call('HSET', key, 'end_seq', log(id, state, state, data))
   redis.call('HDEL', key, 'relay_takes', 'relay_refused') -- they counted leases for its start
@@ -400,6 +556,7 @@ local function release_job(id, pool, reason, counts, detail)
   end
   redis.call('HDEL', key, 'step', 'steps')
   redis.call('HSET', key, 'state', 'pending', 'progress', 0)
+  add_to_counts(id, 1, 0, 0, 0)
   log(id, 'released', 'pending',
     cjson.encode({reason = reason, counted = counts, attempt = tonumber(rec[5]), worker = rec[6] or ''}))
   requeue(id, pool)

@@ -42,6 +42,7 @@ if why then
 end
 
 remove_from_queues(a.job, pool)
+add_to_counts(a.job, -1, 0, 0, 0)
 local lease = now + tonumber(a.lease_ms)
 local attempt = redis.call('HINCRBY', key, 'attempt', 1)
 redis.call('HDEL', key, 'not_before', 'op', 'step', 'steps', 'missed')

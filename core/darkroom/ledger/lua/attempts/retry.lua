@@ -25,6 +25,7 @@ local not_before = now + tonumber(a.delay_ms)
 redis.call('HDEL', key, 'step', 'steps')
 redis.call('HSET', key, 'state', 'pending', 'progress', 0, 'not_before', not_before)
 redis.call('ZADD', due_key(pool), not_before, a.job)
+add_to_counts(a.job, 1, 0, 0, 0)
 log(a.job, 'retried', 'pending', '{"error":' .. a.error .. ',"attempt":' .. rec[8] .. ',"worker":'
   .. cjson.encode(rec[9] or '') .. ',"not_before":' .. string.format('%.0f', not_before) .. '}')
 dispatch(pool)

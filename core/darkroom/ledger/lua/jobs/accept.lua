@@ -1,13 +1,23 @@
 -- – → pending, by submit, and by jobs for a dead letter (`redrive_of`), which leaves the list in the same step and is
 -- redriven once. Order of checks: same job id, redriven before, idempotency key, pool, jobs in the pool, bytes of all
--- unfinished jobs, memory. A refusal stores nothing. Redis refuses the first write at `maxmemory`, and with it the
--- whole script. Returns a word and its values with blanks between: one string, since submit reads thousands per second.
+-- unfinished jobs, memory, the limits of the tenant and of the credential. A refusal stores nothing. Redis refuses the
+-- first write at `maxmemory`, and with it the whole script. Returns a word and its values with blanks between, and a
+-- line for each limit that is set (`remaining`): one string, since submit reads thousands per second.
 local key = job_key(a.job)
+local of_tenant = read_counts(limits_key(a.tenant))
+local of_key = a.key_id and read_counts(limits_key(a.tenant, a.key_id))
+
+local function reply(words)
+  local lines = {words}
+  remaining('tenant', of_tenant, lines)
+  if of_key then remaining('key', of_key, lines) end
+  return table.concat(lines, '\n')
+end
 
 -- The answer for a job that was accepted before: its id, when that was, and its state, where the record is still here.
 local function repeated(id)
   local job = redis.call('HMGET', job_key(id), 'created', 'state')
-  return 'repeated ' .. id .. ' ' .. (job[1] or now) .. (job[2] and ' ' .. job[2] or '')
+  return reply('repeated ' .. id .. ' ' .. (job[1] or now) .. (job[2] and ' ' .. job[2] or ''))
 end
 
 local owner = redis.call('HGET', key, 'tenant')
@@ -27,31 +37,44 @@ if a.idempotency_key then
   local earlier = redis.call('GET', idem)
   if earlier then
     local id, fingerprint = string.match(earlier, '^(%S+) (%S+)$')
-    if fingerprint ~= a.fingerprint then return 'key_reused ' .. id end
+    if fingerprint ~= a.fingerprint then return reply('key_reused ' .. id) end
     return repeated(id)
   end
 end
 
 local pool = a.pool
-if (redis.call('HGET', pool_key(pool), 'models') or '') == '' then return 'no_pool' end
+local models, image_ms = unpack(redis.call('HMGET', pool_key(pool), 'models', 'image_ms ' .. a.model))
+if (models or '') == '' then return reply('no_pool') end
 
 local queued = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool))
 local backlog = queued + redis.call('ZCARD', due_key(pool))
 -- Seconds until that many jobs have finished, by the pool's measured time between two finished jobs; a minute for each
--- before there is a measurement.
+-- before there is a measurement; ten minutes at most.
 local function wait_s(jobs)
   local interval = tonumber(redis.call('HGET', pool_key(pool), 'end_interval') or 60000)
-  return math.ceil(jobs * interval / 1000)
+  return math.max(1, math.min(600, math.ceil(jobs * interval / 1000)))
 end
 if backlog >= tonumber(a.backlog_limit) then
-  return 'backlog_full ' .. backlog .. ' ' .. wait_s(backlog - a.backlog_limit + 1)
+  return reply('backlog_full ' .. backlog .. ' ' .. wait_s(backlog - a.backlog_limit + 1))
 end
 local bytes = #a.input + #a.fields + JOB_BYTES
 local held = tonumber(redis.call('HGET', counters_key, 'unfinished_bytes') or 0)
 if held > 0 and held + bytes > tonumber(a.backlog_bytes) then
-  return 'bytes_full ' .. held .. ' ' .. wait_s(math.ceil((held + bytes - a.backlog_bytes) / bytes))
+  return reply('bytes_full ' .. held .. ' ' .. wait_s(math.ceil((held + bytes - a.backlog_bytes) / bytes)))
 end
-if a.memory_high then return 'memory_high' end
+if a.memory_high then return reply('memory_high') end
+
+-- The GPU time that the job reserves: by the model's measured duration per image, or the longest that it may take.
+local longest = a.run_timeout * 1000
+local used = {bytes = bytes, images = tonumber(a.images or 1)}
+used.gpu_ms = math.ceil(math.min(longest, image_ms and image_ms * used.images or longest))
+local over = {}
+exceeded('tenant', of_tenant, used, over)
+if of_key then exceeded('key', of_key, used, over) end
+if #over > 0 then
+  local wait = math.max(math.ceil(over.until_ms / 1000), over.by_jobs > 0 and wait_s(over.by_jobs) or 0)
+  return reply('over_limit ' .. string.format('%.0f', wait) .. ' ' .. table.concat(over, ' '))
+end
 
 redis.call('HSET', key,
   'v', a.v, 'id', a.job, 'tenant', a.tenant, 'model', a.model, 'pool', pool, 'state', 'pending', 'input', a.input,
@@ -62,7 +85,7 @@ local arrival = redis.call('HINCRBY', pool_key(pool), 'arrivals', 1)
 -- 0 is the most urgent of ten priorities; within one, arrival. Both fit a double exactly for 2^49 arrivals.
 local order = tonumber(a.priority) * 562949953421312 + arrival
 redis.call('HSET', key, 'order', string.format('%.0f', order))
-redis.call('HSET', key, 'images', a.images)
+redis.call('HSET', key, 'images', used.images, 'reserved', used.gpu_ms)
 if a.key_id then redis.call('HSET', key, 'key_id', a.key_id) end
 if a.traceparent then redis.call('HSET', key, 'traceparent', a.traceparent) end
 if a.webhook then
@@ -89,6 +112,8 @@ if a.redrive_of then
   remove_dead_letter(a.redrive_of, a.tenant)
 end
 count_bytes(pool, bytes)
+charge('tenant', of_tenant, used)
+if of_key then charge('key', of_key, used) end
 log(a.job, 'accepted', 'pending', a.accepted, a.tenant)
 -- Redis reserves 4 KB for the first entries of a stream, and nothing for those of a copy.
 redis.call('COPY', log_key(a.job), log_draft_key, 'REPLACE')
@@ -96,4 +121,4 @@ redis.call('RENAME', log_draft_key, log_key(a.job))
 redis.call('ZADD', waiting_key(pool), string.format('%.0f', order), a.job)
 dispatch(pool)
 if queued == 0 then redis.call('PUBLISH', wake_channel, 'backlog ' .. pool) end
-return 'accepted ' .. a.job .. ' ' .. now
+return reply('accepted ' .. a.job .. ' ' .. now)
