@@ -319,6 +319,12 @@ class TooManyConnections(TemporaryError):
     slug, title = "too-many-connections", "Too many connections are open"
 
 
+class TooManyTickets(TemporaryError):
+    """A credential has reached the limit of its unused tickets."""
+
+    slug, title, status = "too-many-tickets", "The limit of unused tickets is reached", 429
+
+
 class TooManyReplays(TemporaryError):
     """The limit of a tenant's clients that wait for pages of earlier events is reached."""
 

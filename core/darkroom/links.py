@@ -20,6 +20,9 @@ from darkroom.settings import LinkSettings
 PATH = "/artifacts/"
 """Where the jobs function serves artifacts; the key follows."""
 
+SIGNATURE = "signature"
+"""The query parameter of a link's signature."""
+
 
 @dataclass(frozen=True)
 class Links:
@@ -41,12 +44,12 @@ class Links:
         """The address of an artifact, valid for at least nine tenths of `ttl_s` from `now_s` (seconds since 1970)."""
         step = max(1, self.ttl_s // 10)
         expires = int(now_s) // step * step + self.ttl_s
-        query = urlencode({"expires": expires, "signature": self._signature(artifact_key, str(expires))})
+        query = urlencode({"expires": expires, SIGNATURE: self._signature(artifact_key, str(expires))})
         return f"{self.public_url}{PATH}{quote(artifact_key)}?{query}"
 
     def check(self, artifact_key: str, query: Mapping[str, str], *, now_s: float) -> None:
         """Raises LinkRefused unless `query` has a signature for this key that has not expired."""
-        expires, signature = query.get("expires", ""), query.get("signature", "")
+        expires, signature = query.get("expires", ""), query.get(SIGNATURE, "")
         if not hmac.compare_digest(self._signature(artifact_key, expires).encode(), signature.encode()):
             raise LinkRefused("the signature does not match this link")
         if now_s > int(expires):

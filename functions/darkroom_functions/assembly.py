@@ -16,14 +16,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import functions_framework.aio
 from darkroom import logs
-from darkroom.errors import DarkroomError, MethodNotAllowed, NotFound
-from darkroom.settings import load
+from darkroom.errors import DarkroomError, MethodNotAllowed, NotFound, SettingError
+from darkroom.settings import PREFIX, load
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -34,9 +34,10 @@ from starlette.types import Receive, Scope, Send
 
 from darkroom_functions import api
 from darkroom_functions.http import access, probes, responses
+from darkroom_functions.http.access import Access
 from darkroom_functions.http.metrics import CLIENT_CLOSED, FunctionMetrics, Metrics, MetricsMiddleware
 from darkroom_functions.http.routes import ApiRoute
-from darkroom_functions.settings import AccessSettings
+from darkroom_functions.settings import AccessSettings, AuthMode
 
 FUNCTIONS = ("submit", "jobs", "result", "undelivered")
 """The functions there are; each is the file of its name in this folder."""
@@ -44,14 +45,14 @@ FUNCTIONS = ("submit", "jobs", "result", "undelivered")
 _log = logs.logger(__name__)
 
 
-def alone(name: str) -> Starlette:
-    """The application of one function, in a process of its own."""
+def alone(name: str, *, is_guarded: bool = False) -> Starlette:
+    """The application of one function, in a process of its own. `is_guarded`: as for `together`."""
     app = build(name, Metrics())
     own = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with access.running(load(AccessSettings)) as app.state.access, own(app):
+        async with _verification(is_guarded=is_guarded) as app.state.access, own(app):
             yield
 
     app.router.lifespan_context = lifespan
@@ -78,10 +79,15 @@ def build(name: str, metrics: Metrics) -> Starlette:
     return app
 
 
-def together() -> Together:
-    """All functions behind one port, as on one machine."""
+def together(*, is_guarded: bool = False) -> Together:
+    """All functions behind one port, as on one machine.
+
+    `is_guarded`: the server listens where it may, and checks hosts and origins (`serve.py`). Another server, such as
+    uvicorn or gunicorn with this application, does neither.
+    """
     metrics = Metrics()
-    return Together({name: build(name, metrics) for name in FUNCTIONS}, metrics)
+    functions = {name: build(name, metrics) for name in FUNCTIONS}
+    return Together(functions, metrics, is_guarded=is_guarded)
 
 
 def begin_to_close(app: Together | Starlette) -> None:
@@ -93,8 +99,9 @@ def begin_to_close(app: Together | Starlette) -> None:
 class Together:
     """Hands each request to the function that serves it (`api.function_of`)."""
 
-    def __init__(self, functions: Mapping[str, Starlette], metrics: Metrics) -> None:
+    def __init__(self, functions: Mapping[str, Starlette], metrics: Metrics, *, is_guarded: bool) -> None:
         self.functions = functions
+        self._is_guarded = is_guarded
         self._health = Starlette(
             routes=probes.routes_for(*functions.values(), metrics=metrics),
             middleware=[Middleware(MetricsMiddleware, FunctionMetrics("health", metrics))],
@@ -113,11 +120,21 @@ class Together:
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         """The lifespans of all functions, closed in reverse order."""
         async with AsyncExitStack() as stack:
-            shared = await stack.enter_async_context(access.running(load(AccessSettings)))
+            shared = await stack.enter_async_context(_verification(is_guarded=self._is_guarded))
             for app in self.functions.values():
                 app.state.access = shared
                 await stack.enter_async_context(app.router.lifespan_context(app))
             yield
+
+
+def _verification(*, is_guarded: bool) -> AbstractAsyncContextManager[Access]:
+    """The verification of a process. Raises SettingError where anyone could do everything from anywhere."""
+    settings = load(AccessSettings)
+    if settings.auth is AuthMode.NONE and not is_guarded:
+        raise SettingError(
+            f"{PREFIX}AUTH='none': only `python -m darkroom_functions.serve` may run without keys, on loopback"
+        )
+    return access.running(settings)
 
 
 def _translations() -> dict[Any, Any]:

@@ -18,12 +18,12 @@ import uvicorn
 import uvloop
 from darkroom import collector, logs, supervision
 from darkroom.errors import SettingError
-from darkroom.settings import load
+from darkroom.settings import PREFIX, load
 from starlette.applications import Starlette
 
 from darkroom_functions import assembly
 from darkroom_functions.http import connections, origins, semantics
-from darkroom_functions.settings import ServeSettings
+from darkroom_functions.settings import AuthMode, ServeSettings, is_loopback
 
 ALL = "all"
 
@@ -56,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     logs.configure("functions" if name == ALL else name)
     try:
         settings = load(ServeSettings)
-        app = assembly.together() if name == ALL else assembly.alone(name)
+        check_address(settings)
+        app = assembly.together(is_guarded=True) if name == ALL else assembly.alone(name, is_guarded=True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(app, settings))
     except SettingError as error:
@@ -83,6 +84,21 @@ def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvico
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
+
+
+def check_address(settings: ServeSettings) -> None:
+    """Raises SettingError where no request needs a key, and the host to listen on has another address than loopback."""
+    if settings.auth is not AuthMode.NONE:
+        return
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise SettingError(f"{PREFIX}HOST={settings.host!r}: it is no address of this machine: {error}") from None
+    others = [str(address[0]) for *_, address in found if not is_loopback(str(address[0]))]
+    if others:
+        raise SettingError(
+            f"{PREFIX}HOST={settings.host!r}: without keys ({PREFIX}AUTH=none) it must be loopback, and is {others[0]}"
+        )
 
 
 def settle() -> None:

@@ -131,11 +131,11 @@ async def test_a_rotation_leaves_two_secrets_and_the_older_one_ends() -> None:
     for credential in credentials[1:]:
         key = key.rotated(credential.digest, now=NOW, overlap_s=60)
 
-    accepted = [[key.accepts(each.text, now=now) for each in credentials] for now in (NOW, NOW + 60_000)]
+    accepted = [[key.accepts(each.digest, now=now) for each in credentials] for now in (NOW, NOW + 60_000)]
 
     assert accepted == [[False, True, True], [False, False, True]]
     at_once = key.rotated(Credential.generate("a" * 12).digest, now=NOW, overlap_s=0)
-    assert not at_once.accepts(credentials[2].text, now=NOW)
+    assert not at_once.accepts(credentials[2].digest, now=NOW)
 
 
 async def test_the_copy_has_what_was_published(store: AccessStore, directory: Directory) -> None:

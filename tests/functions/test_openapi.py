@@ -20,6 +20,8 @@ from darkroom.ledger import calls
 from darkroom.links import Links
 from darkroom_functions import api as api_routes
 from darkroom_functions.http import routes
+from darkroom_functions.http.access import Open
+from darkroom_functions.http.cookies import PLAIN_NAME
 from darkroom_functions.http.routes import ApiRoute
 from darkroom_functions.resources import listing, schemas
 from darkroom_functions.submission import reading
@@ -206,35 +208,50 @@ def test_every_status_that_is_described_is_returned(own_redis: RedisServer, name
         folder.unlink()
         folder.symlink_to(folder)
         api.get(link)
-        missing = api.contract.promised() - api.contract.seen - refused_callers(own_redis.url, namespace, tmp_path)
+        missing = api.contract.promised() - api.contract.seen - refused_callers(own_redis, namespace, tmp_path)
     assert {(name, status) for name, status in missing if status != "default"} == set()
     assert ("readJob", "default") not in missing
 
 
-def refused_callers(redis_url: str, namespace: str, folder: Path) -> set[tuple[str, str]]:
+def refused_callers(redis: RedisServer, namespace: str, folder: Path) -> set[tuple[str, str]]:
     """Provoke every response to a caller without the right credential, of functions that require one.
 
     Before any key is published it is unknown whether a key is valid.
     """
-    scoped = [route for route in api_routes.ALL if isinstance(route.scope, Scope)]
+    scoped = [route for route in api_routes.ALL if route.scope not in {Open.PUBLIC, Open.INTERNAL}]
     unknown = {"Authorization": f"Bearer {Credential.generate().text}"}
     own = folder / "keys"
     own.mkdir()
-    with serving(redis_url, f"{namespace}-keys", own, DARKROOM_AUTH="keys") as api:
+    with serving(redis.url, f"{namespace}-keys", own, DARKROOM_AUTH="keys") as api:
         for route in scoped:
             send(api, route, headers=unknown, job_id=UNKNOWN_JOB, tenant="studio")
             send(api, route, headers={}, job_id=UNKNOWN_JOB, tenant="studio")
-        weak = asyncio.run(key_without_scopes(redis_url, api))
+        weak, reader = asyncio.run(keys_of_studio(redis.url, api))
         for route in scoped:
             send(api, route, headers={"Authorization": f"Bearer {weak}"}, job_id=UNKNOWN_JOB, tenant="studio")
+        provoke_sessions(api, reader)
+        redis.stop()
+        api.request("DELETE", "/api/v1/session", headers={"Cookie": f"{PLAIN_NAME}=any"})
         return api.contract.seen
 
 
-async def key_without_scopes(redis_url: str, api: Api) -> str:
+async def keys_of_studio(redis_url: str, api: Api) -> list[str]:
+    """A key without scopes, and one that reads."""
     async with administering(redis_url, api) as administration:
         await administration.create_tenant(Tenant(name="studio"), actor="tests")
-        _, credential = await administration.create_key(tenant="studio", name="weak", scopes=frozenset(), actor="tests")
-    return credential.text
+        return [
+            (await administration.create_key(tenant="studio", name="any", scopes=scopes, actor="tests"))[1].text
+            for scopes in (frozenset[Scope](), frozenset({Scope.READ}))
+        ]
+
+
+def provoke_sessions(api: Api, key: str) -> None:
+    """Provoke every response about tickets and sessions to the owner of a key."""
+    owner = {"Authorization": f"Bearer {key}"}
+    for method in ("POST", "GET", "DELETE"):
+        api.request(method, "/api/v1/session", headers=owner)
+    while api.post("/api/v1/tickets", headers=owner).status_code != 429:
+        pass
 
 
 def provoke_administration(api: Api) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from darkroom.access.credentials import Credential
 from darkroom.access.directory import Directory
@@ -17,6 +18,8 @@ from darkroom.access.records import ApiKey, KeySecret, Tenant
 from darkroom.access.store import AccessStore
 from darkroom.errors import LedgerUnavailable, NameTaken, NotFound
 from darkroom.logs import logger
+
+R = TypeVar("R", Tenant, ApiKey)
 
 _log = logger(__name__)
 
@@ -40,7 +43,7 @@ class Administration:
 
     async def change_tenant(self, name: str, change: Callable[[Tenant], Tenant], *, actor: str) -> Tenant:
         """Raises NotFound."""
-        changed = await self.store.change_tenant(name, change)
+        changed = await self.store.change_tenant(name, _dated(change))
         _log.info("tenant_changed", tenant=name, actor=actor)
         await _publish(self._directory.publish_tenant(changed))
         return changed.record
@@ -90,7 +93,7 @@ class Administration:
 
     async def change_key(self, key_id: str, change: Callable[[ApiKey], ApiKey], *, actor: str) -> ApiKey:
         """Raises NotFound."""
-        changed = await self.store.change_key(key_id, change)
+        changed = await self.store.change_key(key_id, _dated(change))
         _log.info("key_changed", key=key_id, actor=actor)
         await _publish(self._directory.publish_key(changed))
         return changed.record
@@ -141,6 +144,18 @@ async def ensure_root(administration: Administration, credential: Credential) ->
         if key.managed_by == ROOT and key.id != credential.key_id:
             with suppress(NotFound):
                 await administration.delete_key(key.id, actor=ROOT)
+
+
+def _dated(change: Callable[[R], R]) -> Callable[[R], R]:
+    """The change, with the time at which it disables the record."""
+
+    def dated(record: R) -> R:
+        changed = change(record)
+        if not changed.disabled or record.disabled:
+            return changed
+        return changed.model_copy(update={"disabled_at": _now()})
+
+    return dated
 
 
 async def _publish(publication: Awaitable[None]) -> None:

@@ -6,7 +6,7 @@ The functions authenticate each connection (`darkroom_functions/http/access.py`)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from darkroom.access.limits import UNLIMITED, Limits
@@ -49,7 +49,8 @@ class Principal:
 
     `actor` names it in logs and in the audit trail: a key's id, the subject of a token. `models` are those it may use,
     all where none is named. `limits` are those of the credential; `tenant_limits` and `weight` those of its tenant.
-    `expires` is in seconds since the epoch; a connection that stays open ends then.
+    `expires` is in seconds since the epoch; a connection that stays open ends then. `secret` is the SHA-256 of the
+    key's secret behind it, `session` that of the session: the proof must stay valid while a connection is open.
     """
 
     tenant: str
@@ -61,6 +62,8 @@ class Principal:
     tenant_limits: Limits = UNLIMITED
     weight: float = 1.0
     expires: float | None = None
+    secret: str = field(default="", repr=False)
+    session: str = field(default="", repr=False)
 
     def may(self, scope: Scope) -> bool:
         """Whether the scope is granted."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from darkroom.access.credentials import ID_PATTERN, digest_of, is_same
+from darkroom.access.credentials import ID_PATTERN, is_same
 from darkroom.access.limits import UNLIMITED, Limits
 from darkroom.access.principals import Scope
 
@@ -66,6 +66,9 @@ class Tenant(BaseModel):
     limits: Limits = UNLIMITED
     created: Milliseconds = 0
     created_by: str = ""
+    disabled_at: Milliseconds = 0
+    """When it was last disabled. Sessions and tickets of before that time stay refused when it is enabled again."""
+
     managed_by: str | None = None
     """The declaration that defines it; None for a tenant that was created by an operation."""
 
@@ -97,6 +100,9 @@ class ApiKey(BaseModel):
     created_by: str = ""
     expires: Milliseconds | None = None
     disabled: bool = False
+    disabled_at: Milliseconds = 0
+    """As `Tenant.disabled_at`."""
+
     last_used: Milliseconds | None = None
     """When it was last used, to the minute."""
 
@@ -106,9 +112,8 @@ class ApiKey(BaseModel):
     managed_by: str | None = None
     """As `Tenant.managed_by`."""
 
-    def accepts(self, text: str, *, now: int) -> bool:
-        """Whether the text is one of its secrets, and that secret has not expired. Every secret is compared."""
-        digest = digest_of(text)
+    def accepts(self, digest: str, *, now: int) -> bool:
+        """Whether the SHA-256 is that of one of its secrets, and that secret has not expired. All are compared."""
         matches = [is_same(secret.digest, digest) and not _is_past(secret.expires, now) for secret in self.secrets]
         return any(matches)
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import redis.asyncio
@@ -42,8 +42,8 @@ Find = Callable[[], Awaitable[Published]]
 class _Cached:
     published: Published
     read_at: float
-    principal: Principal | None = None
-    """That of the key, built at its first use and not for each request."""
+    principals: dict[str, Principal] = field(default_factory=dict)
+    """That of the key for each of its secrets, built at its first use and not for each request."""
 
 
 class KeyVerifier:
@@ -76,13 +76,17 @@ class KeyVerifier:
 
         Raises CredentialRefused, AccessUnavailable where no keys have been published, and LedgerUnavailable.
         """
-        current = await self._current(key_entry(credential.key_id), partial(self._directory.find, credential.key_id))
+        return await self.of_secret(credential.key_id, credential.digest)
+
+    async def of_secret(self, key_id: str, secret: str) -> Principal:
+        """The principal of the key that has a secret of this SHA-256. Raises what `verify` raises."""
+        current = await self._current(key_entry(key_id), partial(self._directory.find, key_id))
         now = time.time_ns() // 1_000_000
-        key, tenant = checked(current.published, credential, now=now)
+        key, tenant = checked(current.published, secret, now=now)
         self._used[key.id] = now - now % MINUTE_MS
-        if current.principal is None:
-            current.principal = principal_of(key, tenant)
-        return current.principal
+        if secret not in current.principals:
+            current.principals[secret] = principal_of(key, tenant, secret=secret)
+        return current.principals[secret]
 
     async def tenant(self, name: str) -> Tenant:
         """A tenant whose credentials are accepted. Raises what `verify` raises."""
@@ -150,15 +154,15 @@ class KeyVerifier:
                 del self._cached[entry]
 
 
-def checked(published: Published, credential: Credential, *, now: int) -> tuple[ApiKey, Tenant]:
-    """The key that a credential belongs to, and its tenant. Raises CredentialRefused and AccessUnavailable.
+def checked(published: Published, secret: str, *, now: int) -> tuple[ApiKey, Tenant]:
+    """The key that has a secret of this SHA-256, and its tenant. Raises CredentialRefused and AccessUnavailable.
 
     A caller without the secret learns nothing about the key.
     """
     key = published.key
     if key is None and not published.is_complete:
         raise AccessUnavailable("the keys are not available yet")
-    if key is None or not key.accepts(credential.text, now=now):
+    if key is None or not key.accepts(secret, now=now):
         raise CredentialRefused("the key is not valid")
     if key.is_expired(now):
         raise CredentialRefused(f"the key {key.id} has expired")
@@ -179,7 +183,7 @@ def accepted(published: Published, name: str) -> Tenant:
     return tenant
 
 
-def principal_of(key: ApiKey, tenant: Tenant) -> Principal:
+def principal_of(key: ApiKey, tenant: Tenant, *, secret: str) -> Principal:
     """On whose behalf requests with the key run."""
     return Principal(
         tenant=key.tenant,
@@ -191,4 +195,5 @@ def principal_of(key: ApiKey, tenant: Tenant) -> Principal:
         tenant_limits=tenant.limits,
         weight=tenant.weight,
         expires=None if key.expires is None else key.expires / 1000,
+        secret=secret,
     )

@@ -17,6 +17,8 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 
+from darkroom_functions.http import access, cookies
+from darkroom_functions.http.access import Open
 from darkroom_functions.http.rate_limits import LIMIT_FIELD, POLICY_FIELD
 from darkroom_functions.http.responses import JSON_TYPE, PROBLEM_TYPE, problem_members
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
@@ -28,7 +30,7 @@ VERSION = "1"
 BODY = "Body"
 """Types of bodies are named `…Body`; their schemas are named without it."""
 
-KEY = "key"
+KEY, SESSION, TICKET = "key", "session", "ticket"
 
 SECURITY_SCHEMES: Mapping[str, Schema] = {
     KEY: {
@@ -36,7 +38,21 @@ SECURITY_SCHEMES: Mapping[str, Schema] = {
         "scheme": "bearer",
         "description": "An API key. The schemes `Token` and `Key` are equal to `Bearer`; in `Basic` the key is the "
         "password. An operation names the scope that the key must have.",
-    }
+    },
+    SESSION: {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": cookies.SECURE_NAME,
+        "description": f"The cookie of a session, for pages of the same origin. Over http on loopback its name is "
+        f"`{cookies.PLAIN_NAME}`. A header counts instead.",
+    },
+    TICKET: {
+        "type": "apiKey",
+        "in": "query",
+        "name": access.TICKET,
+        "description": "A single-use ticket, for what a browser requests without headers: sockets, event streams and "
+        "artifacts.",
+    },
 }
 """How callers authenticate where `DARKROOM_AUTH` is `keys`."""
 
@@ -121,7 +137,7 @@ def _operation(route: ApiRoute, bodies: Bodies) -> Schema:
     operation: Schema = {
         "operationId": route.operation,
         "summary": route.summary,
-        "security": [{KEY: [route.scope.value]}] if isinstance(route.scope, Scope) else [],
+        "security": _security(route),
         "parameters": list(route.parameters),
         "responses": {
             **{status: _response(response, bodies) for status, response in _validated(route).items()},
@@ -132,6 +148,16 @@ def _operation(route: ApiRoute, bodies: Bodies) -> Schema:
     if route.request is not None:
         operation["requestBody"] = {**route.request, "content": _content(route.request["content"], bodies)}
     return operation
+
+
+def _security(route: ApiRoute) -> list[Schema]:
+    """The credentials of a route, each of which is enough alone."""
+    if route.scope in {Open.PUBLIC, Open.INTERNAL}:
+        return []
+    scopes = [route.scope.value] if isinstance(route.scope, Scope) else []
+    schemes = [KEY, SESSION, *([TICKET] if route.takes_ticket else [])]
+    by_link: list[Schema] = [{}] if route.scope is Open.LINK else []
+    return [*by_link, *({scheme: scopes} for scheme in schemes)]
 
 
 def _response(response: ApiResponse, bodies: Bodies) -> Schema:

@@ -31,7 +31,7 @@ from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import Scope
 from starlette.websockets import WebSocket
 
-from darkroom_functions.http.access import Needed, authorize
+from darkroom_functions.http.access import Needed, Open, authorize
 from darkroom_functions.http.semantics import Validators, canonical
 
 JOBS = "/api/v1/generation-jobs/"
@@ -87,7 +87,8 @@ class ApiRoute(Route):
     the route is internal and not described. `scope` is the permission that a caller needs: it is checked before the
     handler runs. `refusals` are the errors
     that the handler raises. `label` is the same for every request to the route. `takes_events` marks a route for
-    CloudEvents, whose senders retry some permanent refusals (`responses.EVENT_REFUSED`).
+    CloudEvents, whose senders retry some permanent refusals (`responses.EVENT_REFUSED`); `takes_ticket` one whose URL
+    may have a ticket, since browsers request it without headers.
     """
 
     def __init__(
@@ -104,9 +105,11 @@ class ApiRoute(Route):
         responses: Mapping[str, ApiResponse] | None = None,
         refusals: Errors = (),
         takes_events: bool = False,
+        takes_ticket: bool = False,
     ) -> None:
         middleware = [Middleware(Validators)] if method == "GET" else []
-        super().__init__(canonical(path), authorized(handler, scope), methods=[method], middleware=middleware)
+        checked = authorized(handler, scope, takes_ticket=takes_ticket)
+        super().__init__(canonical(path), checked, methods=[method], middleware=middleware)
         # Starlette's `$` also matches before a line feed at the end.
         self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
         self.template = re.sub(r":\w+}", "}", path)
@@ -117,11 +120,10 @@ class ApiRoute(Route):
         self.parameters = tuple(parameters)
         self.request = request
         self.responses = dict(responses or {})
-        self.refusals = (
-            tuple(dict.fromkeys((*refusals, *REFUSED_CALLERS))) if isinstance(scope, principals.Scope) else refusals
-        )
+        self.refusals = tuple(dict.fromkeys((*refusals, *_refused_callers(scope))))
         self.scope = scope
         self.takes_events = takes_events
+        self.takes_ticket = takes_ticket
 
     @property
     def allowed(self) -> tuple[str, ...]:
@@ -137,14 +139,21 @@ class SocketRoute(WebSocketRoute):
         self.scope = scope
 
 
-def authorized(handler: Handler, scope: Needed) -> Handler:
+def authorized(handler: Handler, scope: Needed, *, takes_ticket: bool = False) -> Handler:
     """The handler, called for callers with the scope only."""
 
     async def checked(request: Request) -> Response:
-        await authorize(request, scope)
+        await authorize(request, scope, takes_ticket=takes_ticket)
         return await handler(request)
 
     return checked
+
+
+def _refused_callers(scope: Needed) -> Errors:
+    """The errors of a route for callers who may not call it."""
+    if isinstance(scope, principals.Scope):
+        return REFUSED_CALLERS
+    return tuple(each for each in REFUSED_CALLERS if each is not ScopeMissing) if scope is Open.CALLER else ()
 
 
 def by_precedence(routes: Iterable[ApiRoute]) -> list[ApiRoute]:

@@ -156,6 +156,14 @@ def host_fault(hosts: Sequence[str], *, http_version: str) -> str | None:
     return None
 
 
+def host_of(authority: str) -> str:
+    """The host of `host:port` in lower case, without the brackets of an IPv6 address and the dot of a complete name."""
+    host, colon, port = authority.lower().rpartition(":")
+    if not colon or not (port.isdecimal() or not port) or (":" in host and not host.endswith("]")):
+        host = authority.lower()
+    return host.removeprefix("[").removesuffix("]").removesuffix(".")
+
+
 def _accepts_gzip(headers: Headers) -> bool:
     accepted = _joined(headers, "accept-encoding")
     return accepted is not None and parse_accept_header(accepted, Accept).quality("gzip") > 0

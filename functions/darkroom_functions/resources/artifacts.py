@@ -1,4 +1,4 @@
-"""Artifacts over HTTP: the output files of jobs, by signed link."""
+"""Artifacts over HTTP: the output files of jobs, by signed link, or by the credential of their tenant."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from email.utils import format_datetime
 from http import HTTPStatus
 
 from darkroom import links
+from darkroom.access.principals import Scope
 from darkroom.artifacts import Stored, StoreUnavailable
 from darkroom.errors import (
     Gone,
     HistoryUnavailable,
-    LedgerUnavailable,
     LinkRefused,
     NotFound,
     PreconditionFailed,
@@ -21,10 +21,10 @@ from darkroom.errors import (
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from darkroom_functions.http.access import Open
+from darkroom_functions.http.access import Open, authorize, tenant_of
 from darkroom_functions.http.openapi import header, in_path, in_query
 from darkroom_functions.http.probes import ledger_timeout
-from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema, checked_id
+from darkroom_functions.http.routes import REFUSED_CALLERS, ApiResponse, ApiRoute, Schema, checked_id
 from darkroom_functions.http.semantics import REVALIDATED, Selected, select
 from darkroom_functions.resources.schemas import SHA256_PATTERN
 from darkroom_functions.resources.services import JobsServices
@@ -39,12 +39,18 @@ _ARTIFACT = re.compile(r"(?P<tenant>[^/]+)/(?P<job>[^/]+)/\d+/\d+-(?P<sha256>[0-
 
 
 async def read_artifact(request: Request) -> Response:
-    """`GET /artifacts/{key}`. The link is checked before any lookup: without one, a caller cannot probe for keys."""
+    """`GET /artifacts/{key}`. The link, or the credential, is checked before any lookup: without one, a caller cannot
+    probe for keys.
+    """
     services: JobsServices = request.app.state.services
-    key = request.path_params["key"]
-    services.links.check(key, request.query_params, now_s=time.time())
+    key, tenant = request.path_params["key"], None
+    if links.SIGNATURE in request.query_params:
+        services.links.check(key, request.query_params, now_s=time.time())
+    else:
+        await authorize(request, Scope.READ, takes_ticket=True)
+        tenant = tenant_of(request)
     match = _ARTIFACT.fullmatch(key)
-    if match is None or match["extension"] not in MEDIA_TYPES:
+    if match is None or tenant not in {None, match["tenant"]} or match["extension"] not in MEDIA_TYPES:
         raise NotFound("there is no such artifact")
     try:
         return await _stored(request, services, key, tag=match["sha256"], media_type=MEDIA_TYPES[match["extension"]])
@@ -104,21 +110,20 @@ ROUTES = [
         links.PATH + "{key:path}",
         read_artifact,
         scope=Open.LINK,
+        takes_ticket=True,
         operation="readArtifact",
-        summary="Read an artifact by the link in its job's view",
+        summary="Read an artifact, by the link in its job's view or with a credential of the tenant",
         parameters=[
             in_path("key", {"type": "string"}, "The key of the artifact, slashes included."),
             in_query(
                 "expires",
                 {"type": "integer", "minimum": 0},
-                "The end of validity, in seconds since 1970.",
-                required=True,
+                "The end of validity of a signed link, in seconds since 1970.",
             ),
             in_query(
-                "signature",
+                links.SIGNATURE,
                 {"type": "string", "pattern": SHA256_PATTERN},
-                "The signature of the key and the end of validity.",
-                required=True,
+                "The signature of the key and the end of validity. Without it a credential is needed.",
             ),
         ],
         responses={
@@ -133,13 +138,13 @@ ROUTES = [
             ),
         },
         refusals=(
+            *REFUSED_CALLERS,
             LinkRefused,
             NotFound,
             Gone,
             PreconditionFailed,
             RangeNotSatisfiable,
             StoreUnavailable,
-            LedgerUnavailable,
             HistoryUnavailable,
         ),
     )

@@ -12,18 +12,18 @@ Whichever side closes, a client may connect again at any time.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom.access.principals import Principal, Scope
+from darkroom.access.principals import Scope
 from darkroom.errors import (
     CredentialRefused,
     DarkroomError,
     Gone,
     InvalidInput,
+    MalformedRequest,
     NotFound,
     PermanentError,
     ScopeMissing,
@@ -35,7 +35,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from darkroom_functions.http.access import authorize, principal_of, tenant_of
+from darkroom_functions.http.access import access_of, authorize, tenant_of
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import SocketRoute
 from darkroom_functions.streams import cursors, frames
@@ -100,15 +100,18 @@ class Sockets:
     idle_s: float
     life_s: float
 
-    def end_in_time(self, feed: Feed, caller: Principal) -> asyncio.TimerHandle:
-        """End the feed when the lifetime of its connection is over, before a proxy cuts it off in mid-message, or when
-        the caller's credential expires.
+    @contextmanager
+    def end_in_time(self, connection: HTTPConnection, feed: Feed) -> Iterator[None]:
+        """End the feed when its connection's credential is no longer valid, or when the lifetime of the connection is
+        over, before a proxy cuts it off in mid-message.
         """
-        life_s = self.life_s if caller.expires is None else max(caller.expires - time.time(), 0)
-        error: DarkroomError = CredentialRefused("the credential has expired")
-        if life_s >= self.life_s:
-            life_s, error = self.life_s, ConnectionExpired(f"a connection lives for {self.life_s:g} s")
-        return asyncio.get_running_loop().call_later(life_s, feed.fail, error)
+        error = ConnectionExpired(f"a connection lives for {self.life_s:g} s")
+        end_of_life = asyncio.get_running_loop().call_later(self.life_s, feed.fail, error)
+        try:
+            with access_of(connection).watching(connection, Scope.READ, feed.fail):
+                yield
+        finally:
+            end_of_life.cancel()
 
 
 Opening = Callable[[Sockets], AbstractAsyncContextManager[Feed]]
@@ -172,7 +175,7 @@ async def _serve(websocket: WebSocket, opening: Opening, *, can_subscribe: bool 
     try:
         async with AsyncExitStack() as stack:
             async with ledger_timeout():
-                await authorize(websocket, websocket.scope["route"].scope)
+                await authorize(websocket, websocket.scope["route"].scope, takes_ticket=True)
                 feed = await stack.enter_async_context(opening(sockets))
             await _Conversation(websocket, sockets, feed, can_subscribe=can_subscribe).run()
     except WebSocketDisconnect:
@@ -203,11 +206,8 @@ class _Conversation:
         """Returns when all jobs have ended and the grace is over. Raises any other reason to close the socket."""
         if self._can_subscribe:
             _log.info("socket_follows", jobs=self._feed.sources)
-        end_of_life = self._sockets.end_in_time(self._feed, principal_of(self._websocket))
-        try:
+        with self._sockets.end_in_time(self._websocket, self._feed):
             await first_of(self._send(), self._receive(), self._feed.failure())
-        finally:
-            end_of_life.cancel()
 
     async def _send(self) -> None:
         """All updates; after the last job ended, answers to the client for as long as the socket stays open."""
@@ -309,7 +309,7 @@ def _code_of(error: DarkroomError) -> int:
             return JOB_NOT_FOUND
         case Gone():
             return JOB_DELETED
-        case InvalidInput():
+        case InvalidInput() | MalformedRequest():
             return BAD_QUERY
         case BadFrames():
             return POLICY_VIOLATION

@@ -15,12 +15,14 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 
 from darkroom.access.principals import Scope
 from darkroom.errors import (
+    CredentialRefused,
     DarkroomError,
     Gone,
     HistoryUnavailable,
     InvalidInput,
     LedgerUnavailable,
     NotFound,
+    ScopeMissing,
     TooManyReplays,
 )
 from darkroom.jobs import JOB_ID_PATTERN
@@ -30,13 +32,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes
-from darkroom_functions.http.access import principal_of, tenant_of
+from darkroom_functions.http.access import tenant_of
 from darkroom_functions.http.openapi import in_header, in_path, in_query
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
 from darkroom_functions.streams import cursors
 from darkroom_functions.streams.feed import Feed
-from darkroom_functions.streams.messages import MESSAGE, StreamMessage
+from darkroom_functions.streams.messages import MESSAGE, StreamMessage, control
 from darkroom_functions.streams.race import first_of
 from darkroom_functions.streams.sockets import CLOSE_TIMEOUT_S, Sockets, since_of
 from darkroom_functions.streams.wait import disconnected
@@ -100,6 +102,7 @@ ROUTES = [
         f"{routes.JOBS}{{id}}/events",
         follow_job,
         scope=Scope.READ,
+        takes_ticket=True,
         operation="followJob",
         summary="Follow a job until it is terminal, as server-sent events with the messages of a WebSocket",
         parameters=[
@@ -119,6 +122,7 @@ ROUTES = [
         routes.TENANT_EVENTS,
         follow_tenant,
         scope=Scope.READ,
+        takes_ticket=True,
         operation="followTenant",
         summary="Follow all jobs, without their progress, as server-sent events",
         parameters=_cursors(cursors.OF_TENANT_PATTERN, "The `id` of a message; `0` for all stored events."),
@@ -151,25 +155,25 @@ class EventStream(Response):
     def __init__(self, request: Request, feed: Feed, stack: AsyncExitStack) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
-        self._path = request.url.path
-        self._caller = principal_of(request)
+        self._request = request
         self._sockets: Sockets = request.app.state.sockets
         self._closing: asyncio.Event = request.app.state.closing
         self._feed = feed
         self._stack = stack
 
     async def __call__(self, _scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
-        end_of_life = self._sockets.end_in_time(self._feed, self._caller)
+        last = b""
         try:
             async with self._stack:
-                await first_of(self._send(send), disconnected(receive), self._feed.failure(), self._closing.wait())
+                with self._sockets.end_in_time(self._request, self._feed):
+                    await first_of(self._send(send), disconnected(receive), self._feed.failure(), self._closing.wait())
         except DarkroomError as error:
-            _log.info("stream_cut", path=self._path, problem=error.slug, detail=error.detail)
-        finally:
-            end_of_life.cancel()
+            _log.info("stream_cut", path=self._request.url.path, problem=error.slug, detail=error.detail)
+            if isinstance(error, CredentialRefused | ScopeMissing):
+                last = encoded(control("error", code=error.slug, detail=error.detail))
         with suppress(TimeoutError):  # a client that does not read is left to the server
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _send(self, send: types.Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
