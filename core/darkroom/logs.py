@@ -15,6 +15,11 @@ from typing import Any, TextIO, cast
 
 import structlog
 
+LOG_HEADERS = ("httpcore", "uvicorn.error", "websockets")
+"""Loggers that write the headers of requests at DEBUG, with the credentials in them. uvicorn passes its own one to
+websockets.
+"""
+
 
 class Lines:
     """Standard error, line by line and unbuffered. `write` drops lines that it cannot write, and never raises.
@@ -98,6 +103,8 @@ def configure(part: str, *, level: int = logging.INFO, pool: str | None = None) 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    for name in LOG_HEADERS:
+        logging.getLogger(name).setLevel(max(level, logging.INFO))
     # darkroom's own lines bypass `logging`, which takes five times as long: submit writes one for every job.
     structlog.configure(
         processors=[*shared, name_part, _rendered],

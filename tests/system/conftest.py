@@ -29,3 +29,16 @@ def own_system(tmp_path: Path, system: System) -> Iterator[System]:
     own = System(tmp_path)
     yield own
     own.end()
+
+
+@pytest.fixture(scope="session")
+def keyed_system(tmp_path_factory: pytest.TempPathFactory, system: System) -> Iterator[System]:
+    """A running system that requires keys, as on another address than loopback."""
+    folder = tmp_path_factory.mktemp("keyed")
+    shutil.copytree(system.folder / ".darkroom" / "stand-ins", folder / ".darkroom" / "stand-ins")
+    keyed = System(folder)
+    try:
+        keyed.start("--host", "0.0.0.0")
+        yield keyed
+    finally:
+        keyed.end()

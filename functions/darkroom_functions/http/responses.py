@@ -6,10 +6,12 @@ becomes `unexpected()`, without internal details.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from darkroom.access.credentials import TEXT_PATTERN
 from darkroom.errors import (
     BodyTooLarge,
     CredentialRefused,
@@ -38,6 +40,11 @@ REALM = "darkroom"
 
 EVENT_REFUSED = 422
 """The status of a permanent refusal of a CloudEvent: Knative delivers an event again after 404, 408, 409 and 429."""
+
+
+HIDDEN_KEY = b"(a key)"
+
+_KEY = re.compile(TEXT_PATTERN.encode())
 
 
 def answer(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -86,9 +93,12 @@ def problem_members(error: DarkroomError, *, of_event: bool = False) -> dict[str
 
 
 def problem_of(members: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> Response:
-    """The response with a problem document of these members."""
+    """The response with a problem document of these members, without the text of a key that the request had in its path
+    or in a field: clients log the problems that they receive.
+    """
     headers = {**DEFAULT_HEADERS, **(headers or {})}
-    return Response(orjson.dumps(members), status_code=members["status"], headers=headers, media_type=PROBLEM_TYPE)
+    content = _KEY.sub(HIDDEN_KEY, orjson.dumps(members))
+    return Response(content, status_code=members["status"], headers=headers, media_type=PROBLEM_TYPE)
 
 
 def unexpected() -> Response:
