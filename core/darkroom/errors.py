@@ -313,6 +313,12 @@ class MemoryHigh(TemporaryError):
     slug, title = "memory-high", "The memory of Redis is nearly used up"
 
 
+class AuditFull(TemporaryError):
+    """Too many operations are recorded that the database does not have: it has been unavailable for long."""
+
+    slug, title = "audit-full", "The audit trail is full"
+
+
 class TooManyConnections(TemporaryError):
     """A process has reached its limit of connections, and all of them are in use."""
 

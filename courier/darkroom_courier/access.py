@@ -17,6 +17,7 @@ from darkroom.history.store import History
 from darkroom.ledger import reads
 from darkroom.ledger.calls import record_key_use
 from darkroom.ledger.client import AsyncLedger
+from darkroom.trail.recording import Recorder
 
 RECONCILE_S = 5.0
 """The interval of comparisons between SQL and the copy."""
@@ -30,6 +31,7 @@ class AccessCopy:
         self._ledger = ledger
         self._store = AccessStore(history)
         self._directory = Directory(ledger)
+        self._administration = Administration(self._store, self._directory, record=Recorder(ledger).internal)
         self._root = root
         self._due = 0.0
         self._is_migrated = False
@@ -42,7 +44,7 @@ class AccessCopy:
             await migrate(self._history)
             self._is_migrated = True
         if self._root is not None:
-            await ensure_root(Administration(self._store, self._directory), self._root)
+            await ensure_root(self._administration, self._root)
             self._root = None
         await reconcile(self._store, self._directory)
         if used := await reads.key_uses(self._ledger):

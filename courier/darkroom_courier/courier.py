@@ -1,11 +1,11 @@
-"""The courier: one asyncio process with seven loops and a subscription to Redis. Any number of them may run together.
+"""The courier: one asyncio process with eight loops and a subscription to Redis. Any number of them may run together.
 
 The relay (`posting/relay.py`) posts jobs' events to the sink until they are applied. `posting/webhooks.py` posts them
 to webhooks, and the notices (`posting/notices.py`) report subscriptions that were disabled. The upkeep (`upkeep.py`)
 runs the ledger's timers, the archive (`archive.py`) writes finished jobs to the history, and retention (`retention.py`)
-deletes them. `access.py` keeps the copy of tenants and keys in Redis. A failure of a loop is logged and the loop
-continues after a back-off, so that neither a bad job nor an unavailable Redis or database ends the process. It ends on
-SIGTERM, after the posts in flight, or when a loop has ended.
+deletes them. `access.py` keeps the copy of tenants and keys in Redis, and `trail.py` stores the audit trail. A failure
+of a loop is logged and the loop continues after a back-off, so that neither a bad job nor an unavailable Redis or
+database ends the process. It ends on SIGTERM, after the posts in flight, or when a loop has ended.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from darkroom_courier.posting.sink import Sink
 from darkroom_courier.posting.webhooks import WebhookPosts
 from darkroom_courier.retention import Retention
 from darkroom_courier.settings import CourierSettings
+from darkroom_courier.trail import AuditTrail
 from darkroom_courier.upkeep import Upkeep
 
 ROUND_LIMIT_S = 20.0
@@ -66,7 +67,7 @@ class Courier:
     def __init__(self, settings: CourierSettings) -> None:
         self._settings = settings
         self._stopping = asyncio.Event()
-        self._health = Health(("relay", "webhooks", "notices", "upkeep", "archive", "retention", "access"))
+        self._health = Health(("relay", "webhooks", "notices", "upkeep", "archive", "retention", "access", "trail"))
 
     def stop(self) -> None:
         """Lease nothing more and finish the posts in flight."""
@@ -106,6 +107,7 @@ class Courier:
                 access = AccessCopy(
                     ledger, history, root=None if root is None else Credential.parse(root.get_secret_value())
                 )
+                trail = AuditTrail(ledger, history)
                 posting = (relay, webhooks, notices)
                 wakes = {b"outbox": relay.wake, b"deliveries": webhooks.wake}
 
@@ -126,6 +128,7 @@ class Courier:
                     self._vital(self._loop("archive", archive.step), name="archive"),
                     self._vital(self._loop("retention", retention.step, needs_redis=False), name="retention"),
                     self._vital(self._loop("access", access.step), name="access"),
+                    self._vital(self._loop("trail", trail.step), name="trail"),
                 ]
                 listening = self._vital(_listen(channels, ledger.keys.wake_channel), name="listen")
                 _log.info("started", owner=owner, sink=settings.sink, namespace=settings.namespace)

@@ -5,7 +5,8 @@ function. `api.ROUTES` come before it, so the function only refuses requests tha
 
 A function's file also has `lifespan(app)`, an async context manager: it reads the settings (SettingError ends the
 process) and sets what the handlers need on `app.state`, among it `ledger`, an AsyncLedger. `request.app.state` is that
-of the function, also behind one port. `app.state.access` verifies credentials; the functions of a process share it.
+of the function, also behind one port. `app.state.access` verifies credentials, `app.state.trail` records operations;
+the functions of a process share both.
 
 `app.state.closing` is an asyncio.Event that is set when the process is about to end: a handler that holds its request
 open responds then.
@@ -33,7 +34,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from darkroom_functions import api
-from darkroom_functions.http import access, probes, responses
+from darkroom_functions.http import access, probes, responses, trail
 from darkroom_functions.http.access import Access
 from darkroom_functions.http.metrics import CLIENT_CLOSED, FunctionMetrics, Metrics, MetricsMiddleware
 from darkroom_functions.http.routes import ApiRoute
@@ -52,7 +53,8 @@ def alone(name: str, *, is_guarded: bool = False) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with _verification(is_guarded=is_guarded) as app.state.access, own(app):
+        verification, recording = _verification(is_guarded=is_guarded), trail.running(load(AccessSettings))
+        async with verification as app.state.access, recording as app.state.trail, own(app):
             yield
 
     app.router.lifespan_context = lifespan
@@ -60,7 +62,7 @@ def alone(name: str, *, is_guarded: bool = False) -> Starlette:
 
 
 def build(name: str, metrics: Metrics) -> Starlette:
-    """The application of one function, without `app.state.access`. `metrics` are those of the process."""
+    """The application of one function, without `app.state.access` and `app.state.trail`. `metrics` are the process'."""
     source = Path(__file__).with_name(f"{name}.py")
     app: Starlette = functions_framework.aio.create_asgi_app(target=name, source=str(source))
     module = sys.modules[name]
@@ -121,8 +123,9 @@ class Together:
         """The lifespans of all functions, closed in reverse order."""
         async with AsyncExitStack() as stack:
             shared = await stack.enter_async_context(_verification(is_guarded=self._is_guarded))
+            recording = await stack.enter_async_context(trail.running(load(AccessSettings)))
             for app in self.functions.values():
-                app.state.access = shared
+                app.state.access, app.state.trail = shared, recording
                 await stack.enter_async_context(app.router.lifespan_context(app))
             yield
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from darkroom.access import schema as access_schema
 from darkroom.database.client import metadata
 from darkroom.database.migrations import migrate
 from darkroom.errors import HistoryUnavailable, SettingError
@@ -22,6 +23,7 @@ from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.records import FIELDS, JobRecord, LogEntry
 from darkroom.settings import HistorySettings, load
+from darkroom.trail import schema as trail_schema
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -220,7 +222,7 @@ async def test_the_last_page_has_no_cursor(history: History) -> None:
 
 
 async def test_a_tombstone_replaces_a_job_without_its_content(history: History) -> None:
-    job = past(state=State.FAILED)
+    job = past(state=State.FAILED, key_id="0123456789ab")
     await history.write([job])
     tombstone = await history.write_tombstone(job.record, now=ENDED + 5)
     assert tombstone == Tombstone(job.record.id, TENANT, State.FAILED, ENDED, ENDED + 5)
@@ -230,7 +232,7 @@ async def test_a_tombstone_replaces_a_job_without_its_content(history: History) 
     async with history.engine.connect() as connection:
         (row,) = (await connection.execute(text("SELECT * FROM jobs"))).mappings()
     kept = {name for name, value in row.items() if value is not None}
-    assert kept == {"id", "tenant", "state", "ended", "deleted"}
+    assert kept == {"id", "tenant", "state", "ended", "deleted", "model", "key_id", "gpu_ms", "artifacts"}
 
 
 async def test_the_first_tombstone_stays(history: History) -> None:
@@ -283,6 +285,9 @@ async def test_a_deletion_is_unfinished_until_it_is_marked_as_cleared(history: H
 
 
 async def test_the_migrations_make_the_table_that_the_code_has(history: History) -> None:
+    tables = {access_schema.tenants.name, trail_schema.audit_trail.name}
+    assert tables < metadata.tables.keys()
+
     def differences(connection: Connection) -> Any:
         return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
 
@@ -298,8 +303,8 @@ async def test_the_migrations_make_the_table_that_the_code_has(history: History)
 
 async def test_migrations_may_run_concurrently_and_repeatedly(database: Database) -> None:
     histories = [History(SecretStr(database.url)) for _ in range(6)]
-    assert set(await asyncio.gather(*(migrate(history) for history in histories))) == {"0003"}
-    assert await migrate(histories[0]) == "0002"
+    assert set(await asyncio.gather(*(migrate(history) for history in histories))) == {"0004"}
+    assert await migrate(histories[0]) == "0004"
     await histories[0].write([past()])
     for history in histories:
         await history.aclose()

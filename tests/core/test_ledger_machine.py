@@ -199,6 +199,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.believed.states[job_id] = State.PENDING
         return job_id
 
+    @rule(number=st.integers(0, 5), is_open=st.booleans())
+    def record_an_operation(self, number: int, is_open: bool) -> None:
+        self.run(calls.append_audit({f"uid-{number}": f"entry {number}"}, is_open=is_open, now=self.now))
+
+    @rule(limit=st.integers(1, 3))
+    def store_the_audit_trail(self, limit: int) -> None:
+        found = self.run(calls.collect_audit(limit=limit, abandoned_ms=30_000, now=self.now))
+        self.run(calls.drop_audit(found.entries, seq=self.now, digest="d"))
+
     @rule(job_id=jobs)
     def submit_the_same_id_again(self, job_id: str) -> None:
         before = self.snapshot()

@@ -413,7 +413,7 @@ def migrate(url: str, folder: Path) -> tuple[int, str]:
 def test_the_database_can_be_migrated_manually_any_number_of_times(database: Database, tmp_path: Path) -> None:
     for _ in range(2):
         status, said = migrate(database.url, tmp_path)
-        assert (status, said.splitlines()[-1]) == (0, "the history database is at revision 0002")
+        assert (status, said.splitlines()[-1]) == (0, "the history database is at revision 0004")
 
 
 def test_an_unavailable_database_is_not_migrated(database: Database, tmp_path: Path) -> None:

@@ -60,9 +60,12 @@ class Access:
         return {"Authorization": f"Bearer {self.keys[name]}"}
 
     def contents(self) -> dict[bytes, bytes | None]:
-        """Everything that Redis has under the prefix."""
+        """Everything that Redis has under the prefix, but for the audit trail."""
         redis, namespace = self.api.jobs.redis, self.api.jobs.namespace
-        return {key: redis.dump(key) for key in sorted(redis.scan_iter(f"{namespace}:*", count=1000))}
+        keys = sorted(redis.scan_iter(f"{namespace}:*", count=1000))
+        counters, trail = f"{namespace}:counters".encode(), f"{namespace}:audit".encode()
+        found = {key: redis.dump(key) for key in keys if key != counters and not key.startswith(trail)}
+        return found | {key: value for key, value in redis.hgetall(counters).items() if key != b"audited"}
 
     def send(self, route: ApiRoute, headers: dict[str, str], *, method: str | None = None) -> httpx.Response:
         """A request to a route, about objects of the owner."""
@@ -74,12 +77,12 @@ def access(redis_servers: RedisServers, tmp_path_factory: pytest.TempPathFactory
     redis_url, namespace = redis_servers(RedisKind.EMBEDDED).url, f"t-{secrets.token_hex(8)}"
     folder = tmp_path_factory.mktemp("functions")
     with serving(redis_url, namespace, folder, DARKROOM_AUTH="keys") as api:
-        access = Access(api, asyncio.run(_keys(redis_url, api)))
+        access = Access(api, asyncio.run(issue_keys(redis_url, api)))
         access.job_id = api.submit(headers=access.header("submit"))
         yield access
 
 
-async def _keys(redis_url: str, api: Api) -> dict[str, str]:
+async def issue_keys(redis_url: str, api: Api) -> dict[str, str]:
     """Keys with one scope each, one with all of another tenant, and those that are out of use."""
     keys: dict[str, str] = {}
 

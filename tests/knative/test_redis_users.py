@@ -57,12 +57,12 @@ SCRIPTS = {
     "functions": (
         "accept cancel mark_applied delete_job purge_dead_letter subscribe unsubscribe rotate_secret "
         "redeliver store_undelivered mark_replayed delete_undelivered read_job "
-        "publish_access record_key_use issue_grant redeem_ticket use_session end_session"
+        "publish_access record_key_use issue_grant redeem_ticket use_session end_session append_audit"
     ),
     "courier": (
         "adjust_clock reap sweep promote expire lease_outbox reschedule mark_archived lease_deliveries "
         "record_attempt set_rate_limit ack_notice delete_job observe read_job advance_epoch "
-        "publish_access record_key_use"
+        "publish_access record_key_use append_audit collect_audit drop_audit"
     ),
     "operator": "announce_pool drain append_decision reap release register_worker observe read_job",
     "worker": "claim renew progress finish retry release cancel register_worker read_job",

@@ -21,6 +21,9 @@ from darkroom.logs import logger
 
 R = TypeVar("R", Tenant, ApiKey)
 
+Record = Callable[..., Awaitable[None]]
+"""Adds an operation to the audit trail."""
+
 _log = logger(__name__)
 
 
@@ -30,14 +33,19 @@ class Administration:
     `actor` is the key, or the part of darkroom, that makes the change.
     """
 
-    def __init__(self, store: AccessStore, directory: Directory) -> None:
+    def __init__(self, store: AccessStore, directory: Directory, *, record: Record | None = None) -> None:
+        """`record` is called after each change, with the keywords `actor`, `tenant`, `operation` and `object`, by parts
+        that act for themselves. The operations of the API are recorded where they arrive.
+        """
         self.store = store
         self._directory = directory
+        self._record = record
 
     async def create_tenant(self, tenant: Tenant, *, actor: str) -> Tenant:
         """Raises NameTaken."""
         created = await self.store.create_tenant(tenant.model_copy(update={"created": _now(), "created_by": actor}))
         _log.info("tenant_created", tenant=tenant.name, actor=actor)
+        await self._recorded("createTenant", tenant=tenant.name, object=tenant.name, actor=actor)
         await _publish(self._directory.publish_tenant(created))
         return created.record
 
@@ -45,6 +53,7 @@ class Administration:
         """Raises NotFound."""
         changed = await self.store.change_tenant(name, _dated(change))
         _log.info("tenant_changed", tenant=name, actor=actor)
+        await self._recorded("changeTenant", tenant=name, object=name, actor=actor)
         await _publish(self._directory.publish_tenant(changed))
         return changed.record
 
@@ -52,6 +61,7 @@ class Administration:
         """Raises NotFound and TenantInUse."""
         revision = await self.store.delete_tenant(name)
         _log.info("tenant_deleted", tenant=name, actor=actor)
+        await self._recorded("deleteTenant", tenant=name, object=name, actor=actor)
         await _publish(self._directory.remove_tenant(name, revision=revision))
 
     async def create_key(
@@ -82,6 +92,7 @@ class Administration:
             )
         )
         _log.info("key_created", key=credential.key_id, tenant=tenant, actor=actor)
+        await self._recorded("createKey", tenant=tenant, object=credential.key_id, actor=actor)
         await _publish(self._directory.publish_key(created))
         return created.record, credential
 
@@ -89,12 +100,14 @@ class Administration:
         """Create or replace a key that a declaration defines. Raises NotFound for an unknown tenant."""
         put = await self.store.put_key(key)
         _log.info("key_declared", key=key.id, tenant=key.tenant, actor=actor)
+        await self._recorded("putKey", tenant=key.tenant, object=key.id, actor=actor)
         await _publish(self._directory.publish_key(put))
 
     async def change_key(self, key_id: str, change: Callable[[ApiKey], ApiKey], *, actor: str) -> ApiKey:
         """Raises NotFound."""
         changed = await self.store.change_key(key_id, _dated(change))
         _log.info("key_changed", key=key_id, actor=actor)
+        await self._recorded("changeKey", tenant=changed.record.tenant, object=key_id, actor=actor)
         await _publish(self._directory.publish_key(changed))
         return changed.record
 
@@ -105,6 +118,7 @@ class Administration:
             key_id, lambda key: key.rotated(credential.digest, now=now, overlap_s=overlap_s)
         )
         _log.info("key_rotated", key=key_id, actor=actor)
+        await self._recorded("rotateKey", tenant=changed.record.tenant, object=key_id, actor=actor)
         await _publish(self._directory.publish_key(changed))
         return changed.record, credential
 
@@ -112,7 +126,12 @@ class Administration:
         """Raises NotFound."""
         revision = await self.store.delete_key(key_id)
         _log.info("key_deleted", key=key_id, actor=actor)
+        await self._recorded("deleteKey", tenant="", object=key_id, actor=actor)
         await _publish(self._directory.remove_key(key_id, revision=revision))
+
+    async def _recorded(self, operation: str, *, tenant: str, object: str, actor: str) -> None:
+        if self._record is not None:
+            await self._record(operation=operation, tenant=tenant, object=object, actor=actor)
 
 
 ROOT = "root-key"

@@ -1,6 +1,7 @@
 """The SQL database: its connections, its transactions, and the differences between SQLite and PostgreSQL.
 
-SQLite serves one machine, PostgreSQL a cluster. `history/` stores terminal jobs in it, `access/` tenants and keys.
+SQLite serves one machine, PostgreSQL a cluster. `history/` stores terminal jobs in it, `access/` tenants and keys,
+`trail/` the audit trail.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A row is a job's whole record in its terminal state, with a column for each field of the record that the table of fields
 (`ledger/records.py`) assigns to the history. When the job is deleted, the row stays as its tombstone: its id, tenant,
-last state and times; everything else is NULL. Both are one row, so the primary key decides between a deletion and a
-courier that writes the job late: a deleted job never comes back.
+last state and times, and what usage counts; everything else is NULL. Both are one row, so the primary key decides
+between a deletion and a courier that writes the job late: a deleted job never comes back.
 
 `store.py` reads and writes the tables. A change needs a new file in `migrations/versions`; a test compares the two.
 """
@@ -46,7 +46,10 @@ _COLUMN_TYPES: Mapping[FieldType, TypeEngine[Any]] = {
 }
 
 OF_TOMBSTONE = ("id", "tenant", "state", "ended")
-"""The fields of the record that stay when a job is deleted."""
+"""The fields of the record that stay when a job is deleted, and that every row has."""
+
+OF_USAGE = ("model", "key_id", "gpu_ms", "artifacts")
+"""The columns that stay when a job is deleted, for the reports of usage. Rows of earlier versions lack them."""
 
 RECORD_FIELDS = tuple(field for field in FIELDS if field.in_history)
 """The fields of the record that have a column, which has their name."""
@@ -66,6 +69,8 @@ jobs = Table(
     ),
     # `user_id` of `fields`, by which lists are filtered.
     Column("user_id", Text),
+    # The number of images that the job published.
+    Column("artifacts", Integer),
     # The entries of the job's log that belong to its attempts.
     Column("attempts", _JSON),
     # When the job was deleted: from then on the row is a tombstone.
@@ -85,15 +90,19 @@ epochs = Table(
     Column("at", BigInteger, nullable=False),
 )
 
-CONTENT = tuple(column.name for column in jobs.columns if column.nullable and column.name not in {"deleted", "cleared"})
+CONTENT = tuple(
+    column.name for column in jobs.columns if column.nullable and column.name not in {"deleted", "cleared", *OF_USAGE}
+)
 """The columns that are NULL in a tombstone."""
 
 _IS_JOB = jobs.c.deleted.is_(None)
 _IS_UNFINISHED = jobs.c.deleted.is_not(None) & jobs.c.cleared.is_(None)
 
-# Lists scan one of the first three; retention and unfinished deletions use the last two.
+# Lists scan one of the first three; retention and unfinished deletions use the next two, and usage the
+# last one, which has tombstones too.
 Index("jobs_by_tenant", jobs.c.tenant, jobs.c.id, postgresql_where=_IS_JOB, sqlite_where=_IS_JOB)
 Index("jobs_by_user", jobs.c.tenant, jobs.c.user_id, jobs.c.id, postgresql_where=_IS_JOB, sqlite_where=_IS_JOB)
 Index("jobs_by_state", jobs.c.tenant, jobs.c.state, jobs.c.id, postgresql_where=_IS_JOB, sqlite_where=_IS_JOB)
 Index("jobs_by_end", jobs.c.ended, postgresql_where=_IS_JOB, sqlite_where=_IS_JOB)
 Index("jobs_unfinished", jobs.c.deleted, postgresql_where=_IS_UNFINISHED, sqlite_where=_IS_UNFINISHED)
+Index("jobs_by_end_and_tenant", jobs.c.ended, jobs.c.tenant)

@@ -139,7 +139,12 @@ class History(Database):
         if record.ended is None:
             raise ValueError(f"job {record.id} is not terminal")
         insert = self.insert(jobs).values(
-            id=record.id, tenant=record.tenant, state=record.state.value, ended=record.ended, deleted=now
+            id=record.id,
+            tenant=record.tenant,
+            state=record.state.value,
+            ended=record.ended,
+            deleted=now,
+            **_usage(record),
         )
         statement = insert.on_conflict_do_update(index_elements=[jobs.c.id], set_=_tombstone_values(now)).returning(
             jobs
@@ -213,6 +218,7 @@ def _row(past: PastJob) -> dict[str, Any]:
     row = dict(zip(_NAMES, _values(record), strict=True))
     row["state"] = record.state.value
     row["user_id"] = record.fields.get("user_id")
+    row.update(_usage(record))
     row["attempts"] = [
         {"seq": entry.seq, "event": entry.event, "state": entry.state, "at": entry.at, "data": entry.data}
         for entry in past.log
@@ -221,9 +227,22 @@ def _row(past: PastJob) -> dict[str, Any]:
     return row
 
 
+def _usage(record: JobRecord) -> dict[str, Any]:
+    """What reports of usage count, of a terminal job."""
+    published = (record.end_data or {}).get("artifacts") if record.state is State.COMPLETED else None
+    return {
+        "model": record.model,
+        "key_id": record.key_id,
+        "gpu_ms": record.gpu_ms,
+        "artifacts": len(published) if isinstance(published, list) else 0,
+    }
+
+
 def _record(row: Row[Any]) -> JobRecord:
     values = dict(_NOT_STORED)
     values.update(zip(_NAMES, row, strict=False))  # the record's fields are the first columns of the table
+    if row.gpu_ms is None:  # a job that an earlier version archived
+        values["gpu_ms"] = 0
     values["state"] = read_value(State, row.state)
     return JobRecord(**values)
 

@@ -244,6 +244,21 @@ class Keys:
         """Sorted set: the tickets or the sessions of a credential, by when they expire."""
         return f"{self.namespace}:grants-of:{kind}:{owner}"
 
+    @property
+    def audit(self) -> str:
+        """Sorted set: entries of the audit trail, in their order, until SQL has them."""
+        return f"{self.namespace}:audit"
+
+    @property
+    def audit_open(self) -> str:
+        """Hash: audited operations that have not returned yet: since when, and the entry with an unknown outcome."""
+        return f"{self.namespace}:audit-open"
+
+    @property
+    def audit_head(self) -> str:
+        """Hash: the end of the audit trail's chain as SQL had it last."""
+        return f"{self.namespace}:audit-head"
+
     def lease_reply(self, kind: str, owner: str) -> str:
         """Hash: what the last call for a lease returned to its owner, for a repeated call."""
         return f"{self.namespace}:taken:{kind}:{owner}"

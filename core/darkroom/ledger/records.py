@@ -78,7 +78,7 @@ class JobRecord:
     tenant: Annotated[str, RecordField(_TEXT, "The tenant that the job belongs to.")]
     key_id: Annotated[
         str | None,
-        RecordField(_TEXT, "The credential that submitted the job: the id of an API key.", in_history=False),
+        RecordField(_TEXT, "The credential that submitted the job: the id of an API key."),
     ]
     model: Annotated[str, RecordField(_TEXT, "The name of the model.", views=("model",))]
     pool: Annotated[str, RecordField(_TEXT, "The worker pool that runs the job.")]
@@ -102,9 +102,7 @@ class JobRecord:
     images: Annotated[
         int | None, RecordField(_INTEGER, "Number of images that the job requests.", in_history=False, minimum=1)
     ]
-    gpu_ms: Annotated[
-        int, RecordField(_INTEGER, "Duration of all its attempts in milliseconds.", in_history=False, absent=0)
-    ]
+    gpu_ms: Annotated[int, RecordField(_INTEGER, "Duration of all its attempts in milliseconds.", absent=0)]
     priority: Annotated[
         int, RecordField(_SMALL, "Priority, from 0 (first) to 9 (last).", views=("priority",), maximum=9)
     ]

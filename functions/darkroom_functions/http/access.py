@@ -185,9 +185,9 @@ async def authorize(connection: HTTPConnection, scope: Needed, *, takes_ticket: 
     if isinstance(scope, Open) and scope is not Open.CALLER:
         return
     principal = await access_of(connection).authenticate(connection, takes_ticket=takes_ticket)
+    connection.scope[PRINCIPAL] = principal
     if isinstance(scope, Scope) and not principal.may(scope):
         raise ScopeMissing(f"the credential {principal.actor} lacks the scope {scope.value}", scope=scope.value)
-    connection.scope[PRINCIPAL] = principal
 
 
 def access_of(connection: HTTPConnection) -> Access:

@@ -15,6 +15,7 @@ from darkroom.access import principals
 from darkroom.catalogue.parameters import shown
 from darkroom.errors import (
     AccessUnavailable,
+    AuditFull,
     CredentialRefused,
     DarkroomError,
     LedgerUnavailable,
@@ -25,14 +26,13 @@ from darkroom.errors import (
 from darkroom.jobs import is_job_id
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import Scope
 from starlette.websockets import WebSocket
 
-from darkroom_functions.http.access import Needed, Open, authorize
+from darkroom_functions.http.access import Needed, Open
 from darkroom_functions.http.semantics import Validators, canonical
+from darkroom_functions.http.trail import Audit, Handler, audited, default_of
 
 JOBS = "/api/v1/generation-jobs/"
 DEAD_LETTERS = "/api/v1/dead-letters"
@@ -54,8 +54,6 @@ Errors = tuple[type[DarkroomError], ...]
 
 REFUSED_CALLERS: Errors = (CredentialRefused, ScopeMissing, AccessUnavailable, LedgerUnavailable)
 """The errors of every route that needs a scope."""
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 SocketHandler = Callable[[WebSocket], Awaitable[None]]
 
@@ -85,10 +83,11 @@ class ApiRoute(Route):
 
     `path` is the documented one, and may have a slash at its end. `operation` is the OpenAPI operation id; without one
     the route is internal and not described. `scope` is the permission that a caller needs: it is checked before the
-    handler runs. `refusals` are the errors
-    that the handler raises. `label` is the same for every request to the route. `takes_events` marks a route for
-    CloudEvents, whose senders retry some permanent refusals (`responses.EVENT_REFUSED`); `takes_ticket` one whose URL
-    may have a ticket, since browsers request it without headers.
+    handler runs. `audit` is how it is recorded in the audit trail; by default, every method that may change something
+    is. `refusals` are the errors that the handler raises. `label` is the same for every request to the route.
+    `takes_events` marks a route for CloudEvents, whose senders retry some permanent refusals
+    (`responses.EVENT_REFUSED`); `takes_ticket` one whose URL may have a ticket, since browsers request it without
+    headers.
     """
 
     def __init__(
@@ -98,6 +97,7 @@ class ApiRoute(Route):
         handler: Handler,
         *,
         scope: Needed,
+        audit: Audit | None = None,
         operation: str | None = None,
         summary: str = "",
         parameters: Sequence[Schema] = (),
@@ -108,7 +108,8 @@ class ApiRoute(Route):
         takes_ticket: bool = False,
     ) -> None:
         middleware = [Middleware(Validators)] if method == "GET" else []
-        checked = authorized(handler, scope, takes_ticket=takes_ticket)
+        self.audit = default_of(method, scope) if audit is None else audit
+        checked = audited(handler, scope, self.audit, takes_ticket=takes_ticket)
         super().__init__(canonical(path), checked, methods=[method], middleware=middleware)
         # Starlette's `$` also matches before a line feed at the end.
         self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
@@ -120,7 +121,8 @@ class ApiRoute(Route):
         self.parameters = tuple(parameters)
         self.request = request
         self.responses = dict(responses or {})
-        self.refusals = tuple(dict.fromkeys((*refusals, *_refused_callers(scope))))
+        unrecorded: Errors = () if self.audit is Audit.NOTHING else (AuditFull, LedgerUnavailable)
+        self.refusals = tuple(dict.fromkeys((*refusals, *_refused_callers(scope), *unrecorded)))
         self.scope = scope
         self.takes_events = takes_events
         self.takes_ticket = takes_ticket
@@ -137,16 +139,6 @@ class SocketRoute(WebSocketRoute):
     def __init__(self, path: str, handler: SocketHandler, *, scope: Needed) -> None:
         super().__init__(path, handler)
         self.scope = scope
-
-
-def authorized(handler: Handler, scope: Needed, *, takes_ticket: bool = False) -> Handler:
-    """The handler, called for callers with the scope only."""
-
-    async def checked(request: Request) -> Response:
-        await authorize(request, scope, takes_ticket=takes_ticket)
-        return await handler(request)
-
-    return checked
 
 
 def _refused_callers(scope: Needed) -> Errors:

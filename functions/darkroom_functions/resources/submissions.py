@@ -20,6 +20,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from darkroom import logs, traces
@@ -57,7 +58,7 @@ from darkroom.ledger.records import JobRecord
 from starlette.requests import Request
 from starlette.responses import Response
 
-from darkroom_functions.http import routes
+from darkroom_functions.http import routes, trail
 from darkroom_functions.http.access import principal_of, tenant_of
 from darkroom_functions.http.bodies import json_object, read_body
 from darkroom_functions.http.openapi import LIMIT_HEADERS, header, in_header, in_path, json_body, json_response, ref
@@ -65,6 +66,7 @@ from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.rate_limits import rate_limit_fields
 from darkroom_functions.http.responses import JSON_TYPE, answer, problem_members, problem_of
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
+from darkroom_functions.http.trail import Audit
 from darkroom_functions.resources import views
 from darkroom_functions.resources.schemas import AcceptedBody, JobBody, VerdictsBody
 from darkroom_functions.resources.services import SubmitServices
@@ -83,10 +85,11 @@ async def submit_events(request: Request) -> Response:
     parsed = parse_http(request.headers, await read_body(request, limit=services.settings.max_body_bytes))
     principal = principal_of(request)
     if parsed.mode is Mode.BATCH:
-        return await _submit_batch(parsed.events, principal, services)
+        return await _submit_batch(parsed.events, principal, services, request)
     (event,) = parsed.events
     if isinstance(event, InvalidEvent):
         raise event
+    request.scope[trail.MODEL] = partial(reading.model_named, event.data, services.catalogue)
     job = reading.of_event(
         event,
         catalogue=services.catalogue,
@@ -94,7 +97,8 @@ async def submit_events(request: Request) -> Response:
         principal=principal,
         context=new_context(),
     )
-    accepted = await services.intake.take(job, memory_high=await services.intake.is_memory_high())
+    memory_high = await services.intake.is_memory_high()
+    accepted = await services.intake.take(job, memory_high=memory_high, audit=trail.of_submission(request, job))
     reply = events.accepted_event(
         job_id=accepted.job_id,
         tenant=principal.tenant,
@@ -120,6 +124,7 @@ async def submit_job(request: Request) -> Response:
         idempotency_key=_idempotency_key(request),
         traceparent=traces.traceparent_of(request.headers.get("traceparent")),
     )
+    request.scope[trail.MODEL] = partial(reading.model_named, rest.data, services.catalogue, model)
     job = reading.of_rest(
         rest,
         catalogue=services.catalogue,
@@ -128,7 +133,8 @@ async def submit_job(request: Request) -> Response:
         context=new_context(),
         source=services.settings.public_url,
     )
-    accepted = await services.intake.take(job, memory_high=await services.intake.is_memory_high())
+    memory_high = await services.intake.is_memory_high()
+    accepted = await services.intake.take(job, memory_high=memory_high, audit=trail.of_submission(request, job))
     wait = services.waiting.preferred(request)
     status, headers = receipt_of(accepted)
     if not wait.is_preferred:
@@ -146,7 +152,7 @@ async def submit_job(request: Request) -> Response:
 
 
 async def _submit_batch(
-    parsed: Sequence[Event | InvalidEvent], principal: Principal, services: SubmitServices
+    parsed: Sequence[Event | InvalidEvent], principal: Principal, services: SubmitServices, request: Request
 ) -> Response:
     """A verdict on each event, in their order.
 
@@ -155,7 +161,7 @@ async def _submit_batch(
     """
     memory_high = await services.intake.is_memory_high()
     outcomes = await asyncio.gather(
-        *(_accepted(event, principal, services, memory_high=memory_high) for event in parsed)
+        *(_accepted(event, principal, services, request, memory_high=memory_high) for event in parsed)
     )
     verdicts = [_verdict(outcome) for outcome in outcomes]
     refusals = [outcome for outcome in outcomes if isinstance(outcome, DarkroomError)]
@@ -172,7 +178,12 @@ async def _submit_batch(
 
 
 async def _accepted(
-    event: Event | InvalidEvent, principal: Principal, services: SubmitServices, *, memory_high: bool
+    event: Event | InvalidEvent,
+    principal: Principal,
+    services: SubmitServices,
+    request: Request,
+    *,
+    memory_high: bool,
 ) -> Accepted | DarkroomError:
     """The outcome of one event of a batch. The ledger is the first thing awaited, so events keep their order."""
     try:
@@ -185,8 +196,10 @@ async def _accepted(
             principal=principal,
             context=new_context(),
         )
-        return await services.intake.take(job, memory_high=memory_high)
+        return await services.intake.take(job, memory_high=memory_high, audit=trail.of_submission(request, job))
     except DarkroomError as error:
+        data = None if isinstance(event, InvalidEvent) else event.data
+        trail.count_refusal(request, error, model=reading.model_named(data, services.catalogue))
         return error
 
 
@@ -322,6 +335,7 @@ ROUTES = [
         "/",
         submit_events,
         scope=Scope.SUBMIT,
+        audit=Audit.SUBMISSION,
         operation="submitEvents",
         summary="Submit a job as a CloudEvent, or several as a batch (for REST clients: no Trigger sends one)",
         parameters=[
@@ -363,6 +377,7 @@ ROUTES = [
         routes.JOBS,
         submit_job,
         scope=Scope.SUBMIT,
+        audit=Audit.SUBMISSION,
         operation="submitJob",
         summary="Submit a job",
         parameters=_REST_HEADERS,
@@ -375,6 +390,7 @@ ROUTES = [
         routes.TO_MODEL,
         submit_job,
         scope=Scope.SUBMIT,
+        audit=Audit.SUBMISSION,
         operation="submitToModel",
         summary="Submit a job to a model; without a body, with all defaults",
         parameters=[in_path("model", ref("ModelName"), "The name of the model."), *_REST_HEADERS],

@@ -52,6 +52,7 @@ from darkroom_functions.http.openapi import header, in_header, in_path, json_bod
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.responses import NOT_STORED, answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
+from darkroom_functions.http.trail import Audit
 from darkroom_functions.resources import listing, views
 from darkroom_functions.resources.schemas import (
     SUBSCRIPTION_ID_PATTERN,
@@ -382,6 +383,7 @@ ROUTES = [
         routes.SUBSCRIPTIONS + "/{id}/secret",
         read_subscription_secret,
         scope=Scope.MANAGE,
+        audit=Audit.OPERATION,
         operation="readSubscriptionSecret",
         summary="Read the secret that verifies the deliveries of a subscription",
         parameters=[_BY_SUBSCRIPTION],
@@ -405,6 +407,7 @@ ROUTES = [
         "/api/v1/webhook-secret",
         read_webhook_secret,
         scope=Scope.MANAGE,
+        audit=Audit.OPERATION,
         operation="readWebhookSecret",
         summary="Read the secret that verifies the deliveries to webhooks of single jobs",
         responses={"200": json_response(SecretBody, "The secret of the tenant.", _NOT_STORED)},

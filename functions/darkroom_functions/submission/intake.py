@@ -34,16 +34,18 @@ class Intake:
         self._memory_high = False
         self._memory_due = 0.0
 
-    async def take(self, job: Submission, *, memory_high: bool) -> Accepted:
+    async def take(self, job: Submission, *, memory_high: bool, audit: str | None = None) -> Accepted:
         """Accept one job, after those of earlier calls. Raises the ledger's refusal.
 
-        Its `quotas`, as those of the accepted job, are for the header fields of the response (`http/rate_limits.py`).
+        `audit` is the entry of the audit trail; None where the caller records the operation itself. The `quotas` of the
+        refusal, as those of the accepted job, are for the header fields of the response (`http/rate_limits.py`).
         """
         call = accept(
             job,
             backlog_limit=self._settings.backlog_limit,
             backlog_bytes=self._settings.backlog_bytes,
             memory_high=memory_high,
+            audit=audit,
         )
         accepted = await self._commits.run(call)
         if isinstance(accepted, DarkroomError):

@@ -376,6 +376,16 @@ def _checked(event: Event) -> int | None:
     return expiry_ms
 
 
+def model_named(data: object, catalogue: Catalogue, model_of_path: str | None = None) -> str:
+    """The model that a request names, refused or not; empty where it names none that exists, more than one, or is no
+    request.
+    """
+    try:
+        return _model(data, catalogue, model_of_path, "").name if isinstance(data, Mapping) else ""
+    except (InvalidInput, UnknownModel):
+        return ""
+
+
 def _model(data: Mapping[str, object], catalogue: Catalogue, model_of_path: str | None, where: str) -> Model:
     named = data.get("model")
     if named is None:

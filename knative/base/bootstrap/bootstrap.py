@@ -60,9 +60,12 @@ _ACCESS = ("access", "key-uses")
 REDIS_KEYS = {
     "functions": (
         *(*_JOBS, *_WEBHOOKS, *_ACCESS, "grant:*", "grants-of:*"),
-        *("tenant:*", "retired", "idem:*", "pools", "undelivered*", "log-draft", "clock"),
+        *("tenant:*", "retired", "idem:*", "pools", "undelivered*", "log-draft", "clock", "audit*"),
     ),
-    "courier": (*_JOBS, *_WORKERS, *_WEBHOOKS, *_ACCESS, "tenant:*", "retired", "taken:*", "pools", "epoch", "clock"),
+    "courier": (
+        *(*_JOBS, *_WORKERS, *_WEBHOOKS, *_ACCESS),
+        *("tenant:*", "retired", "taken:*", "pools", "epoch", "clock", "audit*"),
+    ),
     "operator": (*_JOBS, *_WORKERS, "decisions:*", "pools"),
     "worker": (*_JOBS, *_WORKERS, *_CELERY, "canary:*", "starters:*"),
     "flower": (*_CELERY, "celery:pool.*"),

@@ -83,6 +83,7 @@ from darkroom.ledger.calls.scaling import (
     observe,
     register_worker,
 )
+from darkroom.ledger.calls.trail import ABANDONED_MS, Collected, append_audit, collect_audit, drop_audit
 from darkroom.ledger.calls.undelivered import (
     MAX_UNDELIVERED,
     MAX_UNDELIVERED_BYTES,
@@ -111,6 +112,7 @@ from darkroom.ledger.calls.webhooks import (
 )
 
 __all__ = [
+    "ABANDONED_MS",
     "BACKLOG_BYTES",
     "BACKLOG_LIMIT",
     "CANARY_TTL_MS",
@@ -138,6 +140,7 @@ __all__ = [
     "Call",
     "Cancelled",
     "Claim",
+    "Collected",
     "Deleted",
     "DeliveryOutcome",
     "Drained",
@@ -159,13 +162,16 @@ __all__ = [
     "adjust_clock",
     "advance_epoch",
     "announce_pool",
+    "append_audit",
     "append_decision",
     "canary",
     "cancel",
     "claim",
+    "collect_audit",
     "delete_job",
     "delete_undelivered",
     "drain",
+    "drop_audit",
     "end_session",
     "expire",
     "finish",

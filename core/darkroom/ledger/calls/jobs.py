@@ -10,6 +10,7 @@ from typing import Any
 
 from darkroom.access.limits import UNLIMITED, Limits, Owner, Quota, policy_name
 from darkroom.errors import (
+    AuditFull,
     BacklogFull,
     DarkroomError,
     EventReused,
@@ -150,14 +151,16 @@ def accept(
     backlog_limit: int,
     backlog_bytes: int = BACKLOG_BYTES,
     memory_high: bool = False,
+    audit: str | None = None,
     now: int | None = None,
 ) -> Call[Accepted | DarkroomError]:
     """– → pending. Idempotent under the job id, under the idempotency key for a day, and under the dead letter that it
     redrives.
 
     A refusal is returned, not raised, so that many accepts can share a round trip: NoPool, BacklogFull, MemoryHigh,
-    LimitExceeded, KeyReused, IdConflict, and NotFound where `redrive_of` is not a dead letter. `memory_high`: the
-    caller has read that Redis' memory is nearly used up.
+    LimitExceeded, KeyReused, IdConflict, AuditFull, and NotFound where `redrive_of` is not a dead letter.
+    `memory_high`: the caller has read that Redis' memory is nearly used up. `audit` is the entry of the audit trail,
+    which is appended with the acceptance; a repeat appends none.
     """
     message = queues.build_message(
         job_id=job.job_id, pool=job.pool, traceparent=job.traceparent, event=job.fields.get("event")
@@ -210,6 +213,7 @@ def accept(
         weight=None if job.weight == 1 else job.weight,
         **_limits_of("tenant", job.tenant_limits),
         **_limits_of("key", job.key_limits),
+        audit=audit,
         now=now,
     )
 
@@ -271,6 +275,8 @@ def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
             return _over_limit(about[0], about[1:], job)
         case "memory_high":
             return MemoryHigh("the memory of Redis is nearly used up; nothing was stored", retry_after=10)
+        case "audit_full":
+            return AuditFull("the audit trail is full; nothing was stored", retry_after=30)
         case "key_reused" if job.is_event:
             return EventReused(f"an event with this source and id, with other data, was accepted as job {about[0]}")
         case "key_reused":

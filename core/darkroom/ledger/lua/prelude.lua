@@ -21,6 +21,7 @@ local MAX_DISPATCH = 100     -- messages pushed by one call at most, so that no 
 local MAX_STREAM = 10000     -- entries of a tenant's stream: minutes of a busy tenant, weeks of a quiet one
 local MAX_ADDED = 10         -- undelivered events of an earlier version that one call adds to their groups
 local JOB_BYTES = 4096       -- memory of a job beside its input and fields, rounded up: 3 KB were measured
+local MAX_AUDIT = 100000     -- entries of the audit trail that SQL does not have; then nothing is done that needs one
 local KEPT_INPUT = 1024      -- bytes of an input that stays as long as the record; a larger one is removed earlier
 local SET_BACK_MS = 1000     -- a clock that is behind its last reading by less was slewed, or two calls were reordered
 local CLOCK_SLACK_MS = 10000 -- a part's clock that differs from Redis' by less is not recorded: a call may take as long
@@ -83,6 +84,9 @@ local function limits_key(tenant, key_id) return P .. ':limits:' .. tenant .. (k
 local key_uses_key = P .. ':key-uses'
 local function grant_key(kind, digest) return P .. ':grant:' .. kind .. ':' .. digest end
 local function grants_of_key(kind, owner) return P .. ':grants-of:' .. kind .. ':' .. owner end
+local audit_key = P .. ':audit'
+local audit_open_key = P .. ':audit-open'
+local audit_head_key = P .. ':audit-head'
 local busy_key = P .. ':busy'
 local undelivered_by_age_key = P .. ':undelivered-by-age'
 local undelivered_by_bytes_key = P .. ':undelivered-by-bytes'
@@ -110,6 +114,19 @@ end
 
 local function is_terminal(state)
   return state == 'completed' or state == 'failed' or state == 'cancelled' or state == 'expired'
+end
+
+-- Whether an entry of the audit trail may be added. While SQL is unavailable the entries wait here, and the jobs that
+-- wait for the history use more memory than these.
+local function has_room_in_audit(entry)
+  return redis.call('ZCARD', audit_key) + redis.call('HLEN', audit_open_key) < MAX_AUDIT
+    or redis.call('ZSCORE', audit_key, entry)
+end
+
+-- Adds an entry to those that SQL does not have, once.
+local function append_to_audit(entry)
+  if redis.call('ZSCORE', audit_key, entry) then return end
+  redis.call('ZADD', audit_key, redis.call('HINCRBY', counters_key, 'audited', 1), entry)
 end
 
 -- Whether a member of a set has a record. Without one (keys were deleted by hand) it is removed from the set and

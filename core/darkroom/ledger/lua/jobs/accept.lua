@@ -1,8 +1,9 @@
 -- – → pending, by submit, and by jobs for a dead letter (`redrive_of`), which leaves the list in the same step and is
 -- redriven once. Order of checks: same job id, redriven before, idempotency key, pool, jobs in the pool, bytes of all
--- unfinished jobs, memory, the limits of the tenant and of the credential. A refusal stores nothing. Redis refuses the
--- first write at `maxmemory`, and with it the whole script. Returns a word and its values with blanks between, and a
--- line for each limit that is set (`remaining`): one string, since submit reads thousands per second.
+-- unfinished jobs, memory, room in the audit trail (`audit` is the entry), the limits of the tenant and of the
+-- credential. A refusal stores nothing. Redis refuses the first write at `maxmemory`, and with it the whole script.
+-- Returns a word and its values with blanks between, and a line for each limit that is set (`remaining`): one string,
+-- since submit reads thousands per second.
 local key = job_key(a.job)
 local of_tenant = read_counts(limits_key(a.tenant))
 local of_key = a.key_id and read_counts(limits_key(a.tenant, a.key_id))
@@ -63,6 +64,7 @@ if held > 0 and held + bytes > tonumber(a.backlog_bytes) then
   return reply('bytes_full ' .. held .. ' ' .. wait_s(math.ceil((held + bytes - a.backlog_bytes) / bytes)))
 end
 if a.memory_high then return reply('memory_high') end
+if a.audit and not has_room_in_audit(a.audit) then return reply('audit_full') end
 
 -- The GPU time that the job reserves: by the model's measured duration per image, or the longest that it may take.
 local longest = a.run_timeout * 1000
@@ -114,6 +116,7 @@ end
 count_bytes(pool, bytes)
 charge('tenant', of_tenant, used)
 if of_key then charge('key', of_key, used) end
+if a.audit then append_to_audit(a.audit) end
 log(a.job, 'accepted', 'pending', a.accepted, a.tenant)
 -- Redis reserves 4 KB for the first entries of a stream, and nothing for those of a copy.
 redis.call('COPY', log_key(a.job), log_draft_key, 'REPLACE')
