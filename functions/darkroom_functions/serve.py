@@ -8,6 +8,7 @@ status 2.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 def config(app: assembly.Together | Starlette, settings: ServeSettings) -> uvicorn.Config:
     """The configuration of uvicorn, in production and in the tests."""
     connections.take_long_requests()
+    logging.getLogger("uvicorn.error").addFilter(connections.without_query)
     return uvicorn.Config(
         semantics.Edge(origins.Front(app, origins.Policy.of(settings))),
         host=settings.host,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from darkroom.access.credentials import Credential
 
-from tests.darkroom_command import darkroom, environment
+from tests.darkroom_command import command, darkroom, environment
 from tests.system.running import END_LIMIT_S, System, nothing_is_left_of
 from tests.waiting import eventually
 
@@ -173,7 +173,7 @@ def test_a_tenant_is_shown_changed_disabled_and_deleted(admin: dict[str, str], t
     assert {"weight 2.5", "images_per_day=100", "waiting_jobs=0"} <= set(changed.strip().split("  "))
     assert run("tenants", "disable", tenant).strip().endswith("disabled")
     assert run("tenants", "show", tenant).splitlines()[0].endswith("disabled")
-    assert "disabled" not in run("tenants", "enable", tenant)
+    assert not run("tenants", "enable", tenant).strip().endswith("disabled")
     key_id = Credential.parse(run("keys", "create", tenant, "--name", "x").strip())
     assert key_id is not None
     refused = darkroom(["tenants", "delete", tenant], folder=tmp_path, **admin)
@@ -262,3 +262,35 @@ def test_invalid_commands_name_the_fault(
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_key_that_is_disabled_while_a_job_is_followed_ends_the_command(
+    keyed_system: System, admin: dict[str, str], tenant: str, tmp_path: Path
+) -> None:
+    key = new_key(tenant, "submit", "read", "cancel", folder=tmp_path, **admin)
+    credential = Credential.parse(key)
+    assert credential is not None
+    own = {"DARKROOM_URL": keyed_system.url, "DARKROOM_KEY": key}
+    large = ["submit", "x", "--model", "sd", "--width", "1536", "--height", "1536", "--steps", "50", "--images", "4"]
+    process = subprocess.Popen(
+        command(*large),
+        cwd=tmp_path,
+        env=environment(**own),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(("pending", "running"))
+    (job,) = as_json(["list"], tmp_path, **own)
+    assert darkroom(["keys", "disable", credential.key_id], folder=tmp_path, **admin).returncode == 0
+    _, words = process.communicate(timeout=END_LIMIT_S)
+    assert process.returncode == 2, words
+    assert f"The job {job['id']} was accepted and continues." in words
+    assert f"darkroom: the key {credential.key_id} is disabled: check DARKROOM_KEY" in words
+    assert darkroom(["keys", "enable", credential.key_id], folder=tmp_path, **admin).returncode == 0
+    eventually(
+        lambda: darkroom(["cancel", job["id"]], folder=tmp_path, **own).returncode == 0,
+        what="the job to be cancelled with the enabled key",
+    )

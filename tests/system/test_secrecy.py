@@ -1,8 +1,8 @@
-"""The secret of a key is in the response that creates it, and nowhere else.
+"""The secret of a key is in the response that creates it, and nowhere else. The same holds for tickets and sessions.
 
-Keys are created, used in every form of a credential, rotated and deleted, while all processes log at DEBUG and Redis
-reports each command. Then the secrets are searched in logs and all other files of the data folder, Redis (commands,
-values, slow log, files), SQL, the arguments and the environment of processes, responses and metrics.
+Keys are created, used in every form of a credential, exchanged, rotated and deleted, while all processes log at DEBUG
+and Redis reports each command. Then the secrets are searched in logs and all other files of the data folder, Redis
+(commands, values, slow log, files), SQL, the arguments and the environment of processes, responses and metrics.
 """
 
 from __future__ import annotations
@@ -160,6 +160,7 @@ def test_the_secret_of_a_key_is_found_nowhere(stage: Stage) -> None:
             for name, key in keys.items():
                 secrets |= parts_of(name, key)
                 _use(stage, key, noted)
+            secrets |= _exchange(stage, rotated["key"])
             job = _submit(stage, rotated["key"])
             with stage.client(rotated["key"], event_hooks={"response": [noted]}) as reader:
                 eventually(
@@ -240,6 +241,23 @@ def _use(stage: Stage, key: str, noted: Any) -> None:
                 socket.send(f'{{"type": "subscribe", "key": "{key}"}}')
                 noted_frame = socket.recv(timeout=0.5)
                 noted(httpx.Response(200, content=str(noted_frame).encode()))
+
+
+def _exchange(stage: Stage, key: str) -> dict[str, bytes]:
+    """Exchange the key for a ticket and a session, use both, and return what must not be found of them."""
+    with stage.client(key) as client:
+        ticket = client.post("/api/v1/tickets").raise_for_status().json()["ticket"]
+        session = client.post("/api/v1/session").raise_for_status()
+    ((_, cookie),) = session.cookies.items()
+    url = f"{stage.system.url.replace('http', 'ws')}/ws/events?ticket={ticket}"
+    for _ in range(2):  # the second time it is used up
+        with suppress(WebSocketException), connect(url, proxy=None, open_timeout=REQUEST_S):
+            pass
+    name = next(iter(session.cookies))
+    with stage.client(None, cookies={name: cookie}) as browser:
+        assert browser.get("/api/v1/generation-jobs/").status_code == 200
+        browser.delete("/api/v1/session", headers={"origin": stage.system.url})
+    return {"a ticket": ticket.encode(), "a session": cookie.encode()}
 
 
 def _submit(stage: Stage, key: str) -> str:

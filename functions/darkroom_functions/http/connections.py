@@ -12,6 +12,7 @@ None of the limits concerns a request that has arrived: long-polls, event stream
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import resource
@@ -365,3 +366,12 @@ def cut_off(connections: Iterable[Any], waiting: Mapping[Any, int]) -> dict[Any,
         if left >= waiting.get(each, math.inf):
             each.transport.abort()
     return now
+
+
+def without_query(record: logging.LogRecord) -> bool:
+    """A filter that removes the query from the addresses of sockets, which uvicorn logs: it may contain a ticket."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            each.partition("?")[0] if isinstance(each, str) and each.startswith("/") else each for each in record.args
+        )
+    return True
