@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from darkroom.access.credentials import (
@@ -66,3 +68,17 @@ def test_a_key_with_one_wrong_character_is_not_recognised(where: int) -> None:
 @pytest.mark.parametrize("change", ["{}\n", " {}", "{}0", "DK{}", "{}\0"])
 def test_what_surrounds_a_key_is_not_ignored(change: str) -> None:
     assert Credential.parse(change.format(Credential.generate().text)) is None
+
+
+def test_the_documentation_lets_a_secret_scanner_verify_a_key(repository: Path) -> None:
+    page = (repository / "docs/access.md").read_text()
+    (pattern,) = re.findall(r"^dk_\S+$", page, re.MULTILINE)
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(program, names)  # noqa: S102 - the example of the page
+    for _ in range(100):
+        text = Credential.generate().text
+        assert re.fullmatch(pattern, text)
+        assert names["is_key"](text)
+        assert not names["is_key"](text[:-1] + ("0" if text[-1] != "0" else "1"))
+    assert pattern == TEXT_PATTERN

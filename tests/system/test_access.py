@@ -271,7 +271,7 @@ def test_a_key_that_is_disabled_while_a_job_is_followed_ends_the_command(
     credential = Credential.parse(key)
     assert credential is not None
     own = {"DARKROOM_URL": keyed_system.url, "DARKROOM_KEY": key}
-    large = ["submit", "x", "--model", "sd", "--width", "1536", "--height", "1536", "--steps", "50", "--images", "4"]
+    large = ["submit", "x", "--model", "sd", "--width", "512", "--height", "512", "--steps", "50", "--images", "4"]
     process = subprocess.Popen(
         command(*large),
         cwd=tmp_path,
