@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from darkroom.cloudevents.proofs import Proofs
+from pydantic import SecretStr
 
 from tests.ports import free_port
 from tests.waiting import eventually
@@ -25,7 +27,11 @@ STOP_DEADLINE_S = 60
 
 LINK_KEY = "the tests' own key, of 32 characters or more"
 WEBHOOK_KEY = "the tests' own key for webhooks with 32 characters or more"
+PROOF_KEY = "the tests' own key for proofs of 32 characters or more"
 PUBLIC_URL = "http://darkroom.test"
+
+PROOFS = Proofs((SecretStr(PROOF_KEY),))
+"""Proves events as the parts of the tests do."""
 
 
 def environment(redis_url: str, namespace: str, **more: str) -> dict[str, str]:
@@ -40,6 +46,7 @@ def environment(redis_url: str, namespace: str, **more: str) -> dict[str, str]:
         "DARKROOM_AUTH": "none",
         "DARKROOM_LINK_KEY": LINK_KEY,
         "DARKROOM_WEBHOOK_KEYS": WEBHOOK_KEY,
+        "DARKROOM_PROOF_KEYS": PROOF_KEY,
         "DARKROOM_STORE": (scratch() / f"{namespace}-store").as_uri(),
         "DARKROOM_DATABASE_URL": f"sqlite+aiosqlite:///{scratch() / namespace}.sqlite",
         **more,

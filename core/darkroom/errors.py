@@ -211,6 +211,12 @@ class ScopeMissing(PermanentError):
         self.scope = scope
 
 
+class ProofRefused(PermanentError):
+    """An event that darkroom did not make, or that was changed: its proof is missing or does not match."""
+
+    slug, title, status = "proof-refused", "The origin of the event is not proven", 403
+
+
 class ModelNotPermitted(PermanentError):
     """A credential that is limited to other models."""
 

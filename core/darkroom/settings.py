@@ -224,6 +224,32 @@ class WebhookSettings(GuardSettings):
     """
 
 
+class ProofSettings(Settings):
+    """The keys that prove darkroom's events to its own parts."""
+
+    proof_keys: Annotated[
+        tuple[Annotated[SecretStr, Field(min_length=32)], ...],
+        NoDecode,
+        BeforeValidator(listed),
+        Field(min_length=1, max_length=4),
+    ]
+    """Keys of at least 32 characters that prove darkroom's events, separated by commas, the newest first: it proves,
+    and all of them are accepted, so that a new one can be added before the old one is removed. The same for all parts.
+    Secret.
+    """
+
+
+class SinkSettings(Settings):
+    """How events are posted to the sink."""
+
+    sink: SinkUrl | None = Field(default=None, validation_alias="K_SINK")
+    """The Broker that events are posted to."""
+
+    sink_token_file: Path | None = None
+    """The file with the token that is sent to the sink, in clusters where Knative's OIDC authentication is on; it is
+    read for each post."""
+
+
 def load(kind: type[S]) -> S:
     """The settings of one part from the environment.
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from darkroom.access.credentials import Credential
 from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.proofs import KEY_ID, PROOF
 from darkroom.errors import InvalidEvent
 from darkroom.ledger.calls import (
     DELIVERY_LEASE_MS,
@@ -25,8 +26,10 @@ from darkroom.settings import (
     HistorySettings,
     LedgerSettings,
     LinkSettings,
+    ProofSettings,
     Renamed,
     Settings,
+    SinkSettings,
     SinkUrl,
     StoreSettings,
     WebhookSettings,
@@ -34,7 +37,7 @@ from darkroom.settings import (
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-OWN_EXTENSIONS = frozenset({"sequence", "tenant", "traceparent"})
+OWN_EXTENSIONS = frozenset({"sequence", "tenant", "traceparent", KEY_ID, PROOF})
 """Extensions that `result` and the Triggers read: an override must not replace them."""
 
 
@@ -93,7 +96,16 @@ class LedgerTimes(Settings):
     """A finished job that was leased for the history and not archived is due again after this."""
 
 
-class CourierSettings(LedgerSettings, LinkSettings, HistorySettings, StoreSettings, WebhookSettings, LedgerTimes):
+class CourierSettings(
+    LedgerSettings,
+    LinkSettings,
+    HistorySettings,
+    StoreSettings,
+    WebhookSettings,
+    ProofSettings,
+    SinkSettings,
+    LedgerTimes,
+):
     """The courier's settings. Times are in seconds."""
 
     sink: SinkUrl = Field(validation_alias="K_SINK")

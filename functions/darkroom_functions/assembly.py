@@ -53,8 +53,11 @@ def alone(name: str, *, is_guarded: bool = False) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        verification, recording = _verification(is_guarded=is_guarded), trail.running(load(AccessSettings))
-        async with verification as app.state.access, recording as app.state.trail, own(app):
+        async with (
+            own(app),
+            _verification(is_guarded=is_guarded) as app.state.access,
+            trail.running(load(AccessSettings)) as app.state.trail,
+        ):
             yield
 
     app.router.lifespan_context = lifespan
@@ -122,11 +125,12 @@ class Together:
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         """The lifespans of all functions, closed in reverse order."""
         async with AsyncExitStack() as stack:
+            for app in self.functions.values():
+                await stack.enter_async_context(app.router.lifespan_context(app))
             shared = await stack.enter_async_context(_verification(is_guarded=self._is_guarded))
             recording = await stack.enter_async_context(trail.running(load(AccessSettings)))
             for app in self.functions.values():
                 app.state.access, app.state.trail = shared, recording
-                await stack.enter_async_context(app.router.lifespan_context(app))
             yield
 
 

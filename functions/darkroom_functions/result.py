@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import functions_framework.aio
 import orjson
 from darkroom import updates
+from darkroom.cloudevents.proofs import Proofs
 from darkroom.history.lookup import Lookup
 from darkroom.history.store import History
 from darkroom.ledger.client import AsyncLedger
@@ -59,6 +60,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     jobs = follower(JobLogs(ledger, encode=encode, past=past))
     tenants = follower(TenantStreams(ledger, encode=encode_of_tenant))
     app.state.settings = settings
+    app.state.proofs = Proofs(settings.proof_keys)
     app.state.ledger = ledger
     app.state.sockets = sockets.Sockets(
         jobs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -20,9 +20,10 @@ from darkroom.settings import (
     LedgerSettings,
     LinkSettings,
     ModelSettings,
+    ProofSettings,
     Renamed,
     Settings,
-    SinkUrl,
+    SinkSettings,
     StoreSettings,
     WebhookSettings,
     WebUrl,
@@ -68,6 +69,13 @@ def origin_of(url: str) -> str:
     """The origin of a URL as browsers write it: in lower case, without a default port (RFC 6454, section 6.2)."""
     parts = urlsplit(url.lower())
     return f"{parts.scheme}://{parts.netloc.removesuffix(f':{DEFAULT_PORTS.get(parts.scheme)}')}"
+
+
+def _network(value: object) -> object:
+    try:
+        return ip_network(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"{value!r} is not a network such as 10.0.0.0/8 or an address") from None
 
 
 class AuthMode(StrEnum):
@@ -177,7 +185,15 @@ class WaitSettings(Settings):
 
 
 class SubmitSettings(
-    LedgerSettings, ModelSettings, LinkSettings, GuardSettings, IntakeSettings, WaitSettings, BodySettings
+    LedgerSettings,
+    ModelSettings,
+    LinkSettings,
+    GuardSettings,
+    ProofSettings,
+    SinkSettings,
+    IntakeSettings,
+    WaitSettings,
+    BodySettings,
 ):
     """The settings of the function `submit`."""
 
@@ -196,7 +212,7 @@ class JobsSettings(
     """The settings of the function `jobs`."""
 
 
-class ResultSettings(LedgerSettings, HistorySettings, LinkSettings, BodySettings):
+class ResultSettings(LedgerSettings, HistorySettings, LinkSettings, ProofSettings, BodySettings):
     """The settings of the function `result`."""
 
     socket_buffer: int = Field(default=256, ge=1, le=100_000)
@@ -218,11 +234,12 @@ class ResultSettings(LedgerSettings, HistorySettings, LinkSettings, BodySettings
     Redis' pub/sub lost."""
 
 
-class UndeliveredSettings(LedgerSettings, BodySettings):
+class UndeliveredSettings(LedgerSettings, ProofSettings, SinkSettings, BodySettings):
     """The settings of the function `undelivered`."""
 
-    sink: SinkUrl | None = Field(default=None, validation_alias="K_SINK")
-    """The Broker that undelivered events are posted to again. Without it no event can be replayed."""
+    foreign_events: bool = False
+    """Whether undeliverable events without a proof of darkroom are stored too, for the tenant `default`: everything
+    that reaches the Broker can then fill the store."""
 
     replay_timeout_s: float = Field(default=10, gt=0, le=60)
     """The timeout of the sink when an undelivered event is replayed, in seconds."""
@@ -248,6 +265,12 @@ class ServeSettings(AuthSettings):
     ] = ()
     """Origins of web pages that may submit, cancel and read (CORS), separated by commas: `https://app.example.org`.
     Requests from other origins that change something or open a socket are rejected with 403."""
+
+    internal_peers: Annotated[
+        tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], NoDecode, BeforeValidator(listed)
+    ] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+    """Networks whose requests get `/metrics` and probes unless a proxy has forwarded them, separated by commas. In a
+    cluster it is every network, since Knative's proxy stands before each function."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
     """The address to listen on. In a container: 0.0.0.0."""

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import functions_framework.aio
 import httpx
+from darkroom.cloudevents.proofs import Proofs
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.undelivered import UndeliveredEvents
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions import api
+from darkroom_functions.resources.broker import Broker
 from darkroom_functions.resources.services import UndeliveredServices
 from darkroom_functions.settings import UndeliveredSettings
 
@@ -28,7 +30,9 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     ledger = AsyncLedger(redis, settings.namespace)
     async with httpx.AsyncClient(timeout=settings.replay_timeout_s, trust_env=False) as client:
         app.state.ledger = ledger
-        app.state.services = UndeliveredServices(ledger, UndeliveredEvents(ledger), client, settings)
+        app.state.services = UndeliveredServices(
+            ledger, UndeliveredEvents(ledger), Proofs(settings.proof_keys), Broker(client, settings), settings
+        )
         try:
             yield
         finally:

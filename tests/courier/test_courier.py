@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.proofs import PROOF
 from darkroom.jobs import State
 from darkroom.ledger import calls
 from darkroom.ledger.calls import Applied
@@ -28,7 +29,7 @@ from structlog.testing import capture_logs
 from tests.courier.conftest import Start
 from tests.courier.sink import HANG, Answer, Sink
 from tests.driven_jobs import POOL, TENANT, DrivenJobs
-from tests.parts import PUBLIC_URL, Part, ahead, environment
+from tests.parts import PROOFS, PUBLIC_URL, Part, ahead, environment
 from tests.ports import free_port
 from tests.redis_server import RedisKind, RedisServer, needed_binary
 from tests.waiting import eventually
@@ -67,7 +68,9 @@ class TestRelay:
             "sequence": f"{jobs.end_seq(job_id):020d}",
             "tenant": TENANT,
             "traceparent": TRACEPARENT,
+            PROOF: event.extensions[PROOF],
         }
+        PROOFS.check(event)
         (link,) = event.data.pop("output_paths")
         assert link.startswith(f"{PUBLIC_URL}/artifacts/{picture.key}?expires=")
         assert event.data == {
@@ -280,7 +283,7 @@ class TestOverrides:
         start(K_CE_OVERRIDES=blank)
         job_id = jobs.completed()
         (event,) = sink.await_post(job_id)
-        assert event.extensions.keys() == {"sequence", "tenant"}
+        assert event.extensions.keys() == {"sequence", "tenant", PROOF}
 
 
 class TestUpkeep:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from darkroom_functions.http.metrics import FORWARDED, NO_ROUTE
+from darkroom_functions.http.inside import FORWARDED
+from darkroom_functions.http.metrics import NO_ROUTE
 from websockets.sync.client import connect
 
 from tests.functions.api import JOBS, Api, serving, slug

@@ -196,7 +196,14 @@ def test_every_status_that_is_described_is_returned(own_redis: RedisServer, name
     """The client validates each response against its operation and status; here all of them are provoked."""
     with (
         Sink().running() as sink,
-        serving(own_redis.url, namespace, tmp_path, DARKROOM_BACKLOG_LIMIT="10", K_SINK=sink.url) as api,
+        serving(
+            own_redis.url,
+            namespace,
+            tmp_path,
+            DARKROOM_BACKLOG_LIMIT="10",
+            K_SINK=sink.url,
+            DARKROOM_FOREIGN_EVENTS="true",
+        ) as api,
     ):
         provoke_submit(api)
         provoke_jobs(api)
@@ -303,6 +310,7 @@ def provoke_submit(api: Api) -> None:
         api.post("/", headers=binary("one"), json={})
     api.post("/", headers=binary("one"), json={"prompt": "another"})
     api.post("/", headers=binary("two"), content=too_large)
+    provoke_publish(api, too_large)
     batch: list[object] = [structured("three"), structured("three", type="x")]
     for events in (batch, batch[1:], []):
         api.post("/", content=json.dumps(events), headers={"content-type": "application/cloudevents-batch+json"})
@@ -310,6 +318,14 @@ def provoke_submit(api: Api) -> None:
         pass
     api.post(JOBS, json={})
     api.post("/", headers=binary("four"), json={})
+
+
+def provoke_publish(api: Api, too_large: bytes) -> None:
+    """Provoke every response to a request through the Broker, but that without one."""
+    api.post(routes.JOB_REQUESTS, headers=binary("five"), json={"prompt": "a lighthouse"})
+    api.post(routes.JOB_REQUESTS, headers=binary("six", type="x"), json={})
+    api.post(routes.JOB_REQUESTS, headers=binary("seven"), content=b"{")
+    api.post(routes.JOB_REQUESTS, headers=binary("eight"), content=too_large)
 
 
 def provoke_jobs(api: Api) -> None:

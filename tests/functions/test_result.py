@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,22 @@ import pytest
 import websockets
 from darkroom.cloudevents import event as events
 from darkroom.cloudevents import http
+from darkroom.cloudevents.proofs import PROOF, Proofs
 from darkroom.jobs import JobEvent, State
 from darkroom.ledger.scripts import texts
 from darkroom.webhooks.subscriptions import Webhook, WebhookEvent
+from pydantic import SecretStr
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from tests import served_metrics
 from tests.conftest import RedisServers
 from tests.databases import migrated
 from tests.driven_jobs import TENANT, DrivenJobs
 from tests.event_vectors import encode_batch
+from tests.functions.api import slug
 from tests.functions.stream_clients import DEADLINE_S, all_messages, following, next_message
-from tests.parts import PUBLIC_URL, Functions, environment
+from tests.parts import PROOF_KEY, PROOFS, PUBLIC_URL, Functions, environment
 from tests.redis_server import RedisKind, RedisServer
 from tests.waiting import eventually
 
@@ -107,9 +112,37 @@ def terminal_event(job_id: str, seq: int, *, kind: JobEvent = JobEvent.COMPLETED
     return events.Event.decode_structured(members)
 
 
-def post(function: Functions, event: events.Event, *, path: str = "/", structured: bool = False) -> httpx.Response:
+def post(
+    function: Functions,
+    event: events.Event,
+    *,
+    path: str = "/",
+    structured: bool = False,
+    proofs: Proofs | None = PROOFS,
+) -> httpx.Response:
+    """Post the event as the sink does, with the courier's proof."""
+    event = event if proofs is None else proofs.prove(event)
     headers, body = http.encode_structured(event) if structured else event.encode_binary()
     return httpx.post(function.url + path, headers=headers, content=body, trust_env=False, timeout=DEADLINE_S)
+
+
+def _altered(event: events.Event) -> events.Event:
+    members = PROOFS.prove(event).encode_structured()
+    return events.Event.decode_structured(members | {"data": {"job_id": event.subject, "status": "failed"}})
+
+
+FORGERIES: dict[str, Callable[[events.Event], events.Event]] = {
+    "without a proof": lambda event: event,
+    "with an invented proof": lambda event: replace(event, extensions={**event.extensions, PROOF: "A" * 43}),
+    "of another key": Proofs((SecretStr("x" * 32),)).prove,
+    "altered": _altered,
+}
+
+
+def counted(function: Functions, path: str, *, status: int) -> float:
+    """How many responses of the route had this status."""
+    labels = {"function": "result", "route": f"POST {path}", "status": str(status)}
+    return served_metrics.ask(function.port).value("darkroom_http_request_seconds_count", **labels)
 
 
 class TestEvents:
@@ -173,6 +206,10 @@ class TestEvents:
         assert post(result, event).status_code == 204
         assert not jobs.is_applied(job_id)
 
+    def test_without_a_broker_a_job_request_is_refused_and_not_lost(self, result: Functions) -> None:
+        answer = post(result, terminal_event(UNKNOWN_ID, 1, type=events.REQUESTED), path="/events")
+        assert (answer.status_code, slug(answer)) == (422, "invalid-event")
+
     @pytest.mark.parametrize(
         ("changes", "field"),
         [
@@ -212,9 +249,34 @@ class TestEvents:
         assert answer.status_code == 422
         assert answer.json()["status"] == 422
 
+    @pytest.mark.parametrize("path", ["/", "/events"])
+    @pytest.mark.parametrize("forgery", FORGERIES)
+    def test_a_forged_event_is_refused_and_nothing_changes(
+        self, result: Functions, jobs: DrivenJobs, path: str, forgery: str
+    ) -> None:
+        job_id = jobs.completed()
+        event = FORGERIES[forgery](terminal_event(job_id, jobs.end_seq(job_id)))
+        key = f"{jobs.namespace}:job:{job_id}"
+        before, refused = jobs.redis.hgetall(key), counted(result, path, status=403)
+        for structured in (False, True):
+            answer = post(result, event, path=path, structured=structured, proofs=None)
+            assert (answer.status_code, slug(answer)) == (403, "proof-refused")
+        assert jobs.redis.hgetall(key) == before
+        assert job_id in jobs.outbox(), "the courier posts the genuine one again"
+        assert counted(result, path, status=403) == refused + 2
+
+    def test_both_keys_prove_while_they_are_rotated(self, own: Callable[..., Any]) -> None:
+        newer, older = "n" * 32, "o" * 32
+        result, jobs, _ = own(DARKROOM_PROOF_KEYS=f"{newer},{older}")
+        for key, status in ((older, 204), (newer, 204), (PROOF_KEY, 403)):
+            job_id = jobs.completed()
+            event = terminal_event(job_id, jobs.end_seq(job_id))
+            assert post(result, event, proofs=Proofs((SecretStr(key),))).status_code == status
+            assert (job_id in jobs.outbox()) == (status == 403)
+
     def test_a_batch_is_rejected(self, result: Functions, jobs: DrivenJobs) -> None:
         job_id = jobs.completed()
-        headers, body = encode_batch([terminal_event(job_id, jobs.end_seq(job_id))])
+        headers, body = encode_batch([PROOFS.prove(terminal_event(job_id, jobs.end_seq(job_id)))])
         assert httpx.post(result.url, headers=headers, content=body, trust_env=False).status_code == 422
         assert not jobs.is_applied(job_id)
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from darkroom.cloudevents import http
 from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.proofs import PROOF
 from darkroom.ledger.undelivered import id_of
 from darkroom_functions.http import routes
 from darkroom_functions.resources.redaction import redacted
@@ -22,7 +23,7 @@ from darkroom_functions.resources.redaction import redacted
 from tests.conftest import RedisServers
 from tests.courier.sink import HANG, Answer, Sink
 from tests.functions.api import Api, faults, serving, slug
-from tests.parts import Functions, environment
+from tests.parts import PROOFS, Functions, environment
 from tests.redis_server import RedisKind, RedisServer
 
 UNDELIVERED = routes.UNDELIVERED
@@ -48,7 +49,9 @@ def api(redis_servers: RedisServers, sink: Sink, tmp_path_factory: pytest.TempPa
     """All functions behind one port, with a sink."""
     redis_url = redis_servers(RedisKind.EMBEDDED).url
     folder = tmp_path_factory.mktemp("functions")
-    with serving(redis_url, f"t-{secrets.token_hex(8)}", folder, K_SINK=sink.url) as api:
+    with serving(
+        redis_url, f"t-{secrets.token_hex(8)}", folder, K_SINK=sink.url, DARKROOM_FOREIGN_EVENTS="true"
+    ) as api:
         yield api
 
 
@@ -130,7 +133,9 @@ def test_in_a_cluster_the_function_accepts_events_at_its_root(redis_url: str, na
     function = Functions("undelivered", environment=environment(redis_url, namespace), log=tmp_path / "log")
     function.start()
     try:
-        assert give_up(function.url, event()).status_code == 204
+        refused = give_up(function.url, event())
+        assert (refused.status_code, slug(refused)) == (403, "proof-refused")
+        assert give_up(function.url, PROOFS.prove(event())).status_code == 204
         (found,) = httpx.get(function.url + UNDELIVERED, trust_env=False).json()["undelivered_events"]
         assert found["event"]["id"] == "1"
         elsewhere = httpx.get(f"{function.url}/openapi.json", trust_env=False)
@@ -149,7 +154,7 @@ def test_a_repeat_is_a_success_and_stored_once(api: Api) -> None:
 
 
 def test_an_event_of_another_tenant_is_not_there(api: Api) -> None:
-    theirs = event(extensions={"tenant": "stranger"})
+    theirs = PROOFS.prove(event(extensions={"tenant": "stranger"}))
     assert kept(api, theirs)
     assert listed(api) == []
     event_id = id_of(theirs, tenant="stranger")
@@ -157,6 +162,12 @@ def test_an_event_of_another_tenant_is_not_there(api: Api) -> None:
         assert api.request(method, f"{UNDELIVERED}/{event_id}{path}").status_code == 404
     api.request("DELETE", f"{UNDELIVERED}/{event_id}")
     assert api.jobs.redis.exists(f"{api.jobs.namespace}:undelivered:{event_id}")
+
+
+def test_an_event_without_a_proof_belongs_to_the_default_tenant_whatever_it_names(api: Api) -> None:
+    for proof in ({}, {PROOF: "A" * 43}):
+        event_id = kept(api, event(str(len(proof)), extensions={"tenant": "stranger", **proof}))
+        assert event_id in listed(api)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +208,7 @@ def test_while_redis_is_unavailable_the_broker_is_asked_to_retry(
     function.start()
     try:
         own_redis.stop()
-        response = give_up(function.url, event())
+        response = give_up(function.url, PROOFS.prove(event()))
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) >= 1
     finally:
@@ -308,7 +319,7 @@ def test_a_sink_without_a_response_is_503_and_nothing_is_lost(
     if trouble != "not set":
         variables["K_SINK"] = sink.url if trouble == "silent" else "http://127.0.0.1:1/"
     sink.behave = lambda _event: HANG
-    with serving(redis_url, namespace, tmp_path, **variables) as api:
+    with serving(redis_url, namespace, tmp_path, **variables, DARKROOM_FOREIGN_EVENTS="true") as api:
         event_id = kept(api, event())
         response = api.post(f"{UNDELIVERED}/{event_id}/replay")
         assert (response.status_code, slug(response)) == (503, "sink-unavailable")

@@ -31,7 +31,13 @@ from tests.gateway.running import FUNCTIONS, Gateway, StandIn, running, serving,
 from tests.ports import free_port
 from tests.waiting import eventually
 
-PARTS = {"id": "019aa000-0000-7000-8000-000000000000", "model": "flux", "delivery": "1.2.3", "key": "a/b/1/0-c.png"}
+PARTS = {
+    "id": "019aa000-0000-7000-8000-000000000000",
+    "model": "flux",
+    "delivery": "1.2.3",
+    "key": "a/b/1/0-c.png",
+    "name": "studio",
+}
 
 ODD = [
     ("GET", "/flux"),

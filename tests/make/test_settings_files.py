@@ -36,7 +36,11 @@ KINDS: tuple[type[Settings], ...] = (
 )
 
 DECIDED = {
-    f"{PREFIX}{name}" for name in ("NAMESPACE", "POOL", "STORE", "LINK_KEY", "WEBHOOK_KEYS", "HOST", "PROBE_PORT")
+    f"{PREFIX}{name}"
+    for name in (
+        *("NAMESPACE", "POOL", "STORE", "LINK_KEY", "WEBHOOK_KEYS", "PROOF_KEYS", "HOST", "PROBE_PORT"),
+        *("AUTH", "ROOT_KEY"),
+    )
 }
 """Variables that the environment itself sets."""
 

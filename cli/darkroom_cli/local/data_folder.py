@@ -10,6 +10,7 @@
 | `logs/` | one file per process; `*.previous.log` is the run before |
 | `link-key` | the key that signs links to pictures |
 | `webhook-key` | the key that webhooks' secrets are derived from |
+| `proof-key` | the key that proves events between the parts |
 | `root-key` | the API key of administrators, made by the first start with keys |
 | `run.json` | the running processes (`run_record.py`) |
 | `lock` | locked by the `up` that uses the folder |
@@ -38,7 +39,8 @@ OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 """The permissions that only the owner of a data folder has."""
 
 NAMES = frozenset(
-    "redis store history stand-ins models gateway logs link-key webhook-key root-key run.json lock .gitignore".split()
+    "redis store history stand-ins models gateway logs link-key webhook-key proof-key root-key".split()
+    + "run.json lock .gitignore".split()
 )
 """The names in a data folder. A folder restored from a backup may lack some."""
 
@@ -98,6 +100,11 @@ class DataFolder:
     def webhook_key(self) -> str:
         """The key that webhooks' secrets are derived from, created at the first call."""
         return secret(self.path / "webhook-key")
+
+    @property
+    def proof_key(self) -> str:
+        """The key that proves events, created at the first call."""
+        return secret(self.path / "proof-key")
 
     @property
     def root_key_file(self) -> Path:

@@ -167,6 +167,7 @@ class LocalStack:
             "DARKROOM_AUTH": "none" if self._is_private else "keys",
             "DARKROOM_LINK_KEY": self._folder.link_key,
             "DARKROOM_WEBHOOK_KEYS": self._folder.webhook_key,
+            "DARKROOM_PROOF_KEYS": self._folder.proof_key,
             "DARKROOM_WEBHOOK_ALLOW": self._webhook_allow,
             "DARKROOM_DATABASE_URL": self._database_url,
         }

@@ -93,6 +93,17 @@ class KeyVerifier:
         current = await self._current(tenant_entry(name), partial(self._directory.find_tenant, name))
         return accepted(current.published, name)
 
+    async def holder(self, key_id: str) -> Principal:
+        """The principal of a key without its secret, for a request that was verified with it earlier. Raises as
+        `verify` does.
+        """
+        published = await self.published(key_id)
+        now = time.time_ns() // 1_000_000
+        if published.key is None and published.is_complete:
+            raise CredentialRefused("the key does not exist any more")
+        key, tenant = usable(published, now=now)
+        return principal_of(key, tenant, secret="")
+
     async def published(self, key_id: str) -> Published:
         """A key and its tenant, at most CACHE_S old. Concurrent calls share one read."""
         return (await self._current(key_entry(key_id), partial(self._directory.find, key_id))).published
@@ -164,6 +175,14 @@ def checked(published: Published, secret: str, *, now: int) -> tuple[ApiKey, Ten
         raise AccessUnavailable("the keys are not available yet")
     if key is None or not key.accepts(secret, now=now):
         raise CredentialRefused("the key is not valid")
+    return usable(published, now=now)
+
+
+def usable(published: Published, *, now: int) -> tuple[ApiKey, Tenant]:
+    """The key and its tenant, if both are in use. Raises CredentialRefused and AccessUnavailable."""
+    key = published.key
+    if key is None:
+        raise AccessUnavailable("the keys are not available yet")
     if key.is_expired(now):
         raise CredentialRefused(f"the key {key.id} has expired")
     if key.disabled:

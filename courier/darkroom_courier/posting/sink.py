@@ -1,6 +1,7 @@
 """The sink: one post of one event to `K_SINK`, and the pause after a refusal.
 
-The relay (`relay.py`) and the notices (`notices.py`) post through it, in binary mode.
+The relay (`relay.py`) and the notices (`notices.py`) post through it, in binary mode. Every event carries a proof
+(`darkroom.cloudevents.proofs`), which the functions check.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import httpx
 from darkroom.backoff import Backoff, jittered
 from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.proofs import Proofs
+from darkroom.sinks import authorization
 from darkroom.webhooks.client import BODY_LIMIT_S
 
 from darkroom_courier.posting.streaks import Streaks
@@ -48,6 +51,7 @@ class Sink:
     def __init__(self, client: httpx.AsyncClient, settings: CourierSettings) -> None:
         self._client = client
         self._settings = settings
+        self._proofs = Proofs(settings.proof_keys)
         self._streaks = Streaks(failed="sink_refused", recovered="sink_recovered")
 
     @property
@@ -69,7 +73,11 @@ class Sink:
         return pause_s
 
     async def _attempt(self, event: Event) -> Refusal | None:
-        headers, body = event.encode_binary()
+        headers, body = self._proofs.prove(event).encode_binary()
+        try:
+            headers |= authorization(self._settings.sink_token_file)
+        except OSError as error:
+            return Refusal(f"the token for the sink cannot be read: {error}")
         try:
             async with (
                 asyncio.timeout(self._settings.sink_timeout_s) as limit,

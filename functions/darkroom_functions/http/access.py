@@ -123,6 +123,12 @@ class Access:
             raise CredentialRefused("the key is not valid")
         return await self._verifier.verify(credential)
 
+    async def holder(self, key_id: str) -> Principal:
+        """The principal of a key that a proven event names (`submission/stamps.py`). Raises as `authenticate` does."""
+        if self._verifier is None:
+            return EVERYONE
+        return await self._verifier.holder(key_id)
+
     async def issue_ticket(self, principal: Principal) -> Issued:
         """A ticket for the principal; any text is one where authentication is off. Raises TooManyTickets."""
         if self._grants is None:
@@ -180,11 +186,21 @@ async def running(settings: AccessSettings) -> AsyncIterator[Access]:
             await asyncio.wait(background)
 
 
-async def authorize(connection: HTTPConnection, scope: Needed, *, takes_ticket: bool = False) -> None:
-    """Verify the caller of a route that needs `scope`. Raises what `Access.authenticate` raises, and ScopeMissing."""
+async def authorize(
+    connection: HTTPConnection, scope: Needed, *, takes_ticket: bool = False, may_be_unknown: bool = False
+) -> None:
+    """Verify the caller of a route that needs `scope`. Raises what `Access.authenticate` raises, and ScopeMissing.
+
+    `may_be_unknown`: a request without any credential passes, and its handler finds the caller otherwise.
+    """
     if isinstance(scope, Open) and scope is not Open.CALLER:
         return
-    principal = await access_of(connection).authenticate(connection, takes_ticket=takes_ticket)
+    try:
+        principal = await access_of(connection).authenticate(connection, takes_ticket=takes_ticket)
+    except CredentialRefused as error:
+        if may_be_unknown and error.error is None:
+            return
+        raise
     connection.scope[PRINCIPAL] = principal
     if isinstance(scope, Scope) and not principal.may(scope):
         raise ScopeMissing(f"the credential {principal.actor} lacks the scope {scope.value}", scope=scope.value)
@@ -194,6 +210,11 @@ def access_of(connection: HTTPConnection) -> Access:
     """The verification of the process."""
     access: Access = connection.app.state.access
     return access
+
+
+def is_known(connection: HTTPConnection) -> bool:
+    """Whether the request had a credential, or needs none."""
+    return PRINCIPAL in connection.scope
 
 
 def principal_of(connection: HTTPConnection) -> Principal:

@@ -18,6 +18,8 @@ names; an IP address passes where the process does not listen on loopback, since
 A page may read a response if its origin is in `DARKROOM_ALLOWED_ORIGINS` (CORS), and send what the API uses. A
 preflight needs no credential; that of a foreign origin is rejected.
 
+Probes and metrics answer inner requests only (`inside.py`): 404 for others.
+
 A reverse proxy that replaces `Host`, as the gateway does, passes the original on in `X-Forwarded-Host`: both count.
 """
 
@@ -29,13 +31,14 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from darkroom.catalogue.parameters import shown
-from darkroom.errors import DarkroomError, ForeignOrigin, MisdirectedRequest
+from darkroom.errors import DarkroomError, ForeignOrigin, MisdirectedRequest, NotFound
 from darkroom.logs import logger
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom_functions.http import cookies
+from darkroom_functions.http.inside import Networks, is_hidden
 from darkroom_functions.http.responses import problem
 from darkroom_functions.http.semantics import host_of
 from darkroom_functions.settings import DEFAULT_PORTS, AuthMode, ServeSettings, is_loopback, origin_of
@@ -75,6 +78,7 @@ class Policy:
     `hosts` are names in lower case, and with a leading dot all names below one; they are checked if `checks_hosts`.
     `origins` are those of other sites whose pages may use this process, `own_origins` its public ones. `is_open`: no
     request needs a credential, so that each is checked.
+    `peers` are the networks of inner requests.
     """
 
     hosts: frozenset[str]
@@ -83,6 +87,7 @@ class Policy:
     origins: frozenset[str]
     own_origins: frozenset[str]
     is_open: bool
+    peers: Networks
 
     @classmethod
     def of(cls, settings: ServeSettings) -> Policy:
@@ -96,6 +101,7 @@ class Policy:
             origins=frozenset(settings.allowed_origins),
             own_origins=frozenset({origin_of(public)} if public else ()),
             is_open=settings.auth is AuthMode.NONE,
+            peers=settings.internal_peers,
         )
 
     def serves(self, authority: str) -> bool:
@@ -163,6 +169,8 @@ class Front:
         for authority in authorities:
             if not self._policy.serves(authority):
                 return MisdirectedRequest(f'no host "{shown(authority)}" is served here: see DARKROOM_ALLOWED_HOSTS')
+        if is_hidden(scope, headers, self._policy.peers):
+            return NotFound(f"there is nothing at {scope['path']}")
         if not self._is_checked(scope, headers):
             return None
         origins = headers.getlist("origin") or _origins_of_site(headers)

@@ -18,6 +18,7 @@ from darkroom.errors import (
     DarkroomError,
     MethodNotAllowed,
     ModelNotPermitted,
+    ProofRefused,
     RangeNotSatisfiable,
     ScopeMissing,
     TemporaryError,
@@ -40,6 +41,9 @@ REALM = "darkroom"
 
 EVENT_REFUSED = 422
 """The status of a permanent refusal of a CloudEvent: Knative delivers an event again after 404, 408, 409 and 429."""
+
+OF_EVENT = BodyTooLarge | CredentialRefused | ScopeMissing | ProofRefused
+"""Permanent refusals of a CloudEvent that keep their own status: Knative delivers none of them again."""
 
 
 HIDDEN_KEY = b"(a key)"
@@ -86,7 +90,7 @@ def problem_members(error: DarkroomError, *, of_event: bool = False) -> dict[str
     """The members of the problem document, with the status of the response."""
     members: dict[str, Any] = error.problem()
     if of_event and not isinstance(
-        error, TemporaryError | BodyTooLarge | CredentialRefused | ScopeMissing | ModelNotPermitted
+        error, TemporaryError | BodyTooLarge | CredentialRefused | ScopeMissing | ModelNotPermitted | ProofRefused
     ):
         members["status"] = EVENT_REFUSED
     return members

@@ -25,6 +25,7 @@ from darkroom.errors import (
 )
 from darkroom.jobs import is_job_id
 from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.routing import Match, Route, WebSocketRoute
 from starlette.types import Scope
@@ -41,6 +42,7 @@ WEBHOOK_KEYS = "/.well-known/webhook-keys"
 """The public keys of webhook signatures, for receivers. They belong to no tenant."""
 UNDELIVERED = "/api/v1/undelivered-events"
 TENANT_EVENTS = "/api/v1/events"
+JOB_REQUESTS = "/api/v1/job-requests"
 DESCRIPTION = "/openapi.json"
 TO_MODEL = "/{model:model}"
 SINK = "/events"
@@ -87,7 +89,8 @@ class ApiRoute(Route):
     is. `refusals` are the errors that the handler raises. `label` is the same for every request to the route.
     `takes_events` marks a route for CloudEvents, whose senders retry some permanent refusals
     (`responses.EVENT_REFUSED`); `takes_ticket` one whose URL may have a ticket, since browsers request it without
-    headers.
+    headers; `takes_stamps` which requests reach the handler without a credential, since they may have a stamped event
+    (`submission/stamps.py`).
     """
 
     def __init__(
@@ -106,10 +109,11 @@ class ApiRoute(Route):
         refusals: Errors = (),
         takes_events: bool = False,
         takes_ticket: bool = False,
+        takes_stamps: Callable[[Headers], bool] | None = None,
     ) -> None:
         middleware = [Middleware(Validators)] if method == "GET" else []
         self.audit = default_of(method, scope) if audit is None else audit
-        checked = audited(handler, scope, self.audit, takes_ticket=takes_ticket)
+        checked = audited(handler, scope, self.audit, takes_ticket=takes_ticket, takes_stamps=takes_stamps)
         super().__init__(canonical(path), checked, methods=[method], middleware=middleware)
         # Starlette's `$` also matches before a line feed at the end.
         self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")

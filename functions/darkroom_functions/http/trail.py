@@ -29,6 +29,7 @@ from darkroom.logs import logger
 from darkroom.supervision import vital
 from darkroom.trail.entries import OK, Entry, entry_of
 from darkroom.trail.recording import Recorder
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -168,18 +169,31 @@ async def running(settings: AccessSettings) -> AsyncIterator[Trail]:
         await client.aclose()
 
 
-def audited(handler: Handler, scope: Needed, audit: Audit, *, takes_ticket: bool = False) -> Handler:
-    """The handler, called for callers with the scope only, and recorded."""
+def audited(
+    handler: Handler,
+    scope: Needed,
+    audit: Audit,
+    *,
+    takes_ticket: bool = False,
+    takes_stamps: Callable[[Headers], bool] | None = None,
+) -> Handler:
+    """The handler, called for callers with the scope only, and recorded.
+
+    Of a request that may have a stamped event, the handler itself finds the caller (`submission/stamps.py`).
+    """
 
     async def checked(request: Request) -> Response:
         await authorize(request, scope, takes_ticket=takes_ticket)
         return await handler(request)
 
     async def counted(request: Request) -> Response:
-        await _authorize(request, scope, takes_ticket=takes_ticket)
+        may_be_unknown = takes_stamps is not None and takes_stamps(request.headers)
+        await _authorize(request, scope, takes_ticket=takes_ticket, may_be_unknown=may_be_unknown)
         try:
             return await handler(request)
         except DarkroomError as error:
+            if PRINCIPAL not in request.scope:
+                raise
             name_model = request.scope.get(MODEL)
             count_refusal(request, error, model="" if name_model is None else name_model())
             raise
@@ -216,10 +230,10 @@ def audited(handler: Handler, scope: Needed, audit: Audit, *, takes_ticket: bool
     raise AssertionError(audit)
 
 
-async def _authorize(request: Request, scope: Needed, *, takes_ticket: bool) -> None:
+async def _authorize(request: Request, scope: Needed, *, takes_ticket: bool, may_be_unknown: bool = False) -> None:
     """As `authorize`. A refusal for lack of the scope is recorded."""
     try:
-        await authorize(request, scope, takes_ticket=takes_ticket)
+        await authorize(request, scope, takes_ticket=takes_ticket, may_be_unknown=may_be_unknown)
     except ScopeMissing as error:
         entry = _entry(request, principal_of(request))
         await _trail(request).recorder.append(replace(entry, outcome=error.slug, status=error.status))

@@ -5,12 +5,16 @@ The courier posts each job's terminal CloudEvent, and that of a start where a we
 delivers to `POST /`, or on one machine to `POST /events`. An event may arrive many times and is applied once: the
 idempotency key is the job with the number of the entry in its log. A repeat is a success, and so is an event that a
 retry cannot help; only a temporary failure is answered so that the event is delivered again.
+
+An event without the courier's proof is refused with 403, which a Broker does not retry, and nothing is stored: a forged
+end would have webhooks delivered. If the event was genuine, as during a rotation of keys, the courier posts it again.
 """
 
 from __future__ import annotations
 
 from darkroom import logs, traces
-from darkroom.cloudevents.event import SEQUENCE_DIGITS, Event, invalid, type_of
+from darkroom.cloudevents.event import REQUESTED, SEQUENCE_DIGITS, Event, invalid, type_of
+from darkroom.cloudevents.proofs import Proofs
 from darkroom.errors import FieldError, NewerRecord
 from darkroom.jobs import TERMINAL, JobEvent, is_job_id
 from darkroom.ledger import calls
@@ -39,6 +43,10 @@ async def apply_event(request: Request) -> Response:
     The response is 204 without content: a Trigger's subscriber may answer nothing, or an event.
     """
     event = await read_event(request, limit=request.app.state.settings.max_body_bytes)
+    proofs: Proofs = request.app.state.proofs
+    proofs.check(event)
+    if event.type == REQUESTED and request.scope["route"].template == routes.SINK:
+        raise invalid([FieldError("type", "must not be that of a job request: there is no Broker that forwards it")])
     await _apply(event, request.app.state.ledger)
     return Response(status_code=204)
 

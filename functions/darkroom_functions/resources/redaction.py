@@ -16,7 +16,7 @@ HIDDEN = "(hidden)"
 
 _SECRET_NAME = re.compile(
     r"secret|passw|passphrase|token|authori[sz]ation|credential|cookie|signature|session"
-    r"|(?:api|access|private|link|signing|encryption|webhook)[-_]?key",
+    r"|darkroomproof|(?:api|access|private|link|signing|encryption|webhook)[-_]?key",
     re.IGNORECASE,
 )
 _HOOK_NAME = re.compile("hook|callback", re.IGNORECASE)

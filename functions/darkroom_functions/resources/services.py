@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import httpx
 from darkroom.access.administration import Administration
 from darkroom.artifacts import ArtifactStore
 from darkroom.catalogue.models import Catalogue
+from darkroom.cloudevents.proofs import Proofs
 from darkroom.history.deletion import Deletion
 from darkroom.history.lookup import Lookup
 from darkroom.ledger.client import AsyncLedger
@@ -16,6 +16,7 @@ from darkroom.ledger.undelivered import UndeliveredEvents
 from darkroom.links import Links
 from darkroom.webhooks.signatures import Signer
 
+from darkroom_functions.resources.broker import Broker
 from darkroom_functions.settings import JobsSettings, SubmitSettings, UndeliveredSettings
 from darkroom_functions.streams.wait import JobWaits
 from darkroom_functions.submission.intake import Intake
@@ -30,6 +31,8 @@ class SubmitServices:
     waiting: JobWaits
     catalogue: Catalogue
     links: Links
+    proofs: Proofs
+    broker: Broker
     settings: SubmitSettings
 
 
@@ -55,9 +58,10 @@ class JobsServices:
 
 @dataclass(frozen=True)
 class UndeliveredServices:
-    """Those of `undelivered`; `client` posts to the sink."""
+    """Those of `undelivered`."""
 
     ledger: AsyncLedger
     events: UndeliveredEvents
-    client: httpx.AsyncClient
+    proofs: Proofs
+    broker: Broker
     settings: UndeliveredSettings

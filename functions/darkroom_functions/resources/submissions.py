@@ -27,10 +27,11 @@ from darkroom import logs, traces
 from darkroom.access.principals import Principal, Scope
 from darkroom.cloudevents import event as events
 from darkroom.cloudevents.event import REQUESTED, SPEC_VERSION, Event
-from darkroom.cloudevents.http import BATCH_TYPE, MAX_BATCH_EVENTS, STRUCTURED_TYPE, Mode, parse_http
+from darkroom.cloudevents.http import BATCH_TYPE, MAX_BATCH_EVENTS, STRUCTURED_TYPE, Mode, Parsed, parse_http
 from darkroom.errors import (
     BacklogFull,
     BodyTooLarge,
+    CredentialRefused,
     DarkroomError,
     EventReused,
     FieldError,
@@ -44,6 +45,7 @@ from darkroom.errors import (
     MemoryHigh,
     ModelNotPermitted,
     NoPool,
+    SinkUnavailable,
     SubmissionRateExceeded,
     TemporaryError,
     UnknownModel,
@@ -59,8 +61,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from darkroom_functions.http import routes, trail
-from darkroom_functions.http.access import principal_of, tenant_of
-from darkroom_functions.http.bodies import json_object, read_body
+from darkroom_functions.http.access import PRINCIPAL, access_of, is_known, principal_of, tenant_of
+from darkroom_functions.http.bodies import json_object, read_body, read_event
 from darkroom_functions.http.openapi import LIMIT_HEADERS, header, in_header, in_path, json_body, json_response, ref
 from darkroom_functions.http.probes import ledger_timeout
 from darkroom_functions.http.rate_limits import rate_limit_fields
@@ -68,10 +70,11 @@ from darkroom_functions.http.responses import JSON_TYPE, answer, problem_members
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema
 from darkroom_functions.http.trail import Audit
 from darkroom_functions.resources import views
+from darkroom_functions.resources.redaction import redacted
 from darkroom_functions.resources.schemas import AcceptedBody, JobBody, VerdictsBody
 from darkroom_functions.resources.services import SubmitServices
 from darkroom_functions.streams.wait import APPLIED, Wait
-from darkroom_functions.submission import reading, schemas
+from darkroom_functions.submission import reading, schemas, stamps
 from darkroom_functions.submission.reading import REPEATED, SEED_BITS, RestRequest, SubmissionContext
 
 _IDEMPOTENCY_KEY = re.compile(reading.IDEMPOTENCY_KEY_PATTERN)
@@ -80,10 +83,14 @@ _log = logs.logger(__name__)
 
 
 async def submit_events(request: Request) -> Response:
-    """`POST /`."""
+    """`POST /`. A request without a credential is taken if its event has a stamp (`submission/stamps.py`)."""
     services: SubmitServices = request.app.state.services
-    parsed = parse_http(request.headers, await read_body(request, limit=services.settings.max_body_bytes))
-    principal = principal_of(request)
+    body = await read_body(request, limit=services.settings.max_body_bytes)
+    if is_known(request):
+        principal, parsed = principal_of(request), parse_http(request.headers, body)
+    else:
+        principal, parsed = await _stamped(request, body, services)
+        request.scope[PRINCIPAL] = principal
     if parsed.mode is Mode.BATCH:
         return await _submit_batch(parsed.events, principal, services, request)
     (event,) = parsed.events
@@ -108,9 +115,47 @@ async def submit_events(request: Request) -> Response:
         state=accepted.state,
         traceparent=job.traceparent,
     )
-    headers, content = reply.encode_binary()
+    headers, content = services.proofs.prove(reply).encode_binary()
     status, receipt = receipt_of(accepted)
     return Response(content, status_code=status, headers=headers | receipt)
+
+
+async def _stamped(request: Request, body: bytes, services: SubmitServices) -> tuple[Principal, Parsed]:
+    """The caller that a single stamped event names, and the event.
+
+    Raises what `stamps.caller_of` raises; a caller without a credential gets no other refusal.
+    """
+    try:
+        parsed = parse_http(request.headers, body)
+        (event,) = parsed.events
+    except (DarkroomError, ValueError):
+        event = None
+    if not isinstance(event, Event) or parsed.mode is Mode.BATCH:
+        raise CredentialRefused("the request has no credential", error=None)
+    return await stamps.caller_of(event, services.proofs, access_of(request)), parsed
+
+
+async def publish_request(request: Request) -> Response:
+    """`POST /api/v1/job-requests`: stamp the event and post it to the Broker, which delivers it to `POST /`.
+
+    An event that would be refused there is refused here. Raises SinkUnavailable if the Broker does not accept it.
+    """
+    services: SubmitServices = request.app.state.services
+    event = await read_event(request, limit=services.settings.max_body_bytes)
+    caller = principal_of(request)
+    reading.of_event(
+        event,
+        catalogue=services.catalogue,
+        allow=services.settings.webhook_allow,
+        principal=caller,
+        context=new_context(),
+    )
+    status, text = await services.broker.post(stamps.stamped(event, caller, services.proofs))
+    if not 200 <= status < 300:  # noqa: PLR2004 - as HTTP has it
+        _log.warning("publish_refused", event_id=event.id, tenant=caller.tenant, status=status, answer=redacted(text))
+        raise SinkUnavailable(f"the sink answered {status}", retry_after=5)
+    _log.info("published", event_id=event.id, source=event.source, tenant=caller.tenant, actor=caller.actor)
+    return Response(status_code=202)
 
 
 async def submit_job(request: Request) -> Response:
@@ -309,6 +354,18 @@ GRANTED: dict[str, Schema] = {
     )
 }
 
+_EVENT_HEADERS = [
+    in_header(f"ce-{name}", {"type": "string"}, f"In binary mode: {meaning}")
+    for name, meaning in (
+        ("specversion", f"`{SPEC_VERSION}`."),
+        ("id", "with the source, the identity of the event. A repeated event is the same job."),
+        ("source", "a URI-reference."),
+        ("type", f"`{REQUESTED}`."),
+        (reading.EXPIRY, "the time by which the job must have started, or it expires."),
+        ("traceparent", "the W3C Trace Context of the job."),
+    )
+]
+
 _REST_HEADERS = [
     in_header(
         "Idempotency-Key", schemas.IDEMPOTENCY_KEY, "For a day, the same key with the same body is the same job."
@@ -338,17 +395,7 @@ ROUTES = [
         audit=Audit.SUBMISSION,
         operation="submitEvents",
         summary="Submit a job as a CloudEvent, or several as a batch (for REST clients: no Trigger sends one)",
-        parameters=[
-            in_header(f"ce-{name}", {"type": "string"}, f"In binary mode: {meaning}")
-            for name, meaning in (
-                ("specversion", f"`{SPEC_VERSION}`."),
-                ("id", "with the source, the identity of the event. A repeated event is the same job."),
-                ("source", "a URI-reference."),
-                ("type", f"`{REQUESTED}`."),
-                (reading.EXPIRY, "the time by which the job must have started, or it expires."),
-                ("traceparent", "the W3C Trace Context of the job."),
-            )
-        ],
+        parameters=_EVENT_HEADERS,
         request={
             "description": "Any content type but the two of CloudEvents is the data of an event in binary mode.",
             "content": {
@@ -370,6 +417,24 @@ ROUTES = [
             ),
         },
         refusals=(InvalidEvent, EventReused, *REFUSED_JOB),
+        takes_events=True,
+        takes_stamps=stamps.may_be_stamped,
+    ),
+    ApiRoute(
+        "POST",
+        routes.JOB_REQUESTS,
+        publish_request,
+        scope=Scope.SUBMIT,
+        audit=Audit.SUBMISSION,  # its job is recorded when it is accepted
+        operation="publishRequest",
+        summary="Send a job request through the Broker, as one CloudEvent in binary or structured mode",
+        parameters=_EVENT_HEADERS,
+        request={
+            "description": "Any content type but that of CloudEvents is the data of an event in binary mode.",
+            "content": {STRUCTURED_TYPE: schemas.EVENT, JSON_TYPE: ref("JobRequest")},
+        },
+        responses={"202": ApiResponse("The Broker has accepted the event, with the caller's tenant and a proof.")},
+        refusals=(MalformedRequest, InvalidEvent, InvalidInput, UnknownModel, BodyTooLarge, SinkUnavailable),
         takes_events=True,
     ),
     ApiRoute(

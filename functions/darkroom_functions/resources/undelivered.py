@@ -6,6 +6,9 @@ it up to a number and a size, beyond which the tenant and source with the most e
 (`lua/undelivered/store_undelivered.lua`). The idempotency key is the event's source and id within its tenant; a repeat
 is a success, so Knative does not send it again.
 
+An event is stored for the tenant that it names if it has a proof (`darkroom.cloudevents.proofs`). Without one it is
+refused with 403, or, where DARKROOM_FOREIGN_EVENTS is on, stored for the default tenant.
+
 A replay posts the event to K_SINK as it was first sent; subscribers that already received it recognise its id.
 Responses show an event without its secrets (`redaction.py`); a replay sends all of it.
 """
@@ -14,11 +17,10 @@ from __future__ import annotations
 
 import re
 
-import httpx
 from darkroom import logs, traces
 from darkroom.access.principals import DEFAULT_TENANT, Scope
 from darkroom.cloudevents.event import Event
-from darkroom.errors import InvalidInput, LedgerUnavailable, NotFound, SinkUnavailable
+from darkroom.errors import InvalidInput, LedgerUnavailable, NotFound, ProofRefused, SinkUnavailable
 from darkroom.ledger import calls, undelivered
 from darkroom.ledger.calls import Replayed
 from darkroom.ledger.undelivered import Undelivered, id_of, is_undelivered_id, split_failure, store
@@ -37,9 +39,6 @@ from darkroom_functions.resources.redaction import redacted
 from darkroom_functions.resources.schemas import ReplayedBody, UndeliveredEventBody, UndeliveredEventsBody
 from darkroom_functions.resources.services import UndeliveredServices
 
-ANSWER_BYTES = 1024
-"""The part of a sink's response that is shown; Knative stores as much of a subscriber's response."""
-
 _TENANT = re.compile("[a-z0-9][a-z0-9-]{0,62}")
 """The form of a tenant's name in an event. Any other event belongs to the default tenant."""
 
@@ -51,7 +50,7 @@ async def store_undelivered(request: Request) -> Response:
     services: UndeliveredServices = request.app.state.services
     event = await read_event(request, limit=services.settings.max_body_bytes)
     sent, failure = split_failure(event)
-    tenant = _tenant_of_event(sent)
+    tenant = _tenant_of_event(sent, services)
     async with ledger_timeout():
         displaced = await services.ledger.run(store(sent, failure, tenant=tenant))
     _log.warning(
@@ -90,7 +89,7 @@ async def replay_undelivered(request: Request) -> Response:
     """
     services: UndeliveredServices = request.app.state.services
     stored = await _find(request)
-    status, text = await _post(stored.event, services)
+    status, text = await services.broker.post(stored.event)
     delivered = 200 <= status < 300  # noqa: PLR2004 - as HTTP has it
     if delivered:
         async with ledger_timeout():
@@ -121,33 +120,20 @@ async def _find(request: Request) -> Undelivered:
     return found
 
 
-async def _post(event: Event, services: UndeliveredServices) -> tuple[int, str]:
-    """The status of the sink's response, and the beginning of its text."""
-    sink = services.settings.sink
-    if sink is None:
-        raise SinkUnavailable("K_SINK is not set: there is no sink to post to", retry_after=30)
-    headers, body = event.encode_binary()
-    text = b""
-    try:
-        async with services.client.stream("POST", sink, headers=headers, content=body) as response:
-            async for chunk in response.aiter_bytes():
-                text += chunk
-                if len(text) > ANSWER_BYTES:
-                    break
-    except httpx.HTTPError as error:
-        _log.warning("sink_away", event_id=event.id, error=type(error).__name__)
-        raise SinkUnavailable(f"the sink did not respond: {type(error).__name__}", retry_after=5) from None
-    return response.status_code, text[:ANSWER_BYTES].decode(errors="replace")
-
-
 def _checked(event_id: str) -> str:
     if not is_undelivered_id(event_id):
         raise NotFound("there is no such undelivered event: the list has their ids")
     return event_id
 
 
-def _tenant_of_event(event: Event) -> str:
-    """The tenant that an event of darkroom names."""
+def _tenant_of_event(event: Event, services: UndeliveredServices) -> str:
+    """The tenant that a proven event names. Raises ProofRefused."""
+    try:
+        services.proofs.check(event)
+    except ProofRefused:
+        if services.settings.foreign_events:
+            return DEFAULT_TENANT
+        raise
     named = str(event.extensions.get("tenant", ""))
     return named if _TENANT.fullmatch(named) else DEFAULT_TENANT
 

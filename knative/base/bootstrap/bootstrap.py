@@ -1,7 +1,8 @@
 """Create the Secrets that do not exist yet, with random values. Pods that need them wait until they exist.
 
 The API server answers 409 for a Secret that exists, which is a success: the program needs only the right to create
-Secrets, and reads none. The arguments are names of `SECRETS`. It needs only the standard library.
+Secrets, and reads none. The arguments are names of `SECRETS`. Only `darkroom-root` needs more than the standard
+library.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ _CELERY = ("celery:_kombu.binding*", "celery:*.pidbox*", "celery:celeryev.*")
 """The keys of Celery's remote control and events: bindings and replies, no messages of jobs."""
 
 _ACCESS = ("access", "key-uses")
+"""The copy of tenants and keys, and when keys were used."""
 
 REDIS_KEYS = {
     "functions": (
@@ -72,17 +74,18 @@ REDIS_KEYS = {
     "admin": ("*",),
 }
 """The keys of each user, without the prefix. A worker reads the records of all jobs, since it may claim any of them; it
-reads no subscription, no delivery, and no list of a tenant's jobs. `tests/knative/test_redis_users.py` compares this
-table with the scripts that each part runs.
+reads no subscription, no delivery, no list of a tenant's jobs, and no key of a tenant.
+`tests/knative/test_redis_users.py` compares this table with the scripts that each part runs.
 """
 
 _PUBLISHED = ("live:*", "news:*", "wake")
 """The channels to which scripts publish."""
 
+_ACCESS_CHANGED = "access-changed"
+"""The channel of changed keys."""
+
 _REMOTE_CONTROL = ("/{database}.celery.pidbox", "/{database}.celeryev/*", "/{database}.celeryev/worker.*")
 """Celery subscribes by patterns, and Redis allows a pattern only if the user has exactly the same one."""
-
-_ACCESS_CHANGED = "access-changed"
 
 REDIS_CHANNELS = {
     "functions": (*_PUBLISHED, _ACCESS_CHANGED),
@@ -157,6 +160,18 @@ def keys_secret(_environment: Mapping[str, str]) -> dict[str, str]:
     return {"link-key": secrets.token_hex(32), "webhook-keys": secrets.token_hex(32)}
 
 
+def proof_secret(_environment: Mapping[str, str]) -> dict[str, str]:
+    """The key that proves darkroom's events to its own parts."""
+    return {"proof-keys": secrets.token_hex(32)}
+
+
+def root_secret(_environment: Mapping[str, str]) -> dict[str, str]:
+    """The API key of administrators, which creates all others."""
+    from darkroom.access.credentials import Credential  # the other Secrets need no package
+
+    return {"root-key": Credential.generate().text}
+
+
 def flower_secret(_environment: Mapping[str, str]) -> dict[str, str]:
     return {"basic-auth": f"admin:{secrets.token_hex(16)}"}
 
@@ -175,6 +190,8 @@ def s3_secret(_environment: Mapping[str, str]) -> dict[str, str]:
 SECRETS: Mapping[str, Callable[[Mapping[str, str]], dict[str, str]]] = {
     "darkroom-redis": redis_secret,
     "darkroom-keys": keys_secret,
+    "darkroom-proof": proof_secret,
+    "darkroom-root": root_secret,
     "darkroom-flower": flower_secret,
     "darkroom-database": database_secret,
     "darkroom-s3": s3_secret,

@@ -272,7 +272,7 @@ def _client(plan: LoadPlan, key: str | None) -> httpx.Client:
 
 def _check_ready(client: httpx.Client) -> None:
     try:
-        is_ready = client.get("/readyz").is_success
+        is_ready = client.get("/openapi.json").is_success
         refused = client.get("/api/v1/generation-jobs/", params={"limit": "1"})
     except httpx.TransportError as error:
         raise CannotRun(f"no server answers at {client.base_url}: {error}. Is `darkroom up` running?") from error

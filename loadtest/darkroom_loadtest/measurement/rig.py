@@ -40,6 +40,7 @@ ROOTS = ("core", "functions", "worker-images", "courier", "cli", "loadtest")
 
 NAMESPACE = "bench"
 LINK_KEY = "the benchmarks' own key, of 32 characters or more"
+PROOF_KEY = "the benchmarks' own key for proofs of 32 characters or more"
 WEBHOOK_KEY = "the benchmarks' own key for webhooks with 32 characters or more"
 
 READY_TIMEOUT_S = 60.0
@@ -134,6 +135,7 @@ class Rig:
             "DARKROOM_AUTH": "none",
             "DARKROOM_LINK_KEY": LINK_KEY,
             "DARKROOM_WEBHOOK_KEYS": WEBHOOK_KEY,
+            "DARKROOM_PROOF_KEYS": PROOF_KEY,
             "DARKROOM_BACKLOG_LIMIT": "10000000",
             "DARKROOM_BACKLOG_BYTES": str(2**40),
             "DARKROOM_MAX_CONNECTIONS": "100000",
