@@ -1,4 +1,4 @@
-"""Job requests that pass a Broker: their caller is proven, and nobody else's request is taken."""
+"""Job requests that pass a Broker: their caller is proven, and no other request is accepted."""
 
 from __future__ import annotations
 

@@ -132,7 +132,9 @@ class Trail:
 
 
 def count_refusal(request: Request, error: DarkroomError, *, model: str) -> None:
-    """Count a refused submission; `model` is the one that it names, empty where there is none."""
+    """Count a refused submission of a known caller; `model` is the one that it names, empty where there is none."""
+    if PRINCIPAL not in request.scope:
+        return
     _trail(request).count(principal_of(request), _operation(request), error, model=model)
 
 
@@ -187,13 +189,11 @@ def audited(
         return await handler(request)
 
     async def counted(request: Request) -> Response:
-        may_be_unknown = takes_stamps is not None and takes_stamps(request.headers)
+        may_be_unknown = bool(takes_stamps and takes_stamps(request.headers))
         await _authorize(request, scope, takes_ticket=takes_ticket, may_be_unknown=may_be_unknown)
         try:
             return await handler(request)
         except DarkroomError as error:
-            if PRINCIPAL not in request.scope:
-                raise
             name_model = request.scope.get(MODEL)
             count_refusal(request, error, model="" if name_model is None else name_model())
             raise
