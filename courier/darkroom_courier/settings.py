@@ -15,6 +15,7 @@ from darkroom.cloudevents.event import Event
 from darkroom.cloudevents.proofs import KEY_ID, PROOF
 from darkroom.errors import InvalidEvent
 from darkroom.ledger.calls import (
+    AGEING_MS,
     DELIVERY_LEASE_MS,
     HISTORY_LEASE_MS,
     LEASE_MS,
@@ -149,6 +150,11 @@ class CourierSettings(
     poll_interval_s: Annotated[float, Renamed("DARKROOM_TICK_S")] = Field(default=1, gt=0, le=10)
     """The pause between two rounds of the courier's loops, in seconds: expired leases, lost messages, due retries,
     start deadlines and, where no message from Redis arrived earlier, events and deliveries.
+    """
+
+    ageing_s: float = Field(default=AGEING_MS / 1000, ge=1, le=30 * 24 * 3600)
+    """How long a job waits in one priority class before it moves up one, in seconds. A job of priority 9 is in the most
+    urgent class after nine times this.
     """
 
     root_key: Annotated[SecretStr, AfterValidator(_root_key)] | None = None

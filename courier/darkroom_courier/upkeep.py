@@ -1,8 +1,9 @@
 """Upkeep: the ledger's timers, for every announced pool, in one round trip per interval.
 
 Running jobs whose lease expired are released (reap), messages that were delivered and never claimed are pushed again
-(sweep), due retries join the backlog (promote), and jobs past their start deadline expire (expire). Each is one script
-that decides by itself; any number of couriers may call it concurrently.
+(sweep), due retries join the backlog (promote), jobs that have waited for long move up a priority class (age), and jobs
+past their start deadline expire (expire). Each is one script that decides by itself; any number of couriers may call it
+concurrently.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Upkeep:
             due.append(("reaped", pool, self._reap(pool)))
             due.append(("swept", pool, self._sweep(pool)))
             due.append(("promoted", pool, calls.promote(pool, limit=MOST_AT_ONCE)))
+            due.append(("aged", pool, self._age(pool)))
         more = False
         # The clock comes first: if it was set back, due times are adjusted before the others read them.
         clock: Call[Any] = calls.adjust_clock(clock_ms=time.time_ns() // 1_000_000)
@@ -63,6 +65,9 @@ class Upkeep:
             gap_ms=round(self._settings.reap_gap_s * 1000),
             limit=MOST_AT_ONCE,
         )
+
+    def _age(self, pool: str) -> Call[list[str]]:
+        return calls.age(pool, bound_ms=round(self._settings.ageing_s * 1000), limit=MOST_AT_ONCE)
 
     def _sweep(self, pool: str) -> Call[list[str]]:
         return calls.sweep(pool, age_ms=round(self._settings.sweep_age_s * 1000))

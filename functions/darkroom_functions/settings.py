@@ -165,8 +165,15 @@ class BodySettings(Settings):
     """The largest request body, in bytes. A body is held in memory, and parsing a large one delays other requests."""
 
 
+class FairBy(StrEnum):
+    """`TENANT`: each tenant's jobs run in the order of their arrival. `USER`: the users of a tenant take turns."""
+
+    TENANT = "tenant"
+    USER = "user"
+
+
 class IntakeSettings(Settings):
-    """The limits of the backlog."""
+    """The limits of the backlog, and its order."""
 
     backlog_limit: int = Field(default=BACKLOG_LIMIT, ge=1, le=10_000_000)
     """The most jobs that may wait in one pool. Further submissions are rejected with 429."""
@@ -174,6 +181,10 @@ class IntakeSettings(Settings):
     backlog_bytes: int = Field(default=BACKLOG_BYTES, ge=1024 * 1024, le=1024**4)
     """The most bytes of Redis that unfinished jobs of all pools may use. Further submissions are rejected with 429. The
     default is half of the `maxmemory` in the manifests."""
+
+    fair_by: FairBy = FairBy.TENANT
+    """The order of the jobs of one tenant. `tenant`: in the order of their arrival. `user`: the users of the tenant, by
+    the `user_id` of their jobs, take turns. Tenants share each pool by their weights in either case."""
 
 
 class WaitSettings(Settings):

@@ -80,6 +80,7 @@ def kinds(report: AuditReport) -> set[FaultKind]:
 
 def everything(jobs: TimedJobs) -> dict[str, str]:
     """A job in each place. The pool's list is full, since there is no worker, so that one job waits."""
+    jobs.limit("limited", 0)
     there = {
         "completed": jobs.running(),
         "failed": jobs.running(),
@@ -89,6 +90,7 @@ def everything(jobs: TimedJobs) -> dict[str, str]:
         "running": jobs.running(),
         "dispatched": jobs.submit(),
         "waiting": jobs.submit(),
+        "held": jobs.submit(tenant="limited"),
     }
     jobs.finish(there["completed"])
     jobs.finish(there["failed"], outcome=State.FAILED)
@@ -102,7 +104,7 @@ async def test_every_place_is_counted_and_nothing_is_found(jobs: TimedJobs, look
     there = everything(jobs)
     report = await look()
     assert dict(report.places) == dict.fromkeys(there, 1)
-    assert (report.jobs, report.unapplied, report.findings, report.stale) == (8, 4, (), ())
+    assert (report.jobs, report.unapplied, report.findings, report.stale) == (9, 4, (), ())
 
 
 async def test_an_applied_and_archived_job_has_no_fault(jobs: TimedJobs, look: Audit) -> None:
@@ -190,6 +192,28 @@ def _waiting(jobs: TimedJobs) -> str:
 def _due(jobs: TimedJobs) -> str:
     job_id = jobs.running()
     jobs.retry(job_id)
+    return job_id
+
+
+def _held(jobs: TimedJobs) -> str:
+    jobs.limit(TENANT, 1)
+    jobs.running()
+    return jobs.submit()
+
+
+def _running_under_a_limit(jobs: TimedJobs) -> str:
+    jobs.limit(TENANT, 1)
+    return jobs.running()
+
+
+def _dispatched_under_a_limit(jobs: TimedJobs) -> str:
+    jobs.limit(TENANT, 1)
+    return jobs.submit()
+
+
+def _completed_under_a_limit(jobs: TimedJobs) -> str:
+    job_id = _running_under_a_limit(jobs)
+    jobs.finish(job_id)
     return job_id
 
 
@@ -339,6 +363,60 @@ DAMAGES = {
         lambda jobs, job_id: jobs.redis.hset(jobs.key("busy"), "worker-9", job_id),
         FaultKind.BUSY_DIFFERS,
         "completed",
+    ),
+    "a waiting job that its tenant's share has not": Damage(
+        _waiting,
+        lambda jobs, job_id: jobs.redis.zrem(jobs.key("share", POOL, TENANT), job_id),
+        FaultKind.ORDER_DIFFERS,
+        "waiting",
+    ),
+    "a finished job in its tenant's share": Damage(
+        _completed,
+        lambda jobs, job_id: jobs.redis.zadd(jobs.key("share", POOL, TENANT), {job_id: 1}),
+        FaultKind.ORDER_DIFFERS,
+        "completed",
+    ),
+    "a held job that its limit has not": Damage(
+        _held,
+        lambda jobs, job_id: jobs.redis.zrem(jobs.key("excess", POOL, TENANT), job_id),
+        FaultKind.ORDER_DIFFERS,
+        "held",
+    ),
+    "a held job that its limit admits": Damage(
+        _held,
+        lambda jobs, job_id: jobs.redis.zadd(jobs.key("admitted", POOL, TENANT), {job_id: 1}),
+        FaultKind.ORDER_DIFFERS,
+        "held",
+    ),
+    "a running job that its limit does not count": Damage(
+        _running_under_a_limit,
+        lambda jobs, job_id: jobs.redis.srem(jobs.key("running-of", TENANT), job_id),
+        FaultKind.ORDER_DIFFERS,
+        "running",
+    ),
+    "a finished job that a limit counts": Damage(
+        _completed_under_a_limit,
+        lambda jobs, job_id: jobs.redis.sadd(jobs.key("running-of", TENANT), job_id),
+        FaultKind.ORDER_DIFFERS,
+        "completed",
+    ),
+    "a dispatched job that its limit does not admit": Damage(
+        _dispatched_under_a_limit,
+        lambda jobs, job_id: jobs.redis.zrem(jobs.key("admitted", POOL, TENANT), job_id),
+        FaultKind.ORDER_DIFFERS,
+        "dispatched",
+    ),
+    "a held job in no set": Damage(
+        _held,
+        lambda jobs, job_id: jobs.redis.zrem(jobs.key("held", POOL), job_id),
+        FaultKind.NOWHERE,
+        "held",
+    ),
+    "a held job that also waits": Damage(
+        _held,
+        lambda jobs, job_id: jobs.redis.zadd(jobs.key("waiting", POOL), {job_id: 1}),
+        FaultKind.IN_TWO_PLACES,
+        "held",
     ),
     "a pending start outside of the outbox": Damage(
         lambda jobs: jobs.running(webhook=WEBHOOK),

@@ -33,9 +33,20 @@ def test_jobs_run_in_the_order_of_their_arrival(jobs: TimedJobs) -> None:
 
 
 def test_more_urgent_jobs_run_first_and_those_alike_by_arrival(jobs: TimedJobs) -> None:
-    blocker = jobs.submit(priority=9)  # its message is in the list before any other came
-    submitted = [(priority, jobs.submit(priority=priority)) for priority in (5, 9, 0, 5, 7, 0, 9, 1)]
-    assert run_all(jobs) == [blocker, *(job_id for _, job_id in sorted(submitted, key=lambda pair: pair[0]))]
+    submitted = [(priority, jobs.submit(priority=priority)) for priority in (9, 5, 9, 0, 5, 7, 0, 9, 1)]
+    assert run_all(jobs) == [job_id for _, job_id in sorted(submitted, key=lambda pair: pair[0])]
+
+
+def test_a_more_urgent_job_passes_those_whose_messages_were_sent(jobs: TimedJobs) -> None:
+    jobs.worker()
+    first, second, third = submit_many(jobs, 3)
+    assert jobs.receive_message() == first, "which it does not recall"
+    (fourth,) = submit_many(jobs, 1)
+    (urgent,) = submit_many(jobs, 1, priority=0)
+    assert jobs.listed() == [urgent, second, third]
+    assert jobs.members("waiting") == {fourth}
+    jobs.start(first)
+    assert run_all(jobs) == [urgent, second, third, fourth]
 
 
 def test_the_arrival_counts_and_not_the_id(jobs: TimedJobs) -> None:
@@ -70,16 +81,16 @@ def test_a_released_job_does_not_pass_a_more_urgent_one_that_waits(jobs: TimedJo
     listed = jobs.submit()
     urgent = jobs.submit(priority=0)
     jobs.release(released, ReleaseReason.DRAIN)
-    assert run_all(jobs) == [listed, urgent, released]
+    assert run_all(jobs) == [urgent, released, listed]
 
 
 def test_a_retried_job_has_its_old_position(jobs: TimedJobs) -> None:
     retried = jobs.running()
-    blocker, *waiting = submit_many(jobs, 4)
+    first, *waiting = submit_many(jobs, 4)
     jobs.retry(retried, delay_ms=10_000)
     jobs.now += 10_000
     assert jobs.promote() == [retried]
-    assert run_all(jobs) == [blocker, retried, *waiting]
+    assert run_all(jobs) == [retried, first, *waiting]
 
 
 def test_a_message_that_was_lost_is_the_next(jobs: TimedJobs) -> None:
@@ -288,10 +299,10 @@ def test_the_queue_position_of_a_message_that_was_lost_is_the_first(jobs: TimedJ
     assert places(jobs, [lost, *waiting]) == [1, 2, 3, 4, 5, 6]
 
 
-def test_an_urgent_job_has_a_position_before_those_that_wait(jobs: TimedJobs) -> None:
-    listed, *waiting = submit_many(jobs, 4)
+def test_an_urgent_job_has_a_position_before_all_others(jobs: TimedJobs) -> None:
+    others = submit_many(jobs, 4)
     urgent = jobs.submit(priority=0)
-    assert places(jobs, [listed, urgent, *waiting]) == [1, 2, 3, 4, 5]
+    assert places(jobs, [urgent, *others]) == [1, 2, 3, 4, 5]
 
 
 def test_a_cancelled_job_moves_the_others_up(jobs: TimedJobs) -> None:

@@ -61,6 +61,11 @@ def _missed(jobs: TimedJobs) -> str:
     return job_id
 
 
+def _held(jobs: TimedJobs) -> str:
+    jobs.limit(TENANT, 0)
+    return _submitted(jobs)
+
+
 def _due(jobs: TimedJobs) -> str:
     job_id = _running(jobs)
     assert jobs.retry(job_id) is AttemptEnd.PENDING
@@ -102,6 +107,7 @@ SITUATIONS: Mapping[str, Callable[[TimedJobs], str]] = {
     "waiting": _waiting,
     "dispatched": _submitted,
     "missed": _missed,
+    "held": _held,
     "due": _due,
     "running": _running,
     "cancelling": _cancelling,
@@ -112,7 +118,7 @@ SITUATIONS: Mapping[str, Callable[[TimedJobs], str]] = {
 }
 """How a job comes there; each was last held, if at all, under TOKEN by WORKER."""
 
-PENDING = ("waiting", "dispatched", "missed", "due")
+PENDING = ("waiting", "dispatched", "missed", "held", "due")
 ENDED = ("completed", "failed", "cancelled", "expired")
 
 
@@ -165,6 +171,11 @@ CALLS: Mapping[str, Maker] = {
     ),
     "reap": lambda jobs, job_id: calls.reap(POOL, gap_ms=LATER_MS, now=START_MS + LATER_MS),
     "clock": lambda jobs, job_id: calls.adjust_clock(clock_ms=jobs.now, now=jobs.now),
+    "age": lambda jobs, job_id: calls.age(POOL, bound_ms=1, now=START_MS + LATER_MS),
+    "publish a limit": lambda jobs, job_id: calls.publish_access(
+        {f"tenant:{TENANT}": '7 {"limits":{"running_jobs":1}}'}, now=jobs.now
+    ),
+    "disable": lambda jobs, job_id: calls.publish_access({f"tenant:{TENANT}": '7 {"disabled":true}'}, now=jobs.now),
     "sweep": lambda jobs, job_id: calls.sweep(POOL, now=START_MS + LATER_MS),
     "promote": lambda jobs, job_id: calls.promote(POOL, now=START_MS + LATER_MS),
     "expire": lambda jobs, job_id: calls.expire(now=START_MS + LATER_MS),
@@ -234,6 +245,9 @@ RETURNS_WHAT_IT_CHANGED = {
     "claim too late",
     "release for a worker",
     "reap",
+    "age",
+    "publish a limit",
+    "disable",
     "sweep",
     "promote",
     "expire",
@@ -253,6 +267,7 @@ MOVES: Mapping[str, Mapping[str, str]] = {
         "waiting": "expired",
         "dispatched": "expired",
         "missed": "expired",
+        "held": "expired",
         "due": "running",  # the start deadline binds the first attempt only
     },
     "finish": {"running": "completed", "cancelling": "cancelled"},
@@ -262,7 +277,7 @@ MOVES: Mapping[str, Mapping[str, str]] = {
     "release for a worker": {"running": "pending", "cancelling": "cancelled"},
     "reap": {"running": "pending", "cancelling": "cancelled"},
     "sweep": {"missed": "failed"},
-    "expire": {"waiting": "expired", "dispatched": "expired", "missed": "expired"},
+    "expire": {"waiting": "expired", "dispatched": "expired", "missed": "expired", "held": "expired"},
     "cancel": dict.fromkeys(PENDING, "cancelled"),
 }
 """The state after a call, by call and situation. Whatever is not here leaves the job's state as it is."""
@@ -282,17 +297,19 @@ ANSWERS: Mapping[str, Mapping[str, Any]] = {
     "claim": {
         **dict.fromkeys(ENDED, _dropped("terminal")),
         **dict.fromkeys(("waiting", "dispatched", "missed", "running", "cancelling"), _run(1)),
+        "held": _dropped("held"),
         "due": _dropped("ended"),
     },
     "claim by another": {
         **dict.fromkeys(ENDED, _dropped("terminal")),
         **dict.fromkeys(("waiting", "dispatched", "missed"), _run(1)),
         **dict.fromkeys(("running", "cancelling"), _dropped("leased")),
+        "held": _dropped("held"),
         "due": _dropped("early"),
     },
     "claim too late": {
         **dict.fromkeys(ENDED, _dropped("terminal")),
-        **dict.fromkeys(("waiting", "dispatched", "missed"), _dropped("expired")),
+        **dict.fromkeys(("waiting", "dispatched", "missed", "held"), _dropped("expired")),
         **dict.fromkeys(("running", "cancelling"), _dropped("leased")),
         "due": _run(2, counted=1),
     },

@@ -56,6 +56,7 @@ class TimedJobs:
         self.namespace = namespace
         self.ledger = Ledger(self.redis, namespace)
         self.now = START_MS
+        self.revision = 0
         self.run(calls.announce_pool(POOL, models=["sd"], now=self.now))
 
     def close(self) -> None:
@@ -88,6 +89,19 @@ class TimedJobs:
 
     def cancel(self, job_id: str, *, tenant: str | None = TENANT) -> Cancelled:
         return self.run(calls.cancel(job_id, tenant=tenant, now=self.now))
+
+    # -- running limits ------------------------------------------------------------------------------------------------
+
+    def limit(self, tenant: str, running: int | None, *, key_id: str | None = None) -> None:
+        """Publish the running limit of a tenant, or of one of its keys; 0 disables the tenant."""
+        self.revision += 1
+        limits: dict[str, Any] = {} if not running else {"limits": {"running_jobs": running}}
+        entry = {"name": tenant, **limits, **({"disabled": True} if running == 0 else {})}
+        name = f"tenant:{tenant}"
+        if key_id is not None:
+            name, entry = f"key:{key_id}", {"id": key_id, "tenant": tenant, **limits}
+        entries = {name: f"{self.revision} {json.dumps(entry)}"}
+        self.run(calls.publish_access(entries, now=self.now))
 
     # -- workers -------------------------------------------------------------------------------------------------------
 

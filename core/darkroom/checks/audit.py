@@ -1,6 +1,7 @@
 """The rules of the audit: pure functions from a snapshot of a job, a set's member or a message to its faults.
 
-Every accepted job is in exactly one set or state: waiting, dispatched, due, running under a valid lease, or terminal. A
+Every accepted job is in exactly one set or state: waiting, dispatched, due, held, running under a valid lease, or
+terminal. Its tenant's share and the running limits of its tenant and key list it as that requires. A
 job with a pending event is in the outbox until the event is applied. An open delivery is due to its own target only.
 `auditor.py` reads Redis and applies these rules.
 """
@@ -43,6 +44,7 @@ class FaultKind(StrEnum):
     EXPIRES = "expires"
     LOG_GAP = "log_gap"
     BUSY_DIFFERS = "busy_differs"
+    ORDER_DIFFERS = "order_differs"
     MESSAGE_LOST = "message_lost"
     ARTIFACT_MISSING = "artifact_missing"
     ARTIFACT_DIFFERS = "artifact_differs"
@@ -67,6 +69,7 @@ REPAIRABLE = frozenset(
         FaultKind.OTHER_POOL,
         FaultKind.EXPIRES,
         FaultKind.BUSY_DIFFERS,
+        FaultKind.ORDER_DIFFERS,
         FaultKind.NO_DEAD_LETTER,
         FaultKind.DELIVERY_MISPLACED,
         FaultKind.DELIVERY_NO_RECORD,
@@ -154,13 +157,15 @@ def _terminal(job: JobSnapshot) -> Iterator[Fault]:
         yield Fault(FaultKind.NOT_TO_BE_ARCHIVED, job.id, seen)
     if job.archived and "history" in job.scores:
         yield Fault(FaultKind.TO_BE_ARCHIVED, job.id, "it is archived, and still among the jobs to be archived")
+    if not also:
+        yield from _order(job)
     if job.end_seq != job.seq:
         yield Fault(FaultKind.LOG_GAP, job.id, f"its terminal entry is {job.end_seq}, and its last entry is {job.seq}")
 
 
 def _unfinished(job: JobSnapshot, state: State) -> Iterator[Fault]:
     """The faults of a pending or running job, which is in exactly one set that its state allows."""
-    allowed = {"running"} if state is State.RUNNING else {"waiting", "dispatched", "due"}
+    allowed = {"running"} if state is State.RUNNING else {"waiting", "dispatched", "due", "held"}
     found = [name for name in POOL_SETS if name in job.scores]
     if not allowed & set(found):
         also = f", but in {', '.join(found)}" if found else ""
@@ -171,6 +176,8 @@ def _unfinished(job: JobSnapshot, state: State) -> Iterator[Fault]:
         )
     elif len(found) > 1:
         yield Fault(FaultKind.IN_TWO_PLACES, job.id, f"its state is {state}, and it is in {' and '.join(found)}")
+    else:
+        yield from _order(job)
     if "outbox" in job.scores and not job.has_pending_start:
         yield Fault(FaultKind.IN_OUTBOX, job.id, f"its state is {state}, and it is already in the outbox")
     if job.has_pending_start and "outbox" not in job.scores:
@@ -185,6 +192,12 @@ def _unfinished(job: JobSnapshot, state: State) -> Iterator[Fault]:
         )
     if state is State.RUNNING and "running" in found:
         yield from _running(job)
+
+
+def _order(job: JobSnapshot) -> Iterator[Fault]:
+    if not job.is_in_order:
+        seen = f"it is {job.place}, and its tenant's share or a running limit does not list it so"
+        yield Fault(FaultKind.ORDER_DIFFERS, job.id, seen)
 
 
 def _running(job: JobSnapshot) -> Iterator[Fault]:

@@ -15,7 +15,7 @@ from darkroom.jobs import State, UnknownValue, read_value
 from darkroom.ledger.calls import Call
 from darkroom.webhooks.subscriptions import DeliveryState
 
-POOL_SETS = ("waiting", "dispatched", "due", "running")
+POOL_SETS = ("waiting", "dispatched", "due", "held", "running")
 """The sets of each pool: an unfinished job is in one of them."""
 
 OTHER_SETS = ("outbox", "history", "deadlines")
@@ -35,7 +35,8 @@ class JobSnapshot:
     `scores` has the sets that contain the job: of all pools (`OTHER_SETS`) and of the inspected pool (`POOL_SETS`).
     `indexed`: the tenant's index contains it. `has_pending_start`: an event of a start is not yet applied. `dead`: its
     attempts are used up; `is_letter`: it is among the dead letters of its tenant, or of the inspected tenant. `state`
-    is None where there is no record. `expires` is the record's time to live.
+    is None where there is no record. `expires` is the record's time to live. `is_in_order`: its tenant's flow and the
+    running limits list it as its location requires.
     """
 
     id: str
@@ -59,6 +60,7 @@ class JobSnapshot:
     log_length: int
     log_last: int
     expires: int | None
+    is_in_order: bool
     quiet_until: int
     now: int
 
@@ -153,7 +155,7 @@ def _decode_delivery(delivery_id: str, reply: list[Any]) -> DeliverySnapshot:
 
 def _decode(job_id: str, reply: list[Any]) -> JobSnapshot:
     """Decode the reply of `lua/checks/inspect_job.lua`, in its order."""
-    record, *in_sets, indexed, letter, busy, length, last, ttl, quiet, now = reply
+    record, *in_sets, indexed, letter, busy, length, last, ttl, in_order, quiet, now = reply
     state, pool, tenant, seq, end_seq, applied, archived, worker, lease, pushed, end_data, starts, dead = (
         None if value is None else value.decode() for value in record
     )
@@ -180,6 +182,7 @@ def _decode(job_id: str, reply: list[Any]) -> JobSnapshot:
         log_length=length,
         log_last=0 if last is None else int(last.split(b"-")[0]),
         expires=ttl if ttl >= 0 else None,
+        is_in_order=bool(in_order),
         quiet_until=int(quiet or 0),
         now=now,
     )

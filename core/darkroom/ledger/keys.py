@@ -32,7 +32,7 @@ class Keys:
         return f"{self.namespace}:log:{job_id}"
 
     def waiting(self, pool: str) -> str:
-        """Sorted set: pending jobs without a message in the queue, by order (priority, then arrival)."""
+        """Sorted set: pending jobs without a message in the queue, by order (priority class, then fair share)."""
         return f"{self.namespace}:waiting:{pool}"
 
     def dispatched(self, pool: str) -> str:
@@ -50,6 +50,48 @@ class Keys:
     def pool(self, pool: str) -> str:
         """Hash: the models, the owner and the counters of a pool."""
         return f"{self.namespace}:pool:{pool}"
+
+    def held(self, pool: str) -> str:
+        """Sorted set: pending jobs above a running limit, by when they were held."""
+        return f"{self.namespace}:held:{pool}"
+
+    def ageing(self, pool: str) -> str:
+        """Sorted set: jobs that wait in a priority class above 0, by when they entered it."""
+        return f"{self.namespace}:ageing:{pool}"
+
+    def virtual(self, pool: str) -> str:
+        """Hash: the virtual time of each priority class of a pool, and of the users of a tenant in it."""
+        return f"{self.namespace}:virtual:{pool}"
+
+    def share(self, pool: str, flow: str) -> str:
+        """Sorted set: a tenant's waiting jobs by order, or the pending jobs of one user of it (`<tenant>/<user>`)."""
+        return f"{self.namespace}:share:{pool}:{flow}"
+
+    def by_user(self, pool: str, tenant: str) -> str:
+        """Sorted set: a tenant's waiting jobs in the order in which its users take turns."""
+        return f"{self.namespace}:by-user:{pool}:{tenant}"
+
+    def admitted(self, pool: str, scope: str) -> str:
+        """Sorted set: the pending jobs of a pool that a running limit admits, by line. A scope is a tenant, or one of
+        its keys (`<tenant>/<key>`).
+        """
+        return f"{self.namespace}:admitted:{pool}:{scope}"
+
+    def excess(self, pool: str, scope: str) -> str:
+        """Sorted set: the pending jobs of a pool that a running limit does not admit, by line."""
+        return f"{self.namespace}:excess:{pool}:{scope}"
+
+    def running_of(self, scope: str) -> str:
+        """Set: the running jobs of a tenant or key with a running limit."""
+        return f"{self.namespace}:running-of:{scope}"
+
+    def running_limits(self, tenant: str) -> str:
+        """Hash: the running limit of a tenant (`tenant`) and of each of its keys; 0 for a disabled tenant."""
+        return f"{self.namespace}:running-limits:{tenant}"
+
+    def limited_pools(self, tenant: str) -> str:
+        """Set: the pools in which a tenant's jobs came under a running limit."""
+        return f"{self.namespace}:limited-pools:{tenant}"
 
     def slots(self, pool: str) -> str:
         """Sorted set: the workers that a pool's queue is filled for, by when their heartbeat lapses."""

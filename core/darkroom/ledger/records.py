@@ -116,6 +116,15 @@ class JobRecord:
         int | None,
         RecordField(_TIME, "Earliest time of the next attempt.", views=("not_before",), in_history=False),
     ]
+    held: Annotated[
+        str | None,
+        RecordField(
+            _TEXT,
+            "The owner of the running limit that the job waits for, `tenant` or `key`; null for a job that may start.",
+            views=("held",),
+            in_history=False,
+        ),
+    ]
     worker: Annotated[str | None, RecordField(_TEXT, "Name of the worker of the latest attempt.", views=("worker",))]
     progress: Annotated[int, RecordField(_SMALL, "Progress in percent.", views=("progress",), absent=0, maximum=100)]
     step: Annotated[int | None, RecordField(_INTEGER, "Number of the engine's steps done.", views=("step",))]

@@ -16,7 +16,7 @@ from darkroom.ledger.calls import Accepted, Submission, accept
 from darkroom.ledger.client import AsyncLedger
 
 from darkroom_functions.http.probes import LEDGER_TIMEOUT_S, ledger_timeout
-from darkroom_functions.settings import IntakeSettings
+from darkroom_functions.settings import FairBy, IntakeSettings
 
 MEMORY_READING_S = 1.0
 """How old a reading of Redis' memory may be: it grows by megabytes a second at most, and 20 % are kept free."""
@@ -46,6 +46,7 @@ class Intake:
             backlog_bytes=self._settings.backlog_bytes,
             memory_high=memory_high,
             audit=audit,
+            by_user=self._settings.fair_by is FairBy.USER,
         )
         accepted = await self._commits.run(call)
         if isinstance(accepted, DarkroomError):

@@ -40,6 +40,8 @@ as it. `probe` is the user of the pod's probes, which therefore need no password
 _JOBS = (
     *("job:*", "log:*", "news:*", "pool:*", "limits:*", "waiting:*", "dispatched:*", "slots:*", "celery:pool.*"),
     *("never", "due:*", "running:*", "dead:*", "outbox", "history", "deadlines", "counters"),
+    *("share:*", "virtual:*", "running-limits:*", "ageing:*", "held:*", "by-user:*", "admitted:*", "excess:*"),
+    *("running-of:*", "limited-pools:*"),
 )
 """The keys of a job's transitions: its record, its log, and the sets that a job can be in. A terminal transition
 dispatches the next job, so every part that finishes jobs needs all of them, including the message lists. Redis compares
@@ -122,7 +124,8 @@ REDIS_COMMANDS = {
     "operator": f"{_CLIENT} {_DATA} {_SCRIPTS} {_PUBSUB}",
     "worker": (
         f"{_CLIENT} {_KOMBU} {_SCRIPTS} +script|exists +hget +hmget +hgetall +hset +hdel +hincrby +hstrlen +lrem +lpop "
-        "+rpush +zcard +zcount +zrank +zscore +zrangebyscore +zremrangebyscore +xadd"
+        "+linsert +rpush +zcard +zcount +zrank +zscore +zrangebyscore +zrevrange +zrevrangebyscore +zremrangebyscore "
+        "+scard +xadd"
     ),
     "flower": f"{_CLIENT} {_KOMBU}",
     "admin": "+@all -@admin -@dangerous +info",

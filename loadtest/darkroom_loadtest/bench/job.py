@@ -51,7 +51,7 @@ EMOJI_PROMPT = "".join(chr(0x1F600 + number % 80) for number in range(4_000))
 EMOJI_JOBS = 500
 """The number of jobs in every run, enough to make Redis' constant memory negligible."""
 
-MOST_EMOJI_BYTES = 20_000
+MOST_EMOJI_BYTES = 20 * 1024
 """The input once, in UTF-8, and the rest of the record, the log and the queue."""
 
 OF_EACH_JOB = ("accept", "claim", "progress", "finish", "mark_applied", "mark_archived")

@@ -37,6 +37,7 @@ from darkroom.ledger.calls.attempts import (
 from darkroom.ledger.calls.call import Call
 from darkroom.ledger.calls.checks import CANARY_TTL_MS, advance_epoch, canary, repair
 from darkroom.ledger.calls.jobs import (
+    AGEING_MS,
     BACKLOG_BYTES,
     BACKLOG_LIMIT,
     DEFAULT_PRIORITY,
@@ -48,6 +49,7 @@ from darkroom.ledger.calls.jobs import (
     Receipt,
     Submission,
     accept,
+    age,
     cancel,
     delete_job,
     expire,
@@ -113,6 +115,7 @@ from darkroom.ledger.calls.webhooks import (
 
 __all__ = [
     "ABANDONED_MS",
+    "AGEING_MS",
     "BACKLOG_BYTES",
     "BACKLOG_LIMIT",
     "CANARY_TTL_MS",
@@ -161,6 +164,7 @@ __all__ = [
     "ack_notice",
     "adjust_clock",
     "advance_epoch",
+    "age",
     "announce_pool",
     "append_audit",
     "append_decision",

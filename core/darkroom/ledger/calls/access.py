@@ -16,17 +16,21 @@ class GrantKind(StrEnum):
     SESSION = "session"
 
 
-def publish_access(entries: Mapping[str, str], *, revision: int | None = None, restored: bool = False) -> Call[int]:
+def publish_access(
+    entries: Mapping[str, str], *, revision: int | None = None, restored: bool = False, now: int | None = None
+) -> Call[int]:
     """Store entries: the revision of the change, a blank and the content, which is empty where it was deleted.
 
     With `revision` they are all entries that there were then: others are removed, with `restored` later ones too.
-    Returns how many changed.
+    Running limits in them apply to the jobs at once. Returns how many changed.
     """
     args: list[str] = [part for name, entry in entries.items() for part in (f"={name}", entry)]
     if revision is not None:
         args += ("whole", "1", "revision", str(revision))
     if restored:
         args += ("restored", "1")
+    if now is not None:
+        args += ("now", str(now))
     return Call("publish_access", tuple(args), int)
 
 

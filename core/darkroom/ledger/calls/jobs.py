@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -47,6 +48,9 @@ jobs, their logs and events fit below the 80 % at which every submission is refu
 
 MAX_ATTEMPTS = 3
 """Counted attempts before a job fails."""
+
+AGEING_MS = 15 * 60 * 1000
+"""How long a job waits in one priority class before it moves up one."""
 
 DEFAULT_PRIORITY = 5
 """The middle of 0 (first) to 9 (last)."""
@@ -152,6 +156,7 @@ def accept(
     backlog_bytes: int = BACKLOG_BYTES,
     memory_high: bool = False,
     audit: str | None = None,
+    by_user: bool = False,
     now: int | None = None,
 ) -> Call[Accepted | DarkroomError]:
     """– → pending. Idempotent under the job id, under the idempotency key for a day, and under the dead letter that it
@@ -161,6 +166,7 @@ def accept(
     LimitExceeded, KeyReused, IdConflict, AuditFull, and NotFound where `redrive_of` is not a dead letter.
     `memory_high`: the caller has read that Redis' memory is nearly used up. `audit` is the entry of the audit trail,
     which is appended with the acceptance; a repeat appends none.
+    `by_user`: the users of a tenant take turns; otherwise its jobs run in the order of their arrival.
     """
     message = queues.build_message(
         job_id=job.job_id, pool=job.pool, traceparent=job.traceparent, event=job.fields.get("event")
@@ -211,11 +217,17 @@ def accept(
         images=job.images,
         key_id=job.key_id,
         weight=None if job.weight == 1 else job.weight,
+        user=_user_of(job) if by_user else None,
         **_limits_of("tenant", job.tenant_limits),
         **_limits_of("key", job.key_limits),
         audit=audit,
         now=now,
     )
+
+
+def _user_of(job: Submission) -> str:
+    """The name of the job's user in keys: short, and without characters that separate words."""
+    return hashlib.sha256(str(job.fields.get("user_id", "")).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1024)
@@ -291,6 +303,11 @@ def _refusal(answer: str, about: list[str], job: Submission) -> DarkroomError:
 def promote(pool: str, *, limit: int = 100, now: int | None = None) -> Call[list[str]]:
     """Add retries that are due to the backlog. Returns their ids."""
     return make_call("promote", ids, pool=pool, limit=limit, now=now)
+
+
+def age(pool: str, *, bound_ms: int = AGEING_MS, limit: int = 100, now: int | None = None) -> Call[list[str]]:
+    """Move jobs that have waited in their priority class for longer than `bound_ms` up one class. Returns their ids."""
+    return make_call("age", ids, pool=pool, bound_ms=bound_ms, limit=limit, now=now)
 
 
 def expire(*, limit: int = 100, now: int | None = None) -> Call[list[str]]:

@@ -33,6 +33,13 @@ local COUNTS_TTL_MS = 32 * DAY_MS -- for the counts of an owner without unfinish
 local ROUNDING_MS = 0.001    -- of the times that the limit of submissions per minute stores
 local RATE_BURST_MS = 1000   -- deliveries of this period may be leased at once to a receiver that granted a rate
 
+-- The order of a waiting job is class * CLASS + tag; class 0 is the most urgent one. Tags are below 2^49, so that every
+-- order is exact as a double.
+local CLASS = 562949953421312
+local SHARE = 65536          -- what a job of cost 1 adds to the tag of a tenant of weight 1
+local MAX_COST = 16          -- a job costs at most this many average ones of its pool, and at least a 16th of one
+local MIN_WEIGHT = 0.001
+
 -- Fields of a job record, each a list of log numbers with blanks between: the `started` events that are still to be
 -- published, and those that were. Records of version 3 have them under these names.
 local PENDING_STARTS = 'untold'
@@ -46,6 +53,16 @@ local function dispatched_key(pool) return P .. ':dispatched:' .. pool end
 local function due_key(pool) return P .. ':due:' .. pool end
 local function running_key(pool) return P .. ':running:' .. pool end
 local function pool_key(pool) return P .. ':pool:' .. pool end
+local function held_key(pool) return P .. ':held:' .. pool end
+local function ageing_key(pool) return P .. ':ageing:' .. pool end
+local function virtual_key(pool) return P .. ':virtual:' .. pool end
+local function share_key(pool, flow) return P .. ':share:' .. pool .. ':' .. flow end
+local function by_user_key(pool, tenant) return P .. ':by-user:' .. pool .. ':' .. tenant end
+local function admitted_key(pool, scope) return P .. ':admitted:' .. pool .. ':' .. scope end
+local function excess_key(pool, scope) return P .. ':excess:' .. pool .. ':' .. scope end
+local function running_of_key(scope) return P .. ':running-of:' .. scope end
+local function running_limits_key(tenant) return P .. ':running-limits:' .. tenant end
+local function limited_pools_key(tenant) return P .. ':limited-pools:' .. tenant end
 local function slots_key(pool) return P .. ':slots:' .. pool end
 local workers_key = P .. ':workers'
 local function worker_key(name) return P .. ':worker:' .. name end
@@ -165,14 +182,24 @@ local function message_of(id, n)
   return head .. id .. ':' .. n .. tail
 end
 
--- Pushes the job's message. `side`: LPUSH adds it at the tail, RPUSH at the head (kombu reads with BRPOP). Dispatched
--- jobs have the same order in their set, so that the queue position is a rank.
-local function push(id, pool, side)
+-- Pushes the job's message. The queue has the same order as the set of dispatched jobs, so that the queue position is a
+-- rank: the message is inserted before that of the next job in the set (kombu reads with BRPOP, from the right).
+-- Messages that a worker has received and not claimed are in the set alone.
+local function push(id, pool)
   local n = redis.call('HINCRBY', job_key(id), 'pushes', 1)
   redis.call('HSET', job_key(id), 'pushed', now)
-  redis.call(side, queue_key(pool), message_of(id, n))
-  local number = redis.call('HINCRBY', pool_key(pool), 'turns', 1)
-  redis.call('ZADD', dispatched_key(pool), side == 'RPUSH' and -number or number, id)
+  local head, tail, order = unpack(redis.call('HMGET', job_key(id), 'message_head', 'message_tail', 'order'))
+  local message = head .. id .. ':' .. n .. tail
+  redis.call('ZADD', dispatched_key(pool), order, id)
+  local rank = redis.call('ZRANK', dispatched_key(pool), id)
+  while true do
+    rank = rank + 1
+    local behind = redis.call('ZRANGE', dispatched_key(pool), rank, rank)[1]
+    if not behind then break end
+    local pushes = redis.call('HGET', job_key(behind), 'pushes')
+    if pushes and redis.call('LINSERT', queue_key(pool), 'AFTER', message_of(behind, pushes), message) > 0 then return end
+  end
+  redis.call('LPUSH', queue_key(pool), message)
 end
 
 -- How many messages the queue has room for: two per worker and one.
@@ -181,49 +208,290 @@ local function room_in_queue(pool)
   return 2 * slots + 1 - redis.call('LLEN', queue_key(pool))
 end
 
--- Fills the Celery queue from the backlog: the lowest order first, which is priority, then arrival.
+-- What the order of a pending job depends on. `order` is its position in its pool: nil for a job that has been held since
+-- it was accepted. `line` is its position among its tenant's jobs: of a running limit, and of the users of a tenant. It
+-- is the order in a record of an earlier version. `tenant` is empty where there is no record.
+local function queued_job(id, pool)
+  local rec = redis.call('HMGET', job_key(id), 'tenant', 'key_id', 'order', 'line', 'share', 'user')
+  return {
+    id = id, pool = pool, tenant = rec[1] or '', key = rec[2], order = tonumber(rec[3]),
+    line = tonumber(rec[4] or rec[3] or 0), share = tonumber(rec[5] or SHARE), user = rec[6],
+  }
+end
+
+local function digits(number) return string.format('%.0f', number) end
+
+local function class_of(order) return math.floor(order / CLASS) end
+
+-- The orders of a class, as bounds of a range of scores.
+local function bounds_of(class) return digits(class * CLASS), '(' .. digits((class + 1) * CLASS) end
+
+-- The virtual time of a queue: the highest tag of a job that started. A queue is a class of the pool, or the users of a
+-- tenant in it. Jobs of earlier versions have their arrival as their tag: they are before those of a new queue.
+local function virtual_time(pool, queue)
+  return tonumber(redis.call('HGET', virtual_key(pool), queue) or redis.call('HGET', pool_key(pool), 'arrivals') or 0)
+end
+
+-- The next order of a flow (self-clocked fair queueing): it starts at the virtual time, or at the tag of the flow's last
+-- job that has not started, whichever is later. At the end of the band all orders are equal, and jobs alike come by id.
+local function next_order(pool, queue, flow, class, share)
+  local from, below = bounds_of(class)
+  local last = redis.call('ZREVRANGEBYSCORE', share_key(pool, flow), below, from, 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  local start = math.max(virtual_time(pool, queue), last and tonumber(last) - class * CLASS or 0)
+  return class * CLASS + math.min(start + share, CLASS - 1)
+end
+
+-- Where the users of a tenant share its jobs, they take turns as tenants do, with equal weights. A user is a flow.
+local function flow_of_user(job) return job.tenant .. '/' .. job.user end
+local function users_queue(class, tenant) return class .. ' ' .. tenant end
+
+local function add_to_backlog(job)
+  if not job.order then
+    local class = class_of(job.line)
+    job.order = next_order(job.pool, class, job.tenant, class, job.share)
+    redis.call('HSET', job_key(job.id), 'order', digits(job.order))
+  end
+  redis.call('ZADD', waiting_key(job.pool), digits(job.order), job.id)
+  redis.call('ZADD', share_key(job.pool, job.tenant), digits(job.order), job.id)
+  if job.user then redis.call('ZADD', by_user_key(job.pool, job.tenant), digits(job.line), job.id) end
+end
+
+local function remove_from_backlog(job)
+  redis.call('ZREM', waiting_key(job.pool), job.id)
+  if job.user then redis.call('ZREM', by_user_key(job.pool, job.tenant), job.id) end
+end
+
+-- The job that takes the turn of `job`, which is the next of its pool: the first of its tenant's users. The two exchange
+-- their orders, so that the tenant's share is the same.
+local function first_of_users(job)
+  local from, below = bounds_of(class_of(job.order))
+  local first = redis.call('ZRANGEBYSCORE', by_user_key(job.pool, job.tenant), from, below, 'LIMIT', 0, 1)[1]
+  if not first or first == job.id or not has_record(first, by_user_key(job.pool, job.tenant)) then return job end
+  local other = queued_job(first, job.pool)
+  job.order, other.order = other.order, job.order
+  redis.call('HSET', job_key(job.id), 'order', digits(job.order))
+  redis.call('HSET', job_key(other.id), 'order', digits(other.order))
+  add_to_backlog(job)
+  add_to_backlog(other)
+  return other
+end
+
+-- The waiting job whose order a waiting job will have when it is dispatched: with its tenant's users in turn, that of as
+-- many orders as there are jobs before it.
+local function turn_of(job)
+  if not job.user then return job.id end
+  local users = by_user_key(job.pool, job.tenant)
+  local rank = redis.call('ZRANK', users, job.id)
+  if not rank then return job.id end
+  local from, below = bounds_of(class_of(job.line))
+  local dispatched = redis.call('ZCOUNT', share_key(job.pool, job.tenant), from, below)
+    - redis.call('ZCOUNT', users, from, below)
+  rank = rank - redis.call('ZCOUNT', users, '-inf', '(' .. from) + dispatched
+  return redis.call('ZRANGEBYSCORE', share_key(job.pool, job.tenant), from, below, 'LIMIT', rank, 1)[1] or job.id
+end
+
+local function advance_virtual_time(pool, queue, tag)
+  if tag > virtual_time(pool, queue) then redis.call('HSET', virtual_key(pool), queue, digits(tag)) end
+end
+
+-- Returns the message of the last dispatched job to the backlog, unless a worker has received it. Returns whether it did.
+local function return_last_message(pool)
+  local last = redis.call('ZREVRANGE', dispatched_key(pool), 0, 0)[1]
+  if not last or not has_record(last, dispatched_key(pool)) then return false end
+  local message = message_of(last, redis.call('HGET', job_key(last), 'pushes'))
+  if redis.call('LREM', queue_key(pool), 1, message) == 0 then return false end
+  redis.call('ZREM', dispatched_key(pool), last)
+  add_to_backlog(queued_job(last, pool))
+  return true
+end
+
+-- Whether the first waiting job comes before the last dispatched one.
+local function is_before_last(job, pool)
+  local last, order = unpack(redis.call('ZREVRANGE', dispatched_key(pool), 0, 0, 'WITHSCORES'))
+  order = tonumber(order)
+  return last and (job.order < order or job.order == order and job.id < last)
+end
+
+-- Fills the Celery queue from the backlog: the lowest order first, which is priority class, then fair share. A job that
+-- comes before the last one in the full queue takes its place.
 local function dispatch(pool)
-  local room = math.min(room_in_queue(pool), MAX_DISPATCH)
-  while room > 0 do
-    local id = redis.call('ZRANGE', waiting_key(pool), 0, 0)[1]
+  local room = room_in_queue(pool)
+  for _ = 1, MAX_DISPATCH do
+    local id, order = unpack(redis.call('ZRANGE', waiting_key(pool), 0, 0, 'WITHSCORES'))
     if not id then return end
-    if has_record(id, waiting_key(pool)) then
-      redis.call('ZREM', waiting_key(pool), id)
-      push(id, pool, 'LPUSH')
+    if room <= 0 then
+      if not is_before_last({id = id, order = tonumber(order)}, pool) or not return_last_message(pool) then return end
+      room = 1
+    end
+    local job = queued_job(id, pool)
+    if job.tenant ~= '' or has_record(id, waiting_key(pool)) then
+      if job.user then job = first_of_users(job) end
+      remove_from_backlog(job)
+      push(job.id, pool)
       room = room - 1
     end
   end
 end
 
--- Returns the last message of a full queue to the backlog, to make room for one that must be first.
-local function return_last_message(pool)
-  local message = redis.call('LPOP', queue_key(pool))
-  local id = message and string.match(message, '"delivery_tag": ?"([^":]+):%d+"')
-  if id and has_record(id, dispatched_key(pool)) and redis.call('ZREM', dispatched_key(pool), id) == 1 then
-    redis.call('ZADD', waiting_key(pool), redis.call('HGET', job_key(id), 'order'), id)
+local function remove_from_queue(job)
+  remove_from_backlog(job)
+  redis.call('ZREM', share_key(job.pool, job.tenant), job.id)
+  if redis.call('ZREM', dispatched_key(job.pool), job.id) == 1 then
+    redis.call('LREM', queue_key(job.pool), 1, message_of(job.id, redis.call('HGET', job_key(job.id), 'pushes')))
   end
 end
 
--- Adds the job to the backlog at its old position and, where that is the first, to the head of the queue.
+-- The running limits that apply to the job: that of its key, then that of its tenant. Each is a scope. In every pool a
+-- scope admits as many pending jobs as may start there: its limit less the jobs that run in all pools. The others are
+-- held, in the order of their lines. A job is eligible once all of its scopes admit it.
+local function scopes_of(job)
+  local limits = redis.call('HMGET', running_limits_key(job.tenant), 'tenant', job.key or 'tenant')
+  local scopes = {}
+  if job.key and limits[2] then
+    scopes[1] = {name = job.tenant .. '/' .. job.key, kind = 'key', limit = tonumber(limits[2])}
+  end
+  if limits[1] then scopes[#scopes + 1] = {name = job.tenant, kind = 'tenant', limit = tonumber(limits[1])} end
+  return scopes
+end
+
+local function room_in_scope(scope, pool)
+  return scope.limit - redis.call('SCARD', running_of_key(scope.name))
+    - redis.call('ZCARD', admitted_key(pool, scope.name))
+end
+
+-- Holds a pending job that a scope does not admit.
+local function hold(job, scope)
+  redis.call('ZADD', excess_key(job.pool, scope.name), digits(job.line), job.id)
+  redis.call('ZADD', held_key(job.pool), now, job.id)
+  redis.call('HSET', job_key(job.id), 'held', scope.kind)
+end
+
+-- Holds the last job that scope number `i` admits.
+local function displace_last(pool, scopes, i)
+  local last = redis.call('ZREVRANGE', admitted_key(pool, scopes[i].name), 0, 0)[1]
+  for j = i, #scopes do
+    redis.call('ZREM', admitted_key(pool, scopes[j].name), last)
+    redis.call('ZREM', excess_key(pool, scopes[j].name), last)
+  end
+  local job = queued_job(last, pool)
+  if job.tenant == '' then return last end
+  remove_from_queue(job)
+  hold(job, scopes[i])
+  return last
+end
+
+-- Whether the scopes of a pending job, from number `first` on, admit it; otherwise it is held. It displaces a job with a
+-- later line.
+local function is_admitted(job, scopes, first)
+  for i = first, #scopes do
+    redis.call('ZADD', admitted_key(job.pool, scopes[i].name), digits(job.line), job.id)
+    if room_in_scope(scopes[i], job.pool) < 0 and displace_last(job.pool, scopes, i) == job.id then return false end
+  end
+  return true
+end
+
+-- Adds a pending job to the backlog, or to the held jobs. Returns whether it is eligible.
+local function admit(job, scopes, first)
+  if not is_admitted(job, scopes, first) then return false end
+  add_to_backlog(job)
+  return true
+end
+
+-- Applies the running limits of a job's key and tenant to all pools, after one of their jobs started or left.
+local function apply_limits(job, scopes)
+  if #scopes == 0 then return end
+  for _, pool in ipairs(redis.call('SMEMBERS', limited_pools_key(job.tenant))) do
+    local was_empty = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool)) == 0
+    for i, scope in ipairs(scopes) do
+      for _ = 1, -room_in_scope(scope, pool) do
+        if redis.call('ZCARD', admitted_key(pool, scope.name)) == 0 then break end
+        displace_last(pool, scopes, i)
+      end
+      for _ = 1, room_in_scope(scope, pool) do
+        local next_id = redis.call('ZRANGE', excess_key(pool, scope.name), 0, 0)[1]
+        if not next_id then break end
+        redis.call('ZREM', excess_key(pool, scope.name), next_id)
+        if has_record(next_id, held_key(pool)) then
+          redis.call('ZREM', held_key(pool), next_id)
+          redis.call('HDEL', job_key(next_id), 'held')
+          admit(queued_job(next_id, pool), scopes, i)
+        end
+      end
+    end
+    dispatch(pool)
+    if was_empty and redis.call('ZCARD', dispatched_key(pool)) > 0 then
+      redis.call('PUBLISH', wake_channel, 'backlog ' .. pool)
+    end
+  end
+end
+
+-- Adds a pending job to the backlog of its pool at its order, or to the held jobs. Returns whether it is eligible.
+local function enqueue(job, scopes)
+  if #scopes > 0 then redis.call('SADD', limited_pools_key(job.tenant), job.pool) end
+  if job.user then redis.call('ZADD', share_key(job.pool, flow_of_user(job)), digits(job.line), job.id) end
+  if class_of(job.line) > 0 then redis.call('ZADD', ageing_key(job.pool), now, job.id) end
+  return admit(job, scopes, 1)
+end
+
+-- Adds the job to the backlog at its old position, and to the queue where that is among the first.
 local function requeue(id, pool)
   redis.call('HDEL', job_key(id), 'missed')
-  redis.call('ZADD', waiting_key(pool), redis.call('HGET', job_key(id), 'order'), id)
-  if redis.call('ZRANGE', waiting_key(pool), 0, 0)[1] == id then
-    if room_in_queue(pool) <= 0 then return_last_message(pool) end
-    redis.call('ZREM', waiting_key(pool), id)
-    push(id, pool, 'RPUSH')
-  end
+  local job = queued_job(id, pool)
+  local scopes = scopes_of(job)
+  enqueue(job, scopes)
+  apply_limits(job, scopes)
   dispatch(pool)
 end
 
--- Removes the job from the sets of pending jobs and, where its message is still in the queue, from that.
+-- Removes a job that is no longer pending, or whose order changes, from its flows and scopes, and from the held jobs.
+local function leave_scopes(job, scopes)
+  redis.call('ZREM', ageing_key(job.pool), job.id)
+  if job.user then redis.call('ZREM', share_key(job.pool, flow_of_user(job)), job.id) end
+  for _, scope in ipairs(scopes) do
+    redis.call('ZREM', admitted_key(job.pool, scope.name), job.id)
+    redis.call('ZREM', excess_key(job.pool, scope.name), job.id)
+  end
+  if redis.call('ZREM', held_key(job.pool), job.id) == 1 then redis.call('HDEL', job_key(job.id), 'held') end
+end
+
+-- Removes the job from the sets of pending jobs and, where its message is still in the queue, from that. Returns it, and
+-- its scopes, to which the caller applies the limits at the end.
 local function remove_from_queues(id, pool)
-  redis.call('ZREM', waiting_key(pool), id)
+  local job = queued_job(id, pool)
+  local scopes = scopes_of(job)
+  remove_from_queue(job)
+  leave_scopes(job, scopes)
   redis.call('ZREM', due_key(pool), id)
   redis.call('ZREM', deadlines_key, id)
-  if redis.call('ZREM', dispatched_key(pool), id) == 1 then
-    redis.call('LREM', queue_key(pool), 1, message_of(id, redis.call('HGET', job_key(id), 'pushes')))
+  return job, scopes
+end
+
+-- Whether the flow and the scopes of a job list it as its location in its pool requires: `waiting`, `dispatched`,
+-- `held`, `running`, or any other.
+local function is_in_order(job, place, scopes)
+  local order = redis.call('ZSCORE', share_key(job.pool, job.tenant), job.id)
+  local is_eligible = place == 'waiting' or place == 'dispatched'
+  if not order and is_eligible then
+    if redis.call('HEXISTS', job_key(job.id), 'line') == 1 then return false end -- else it is of an earlier version
+  elseif order and (not is_eligible or tonumber(order) ~= job.order) then
+    return false
   end
+  if place == 'waiting' and tonumber(redis.call('ZSCORE', waiting_key(job.pool), job.id)) ~= job.order then
+    return false
+  end
+  local held_by = redis.call('HGET', job_key(job.id), 'held')
+  if (place == 'held') ~= (held_by and true or false) then return false end
+  local is_passed = place == 'waiting' or place == 'dispatched' or place == 'held'
+  for _, scope in ipairs(scopes) do
+    local is_excess = is_passed and held_by == scope.kind
+    if is_excess then is_passed = false end
+    if (redis.call('ZSCORE', admitted_key(job.pool, scope.name), job.id) and true or false) ~= is_passed
+      or (redis.call('ZSCORE', excess_key(job.pool, scope.name), job.id) and true or false) ~= is_excess
+      or (redis.call('SISMEMBER', running_of_key(scope.name), job.id) == 1) ~= (place == 'running') then
+      return false
+    end
+  end
+  return place ~= 'held' or not is_passed
 end
 
 -- Limits. A tenant and each of its credentials (`key_id`) is an *owner* of counts, in a hash: `jobs` that are pending,
@@ -375,6 +643,7 @@ local function release_lease(id, pool)
   redis.call('HINCRBY', job_key(id), 'gpu_ms', gpu_ms)
   add_to_counts(id, 0, 0, 0, gpu_ms)
   redis.call('HDEL', job_key(id), 'token', 'lease')
+  for _, scope in ipairs(scopes_of(queued_job(id, pool))) do redis.call('SREM', running_of_key(scope.name), id) end
   if worker and redis.call('HGET', busy_key, worker) == id then redis.call('HDEL', busy_key, worker) end
 end
 
@@ -396,8 +665,10 @@ end
 local function uncount_bytes(id, pool)
   local bytes = bytes_of(id)
   if redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool))
-    + redis.call('ZCARD', due_key(pool)) + redis.call('ZCARD', running_key(pool)) == 0 then
+    + redis.call('ZCARD', due_key(pool)) + redis.call('ZCARD', held_key(pool))
+    + redis.call('ZCARD', running_key(pool)) == 0 then
     bytes = tonumber(redis.call('HGET', pool_key(pool), 'bytes') or 0)
+    redis.call('DEL', virtual_key(pool)) -- without jobs there are no tags: virtual time begins anew
   end
   count_bytes(pool, -bytes)
 end
@@ -415,15 +686,16 @@ end
 local function finish_job(id, pool, state, data, images)
   local key = job_key(id)
   settle(id, images or 0)
-  remove_from_queues(id, pool)
+  local job, scopes = remove_from_queues(id, pool)
   uncount_bytes(id, pool)
   redis.call('HDEL', key, 'message_head', 'message_tail', 'not_before', 'reserved')
   redis.call('HSET', key, 'state', state, 'ended', now, 'end_data', data)
-  redis.call('HSET', key, 'end_seq', log(id, state, state, data))
+  redis.call('HSET', key, 'end_seq', log(id, state, state, data, job.tenant))
   redis.call('HDEL', key, 'relay_takes', 'relay_refused') -- they counted leases for its start
   redis.call('ZADD', outbox_key, now, id)
   redis.call('ZADD', history_key, now, id)
   redis.call('PUBLISH', wake_channel, 'outbox')
+  apply_limits(job, scopes)
   dispatch(pool)
 end
 

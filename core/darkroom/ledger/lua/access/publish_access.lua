@@ -2,23 +2,55 @@
 -- blank and its content; the content is empty where it was deleted. An entry of a later revision stays. With `whole` the
 -- entries are all that there were at `revision`: others, unless later, are removed, and verification may begin. With
 -- `restored` nothing is later: the database was restored from a backup. The entries that changed are published, so that
--- processes read them again; `revision` stands for all of them.
+-- processes read them again; `revision` stands for all of them. A changed running limit, and a tenant that was disabled
+-- or enabled, take effect in the same step: the tenant's pending jobs are held, or become eligible, in their order.
 allow_at_maxmemory()
-if a.restored then redis.call('DEL', access_key) end
-
 local function revision_of(entry) return entry and tonumber(string.match(entry, '^%d+')) or -1 end
 
+-- The running limit in the entry of a tenant or key, as a field of the tenant's running limits; 0 for a disabled tenant.
+-- Returns nothing for another entry.
+local function running_limit_of(field, entry)
+  local kind, name = string.match(field, '^(%a+):(.*)$')
+  local content = entry and string.match(entry, '^%d+ (.+)$')
+  if not content or kind ~= 'tenant' and kind ~= 'key' then return end
+  local record = cjson.decode(content)
+  local limit = record.limits and record.limits.running_jobs
+  if kind == 'tenant' then return name, 'tenant', record.disabled and 0 or limit end
+  return record.tenant, name, limit
+end
+
+local relimited = {} -- tenants whose running limits changed, each with the keys that have or had one
+local function set_running_limit(tenant, name, limit)
+  local limits = running_limits_key(tenant)
+  local before = redis.call('HGET', limits, name)
+  if tonumber(before) == limit then return end
+  relimited[tenant] = relimited[tenant] or {}
+  for _, each in ipairs(redis.call('HKEYS', limits)) do relimited[tenant][each] = true end
+  relimited[tenant][name] = true
+  if limit then redis.call('HSET', limits, name, limit) else redis.call('HDEL', limits, name) end
+end
+
 local changed = {}
+-- Stores an entry; none: removes it.
 local function put(field, entry)
-  redis.call('HSET', access_key, field, entry)
+  local tenant, name, limit = running_limit_of(field, entry)
+  if not tenant then tenant, name = running_limit_of(field, redis.call('HGET', access_key, field)) end
+  if tenant then set_running_limit(tenant, name, limit) end
+  if entry then redis.call('HSET', access_key, field, entry) else redis.call('HDEL', access_key, field) end
   changed[#changed + 1] = field
 end
 
+if a.restored then
+  for _, field in ipairs(redis.call('HKEYS', access_key)) do
+    if field ~= 'revision' and not a['=' .. field] then put(field) end
+  end
+  redis.call('HDEL', access_key, 'revision')
+end
 for name, entry in pairs(a) do
   if string.sub(name, 1, 1) == '=' then
     local field = string.sub(name, 2)
     local stored = redis.call('HGET', access_key, field)
-    if revision_of(stored) < revision_of(entry) then put(field, entry) end
+    if a.restored or revision_of(stored) < revision_of(entry) then put(field, entry) end
   end
 end
 if a.whole then
@@ -27,13 +59,71 @@ if a.whole then
   for i = 1, #stored, 2 do
     local field = stored[i]
     if field ~= 'revision' and not a['=' .. field] and revision_of(stored[i + 1]) <= revision then
-      redis.call('HDEL', access_key, field)
-      changed[#changed + 1] = field
+      put(field)
     end
   end
   local last = redis.call('HGET', access_key, 'revision')
   if not last or tonumber(last) < revision then redis.call('HSET', access_key, 'revision', revision) end
 end
+
+-- Admits the pending jobs of a tenant anew, in the order of their lines. A job that is held now has no order until it is
+-- eligible again, so that jobs which were held for long do not precede all others.
+local function admit_anew(tenant, keys)
+  local names = {tenant}
+  for name in pairs(keys) do
+    if name ~= 'tenant' then names[#names + 1] = tenant .. '/' .. name end
+  end
+  local pools = redis.call('SUNION', pools_key, limited_pools_key(tenant))
+  for _, name in ipairs(names) do redis.call('DEL', running_of_key(name)) end
+  redis.call('DEL', limited_pools_key(tenant))
+  for _, pool in ipairs(pools) do -- all running jobs are counted before any is admitted
+    for _, id in ipairs(redis.call('ZRANGE', running_key(pool), 0, -1)) do
+      local job = queued_job(id, pool)
+      if job.tenant == tenant then
+        for _, scope in ipairs(scopes_of(job)) do redis.call('SADD', running_of_key(scope.name), id) end
+      end
+    end
+  end
+  for _, pool in ipairs(pools) do
+    local was_empty = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool)) == 0
+    local found = {}
+    local function find(set, place)
+      for _, id in ipairs(redis.call('ZRANGE', set, 0, -1)) do
+        local job = queued_job(id, pool)
+        job.place = place
+        if job.tenant == tenant then found[#found + 1] = job end
+      end
+    end
+    find(share_key(pool, tenant), 'eligible')
+    for _, name in ipairs(names) do
+      find(excess_key(pool, name), 'held')
+      redis.call('DEL', excess_key(pool, name), admitted_key(pool, name))
+    end
+    table.sort(found, function(x, y)
+      if x.line ~= y.line then return x.line < y.line end
+      return x.id < y.id
+    end)
+    for _, job in ipairs(found) do
+      local scopes = scopes_of(job)
+      if #scopes > 0 then redis.call('SADD', limited_pools_key(tenant), pool) end
+      if job.place == 'held' then
+        redis.call('ZREM', held_key(pool), job.id)
+        redis.call('HDEL', job_key(job.id), 'held')
+      end
+      if not is_admitted(job, scopes, 1) then
+        redis.call('HDEL', job_key(job.id), 'order')
+      elseif job.place == 'held' then
+        add_to_backlog(job)
+      end
+    end
+    dispatch(pool)
+    if was_empty and redis.call('ZCARD', dispatched_key(pool)) > 0 then
+      redis.call('PUBLISH', wake_channel, 'backlog ' .. pool)
+    end
+  end
+end
+
+for tenant, keys in pairs(relimited) do admit_anew(tenant, keys) end
 if a.restored then changed = {'revision'} end
 for _, field in ipairs(changed) do redis.call('PUBLISH', access_channel, field) end
 return #changed

@@ -26,6 +26,7 @@ end
 
 for _, pool in ipairs(redis.call('SMEMBERS', pools_key)) do
   shift(due_key(pool), job_key, 'not_before')
+  shift(ageing_key(pool))
   shift(running_key(pool), job_key, 'lease')
   shift(slots_key(pool))
   shift(workers_of_key(pool), worker_key, 'draining_until')

@@ -23,11 +23,13 @@ if last then
   redis.call('HSET', pool_key(pool), 'end_interval', string.format('%.1f', (tonumber(interval or gap) * 9 + gap) / 10))
 end
 redis.call('HSET', pool_key(pool), 'last_end', now)
--- The duration of a completed job, smoothed, for the operator's estimates.
+-- The duration of a completed job, smoothed, for the operator's estimates; and that of its model, for its cost.
 local took = math.max(0, now - tonumber(rec[7]))
 if outcome == 'completed' then
-  local before = redis.call('HGET', pool_key(pool), 'service_ms')
-  redis.call('HSET', pool_key(pool), 'service_ms', string.format('%.1f', (tonumber(before or took) * 9 + took) / 10))
+  local of_model = 'service_ms ' .. rec[9]
+  local before = redis.call('HMGET', pool_key(pool), 'service_ms', of_model)
+  local function smoothed(mean) return string.format('%.1f', (tonumber(mean or took) * 9 + took) / 10) end
+  redis.call('HSET', pool_key(pool), 'service_ms', smoothed(before[1]), of_model, smoothed(before[2]))
 end
 -- The model's duration per image, smoothed, for the GPU time that jobs reserve.
 local images = outcome == 'completed' and tonumber(a.images or rec[8] or 0) or 0

@@ -28,5 +28,7 @@ redis.call('ZADD', due_key(pool), not_before, a.job)
 add_to_counts(a.job, 1, 0, 0, 0)
 log(a.job, 'retried', 'pending', '{"error":' .. a.error .. ',"attempt":' .. rec[8] .. ',"worker":'
   .. cjson.encode(rec[9] or '') .. ',"not_before":' .. string.format('%.0f', not_before) .. '}')
+local job = queued_job(a.job, pool)
+apply_limits(job, scopes_of(job))
 dispatch(pool)
 return record_reply(a.job, a.token, 'pending')

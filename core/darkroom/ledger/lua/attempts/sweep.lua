@@ -1,4 +1,4 @@
--- Pushes again, at the head, each dispatched job whose message is not in the queue and was pushed more than `age_ms`
+-- Pushes again, in its order, each dispatched job whose message is not in the queue and was pushed more than `age_ms`
 -- ago: a worker received it and never claimed the job. After five pushes the job is undeliverable. The queue is short
 -- by design, so it is read whole. Also fills the queue, for a pool whose workers came or went. Returns the ids that
 -- were pushed again.
@@ -21,7 +21,7 @@ if #dispatched > 0 then
           .. ' times and the job was never claimed'))
       else
         if room_in_queue(a.pool) <= 0 then return_last_message(a.pool) end
-        push(id, a.pool, 'RPUSH')
+        push(id, a.pool)
         table.insert(again, 1, id)
       end
     end

@@ -15,6 +15,7 @@ local function leave_pool(name)
   leave(waiting_key(name), 'waiting')
   leave(dispatched_key(name), 'dispatched')
   leave(due_key(name), 'due')
+  leave(held_key(name), 'held')
   leave(running_key(name), 'running')
 end
 
@@ -56,8 +57,30 @@ if not (rec[8] and rec[9]) or rec[11] or redis.call('ZSCORE', dead_letters_key(r
 end
 note(redis.call('ZADD', tenant_key(rec[10]), 0, a.job), 'into the index of its tenant')
 
+local job = queued_job(a.job, pool)
+local scopes = scopes_of(job)
+-- Makes the flow and the scopes of the job list it as its place requires; a job that waits is queued anew.
+local function put_in_order(place)
+  if place ~= 'waiting' then remove_from_backlog(job) end
+  if is_in_order(job, place, scopes) then return end
+  remove_from_backlog(job)
+  redis.call('ZREM', share_key(pool, job.tenant), a.job)
+  leave_scopes(job, scopes)
+  redis.call('HDEL', key, 'held')
+  for _, scope in ipairs(scopes) do
+    redis.call('SREM', running_of_key(scope.name), a.job)
+    if place == 'running' then redis.call('SADD', running_of_key(scope.name), a.job) end
+    if place == 'dispatched' then redis.call('ZADD', admitted_key(pool, scope.name), digits(job.line), a.job) end
+  end
+  if place == 'dispatched' then redis.call('ZADD', share_key(pool, job.tenant), digits(job.order or 0), a.job) end
+  if place == 'waiting' or place == 'held' then enqueue(job, scopes) end
+  apply_limits(job, scopes)
+  note(1, 'in order again')
+end
+
 if is_terminal(state) then
   leave_pool(pool)
+  put_in_order(state)
   leave(deadlines_key, 'the deadlines')
   if rec[8] and not rec[11] then leave(outbox_key, 'the outbox') else join(outbox_key, 'the outbox') end
   if rec[9] then leave(history_key, 'the history to be written') else join(history_key, 'the history to be written') end
@@ -74,6 +97,7 @@ if state == 'running' then
   leave(waiting_key(pool), 'waiting')
   leave(dispatched_key(pool), 'dispatched')
   leave(due_key(pool), 'due')
+  leave(held_key(pool), 'held')
   if rec[6] then
     note(redis.call('HSETNX', busy_key, rec[6], a.job), 'worker ' .. rec[6] .. ' added to the busy workers')
   end
@@ -85,23 +109,39 @@ if state == 'running' then
       release_job(a.job, pool, 'worker_lost', true, 'no sign of life from worker ' .. (rec[6] or ''))
       record_reply(a.job, rec[5], 'lost')
       done[#done + 1] = 'requeued'
+      return done
     end
   end
+  put_in_order('running')
   return done
 end
 
--- Pending: in one of three sets. A message may be in transit, so dispatched comes first.
+-- Pending: in one of four sets. A message may be in transit, so dispatched comes first.
 leave(running_key(pool), 'running')
 if redis.call('ZSCORE', dispatched_key(pool), a.job) then
   leave(waiting_key(pool), 'waiting')
   leave(due_key(pool), 'due')
+  leave(held_key(pool), 'held')
+  put_in_order('dispatched')
 elseif redis.call('ZSCORE', due_key(pool), a.job) then
   leave(waiting_key(pool), 'waiting')
+  leave(held_key(pool), 'held')
+  put_in_order('due')
 elseif rec[4] and now < tonumber(rec[4]) then
   leave(waiting_key(pool), 'waiting')
+  leave(held_key(pool), 'held')
   note(redis.call('ZADD', due_key(pool), rec[4], a.job), 'due again')
-elseif not redis.call('ZSCORE', waiting_key(pool), a.job) then
-  note(redis.call('ZADD', waiting_key(pool), rec[3], a.job), 'waiting again')
-  dispatch(pool)
+  put_in_order('due')
+elseif redis.call('ZSCORE', held_key(pool), a.job) then
+  leave(waiting_key(pool), 'waiting')
+  put_in_order('held')
+elseif redis.call('ZSCORE', waiting_key(pool), a.job) then
+  put_in_order('waiting')
+else
+  redis.call('ZREM', share_key(pool, job.tenant), a.job)
+  leave_scopes(job, scopes)
+  redis.call('HDEL', key, 'held')
+  note(1, enqueue(job, scopes) and 'waiting again' or 'held again')
 end
+dispatch(pool)
 return done

@@ -44,11 +44,12 @@ if a.idempotency_key then
 end
 
 local pool = a.pool
-local models, image_ms = unpack(redis.call('HMGET', pool_key(pool), 'models', 'image_ms ' .. a.model))
+local models, image_ms, mean, own_mean = unpack(redis.call('HMGET', pool_key(pool), 'models', 'image_ms ' .. a.model,
+  'service_ms', 'service_ms ' .. a.model))
 if (models or '') == '' then return reply('no_pool') end
 
 local queued = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool))
-local backlog = queued + redis.call('ZCARD', due_key(pool))
+local backlog = queued + redis.call('ZCARD', due_key(pool)) + redis.call('ZCARD', held_key(pool))
 -- Seconds until that many jobs have finished, by the pool's measured time between two finished jobs; a minute for each
 -- before there is a measurement; ten minutes at most.
 local function wait_s(jobs)
@@ -84,9 +85,21 @@ redis.call('HSET', key,
   'max_attempts', a.max_attempts, 'run_timeout', a.run_timeout, 'message_head', a.message_head,
   'message_tail', a.message_tail, 'pushes', 0)
 local arrival = redis.call('HINCRBY', pool_key(pool), 'arrivals', 1)
--- 0 is the most urgent of ten priorities; within one, arrival. Both fit a double exactly for 2^49 arrivals.
-local order = tonumber(a.priority) * 562949953421312 + arrival
-redis.call('HSET', key, 'order', string.format('%.0f', order))
+-- The job's part of its tenant's share: its cost, which is the mean duration of its model over that of the pool, by the
+-- weight of the tenant. `order` follows from it once the job is eligible.
+local cost = 1
+if tonumber(mean or 0) > 0 and own_mean then cost = math.max(1 / MAX_COST, math.min(own_mean / mean, MAX_COST)) end
+local share = math.max(1, math.floor(SHARE * cost / math.max(a.weight or 1, MIN_WEIGHT) + 0.5))
+local job = {id = a.job, pool = pool, tenant = a.tenant, key = a.key_id, user = a.user, share = share}
+local class = tonumber(a.priority) -- 0 is the most urgent of ten
+if a.user then
+  job.line = next_order(pool, users_queue(class, a.tenant), flow_of_user(job), class, math.floor(SHARE * cost + 0.5))
+  redis.call('HSET', key, 'user', a.user)
+else
+  job.line = class * CLASS + arrival
+end
+redis.call('HSET', key, 'line', digits(job.line))
+if share ~= SHARE then redis.call('HSET', key, 'share', share) end
 redis.call('HSET', key, 'images', used.images, 'reserved', used.gpu_ms)
 if a.key_id then redis.call('HSET', key, 'key_id', a.key_id) end
 if a.traceparent then redis.call('HSET', key, 'traceparent', a.traceparent) end
@@ -121,7 +134,7 @@ log(a.job, 'accepted', 'pending', a.accepted, a.tenant)
 -- Redis reserves 4 KB for the first entries of a stream, and nothing for those of a copy.
 redis.call('COPY', log_key(a.job), log_draft_key, 'REPLACE')
 redis.call('RENAME', log_draft_key, log_key(a.job))
-redis.call('ZADD', waiting_key(pool), string.format('%.0f', order), a.job)
+local is_eligible = enqueue(job, scopes_of(job))
 dispatch(pool)
-if queued == 0 then redis.call('PUBLISH', wake_channel, 'backlog ' .. pool) end
+if queued == 0 and is_eligible then redis.call('PUBLISH', wake_channel, 'backlog ' .. pool) end
 return reply('accepted ' .. a.job .. ' ' .. now)

@@ -1,5 +1,5 @@
 -- Reads the jobs and the workers of a pool at one moment, for the operator. `soon_ms`: a retry that is due within this
--- counts as demand. The ledger decides whether a worker is busy, not the worker's own state.
+-- counts as demand; a held job does not. The ledger decides whether a worker is busy, not the worker's own state.
 local pool = a.pool
 local workers = {starting = 0, idle = 0, busy = 0, marked = 0, draining = 0, faulty = 0}
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', workers_of_key(pool), now, '+inf')) do
@@ -17,10 +17,12 @@ end
 local waiting, dispatched = redis.call('ZCARD', waiting_key(pool)), redis.call('ZCARD', dispatched_key(pool))
 local first = redis.call('ZRANGE', dispatched_key(pool), 0, 0)
 if waiting > 0 then
-  for priority = 0, 9 do -- each priority's own order is that of arrival
-    local from, below = priority * 562949953421312, (priority + 1) * 562949953421312
-    first[#first + 1] = redis.call('ZRANGEBYSCORE', waiting_key(pool), string.format('%.0f', from),
-      string.format('(%.0f', below), 'LIMIT', 0, 1)[1]
+  for class = 0, 9 do -- within a class each tenant's own order is that of arrival
+    local from, below = bounds_of(class)
+    first[#first + 1] = redis.call('ZRANGEBYSCORE', waiting_key(pool), from, below, 'LIMIT', 0, 1)[1]
+  end
+  for _, id in ipairs(redis.call('ZRANGE', ageing_key(pool), 0, 9)) do
+    if redis.call('ZSCORE', waiting_key(pool), id) then first[#first + 1] = id end
   end
 end
 local oldest
