@@ -21,7 +21,7 @@ from darkroom.links import Links
 from darkroom_functions import api as api_routes
 from darkroom_functions.http import routes
 from darkroom_functions.http.access import Open
-from darkroom_functions.http.cookies import PLAIN_NAME
+from darkroom_functions.http.credentials.cookies import PLAIN_NAME
 from darkroom_functions.http.routes import ApiRoute
 from darkroom_functions.resources import listing, schemas
 from darkroom_functions.submission import reading

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from darkroom_functions.administration.schemas import ScopeName, TenantText
-from darkroom_functions.http import cookies
 from darkroom_functions.http.access import Open, access_of, principal_of
+from darkroom_functions.http.credentials import cookies
 from darkroom_functions.http.openapi import header, json_response
 from darkroom_functions.http.responses import NOT_STORED, answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute

@@ -34,8 +34,8 @@ from darkroom.supervision import vital
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
-from darkroom_functions.http import cookies
-from darkroom_functions.http.watches import End, Watches
+from darkroom_functions.http.credentials import cookies
+from darkroom_functions.http.credentials.watches import End, Watches
 from darkroom_functions.settings import AccessSettings, AuthMode
 
 SCHEMES = frozenset({"bearer", "token", "key"})

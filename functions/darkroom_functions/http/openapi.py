@@ -17,8 +17,9 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 
-from darkroom_functions.http import access, cookies
+from darkroom_functions.http import access
 from darkroom_functions.http.access import Open
+from darkroom_functions.http.credentials import cookies
 from darkroom_functions.http.rate_limits import LIMIT_FIELD, POLICY_FIELD
 from darkroom_functions.http.responses import JSON_TYPE, PROBLEM_TYPE, problem_members
 from darkroom_functions.http.routes import ApiResponse, ApiRoute, Schema

@@ -37,7 +37,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from darkroom_functions.http import cookies
+from darkroom_functions.http.credentials import cookies
 from darkroom_functions.http.inside import Networks, is_hidden
 from darkroom_functions.http.responses import problem
 from darkroom_functions.http.semantics import host_of

@@ -1,0 +1,1 @@
+"""What accompanies a credential: the cookie of a session, and open connections that end with it."""
