@@ -26,6 +26,7 @@ from darkroom.ledger.calls import (
     AttemptResult,
     Call,
     DeliveryOutcome,
+    GrantKind,
     LeaseStatus,
     Purged,
     Receipt,
@@ -75,6 +76,9 @@ URLS = ("https://one.test/hook", "https://two.test/hook")
 SUBSCRIPTIONS = tuple(new_subscription_id(number) for number in (1, 2))
 DELIVERY_LEASE_MS = 20_000
 
+YEAR_MS = 365 * 24 * 3600 * 1000
+MOST_GRANTS = 2
+
 LAST_STEPS = 400
 """Steps of a courier and a worker without failures after which every job must have finished; a few dozen suffice."""
 
@@ -112,6 +116,7 @@ class Believed:
     subscribed: dict[str, frozenset[WebhookEvent]] = field(default_factory=dict)
     applied: set[tuple[str, int]] = field(default_factory=set)
     deliveries: set[str] = field(default_factory=set)
+    redeemed: dict[str, str] = field(default_factory=dict)
 
 
 PICK = st.integers(0, 63)
@@ -129,6 +134,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     jobs: Bundle[str] = Bundle("jobs")
     taken: Bundle[str] = Bundle("taken")
+    issued: Bundle[tuple[GrantKind, str]] = Bundle("issued")
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,6 +248,41 @@ class LedgerMachine(RuleBasedStateMachine):
         before = self.snapshot()
         assert self.run(calls.cancel(job_id, tenant="stranger", now=self.now)).receipt is None
         assert self.snapshot() == before
+
+    # -- browsers ------------------------------------------------------------------------------------------------------
+
+    @rule(target=issued, kind=st.sampled_from(GrantKind), owner=st.sampled_from(["one", "two"]))
+    def issue(self, kind: GrantKind, owner: str) -> Any:
+        digest = secrets.token_hex(4)
+        most, life_ms = MOST_GRANTS, YEAR_MS
+        call = calls.issue_grant(
+            kind, digest, owner=owner, content=digest, ttl_ms=life_ms, life_ms=life_ms, most=most, now=self.now
+        )
+        if self.run(call) is not None:
+            assert kind is GrantKind.TICKET
+            return multiple()
+        return kind, digest
+
+    @rule(grant=issued, by=st.sampled_from(["x", "y"]))
+    def redeem(self, grant: tuple[GrantKind, str], by: str) -> None:
+        kind, digest = grant
+        first = self.believed.redeemed.setdefault(digest, by) if kind is GrantKind.TICKET else None
+        assert self.run(calls.redeem_ticket(digest, by=by, now=self.now)) == (digest.encode() if by == first else None)
+
+    @rule(grant=issued, ends=st.booleans())
+    def use_session(self, grant: tuple[GrantKind, str], ends: bool) -> None:
+        _, digest = grant
+        exists = self.redis.exists(f"{self.namespace}:grant:session:{digest}")
+        used = self.run(calls.use_session(digest, idle_ms=YEAR_MS, now=self.now))
+        assert (used is not None) == bool(exists)
+        if ends:
+            self.run(calls.end_session(digest))
+            assert self.run(calls.use_session(digest, now=self.now)) is None
+
+    @invariant()
+    def the_grants_of_an_owner_are_bounded(self) -> None:
+        for key in self.redis.scan_iter(f"{self.namespace}:grants-of:*", 1000):
+            assert 1 <= self.redis.zcard(key) <= MOST_GRANTS
 
     # -- workers -------------------------------------------------------------------------------------------------------
 

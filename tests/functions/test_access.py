@@ -60,11 +60,12 @@ class Access:
         return {"Authorization": f"Bearer {self.keys[name]}"}
 
     def contents(self) -> dict[bytes, bytes | None]:
-        """Everything that Redis has under the prefix, but for the audit trail."""
+        """Everything that Redis has under the prefix, but for the audit trail and the uses of keys and sessions."""
         redis, namespace = self.api.jobs.redis, self.api.jobs.namespace
         keys = sorted(redis.scan_iter(f"{namespace}:*", count=1000))
-        counters, trail = f"{namespace}:counters".encode(), f"{namespace}:audit".encode()
-        found = {key: redis.dump(key) for key in keys if key != counters and not key.startswith(trail)}
+        counters, others = f"{namespace}:counters".encode(), ("audit", "key-uses", "grant:", "grants-of:")
+        prefixes = tuple(f"{namespace}:{other}".encode() for other in others)
+        found = {key: redis.dump(key) for key in keys if key != counters and not key.startswith(prefixes)}
         return found | {key: value for key, value in redis.hgetall(counters).items() if key != b"audited"}
 
     def send(self, route: ApiRoute, headers: dict[str, str], *, method: str | None = None) -> httpx.Response:
