@@ -6,57 +6,19 @@ import asyncio
 import json
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from typing import Any
 
+import http_sf
 import httpx
 import pytest
-from darkroom.access.limits import UNLIMITED, Limits
-from darkroom.access.principals import Scope
-from darkroom.access.records import Tenant
+from darkroom.access.limits import Limits
 from darkroom.cloudevents.http import BATCH_TYPE, STRUCTURED_TYPE
 from darkroom.ledger import calls
 
 from tests.conftest import RedisServers
-from tests.functions.administration import administering
+from tests.functions.accounts import REFUSALS, Accounts
 from tests.functions.api import JOBS, Api, binary, serving, structured
 from tests.redis_server import RedisKind
-
-
-@dataclass
-class Accounts:
-    """A process of functions that requires keys, and keys that the tests create."""
-
-    redis_url: str
-    api: Api
-    ids: dict[str, str] = field(default_factory=dict)
-
-    def create(
-        self, *, tenant_limits: Limits = UNLIMITED, limits: Limits = UNLIMITED, models: tuple[str, ...] = ()
-    ) -> dict[str, str]:
-        """The header of a new key of a new tenant."""
-        tenant = f"t{secrets.token_hex(6)}"
-        asyncio.run(self._create_tenant(tenant, tenant_limits))
-        return self.add(tenant, limits=limits, models=models)
-
-    def add(self, tenant: str, *, limits: Limits = UNLIMITED, models: tuple[str, ...] = ()) -> dict[str, str]:
-        """The header of another key of the tenant."""
-        return asyncio.run(self._create_key(tenant, limits, models))
-
-    def key_of(self, header: dict[str, str]) -> str:
-        return self.ids[header["Authorization"]]
-
-    async def _create_tenant(self, tenant: str, limits: Limits) -> None:
-        async with administering(self.redis_url, self.api) as administration:
-            await administration.create_tenant(Tenant(name=tenant, limits=limits), actor="tests")
-
-    async def _create_key(self, tenant: str, limits: Limits, models: tuple[str, ...]) -> dict[str, str]:
-        async with administering(self.redis_url, self.api) as administration:
-            key, credential = await administration.create_key(
-                tenant=tenant, name="a key", scopes=frozenset(Scope), models=models, limits=limits, actor="tests"
-            )
-        header = {"Authorization": f"Bearer {credential.text}"}
-        self.ids[header["Authorization"]] = key.id
-        return header
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +78,79 @@ def test_a_key_submits_to_its_models_alone(accounts: Accounts) -> None:
         assert problem["type"].endswith("/model-not-permitted"), door
         assert problem["status"] == 403, door
     assert {response.status_code for response in doors(accounts.api, header, model="flux").values()} == {202}
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("owner", ["tenant", "key"])
+@pytest.mark.parametrize("problem", REFUSALS)
+def test_each_limit_has_a_problem_of_its_own_at_every_door(accounts: Accounts, problem: str, owner: str) -> None:
+    limits = REFUSALS[problem]
+    header = accounts.create(tenant_limits=limits) if owner == "tenant" else accounts.create(limits=limits)
+    first = accounts.api.post("/sd", headers=header)
+    assert first.status_code == 202, first.text
+    (policy,) = of_field(first, "ratelimit-policy")
+    assert policy.startswith(f"{owner}-")
+    assert of_field(first, "ratelimit").keys() == {policy}
+    before = accounts.stored()
+    for door, response in doors(accounts.api, header).items():
+        assert response.status_code == 429, door
+        refusal = response.json()
+        assert refusal["type"].endswith(f"/{problem}"), door
+        if door == "batch":
+            assert refusal["verdicts"][0]["problem"]["violated-policies"] == [policy]
+        else:
+            assert refusal["violated-policies"] == [policy], door
+        remaining = of_field(response, "ratelimit")[policy]
+        assert int(response.headers["retry-after"]) >= remaining.get("t", 1), door
+    assert accounts.stored() == before, "a refusal stores nothing"
+
+
+def of_field(response: httpx.Response, name: str) -> dict[str, dict[str, Any]]:
+    """The items of a field, and their parameters."""
+    return dict(http_sf.parse(response.headers[name].encode(), tltype="list"))
+
+
+def test_a_repeat_is_not_refused_and_shows_what_remains(accounts: Accounts) -> None:
+    header = accounts.create(tenant_limits=Limits(submissions_per_minute=1, burst=1))
+    repeated = {"Idempotency-Key": secrets.token_hex(8), **header}
+    first, again = (accounts.api.post("/sd", headers=repeated) for _ in range(2))
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert of_field(again, "ratelimit")["tenant-submissions-per-minute"]["r"] == 0
+
+
+def test_a_batch_shows_what_remains_after_all_its_events(accounts: Accounts) -> None:
+    header = accounts.create(tenant_limits=Limits(waiting_jobs=3))
+    events = [structured(secrets.token_hex(8), data={"model": "sd"}) for _ in range(4)]
+    response = accounts.api.post("/", content=json.dumps(events), headers={"Content-Type": BATCH_TYPE} | header)
+    assert response.status_code == 202
+    assert [verdict["status"] for verdict in response.json()["verdicts"]] == [202, 202, 202, 429]
+    assert of_field(response, "ratelimit") == {"tenant-waiting-jobs": {"r": 0}}
+
+
+def test_a_redrive_counts_on_the_limits_of_the_key(accounts: Accounts) -> None:
+    header = accounts.create()
+    job_id = accounts.api.submit(headers=header)
+    jobs = accounts.api.jobs
+    tenant = jobs.record(job_id).tenant
+    for number in range(calls.MAX_ATTEMPTS):
+        jobs.start(job_id, token=str(number))
+        jobs.run(calls.retry(job_id, token=str(number), error={"kind": "transient", "message": "no"}, delay_ms=0))
+    other = accounts.add(tenant, limits=Limits(images_per_day=0))
+    refused = accounts.api.post(f"/api/v1/dead-letters/{job_id}/redrive", headers=other)
+    assert refused.json()["violated-policies"] == ["key-images-per-day"]
+    assert accounts.api.post(f"/api/v1/dead-letters/{job_id}/redrive", headers=header).status_code == 202
+
+
+async def test_100_parallel_requests_overrun_a_budget_by_no_job(accounts: Accounts) -> None:
+    header = await asyncio.to_thread(accounts.create, tenant_limits=Limits(images_per_day=10))
+    async with httpx.AsyncClient(base_url=accounts.api.functions.url, trust_env=False, timeout=60) as client:
+        responses = await asyncio.gather(*(client.post("/sd", headers=header) for _ in range(100)))
+    assert sorted(response.status_code for response in responses) == [202] * 10 + [429] * 90
+
+
+def test_without_limits_there_is_no_field(accounts: Accounts) -> None:
+    response = accounts.api.post("/sd", headers=accounts.create())
+    assert response.status_code == 202
+    assert not {"ratelimit", "ratelimit-policy"} & response.headers.keys()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 from darkroom.access.credentials import Credential
 from darkroom.access.principals import Scope
@@ -31,8 +33,9 @@ from jsonschema import Draft202012Validator
 from pydantic import SecretStr
 
 from tests.courier.sink import Sink
+from tests.functions.accounts import REFUSALS, Accounts
 from tests.functions.administration import administering
-from tests.functions.api import JOBS, Api, binary, send, serving, structured
+from tests.functions.api import JOBS, Api, binary, send, serving, slug, structured
 from tests.functions.stream_clients import DEADLINE_S, fill_tenant_stream, replaying
 from tests.parts import LINK_KEY, PUBLIC_URL
 from tests.redis_server import RedisServer
@@ -218,6 +221,45 @@ def test_every_status_that_is_described_is_returned(own_redis: RedisServer, name
         missing = api.contract.promised() - api.contract.seen - refused_callers(own_redis, namespace, tmp_path)
     assert {(name, status) for name, status in missing if status != "default"} == set()
     assert ("readJob", "default") not in missing
+
+
+SUBMITTING = ("submitEvents", "submitJob", "submitToModel", "redriveDeadLetter")
+"""The operations that submit a job."""
+
+
+def test_every_429_of_a_submission_is_returned(redis_url: str, namespace: str, tmp_path: Path) -> None:
+    """The client validates each response against its operation, and with it the type of the problem."""
+    with serving(redis_url, namespace, tmp_path, DARKROOM_AUTH="keys", DARKROOM_BACKLOG_LIMIT="20") as api:
+        accounts = Accounts(redis_url, api)
+        returned: dict[str, set[str]] = {operation: set() for operation in SUBMITTING}
+        for problem, limits in REFUSALS.items():
+            header = accounts.create()
+            letter = dead_letter(api, api.submit({"model": "sd"}, headers=header))
+            limited = accounts.add(api.jobs.record(letter).tenant, limits=limits)
+            assert api.post("/sd", headers=limited).status_code == 202
+            for response, operation in zip(submissions(api, letter, limited), SUBMITTING, strict=True):
+                assert (response.status_code, slug(response)) == (429, problem)
+                returned[operation].add(response.json()["type"])
+        while (response := api.post("/sd", headers=header)).status_code != 429:
+            pass
+        for response, operation in zip(submissions(api, letter, header), SUBMITTING, strict=True):
+            returned[operation].add(response.json()["type"])
+        for methods in api.contract.document["paths"].values():
+            for operation in methods.values():
+                if operation["operationId"] in SUBMITTING:
+                    (content,) = operation["responses"]["429"]["content"].values()
+                    described = content["schema"]["allOf"][1]["properties"]["type"]["enum"]
+                    assert returned[operation["operationId"]] == set(described)
+
+
+def submissions(api: Api, letter: str, headers: dict[str, str]) -> list[httpx.Response]:
+    """A response of each of `SUBMITTING`."""
+    return [
+        api.post("/", headers=binary(secrets.token_hex(8)) | headers, json={"model": "sd"}),
+        api.post(JOBS, headers=headers, json={"model": "sd"}),
+        api.post("/sd", headers=headers),
+        api.post(f"{LETTERS}/{letter}/redrive", headers=headers),
+    ]
 
 
 def refused_callers(redis: RedisServer, namespace: str, folder: Path) -> set[tuple[str, str]]:

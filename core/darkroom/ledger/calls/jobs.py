@@ -232,8 +232,9 @@ def _user_of(job: Submission) -> str:
 
 @lru_cache(maxsize=1024)
 def _limits_of(owner: str, limits: Limits) -> Mapping[str, int]:
-    """The arguments of the limits that are set, such as `tenant_waiting_jobs`."""
-    return {f"{owner}_{name}": value for name, value in limits.model_dump(exclude_none=True).items()}
+    """The arguments of the limits that are set, such as `tenant_waiting_jobs`; `tenant_limited` where any is."""
+    found = {f"{owner}_{name}": value for name, value in limits.model_dump(exclude_none=True).items()}
+    return {f"{owner}_limited": 1, **found} if found else {}
 
 
 def _quota(line: str, job: Submission) -> Quota:

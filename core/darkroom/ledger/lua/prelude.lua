@@ -555,8 +555,9 @@ local function read_counts(key)
   }
 end
 
--- The limit of submissions per minute of an owner, `tenant` or `key`: the milliseconds that one submission takes, those
--- that the burst takes, and those that are taken now. A clock that was set back leaves at most a whole burst.
+-- The limits of an owner, `tenant` or `key`, are arguments such as `tenant_waiting_jobs`; `tenant_limited` is set where
+-- any of them is. Here that of submissions per minute: the milliseconds that one submission takes, those that the burst
+-- takes, and those that are taken now. A clock that was set back leaves at most a whole burst.
 local function rate_of(owner, counts)
   local per_minute = tonumber(a[owner .. '_submissions_per_minute'])
   if not per_minute then return end
@@ -568,6 +569,7 @@ end
 -- The limits of an owner that a job exceeds: names, and in `until_ms` and `by_jobs` when it may be submitted again: in
 -- that time, and when that many jobs have started. `used` has the job's bytes and images.
 local function exceeded(owner, counts, used, found)
+  if not a[owner .. '_limited'] then return end
   local function note(name, until_ms, jobs)
     found[#found + 1] = owner .. '_' .. name
     found.until_ms = math.max(found.until_ms or 0, until_ms)
@@ -609,6 +611,7 @@ end
 -- Adds to `lines` what remains of each limit of an owner that is set: its name, the remaining quota, and the seconds
 -- until there is more (`-`: unknown, or nothing is used).
 local function remaining(owner, counts, lines)
+  if not a[owner .. '_limited'] then return end
   local function add(name, left, until_ms)
     local seconds = until_ms and string.format('%.0f', math.max(1, math.ceil(until_ms / 1000))) or '-'
     lines[#lines + 1] = owner .. '_' .. name .. ' ' .. string.format('%.0f', math.max(0, left)) .. ' ' .. seconds
