@@ -226,7 +226,7 @@ def test_the_cookie_is_for_this_host_and_no_script(
         assert asked.status_code == status
 
 
-def test_a_session_tells_who_is_logged_in_and_no_secret(browser: Browser) -> None:
+def test_a_session_reports_who_is_logged_in_and_no_secret(browser: Browser) -> None:
     browser.open_session("read")
     view = browser.api.get(SESSION, headers=browser.cookie("read")).json()
 
