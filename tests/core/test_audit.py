@@ -577,7 +577,7 @@ async def test_a_pool_that_was_never_announced_is_checked(jobs: TimedJobs, look:
 async def test_a_record_that_vanished_is_a_loss_that_no_repair_hides(jobs: TimedJobs, look: Audit) -> None:
     job_id = jobs.submit()
     jobs.redis.delete(jobs.key("job", job_id))
-    assert kinds(await look()) == {FaultKind.VANISHED, FaultKind.NO_RECORD}
+    assert kinds(await look()) == {FaultKind.VANISHED, FaultKind.NO_RECORD, FaultKind.COUNTS_DIFFER}
     after = await look(repair=True)
     assert [fault.kind for fault in after.unrepaired] == [FaultKind.VANISHED]
     assert kinds(await look()) == {FaultKind.VANISHED}
@@ -824,3 +824,39 @@ def test_a_canary_goes_before_the_jobs_and_moves_none(jobs: TimedJobs) -> None:
     for job_id in submitted:
         assert jobs.receive_message() == job_id
         jobs.start(job_id, token=job_id)
+
+
+# -- the counts of limits ----------------------------------------------------------------------------------------------
+
+
+async def test_counts_that_drifted_are_found_and_repaired(jobs: TimedJobs, look: Audit) -> None:
+    first = jobs.submit(key_id="a-key")
+    jobs.submit(key_id="a-key")
+    jobs.start(jobs.submit())
+    each = record_bytes(jobs, first)
+    expected = {None: (2, 3 * each), "a-key": (2, 2 * each), "old-key": (0, 0)}
+    assert {key: counted(jobs, key) for key in expected} == expected
+    keys = jobs.ledger.keys
+    jobs.redis.hincrby(keys.limits("default"), "jobs", 5)
+    jobs.redis.hincrby(keys.limits("default", "a-key"), "bytes", -7)
+    jobs.redis.hset(keys.limits("default", "old-key"), "jobs", 1)
+    report = await look()
+    assert kinds(report) == {FaultKind.COUNTS_DIFFER}
+    assert [fault.seen.split(" count ")[0] for fault in report.findings] == [
+        f"the limits of default{key}" for key in ("", ":a-key", ":old-key")
+    ]
+    repaired = await look(repair=True)
+    assert repaired.unrepaired == []
+    assert {key: counted(jobs, key) for key in expected} == expected
+    assert (await look()).findings == ()
+
+
+def counted(jobs: TimedJobs, key_id: str | None) -> tuple[int, int]:
+    """The pending jobs and the bytes that the limits of the tenant, or of a key, count."""
+    jobs_and_bytes = jobs.redis.hmget(jobs.ledger.keys.limits("default", key_id), "jobs", "bytes")
+    return int(jobs_and_bytes[0] or 0), int(jobs_and_bytes[1] or 0)
+
+
+def record_bytes(jobs: TimedJobs, job_id: str) -> int:
+    key = jobs.key("job", job_id)
+    return 4096 + int(jobs.redis.hstrlen(key, "input")) + int(jobs.redis.hstrlen(key, "fields"))

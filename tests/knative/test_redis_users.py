@@ -67,7 +67,9 @@ SCRIPTS = {
     "operator": "announce_pool drain append_decision reap release register_worker observe read_job",
     "worker": "claim renew progress finish retry release cancel register_worker read_job",
     "flower": "",
-    "admin": "announce_pool canary inspect_job inspect_delivery repair sweep read_job observe advance_epoch",
+    "admin": (
+        "announce_pool canary inspect_job inspect_delivery repair recount_limits sweep read_job observe advance_epoch"
+    ),
 }
 """The scripts that each user runs (ARCHITECTURE.md, section 2)."""
 

@@ -18,7 +18,7 @@ from typing import Any
 from darkroom.checks.snapshots import POOL_SETS, DeliverySnapshot, JobSnapshot, QueuedMessage
 from darkroom.jobs import State, UnknownValue
 from darkroom.ledger import queues
-from darkroom.ledger.calls import SWEEP_AGE_MS
+from darkroom.ledger.calls import SWEEP_AGE_MS, CountDifference
 from darkroom.ledger.records import FIELDS, JobRecord
 from darkroom.webhooks.subscriptions import DeliveryState
 
@@ -27,7 +27,9 @@ LOST_AFTER_MS = 2 * SWEEP_AGE_MS
 
 
 class FaultKind(StrEnum):
-    """The kind of a fault of a job, or (`WENT_BACK`) of Redis as a whole."""
+    """The kind of a fault of a job, of the limits of a tenant or key (`COUNTS_DIFFER`), or of Redis as a whole
+    (`WENT_BACK`).
+    """
 
     NOWHERE = "nowhere"
     IN_TWO_PLACES = "in_two_places"
@@ -53,6 +55,7 @@ class FaultKind(StrEnum):
     NO_DEAD_LETTER = "no_dead_letter"
     DELIVERY_MISPLACED = "delivery_misplaced"
     DELIVERY_NO_RECORD = "delivery_no_record"
+    COUNTS_DIFFER = "counts_differ"
     WENT_BACK = "went_back"
 
 
@@ -349,6 +352,16 @@ def history_fault(record: JobRecord, past: JobRecord | None) -> Fault | None:
     if not differ:
         return None
     return Fault(FaultKind.HISTORY_DIFFERS, record.id, f"the history differs in {', '.join(differ)}")
+
+
+def counts_fault(found: CountDifference) -> Fault:
+    """The fault of counts that limits compare."""
+    return Fault(
+        FaultKind.COUNTS_DIFFER,
+        "",
+        f"the limits of {found.owner} count {found.jobs} pending jobs and {found.bytes} bytes of unfinished ones; "
+        f"it has {found.jobs_found} and {found.bytes_found}",
+    )
 
 
 def published(job: JobSnapshot) -> list[Mapping[str, Any]]:

@@ -124,6 +124,8 @@ class Auditor:
         findings = [*await self._of_epoch(), *findings]
         if repair:
             findings = await self._repair(findings)
+        if not any(fault.kind is FaultKind.NOWHERE and fault.repaired is None for fault in findings):
+            findings += await self._of_counts(repair=repair)
         return AuditReport(places, unapplied, artifacts, past, tuple(findings), tuple(stale), tuple(orphans))
 
     # -- the two passes -----------------------------------------------------------------------------------------------
@@ -198,6 +200,15 @@ class Auditor:
         outside = await self._outside()
         loss = epochs.lost(await reads.epoch(self._ledger), outside)
         return [] if loss is None else [Fault(FaultKind.WENT_BACK, "", f"Redis lost {loss.described}")]
+
+    async def _of_counts(self, *, repair: bool) -> list[Fault]:
+        """The counts of limits that differ from the jobs in the sets of all pools, which are read at one moment."""
+        owners: set[str] = set()
+        async for found in reads.names(self._ledger, self._keys.limits(""), kind="hash"):
+            owners.update(found)
+        recount = calls.recount_limits(await self._pools(), owners=sorted(owners), repair=repair)
+        faults = [audit.counts_fault(each) for each in await self._ledger.run(recount)]
+        return [fault.after("the jobs were counted again") for fault in faults] if repair else faults
 
     async def _outside(self) -> Epoch | None:
         return None if self._history is None else await self._history.epoch(self._ledger.namespace)

@@ -35,7 +35,7 @@ from darkroom.ledger.calls.attempts import (
     sweep,
 )
 from darkroom.ledger.calls.call import Call
-from darkroom.ledger.calls.checks import CANARY_TTL_MS, advance_epoch, canary, repair
+from darkroom.ledger.calls.checks import CANARY_TTL_MS, CountDifference, advance_epoch, canary, recount_limits, repair
 from darkroom.ledger.calls.jobs import (
     AGEING_MS,
     BACKLOG_BYTES,
@@ -144,6 +144,7 @@ __all__ = [
     "Cancelled",
     "Claim",
     "Collected",
+    "CountDifference",
     "Deleted",
     "DeliveryOutcome",
     "Drained",
@@ -195,6 +196,7 @@ __all__ = [
     "reap",
     "record_attempt",
     "record_key_use",
+    "recount_limits",
     "redeem_ticket",
     "redeliver",
     "register_worker",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from darkroom.ledger import queues
 from darkroom.ledger.calls.call import Call, ids, make_call
 from darkroom.ledger.epochs import Epoch, LedgerEpoch
@@ -42,6 +45,38 @@ def repair(
         letter_of=letter_of,
         delivery=delivery,
         target=target,
+        now=now,
+    )
+
+
+@dataclass(frozen=True)
+class CountDifference:
+    """Counts of an owner's limits that differ from its jobs. `owner` is a tenant, or `<tenant>:<credential>`."""
+
+    owner: str
+    jobs: int
+    bytes: int
+    jobs_found: int
+    bytes_found: int
+
+
+def recount_limits(
+    pools: Sequence[str], *, owners: Sequence[str], repair: bool = False, now: int | None = None
+) -> Call[list[CountDifference]]:
+    """Compare the counts of pending jobs and unfinished bytes with the jobs of all `pools`, and correct them if
+    `repair`. `owners` are those that have counts.
+    """
+
+    def decode(reply: list[bytes]) -> list[CountDifference]:
+        found = [line.decode().split(" ") for line in reply]
+        return [CountDifference(owner, *map(int, numbers)) for owner, *numbers in found]
+
+    return make_call(
+        "recount_limits",
+        decode,
+        pools=" ".join(pools),
+        owners=" ".join(owners),
+        repair=1 if repair else None,
         now=now,
     )
 
