@@ -109,7 +109,8 @@ def test_each_limit_has_a_problem_of_its_own_at_every_door(accounts: Accounts, p
 
 def of_field(response: httpx.Response, name: str) -> dict[str, dict[str, Any]]:
     """The items of a field, and their parameters."""
-    return dict(http_sf.parse(response.headers[name].encode(), tltype="list"))
+    items: Any = http_sf.parse(response.headers[name].encode(), tltype="list")
+    return dict(items)
 
 
 def test_a_repeat_is_not_refused_and_shows_what_remains(accounts: Accounts) -> None:

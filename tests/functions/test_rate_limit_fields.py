@@ -23,7 +23,8 @@ Fields = dict[str, dict[str, Any]]
 
 def parsed(value: str) -> Fields:
     """A List of Strings with parameters, by the rules of RFC 9651."""
-    return dict(http_sf.parse(value.encode(), tltype="list"))
+    items: Any = http_sf.parse(value.encode(), tltype="list")
+    return dict(items)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from darkroom.access.principals import Scope
 from darkroom.access.records import Tenant
 from darkroom_functions.api import ALL
 from darkroom_functions.http.access import Open
-from darkroom_functions.http.cookies import PLAIN_NAME, SECURE_NAME
+from darkroom_functions.http.credentials.cookies import PLAIN_NAME, SECURE_NAME
 from darkroom_functions.http.responses import EVENT_REFUSED
 from darkroom_functions.http.routes import ApiRoute, SocketRoute
 from websockets.exceptions import ConnectionClosed, InvalidStatus
