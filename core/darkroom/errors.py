@@ -235,6 +235,12 @@ class TenantInUse(PermanentError):
     slug, title, status = "tenant-in-use", "The tenant is in use", 409
 
 
+class ManagedByDeclaration(PermanentError):
+    """A tenant or a key that a declaration defines, such as the file of tenants: it is changed there alone."""
+
+    slug, title, status = "managed-by-declaration", "A declaration defines this", 409
+
+
 class KeyReused(PermanentError):
     """An idempotency key that was used with another body."""
 

@@ -104,8 +104,17 @@ class Courier:
                 archive = Archive(ledger, history, metrics, settings, owner=owner)
                 retention = Retention(Deletion(ledger, history, ArtifactStore(settings.store)), settings)
                 root = settings.root_key
+
+                def on_file(fault: str | None) -> None:
+                    metrics.tenants_file_read(is_valid=fault is None)
+                    self._health.note("tenants_file", fault)
+
                 access = AccessCopy(
-                    ledger, history, root=None if root is None else Credential.parse(root.get_secret_value())
+                    ledger,
+                    history,
+                    root=None if root is None else Credential.parse(root.get_secret_value()),
+                    file=settings.tenants_file,
+                    on_file=on_file,
                 )
                 trail = AuditTrail(ledger, history)
                 posting = (relay, webhooks, notices)

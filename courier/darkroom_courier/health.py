@@ -2,6 +2,8 @@
 
 `/healthz`: 200 while every loop completes its rounds, even if Redis is unavailable; otherwise 503, and the pod is
 restarted. `/readyz`: 503 until the first contact with Redis, 200 from then on. `/metrics` serves Prometheus.
+
+Faults that a restart does not mend, such as those of the file of tenants, are in both bodies and change no status.
 """
 
 from __future__ import annotations
@@ -28,13 +30,24 @@ class Health:
     def __init__(self, loops: Iterable[str]) -> None:
         self._rounds = dict.fromkeys(loops, time.monotonic())
         self._ready = False
+        self._faults: dict[str, str] = {}
 
     def went_round(self, loop: str, *, reached_redis: bool) -> None:
         self._rounds[loop] = time.monotonic()
         self._ready = self._ready or reached_redis
 
+    def note(self, subject: str, fault: str | None) -> None:
+        """Show a fault until it is noted that there is none."""
+        self._faults.pop(subject, None)
+        if fault is not None:
+            self._faults[subject] = fault
+
     def answer(self, path: str) -> tuple[int, dict[str, object]]:
         """The status and body of the response to a probe."""
+        status, body = self._answer(path)
+        return status, {**body, **self._faults}
+
+    def _answer(self, path: str) -> tuple[int, dict[str, object]]:
         if path == "/healthz":
             now = time.monotonic()
             stalled = [loop for loop, at in self._rounds.items() if now - at > STALL_S]

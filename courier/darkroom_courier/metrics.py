@@ -21,7 +21,7 @@ from darkroom.ledger import reads
 from darkroom.ledger.calls import AttemptResult, Reading
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import ForeignMessages, JobRecord, Memory, Outbox
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -94,6 +94,7 @@ class CourierMetrics:
             buckets=TRY_SECONDS,
             registry=self._registry,
         )
+        self._tenants_file: Gauge | None = None
         for outcome in AttemptResult:
             self._tries.labels(outcome.value)
 
@@ -125,6 +126,13 @@ class CourierMetrics:
     def delivery_attempted(self, outcome: AttemptResult, *, seconds: float) -> None:
         """Count an attempt to deliver to a webhook."""
         self._tries.labels(outcome.value).observe(seconds)
+
+    def tenants_file_read(self, *, is_valid: bool) -> None:
+        """Record whether the file of tenants is valid; without a file there is no such metric."""
+        if self._tenants_file is None:
+            meaning = "1 if the file of tenants is valid and applied, 0 if it was refused."
+            self._tenants_file = Gauge("darkroom_tenants_file_valid", meaning, registry=self._registry)
+        self._tenants_file.set(1 if is_valid else 0)
 
     async def page(self) -> bytes:
         """The text for Prometheus. If the ledger cannot be read, its values are left out."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 from darkroom.access.credentials import Credential
@@ -159,6 +160,11 @@ class CourierSettings(
 
     root_key: Annotated[SecretStr, AfterValidator(_root_key)] | None = None
     """The API key of administrators, which creates all others. Secret. A new value replaces the key."""
+
+    tenants_file: Path | None = None
+    """A YAML file of tenants and their keys, which is applied at start and whenever it changes. What it names can be
+    changed in it alone; what leaves it is disabled. Without it tenants and keys are managed by operations alone.
+    """
 
     retention_days: int | None = Field(default=None, ge=1, le=36_500)
     """Jobs are deleted with their artifacts so many days after they finished; without a value they are never deleted.

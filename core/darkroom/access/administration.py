@@ -16,10 +16,10 @@ from darkroom.access.limits import UNLIMITED, Limits
 from darkroom.access.principals import DEFAULT_TENANT, Scope
 from darkroom.access.records import ApiKey, KeySecret, Tenant
 from darkroom.access.store import AccessStore
-from darkroom.errors import LedgerUnavailable, NameTaken, NotFound
+from darkroom.errors import LedgerUnavailable, ManagedByDeclaration, NameTaken, NotFound
 from darkroom.logs import logger
 
-R = TypeVar("R", Tenant, ApiKey)
+R = TypeVar("R", bound=Tenant | ApiKey)
 
 Record = Callable[..., Awaitable[None]]
 """Adds an operation to the audit trail."""
@@ -30,7 +30,8 @@ _log = logger(__name__)
 class Administration:
     """Creates and changes tenants and keys. Every method may raise HistoryUnavailable.
 
-    `actor` is the key, or the part of darkroom, that makes the change.
+    `actor` is the key, or the part of darkroom, that makes the change. What a declaration manages is changed with its
+    name as `manager` alone; other changes raise ManagedByDeclaration.
     """
 
     def __init__(self, store: AccessStore, directory: Directory, *, record: Record | None = None) -> None:
@@ -49,17 +50,19 @@ class Administration:
         await _publish(self._directory.publish_tenant(created))
         return created.record
 
-    async def change_tenant(self, name: str, change: Callable[[Tenant], Tenant], *, actor: str) -> Tenant:
-        """Raises NotFound."""
-        changed = await self.store.change_tenant(name, _dated(change))
+    async def change_tenant(
+        self, name: str, change: Callable[[Tenant], Tenant], *, actor: str, manager: str | None = None
+    ) -> Tenant:
+        """Raises NotFound and ManagedByDeclaration."""
+        changed = await self.store.change_tenant(name, lambda tenant: _dated(change)(_changeable(tenant, manager)))
         _log.info("tenant_changed", tenant=name, actor=actor)
         await self._recorded("changeTenant", tenant=name, object=name, actor=actor)
         await _publish(self._directory.publish_tenant(changed))
         return changed.record
 
     async def delete_tenant(self, name: str, *, actor: str) -> None:
-        """Raises NotFound and TenantInUse."""
-        revision = await self.store.delete_tenant(name)
+        """Raises NotFound, TenantInUse and ManagedByDeclaration."""
+        revision = await self.store.delete_tenant(name, check=lambda tenant: _changeable(tenant, None))
         _log.info("tenant_deleted", tenant=name, actor=actor)
         await self._recorded("deleteTenant", tenant=name, object=name, actor=actor)
         await _publish(self._directory.remove_tenant(name, revision=revision))
@@ -103,28 +106,33 @@ class Administration:
         await self._recorded("putKey", tenant=key.tenant, object=key.id, actor=actor)
         await _publish(self._directory.publish_key(put))
 
-    async def change_key(self, key_id: str, change: Callable[[ApiKey], ApiKey], *, actor: str) -> ApiKey:
-        """Raises NotFound."""
-        changed = await self.store.change_key(key_id, _dated(change))
+    async def change_key(
+        self, key_id: str, change: Callable[[ApiKey], ApiKey], *, actor: str, manager: str | None = None
+    ) -> ApiKey:
+        """Raises NotFound and ManagedByDeclaration."""
+        changed = await self.store.change_key(key_id, lambda key: _dated(change)(_changeable(key, manager)))
         _log.info("key_changed", key=key_id, actor=actor)
         await self._recorded("changeKey", tenant=changed.record.tenant, object=key_id, actor=actor)
         await _publish(self._directory.publish_key(changed))
         return changed.record
 
     async def rotate_key(self, key_id: str, *, overlap_s: int, actor: str) -> tuple[ApiKey, Credential]:
-        """The key and its new secret. The previous one stays valid for `overlap_s`. Raises NotFound."""
+        """The key and its new secret. The previous one stays valid for `overlap_s`.
+
+        Raises NotFound and ManagedByDeclaration.
+        """
         credential, now = Credential.generate(key_id), _now()
         changed = await self.store.change_key(
-            key_id, lambda key: key.rotated(credential.digest, now=now, overlap_s=overlap_s)
+            key_id, lambda key: _changeable(key, None).rotated(credential.digest, now=now, overlap_s=overlap_s)
         )
         _log.info("key_rotated", key=key_id, actor=actor)
         await self._recorded("rotateKey", tenant=changed.record.tenant, object=key_id, actor=actor)
         await _publish(self._directory.publish_key(changed))
         return changed.record, credential
 
-    async def delete_key(self, key_id: str, *, actor: str) -> None:
-        """Raises NotFound."""
-        revision = await self.store.delete_key(key_id)
+    async def delete_key(self, key_id: str, *, actor: str, manager: str | None = None) -> None:
+        """Raises NotFound and ManagedByDeclaration."""
+        revision = await self.store.delete_key(key_id, check=lambda key: _changeable(key, manager))
         _log.info("key_deleted", key=key_id, actor=actor)
         await self._recorded("deleteKey", tenant="", object=key_id, actor=actor)
         await _publish(self._directory.remove_key(key_id, revision=revision))
@@ -162,7 +170,15 @@ async def ensure_root(administration: Administration, credential: Credential) ->
     for key in await store.keys(tenant=DEFAULT_TENANT):
         if key.managed_by == ROOT and key.id != credential.key_id:
             with suppress(NotFound):
-                await administration.delete_key(key.id, actor=ROOT)
+                await administration.delete_key(key.id, actor=ROOT, manager=ROOT)
+
+
+def _changeable(record: R, manager: str | None) -> R:
+    """The record. Raises ManagedByDeclaration where another declaration than `manager` defines it."""
+    if record.managed_by not in {None, manager}:
+        what = f"the tenant {record.name}" if isinstance(record, Tenant) else f"the key {record.id}"
+        raise ManagedByDeclaration(f"{what} is defined by {record.managed_by}: change it there")
+    return record
 
 
 def _dated(change: Callable[[R], R]) -> Callable[[R], R]:

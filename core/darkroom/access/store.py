@@ -69,12 +69,15 @@ class AccessStore:
             await self._put(connection, tenants, _tenant_row(changed, revision))
         return Revised(changed, revision)
 
-    async def delete_tenant(self, name: str) -> int:
-        """Remove a tenant without keys. Returns the revision. Raises NotFound and TenantInUse."""
+    async def delete_tenant(self, name: str, *, check: Callable[[Tenant], object] | None = None) -> int:
+        """Remove a tenant without keys. Returns the revision. Raises NotFound, TenantInUse, and what `check` raises."""
         async with self._database.transaction() as connection:
             revision = await _next_revision(connection)
-            if await _find(connection, tenants, tenants.c.name == name) is None:
+            row = await _find(connection, tenants, tenants.c.name == name)
+            if row is None:
                 raise NotFound(f"there is no tenant {name}")
+            if check is not None:
+                check(_tenant(row))
             if await _find(connection, api_keys, api_keys.c.tenant == name) is not None:
                 raise TenantInUse(f"the tenant {name} has keys: delete them first")
             await connection.execute(delete(tenants).where(tenants.c.name == name))
@@ -122,13 +125,16 @@ class AccessStore:
             await self._put(connection, api_keys, _key_row(changed, revision))
         return Revised(changed, revision)
 
-    async def delete_key(self, key_id: str) -> int:
-        """Remove a key. Returns the revision. Raises NotFound."""
+    async def delete_key(self, key_id: str, *, check: Callable[[ApiKey], object] | None = None) -> int:
+        """Remove a key. Returns the revision. Raises NotFound, and what `check` raises."""
         async with self._database.transaction() as connection:
             revision = await _next_revision(connection)
-            deleted = await connection.execute(delete(api_keys).where(api_keys.c.id == key_id))
-            if deleted.rowcount == 0:
+            row = await _find(connection, api_keys, api_keys.c.id == key_id)
+            if row is None:
                 raise NotFound(f"there is no key {key_id}")
+            if check is not None:
+                check(_key(row))
+            await connection.execute(delete(api_keys).where(api_keys.c.id == key_id))
         return revision
 
     async def key(self, key_id: str) -> ApiKey | None:

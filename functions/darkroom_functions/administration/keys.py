@@ -13,7 +13,7 @@ from darkroom.access.limits import UNLIMITED
 from darkroom.access.principals import Scope
 from darkroom.access.records import DEFAULT_OVERLAP_S, TENANT_PATTERN, ApiKey
 from darkroom.catalogue.parameters import shown
-from darkroom.errors import FieldError, HistoryUnavailable, InvalidInput, NotFound
+from darkroom.errors import FieldError, HistoryUnavailable, InvalidInput, ManagedByDeclaration, NotFound
 from darkroom.times import to_ms
 from starlette.requests import Request
 from starlette.responses import Response
@@ -194,7 +194,7 @@ ROUTES = [
         parameters=[_BY_ID],
         request=json_body(KeyChangeBody, required=True),
         responses={"200": json_response(KeyBody, "The key after the change.")},
-        refusals=(*REFUSED_BODY, NotFound, HistoryUnavailable),
+        refusals=(*REFUSED_BODY, NotFound, ManagedByDeclaration, HistoryUnavailable),
     ),
     ApiRoute(
         "POST",
@@ -206,7 +206,7 @@ ROUTES = [
         parameters=[_BY_ID],
         request=json_body(KeyRotationBody),
         responses={"200": json_response(NewKeyBody, "The key with its new secret.", _NOT_STORED)},
-        refusals=(*REFUSED_BODY, NotFound, HistoryUnavailable),
+        refusals=(*REFUSED_BODY, NotFound, ManagedByDeclaration, HistoryUnavailable),
     ),
     ApiRoute(
         "DELETE",
@@ -217,6 +217,6 @@ ROUTES = [
         summary="Delete a key",
         parameters=[_BY_ID],
         responses={"204": ApiResponse("The key is deleted.")},
-        refusals=(NotFound, HistoryUnavailable),
+        refusals=(NotFound, ManagedByDeclaration, HistoryUnavailable),
     ),
 ]

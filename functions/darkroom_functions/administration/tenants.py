@@ -13,6 +13,7 @@ from darkroom.errors import (
     HistoryUnavailable,
     InvalidInput,
     MalformedRequest,
+    ManagedByDeclaration,
     NameTaken,
     NotFound,
     TenantInUse,
@@ -141,7 +142,7 @@ ROUTES = [
         parameters=[_BY_NAME],
         request=json_body(TenantChangeBody, required=True),
         responses={"200": json_response(TenantBody, "The tenant after the change.")},
-        refusals=(*REFUSED_BODY, NotFound, HistoryUnavailable),
+        refusals=(*REFUSED_BODY, NotFound, ManagedByDeclaration, HistoryUnavailable),
     ),
     ApiRoute(
         "DELETE",
@@ -152,6 +153,6 @@ ROUTES = [
         summary="Delete a tenant that has no keys",
         parameters=[_BY_NAME],
         responses={"204": ApiResponse("The tenant is deleted.")},
-        refusals=(NotFound, TenantInUse, HistoryUnavailable),
+        refusals=(NotFound, TenantInUse, ManagedByDeclaration, HistoryUnavailable),
     ),
 ]
