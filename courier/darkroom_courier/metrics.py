@@ -21,7 +21,7 @@ from darkroom.ledger import reads
 from darkroom.ledger.calls import AttemptResult, Reading
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.records import ForeignMessages, JobRecord, Memory, Outbox
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -94,7 +94,8 @@ class CourierMetrics:
             buckets=TRY_SECONDS,
             registry=self._registry,
         )
-        self._tenants_file: Gauge | None = None
+        self._tenants_file = _TenantsFileCollector()
+        self._registry.register(self._tenants_file)
         for outcome in AttemptResult:
             self._tries.labels(outcome.value)
 
@@ -128,11 +129,8 @@ class CourierMetrics:
         self._tries.labels(outcome.value).observe(seconds)
 
     def tenants_file_read(self, *, is_valid: bool) -> None:
-        """Record whether the file of tenants is valid; without a file there is no such metric."""
-        if self._tenants_file is None:
-            meaning = "1 if the file of tenants is valid and applied, 0 if it was refused."
-            self._tenants_file = Gauge("darkroom_tenants_file_valid", meaning, registry=self._registry)
-        self._tenants_file.set(1 if is_valid else 0)
+        """Record whether the file of tenants is valid and applied."""
+        self._tenants_file.is_valid = is_valid
 
     async def page(self) -> bytes:
         """The text for Prometheus. If the ledger cannot be read, its values are left out."""
@@ -226,6 +224,20 @@ class _LedgerCollector(Collector):
             "darkroom_redis_memory_limit_bytes",
             "Bytes that Redis may use; 0 if it has no limit.",
             memory.limit if memory else None,
+        )
+
+
+class _TenantsFileCollector(Collector):
+    """Whether the file of tenants is valid. Without a file there is no value."""
+
+    def __init__(self) -> None:
+        self.is_valid: bool | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        yield _gauge(
+            "darkroom_tenants_file_valid",
+            "1 if the file of tenants is valid and applied, 0 if it was refused.",
+            None if self.is_valid is None else int(self.is_valid),
         )
 
 

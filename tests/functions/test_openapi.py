@@ -15,6 +15,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 from darkroom.access.credentials import Credential
+from darkroom.access.declarations.reconciliation import apply
+from darkroom.access.declarations.tenants_file import parse
 from darkroom.access.principals import Scope
 from darkroom.access.records import Tenant
 from darkroom.catalogue.models import Catalogue
@@ -51,6 +53,9 @@ BODIES = frozenset(
 )
 
 UNKNOWN_JOB = "01a1f999-2b9e-7804-88d9-9fd5d3c06016"
+DECLARED = Credential.generate()
+"""A key that a declaration defines."""
+
 UNKNOWN = f"/und_{0:032x}"
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -323,6 +328,12 @@ def provoke_administration(api: Api) -> None:
             api.request(method, path, **body)
     api.get(keys, params={"owner": "studio"})
     api.request("DELETE", f"{tenants}/studio")
+    asyncio.run(declare_tenant(api))
+    declared = f"{keys}/{DECLARED.key_id}"
+    for path in (f"{tenants}/declared", declared):
+        api.request("PATCH", path, json={"disabled": True})
+        api.request("DELETE", path)
+    api.post(f"{declared}/rotate", json={})
     for path in (tenants, keys):
         for _ in range(2):
             api.get(path)
@@ -334,6 +345,14 @@ def provoke_administration(api: Api) -> None:
             api.request("PATCH", path, json={"disabled": True})
             api.request("DELETE", path)
     api.post(f"{key}/rotate", json={})
+
+
+async def declare_tenant(api: Api) -> None:
+    """A tenant with a key, as a file of tenants declares them."""
+    text = f'id: "{DECLARED.key_id}", digests: ["{DECLARED.digest}"]'
+    file = f"tenants: [{{name: declared, keys: [{{name: any, scopes: [read], {text}}}]}}]"
+    async with administering(api.functions.environment["DARKROOM_REDIS_URL"], api) as administration:
+        await apply(parse(file, name="tenants.yaml", read_secret=None), administration)
 
 
 def provoke_submit(api: Api) -> None:

@@ -136,7 +136,8 @@ def test_the_dashboard_queries_existing_metrics(kinds: dict[str, str]) -> None:
     assert named <= series_of(kinds)
     # And shows all that there is: but for what only alerts are made of.
     unseen = {name for name in kinds if not any(each.startswith(name) for each in named)}
-    assert unseen <= {"darkroom_pool_demand_known", "darkroom_pool_foreign_messages_total"}
+    of_alerts = {"darkroom_pool_demand_known", "darkroom_pool_foreign_messages_total", "darkroom_tenants_file_valid"}
+    assert unseen <= of_alerts
 
 
 def test_the_alerts_query_existing_metrics(kinds: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from darkroom_cli.parsers.arguments import add_actions, add_command, add_group, add_url, connect
+from darkroom_cli.parsers.declarations import add_check, add_generate
 from darkroom_cli.terminal.output import Output
 
 TENANTS = """\
@@ -43,9 +44,13 @@ NEVER = "never"
 
 def add(commands: Any) -> None:
     tenants = add_group(commands, "tenants", "list, create and change tenants", TENANTS, epilog=TENANT_EXAMPLES)
-    _add_tenants(add_actions(tenants))
+    actions = add_actions(tenants)
+    _add_tenants(actions)
+    add_check(actions)
     keys = add_group(commands, "keys", "list, create, rotate and change API keys", KEYS, epilog=KEY_EXAMPLES)
-    _add_keys(add_actions(keys))
+    actions = add_actions(keys)
+    _add_keys(actions)
+    add_generate(actions)
 
 
 def _add_tenants(actions: Any) -> None:

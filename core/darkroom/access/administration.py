@@ -19,7 +19,7 @@ from darkroom.access.store import AccessStore
 from darkroom.errors import LedgerUnavailable, ManagedByDeclaration, NameTaken, NotFound
 from darkroom.logs import logger
 
-R = TypeVar("R", bound=Tenant | ApiKey)
+R = TypeVar("R", Tenant, ApiKey)
 
 Record = Callable[..., Awaitable[None]]
 """Adds an operation to the audit trail."""
@@ -176,9 +176,12 @@ async def ensure_root(administration: Administration, credential: Credential) ->
 def _changeable(record: R, manager: str | None) -> R:
     """The record. Raises ManagedByDeclaration where another declaration than `manager` defines it."""
     if record.managed_by not in {None, manager}:
-        what = f"the tenant {record.name}" if isinstance(record, Tenant) else f"the key {record.id}"
-        raise ManagedByDeclaration(f"{what} is defined by {record.managed_by}: change it there")
+        raise ManagedByDeclaration(f"{_named(record)} is defined by {record.managed_by}: change it there")
     return record
+
+
+def _named(record: Tenant | ApiKey) -> str:
+    return f"the tenant {record.name}" if isinstance(record, Tenant) else f"the key {record.id}"
 
 
 def _dated(change: Callable[[R], R]) -> Callable[[R], R]:

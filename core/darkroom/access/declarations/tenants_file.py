@@ -11,8 +11,8 @@ tenants:
         secret_file: /etc/darkroom/tenant-keys/studio-backend
       - name: ci
         scopes: [submit]
-        id: 0123456789ab
-        digests: [4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a]
+        id: "0123456789ab"
+        digests: ["4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a"]
 ```
 
 It contains no secret. A key is named by a file with its text, such as one of a mounted Secret, or by its id and the
