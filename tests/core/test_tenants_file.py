@@ -323,7 +323,7 @@ async def test_a_file_is_applied_once(administration: Administration) -> None:
     }
     backend = await administration.store.key(BACKEND.key_id)
     assert backend is not None
-    assert backend.accepts(BACKEND.text, now=0)
+    assert backend.accepts(BACKEND.digest, now=0)
     assert (backend.tenant, backend.models, backend.limits) == ("studio", ("flux",), Limits(submissions_per_minute=60))
 
 
@@ -387,8 +387,8 @@ async def test_a_rotation_keeps_what_is_known_of_the_key(administration: Adminis
     rotated = await administration.store.key(BACKEND.key_id)
     assert rotated is not None
     assert rotated.last_used == 60_000
-    assert rotated.accepts(newer.text, now=0)
-    assert rotated.accepts(BACKEND.text, now=0)
+    assert rotated.accepts(newer.digest, now=0)
+    assert rotated.accepts(BACKEND.digest, now=0)
 
 
 async def test_the_root_key_belongs_to_its_secret_alone(administration: Administration) -> None:

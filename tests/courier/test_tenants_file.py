@@ -100,7 +100,7 @@ def test_a_file_is_applied_at_start_and_when_it_changes(start: Start, folder: Pa
 
 def _accepts(courier: Part, credential: Credential) -> bool:
     key = asyncio.run(_published(courier))[1]
-    return key is not None and key.accepts(credential.text, now=0)
+    return key is not None and key.accepts(credential.digest, now=0)
 
 
 def test_a_fault_is_reported_with_its_line_and_changes_nothing(start: Start, folder: Path) -> None:
