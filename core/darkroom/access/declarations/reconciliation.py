@@ -107,7 +107,7 @@ def planned(declaration: Declaration, tenants: Sequence[Tenant], keys: Sequence[
     named_tenants, named_keys = {each.name for each in declared_tenants}, {each.id for each in declared_keys}
     return Plan(
         released_tenants=tuple(
-            # The tenant of the root key cannot be disabled: nobody could enable it again.
+            # The tenant of the root key stays enabled: while it is disabled, no key could enable it again.
             tenant.model_copy(update={"disabled": tenant.disabled and tenant.name != DEFAULT_TENANT})
             for tenant in _released(tenants, lambda tenant: tenant.name in named_tenants)
         ),
