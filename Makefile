@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CLIENTS := tests/clients
 
-.PHONY: help setup up test lint format lock bench-submit bench-latency bench-courier bench-worker bench-broadcast bench-operator bench-policy bench-job bench bench-compare profile-submit profile-worker capacity run-loadtest soak chaos images ci clean
+.PHONY: help setup up test lint format lock bench-submit bench-latency bench-courier bench-worker bench-broadcast bench-operator bench-policy bench-job bench-fairness bench bench-compare profile-submit profile-worker capacity run-loadtest soak chaos images ci clean
 
 help: ## Show this list
 	@echo "make TARGET [ARGS='...']; with DRY_RUN=1, those for the environments and the cluster only print their commands"
@@ -168,6 +168,9 @@ bench-policy: setup ## Compare the cost and waiting times of scaling with KEDA a
 
 bench-job: setup ## Measure the cost of one job: Redis' memory and calls, and each process' time
 	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench.job $(ARGS)
+
+bench-fairness: setup ## Measure how long a tenant waits beside one that floods its pool, and shares by weight
+	@PYTHONPATH=loadtest $(BIN)/python -m darkroom_loadtest.bench.fairness $(ARGS)
 
 bench: setup ## Run all benchmarks and print one table; ARGS: names, --repeat 3, --into FOLDER
 	@PYTHONPATH=loadtest:. $(BIN)/python -m darkroom_loadtest.bench.run $(ARGS)

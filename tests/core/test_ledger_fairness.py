@@ -62,6 +62,14 @@ def test_a_tenant_that_floods_the_pool_delays_no_other_by_more_than_one_job_each
     assert [job_id for job_id in ran if job_id in set(flood)] == flood[:7]
 
 
+def test_the_first_job_of_a_tenant_that_comes_is_the_next(jobs: TimedJobs) -> None:
+    jobs.worker()
+    submit(jobs, "flood", 30)
+    run_next(jobs, 5)
+    few = submit(jobs, "few", 3)
+    assert [run_next(jobs, 5).index(job_id) for job_id in few[:1]] == [0]
+
+
 @pytest.mark.parametrize("weights", [(3, 1), (1, 1), (0.5, 0.25), (1000, 1)], ids=str)
 def test_tenants_share_the_pool_by_their_weights(jobs: TimedJobs, weights: tuple[float, float]) -> None:
     submit(jobs, "heavy", 150, weight=weights[0])

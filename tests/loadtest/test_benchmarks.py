@@ -41,6 +41,7 @@ SHORT: Mapping[str, tuple[str, ...]] = {
     "policy": ("--runs=1", "--coarse", "--hours=3"),
     "job": ("--runs=1", "--jobs=20"),
     "broadcast": ("--runs=1", "--subscribers=60", "--large=70"),
+    "fairness": ("--runs=1", "--flood=200"),
     "operator": ("--runs=1", "--pools=4", "--jobs=3", "--ticks=2", "--lost=2"),
 }
 
@@ -61,6 +62,7 @@ FIGURES: Mapping[str, set[str]] = {
         *("broadcast_vs_starlette", "broadcast_vs_websockets", "broadcast_p99_ms", "broadcast_vs_starlette_at_70"),
         *("socket_kib", "late_subscriber_p99_ms"),
     },
+    "fairness": {"fair_p95_vs_solo", "fair_weight_error"},
     "operator": {
         *("operator_patch_p50_ms", "operator_patch_p99_ms", "operator_tick_cpu_ms_1000", "operator_rss_mb_1000"),
         *("operator_redis_roundtrips_1000", "recovery_pod_deleted_p99_s"),
@@ -75,14 +77,14 @@ EVERYTHING = ("name", "value", "unit", "runs", "goal", "ours", "baseline")
 class Benchmark:
     """A benchmark's process, in its own folder, which all its processes have in their environment."""
 
-    def __init__(self, name: str, folder: Path, repository: Path) -> None:
+    def __init__(self, name: str, folder: Path, repository: Path, *more: str) -> None:
         self.name = name
         self.folder = folder
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         roots = ("core", "functions", "operator", "worker-images", "courier", "cli", "loadtest", ".")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module_of(name), *SHORT[name]],
+            [sys.executable, "-m", module_of(name), *SHORT[name], *more],
             cwd=folder,
             env={
                 "PATH": os.environ["PATH"],
@@ -158,6 +160,16 @@ def check_costs(seen: Mapping[str, float]) -> None:
     assert seen["worker_connections"] == pytest.approx(costs.worker_connections, abs=2)
     places = costs.ended_bytes - seen["job_record_bytes"] - seen["job_log_bytes"]
     assert 0 < places < 1500, "in the index of its tenant, the news, the set of those to be forgotten, the queue"
+
+
+def test_the_benchmark_of_fairness_fails_without_the_fair_step(tmp_path: Path, repository: Path) -> None:
+    benchmark = Benchmark("fairness", tmp_path, repository, "--by-arrival")
+
+    status, said = benchmark.wait()
+
+    assert status == 1, said
+    assert "missed: fair_p95_vs_solo, fair_weight_error" in said
+    assert benchmark.left() == []
 
 
 def test_an_interrupted_benchmark_leaves_no_process(tmp_path: Path, repository: Path) -> None:

@@ -124,8 +124,8 @@ REDIS_COMMANDS = {
     "operator": f"{_CLIENT} {_DATA} {_SCRIPTS} {_PUBSUB}",
     "worker": (
         f"{_CLIENT} {_KOMBU} {_SCRIPTS} +script|exists +hget +hmget +hgetall +hset +hdel +hincrby +hstrlen +lrem +lpop "
-        "+linsert +rpush +zcard +zcount +zrank +zscore +zrangebyscore +zrevrange +zrevrangebyscore +zremrangebyscore "
-        "+scard +xadd"
+        "+lindex +linsert +rpush +scard +zcard +zcount +zrank +zscore +zrangebyscore +zrevrange +zrevrangebyscore "
+        "+zremrangebyscore +xadd"
     ),
     "flower": f"{_CLIENT} {_KOMBU}",
     "admin": "+@all -@admin -@dangerous +info",

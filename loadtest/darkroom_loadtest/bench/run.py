@@ -21,7 +21,7 @@ from pathlib import Path
 from darkroom_loadtest.measurement.figures import FOLDER, Findings, read, table
 from darkroom_loadtest.measurement.rig import INTERRUPTED
 
-BENCHES = ("submit", "latency", "worker", "job", "courier", "broadcast", "operator", "policy")
+BENCHES = ("submit", "latency", "worker", "job", "courier", "broadcast", "operator", "policy", "fairness")
 
 NEEDS: Mapping[str, str] = {"operator": "KUBEBUILDER_ASSETS"}
 """The variable without which a benchmark is skipped."""

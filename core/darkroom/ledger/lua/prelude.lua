@@ -238,6 +238,7 @@ local function next_order(pool, queue, flow, class, share)
   local from, below = bounds_of(class)
   local last = redis.call('ZREVRANGEBYSCORE', share_key(pool, flow), below, from, 'WITHSCORES', 'LIMIT', 0, 1)[2]
   local start = math.max(virtual_time(pool, queue), last and tonumber(last) - class * CLASS or 0)
+  if not last then share = share - 1 end -- the first job of a flow comes before those that would be alike
   return class * CLASS + math.min(start + share, CLASS - 1)
 end
 
@@ -297,7 +298,12 @@ end
 -- Returns the message of the last dispatched job to the backlog, unless a worker has received it. Returns whether it did.
 local function return_last_message(pool)
   local last = redis.call('ZREVRANGE', dispatched_key(pool), 0, 0)[1]
-  if not last or not has_record(last, dispatched_key(pool)) then return false end
+  if not last then return false end
+  if not has_record(last, dispatched_key(pool)) then
+    local message = redis.call('LINDEX', queue_key(pool), 0)
+    if not message or string.match(message, '"delivery_tag": ?"([^":]+):%d+"') ~= last then return false end
+    return redis.call('LPOP', queue_key(pool)) and true
+  end
   local message = message_of(last, redis.call('HGET', job_key(last), 'pushes'))
   if redis.call('LREM', queue_key(pool), 1, message) == 0 then return false end
   redis.call('ZREM', dispatched_key(pool), last)
