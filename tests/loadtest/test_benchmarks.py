@@ -41,7 +41,7 @@ SHORT: Mapping[str, tuple[str, ...]] = {
     "policy": ("--runs=1", "--coarse", "--hours=3"),
     "job": ("--runs=1", "--jobs=20"),
     "broadcast": ("--runs=1", "--subscribers=60", "--large=70"),
-    "fairness": ("--runs=1", "--flood=200"),
+    "fairness": ("--runs=1", "--flood=300"),
     "operator": ("--runs=1", "--pools=4", "--jobs=3", "--ticks=2", "--lost=2"),
 }
 
