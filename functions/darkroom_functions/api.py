@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from darkroom_functions.administration import keys, sessions, tenants
+from darkroom_functions.administration import audit, keys, sessions, tenants, usage
 from darkroom_functions.http import openapi, routes
 from darkroom_functions.http.access import Open
 from darkroom_functions.http.bodies import MAX_BODY_BYTES
@@ -52,6 +52,8 @@ ROUTES: Mapping[str, Sequence[BaseRoute]] = {
         *artifacts.ROUTES,
         *tenants.ROUTES,
         *keys.ROUTES,
+        *audit.ROUTES,
+        *usage.ROUTES,
         *sessions.ROUTES,
         ApiRoute(
             "GET",

@@ -25,6 +25,8 @@ from darkroom.ledger.connection import connect_async
 from darkroom.ledger.dead_letters import DeadLetters
 from darkroom.links import Links
 from darkroom.settings import load
+from darkroom.trail.store import TrailStore
+from darkroom.usage import UsageReports
 from darkroom.webhooks.signatures import Signer
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -62,6 +64,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         links=Links.of(settings),
         signer=Signer.of(settings),
         administration=Administration(AccessStore(history), Directory(ledger)),
+        trail=TrailStore(history, settings.namespace),
+        usage=UsageReports(history),
         settings=settings,
         models=orjson.dumps(views.model_list(catalogue, schemas)),
         description=orjson.dumps(

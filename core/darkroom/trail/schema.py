@@ -43,7 +43,13 @@ audit_heads = Table(
     Column("digest", Text, nullable=False),
 )
 
-_IS_REFUSED = audit_trail.c.status >= 400  # noqa: PLR2004 - the client errors of HTTP begin there
+FIRST_REFUSAL = 400
+"""The least status of a refusal."""
+
+SUBMISSIONS = ("submitEvents", "submitJob", "submitToModel")
+"""The operations that submit jobs, whose refusals usage counts. Their object is the model then."""
+
+_IS_REFUSED = audit_trail.c.status >= FIRST_REFUSAL
 
 Index("audit_trail_by_uid", audit_trail.c.namespace, audit_trail.c.uid, unique=True)
 Index("audit_trail_by_tenant", audit_trail.c.tenant, audit_trail.c.seq)

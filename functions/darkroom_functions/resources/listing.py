@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
+from darkroom.access.records import TENANT_PATTERN
 from darkroom.catalogue import models
 from darkroom.catalogue.parameters import shown
 from darkroom.errors import FieldError, InvalidInput
 from darkroom.jobs import JOB_ID_PATTERN, State, is_job_id
 from darkroom.ledger import dead_letters, undelivered
+from darkroom.trail.entries import MAX_TEXT
+from darkroom.usage import Dimension
 from darkroom.webhooks.subscriptions import DELIVERY_ID_PATTERN, is_delivery_id
 
 from darkroom_functions.http.openapi import in_query
@@ -20,6 +25,13 @@ from darkroom_functions.submission.schemas import USER_ID
 
 JOB_ID: Schema = {"type": "string", "pattern": f"^{JOB_ID_PATTERN}$"}
 DELIVERY_ID: Schema = {"type": "string", "pattern": f"^{DELIVERY_ID_PATTERN}$"}
+
+TENANT: Schema = {"type": "string", "pattern": f"^{TENANT_PATTERN}$"}
+NUMBER_PATTERN = "[1-9][0-9]{0,17}"
+DAY_PATTERN = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+
+FORMATS = ("json", "csv")
+"""The formats of a report of usage."""
 
 DEFAULT_PAGE, MAX_PAGE = 20, 100
 """Items on one page: a screenful, and at most what takes a few ms to build."""
@@ -62,6 +74,18 @@ class PageQuery:
     after: str | None = None
 
 
+@dataclass(frozen=True)
+class TrailQuery:
+    """The query of the audit trail, newest first; `after` is the number of the last entry of the page before."""
+
+    limit: int = DEFAULT_PAGE
+    after: int | None = None
+    tenant: str | None = None
+    actor: str | None = None
+    operation: str | None = None
+    object: str | None = None
+
+
 def read(query: Sequence[tuple[str, str]]) -> Listing:
     """The query of a list of jobs. Raises InvalidInput that names every invalid parameter."""
     return Listing(**_values(query, PARAMETERS))
@@ -80,6 +104,16 @@ def read_undelivered(query: Sequence[tuple[str, str]]) -> PageQuery:
 def read_deliveries(query: Sequence[tuple[str, str]]) -> PageQuery:
     """The query of a list of deliveries; `after` is the id of one of them. Raises InvalidInput."""
     return PageQuery(**_values(query, DELIVERY_PARAMETERS))
+
+
+def read_trail(query: Sequence[tuple[str, str]]) -> TrailQuery:
+    """The query of the audit trail. Raises InvalidInput."""
+    return TrailQuery(**_values(query, TRAIL_PARAMETERS))
+
+
+def read_usage(query: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
+    """The parameters of a report of usage that were given, by field. Raises InvalidInput."""
+    return _values(query, USAGE_PARAMETERS)
 
 
 def _values(query: Sequence[tuple[str, str]], parameters: QueryParameters) -> dict[str, Any]:
@@ -142,6 +176,46 @@ def _model(text: str) -> str:
     return text
 
 
+def _number(text: str) -> int:
+    if re.fullmatch(NUMBER_PATTERN, text, re.ASCII) is None:
+        raise ValueError("must be the `next` of an earlier page")
+    return int(text)
+
+
+def _text(text: str) -> str:
+    if not text or len(text) > MAX_TEXT or not text.isprintable():
+        raise ValueError(f"must have 1 to {MAX_TEXT} printable characters")
+    return text
+
+
+def _tenant(text: str) -> str:
+    if re.fullmatch(TENANT_PATTERN, text) is None:
+        raise ValueError("must be the name of a tenant")
+    return text
+
+
+def _day(text: str) -> date:
+    if re.fullmatch(DAY_PATTERN, text, re.ASCII) is None:
+        raise ValueError("must be a day such as 2026-11-30")
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError("must be a day that exists") from None
+
+
+def _dimensions(text: str) -> tuple[Dimension, ...]:
+    names = text.split(",")
+    if len(set(names)) < len(names) or not set(names) <= {each.value for each in Dimension}:
+        raise ValueError(f"must be some of {','.join(Dimension)}, each once, with commas between")
+    return tuple(Dimension(name) for name in names)
+
+
+def _format(text: str) -> str:
+    if text not in FORMATS:
+        raise ValueError(f"must be one of {', '.join(FORMATS)}")
+    return text
+
+
 def described(parameters: QueryParameters) -> list[Schema]:
     """The parameters for the OpenAPI document."""
     return [in_query(name, parameter.schema, parameter.meaning) for name, parameter in parameters.items()]
@@ -181,3 +255,33 @@ UNDELIVERED_PARAMETERS: QueryParameters = {
 }
 DELIVERY_PARAMETERS: QueryParameters = {"limit": _LIMIT, "after": _cursor(_after_delivery, DELIVERY_ID)}
 """The parameters of the lists of dead letters, undelivered events and deliveries."""
+
+_TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+_DAY: Schema = {"type": "string", "format": "date", "pattern": f"^{DAY_PATTERN}$"}
+_DIMENSIONS = "|".join(Dimension)
+
+TRAIL_PARAMETERS: QueryParameters = {
+    "tenant": QueryParameter("tenant", _tenant, TENANT, "Only operations of callers of this tenant."),
+    "actor": QueryParameter("actor", _text, _TEXT, "Only operations of this actor: the id of a key, or a subject."),
+    "operation": QueryParameter("operation", _text, _TEXT, "Only this operation, by its operation id."),
+    "object": QueryParameter("object", _text, _TEXT, "Only operations on this object, by its id."),
+    "limit": _LIMIT,
+    "after": _cursor(_number, {"type": "string", "pattern": f"^{NUMBER_PATTERN}$"}),
+}
+"""The parameters of the audit trail."""
+
+USAGE_PARAMETERS: QueryParameters = {
+    "tenant": QueryParameter("tenant", _tenant, TENANT, "Only usage of this tenant. Others than the own need `admin`."),
+    "key": QueryParameter("key", _text, _TEXT, "Only usage of this key, by its id."),
+    "model": QueryParameter("model", _model, PARAMETERS["model"].schema, "Only usage of this model."),
+    "from": QueryParameter("first", _day, _DAY, "The first day, in UTC. By default 29 days before the last one."),
+    "to": QueryParameter("last", _day, _DAY, "The last day, in UTC, which is included. By default today."),
+    "group_by": QueryParameter(
+        "group_by",
+        _dimensions,
+        {"type": "string", "pattern": f"^({_DIMENSIONS})(,({_DIMENSIONS}))*$"},
+        "The dimensions of the rows, with commas between. By default all of them.",
+    ),
+    "format": QueryParameter("format", _format, {"enum": list(FORMATS)}, "The media type, instead of `Accept`."),
+}
+"""The parameters of the reports of usage."""

@@ -14,6 +14,8 @@ from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.dead_letters import DeadLetters
 from darkroom.ledger.undelivered import UndeliveredEvents
 from darkroom.links import Links
+from darkroom.trail.store import TrailStore
+from darkroom.usage import UsageReports
 from darkroom.webhooks.signatures import Signer
 
 from darkroom_functions.resources.broker import Broker
@@ -51,6 +53,8 @@ class JobsServices:
     links: Links
     signer: Signer
     administration: Administration
+    trail: TrailStore
+    usage: UsageReports
     settings: JobsSettings
     models: bytes
     description: bytes
