@@ -28,6 +28,7 @@ DEAD_LETTERS = "/api/v1/dead-letters"
 SUBSCRIPTIONS = "/api/v1/subscriptions"
 TENANTS = "/api/v1/tenants"
 KEYS = "/api/v1/keys"
+USAGE = "/api/v1/usage"
 
 REQUEST_TIMEOUT_S = 30.0
 """For one request. A submission takes milliseconds; a picture of some megabytes may take seconds."""
@@ -151,6 +152,14 @@ class Client:
     def delete_key(self, key_id: str) -> None:
         """Delete a key."""
         self._send("DELETE", f"{self.url}{KEYS}/{quote(key_id, safe='')}")
+
+    def usage(self, filters: Mapping[str, str]) -> dict[str, Any]:
+        """The report of usage."""
+        return self._json("GET", USAGE, params=dict(filters))
+
+    def usage_as_csv(self, filters: Mapping[str, str]) -> str:
+        """The report of usage as CSV."""
+        return self._send("GET", self.url + USAGE, params={**filters, "format": "csv"}).text
 
     def models(self) -> dict[str, Any]:
         """The models and their parameters."""

@@ -1,4 +1,4 @@
-"""`darkroom tenants` and `darkroom keys`."""
+"""`darkroom tenants`, `darkroom keys` and `darkroom usage`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ examples:
   DARKROOM_KEY_FILE=website.key darkroom submit "a lighthouse at dusk"
 """
 
+USAGE = """\
+Report the jobs that finished, their images, their GPU time in seconds, and refused submissions, by tenant, key, model
+and day (UTC). A key with the scope admin sees all tenants, any other one its own. A job counts some seconds after it
+has finished.
+"""
+
 SCOPES = ("submit", "read", "cancel", "manage", "admin")
 DEFAULT_SCOPES = ["submit", "read", "cancel"]
 
@@ -51,6 +57,41 @@ def add(commands: Any) -> None:
     actions = add_actions(keys)
     _add_keys(actions)
     add_generate(actions)
+    _add_usage(commands)
+
+
+def _add_usage(commands: Any) -> None:
+    parser = add_command(commands, "usage", "report jobs, images, GPU time and refusals", USAGE, _run_usage)
+    parser.add_argument("--tenant", metavar="NAME", help="only this tenant; others than the own need the scope admin")
+    parser.add_argument("--key", metavar="ID", help="only this key")
+    parser.add_argument("--model", metavar="NAME", help="only this model")
+    parser.add_argument(
+        "--from", dest="first", metavar="DAY", help="the first day, in UTC (default: 29 days before --to)"
+    )
+    parser.add_argument("--to", metavar="DAY", help="the last day, in UTC, which is included (default: today)")
+    parser.add_argument(
+        "--by",
+        metavar="NAMES",
+        help="tenant, key, model and day, or some of them, with commas between (default: all)",
+    )
+    parser.add_argument("--csv", action="store_true", help="print CSV")
+    add_url(parser)
+
+
+def _run_usage(options: argparse.Namespace, output: Output) -> int:
+    from darkroom_cli.commands.usage import usage, usage_as_csv
+
+    given = {
+        "tenant": options.tenant,
+        "key": options.key,
+        "model": options.model,
+        "from": options.first,
+        "to": options.to,
+        "group_by": options.by,
+    }
+    filters = {name: value for name, value in given.items() if value is not None}
+    with connect(options) as client:
+        return usage_as_csv(client, output, filters) if options.csv else usage(client, output, filters)
 
 
 def _add_tenants(actions: Any) -> None:

@@ -12,8 +12,9 @@ from darkroom_cli.terminal.output import Output
 AUDIT = """\
 For operators. Read all job data in Redis, in slices, and compare it with itself, the object store and the history:
 every job is in exactly one place, its log has no gap, its terminal event is applied or pending, and its artifacts are
-those that were published. Findings are checked again after two seconds. Stale messages, which no job needs, are listed
-but are not findings: workers drop them.
+those that were published. The audit trail, a chain of hashes in the database, is computed again: a finding names its
+first entry that was changed, removed or inserted. Findings are checked again after two seconds. Stale messages, which
+no job needs, are listed but are not findings: workers drop them.
 
 Redis, the store and the history are those of DARKROOM_REDIS_URL, DARKROOM_STORE and DARKROOM_DATABASE_URL. Without
 DARKROOM_REDIS_URL they are those of the running `darkroom up`. With --repair the exit status is 0 if all findings were
@@ -40,6 +41,11 @@ differs.
 def add(commands: Any) -> None:
     audit = add_command(commands, "audit", "find orphaned, duplicated and inconsistent jobs", AUDIT, _run_audit)
     audit.add_argument("--repair", action="store_true", help="move each job to the place that its record defines")
+    audit.add_argument(
+        "--trail",
+        action="store_true",
+        help="only print the audit trail, oldest first, and verify it; with --json, export it",
+    )
     audit.add_argument("--no-artifacts", action="store_true", help="do not read the artifacts")
     doctor = add_command(commands, "doctor", "find problems and print remedies", DOCTOR, _run_doctor)
     replay = add_command(commands, "replay", "recompute a pool's scaling, or try another policy", REPLAY, _run_replay)
@@ -57,7 +63,10 @@ def add(commands: Any) -> None:
 def _run_audit(options: argparse.Namespace, output: Output) -> int:
     from darkroom_cli.commands.audit import AuditOptions, audit
 
-    return audit(AuditOptions(options.data, repair=options.repair, artifacts=not options.no_artifacts), output)
+    return audit(
+        AuditOptions(options.data, repair=options.repair, artifacts=not options.no_artifacts, trail=options.trail),
+        output,
+    )
 
 
 def _run_doctor(options: argparse.Namespace, output: Output) -> int:

@@ -27,8 +27,8 @@ LOST_AFTER_MS = 2 * SWEEP_AGE_MS
 
 
 class FaultKind(StrEnum):
-    """The kind of a fault of a job, of the limits of a tenant or key (`COUNTS_DIFFER`), or of Redis as a whole
-    (`WENT_BACK`).
+    """The kind of a fault of a job, of the limits of a tenant or key (`COUNTS_DIFFER`), of Redis as a whole
+    (`WENT_BACK`), or of the audit trail.
     """
 
     NOWHERE = "nowhere"
@@ -57,6 +57,8 @@ class FaultKind(StrEnum):
     DELIVERY_NO_RECORD = "delivery_no_record"
     COUNTS_DIFFER = "counts_differ"
     WENT_BACK = "went_back"
+    TRAIL_BROKEN = "trail_broken"
+    TRAIL_TRUNCATED = "trail_truncated"
 
 
 REPAIRABLE = frozenset(
@@ -83,7 +85,7 @@ REPAIRABLE = frozenset(
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault of a job (or, without one, of Redis as a whole), and the observation that shows it.
+    """A fault of a job (or, without one, of Redis or the audit trail), and the observation that shows it.
 
     `pool`, `worker`, `letter_of` (a tenant) and `target`: the owner of the set or entry that names the job or delivery
     wrongly. `artifact` is the key of the faulty artifact, `delivery` the id of the delivery. `repaired` describes the

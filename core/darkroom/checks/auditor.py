@@ -29,6 +29,8 @@ from darkroom.ledger.calls import Call
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.epochs import Epoch
 from darkroom.ledger.reads import SLICE
+from darkroom.trail.entries import Head
+from darkroom.trail.store import TrailStore, Verification
 
 if TYPE_CHECKING:
     from darkroom.checks.orphans import Orphan
@@ -52,7 +54,8 @@ class AuditReport:
 
     `unapplied` is the number of terminal jobs whose end is not applied. `artifacts` were read and hashed, and `past`
     is the number of archived jobs that were compared with the history; None where that was not requested. `orphans` are
-    artifacts that no job publishes; they are no faults, as retention removes them.
+    artifacts that no job publishes; they are no faults, as retention removes them. `trail` is the verification of the
+    audit trail; None where the history was not read.
     """
 
     places: Mapping[str, int]
@@ -62,6 +65,7 @@ class AuditReport:
     findings: Sequence[Fault]
     stale: Sequence[StaleMessage]
     orphans: Sequence[Orphan] = ()
+    trail: Verification | None = None
 
     @property
     def jobs(self) -> int:
@@ -70,6 +74,19 @@ class AuditReport:
     @property
     def unrepaired(self) -> list[Fault]:
         return [fault for fault in self.findings if fault.repaired is None]
+
+
+def faults_of_trail(trail: Verification | None) -> list[Fault]:
+    """The first broken entry, and the ends that were missing before."""
+    if trail is None:
+        return []
+    found = [
+        Fault(FaultKind.TRAIL_TRUNCATED, "", f"entry {each.seq}: the end {each.entry.object} was missing")
+        for each in trail.truncations
+    ]
+    if trail.broken is not None:
+        found.append(Fault(FaultKind.TRAIL_BROKEN, "", f"entry {trail.broken.seq}: {trail.broken.reason}"))
+    return found
 
 
 @dataclass
@@ -126,7 +143,23 @@ class Auditor:
             findings = await self._repair(findings)
         if not any(fault.kind is FaultKind.NOWHERE and fault.repaired is None for fault in findings):
             findings += await self._of_counts(repair=repair)
-        return AuditReport(places, unapplied, artifacts, past, tuple(findings), tuple(stale), tuple(orphans))
+        trail = await self.verify_trail()
+        findings += faults_of_trail(trail)
+        return AuditReport(places, unapplied, artifacts, past, tuple(findings), tuple(stale), tuple(orphans), trail)
+
+    async def verify_trail(self) -> Verification | None:
+        """Compute the chain of the audit trail again, and compare its end with the one that Redis has.
+
+        Raises LedgerUnavailable and HistoryUnavailable.
+        """
+        if self._history is None:
+            return None
+        # Read before SQL, which has every end that Redis has.
+        published = await reads.audit_head(self._ledger)
+        trail = TrailStore(self._history, self._ledger.namespace)
+        if not await trail.exists():
+            return None
+        return await trail.verify(published=None if published is None else Head(*published))
 
     # -- the two passes -----------------------------------------------------------------------------------------------
 

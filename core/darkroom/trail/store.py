@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sqlalchemy import Row, Select, select, update
+from sqlalchemy import Row, Select, inspect, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from darkroom.database.client import Database
@@ -117,6 +117,11 @@ class TrailStore:
         """All entries, oldest first."""
         async for row in self._scan():
             yield _chained(row)
+
+    async def exists(self) -> bool:
+        """Whether the database has been migrated to a version with the trail."""
+        async with self._database.transaction() as connection:
+            return await connection.run_sync(lambda sync: inspect(sync).has_table(audit_trail.name))
 
     async def verify(self, *, published: Head | None = None) -> Verification:
         """Compute the chain again. `published` is the end that Redis has."""

@@ -8,7 +8,7 @@ and the doctor examine. One record is read with `AsyncLedger.job`.
 All raise LedgerUnavailable while Redis is away.
 """
 
-from darkroom.ledger.reads.access import access_entries, key_uses
+from darkroom.ledger.reads.access import access_entries, audit_head, key_uses
 from darkroom.ledger.reads.checks import (
     SLICE,
     OutboxLeases,
@@ -42,6 +42,7 @@ __all__ = [
     "ListPosition",
     "OutboxLeases",
     "access_entries",
+    "audit_head",
     "busy_jobs",
     "dead_letters",
     "decisions",
