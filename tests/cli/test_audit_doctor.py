@@ -61,6 +61,7 @@ def test_an_audit_without_findings_counts_the_jobs_and_exits_with_0(
         "jobs: 2 (1 dispatched, 1 running)",
         "the object store was not read",
         "the history was not read",
+        "the audit trail was not read",
         "no findings",
     ]
 

@@ -100,7 +100,8 @@ class Contract:
         if response.request.method == "HEAD":
             assert response.content == b""
             return
-        body = response.json()
+        is_text = response.headers["content-type"].startswith("text/")
+        body: Any = response.text if is_text else response.json()
         self._validator(schema).validate(body)
         if response.status_code >= 400:
             assert response.headers["content-type"] == PROBLEM

@@ -88,8 +88,12 @@ def test_every_field_and_every_query_parameter_is_described(api: Api) -> None:
         parameter["name"] for parameter in document["paths"][JOBS + "{id}/deliveries"]["get"]["parameters"]
     ]
     assert (of_job, described) == ("id", list(listing.DELIVERY_PARAMETERS))
-    described = [parameter["name"] for parameter in document["paths"][routes.UNDELIVERED]["get"]["parameters"]]
-    assert described == list(listing.UNDELIVERED_PARAMETERS)
+    for path, parameters in (
+        (routes.UNDELIVERED, listing.UNDELIVERED_PARAMETERS),
+        ("/api/v1/audit", listing.TRAIL_PARAMETERS),
+        ("/api/v1/usage", listing.USAGE_PARAMETERS),
+    ):
+        assert [parameter["name"] for parameter in document["paths"][path]["get"]["parameters"]] == list(parameters)
 
 
 @pytest.mark.parametrize("route", [route for route in api_routes.ALL if route.operation], ids=lambda route: route.label)
@@ -165,6 +169,10 @@ ONE_EVENT_ID = f"{UNKNOWN_JOB}:12"
         (f"{JOBS}{{id}}/events", "Last-Event-ID", ["7", "end", ONE_EVENT_ID, ""], ["-1", "7,8", "9" * 16]),
         (routes.TENANT_EVENTS, "since", ["0", "1-0"], ["1", "end", "1-", "9" * 16 + "-0"]),
         (LETTERS, "after", [f"1-{UNKNOWN_JOB}"], ["", UNKNOWN_JOB, "1-1"]),
+        ("/api/v1/audit", "after", ["1", "9" * 18], ["", "0", "-1", "1.5", "9" * 19]),
+        ("/api/v1/audit", "tenant", ["studio", "a"], ["", "Studio", "a" * 64, "a\n"]),
+        ("/api/v1/usage", "from", ["2026-11-30"], ["", "2026-11", "30.11.2026", "2026-11-30T00:00:00Z"]),
+        ("/api/v1/usage", "group_by", ["day", "tenant,key,model,day"], ["", "days", "day,", "day;key"]),
         (routes.UNDELIVERED, "after", [f"1-{UNKNOWN[1:]}"], ["", UNKNOWN[1:]]),
     ],
 )
@@ -334,6 +342,10 @@ def provoke_administration(api: Api) -> None:
         api.request("PATCH", path, json={"disabled": True})
         api.request("DELETE", path)
     api.post(f"{declared}/rotate", json={})
+    for path in ("/api/v1/audit", "/api/v1/usage"):
+        for query in ({}, {"limit": "many"}, {"format": "csv"}):
+            api.get(path, params=query)
+        api.get(path, headers={"if-none-match": "*"})
     for path in (tenants, keys):
         for _ in range(2):
             api.get(path)

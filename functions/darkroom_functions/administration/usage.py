@@ -19,14 +19,12 @@ from typing_extensions import TypedDict
 
 from darkroom_functions.http.access import principal_of
 from darkroom_functions.http.openapi import header
-from darkroom_functions.http.responses import JSON_TYPE, answer
+from darkroom_functions.http.responses import CSV_TYPE, JSON_TYPE, answer
 from darkroom_functions.http.routes import ApiResponse, ApiRoute
 from darkroom_functions.resources import listing
 from darkroom_functions.resources.services import JobsServices
 
 USAGE = "/api/v1/usage"
-
-CSV_TYPE = "text/csv"
 
 DEFAULT_DAYS = 30
 
@@ -70,7 +68,7 @@ async def read_usage(request: Request) -> Response:
     rows = await services.usage.report(query)
     headers = {"Vary": "Accept"}
     if sent_format == "csv" or (sent_format is None and _prefers_csv(request)):
-        return Response(_csv(query, rows), media_type=CSV_TYPE, headers=headers)
+        return Response(_csv(query, rows), headers={**headers, "Content-Type": CSV_TYPE})
     body: UsageBody = {
         "from": first.isoformat(),
         "to": last.isoformat(),
@@ -97,7 +95,7 @@ def _prefers_csv(request: Request) -> bool:
     """Whether `Accept` names CSV and not JSON. Other values get JSON."""
     accepted = ",".join(request.headers.getlist("accept"))
     types = {each.partition(";")[0].strip().lower() for each in accepted.split(",")}
-    return CSV_TYPE in types and JSON_TYPE not in types
+    return "text/csv" in types and JSON_TYPE not in types
 
 
 def _csv(query: UsageQuery, rows: Sequence[UsageRow]) -> str:
@@ -140,7 +138,7 @@ ROUTES = [
             "200": ApiResponse(
                 "The report, as JSON or CSV.",
                 {JSON_TYPE: UsageBody, CSV_TYPE: {"type": "string"}},
-                {"Vary": header({"const": "Accept"}, "The media type depends on `Accept`.")},
+                {"Vary": header({"type": "string"}, "`Accept`, on which the media type depends.")},
             )
         },
         refusals=(InvalidInput, HistoryUnavailable),

@@ -28,6 +28,7 @@ from starlette.responses import Response
 from darkroom_functions.http.rate_limits import rate_limit_fields
 
 JSON_TYPE = "application/json"
+CSV_TYPE = "text/csv; charset=utf-8"
 PROBLEM_TYPE = "application/problem+json"
 
 NOT_STORED = "no-store"

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header, parse_date, parse_etags
 
-from darkroom_functions.http.responses import DEFAULT_HEADERS, JSON_TYPE, problem
+from darkroom_functions.http.responses import CSV_TYPE, DEFAULT_HEADERS, JSON_TYPE, problem
 
 REVALIDATED = "private, no-cache"
 """The `Cache-Control` of what a private cache may store and must revalidate before each use."""
@@ -170,7 +170,7 @@ def _accepts_gzip(headers: Headers) -> bool:
 
 
 class Validators:
-    """Adds an `ETag` to a JSON document, and responds 304 to a client that has it. Wraps each route of GET."""
+    """Adds an `ETag` to a document (JSON, CSV), and responds 304 to a client that has it. Wraps each route of GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -197,9 +197,8 @@ class Validators:
 
 def _is_document(start: Message) -> bool:
     headers = Headers(raw=start["headers"])
-    return (
-        start["status"] == HTTPStatus.OK and headers.get("content-type") == JSON_TYPE and "cache-control" not in headers
-    )
+    is_document = headers.get("content-type") in {JSON_TYPE, CSV_TYPE}
+    return start["status"] == HTTPStatus.OK and is_document and "cache-control" not in headers
 
 
 def _validate(start: Message, body: bytes, if_none_match: str | None) -> bool:
