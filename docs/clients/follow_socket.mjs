@@ -5,7 +5,7 @@
 // In a browser: import { follow } from "./follow_socket.mjs".
 
 const FINAL = new Set(["completed", "failed", "cancelled", "expired"]);
-const PERMANENT = new Set([1008, 4400, 4404, 4410]); // the request is invalid, or the job does not exist
+const PERMANENT = new Set([1008, 4400, 4401, 4403, 4404, 4410]); // the request or credential is invalid, or no such job
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 10_000;
 const PING_MS = 15_000;

@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 FINAL = {"completed", "failed", "cancelled", "expired"}
-PERMANENT = {1008, 4400, 4404, 4410}  # the request is invalid, or the job does not exist
+PERMANENT = {1008, 4400, 4401, 4403, 4404, 4410}  # the request or the credential is invalid, or there is no such job
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 
 

@@ -268,14 +268,15 @@ class ServeSettings(AuthSettings):
 
     allowed_hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(listed)] = ()
     """Hosts that requests may name in addition to loopback and the host of the public address, separated by commas:
-    names, all names below a domain (`.example.org`), addresses. A request for another host is rejected with 421 where
-    the functions listen on loopback, and everywhere once this is set."""
+    names, all names below a domain (`.example.org`), addresses. A request for another host is rejected with 421
+    without keys (`DARKROOM_AUTH=none`), and with keys once this is set."""
 
     allowed_origins: Annotated[
         tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(listed)
     ] = ()
     """Origins of web pages that may submit, cancel and read (CORS), separated by commas: `https://app.example.org`.
-    Requests from other origins that change something or open a socket are rejected with 403."""
+    Requests from other origins are rejected with 403 without keys; with keys, if they have a session's cookie and
+    change something or open a socket."""
 
     internal_peers: Annotated[
         tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], NoDecode, BeforeValidator(listed)

@@ -53,6 +53,12 @@ class Page:
                     assert page.forward_to is not None
                     self._forward(page.forward_to)
 
+            def do_OPTIONS(self) -> None:
+                assert page.forward_to is not None
+                self._forward(page.forward_to)
+
+            do_DELETE = do_OPTIONS
+
             def _body(self) -> bytes:
                 return self.rfile.read(int(self.headers["content-length"] or 0))
 

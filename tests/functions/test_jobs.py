@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,13 @@ def publish(api: Api, job_id: str, *contents: bytes, attempt: int = 1) -> list[A
     return artifacts
 
 
-def finished(api: Api, *contents: bytes) -> dict[str, Any]:
+def finished(api: Api, *contents: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The view of a job that was submitted, started and completed."""
-    job_id = api.submit()
+    job_id = api.submit(headers=headers)
     api.jobs.start(job_id)
     publish(api, job_id, *contents)
-    return api.job(job_id)
+    view: dict[str, Any] = api.get(JOBS + job_id, headers=headers).json()
+    return view
 
 
 def fetch(api: Api, link: str, *, method: str = "GET", **more: Any) -> httpx.Response:

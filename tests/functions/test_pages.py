@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 from collections.abc import Iterator
@@ -10,13 +11,17 @@ from string import Template
 from typing import Any
 
 import pytest
+from darkroom.access.principals import DEFAULT_TENANT, Scope
+from darkroom.access.records import Tenant
 
 from tests.conftest import RedisServers
+from tests.functions.administration import administering
 from tests.functions.api import JOBS, Api, serving
 from tests.functions.browser import Page, page_server, visit
 from tests.functions.test_jobs import finished
 from tests.parts import PUBLIC_URL
 from tests.redis_server import RedisKind
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,8 @@ const sent = (number) => new Promise((done) => {
       headers: {"Content-Type": "application/json", "Idempotency-Key": "$key"}})).headers.get("location") && "read");
   await attempt("simple", async () => (await fetch(base + "/flux", {method: "POST"})).status);
   await attempt("text", async () => (await fetch(base + "/flux", {method: "POST", body: '{"prompt": "x"}'})).status);
-  await attempt("blind", async () => (await fetch(base + "/flux", {method: "POST", mode: "no-cors"})).type);
+  await attempt("blind", async () =>
+      (await fetch(base + "/flux", {method: "POST", mode: "no-cors", credentials: "include"})).type);
   await attempt("event", async () =>
       (await fetch(base + "/events", {method: "POST", mode: "no-cors", body: "{}"})).type);
   await attempt("form", () => sent(1));
@@ -87,8 +93,46 @@ PNG = base64.b64decode(
 )
 """A picture of one pixel."""
 
+LOGIN_HOST = "darkroom.localhost"
+
 REBOUND = "rebound.example"
 """A name that the browser takes for this machine, as one does whose DNS server answers so."""
+
+
+LOGIN = Template("""<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><body><script>
+const outcome = {};
+const attempt = async (name, act) => {
+  try { outcome[name] = await act() } catch (error) { outcome[name] = "refused" }
+};
+const first = (source) => new Promise((done, fail) => {
+  source.onmessage = () => done("read");
+  source.onerror = fail;
+});
+const status = async (method, path, more) => (await fetch(path, {method, ...more})).status;
+const key = {headers: {Authorization: "Bearer $key"}};
+const sockets = location.origin.replace("http", "ws");
+const shown = () => new Promise((done, fail) => document.body.appendChild(
+  Object.assign(document.createElement("img"), {onload: () => done("read"), onerror: fail, src: "$artifact"})));
+const ticket = async () => "ticket=" + (await (await fetch("/api/v1/tickets", {method: "POST", ...key})).json()).ticket;
+(async () => {
+  await attempt("before", () => status("GET", "/api/v1/session"));
+  await attempt("by ticket", async () => first(new WebSocket(sockets + "/ws/events?since=0&" + await ticket())));
+  await attempt("stream by ticket", async () => first(new EventSource("/api/v1/events?since=0&" + await ticket())));
+  await attempt("login", () => status("POST", "/api/v1/session", key));
+  await attempt("script", () => document.cookie);
+  await attempt("submit", () => status("POST", "/flux"));
+  await attempt("socket", () => first(new WebSocket(sockets + "/ws/events?since=0")));
+  await attempt("stream", () => first(new EventSource("/api/v1/events?since=0")));
+  await attempt("image", shown);
+  if (location.hash) await new Promise((done) => Object.assign(document.body.appendChild(
+    document.createElement("iframe")), {src: location.hash.slice(1), onload: () => setTimeout(done, 3000)}));
+  await attempt("still", () => status("GET", "/api/v1/session"));
+  await attempt("logout", () => status("DELETE", "/api/v1/session"));
+  await attempt("after", () => status("GET", "/api/v1/session"));
+  await fetch("/outcome", {method: "POST", body: JSON.stringify(outcome)});
+})();
+</script>""")
+"""A page that logs in, with a foreign one in a frame meanwhile (the fragment of its URL)."""
 
 
 def visited(
@@ -154,3 +198,58 @@ def test_a_page_of_an_allowed_origin_can_do_everything_in_a_browser(listed: Api,
         "artifact": len(PNG),
     }
     assert count(listed) == before + 5  # the test's own, "submit", "simple", "blind" and "form"
+
+
+def test_a_page_logs_in_with_a_key_and_a_foreign_one_gets_nothing_from_its_session(
+    redis_servers: RedisServers, page: Page, tmp_path: Path
+) -> None:
+    redis_url = redis_servers(RedisKind.EMBEDDED).url
+    with (
+        serving(redis_url, f"t-{secrets.token_hex(8)}", tmp_path, DARKROOM_AUTH="keys") as api,
+        page_server() as own,
+    ):
+        key = asyncio.run(key_of_default(redis_url, api))
+        job = finished(api, PNG, headers={"Authorization": f"Bearer {key}"})
+        own.forward_to = api.functions.port
+        own.html = LOGIN.substitute(key=key, artifact=job["artifacts"][0]["url"].removeprefix(PUBLIC_URL).split("?")[0])
+        page.html = PAGE.substitute(
+            base=f"http://{LOGIN_HOST}:{own.port}",
+            key=secrets.token_hex(8),
+            list=JOBS,
+            job=JOBS + job["id"],
+            id=job["id"],
+            artifact="/artifacts/unknown",
+        )
+        page.outcome = {}
+
+        # Another port is another origin, but the same site: the browser sends the cookie.
+        foreign_url = f"http://{LOGIN_HOST}:{page.port}"
+        outcome = visit(own, f"http://{LOGIN_HOST}:{own.port}/#{foreign_url}", tmp_path)
+
+        assert outcome == {
+            "before": 401,
+            "by ticket": "read",
+            "stream by ticket": "read",
+            "login": 201,
+            "script": "",
+            "submit": 202,
+            "socket": "read",
+            "stream": "read",
+            "image": "read",
+            "still": 200,
+            "logout": 204,
+            "after": 401,
+        }
+        foreign = eventually(lambda: page.outcome, what="the outcome of the foreign page")
+        assert foreign == {**dict.fromkeys(REFUSED, "refused"), "blind": "opaque", "event": "opaque", "form": "sent"}
+        own_jobs = api.get(JOBS, headers={"Authorization": f"Bearer {key}"}).json()["jobs"]
+        assert len(own_jobs) == 2
+
+
+async def key_of_default(redis_url: str, api: Api) -> str:
+    async with administering(redis_url, api) as administration:
+        await administration.create_tenant(Tenant(name=DEFAULT_TENANT), actor="tests")
+        _, credential = await administration.create_key(
+            tenant=DEFAULT_TENANT, name="page", scopes=frozenset(Scope), actor="tests"
+        )
+    return credential.text

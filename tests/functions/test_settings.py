@@ -12,10 +12,13 @@ import httpx
 import pytest
 from darkroom.settings import Settings
 from darkroom.webhooks.guard import NOTHING
+from darkroom_functions import assembly
 from darkroom_functions.settings import JobsSettings, ServeSettings, SubmitSettings
+from starlette.applications import Starlette
 
 from tests.functions.api import TIMEOUT_S, slug
-from tests.parts import Functions, environment
+from tests.parts import Functions, environment, hooked
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.waiting import eventually
 
@@ -190,3 +193,46 @@ def _is_healthy(client: httpx.Client) -> bool:
         return client.get("/healthz").is_success
     except httpx.TransportError:
         return False
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "0", "images.example.org", "::ffff:192.0.2.7"])
+def test_without_keys_the_functions_listen_on_loopback_only(host: str, tmp_path: Path) -> None:
+    done = serve("all", environment=variables(tmp_path, DARKROOM_HOST=host, DARKROOM_AUTH="none"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"DARKROOM_HOST='{host}': ")
+    assert "loopback" in done.stderr
+
+
+def test_a_name_of_loopback_that_leads_elsewhere_is_refused_without_keys(tmp_path: Path) -> None:
+    code = "import socket; socket.getaddrinfo = lambda *_, **__: [(2, 1, 6, '', ('192.0.2.7', 80))]\n"
+    given = hooked(variables(tmp_path, DARKROOM_HOST="a.localhost", DARKROOM_AUTH="none"), tmp_path, code)
+    done = serve("all", environment=given)
+    assert (done.returncode, "and is 192.0.2.7" in done.stderr) == (2, True)
+
+
+SERVERS = {
+    "uvicorn": ["uvicorn", "--factory", "darkroom_functions.assembly:together", "--host", "0.0.0.0", "--port"],
+    "uvicorn, one function": ["uvicorn", "--factory", "tests.functions.test_settings:submit", "--port"],
+    "gunicorn": [
+        *("gunicorn", "-k", "uvicorn_worker.UvicornWorker", "darkroom_functions.assembly:together()"),
+        *("--bind", "0.0.0.0:0", "--workers"),
+    ],
+}
+"""Commands of other servers; the last argument is a number."""
+
+
+def submit() -> Starlette:
+    """An application for another server."""
+    return assembly.alone("submit")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_without_keys_no_other_server_starts(server: str, tmp_path: Path, repository: Path) -> None:
+    """It would listen where its own options say, without the checks of hosts and origins."""
+    given = variables(tmp_path, DARKROOM_AUTH="none")
+    given["PYTHONPATH"] += f":{repository}"
+    number = "1" if server == "gunicorn" else str(free_port())
+    command = [sys.executable, "-m", *SERVERS[server], number]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 3
+    assert "DARKROOM_AUTH='none': only `python -m darkroom_functions.serve`" in done.stdout + done.stderr
