@@ -163,9 +163,9 @@ flower_ui() {
 
 show_ui() {
   cat <<END
-API                   make api-ui, then http://localhost:8000; a picture: curl -X POST http://localhost:8000/flux
+API                   make api-ui, then http://localhost:8000; a picture: curl -X POST -H "Authorization: Bearer KEY" http://localhost:8000/flux
+first key             kubectl --context $CONTEXT -n $NAMESPACE get secret darkroom-root -o jsonpath='{.data.root-key}' | base64 -d
 Flower                make flower-ui, then http://localhost:5555
-jobs alone            http://jobs.$NAMESPACE.127.0.0.1.sslip.io
 pods                  kubectl --context $CONTEXT -n $NAMESPACE get pods
 logs of a pod         kubectl --context $CONTEXT -n $NAMESPACE logs POD
 worker pools          kubectl --context $CONTEXT -n $NAMESPACE get wp

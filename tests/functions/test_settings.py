@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from darkroom.settings import Settings
 from darkroom.webhooks.guard import NOTHING
 from darkroom_functions import assembly
-from darkroom_functions.settings import JobsSettings, ServeSettings, SubmitSettings
+from darkroom_functions.settings import AuthMode, JobsSettings, ServeSettings, SubmitSettings
 from starlette.applications import Starlette
 
 from tests.functions.api import TIMEOUT_S, slug
@@ -49,6 +50,8 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
                 "max_wait_s": 55,
                 "models": (),
                 "namespace": "darkroom",
+                "sink": None,
+                "sink_token_file": None,
                 "webhook_allow": NOTHING,
             },
         ),
@@ -74,6 +77,8 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
                 "max_connections": 4000,
                 "allowed_hosts": (),
                 "allowed_origins": (),
+                "auth": AuthMode.KEYS,
+                "internal_peers": (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
             },
         ),
     ],
@@ -103,6 +108,10 @@ def test_the_defaults_are_these(kind: type[Settings], defaults: Mapping[str, obj
         ("jobs", "DARKROOM_WEBHOOK_KEYS", "too short"),
         ("jobs", "DARKROOM_WEBHOOK_KEYS", " , ,"),
         ("submit", "DARKROOM_WEBHOOK_ALLOW", "10.0.0.0/33"),
+        ("result", "DARKROOM_PROOF_KEYS", "too short"),
+        ("undelivered", "DARKROOM_PROOF_KEYS", " , ,"),
+        ("submit", "DARKROOM_INTERNAL_PEERS", "10.0.0.0/33"),
+        ("submit", "DARKROOM_AUTH", "off"),
         ("submit", "PORT", "80800"),
         ("submit", "DARKROOM_HOST", ""),
     ],
@@ -115,7 +124,7 @@ def test_a_bad_setting_ends_the_process_with_one_line_that_names_it(
     (line,) = ended.stderr.splitlines()
     assert ended.returncode == 2
     assert ended.stdout == ""
-    secret = variable in ("DARKROOM_REDIS_URL", "DARKROOM_LINK_KEY", "DARKROOM_WEBHOOK_KEYS")
+    secret = variable in ("DARKROOM_REDIS_URL", "DARKROOM_LINK_KEY", "DARKROOM_WEBHOOK_KEYS", "DARKROOM_PROOF_KEYS")
     assert (value in line) is not secret or value == ""
     assert variable in line
 

@@ -23,6 +23,7 @@ from darkroom.jobs import new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.client import Ledger
 from darkroom.ledger.connection import connect
+from darkroom_functions.http.routes import JOB_REQUESTS
 
 from tests.driven_jobs import DrivenJobs
 from tests.knative.bootstrap_program import PROGRAM
@@ -302,7 +303,7 @@ def test_a_program_that_runs_as_process_1_handles_sigterm(program: str, tmp_path
         else:
             (job,) = sample("job")
             command = main_container(job)["command"][1:]
-            settings = {"BROKER": f"http://127.0.0.1:{server.getsockname()[1]}", "EVENT_ID": "one"}
+            settings = {"INGRESS": f"http://127.0.0.1:{server.getsockname()[1]}", "EVENT_ID": "one", "KEY": "dk_any"}
         process = subprocess.Popen([sys.executable, *command], env=settings)
         try:
             server.settimeout(STOP_DEADLINE_S)
@@ -317,10 +318,11 @@ def test_a_program_that_runs_as_process_1_handles_sigterm(program: str, tmp_path
 def test_the_job_of_the_samples_posts_an_event_that_submit_accepts(
     redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
-    """Its Broker is `submit` here, to which a Trigger would deliver the event."""
+    """`submit` posts it to the Broker, which is `submit` itself here: a Trigger would deliver the event to it."""
     with connect(redis_url) as client:
         Ledger(client, namespace).run(calls.announce_pool("flux", models=["flux"]))
     submit = Functions("submit", environment=environment(redis_url, namespace), log=tmp_path / "submit")
+    submit.environment["K_SINK"] = submit.url
     submit.start()
     try:
         (job,) = sample("job")
@@ -328,7 +330,7 @@ def test_the_job_of_the_samples_posts_an_event_that_submit_accepts(
         assert program == "python"
         done = subprocess.run(
             [sys.executable, *arguments],
-            env={"BROKER": submit.url, "EVENT_ID": "a-lighthouse-1"},
+            env={"INGRESS": submit.url + JOB_REQUESTS, "EVENT_ID": "a-lighthouse-1", "KEY": "dk_any"},
             capture_output=True,
             text=True,
             timeout=60,
