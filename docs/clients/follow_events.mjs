@@ -1,6 +1,6 @@
 // Follow a job over server-sent events until it has ended, however often the connection breaks.
 //
-//   node follow_events.mjs http://localhost:8000 <job id>    (Node 20 or later)
+//   node follow_events.mjs http://localhost:8000 <job id>    (Node 20 or later; the key is in DARKROOM_KEY)
 //
 // In a browser: import { follow } from "./follow_events.mjs". The browser's own EventSource resumes as well, but does not
 // report the status of a rejected request or a dead connection to its page, and cannot send headers.
@@ -14,10 +14,12 @@ const SILENCE_MS = 45_000; // the server sends something every 15 s, so after th
 // Each message of the job once, in order: first the present state, last the terminal one.
 export async function* follow(server, jobId) {
   const url = `${server}/api/v1/generation-jobs/${jobId}/events`;
+  const key = globalThis.process?.env.DARKROOM_KEY;
+  const headers = key ? { Authorization: `Bearer ${key}` } : {}; // in a browser: a session, whose cookie it sends by itself
   let lastId = null;
   let pause = FIRST_PAUSE_MS;
   for (;;) {
-    for await (const event of events(url, lastId === null ? {} : { "Last-Event-ID": lastId })) {
+    for await (const event of events(url, lastId === null ? headers : { ...headers, "Last-Event-ID": lastId })) {
       const message = JSON.parse(event.data);
       lastId = event.id ?? lastId;
       pause = FIRST_PAUSE_MS;

@@ -1,11 +1,12 @@
 """Follow a job over server-sent events until it has ended, however often the connection breaks.
 
-python follow_events.py http://localhost:8000 <job id>    (needs: pip install httpx)
+python follow_events.py http://localhost:8000 <job id>    (needs: pip install httpx; the key is in DARKROOM_KEY)
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import time
@@ -22,7 +23,7 @@ SILENCE_S = 45.0  # the server sends something every 15 s, so after this time th
 def follow(server: str, job_id: str) -> Iterator[dict[str, Any]]:
     """Each message of the job once, in order: first the present state, last the terminal one."""
     url, pause = f"{server}/api/v1/generation-jobs/{job_id}/events", FIRST_PAUSE_S
-    headers: dict[str, str] = {}
+    headers = {"Authorization": f"Bearer {os.environ['DARKROOM_KEY']}"} if "DARKROOM_KEY" in os.environ else {}
     with httpx.Client(timeout=httpx.Timeout(10, read=SILENCE_S)) as client:
         while True:
             try:

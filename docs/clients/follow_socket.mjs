@@ -2,7 +2,8 @@
 //
 //   node follow_socket.mjs ws://localhost:8000 <job id>    (Node 22; Node 20 with --experimental-websocket)
 //
-// In a browser: import { follow } from "./follow_socket.mjs".
+// In a browser: import { follow } from "./follow_socket.mjs". A WebSocket sends no header, so the key in DARKROOM_KEY is
+// exchanged for a ticket before each connection. A page with a session needs neither.
 
 const FINAL = new Set(["completed", "failed", "cancelled", "expired"]);
 const PERMANENT = new Set([1008, 4400, 4401, 4403, 4404, 4410]); // the request or credential is invalid, or no such job
@@ -16,8 +17,10 @@ export async function* follow(server, jobId) {
   let since = null;
   let pause = FIRST_PAUSE_MS;
   for (;;) {
-    const url = `${server}/ws/jobs/${jobId}` + (since === null ? "" : `?since=${since}`);
-    for await (const message of messages(url)) {
+    const query = new URLSearchParams(since === null ? {} : { since });
+    const ticket = await newTicket(server);
+    if (ticket) query.set("ticket", ticket);
+    for await (const message of ticket === null ? [] : messages(`${server}/ws/jobs/${jobId}?${query}`)) {
       if (message.type === "gap") {
         since = null; // the log does not go back that far: a snapshot follows
       } else if ("seq" in message) {
@@ -31,6 +34,17 @@ export async function* follow(server, jobId) {
     await new Promise((resolve) => setTimeout(resolve, pause * (0.5 + Math.random() / 2)));
     pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
   }
+}
+
+// A ticket for one connection; undefined without a key, and null where the server cannot be reached at present.
+async function newTicket(server) {
+  const key = globalThis.process?.env.DARKROOM_KEY;
+  if (!key) return undefined;
+  const url = `${server.replace(/^ws/, "http")}/api/v1/tickets`;
+  const answer = await fetch(url, { method: "POST", headers: { Authorization: `Bearer ${key}` } }).catch(() => null);
+  if (answer === null || answer.status >= 500 || answer.status === 429) return null;
+  if (!answer.ok) throw new Error(`answered with ${answer.status}: ${await answer.text()}`);
+  return (await answer.json()).ticket;
 }
 
 // The messages of one connection, until it breaks. Throws where another would fail as well.

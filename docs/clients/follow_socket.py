@@ -1,12 +1,13 @@
 """Follow a job over a WebSocket until it has ended, however often the connection breaks.
 
-python follow_socket.py ws://localhost:8000 <job id>    (needs: pip install websockets)
+python follow_socket.py ws://localhost:8000 <job id>    (needs: pip install websockets; the key is in DARKROOM_KEY)
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import sys
 from collections.abc import AsyncIterator
@@ -22,11 +23,14 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 
 async def follow(server: str, job_id: str) -> AsyncIterator[dict[str, Any]]:
     """Each message of the job once, in order: first the present state, last the terminal one."""
+    headers = {"Authorization": f"Bearer {os.environ['DARKROOM_KEY']}"} if "DARKROOM_KEY" in os.environ else {}
     since, pause = None, FIRST_PAUSE_S
     while True:
         url = f"{server}/ws/jobs/{job_id}" + ("" if since is None else f"?since={since}")
         try:
-            async with connect(url) as socket:  # the library pings, so a dead connection is detected
+            async with connect(
+                url, additional_headers=headers
+            ) as socket:  # the library pings, so a dead connection is detected
                 async for text in socket:
                     message = json.loads(text)
                     if message.get("type") == "gap":  # the log does not go back that far: a snapshot follows

@@ -5,6 +5,7 @@ What a client prints is compared with the job's log: every entry from its first 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -18,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from darkroom.access.credentials import Credential
+from darkroom.access.directory import Directory
+from darkroom.access.principals import DEFAULT_TENANT, Scope
+from darkroom.access.records import ApiKey, KeySecret, Tenant
+from darkroom.access.store import Revised, Snapshot
 from darkroom.jobs import State
+from darkroom.ledger.client import AsyncLedger
+from darkroom.ledger.connection import connect_async
 
 from tests.databases import migrated
 from tests.driven_jobs import DrivenJobs
@@ -42,13 +50,13 @@ WITH_WEBSOCKET = 22
 class Client:
     """One of the examples, following a job at an address; what it prints is in a file."""
 
-    def __init__(self, name: str, address: str, job_id: str, folder: Path) -> None:
+    def __init__(self, name: str, address: str, job_id: str, folder: Path, *, key: str | None = None) -> None:
         scheme = "ws" if "socket" in name else "http"
         self._output, self._errors = folder / "output", folder / "errors"
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 [*_runner(name), str(EXAMPLES / name), f"{scheme}://{address}", job_id],
-                env={"PATH": os.environ["PATH"]},
+                env={"PATH": os.environ["PATH"], **({} if key is None else {"DARKROOM_KEY": key})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
@@ -185,6 +193,86 @@ def test_an_unknown_job_is_not_retried(name: str, result: Functions, tmp_path: P
         client.stop()
     assert status != 0
     assert "404" in errors
+    assert client.messages() == []
+
+
+@pytest.fixture
+def keyed(redis_url: str, namespace: str, tmp_path: Path) -> Iterator[Functions]:
+    """All functions, with keys and short connections."""
+    settings = environment(
+        redis_url,
+        namespace,
+        DARKROOM_AUTH="keys",
+        DARKROOM_SOCKET_GRACE_S="0.5",
+        DARKROOM_SOCKET_LIFE_S=str(CONNECTION_LIFE_S),
+    )
+    migrated(settings["DARKROOM_DATABASE_URL"])
+    functions = Functions("all", environment=settings, log=tmp_path / "functions.log")
+    functions.start()
+    yield functions
+    functions.stop()
+
+
+def published_key(redis_url: str, namespace: str, *scopes: Scope) -> str:
+    """A new key of the default tenant, published as the courier does."""
+    credential = Credential.generate()
+    key = ApiKey(
+        id=credential.key_id,
+        tenant=DEFAULT_TENANT,
+        name="client",
+        scopes=frozenset(scopes),
+        secrets=(KeySecret(digest=credential.digest, created=0),),
+    )
+
+    async def publish() -> None:
+        async with connect_async(redis_url) as client:
+            snapshot = Snapshot(1, (Revised(Tenant(name=DEFAULT_TENANT), 1),), (Revised(key, 1),))
+            await Directory(AsyncLedger(client, namespace)).publish_all(snapshot)
+
+    asyncio.run(publish())
+    return credential.text
+
+
+def test_clients_send_their_key_with_each_connection(
+    name: str, keyed: Functions, jobs: DrivenJobs, tmp_path: Path, redis_url: str, namespace: str
+) -> None:
+    key = published_key(redis_url, namespace, Scope.READ)
+    dice, steps = random.Random(name), 20
+    job_id = jobs.submit()
+    jobs.start(job_id)
+    with CuttingProxy(keyed.port, allowance=lambda: dice.randint(1_000, 4_000)).running() as proxy:
+        client = Client(name, proxy.address, job_id, tmp_path, key=key)
+        try:
+            for step in range(1, steps + 1):
+                jobs.progress(job_id, step=step, steps=steps)
+                client.has_printed(step)
+            jobs.complete(job_id)
+            assert client.wait()[0] == 0
+        finally:
+            client.stop()
+        assert proxy.cuts > 1
+    received_the_whole_log(client, jobs, job_id)
+
+
+@pytest.mark.parametrize("scopes", [None, [Scope.SUBMIT]], ids=["no key", "wrong scope"])
+def test_a_refused_key_is_not_retried(
+    name: str,
+    keyed: Functions,
+    jobs: DrivenJobs,
+    tmp_path: Path,
+    redis_url: str,
+    namespace: str,
+    scopes: list[Scope] | None,
+) -> None:
+    key = published_key(redis_url, namespace, *(scopes or [Scope.READ]))
+    client = Client(name, f"127.0.0.1:{keyed.port}", jobs.submit(), tmp_path, key=None if scopes is None else key)
+    try:
+        status, errors = client.wait()
+    finally:
+        client.stop()
+    assert status != 0
+    assert ("401" if scopes is None else "403") in errors
+    assert key not in errors
     assert client.messages() == []
 
 
