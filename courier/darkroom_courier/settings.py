@@ -18,9 +18,11 @@ from darkroom.errors import InvalidEvent
 from darkroom.ledger.calls import (
     AGEING_MS,
     DELIVERY_LEASE_MS,
+    ENDED_BYTES,
     HISTORY_LEASE_MS,
     LEASE_MS,
     REAP_GAP_MS,
+    RECORD_TTL_MS,
     RELAY_LEASE_MS,
     SWEEP_AGE_MS,
 )
@@ -157,6 +159,14 @@ class CourierSettings(
     """How long a job waits in one priority class before it moves up one, in seconds. A job of priority 9 is in the most
     urgent class after nine times this.
     """
+
+    ledger_retention_s: float = Field(default=RECORD_TTL_MS / 1000, ge=60, le=30 * 24 * 3600)
+    """How long Redis keeps a finished job once the history has it and its event is applied, in seconds. Applies to jobs
+    that finish later; the history keeps all jobs.
+    """
+
+    ledger_ended_bytes: int = Field(default=ENDED_BYTES, ge=1024 * 1024, le=2**40)
+    """The most bytes of Redis that such jobs use; beyond it those that finished first leave Redis early."""
 
     root_key: Annotated[SecretStr, AfterValidator(_root_key)] | None = None
     """The API key of administrators, which creates all others. Secret. A new value replaces the key."""

@@ -44,7 +44,10 @@ class Upkeep:
         more = False
         # The clock comes first: if it was set back, due times are adjusted before the others read them.
         clock: Call[Any] = calls.adjust_clock(clock_ms=time.time_ns() // 1_000_000)
-        set_back_ms, *answers = await self._ledger.run_each([clock, *(call for _, _, call in due)])
+        retention: Call[Any] = calls.set_retention(
+            record_ttl_ms=int(self._settings.ledger_retention_s * 1000), ended_bytes=self._settings.ledger_ended_bytes
+        )
+        set_back_ms, _, *answers = await self._ledger.run_each([clock, retention, *(call for _, _, call in due)])
         if isinstance(set_back_ms, DarkroomError):
             _log.warning("upkeep_failed", step="clock", error=set_back_ms.detail)
         elif set_back_ms:

@@ -333,3 +333,97 @@ def test_bytes_of_a_record_that_was_deleted_by_hand_are_released(jobs: TimedJobs
     for job_id in jobs.listed():
         jobs.cancel(job_id)
     assert jobs.counter("unfinished_bytes") == 0
+
+
+# -- finished jobs -----------------------------------------------------------------------------------------------------
+
+
+def settled(jobs: TimedJobs, **more: object) -> str:
+    """A finished job whose end is applied and archived."""
+    job_id = jobs.submit(**more)
+    jobs.cancel(job_id)
+    seq = jobs.record(job_id).end_seq
+    assert seq is not None
+    jobs.run(calls.mark_applied(job_id, seq=seq, now=jobs.now))
+    archive(jobs, job_id)
+    return job_id
+
+
+def is_stored(jobs: TimedJobs, job_id: str) -> bool:
+    return bool(jobs.redis.exists(jobs.key("job", job_id)))
+
+
+def test_a_finished_job_stays_for_the_retention_of_the_setting(jobs: TimedJobs) -> None:
+    before = settled(jobs)
+    jobs.run(calls.set_retention(record_ttl_ms=60_000))
+    after = settled(jobs)
+    assert jobs.redis.pttl(jobs.key("job", before)) > 23 * 3600 * 1000
+    assert 0 < jobs.redis.pttl(jobs.key("job", after)) <= 60_000
+    assert 0 < jobs.redis.pttl(jobs.key("log", after)) <= 60_000
+
+
+def test_the_bytes_of_finished_jobs_are_bounded(jobs: TimedJobs) -> None:
+    """The first that finished leave first, with their logs and their entries in the index of the tenant."""
+    first = settled(jobs)
+    each = jobs.counter("ended_bytes")
+    jobs.run(calls.set_retention(ended_bytes=5 * each))
+    ended = [first]
+    for _ in range(20):
+        jobs.now += 1
+        ended.append(settled(jobs))
+        assert jobs.counter("ended_bytes") <= 5 * each
+    assert [is_stored(jobs, job_id) for job_id in ended] == [False] * 16 + [True] * 5
+    assert jobs.redis.zrange(jobs.ledger.keys.tenant("default"), 0, -1) == [each.encode() for each in ended[-5:]]
+    assert jobs.redis.hlen(jobs.ledger.keys.ended) == 5
+    assert not jobs.redis.exists(jobs.key("log", first))
+
+
+def test_a_large_number_of_finished_jobs_shrinks_a_few_at_a_time(jobs: TimedJobs) -> None:
+    ended = [settled(jobs) for _ in range(30)]
+    jobs.run(calls.set_retention(ended_bytes=1))
+    jobs.now += 1
+    last = settled(jobs)
+    assert sum(is_stored(jobs, job_id) for job_id in ended) == 20
+    for _ in range(3):
+        jobs.now += 1
+        last = settled(jobs)
+    assert [job_id for job_id in [*ended, last] if is_stored(jobs, job_id)] == [last]
+
+
+def test_jobs_that_expired_or_were_deleted_no_longer_count(jobs: TimedJobs) -> None:
+    settled(jobs)
+    each = jobs.counter("ended_bytes")
+    deleted = settled(jobs)
+    assert jobs.run(calls.delete_job(deleted, tenant="default", now=jobs.now)) is calls.Deleted.GONE
+    assert jobs.counter("ended_bytes") == each
+    jobs.now += calls.RECORD_TTL_MS
+    settled(jobs)
+    assert jobs.counter("ended_bytes") == each
+
+
+def test_an_unfinished_job_and_a_dead_letter_are_no_finished_jobs(jobs: TimedJobs) -> None:
+    jobs.run(calls.set_retention(ended_bytes=1))
+    waiting = jobs.submit()
+    dead = jobs.running(max_attempts=1)
+    jobs.retry(dead)
+    archive(jobs, dead)
+    for _ in range(3):
+        jobs.now += 1
+        settled(jobs)
+    assert is_stored(jobs, waiting)
+    assert is_stored(jobs, dead)
+
+
+def test_memory_of_a_job_that_waits_and_of_one_that_was_cancelled(jobs: TimedJobs) -> None:
+    """By `MEMORY USAGE` of its keys: what a waiting job stores is bounded, and most of it leaves with its end."""
+    job_id = submit_emoji(jobs)
+    waiting = keys_memory(jobs, job_id)
+    jobs.cancel(job_id)
+    archive(jobs, job_id)
+    ended = keys_memory(jobs, job_id)
+    assert waiting <= 16_000 + 8 * 1024
+    assert ended <= 5 * 1024
+
+
+def keys_memory(jobs: TimedJobs, job_id: str) -> int:
+    return sum(int(jobs.redis.memory_usage(jobs.key(kind, job_id), samples=0)) for kind in ("job", "log"))

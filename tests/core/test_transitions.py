@@ -236,6 +236,7 @@ CALLS: Mapping[str, Maker] = {
     "read": lambda jobs, job_id: Call("read_job", ("job", job_id), decode_job),
     "inspect": lambda jobs, job_id: snapshots.inspect(job_id, now=jobs.now),
     "repair": lambda jobs, job_id: calls.repair(job_id, pool=POOL, worker=WORKER, now=jobs.now),
+    "set the retention": lambda jobs, job_id: calls.set_retention(),
     "recount": lambda jobs, job_id: calls.recount_limits([POOL], owners=[TENANT], repair=True, now=jobs.now),
     "canary": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, now=jobs.now),
     "canary withdrawn": lambda jobs, job_id: calls.canary("canary-1", pool=POOL, withdraw=True, now=jobs.now),

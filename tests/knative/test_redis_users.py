@@ -60,7 +60,7 @@ SCRIPTS = {
         "publish_access record_key_use issue_grant redeem_ticket use_session end_session append_audit"
     ),
     "courier": (
-        "adjust_clock reap sweep promote expire lease_outbox reschedule mark_archived lease_deliveries "
+        "adjust_clock set_retention reap sweep promote expire lease_outbox reschedule mark_archived lease_deliveries "
         "record_attempt set_rate_limit ack_notice delete_job observe read_job advance_epoch "
         "publish_access record_key_use append_audit collect_audit drop_audit"
     ),

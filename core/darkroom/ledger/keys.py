@@ -255,6 +255,11 @@ class Keys:
         return f"{self.namespace}:retired"
 
     @property
+    def ended(self) -> str:
+        """Hash: the bytes that each job with a time to live counts for, in the limit of finished jobs."""
+        return f"{self.namespace}:ended"
+
+    @property
     def deadlines(self) -> str:
         """Sorted set: pending jobs with a start deadline, by that deadline."""
         return f"{self.namespace}:deadlines"

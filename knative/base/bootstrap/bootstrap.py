@@ -64,11 +64,11 @@ _ACCESS = ("access", "key-uses")
 REDIS_KEYS = {
     "functions": (
         *(*_JOBS, *_WEBHOOKS, *_ACCESS, "grant:*", "grants-of:*"),
-        *("tenant:*", "retired", "idem:*", "pools", "undelivered*", "log-draft", "clock", "audit*"),
+        *("tenant:*", "retired", "ended", "idem:*", "pools", "undelivered*", "log-draft", "clock", "audit*"),
     ),
     "courier": (
         *(*_JOBS, *_WORKERS, *_WEBHOOKS, *_ACCESS),
-        *("tenant:*", "retired", "taken:*", "pools", "epoch", "clock", "audit*"),
+        *("tenant:*", "retired", "ended", "taken:*", "pools", "epoch", "clock", "audit*"),
     ),
     "operator": (*_JOBS, *_WORKERS, "decisions:*", "pools"),
     "worker": (*_JOBS, *_WORKERS, *_CELERY, "canary:*", "starters:*"),

@@ -46,6 +46,12 @@ BACKLOG_BYTES = 256 * 1024 * 1024
 jobs, their logs and events fit below the 80 % at which every submission is refused.
 """
 
+RECORD_TTL_MS = 24 * 3600 * 1000
+"""How long Redis keeps a finished job, once the history has it and its event is applied."""
+
+ENDED_BYTES = 128 * 1024 * 1024
+"""Bytes of Redis that such jobs may use: with those of unfinished jobs three quarters of the shipped `maxmemory`."""
+
 MAX_ATTEMPTS = 3
 """Counted attempts before a job fails."""
 
@@ -330,6 +336,11 @@ def cancel(job_id: str, *, tenant: str | None, now: int | None = None) -> Call[C
 def purge_dead_letter(job_id: str, *, tenant: str, now: int | None = None) -> Call[Purged]:
     """Remove the job from the dead letters, so that it cannot be redriven."""
     return make_call("purge_dead_letter", word(Purged), job=job_id, tenant=tenant, now=now)
+
+
+def set_retention(*, record_ttl_ms: int = RECORD_TTL_MS, ended_bytes: int = ENDED_BYTES) -> Call[str]:
+    """Set how long Redis keeps jobs that finish from now on, and the bytes that finished jobs may use."""
+    return make_call("set_retention", bytes.decode, record_ttl_ms=record_ttl_ms, ended_limit=ended_bytes)
 
 
 def delete_job(job_id: str, *, tenant: str, now: int | None = None) -> Call[Deleted]:

@@ -25,7 +25,8 @@ local MAX_AUDIT = 100000     -- entries of the audit trail that SQL does not hav
 local KEPT_INPUT = 1024      -- bytes of an input that stays as long as the record; a larger one is removed earlier
 local SET_BACK_MS = 1000     -- a clock that is behind its last reading by less was slewed, or two calls were reordered
 local CLOCK_SLACK_MS = 10000 -- a part's clock that differs from Redis' by less is not recorded: a call may take as long
-local RECORD_TTL_MS = 24 * 3600 * 1000
+local RECORD_TTL_MS = 24 * 3600 * 1000   -- until `set_retention` sets another one
+local ENDED_BYTES = 128 * 1024 * 1024    -- of finished jobs' records, likewise
 local LOG_TTL_MS = 3600 * 1000
 local TARGET_TTL_MS = 7 * 24 * 3600 * 1000 -- for the record of a target without deliveries
 local DAY_MS = 24 * 3600 * 1000
@@ -94,6 +95,7 @@ local log_draft_key = P .. ':log-draft'
 local outbox_key = P .. ':outbox'
 local history_key = P .. ':history'
 local retired_key = P .. ':retired'
+local ended_key = P .. ':ended'
 local deadlines_key = P .. ':deadlines'
 local counters_key = P .. ':counters'
 local access_key = P .. ':access'
@@ -715,18 +717,45 @@ local function finish_as_dead_letter(id, pool, data)
   redis.call('ZADD', dead_letters_key(redis.call('HGET', job_key(id), 'tenant')), now, id)
 end
 
+-- Removes a job from those that count for the limit of finished jobs' bytes.
+local function uncount_ended(id)
+  local bytes = redis.call('HGET', ended_key, id)
+  if not bytes then return end
+  redis.call('HDEL', ended_key, id)
+  redis.call('HINCRBY', counters_key, 'ended_bytes', 0 - tonumber(bytes))
+end
+
+-- Removes a job whose time to live is over, or is ended now, from the index of its tenant. Returns its id.
+local function remove_retired(entry)
+  local id, tenant = string.match(entry, '^(%S+) (.*)$')
+  redis.call('ZREM', retired_key, entry)
+  redis.call('ZREM', tenant_key(tenant), id)
+  uncount_ended(id)
+  return id
+end
+
 -- Starts the time to live of a job's keys, where its events are applied, the history has it and it is not a dead
 -- letter. The entries of the tenant's index do not expire by themselves: each call removes a few that are overdue.
+-- Where the finished jobs use more bytes than they may, each call deletes a few whose time to live ends first.
 local function start_ttl(id, tenant)
   local applied, archived, pending = unpack(redis.call('HMGET', job_key(id), 'applied', 'archived', PENDING_STARTS))
   if not (applied and archived) or pending or redis.call('ZSCORE', dead_letters_key(tenant), id) then return end
-  redis.call('PEXPIRE', job_key(id), RECORD_TTL_MS)
-  redis.call('PEXPIRE', log_key(id), LOG_TTL_MS)
-  redis.call('ZADD', retired_key, now + RECORD_TTL_MS, id .. ' ' .. tenant)
+  local set = redis.call('HMGET', counters_key, 'record_ttl_ms', 'ended_limit')
+  local ttl, limit = tonumber(set[1] or RECORD_TTL_MS), tonumber(set[2] or ENDED_BYTES)
+  redis.call('PEXPIRE', job_key(id), ttl)
+  redis.call('PEXPIRE', log_key(id), math.min(ttl, LOG_TTL_MS))
+  redis.call('ZADD', retired_key, now + ttl, id .. ' ' .. tenant)
+  local bytes = bytes_of(id) + redis.call('HSTRLEN', job_key(id), 'end_data')
+  if redis.call('HSETNX', ended_key, id, bytes) == 1 then redis.call('HINCRBY', counters_key, 'ended_bytes', bytes) end
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', retired_key, '-inf', now, 'LIMIT', 0, 10)) do
-    local old, its_tenant = string.match(entry, '^(%S+) (.*)$')
-    redis.call('ZREM', retired_key, entry)
-    redis.call('ZREM', tenant_key(its_tenant), old)
+    remove_retired(entry)
+  end
+  for _ = 1, 10 do
+    if tonumber(redis.call('HGET', counters_key, 'ended_bytes') or 0) <= limit then return end
+    local first = redis.call('ZRANGE', retired_key, 0, 0)[1]
+    if not first or first == id .. ' ' .. tenant then return end
+    local old = remove_retired(first)
+    redis.call('DEL', job_key(old), log_key(old))
   end
 end
 

@@ -20,6 +20,7 @@ for _, id in ipairs(redis.call('ZRANGE', deliveries_of_key(a.job), 0, -1)) do
   end
 end
 redis.call('ZREM', retired_key, a.job .. ' ' .. a.tenant)
+if not rec[1] or rec[2] == a.tenant then uncount_ended(a.job) end
 redis.call('ZREM', tenant_key(a.tenant), a.job)
 redis.call('ZREM', dead_letters_key(a.tenant), a.job)
 return 'gone'
