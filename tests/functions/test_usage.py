@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
 import secrets
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import RedisServers
 from tests.courier.sink import Sink
+from tests.darkroom_command import darkroom
 from tests.databases import opened
 from tests.functions.api import JOBS, faults, serving, slug
 from tests.functions.test_access import OTHER, OWNER, Access, issue_keys
@@ -204,3 +208,41 @@ def test_the_trail_is_filtered(access: Access) -> None:
     assert [entry["operation"] for entry in found] == ["submitJob"]
     response = access.api.get(AUDIT, params={"after": "x", "who": "me"}, headers=access.header("admin"))
     assert (response.status_code, faults(response)) == (422, ["after", "who"])
+
+
+# The command
+
+
+def _command(access: Access, key: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return darkroom(
+        ["usage", *arguments, "--url", access.api.functions.url], folder=folder, DARKROOM_KEY=access.keys[key]
+    )
+
+
+def test_the_command_prints_a_table_with_the_sums(access: Access, tmp_path: Path) -> None:
+    done = _command(access, "all", "--by", "tenant,model", folder=tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = _report(access, "all", group_by="tenant,model")["rows"]
+    gpu_ms = sum(row["gpu_ms"] for row in rows)
+    header, *lines, total = [line.split() for line in done.stdout.splitlines()]
+    assert header == ["tenant", "model", "jobs", "images", "gpu_s", "refusals"]
+    assert [line[:4] for line in lines] == [
+        [row["tenant"], row["model"] or "-", str(row["jobs"]), str(row["images"])] for row in rows
+    ]
+    assert total == ["total", "5", "7", f"{gpu_ms / 1000:.3f}", "4"]
+
+
+def test_the_command_prints_json_and_csv(access: Access, tmp_path: Path) -> None:
+    as_json = _command(access, "read", "--json", folder=tmp_path)
+    assert [json.loads(line) for line in as_json.stdout.splitlines()] == _report(access, "read")["rows"]
+    as_csv = _command(access, "read", "--csv", "--by", "key", "--tenant", OWNER, folder=tmp_path)
+    assert as_csv.stdout.splitlines()[0].startswith("key,jobs,images,gpu_ms,refusals,")
+
+
+def test_the_command_reports_that_there_is_none_and_what_is_refused(access: Access, tmp_path: Path) -> None:
+    done = _command(access, "read", "--from", "2026-01-01", "--to", "2026-01-02", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no usage from 2026-01-01 to 2026-01-02" in done.stderr
+    done = _command(access, "read", "--by", "user", folder=tmp_path)
+    assert (done.returncode, "group_by must be some of" in done.stderr) == (2, True)
