@@ -14,7 +14,7 @@ import pytest
 from darkroom.settings import Settings
 from darkroom.webhooks.guard import NOTHING
 from darkroom_functions import assembly
-from darkroom_functions.settings import AuthMode, JobsSettings, ServeSettings, SubmitSettings
+from darkroom_functions.settings import AuthMode, FairBy, JobsSettings, ServeSettings, SubmitSettings
 from starlette.applications import Starlette
 
 from tests.functions.api import TIMEOUT_S, slug
@@ -45,6 +45,7 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
             {
                 "backlog_limit": 10_000,
                 "backlog_bytes": 256 * 1024 * 1024,
+                "fair_by": FairBy.TENANT,
                 "link_ttl_s": 86_400,
                 "max_body_bytes": 2_097_152,
                 "max_wait_s": 55,
@@ -60,6 +61,7 @@ def serve(*arguments: str, environment: Mapping[str, str]) -> subprocess.Complet
             {
                 "backlog_limit": 10_000,
                 "backlog_bytes": 256 * 1024 * 1024,
+                "fair_by": FairBy.TENANT,
                 "link_ttl_s": 86_400,
                 "max_body_bytes": 2_097_152,
                 "max_wait_s": 55,
