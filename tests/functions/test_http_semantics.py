@@ -273,7 +273,7 @@ def test_a_request_without_one_valid_host_is_refused(
 
 def test_a_slash_at_the_end_of_a_path_changes_nothing(api: Api) -> None:
     job_id = api.jobs.completed()
-    parts = {"id": job_id, "model": "nope", "delivery": f"{job_id}.1.job", "key": "a/b/1/0-c.png"}
+    parts = {"id": job_id, "name": "nope", "model": "nope", "delivery": f"{job_id}.1.job", "key": "a/b/1/0-c.png"}
     requests = [(each.method, each.template.format(**parts)) for each in api_routes.ALL if each.template != "/"]
     requests += [("POST", routes.SINK), ("POST", routes.UNDELIVERED_SINK), ("GET", "/healthz"), ("GET", "/readyz")]
     requests += [("PUT", JOBS), ("GET", f"{routes.UNDELIVERED}{UNKNOWN}"), ("GET", "/nothing/here")]
