@@ -20,13 +20,13 @@ from darkroom.catalogue import models
 from darkroom.history.deletion import Deletion
 from darkroom.history.lookup import Lookup
 from darkroom.history.store import History
+from darkroom.history.usage import UsageReports
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect_async
 from darkroom.ledger.dead_letters import DeadLetters
 from darkroom.links import Links
 from darkroom.settings import load
 from darkroom.trail.store import TrailStore
-from darkroom.usage import UsageReports
 from darkroom.webhooks.signatures import Signer
 from starlette.applications import Starlette
 from starlette.requests import Request

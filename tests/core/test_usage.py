@@ -19,12 +19,12 @@ from darkroom.database import migrations
 from darkroom.database.migrations import migrate
 from darkroom.errors import InvalidInput
 from darkroom.history.store import History, PastJob
+from darkroom.history.usage import DAY_MS, MAX_DAYS, Dimension, UsageQuery, UsageReports, UsageRow
 from darkroom.jobs import State
 from darkroom.ledger.calls import ReleaseReason
 from darkroom.ledger.records import JobRecord
 from darkroom.trail.entries import Entry
 from darkroom.trail.store import TrailStore
-from darkroom.usage import DAY_MS, MAX_DAYS, Dimension, UsageQuery, UsageReports, UsageRow
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 

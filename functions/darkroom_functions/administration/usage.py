@@ -1,4 +1,4 @@
-"""Usage: what tenants and keys have used, as JSON or CSV (`darkroom.usage`)."""
+"""Usage: what tenants and keys have used, as JSON or CSV (`darkroom.history.usage`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, NotRequired
 
 from darkroom.access.principals import Scope
 from darkroom.errors import HistoryUnavailable, InvalidInput, ScopeMissing
-from darkroom.usage import Dimension, UsageQuery, UsageRow, today
+from darkroom.history.usage import Dimension, UsageQuery, UsageRow, today
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response

@@ -12,10 +12,10 @@ from darkroom.access.records import TENANT_PATTERN
 from darkroom.catalogue import models
 from darkroom.catalogue.parameters import shown
 from darkroom.errors import FieldError, InvalidInput
+from darkroom.history.usage import Dimension
 from darkroom.jobs import JOB_ID_PATTERN, State, is_job_id
 from darkroom.ledger import dead_letters, undelivered
 from darkroom.trail.entries import MAX_TEXT
-from darkroom.usage import Dimension
 from darkroom.webhooks.subscriptions import DELIVERY_ID_PATTERN, is_delivery_id
 
 from darkroom_functions.http.openapi import in_query

@@ -10,12 +10,12 @@ from darkroom.catalogue.models import Catalogue
 from darkroom.cloudevents.proofs import Proofs
 from darkroom.history.deletion import Deletion
 from darkroom.history.lookup import Lookup
+from darkroom.history.usage import UsageReports
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.dead_letters import DeadLetters
 from darkroom.ledger.undelivered import UndeliveredEvents
 from darkroom.links import Links
 from darkroom.trail.store import TrailStore
-from darkroom.usage import UsageReports
 from darkroom.webhooks.signatures import Signer
 
 from darkroom_functions.resources.broker import Broker
