@@ -271,16 +271,16 @@ def _client(plan: LoadPlan, key: str | None) -> httpx.Client:
 
 
 def _check_ready(client: httpx.Client) -> None:
+    """Raises CannotRun where jobs cannot be read. Probes are not answered to callers from outside."""
     try:
-        is_ready = client.get("/openapi.json").is_success
-        refused = client.get("/api/v1/generation-jobs/", params={"limit": "1"})
+        answer = client.get("/api/v1/generation-jobs/", params={"limit": "1"})
     except httpx.TransportError as error:
         raise CannotRun(f"no server answers at {client.base_url}: {error}. Is `darkroom up` running?") from error
-    if not is_ready:
-        raise CannotRun(f"{client.base_url} is not ready")
-    if refused.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        why = refused.json().get("detail", refused.status_code)
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        why = answer.json().get("detail", answer.status_code)
         raise CannotRun(f"{client.base_url}: {why}: set {keys.ONE}, or {keys.SEVERAL} to a file with a key per line")
+    if not answer.is_success:
+        raise CannotRun(f"{client.base_url} is not ready: {answer.status_code} {answer.text[:300]}")
 
 
 def _capacity(client: httpx.Client, plan: LoadPlan) -> float:
