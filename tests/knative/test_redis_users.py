@@ -151,6 +151,11 @@ SECRETS_OF_TENANTS = [
     ("GET", "idem:other:key"),
     ("HGETALL", "undelivered:e-1"),
     ("ZRANGE", "tenant:other", "0", "-1"),
+    ("HGETALL", "access"),
+    ("HSET", "access", "key:0123456789ab", "9 {}"),
+    ("HGETALL", "key-uses"),
+    ("GET", "grant:0"),
+    ("HGETALL", "grant:0"),
 ]
 
 JOBS = [

@@ -156,14 +156,14 @@ def test_every_process_has_only_the_environment_that_it_needs(system: System) ->
             entry.partition("=")[0] for entry in Path(f"/proc/{process.pid}/environ").read_text().split("\0") if entry
         }
         assert "PYTEST_CURRENT_TEST" not in variables, name
-        for secret in ("DARKROOM_LINK_KEY", "DARKROOM_WEBHOOK_KEYS"):
+        for secret in ("DARKROOM_LINK_KEY", "DARKROOM_WEBHOOK_KEYS", "DARKROOM_PROOF_KEYS"):
             assert (secret in variables) == (name in {"functions", "courier"}), name
         assert ("DARKROOM_REDIS_URL" in variables) == (name not in {"redis", "gateway"}), name
 
 
 def test_no_secret_is_in_a_log_or_on_a_command_line(system: System) -> None:
     data = system.folder / ".darkroom"
-    secrets = [(data / name).read_text() for name in ("link-key", "webhook-key", "redis/password")]
+    secrets = [(data / name).read_text() for name in ("link-key", "webhook-key", "proof-key", "redis/password")]
     texts = [log.read_text(errors="replace") for log in (data / "logs").iterdir()]
     texts += [Path(f"/proc/{process.pid}/cmdline").read_text() for process in system.processes.values()]
     assert [secret for secret in secrets for text in texts if secret in text] == []
