@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import redis
+from darkroom.access.limits import UNLIMITED, Limits
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import TERMINAL, TRANSITIONS, State, new_job_id
 from darkroom.ledger import calls
@@ -63,6 +65,9 @@ T = TypeVar("T")
 
 POOL = "local"
 WORKERS = ("one", "two")
+KEYS = ("key-one", "key-two")
+TENANT_LIMITS = Limits(submissions_per_minute=60, burst=10, waiting_jobs=8, gpu_seconds_per_day=1_000)
+KEY_LIMITS = Limits(waiting_jobs=5, waiting_bytes=30_000, images_per_month=20)
 START_MS = 1_800_000_000_000
 LEASE_MS = calls.LEASE_MS
 ANSWER_LIMIT_S = 60
@@ -162,6 +167,9 @@ class LedgerMachine(RuleBasedStateMachine):
         memory_high=st.sampled_from([False, False, False, True]),
         attempts=st.sampled_from([1, calls.MAX_ATTEMPTS]),
         webhook=st.none() | st.builds(Webhook, st.sampled_from(URLS), st.sampled_from([DEFAULT_EVENTS, ALL])),
+        key_id=st.none() | st.sampled_from(KEYS),
+        limits=st.sampled_from([(UNLIMITED, UNLIMITED), (UNLIMITED, UNLIMITED), (TENANT_LIMITS, KEY_LIMITS)]),
+        images=st.integers(1, 3),
     )
     def submit(
         self,
@@ -173,6 +181,9 @@ class LedgerMachine(RuleBasedStateMachine):
         memory_high: bool,
         attempts: int,
         webhook: Webhook | None,
+        key_id: str | None,
+        limits: tuple[Limits, Limits],
+        images: int,
     ) -> Any:
         job_id = new_job_id(self.now)
         job = Submission(
@@ -189,6 +200,10 @@ class LedgerMachine(RuleBasedStateMachine):
             webhook=webhook,
             idempotency_key=key,
             fingerprint=body if key else None,
+            images=images,
+            key_id=key_id,
+            tenant_limits=limits[0],
+            key_limits=limits[1],
         )
         before = self.snapshot()
         answer = self.run(calls.accept(job, backlog_limit=limit, memory_high=memory_high, now=self.now))
@@ -200,7 +215,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert answer.job_id in self.believed.accepted
             assert self.snapshot() == before
             return multiple()
-        assert answer == Accepted(job_id, self.now, repeated=False)
+        assert replace(answer, quotas=()) == Accepted(job_id, self.now, repeated=False)
+        assert bool(answer.quotas) == (limits[0] is not UNLIMITED)
         self.believed.accepted[job_id] = job
         self.believed.states[job_id] = State.PENDING
         return job_id
@@ -652,6 +668,23 @@ class LedgerMachine(RuleBasedStateMachine):
         assert sum(map(len, places.values())) <= len(self.believed.accepted)
         busy = {name.decode(): job.decode() for name, job in self.redis.hgetall(f"{self.namespace}:busy").items()}
         assert set(busy.values()) <= set(places["running"])
+
+    @invariant()
+    def limits_count_every_job_once(self) -> None:
+        owners = ["default", *(f"default:{key}" for key in KEYS)]
+        assert self.ledger.run(calls.recount_limits([POOL], owners=owners, now=self.now)) == []
+        used: Counter[str] = Counter()
+        for job_id, job in self.believed.accepted.items():
+            names = ("images", "gpu_ms", "reserved")
+            values = self.redis.hmget(f"{self.namespace}:job:{job_id}", *names)
+            images, gpu_ms, reserved = (int(value or 0) for value in values)
+            for owner in ["default"] if job.key_id is None else ["default", f"default:{job.key_id}"]:
+                used[f"{owner} gpu_ms"] += gpu_ms + reserved
+                used[f"{owner} images"] += 0 if self.state(job_id).is_terminal else images
+        for owner in owners:
+            for period in ("day", "month"):
+                counted = self.redis.hmget(f"{self.namespace}:limits:{owner}", f"{period}_images", f"{period}_gpu_ms")
+                assert [int(value or 0) for value in counted] == [used[f"{owner} images"], used[f"{owner} gpu_ms"]]
 
     @invariant()
     def every_delivery_is_due_or_has_ended(self) -> None:
