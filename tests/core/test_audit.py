@@ -859,4 +859,4 @@ def counted(jobs: TimedJobs, key_id: str | None) -> tuple[int, int]:
 
 def record_bytes(jobs: TimedJobs, job_id: str) -> int:
     key = jobs.key("job", job_id)
-    return 4096 + int(jobs.redis.hstrlen(key, "input")) + int(jobs.redis.hstrlen(key, "fields"))
+    return 3072 + sum(jobs.redis.hstrlen(key, name) for name in ("input", "fields", "message_head", "message_tail"))

@@ -425,5 +425,19 @@ def test_memory_of_a_job_that_waits_and_of_one_that_was_cancelled(jobs: TimedJob
     assert ended <= 5 * 1024
 
 
+def test_the_largest_job_counts_for_what_it_stores(jobs: TimedJobs) -> None:
+    """Its message has the attributes of its event, in which JSON needs 12 bytes for a character."""
+    name = chr(0x1F600) * 2048
+    fields = {"user_id": chr(0x1F600) * 200, "event": {"id": name, "source": name, "time": iso(jobs.now)}}
+    job_id = jobs.submit(input={"prompt": EMOJI, "negative_prompt": EMOJI}, fields=fields)
+    counted = jobs.counter("unfinished_bytes")
+    assert counted == pytest.approx(keys_memory(jobs, job_id), rel=0.15)
+    assert counted <= 108 * 1024
+    jobs.cancel(job_id)
+    assert jobs.counter("unfinished_bytes") == 0
+    archive(jobs, job_id)
+    assert keys_memory(jobs, job_id) <= 24 * 1024
+
+
 def keys_memory(jobs: TimedJobs, job_id: str) -> int:
     return sum(int(jobs.redis.memory_usage(jobs.key(kind, job_id), samples=0)) for kind in ("job", "log"))

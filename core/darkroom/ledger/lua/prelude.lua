@@ -20,7 +20,8 @@ local MAX_FAULTS = 10        -- uncounted releases for `worker_fault`; then the 
 local MAX_DISPATCH = 100     -- messages pushed by one call at most, so that no script is long
 local MAX_STREAM = 10000     -- entries of a tenant's stream: minutes of a busy tenant, weeks of a quiet one
 local MAX_ADDED = 10         -- undelivered events of an earlier version that one call adds to their groups
-local JOB_BYTES = 4096       -- memory of a job beside its input and fields, rounded up: 3 KB were measured
+local JOB_BYTES = 3072       -- memory of a job beside its input, fields and message, rounded up: 2 KB were measured
+local MESSAGE_BYTES = 1024   -- of the message, as jobs of earlier versions and finished jobs count it
 local MAX_AUDIT = 100000     -- entries of the audit trail that SQL does not have; then nothing is done that needs one
 local KEPT_INPUT = 1024      -- bytes of an input that stays as long as the record; a larger one is removed earlier
 local SET_BACK_MS = 1000     -- a clock that is behind its last reading by less was slewed, or two calls were reordered
@@ -661,8 +662,11 @@ end
 -- The bytes that an unfinished job counts for in the limit. Records before version 3 were accepted uncounted.
 local function bytes_of(id)
   local key = job_key(id)
-  if tonumber(redis.call('HGET', key, 'v') or 0) < 3 then return 0 end
-  return redis.call('HSTRLEN', key, 'input') + redis.call('HSTRLEN', key, 'fields') + JOB_BYTES
+  local rec = redis.call('HMGET', key, 'v', 'reserved')
+  if tonumber(rec[1] or 0) < 3 then return 0 end
+  local message = rec[2] and redis.call('HSTRLEN', key, 'message_head') + redis.call('HSTRLEN', key, 'message_tail')
+  return redis.call('HSTRLEN', key, 'input') + redis.call('HSTRLEN', key, 'fields') + (message or MESSAGE_BYTES)
+    + JOB_BYTES
 end
 
 local function count_bytes(pool, bytes)

@@ -59,7 +59,7 @@ end
 if backlog >= tonumber(a.backlog_limit) then
   return reply('backlog_full ' .. backlog .. ' ' .. wait_s(backlog - a.backlog_limit + 1))
 end
-local bytes = #a.input + #a.fields + JOB_BYTES
+local bytes = #a.input + #a.fields + #a.message_head + #a.message_tail + JOB_BYTES
 local held = tonumber(redis.call('HGET', counters_key, 'unfinished_bytes') or 0)
 if held > 0 and held + bytes > tonumber(a.backlog_bytes) then
   return reply('bytes_full ' .. held .. ' ' .. wait_s(math.ceil((held + bytes - a.backlog_bytes) / bytes)))
