@@ -859,4 +859,6 @@ def counted(jobs: TimedJobs, key_id: str | None) -> tuple[int, int]:
 
 def record_bytes(jobs: TimedJobs, job_id: str) -> int:
     key = jobs.key("job", job_id)
-    return 3072 + sum(jobs.redis.hstrlen(key, name) for name in ("input", "fields", "message_head", "message_tail"))
+    return 3072 + sum(
+        int(jobs.redis.hstrlen(key, name)) for name in ("input", "fields", "message_head", "message_tail")
+    )
