@@ -412,7 +412,8 @@ def test_a_request_that_may_be_repeated_is_repeated_when_its_function_fails(
         ("DELETE", "/api/v1/generation-jobs/x", {}, AWAY),
         ("GET", "/api/v1/events", {}, AWAY),
         ("GET", "/api/v1/models", {}, (500, {})),
-        ("GET", "/api/v1/models", {}, (429, {"Retry-After": "1"})),
+        ("GET", "/api/v1/models", {}, (429, {"Retry-After": "7"})),
+        ("POST", "/flux", KEY, (429, {"Retry-After": "7"})),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -429,6 +430,7 @@ def test_other_requests_are_not_repeated(
         each.failures.clear()
     assert sum(each.asked for each in functions) == asked + 1
     assert (response.status_code, response.headers.get("retry-after")) == (failure[0], failure[1].get("Retry-After"))
+    assert response.text == "fail"
 
 
 @pytest.mark.parametrize("retry_after", ["1", "30"], ids=["for-a-while", "too-long"])
