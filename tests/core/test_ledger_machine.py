@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import redis
 from darkroom.access.limits import UNLIMITED, Limits
+from darkroom.checks import snapshots
 from darkroom.errors import DarkroomError, NotFound
 from darkroom.jobs import TERMINAL, TRANSITIONS, State, new_job_id
 from darkroom.ledger import calls
@@ -64,6 +65,7 @@ from hypothesis.stateful import (
 T = TypeVar("T")
 
 POOL = "local"
+CLASS = 2**49
 WORKERS = ("one", "two")
 KEYS = ("key-one", "key-two")
 TENANT_LIMITS = Limits(submissions_per_minute=60, burst=10, waiting_jobs=8, gpu_seconds_per_day=1_000)
@@ -124,6 +126,13 @@ class Believed:
     redeemed: dict[str, str] = field(default_factory=dict)
 
 
+TENANT = "default"
+KEY = KEYS[0]
+SCOPES = {TENANT: "tenant", f"{TENANT}/{KEY}": "key"}
+"""The scopes of running limits, by what a held job's record calls them."""
+
+AGEING_MS = 20_000
+
 PICK = st.integers(0, 63)
 """Which attempt a move is about, see `_held`."""
 
@@ -149,6 +158,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now = START_MS
         self.believed = Believed()
         self.longest_list = 0
+        self.revision = 0
+        self.was_held: set[str] = set()
+        self.limits: dict[str, int | None] = dict.fromkeys(SCOPES)
         self.attempts: list[Attempt] = []
 
     @initialize()
@@ -170,6 +182,8 @@ class LedgerMachine(RuleBasedStateMachine):
         key_id=st.none() | st.sampled_from(KEYS),
         limits=st.sampled_from([(UNLIMITED, UNLIMITED), (UNLIMITED, UNLIMITED), (TENANT_LIMITS, KEY_LIMITS)]),
         images=st.integers(1, 3),
+        weight=st.sampled_from([1.0, 0.5, 3.0]),
+        user=st.sampled_from([None, None, "anna", "bert"]),
     )
     def submit(
         self,
@@ -184,6 +198,8 @@ class LedgerMachine(RuleBasedStateMachine):
         key_id: str | None,
         limits: tuple[Limits, Limits],
         images: int,
+        weight: float,
+        user: str | None,
     ) -> Any:
         job_id = new_job_id(self.now)
         job = Submission(
@@ -192,7 +208,7 @@ class LedgerMachine(RuleBasedStateMachine):
             model="flux",
             pool=POOL,
             input={"prompt": body, "list": [], "large": 2**60},
-            fields={},
+            fields={} if user is None else {"user_id": user},
             run_timeout=60,
             priority=priority,
             start_deadline=None if deadline is None else self.now + deadline,
@@ -204,9 +220,11 @@ class LedgerMachine(RuleBasedStateMachine):
             key_id=key_id,
             tenant_limits=limits[0],
             key_limits=limits[1],
+            weight=weight,
         )
         before = self.snapshot()
-        answer = self.run(calls.accept(job, backlog_limit=limit, memory_high=memory_high, now=self.now))
+        accept = calls.accept(job, backlog_limit=limit, memory_high=memory_high, by_user=user is not None, now=self.now)
+        answer = self.run(accept)
         if isinstance(answer, DarkroomError):
             assert self.snapshot() == before, "a refusal stores nothing"
             return multiple()
@@ -238,6 +256,25 @@ class LedgerMachine(RuleBasedStateMachine):
         assert isinstance(answer, Accepted)
         assert (answer.job_id, answer.repeated) == (job_id, True)
         assert self.snapshot() == before
+
+    @rule(scope=st.sampled_from(list(SCOPES)), running=st.sampled_from([None, 0, 1, 1, 2]))
+    def a_running_limit_changes(self, scope: str, running: int | None) -> None:
+        """0 disables the tenant, or removes the limit of the key."""
+        self._limit(scope, running)
+
+    def _limit(self, scope: str, running: int | None) -> None:
+        self.revision += 1
+        content: dict[str, Any] = {"limits": {"running_jobs": running}} if running else {}
+        name = f"key:{KEY}"
+        if SCOPES[scope] == "tenant":
+            name = f"tenant:{TENANT}"
+            content |= {"disabled": True} if running == 0 else {}
+            self.limits[scope] = running
+        else:
+            content |= {"tenant": TENANT}
+            self.limits[scope] = running or None
+        entry = f"{self.revision} {json.dumps(content)}"
+        self.run(calls.publish_access({name: entry}, now=self.now), twice_alike=False)
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
@@ -436,6 +473,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert running[job_id] < self.now, "only a lapsed lease is reaped"
         self.run(calls.sweep(POOL, now=self.now), twice_alike=False)
         self.run(calls.promote(POOL, now=self.now), twice_alike=False)
+        self.run(calls.age(POOL, bound_ms=AGEING_MS, now=self.now), twice_alike=False)
         self.run(calls.expire(now=self.now), twice_alike=False)
 
     @rule(apply=st.booleans())
@@ -637,7 +675,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_accepted_job_is_in_exactly_one_place(self) -> None:
-        places = {kind: self.ids(kind) for kind in ("waiting", "dispatched", "due", "running")}
+        places = {kind: self.ids(kind) for kind in ("waiting", "dispatched", "due", "held", "running")}
         relay, history = (
             {item.decode() for item in self.redis.zrange(f"{self.namespace}:{kind}", 0, -1)}
             for kind in ("outbox", "history")
@@ -660,7 +698,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert places["running"][job_id] == int(self.field(job_id, "lease"))
             else:
                 assert len(found) == 1
-                assert found <= {"waiting", "dispatched", "due"}
+                assert found <= {"waiting", "dispatched", "due", "held"}
+            assert self.ledger.run(snapshots.inspect(job_id, now=self.now)).is_in_order
             assert (job_id in relay) != published, "published, or still in the outbox"
             may_go = state in TERMINAL and job_id not in relay | history | letters
             for kind in ("job", "log"):
@@ -685,6 +724,57 @@ class LedgerMachine(RuleBasedStateMachine):
             for period in ("day", "month"):
                 counted = self.redis.hmget(f"{self.namespace}:limits:{owner}", f"{period}_images", f"{period}_gpu_ms")
                 assert [int(value or 0) for value in counted] == [used[f"{owner} images"], used[f"{owner} gpu_ms"]]
+
+    @invariant()
+    def running_limits_hold_as_many_jobs_as_they_must(self) -> None:
+        """In each scope the first jobs in line are admitted: as many as limit and running jobs leave room for."""
+        running, held = self.ids("running"), self.ids("held")
+        for scope, kind in SCOPES.items():
+            limit = self.limits[scope]
+            admitted, excess = (self.scores(f"{name}:{POOL}:{scope}") for name in ("admitted", "excess"))
+            of_scope = {job_id for job_id in running if kind == "tenant" or self.field(job_id, "key_id") == KEY}
+            counted = {each.decode() for each in self.redis.smembers(f"{self.namespace}:running-of:{scope}")}
+            assert {job_id for job_id in held if self.field(job_id, "held") == kind} == set(excess)
+            if limit is None:
+                assert not excess
+                continue
+            assert counted == of_scope
+            room = max(0, limit - len(counted))
+            assert len(admitted) <= room
+            assert len(admitted) == room or not excess, "the next job is eligible as soon as there is room"
+            assert not (admitted and excess) or max(admitted.values()) <= min(excess.values())
+        assert set(held) == {job_id for scope in SCOPES for job_id in self.scores(f"excess:{POOL}:{scope}")}
+
+    @invariant()
+    def the_queue_has_the_first_jobs_in_their_order(self) -> None:
+        waiting, dispatched = self.ids("waiting"), self.ids("dispatched")
+        assert self.scores(f"share:{POOL}:{TENANT}") == waiting | dispatched
+        for job_id, order in (waiting | dispatched).items():
+            assert order == int(self.field(job_id, "order"))
+            line, priority = int(self.field(job_id, "line")), int(self.field(job_id, "priority"))
+            assert order // CLASS == line // CLASS <= priority
+        listed = [_job_of(message) for message in reversed(self.redis.lrange(self.list_key, 0, -1))]
+        assert listed == [job_id for job_id in dispatched if job_id in set(listed)], "the next first"
+        if waiting and set(listed) == set(dispatched):
+            assert not listed or (dispatched[listed[-1]], listed[-1]) <= min((at, job) for job, at in waiting.items())
+        users = self.scores(f"by-user:{POOL}:{TENANT}")
+        assert set(users) == {job_id for job_id in waiting if self.field(job_id, "user")}
+
+    @invariant()
+    def jobs_without_users_run_in_the_order_of_their_arrival(self) -> None:
+        """Within a class, where no job has aged and none was held or is one of a user."""
+        eligible = sorted(self.ids("waiting").items(), key=lambda pair: (pair[1], pair[0]))
+        plain = [
+            job_id
+            for job_id, order in eligible
+            if not self.field(job_id, "user")
+            and job_id not in self.was_held
+            and order // CLASS == int(self.field(job_id, "priority"))
+        ]
+        self.was_held |= set(self.ids("held"))
+        if not any(self.field(job_id, "user") for job_id, _ in eligible) and not self.was_held:
+            lines = [int(self.field(job_id, "line")) for job_id in plain]
+            assert lines == sorted(lines)
 
     @invariant()
     def every_delivery_is_due_or_has_ended(self) -> None:
@@ -738,6 +828,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With a courier and one willing worker all accepted jobs finish, are published once and archived once."""
+        for scope in SCOPES:
+            self._limit(scope, None)
         for _ in range(LAST_STEPS):
             if not self.believed.accepted or not self._unfinished():
                 break
@@ -764,6 +856,9 @@ class LedgerMachine(RuleBasedStateMachine):
             self.run(calls.purge_dead_letter(job_id, tenant="default", now=self.now), twice_alike=False)
             assert self.redis.ttl(f"{self.namespace}:job:{job_id}") > 0
         self._deliver_all()
+        for kind in ("outbox", "history", "targets", f"share:{POOL}:{TENANT}", f"ageing:{POOL}", f"virtual:{POOL}"):
+            if ":" in kind:
+                assert not self.redis.exists(f"{self.namespace}:{kind}"), kind
         for kind in ("outbox", "history", "targets"):
             assert self.redis.zcard(f"{self.namespace}:{kind}") == 0
         assert self.redis.llen(self.list_key) == 0
@@ -820,6 +915,10 @@ class LedgerMachine(RuleBasedStateMachine):
         members = self.redis.zrange(f"{self.namespace}:{kind}:{POOL}", 0, -1, withscores=True)
         return {member.decode(): int(score) for member, score in members}
 
+    def scores(self, name: str) -> dict[str, int]:
+        members = self.redis.zrange(f"{self.namespace}:{name}", 0, -1, withscores=True)
+        return {member.decode(): int(score) for member, score in members}
+
     def letters(self) -> set[str]:
         return {member.decode() for member in self.redis.zrange(f"{self.namespace}:dead:default", 0, -1)}
 
@@ -860,6 +959,6 @@ def test_the_ledger_holds_its_invariants(any_redis_url: str) -> None:
     run_state_machine_as_test(
         LedgerMachine,
         settings=settings(
-            max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

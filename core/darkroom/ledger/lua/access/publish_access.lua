@@ -19,7 +19,8 @@ local function running_limit_of(field, entry)
   return record.tenant, name, limit
 end
 
-local relimited = {} -- tenants whose running limits changed, each with the keys that have or had one
+-- Tenants whose running limits changed, each with the names of its limits, and '' where one was set or removed.
+local relimited = {}
 local function set_running_limit(tenant, name, limit)
   local limits = running_limits_key(tenant)
   local before = redis.call('HGET', limits, name)
@@ -27,6 +28,7 @@ local function set_running_limit(tenant, name, limit)
   relimited[tenant] = relimited[tenant] or {}
   for _, each in ipairs(redis.call('HKEYS', limits)) do relimited[tenant][each] = true end
   relimited[tenant][name] = true
+  if not (before and limit) then relimited[tenant][''] = true end -- a scope begins or ends
   if limit then redis.call('HSET', limits, name, limit) else redis.call('HDEL', limits, name) end
 end
 
@@ -66,8 +68,34 @@ if a.whole then
   if not last or tonumber(last) < revision then redis.call('HSET', access_key, 'revision', revision) end
 end
 
--- Admits the pending jobs of a tenant anew, in the order of their lines. A job that is held now has no order until it is
--- eligible again, so that jobs which were held for long do not precede all others.
+-- Calls a command with many arguments, a thousand at a time.
+local function call_with(command, key, arguments)
+  for first = 1, #arguments, 1000 do
+    redis.call(command, key, unpack(arguments, first, math.min(first + 999, #arguments)))
+  end
+end
+
+-- The pending jobs of a tenant in a pool, by line, with whether each is held now.
+local function pending_jobs(tenant, pool, names)
+  local found = {}
+  local function find(set, is_held)
+    for _, id in ipairs(redis.call('ZRANGE', set, 0, -1)) do
+      local job = queued_job(id, pool)
+      job.is_held = is_held
+      if job.tenant == tenant then found[#found + 1] = job end
+    end
+  end
+  find(share_key(pool, tenant), false)
+  for _, name in ipairs(names) do find(excess_key(pool, name), true) end
+  table.sort(found, function(x, y)
+    if x.line ~= y.line then return x.line < y.line end
+    return x.id < y.id
+  end)
+  return found
+end
+
+-- Admits the pending jobs of a tenant anew, in the order of their lines, after a limit was set or removed. A job that is
+-- held now has no order until it is eligible again, so that jobs which were held for long do not precede all others.
 local function admit_anew(tenant, keys)
   local names = {tenant}
   for name in pairs(keys) do
@@ -86,35 +114,58 @@ local function admit_anew(tenant, keys)
   end
   for _, pool in ipairs(pools) do
     local was_empty = redis.call('ZCARD', waiting_key(pool)) + redis.call('ZCARD', dispatched_key(pool)) == 0
-    local found = {}
-    local function find(set, place)
-      for _, id in ipairs(redis.call('ZRANGE', set, 0, -1)) do
-        local job = queued_job(id, pool)
-        job.place = place
-        if job.tenant == tenant then found[#found + 1] = job end
-      end
-    end
-    find(share_key(pool, tenant), 'eligible')
+    local jobs = pending_jobs(tenant, pool, names)
+    local admitted, excess, room, scopes_by_key = {}, {}, {}, {}
     for _, name in ipairs(names) do
-      find(excess_key(pool, name), 'held')
       redis.call('DEL', excess_key(pool, name), admitted_key(pool, name))
+      admitted[name], excess[name] = {}, {}
     end
-    table.sort(found, function(x, y)
-      if x.line ~= y.line then return x.line < y.line end
-      return x.id < y.id
-    end)
-    for _, job in ipairs(found) do
-      local scopes = scopes_of(job)
+    local held, released, left, members = {}, {}, {}, {}
+    for _, job in ipairs(jobs) do
+      scopes_by_key[job.key or ''] = scopes_by_key[job.key or ''] or scopes_of(job)
+      local held_by
+      for _, scope in ipairs(scopes_by_key[job.key or '']) do
+        room[scope.name] = room[scope.name] or room_in_scope(scope, pool)
+        local set = room[scope.name] > 0 and admitted or excess
+        table.insert(set[scope.name], digits(job.line))
+        table.insert(set[scope.name], job.id)
+        if set == excess then
+          held_by = scope.kind
+          break
+        end
+        room[scope.name] = room[scope.name] - 1
+      end
+      if held_by then
+        redis.call('HSET', job_key(job.id), 'held', held_by, 'order', '')
+        members[#members + 1] = digits(now)
+        members[#members + 1] = job.id
+        if not job.is_held then
+          if redis.call('ZSCORE', dispatched_key(pool), job.id) then
+            remove_from_queue(job)
+          else
+            left[#left + 1] = job.id
+          end
+        end
+      elseif job.is_held then
+        released[#released + 1] = job
+        held[#held + 1] = job.id
+      end
+    end
+    call_with('ZREM', waiting_key(pool), left)
+    call_with('ZREM', share_key(pool, tenant), left)
+    call_with('ZREM', by_user_key(pool, tenant), left)
+    call_with('ZREM', held_key(pool), held)
+    call_with('ZADD', held_key(pool), members)
+    for _, name in ipairs(names) do
+      call_with('ZADD', admitted_key(pool, name), admitted[name])
+      call_with('ZADD', excess_key(pool, name), excess[name])
+    end
+    for _, job in ipairs(released) do
+      redis.call('HDEL', job_key(job.id), 'held')
+      add_to_backlog(job)
+    end
+    for _, scopes in pairs(scopes_by_key) do
       if #scopes > 0 then redis.call('SADD', limited_pools_key(tenant), pool) end
-      if job.place == 'held' then
-        redis.call('ZREM', held_key(pool), job.id)
-        redis.call('HDEL', job_key(job.id), 'held')
-      end
-      if not is_admitted(job, scopes, 1) then
-        redis.call('HDEL', job_key(job.id), 'order')
-      elseif job.place == 'held' then
-        add_to_backlog(job)
-      end
     end
     dispatch(pool)
     if was_empty and redis.call('ZCARD', dispatched_key(pool)) > 0 then
@@ -123,7 +174,17 @@ local function admit_anew(tenant, keys)
   end
 end
 
-for tenant, keys in pairs(relimited) do admit_anew(tenant, keys) end
+for tenant, keys in pairs(relimited) do
+  if keys[''] then
+    keys[''] = nil
+    admit_anew(tenant, keys)
+  else -- limits that have another value move the difference alone
+    for name in pairs(keys) do
+      local job = {tenant = tenant, key = name ~= 'tenant' and name}
+      apply_limits(job, scopes_of(job))
+    end
+  end
+end
 if a.restored then changed = {'revision'} end
 for _, field in ipairs(changed) do redis.call('PUBLISH', access_channel, field) end
 return #changed
