@@ -72,9 +72,9 @@ def _add_usage(commands: Any) -> None:
     parser.add_argument(
         "--by",
         metavar="NAMES",
-        help="tenant, key, model and day, or some of them, with commas between (default: all)",
+        help="dimensions of the rows, of tenant, key, model and day, separated by commas (default: all)",
     )
-    parser.add_argument("--csv", action="store_true", help="print CSV")
+    parser.add_argument("--csv", action="store_true", help="print the report as CSV")
     add_url(parser)
 
 

@@ -11,7 +11,7 @@ from darkroom_cli.terminal.output import Output
 
 CHECK = """\
 Check a file of tenants (DARKROOM_TENANTS_FILE) before it is mounted. Each fault is a line with its position, and the
-exit status is 1 then. No server is needed. Secret files are read with --secrets only: they are often elsewhere.
+exit status is 1 then. No server is needed. Secret files are read with --secrets only, since these are often elsewhere.
 """
 
 GENERATE = """\
