@@ -79,11 +79,6 @@ if #over > 0 then
   return reply('over_limit ' .. string.format('%.0f', wait) .. ' ' .. table.concat(over, ' '))
 end
 
-redis.call('HSET', key,
-  'v', a.v, 'id', a.job, 'tenant', a.tenant, 'model', a.model, 'pool', pool, 'state', 'pending', 'input', a.input,
-  'fields', a.fields, 'created', now, 'priority', a.priority, 'attempt', 0, 'counted', 0,
-  'max_attempts', a.max_attempts, 'run_timeout', a.run_timeout, 'message_head', a.message_head,
-  'message_tail', a.message_tail, 'pushes', 0)
 local arrival = redis.call('HINCRBY', pool_key(pool), 'arrivals', 1)
 -- The job's part of its tenant's share: its cost, which is the mean duration of its model over that of the pool, by the
 -- weight of the tenant. `order` follows from it once the job is eligible.
@@ -94,13 +89,17 @@ local job = {id = a.job, pool = pool, tenant = a.tenant, key = a.key_id, user = 
 local class = tonumber(a.priority) -- 0 is the most urgent of ten
 if a.user then
   job.line = next_order(pool, users_queue(class, a.tenant), flow_of_user(job), class, math.floor(SHARE * cost + 0.5))
-  redis.call('HSET', key, 'user', a.user)
 else
   job.line = class * CLASS + arrival
 end
-redis.call('HSET', key, 'line', digits(job.line))
+redis.call('HSET', key,
+  'v', a.v, 'id', a.job, 'tenant', a.tenant, 'model', a.model, 'pool', pool, 'state', 'pending', 'input', a.input,
+  'fields', a.fields, 'created', now, 'priority', a.priority, 'attempt', 0, 'counted', 0,
+  'max_attempts', a.max_attempts, 'run_timeout', a.run_timeout, 'message_head', a.message_head,
+  'message_tail', a.message_tail, 'pushes', 0,
+  'line', digits(job.line), 'images', used.images, 'reserved', used.gpu_ms)
 if share ~= SHARE then redis.call('HSET', key, 'share', share) end
-redis.call('HSET', key, 'images', used.images, 'reserved', used.gpu_ms)
+if a.user then redis.call('HSET', key, 'user', a.user) end
 if a.key_id then redis.call('HSET', key, 'key_id', a.key_id) end
 if a.traceparent then redis.call('HSET', key, 'traceparent', a.traceparent) end
 if a.webhook then
