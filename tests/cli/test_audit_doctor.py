@@ -97,7 +97,7 @@ def test_with_json_an_audit_prints_a_line_per_finding_and_the_counts(
     assert counts == {
         "jobs": 2,
         "places": {
-            **dict.fromkeys(["waiting", "dispatched", "due", "running"], 0),
+            **dict.fromkeys(["waiting", "dispatched", "due", "held", "running"], 0),
             **dict.fromkeys(["completed", "failed", "cancelled", "expired"], 0),
             "waiting": 1,
             "nowhere": 1,
@@ -105,6 +105,7 @@ def test_with_json_an_audit_prints_a_line_per_finding_and_the_counts(
         "unapplied": 0,
         "artifacts": None,
         "history": None,
+        "trail": None,
         "findings": {"nowhere": 1},
         "repaired": 0,
         "stale": 1,
