@@ -44,7 +44,7 @@ def test_a_record_with_the_required_fields_alone_is_decoded() -> None:
     assert is_job_id(job.id)
     assert (job.state, job.input, job.run_timeout) == (State.PENDING, {"prompt": "ä"}, 600.5)
     optional = {field.name: getattr(job, field.name) for field in FIELDS if field not in REQUIRED}
-    assert {name for name, value in optional.items() if value is not None} == {"progress"}
+    assert {name for name, value in optional.items() if value is not None} == {"progress", "gpu_ms"}
 
 
 def test_optional_fields_are_decoded_by_their_names_in_redis() -> None:

@@ -119,7 +119,7 @@ def test_a_finished_job_is_written_with_its_attempts(start: Start, watched: Watc
     eventually(lambda: watched.is_archived(job_id), what="the archive")
     past = watched.find(job_id)
     assert isinstance(past, PastJob)
-    assert past.record == watched.record(job_id)
+    assert past.record == replace(watched.record(job_id), images=None)  # the history counts those it published
     assert [entry.event for entry in past.log] == ["started", "retried", "started", "completed"]
     assert past.log[1].data["error"] == error
     assert watched.left_to_write() == 0

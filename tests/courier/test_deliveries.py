@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from cryptography import x509
@@ -124,7 +125,8 @@ class TestPosts:
         assert parsed.mode is Mode.STRUCTURED
         assert isinstance(event, Event)
         assert (event.id, event.source, event.type) == (of_sink.id, of_sink.source, of_sink.type)
-        assert event.extensions == of_sink.extensions
+        # A proof is for darkroom's own parts.
+        assert {**event.extensions, "darkroomproof": of_sink.extensions["darkroomproof"]} == of_sink.extensions
         for each in (event, of_sink):  # links are signed for each post
             each.data.pop("output_paths")
         assert event.data == of_sink.data
@@ -309,7 +311,7 @@ class TestFailures:
         assert deliveries.hash(f"subscription:{subscription_id}")["state"] == "ended"
         (event, *_) = sink.await_post(subscription_id)
         assert event.type == "dev.darkroom.subscription.ended"
-        assert event.extensions == {"tenant": TENANT}
+        assert event.extensions == {"tenant": TENANT, "darkroomproof": ANY}
         assert event.data["reason"] == "its receiver answered 410"
         assert len(receiver.of(job_id)) == 1
 

@@ -20,6 +20,7 @@ from darkroom.access.declarations.tenants_file import parse
 from darkroom.access.principals import Scope
 from darkroom.access.records import Tenant
 from darkroom.catalogue.models import Catalogue
+from darkroom.cloudevents.event import Event
 from darkroom.ledger import calls
 from darkroom.links import Links
 from darkroom_functions import api as api_routes
@@ -37,9 +38,9 @@ from pydantic import SecretStr
 from tests.courier.sink import Sink
 from tests.functions.accounts import REFUSALS, Accounts
 from tests.functions.administration import administering
-from tests.functions.api import JOBS, Api, binary, send, serving, slug, structured
+from tests.functions.api import EVENT_TYPE, JOBS, Api, binary, send, serving, slug, structured
 from tests.functions.stream_clients import DEADLINE_S, fill_tenant_stream, replaying
-from tests.parts import LINK_KEY, PUBLIC_URL
+from tests.parts import LINK_KEY, PROOFS, PUBLIC_URL
 from tests.redis_server import RedisServer
 
 LETTERS = routes.DEAD_LETTERS
@@ -437,7 +438,8 @@ def documents(api: Api) -> list[str]:
     subscription = api.get(SUBSCRIPTIONS).json()["subscriptions"][0]["id"]
     delivery = api.get(f"{JOBS}{job_id}/deliveries").json()["deliveries"][0]["id"]
     letter = dead_letter(api, api.jobs.submit())
-    api.client.post(routes.UNDELIVERED_SINK, headers=binary("kept"))
+    headers, body = PROOFS.prove(Event(id="kept", source="/tests", type=EVENT_TYPE, data={})).encode_binary()
+    api.client.post(routes.UNDELIVERED_SINK, headers=headers, content=body)
     undelivered = api.get(routes.UNDELIVERED).json()["undelivered_events"][0]["id"]
     return [
         *(f"/tasks/{job_id}", JOBS, JOBS + job_id, "/api/v1/models", "/openapi.json", routes.WEBHOOK_KEYS),

@@ -19,6 +19,8 @@ import pytest
 import redis
 import trustme
 from darkroom.catalogue.models import Catalogue
+from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.http import encode_structured
 from darkroom.jobs import new_job_id
 from darkroom.ledger import calls
 from darkroom.ledger.client import Ledger
@@ -28,7 +30,7 @@ from darkroom_functions.http.routes import JOB_REQUESTS
 from tests.driven_jobs import DrivenJobs
 from tests.knative.bootstrap_program import PROGRAM
 from tests.knative.rendering import SERVING, Object, find, main_container, of_kind, sample, variables_of
-from tests.parts import Functions, environment
+from tests.parts import PROOFS, Functions, environment
 from tests.ports import free_port
 from tests.redis_server import RedisKind
 from tests.waiting import eventually
@@ -44,6 +46,8 @@ FLOWER_PATHS = (
     *("/api/tasks", "/api/task/types", "/api/task/info/j-1", "/api/queues/length"),
 )
 """Paths of Flower that need its password. `/healthcheck`, the path of the probes, needs none."""
+
+SECRETS = ("darkroom-keys", "darkroom-proof", "darkroom-root", "darkroom-flower", "darkroom-s3")
 
 PLACES = ("submit", "jobs", "result", "undelivered", "courier", "flower")
 
@@ -131,7 +135,7 @@ def test_each_part_starts_with_its_manifest_and_passes_its_probes(
     secrets = {
         "darkroom-redis": users,
         "darkroom-database": {"url": f"sqlite+aiosqlite:///{tmp_path}/history.sqlite"},
-        **{each: bootstrap.SECRETS[each]({}) for each in ("darkroom-keys", "darkroom-flower", "darkroom-s3")},
+        **{each: bootstrap.SECRETS[each]({}) for each in SECRETS},
     }
     part = Started(find(objects, kind, name, version=version), objects, secrets, tmp_path)
     part.start()
@@ -250,9 +254,8 @@ def test_responses_of_subscribers_are_empty_or_an_event(users: Users, rendered: 
         part.start()
         try:
             for event in (each for each in events for _ in range(2)):
-                answer = httpx.post(
-                    part.url, json=event, headers={"Content-Type": "application/cloudevents+json"}, trust_env=False
-                )
+                headers, body = encode_structured(PROOFS.prove(Event.decode_structured(event)))
+                answer = httpx.post(part.url, headers=headers, content=body, trust_env=False)
                 assert _is_empty_or_an_event(answer), (name, event)
         finally:
             part.stop()

@@ -78,7 +78,7 @@ def test_each_worker_is_observed_every_tick_and_renews_its_entry() -> None:
 def test_the_model_uses_the_times_of_the_ledger_and_the_worker(repository: Path) -> None:
     prelude = (repository / "core" / "darkroom" / "ledger" / "lua" / "prelude.lua").read_text()
     for name, hours in (("RECORD_TTL_MS", capacity.RECORD_KEPT_H), ("LOG_TTL_MS", capacity.LOG_RETENTION_H)):
-        (factors,) = re.findall(rf"^local {name} = ([\d *]+)$", prelude, re.MULTILINE)
+        (factors,) = re.findall(rf"^local {name} = ([\d *]+?) *(?:--.*)?$", prelude, re.MULTILINE)
         assert math.prod(int(factor) for factor in factors.split("*")) == 1000 * capacity.HOUR_S * hours
     assert progress.LOG_PROGRESS_EVERY_S == 1 / capacity.PUBLISHED_PER_S
 

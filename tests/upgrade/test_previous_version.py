@@ -14,13 +14,15 @@ from typing import Any
 
 import httpx
 import pytest
+from darkroom.cloudevents.event import Event
+from darkroom.cloudevents.http import encode_structured
 from darkroom.jobs import RECORD_VERSION, JobEvent, State
 from darkroom.ledger.calls import WorkerState
 from darkroom.ledger.client import AsyncLedger
 from darkroom.ledger.connection import connect, connect_async
 
 from tests.darkroom_command import darkroom
-from tests.parts import Functions, Part
+from tests.parts import PROOFS, Functions, Part
 from tests.worker.running_worker import MODEL_FILE, Testbed
 
 FIXTURE = Path(__file__).parent / "fixtures" / f"version-{RECORD_VERSION - 1}.json"
@@ -121,11 +123,11 @@ async def test_a_job_of_a_later_version_is_left_to_newer_parts(
                 "sequence": f"{end.seq:020}",
                 "data": {},
             }
-            headers = {"Content-Type": "application/cloudevents+json"}
+            headers, body = encode_structured(PROOFS.prove(Event.decode_structured(event)))
             async with httpx.AsyncClient(trust_env=False, timeout=60) as sink:
                 for version, status in ((RECORD_VERSION + 1, 503), (RECORD_VERSION, 204)):
                     client.hset(f"{namespace}:job:{job_id}", "v", version)
-                    answer = await sink.post(result.url, json=event, headers=headers)
+                    answer = await sink.post(result.url, headers=headers, content=body)
                     assert answer.status_code == status, answer.text
     finally:
         result.stop()
