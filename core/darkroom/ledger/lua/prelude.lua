@@ -32,7 +32,6 @@ local LOG_TTL_MS = 3600 * 1000
 local TARGET_TTL_MS = 7 * 24 * 3600 * 1000 -- for the record of a target without deliveries
 local DAY_MS = 24 * 3600 * 1000
 local COUNTS_TTL_MS = 32 * DAY_MS -- for the counts of an owner without unfinished jobs: longer than any month
-local ROUNDING_MS = 0.001    -- of the times that the limit of submissions per minute stores
 local RATE_BURST_MS = 1000   -- deliveries of this period may be leased at once to a receiver that granted a rate
 
 -- The order of a waiting job is class * CLASS + tag; class 0 is the most urgent one. Tags are below 2^49, so that every
@@ -505,10 +504,10 @@ end
 
 -- Limits. A tenant and each of its credentials (`key_id`) is an *owner* of counts, in a hash: `jobs` that are pending,
 -- `bytes` of unfinished jobs, images and GPU milliseconds of the `day` and the `month`, and `tat`, the theoretical
--- arrival time of the next submission (GCRA, https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm). Every job is
--- counted, whether or not a limit is set. Its images and an estimate of its GPU time count from its acceptance, in the
--- day and the month (UTC) of that; when it finishes, what it used replaces them. Days are counted since 1970-01-01, and
--- a month is named by its first day.
+-- arrival time of the next submission in microseconds (GCRA,
+-- https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm). Every job is counted, whether or not a limit is set. Its
+-- images and an estimate of its GPU time count from its acceptance, in the day and the month (UTC) of that; when it
+-- finishes, what it used replaces them. Days are counted since 1970-01-01, and a month is named by its first day.
 
 -- https://howardhinnant.github.io/date_algorithms.html#civil_from_days
 local function month_of(day)
@@ -565,14 +564,15 @@ local function read_counts(key)
 end
 
 -- The limits of an owner, `tenant` or `key`, are arguments such as `tenant_waiting_jobs`; `tenant_limited` is set where
--- any of them is. Here that of submissions per minute: the milliseconds that one submission takes, those that the burst
--- takes, and those that are taken now. A clock that was set back leaves at most a whole burst.
+-- any of them is. Here that of submissions per minute: the microseconds that one submission takes, those that the burst
+-- takes, and those that are taken now. They are integers, so that no error adds up over a burst. A clock that was set
+-- back leaves at most a whole burst.
 local function rate_of(owner, counts)
   local per_minute = tonumber(a[owner .. '_submissions_per_minute'])
   if not per_minute then return end
-  local each = 60000 / per_minute
+  local each = math.max(1, math.floor(60000000 / per_minute))
   local burst = tonumber(a[owner .. '_burst']) or math.max(1, math.ceil(per_minute / 60))
-  return each, burst * each, math.min(math.max(counts.tat - now, 0), burst * each)
+  return each, burst * each, math.min(math.max(counts.tat - 1000 * now, 0), burst * each)
 end
 
 -- The limits of an owner that a job exceeds: names, and in `until_ms` and `by_jobs` when it may be submitted again: in
@@ -586,7 +586,7 @@ local function exceeded(owner, counts, used, found)
   end
   local function limit(name) return tonumber(a[owner .. '_' .. name] or math.huge) end
   local each, burst, taken = rate_of(owner, counts)
-  if each and taken + each > burst + ROUNDING_MS then note('submissions_per_minute', taken + each - burst, 0) end
+  if each and taken + each > burst then note('submissions_per_minute', (taken + each - burst) / 1000, 0) end
   if counts.jobs >= limit('waiting_jobs') then note('waiting_jobs', 0, counts.jobs - limit('waiting_jobs') + 1) end
   if counts.bytes + used.bytes > limit('waiting_bytes') then
     note('waiting_bytes', 0, math.ceil((counts.bytes + used.bytes - limit('waiting_bytes')) / used.bytes))
@@ -612,8 +612,8 @@ local function charge(owner, counts, used)
     'day_images', counts.day_images, 'day_gpu_ms', counts.day_gpu_ms, 'month', counts.month,
     'month_images', counts.month_images, 'month_gpu_ms', counts.month_gpu_ms)
   if each then
-    counts.tat = now + taken + each
-    redis.call('HSET', counts.key, 'tat', string.format('%.3f', counts.tat))
+    counts.tat = 1000 * now + taken + each
+    redis.call('HSET', counts.key, 'tat', digits(counts.tat))
   end
 end
 
@@ -629,8 +629,8 @@ local function remaining(owner, counts, lines)
   local each, burst, taken = rate_of(owner, counts)
   if each then
     local most = math.floor(burst / each + 0.5)
-    local left = math.min(most, math.floor((burst - taken + ROUNDING_MS) / each))
-    add('submissions_per_minute', left, left < most and taken - (burst - (left + 1) * each))
+    local left = math.min(most, math.floor((burst - taken) / each))
+    add('submissions_per_minute', left, left < most and (taken - (burst - (left + 1) * each)) / 1000)
   end
   if limit('waiting_jobs') then add('waiting_jobs', limit('waiting_jobs') - counts.jobs) end
   if limit('waiting_bytes') then add('waiting_bytes', limit('waiting_bytes') - counts.bytes) end
