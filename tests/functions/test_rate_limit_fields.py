@@ -143,7 +143,7 @@ MOVES = st.lists(st.integers(1, 4) | st.sampled_from([0, 0, -1, -90_000, -50_000
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tenant=LIMITS, key=LIMITS, moves=MOVES)
-@example(tenant=Limits(images_per_day=40), key=Limits(submissions_per_minute=7, burst=20), moves=[1] * 20)
+@example(tenant=Limits(images_per_day=40), key=Limits(submissions_per_minute=13, burst=4), moves=[1] * 4)
 def test_a_client_that_obeys_the_fields_is_never_refused(
     jobs: TimedJobs, tenant: Limits, key: Limits, moves: list[int]
 ) -> None:
