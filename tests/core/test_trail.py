@@ -215,17 +215,15 @@ async def test_a_chain_that_was_computed_anew_differs_from_the_end_that_redis_ha
     assert found.broken == Break(4, "its hash is not the one that Redis has")
 
 
-@pytest.mark.parametrize(
-    "statement", ["UPDATE audit_trail SET actor = 'x'", "DELETE FROM audit_trail", "TRUNCATE audit_trail"]
-)
-async def test_the_database_refuses_changes(statement: str, trail: TrailStore, history: History) -> None:
+async def test_the_database_refuses_changes(trail: TrailStore, history: History) -> None:
     await append(trail, [entry(0)])
-    if statement.startswith("TRUNCATE") and history.engine.dialect.name == "sqlite":
-        pytest.skip("SQLite has no TRUNCATE")
-
-    with pytest.raises(DBAPIError, match="append-only"):
-        async with history.engine.begin() as connection:
-            await connection.execute(text(statement))
+    statements = ["UPDATE audit_trail SET actor = 'x'", "DELETE FROM audit_trail"]
+    if history.engine.dialect.name == "postgresql":  # SQLite has no TRUNCATE
+        statements.append("TRUNCATE audit_trail")
+    for statement in statements:
+        with pytest.raises(DBAPIError, match="append-only"):
+            async with history.engine.begin() as connection:
+                await connection.execute(text(statement))
 
     assert (await trail.verify()).is_intact
 

@@ -155,6 +155,22 @@ def test_objects_of_another_tenant_do_not_exist(route: ApiRoute, access: Access)
     assert access.contents() == before
 
 
+@pytest.mark.parametrize("state", [*STATES, "other tenant", "right"])
+def test_an_artifact_without_a_link_needs_a_credential(state: str, access: Access) -> None:
+    path = f"/artifacts/{OWNER}/{access.job_id}/1/0-{'1' * 64}.png"
+    stored = access.api.store / path.removeprefix("/artifacts/")
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    stored.write_bytes(b"picture")
+    names = {"other tenant": "other", "right": "read"}
+    headers = access.header(names[state]) if state in names else _credential(access, state, Scope.READ)
+
+    response = access.api.client.get(path, headers=headers)
+
+    status = {"wrong scope": 403, "other tenant": 404, "right": 200}.get(state, 401)
+    assert response.status_code == status
+    assert (response.content == b"picture") == (state == "right")
+
+
 @pytest.mark.parametrize("route", SCOPED, ids=lambda route: route.operation)
 def test_the_right_scope_alone_is_enough(route: ApiRoute, access: Access) -> None:
     assert isinstance(route.scope, Scope)

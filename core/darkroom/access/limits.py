@@ -1,4 +1,4 @@
-"""Limits of a tenant or a key. The ledger enforces them when it accepts and claims jobs."""
+"""Limits of a tenant or a key. The ledger enforces them when it accepts jobs, and holds those above a running limit."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The SQL database: its client and its migrations. `history/` and `access/` define the tables."""
+"""The SQL database: its client and its migrations. `history/`, `access/` and `trail/` define the tables."""

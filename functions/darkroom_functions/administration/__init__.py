@@ -1,1 +1,1 @@
-"""Operations of the scope `admin`: tenants and keys."""
+"""Administration over HTTP: tenants, keys, tickets and sessions, the audit trail, usage."""
