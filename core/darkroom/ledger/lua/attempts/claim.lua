@@ -1,8 +1,8 @@
 -- pending → running, by a worker that received the job's message. The message is a hint and the record decides: every
--- message is dropped but that of a job that may run now. A job above a running limit is held, and may not. The job runs with the input of its record. A repeated call
--- with the same token returns the same reply. For a canary, the worker's name is recorded. Where a webhook subscribes
--- to `started`, the event goes to the outbox. `v` is the latest record version that the worker knows: a job of a later
--- one, as during an upgrade, is requeued for another worker.
+-- message is dropped but that of a job that may run now. A job above a running limit is held, and may not. The job runs
+-- with the input of its record. A repeated call with the same token returns the same reply. For a canary, the worker's
+-- name is recorded. Where a webhook subscribes to `started`, the event goes to the outbox. `v` is the latest record
+-- version that the worker knows: a job of a later one, as during an upgrade, is requeued for another worker.
 allow_at_maxmemory()
 local key = job_key(a.job)
 local rec = redis.call('HMGET', key, 'state', 'pool', 'token', 'attempt', 'start_deadline', 'not_before', 'created',

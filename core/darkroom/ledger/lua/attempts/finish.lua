@@ -35,7 +35,8 @@ end
 local images = outcome == 'completed' and tonumber(a.images or rec[8] or 0) or 0
 if images > 0 then
   local each, before = took / images, redis.call('HGET', pool_key(pool), 'image_ms ' .. rec[9])
-  redis.call('HSET', pool_key(pool), 'image_ms ' .. rec[9], string.format('%.1f', (tonumber(before or each) * 9 + each) / 10))
+  local mean = (tonumber(before or each) * 9 + each) / 10
+  redis.call('HSET', pool_key(pool), 'image_ms ' .. rec[9], string.format('%.1f', mean))
 end
 release_lease(a.job, pool)
 finish_job(a.job, pool, outcome, data, images)

@@ -1,7 +1,8 @@
 -- Compares the counts of pending jobs and of unfinished bytes with the jobs that there are, for the audit. `pools` and
--- `owners` are lists with blanks between: the pools to read, and counts that should be 0 unless a job is found; an owner
--- is a tenant, or a tenant, a colon and a credential. `repair`: corrects the counts. All jobs are read at one moment:
--- about 5 ms for 1,000. An owner with jobs in states of a later version is left out. Returns for each owner that differs `<owner> <jobs> <bytes> <jobs found> <bytes found>`.
+-- `owners` are lists with blanks between: the pools to read, and counts that should be 0 unless a job is found; an
+-- owner is a tenant, or a tenant, a colon and a credential. `repair`: corrects the counts. All jobs are read at one
+-- moment. An owner with jobs in states of a later version is left out. Returns for each owner that differs
+-- `<owner> <jobs> <bytes> <jobs found> <bytes found>`.
 allow_at_maxmemory()
 local found, seen = {}, {}
 local function add(owner, jobs, bytes)
