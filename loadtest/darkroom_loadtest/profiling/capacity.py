@@ -63,24 +63,24 @@ class PlannedLoad:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitCosts:
-    """The cost per unit, measured on two cores of an AMD EPYC (docs/capacity.md). Times are processor time."""
+    """The cost per unit, measured on two cores (docs/capacity.md). Times are processor time."""
 
-    submit_functions_us: Annotated[float, "functions: µs to submit a job"] = 520
-    run_functions_us: Annotated[float, "functions: µs to apply its event and read it"] = 560
-    run_courier_us: Annotated[float, "courier: µs to publish and archive a job"] = 2400
-    run_worker_us: Annotated[float, "worker: µs around the engine per job"] = 1820
-    submit_redis_us: Annotated[float, "Redis: µs to submit a job"] = 150
-    run_redis_us: Annotated[float, "Redis: µs of a job after its submission"] = 700
-    step_redis_us: Annotated[float, "Redis: µs per step"] = 45
+    submit_functions_us: Annotated[float, "functions: µs to submit a job"] = 610
+    run_functions_us: Annotated[float, "functions: µs to apply its event and read it"] = 700
+    run_courier_us: Annotated[float, "courier: µs to publish and archive a job"] = 2130
+    run_worker_us: Annotated[float, "worker: µs around the engine per job"] = 1570
+    submit_redis_us: Annotated[float, "Redis: µs to submit a job"] = 200
+    run_redis_us: Annotated[float, "Redis: µs of a job after its submission"] = 830
+    step_redis_us: Annotated[float, "Redis: µs per step"] = 26
     call_us: Annotated[float, "Redis: µs per heartbeat and per pool observed"] = 20
-    observe_worker_us: Annotated[float, "Redis: µs per worker observed"] = 1.9
+    observe_worker_us: Annotated[float, "Redis: µs per worker observed"] = 1.0
     message_us: Annotated[float, "functions: µs per message to a socket"] = 57
     socket_kib: Annotated[float, "functions: KiB per socket"] = 35
-    pending_bytes: Annotated[float, "Redis: bytes of a waiting job"] = 3700
-    ended_bytes: Annotated[float, "Redis: bytes of a finished job, with its log"] = 6400
+    pending_bytes: Annotated[float, "Redis: bytes of a waiting job"] = 4450
+    ended_bytes: Annotated[float, "Redis: bytes of a finished job, with its log"] = 6550
     log_bytes: Annotated[float, "Redis: bytes of a log with one published step"] = 1580
     published_bytes: Annotated[float, "Redis: bytes of a log per further published step"] = 170
-    file_bytes: Annotated[float, "Redis: bytes of the append-only file per job"] = 9_800
+    file_bytes: Annotated[float, "Redis: bytes of the append-only file per job"] = 12_700
     step_file_bytes: Annotated[float, "Redis: bytes of the append-only file per step"] = 190
     worker_connections: Annotated[float, "connections of a worker to Redis"] = 9
     record_kept_h: Annotated[float, "hours that a finished job stays in Redis"] = RECORD_KEPT_H
